@@ -1,0 +1,60 @@
+"""Train image classifiers that stay accurate on clean and on adversarial inputs, and prove it.
+
+Example:
+    >>> import equipoise as eq
+    >>> threat = eq.Linf(8 / 255)
+    >>> attack = eq.attacks.PGD(steps=20)
+
+Nothing heavy is imported before it is used.
+"""
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "L1",
+    "L2",
+    "Linf",
+    "RunError",
+    "Threat",
+    "UserError",
+    "__version__",
+    "attacks",
+    "evaluate",
+    "load",
+    "train",
+]
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from equipoise.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from equipoise import attacks
+    from equipoise.evaluate import evaluate
+    from equipoise.runs import load
+    from equipoise.threat import L1, L2, Linf, Threat
+    from equipoise.train import train
+
+_HOMES = {
+    "L1": "threat",
+    "L2": "threat",
+    "Linf": "threat",
+    "Threat": "threat",
+    "evaluate": "evaluate",
+    "load": "runs",
+    "train": "train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name == "attacks":
+        return import_module("equipoise.attacks")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'equipoise' has no attribute {name!r}")
+    return getattr(import_module(f"equipoise.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,78 @@
+"""The attacks by name: ``"pgd-20"`` is ``PGD(steps=20)``, ``"pgd-20(restarts=5)"`` has options."""
+
+__all__ = ["ATTACKS", "FGSM", "MIFGSM", "PGD", "Attack", "CWInf", "parse", "parse_list"]
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from equipoise.attacks.core import Attack
+from equipoise.attacks.pgd import FGSM, MIFGSM, PGD, CWInf
+from equipoise.errors import UserError, nearest
+from equipoise.values import number
+
+ATTACKS: dict[str, tuple[Callable[..., Attack], str]] = {
+    "fgsm": (FGSM, "one signed gradient step of size eps (Linf, L2)"),
+    "pgd": (PGD, "projected gradient ascent from a random start; pgd-K takes K steps"),
+    "mi-fgsm": (MIFGSM, "momentum iterative FGSM, the papers' MIA; mi-fgsm-K (Linf, L2)"),
+    "cw-inf": (CWInf, "PGD on the Carlini-Wagner margin, the papers' C&W; cw-inf-K (Linf)"),
+}
+
+_SPEC = re.compile(r"(?P<name>[a-z][a-z0-9-]*?)(-(?P<steps>\d+))?(\((?P<options>.*)\))?")
+
+
+def parse(spec: str) -> Attack:
+    """Return the attack that a name stands for.
+
+    Example:
+        >>> parse("pgd-20(restarts=5, step_size=2/255)").restarts
+        5
+
+    Arguments:
+        spec: A name of :data:`ATTACKS`, with ``-K`` for K steps and options in brackets.
+
+    Raises:
+        UserError: If the name or an option is unknown, with the nearest known one.
+    """
+    match = _SPEC.fullmatch(spec.strip().lower())
+    if match is None:
+        raise UserError(f"cannot read the attack {spec!r}; write it like pgd-20(restarts=5)")
+    if match["name"] not in ATTACKS:
+        raise UserError(nearest(match["name"], ATTACKS, "attack"))
+    options = _options(match["options"] or "")
+    if match["steps"]:
+        options["steps"] = int(match["steps"])
+    make = ATTACKS[match["name"]][0]
+    try:
+        return make(**options)
+    except TypeError as error:
+        raise UserError(f"attack {spec!r}: {str(error).split(') ')[-1]}") from error
+
+
+def parse_list(specs: str | Sequence[str]) -> dict[str, Attack]:
+    """Return attacks by the names they were asked for; all errors at once.
+
+    Arguments:
+        specs: Names as for :func:`parse`; in a string, separated by commas.
+    """
+    if isinstance(specs, str):
+        specs = re.split(r",(?![^()]*\))", specs)
+    attacks, errors = {}, []
+    for spec in filter(None, (spec.strip().lower() for spec in specs)):
+        try:
+            attacks[spec] = parse(spec)
+        except UserError as error:
+            errors.append(str(error))
+    if errors:
+        raise UserError("; ".join(errors))
+    return attacks
+
+
+def _options(text: str) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for item in filter(None, (item.strip() for item in text.split(","))):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise UserError(f"cannot read the option {item!r}; write it like restarts=5")
+        options[key.strip()] = number(value.strip())
+    return options

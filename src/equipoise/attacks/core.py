@@ -1,0 +1,100 @@
+"""What an attack is, and how it behaves in somebody else's model.
+
+Attacks are guests: parameters, their gradients, the mode of every module, the statistics of
+BatchNorm and the global random state are after an attack what they were before.
+"""
+
+__all__ = ["Attack", "check_inputs", "guest", "input_gradient"]
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.draws import Draws
+from equipoise.errors import UserError
+from equipoise.threat import Threat
+
+
+class Attack(Protocol):
+    """Searches, within a threat, for inputs that a model misclassifies."""
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, draws: Draws | None = None
+    ) -> Tensor:
+        """Return the strongest ``x_adv`` found for every example, fooled or not.
+
+        Arguments:
+            model: From inputs within the threat's range to logits, with shape (B, K).
+            x: The clean inputs, with shape (B, ...).
+            y: The labels, int64, with shape (B,).
+            threat: The ball and the range that ``x_adv`` has to stay in.
+            draws: The randomness; by default it is keyed by the examples with seed 0.
+
+        Returns:
+            Inputs with the shape and dtype of ``x``, within the threat.
+        """
+        ...
+
+
+@contextmanager
+def guest(model: nn.Module) -> Iterator[nn.Module]:
+    """Use a model in eval mode with frozen parameters, and leave it as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        model.eval()
+        for parameter in wanted:
+            parameter.requires_grad_(False)
+        yield model
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+        for module, mode in modes:
+            module.training = mode
+
+
+def input_gradient(
+    model: nn.Module, x: Tensor, objective: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run one forward and one backward pass with respect to the input alone.
+
+    The losses are summed, so that no example's gradient depends on the size of the batch. A
+    gradient that is not finite counts as zero there: such an example stays where it is.
+
+    Arguments:
+        model: The model, frozen.
+        x: The inputs, with shape (B, ...).
+        objective: From logits, with shape (B, K), to losses, with shape (B,).
+
+    Returns:
+        The logits, the losses and the gradients of the losses, detached.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        logits = model(x)
+        losses = objective(logits)
+        (grad,) = torch.autograd.grad(losses.sum(), x)
+    return logits.detach(), losses.detach(), torch.nan_to_num(grad, nan=0.0)
+
+
+def check_inputs(x: Tensor, y: Tensor, threat: Threat) -> None:
+    """Raise a UserError for inputs or labels that no attack can work with."""
+    if not x.is_floating_point():
+        raise UserError(f"expected x as floats within the range, got {x.dtype}; divide by 255?")
+    if y.ndim != 1 or y.dtype != torch.int64:
+        got = f"{y.dtype} of shape {tuple(y.shape)}"
+        remedy = "one-hot labels need y.argmax(1), others y.long()"
+        raise UserError(f"expected labels as int64 of shape ({len(x)},), got {got}; {remedy}")
+    if len(x) != len(y):
+        raise UserError(f"expected a label for each input, got {len(x)} inputs, {len(y)} labels")
+    if not bool(torch.isfinite(x).all()):
+        raise UserError("x holds NaN or infinite values; clean the data first")
+    if len(x) and (float(x.min()) < threat.low or float(x.max()) > threat.high):
+        got = f"[{float(x.min()):.4g}, {float(x.max()):.4g}]"
+        raise UserError(
+            f"expected x within [{threat.low:g}, {threat.high:g}], got {got}; "
+            "undo the normalisation of the inputs and make it the model's first layer"
+        )

@@ -1,0 +1,272 @@
+"""Data sets: by name from a verified copy, or any ``.npz`` file.
+
+``load("mnist")`` looks for the published files, in this order, in the folder that is given (and
+its subfolder of the set's name), in ``$EQUIPOISE_DATA`` (likewise), in ``./data/<name>``, in
+``~/.cache/equipoise/<name>``, and where Debian installs a set. The first complete copy is read;
+its checksums must be the published ones, or it is refused (``unverified=True``, or
+``EQUIPOISE_UNVERIFIED=1``, accepts it and says so in ``Dataset.source``). Nothing is downloaded
+unless :func:`get` is called.
+
+To add a set, write a module with ``missing`` and ``read`` and add a line to ``DATASETS``.
+"""
+
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "Images",
+    "Source",
+    "Status",
+    "crop_flip",
+    "get",
+    "load",
+    "status",
+    "stratified_split",
+]
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from equipoise.data import cifar, digits, mnist, npz, svhn
+from equipoise.data.core import Dataset, Images, crop_flip, stratified_split
+from equipoise.data.fetch import REMOTES, Remote, fetch
+from equipoise.errors import UserError, nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A data set that is known by name.
+
+    Arguments:
+        title: The name for people, with the shape.
+        n: Training and test images together.
+        licence: Under what terms it may be used.
+        read: From a folder, and whether unknown checksums are accepted, to the set.
+        missing: From a folder to the files that it lacks; none for a complete copy.
+        remote: Where it is published; None for a set that comes with a dependency.
+        folders: Where operating systems install it.
+    """
+
+    title: str
+    n: int
+    licence: str
+    read: Callable[[Path, bool], Dataset]
+    missing: Callable[[Path], list[str]]
+    remote: Remote | None
+    folders: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Status:
+    """What is known about a data set on this computer.
+
+    Arguments:
+        name: The name of the set.
+        title: The name for people.
+        n: Training and test images together.
+        licence: Under what terms it may be used.
+        found: Whether a verified copy is there.
+        looked: The places that were looked at, in order.
+        copy: Which verified copy was found, in words; empty if none.
+        problem: Why a copy that is there was refused; empty if none.
+        remedy: How to get the set; empty if it is there.
+    """
+
+    name: str
+    title: str
+    n: int
+    licence: str
+    found: bool
+    looked: tuple[Path, ...]
+    copy: str
+    problem: str
+    remedy: str
+
+
+DATASETS: dict[str, Source] = {
+    "digits": Source(
+        title="Digits, 8 x 8 grey",
+        n=1797,
+        licence="CC BY 4.0 (UCI), comes with scikit-learn",
+        read=lambda place, unverified: digits.read(),
+        missing=lambda place: [],
+        remote=None,
+    ),
+    "mnist": Source(
+        title="MNIST, 28 x 28 grey",
+        n=70_000,
+        licence="no licence in the files; commonly given as CC BY-SA 3.0",
+        read=mnist.MNIST.read,
+        missing=mnist.MNIST.missing,
+        remote=REMOTES["mnist"],
+    ),
+    "fashion-mnist": Source(
+        title="Fashion-MNIST, 28 x 28 grey",
+        n=70_000,
+        licence="MIT",
+        read=mnist.FASHION_MNIST.read,
+        missing=mnist.FASHION_MNIST.missing,
+        remote=REMOTES["fashion-mnist"],
+        folders=(Path("/usr/share/datasets/fashion-mnist"),),
+    ),
+    "cifar10": Source(
+        title="CIFAR-10, 32 x 32 colour",
+        n=60_000,
+        licence="no licence stated; cite Krizhevsky 2009",
+        read=cifar.read,
+        missing=cifar.missing,
+        remote=REMOTES["cifar10"],
+    ),
+    "svhn": Source(
+        title="SVHN (cropped digits), 32 x 32 colour",
+        n=99_289,
+        licence="non-commercial use only",
+        read=svhn.read,
+        missing=svhn.missing,
+        remote=REMOTES["svhn"],
+    ),
+}
+
+
+def load(
+    name_or_path: str | Path,
+    data_dir: str | Path | None = None,
+    *,
+    unverified: bool | None = None,
+) -> Dataset:
+    """Return a data set.
+
+    Arguments:
+        name_or_path: A name in ``DATASETS``, or the path of a ``.npz`` file
+            (see :mod:`equipoise.data.npz`).
+        data_dir: A folder to look in first.
+        unverified: Whether to accept a copy with unknown checksums; None asks the environment
+            variable ``EQUIPOISE_UNVERIFIED``.
+
+    Raises:
+        UserError: If the set is unknown, not there, malformed or not the published one.
+    """
+    name = str(name_or_path)
+    if name not in DATASETS:
+        if Path(name).suffix != ".npz":
+            raise UserError(f"{nearest(name, DATASETS, 'data set')}, or the path of a .npz file")
+        return npz.read(Path(name))
+    if unverified is None:
+        unverified = os.environ.get("EQUIPOISE_UNVERIFIED", "") not in {"", "0"}
+    source = DATASETS[name]
+    return source.read(_complete(name, data_dir), unverified)
+
+
+def status(data_dir: str | Path | None = None) -> list[Status]:
+    """Return for every data set whether a verified copy is there; reads every copy it finds.
+
+    Arguments:
+        data_dir: A folder to look in first.
+    """
+    return [_status(name, data_dir) for name in DATASETS]
+
+
+def get(
+    name: str,
+    data_dir: str | Path | None = None,
+    *,
+    base: str | None = None,
+    progress: bool = True,
+) -> Path:
+    """Download a data set and verify it; what is there already is not downloaded again.
+
+    Arguments:
+        name: A name in ``DATASETS``.
+        data_dir: Goes to ``data_dir/<name>``; by default to ``$EQUIPOISE_DATA/<name>``, or without
+            that to ``~/.cache/equipoise/<name>``.
+        base: Another http(s) folder to take the same files from.
+        progress: Whether to show progress on standard error.
+
+    Returns:
+        The folder with the verified files.
+
+    Raises:
+        UserError: If there is nothing to download, or nowhere to put it.
+        RunError: If a transfer fails, or what arrives is not the published file.
+    """
+    if name not in DATASETS:
+        raise UserError(nearest(name, DATASETS, "data set"))
+    source = DATASETS[name]
+    if source.remote is None:
+        raise UserError(f"{name} comes with a dependency of equipoise: nothing to download")
+    root = data_dir or os.environ.get("EQUIPOISE_DATA") or _cache()
+    folder = Path(root).expanduser() / name
+    if not _verified(source, folder):
+        fetch(source.remote, folder, base=base, progress=progress)
+        source.read(folder, False)
+    return folder
+
+
+def _status(name: str, data_dir: str | Path | None) -> Status:
+    source, copy, problem, found = DATASETS[name], "", "", False
+    looked = tuple(_places(name, data_dir))
+    if source.remote is None or any(not source.missing(place) for place in looked):
+        try:
+            copy = source.read(_complete(name, data_dir), False).source
+            found = True
+        except UserError as error:
+            problem = str(error)
+    return Status(
+        name=name,
+        title=source.title,
+        n=source.n,
+        licence=source.licence,
+        found=found,
+        looked=looked,
+        copy=copy,
+        problem=problem,
+        remedy="" if found else _remedy(name),
+    )
+
+
+def _verified(source: Source, folder: Path) -> bool:
+    try:
+        return not source.missing(folder) and bool(source.read(folder, False))
+    except UserError:
+        return False
+
+
+def _complete(name: str, data_dir: str | Path | None) -> Path:
+    """Return the first place that holds a complete copy."""
+    source, places = DATASETS[name], _places(name, data_dir)
+    if source.remote is None:
+        return Path()
+    for place in places:
+        if not source.missing(place):
+            return place
+    looked = "; ".join(f"{place} ({_lack(source, place)})" for place in places)
+    raise UserError(f"{name} is not there; {_remedy(name)}. Looked in: {looked}")
+
+
+def _lack(source: Source, place: Path) -> str:
+    if not place.exists():
+        return "does not exist"
+    first, *others = source.missing(place)
+    return f"lacks {first}" + (f" and {len(others)} more" if others else "")
+
+
+def _places(name: str, data_dir: str | Path | None) -> list[Path]:
+    source = DATASETS[name]
+    if source.remote is None:
+        return []
+    places = []
+    for root in (data_dir, os.environ.get("EQUIPOISE_DATA")):
+        if root:
+            folder = Path(root).expanduser()
+            places += [folder, folder / name] if folder.is_dir() else [folder]
+    places += [Path("data") / name, _cache() / name, *source.folders]
+    return list(dict.fromkeys(places))
+
+
+def _cache() -> Path:
+    return Path.home() / ".cache" / "equipoise"
+
+
+def _remedy(name: str) -> str:
+    return f"run `equipoise data get {name} --yes`, or name its folder with `--data-dir DIR`"

@@ -1,0 +1,280 @@
+"""Images as tensors, a data set with what is known about it, splits and augmentation.
+
+A whole set is one ``uint8`` tensor that fits on the device: there are no workers, no queues and no
+per-image Python. Randomness comes in as a seed or a generator.
+"""
+
+__all__ = [
+    "Dataset",
+    "Images",
+    "crop_flip",
+    "digest",
+    "fingerprint",
+    "moments",
+    "stratified_split",
+    "verified",
+]
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 (the customary name)
+from torch import Tensor
+
+from equipoise.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Images and their labels.
+
+    Arguments:
+        x: ``uint8`` of shape (N, C, H, W), or ``float32`` in [0, 1] of that shape.
+        y: Labels, ``int64`` of shape (N,).
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def __post_init__(self) -> None:
+        if self.x.ndim != 4 or self.y.shape != self.x.shape[:1]:
+            raise UserError(
+                "images must be (N, C, H, W) and labels (N,), "
+                f"got {tuple(self.x.shape)} and {tuple(self.y.shape)}"
+            )
+        if self.x.dtype not in {torch.uint8, torch.float32} or self.y.dtype != torch.int64:
+            raise UserError(
+                "images must be uint8 or float32 and labels int64, "
+                f"got {self.x.dtype} and {self.y.dtype}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def to(self, device: torch.device | str) -> "Images":
+        """Return the images on ``device``."""
+        return Images(self.x.to(device), self.y.to(device))
+
+    def take(self, index: Tensor | slice) -> "Images":
+        """Return the images at ``index``: positions, a mask or a slice."""
+        return Images(self.x[index], self.y[index])
+
+    def pixels(self, index: Tensor | slice = slice(None)) -> Tensor:
+        """Return the images at ``index`` as ``float32`` in [0, 1]; a byte is divided by 255."""
+        x = self.x[index]
+        return x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A training and a test set, with what is known about them.
+
+    Arguments:
+        name: The name by which the set is loaded.
+        train: The training images; a validation split is taken from these.
+        test: The test images, for the evaluation alone.
+        classes: The names of the K classes, by label.
+        mean: Mean of each channel over the training images, in [0, 1].
+        std: Standard deviation of each channel, likewise.
+        eps: The customary Linf radius for this set, in [0, 1].
+        pad: Padding of the random crop in training, in pixels; 0 for none.
+        flip: Whether training flips images horizontally.
+        source: A sentence that says which copy was read, whether it is verified, and where it is.
+        sha256: Fingerprints of the content, see :func:`fingerprint`.
+    """
+
+    name: str
+    train: Images
+    test: Images
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    eps: float
+    pad: int
+    flip: bool
+    source: str
+    sha256: dict[str, str]
+
+    @property
+    def channels(self) -> int:
+        """The number of channels C."""
+        return int(self.train.x.shape[1])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width (H, W)."""
+        return int(self.train.x.shape[2]), int(self.train.x.shape[3])
+
+
+def stratified_split(y: Tensor, held_out: int, seed: int) -> tuple[Tensor, Tensor]:
+    r"""Split positions into a training and a validation part, each class in proportion.
+
+    Class :math:`k` with :math:`n_k` of the N examples gives :math:`m n_k / N` of the m held-out
+    ones, rounded by the largest remainder (ties to the lower label); every class keeps at least
+    one example for training. Which ones are held out is decided by a hash of (seed, position), so
+    the split depends on no library's random numbers and never changes with a version.
+
+    Arguments:
+        y: Labels of shape (N,).
+        held_out: The number m of examples in the validation part.
+        seed: Selects among the possible splits.
+
+    Returns:
+        The positions of the training and of the validation part, sorted, ``int64``, on the CPU.
+
+    Raises:
+        UserError: If ``held_out`` leaves some class without training examples.
+    """
+    labels = y.detach().cpu().numpy()
+    total, (classes, counts) = len(labels), np.unique(labels, return_counts=True)
+    if not 0 <= held_out <= total - len(classes):
+        raise UserError(
+            f"held_out must lie in [0, {total - len(classes)}] ({total} examples, each of "
+            f"{len(classes)} classes keeps one for training), got {held_out}"
+        )
+    shares = _largest_remainder([int(n) for n in counts], held_out)
+    keys = _hashes(total, seed)
+    out = np.zeros(total, dtype=bool)
+    for label, share in zip(classes, shares, strict=True):
+        members = np.flatnonzero(labels == label)
+        out[members[np.argsort(keys[members], kind="stable")[:share]]] = True
+    return torch.from_numpy(np.flatnonzero(~out)), torch.from_numpy(np.flatnonzero(out))
+
+
+def crop_flip(x: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Shift every image by up to ``pad`` pixels each way and mirror half of them.
+
+    A crop of the size of the image is taken at a random place of the image with a border of zeros,
+    and is mirrored horizontally with probability one half; each image has its own draws.
+
+    Arguments:
+        x: Images of shape (B, C, H, W), ``uint8`` or floating, on any device.
+        pad: The width of the border, in pixels.
+        flip: Whether to mirror.
+        generator: Gives the vertical offsets, the horizontal ones and the flips, in this order,
+            drawn on its own device.
+
+    Returns:
+        Images of the shape, type and device of ``x``; ``x`` itself where there is nothing to do.
+    """
+    if pad == 0 and not flip:
+        return x
+
+    def draw(below: int) -> Tensor:
+        device = generator.device
+        numbers = torch.randint(below, (len(x), 1), generator=generator, device=device)
+        return numbers.to(x.device)
+
+    batch, channels, height, width = x.shape
+    rows = draw(2 * pad + 1) + torch.arange(height, device=x.device)
+    columns = draw(2 * pad + 1) + torch.arange(width, device=x.device)
+    if flip:
+        columns = torch.where(draw(2).bool(), columns.flip(1), columns)
+    image = torch.arange(batch, device=x.device)[:, None, None, None]
+    channel = torch.arange(channels, device=x.device)[:, None, None]
+    padded = F.pad(x, (pad, pad, pad, pad))
+    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def moments(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel, in [0, 1].
+
+    A channel that is constant is given the standard deviation 1, so that it can be divided by.
+
+    Arguments:
+        x: Images of shape (N, C, H, W), ``uint8`` or ``float32``.
+    """
+    pairs = [_moments(channel) for channel in x.unbind(1)]
+    return tuple(mean for mean, _ in pairs), tuple(std or 1.0 for _, std in pairs)
+
+
+def fingerprint(train: Images, test: Images, classes: int) -> dict[str, str]:
+    """Return the sha256 of the content: ``train_x``, ``train_y``, ``test_x``, ``test_y``.
+
+    Images are hashed as C-order bytes in (N, C, H, W), one byte or one ``float32`` a value; labels
+    as one byte each where there are at most 256 classes, as ``int64`` otherwise.
+    """
+
+    def label_bytes(y: Tensor) -> Tensor:
+        return y.to(torch.uint8) if classes <= 256 else y
+
+    parts = {
+        "train_x": train.x,
+        "train_y": label_bytes(train.y),
+        "test_x": test.x,
+        "test_y": label_bytes(test.y),
+    }
+    return {
+        name: hashlib.sha256(part.contiguous().cpu().numpy().data).hexdigest()
+        for name, part in parts.items()
+    }
+
+
+def digest(blocks: Iterable[bytes], algorithm: str) -> str:
+    """Return the checksum of ``blocks`` in hexadecimal; md5 and sha1 are for identity only."""
+    state = hashlib.new(algorithm, usedforsecurity=False)
+    for block in blocks:
+        state.update(block)
+    return state.hexdigest()
+
+
+def verified(content: bytes, checksum: str, what: str, name: str, unverified: bool) -> bool:
+    """Return whether ``content`` is the published one.
+
+    Arguments:
+        content: The bytes that were read.
+        checksum: The published checksum with its kind, e.g. ``"sha256:65a5..."``.
+        what: Where the bytes come from, for the message.
+        name: The name of the data set, for the message.
+        unverified: Whether other bytes are acceptable.
+
+    Raises:
+        UserError: If the checksum differs and ``unverified`` is false.
+    """
+    algorithm, _, expected = checksum.partition(":")
+    got = digest([content], algorithm)
+    if got != expected and not unverified:
+        raise UserError(
+            f"{what} is not the published file of {name} (cut short or altered): expected "
+            f"{algorithm} {expected}, got {got} over {len(content)} bytes; delete it and run "
+            f"`equipoise data get {name} --yes`, or load it as it is with unverified=True "
+            "(EQUIPOISE_UNVERIFIED=1)"
+        )
+    return got == expected
+
+
+def _largest_remainder(counts: list[int], seats: int) -> list[int]:
+    total = max(sum(counts), 1)
+    shares = [seats * n // total for n in counts]
+    order = sorted(range(len(counts)), key=lambda k: (-(seats * counts[k] % total), k))
+    left = seats - sum(shares)
+    while left:
+        for k in order:
+            if left and shares[k] < counts[k] - 1:
+                shares[k] += 1
+                left -= 1
+    return shares
+
+
+def _hashes(count: int, seed: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+    """One 64-bit hash a position: the output function of SplitMix64, from a state of the seed."""
+    mask = (1 << 64) - 1
+    start = np.uint64((seed * 0xD1342543DE82EF95 + 0x2545F4914F6CDD1D) & mask)
+    z = start + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _moments(channel: Tensor) -> tuple[float, float]:
+    if channel.dtype == torch.uint8:
+        counts = torch.bincount(channel.reshape(-1), minlength=256).double()
+        values = torch.arange(256, dtype=torch.float64, device=counts.device) / 255
+        mean = (counts * values).sum() / counts.sum()
+        variance = (counts * (values - mean) ** 2).sum() / counts.sum()
+        return float(mean), float(variance.sqrt())
+    wide = channel.double()
+    return float(wide.mean()), float(wide.std(correction=0))

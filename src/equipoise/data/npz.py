@@ -1,0 +1,190 @@
+"""Any images in a NumPy ``.npz`` file.
+
+Arrays of images and labels under one of these names (other arrays are ignored):
+
+==================================================  ==========================================
+``train_x``, ``train_y``, ``test_x``, ``test_y``    as they are
+``x_train``, ``y_train``, ``x_test``, ``y_test``    as they are
+``x``, ``y`` or ``images``, ``labels``              a fifth is held out for testing
+==================================================  ==========================================
+
+The held-out fifth is stratified by class and always the same
+(:func:`equipoise.data.core.stratified_split`, seed 0). Images are ``uint8``, or floating in
+[0, 1], of shape (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3; labels are integers
+0..K-1. Optional: ``classes`` (K names), ``eps`` (customary Linf radius, default 8/255), ``pad``
+and ``flip`` (augmentation, default none). Nothing is unpickled.
+"""
+
+__all__ = ["read"]
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from equipoise.data.core import Dataset, Images, fingerprint, moments, stratified_split
+from equipoise.errors import UserError
+
+Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
+
+SPLIT = (("train_x", "train_y", "test_x", "test_y"), ("x_train", "y_train", "x_test", "y_test"))
+WHOLE = (("x", "y"), ("images", "labels"))
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error)
+OPTIONAL = ("classes", "eps", "pad", "flip")
+
+
+def read(path: Path) -> Dataset:
+    """Return the set in the file ``path``.
+
+    Raises:
+        UserError: If the file cannot be read, or what is in it is not images and labels.
+    """
+    arrays = _arrays(path)
+    train, test, how = _parts(arrays, path)
+    classes = _classes(arrays, train, test, path)
+    mean, std = moments(train.x)
+    eps, pad = float(_scalar(arrays, "eps", 8 / 255, path)), int(_scalar(arrays, "pad", 0, path))
+    if not 0 < eps <= 1 or not 0 <= pad <= min(train.x.shape[2:]):
+        raise UserError(f"{path}: eps must lie in (0, 1] and pad within the image: {eps}, {pad}")
+    return Dataset(
+        name=path.stem,
+        train=train,
+        test=test,
+        classes=classes,
+        mean=mean,
+        std=std,
+        eps=eps,
+        pad=pad,
+        flip=bool(_scalar(arrays, "flip", False, path)),
+        source=f"{len(train)} training and {len(test)} test images from {path}{how}",
+        sha256=fingerprint(train, test, len(classes)),
+    )
+
+
+def _arrays(path: Path) -> dict[str, Array]:
+    """The arrays of the file that this module knows; the others are not even decompressed."""
+    try:
+        with path.open("rb") as stream:
+            file = np.load(stream, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise UserError(f"{path} holds a single array; expected a .npz file")
+            wanted = [*_names(file.files, path), *OPTIONAL]
+            return {name: np.asarray(file[name]) for name in wanted if name in file.files}
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, EOFError, KeyError, RuntimeError, *ZIP_ERRORS) as error:
+        raise UserError(f"{path} is cut short or no .npz file of plain arrays: {error}") from error
+
+
+def _names(there: list[str], path: Path) -> tuple[str, ...]:
+    for names in (*SPLIT, *WHOLE):
+        if set(names) <= set(there):
+            return names
+    wanted = "; or ".join(", ".join(names) for names in (*SPLIT, *WHOLE))
+    raise UserError(
+        f"{path} lacks images or labels: expected {wanted}; there are "
+        f"{', '.join(sorted(there)) or 'no arrays'}"
+    )
+
+
+def _parts(arrays: Mapping[str, Array], path: Path) -> tuple[Images, Images, str]:
+    names = _names(list(arrays), path)
+    pairs = [
+        _images(arrays[x], arrays[y], f"{path}, {x} and {y}")
+        for x, y in zip(names[::2], names[1::2], strict=True)
+    ]
+    if len(pairs) == 2:
+        train, test = pairs
+        if train.x.shape[1:] != test.x.shape[1:] or train.x.dtype != test.x.dtype:
+            raise UserError(
+                f"{path}: training and test images differ in shape or type: "
+                f"{tuple(train.x.shape[1:])} {train.x.dtype} and "
+                f"{tuple(test.x.shape[1:])} {test.x.dtype}"
+            )
+        return train, test, ""
+    (every,) = pairs
+    train_index, test_index = stratified_split(every.y, max(1, round(len(every) / 5)), seed=0)
+    how = " (test: a fifth of the images, stratified by class, seed 0)"
+    return every.take(train_index), every.take(test_index), how
+
+
+def _images(x: Array, y: Array, what: str) -> Images:
+    labels = _labels(y, what)
+    if len(x.shape) not in {3, 4}:
+        raise UserError(f"{what}: images must be (N, H, W[, C]) or (N, C, H, W), got {x.shape}")
+    if len(x) != len(labels) or not x.size:
+        raise UserError(f"{what}: {len(x)} images of shape {x.shape[1:]}, {len(labels)} labels")
+    pixels = np.array(_channels_first(_checked(x, what), what), order="C")
+    return Images(torch.from_numpy(pixels), torch.from_numpy(labels))
+
+
+def _labels(y: Array, what: str) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim == 2:
+        raise UserError(f"{what}: labels {y.shape} look one-hot: use labels.argmax(axis=1)")
+    if y.ndim != 1 or y.dtype.kind not in "iu":
+        raise UserError(f"{what}: labels must be integers (N,), got {y.dtype} {y.shape}")
+    if y.size and (y.min() < 0 or y.max() >= 1 << 31):
+        raise UserError(f"{what}: labels must lie in 0..K-1, got {y.min()}..{y.max()}")
+    return y.astype(np.int64)
+
+
+def _checked(x: Array, what: str) -> Array:
+    if x.dtype == np.uint8:
+        return x
+    if x.dtype.kind != "f":
+        raise UserError(f"{what}: images must be uint8 or floating in [0, 1], got {x.dtype}")
+    if not np.isfinite(x).all():
+        raise UserError(
+            f"{what}: {int((~np.isfinite(x)).sum())} values of the images are not finite"
+        )
+    low, high = float(x.min()), float(x.max())
+    if low < 0 or high > 1:
+        raise UserError(
+            f"{what}: floating images must lie in [0, 1], got {low:.4g}..{high:.4g}; they look "
+            + ("normalised: undo that" if low < 0 else "0..255: divide by 255")
+        )
+    return x.astype(np.float32)
+
+
+def _channels_first(x: Array, what: str) -> Array:
+    if x.ndim == 3:
+        return x[:, None]
+    first, last = x.shape[1] in {1, 3}, x.shape[3] in {1, 3}
+    if first == last:
+        raise UserError(
+            f"{what}: cannot tell which axis of {x.shape} holds the channels (1 or 3 of them)"
+        )
+    return x if first else x.transpose(0, 3, 1, 2)
+
+
+def _classes(
+    arrays: Mapping[str, Array], train: Images, test: Images, path: Path
+) -> tuple[str, ...]:
+    highest = int(max(train.y.max(), test.y.max()))
+    if "classes" in arrays:
+        names = tuple(str(name) for name in arrays["classes"].reshape(-1))
+        if highest >= len(names):
+            raise UserError(f"{path}: label {highest} is out of range: {len(names)} classes named")
+        return names
+    if absent := sorted(set(range(min(highest, 1 << 16) + 1)) - set(train.y.tolist())):
+        raise UserError(
+            f"{path}: labels must lie in 0..K-1, each in the training set: the highest is "
+            f"{highest}, but {absent[0]} does not occur there; number the classes from 0, or name "
+            "all of them in an array `classes`"
+        )
+    return tuple(str(k) for k in range(highest + 1))
+
+
+def _scalar(arrays: Mapping[str, Array], key: str, default: float, path: Path) -> float:
+    value = arrays.get(key, np.asarray(default))
+    if value.size != 1 or value.dtype.kind not in "biuf":
+        raise UserError(f"{path}: {key} must be one number, got {value.dtype} {value.shape}")
+    return float(value.reshape(-1)[0])

@@ -1,0 +1,133 @@
+r"""Randomness as an argument.
+
+Training draws from a :class:`torch.Generator` that is saved with the learner. Evaluation draws
+from :class:`KeyedDraws`: the numbers of an example depend on the seed, on a name (attack,
+restart) and on the example's own bytes, and on nothing else. So a verdict depends neither on the
+batch it was found in, nor on the order of the examples, on sharding, or on a resume.
+
+The keyed numbers come from a counter-based generator in integer arithmetic and are therefore the
+same on every device: number :math:`i` of a key :math:`k` is the finaliser of SplitMix64 applied
+to :math:`k + (i + 1) \cdot 2^{64} / \varphi`.
+
+References:
+    | Fast Splittable Pseudorandom Number Generators (Steele, Lea and Flood, 2014)
+    | https://doi.org/10.1145/2714064.2660195
+"""
+
+__all__ = ["Draws", "GeneratorDraws", "KeyedDraws"]
+
+from hashlib import blake2b
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
+_MIX = ((30, -4658895280553007687), (27, -7723592293110705685))  # shifts, multipliers
+_LAST_SHIFT = 31
+
+
+class Draws(Protocol):
+    """A source of random numbers, one stream an example."""
+
+    def uniform(self, x: Tensor) -> Tensor:
+        """Return numbers in [0, 1) with shape, device and dtype of ``x``."""
+        ...
+
+    def child(self, name: str) -> Self:
+        """Return an independent source, e.g. for another restart."""
+        ...
+
+    def select(self, index: Tensor) -> Self:
+        """Return the source for the examples ``index`` (booleans or positions) alone."""
+        ...
+
+
+class GeneratorDraws:
+    """Draws from one generator, in the order of the calls: for training.
+
+    Arguments:
+        generator: The generator; its device must be that of the inputs.
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def uniform(self, x: Tensor) -> Tensor:
+        """Return numbers in [0, 1) with shape, device and dtype of ``x``."""
+        return torch.rand(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
+
+    def child(self, name: str) -> Self:
+        """Return this source: its stream goes on."""
+        return self
+
+    def select(self, index: Tensor) -> Self:
+        """Return this source: its stream goes on."""
+        return self
+
+
+class KeyedDraws:
+    """Draws that depend on a seed, a name and the example alone: for evaluation.
+
+    Example:
+        >>> x = torch.rand(4, 1, 8, 8)
+        >>> draws = KeyedDraws.of(x, seed=0)
+        >>> alone = KeyedDraws.of(x[2:3], seed=0)
+        >>> bool((draws.uniform(x)[2] == alone.uniform(x[2:3])[0]).all())
+        True
+
+    Arguments:
+        digests: A digest of each example's bytes.
+        device: Where the numbers are wanted.
+        name: The path of names and the seed from which the keys are derived.
+    """
+
+    def __init__(self, digests: list[bytes], device: torch.device, name: str) -> None:
+        self.digests = digests
+        self.device = device
+        self.name = name
+        keys = [_key(digest, name) for digest in digests]
+        self.keys = torch.tensor(keys, dtype=torch.int64, device=device)
+        self.used = 0
+
+    @classmethod
+    def of(cls, x: Tensor, seed: int = 0) -> Self:
+        """Return the source for a batch of clean examples, with shape (B, ...)."""
+        array = x.detach().to("cpu", torch.float32).contiguous().numpy()
+        digests = [blake2b(example.tobytes(), digest_size=16).digest() for example in array]
+        return cls(digests, x.device, f"seed {seed}")
+
+    def uniform(self, x: Tensor) -> Tensor:
+        """Return numbers in [0, 1) with shape, device and dtype of ``x``; later calls go on."""
+        size = x[0].numel() if len(x) else 0
+        counter = torch.arange(self.used + 1, self.used + size + 1, device=self.device)
+        self.used += size
+        bits = _mix(self.keys[:, None] + counter * _GOLDEN)
+        unit = _shift(bits, 40).to(torch.float32) * 2.0**-24
+        return unit.to(x.dtype).view(x.shape)
+
+    def child(self, name: str) -> Self:
+        """Return the source of another name for the same examples."""
+        return type(self)(self.digests, self.device, f"{self.name}/{name}")
+
+    def select(self, index: Tensor) -> Self:
+        """Return the source for the examples ``index`` alone, from its beginning."""
+        positions = index.nonzero()[:, 0] if index.dtype == torch.bool else index
+        return type(self)([self.digests[i] for i in positions.tolist()], self.device, self.name)
+
+
+def _key(digest: bytes, name: str) -> int:
+    """Return the 64-bit key of one example under one name."""
+    data = blake2b(digest, digest_size=8, key=blake2b(name.encode(), digest_size=16).digest())
+    return int.from_bytes(data.digest(), "little", signed=True)
+
+
+def _shift(bits: Tensor, by: int) -> Tensor:
+    """Shift int64 to the right, filling with zeros."""
+    return (bits >> by) & ((1 << (64 - by)) - 1)
+
+
+def _mix(bits: Tensor) -> Tensor:
+    for shift, multiplier in _MIX:
+        bits = (bits ^ _shift(bits, shift)) * multiplier
+    return bits ^ _shift(bits, _LAST_SHIFT)

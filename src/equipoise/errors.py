@@ -1,0 +1,28 @@
+"""The two ways a job can fail, and the exit code each one has on the command line."""
+
+__all__ = ["RunError", "UserError", "nearest"]
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """What was asked for cannot be done: one line with the remedy, exit code 2."""
+
+
+class RunError(RuntimeError):
+    """A job that was fine to start failed on its way: one line, exit code 1, nothing lost."""
+
+
+def nearest(name: str, known: Iterable[str], what: str) -> str:
+    """Return the message for an unknown name, with the nearest known one.
+
+    Arguments:
+        name: What the user wrote.
+        known: The names that exist.
+        what: The kind of thing that is named, e.g. ``"method"``.
+    """
+    names = sorted(known)
+    close = get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"unknown {what} {name!r}{hint} (known: {', '.join(names)})"

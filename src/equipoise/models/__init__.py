@@ -1,0 +1,42 @@
+"""The models by name, and how a model is described in ``config.json``."""
+
+__all__ = ["MODELS", "Classifier", "build"]
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from equipoise.errors import UserError, nearest
+from equipoise.models.core import Classifier
+from equipoise.models.resnet import PreActResNet, ResNet, WideResNet
+from equipoise.models.small_cnn import SmallCNN
+
+MODELS: dict[str, tuple[Callable[..., Classifier], str]] = {
+    "small-cnn": (SmallCNN, "two convolutions, two linear layers; for MNIST and a laptop"),
+    "resnet-18": (ResNet, "ResNet-18 for small images, the paper's network"),
+    "preact-resnet-18": (PreActResNet, "PreActResNet-18 for small images"),
+    "wrn-28-10": (partial(WideResNet, depth=28), "WideResNet-28-10"),
+    "wrn-34-10": (partial(WideResNet, depth=34), "WideResNet-34-10"),
+}
+
+SMALLEST, LARGEST = 8, 224
+
+
+def build(name: str, settings: Mapping[str, Any]) -> Classifier:
+    """Return a new model.
+
+    Arguments:
+        name: A name of :data:`MODELS`.
+        settings: ``channels``, ``size``, ``classes``, ``width``, ``mean`` and ``std``.
+
+    Raises:
+        UserError: If the name is unknown or the settings do not fit.
+    """
+    if name not in MODELS:
+        raise UserError(nearest(name, MODELS, "model"))
+    size = tuple(settings.get("size", (32, 32)))
+    if not all(SMALLEST <= side <= LARGEST for side in size):
+        raise UserError(f"images must have {SMALLEST} to {LARGEST} pixels a side, got {size}")
+    if not settings.get("width", 1) > 0:
+        raise UserError(f"width must be positive, got {settings['width']}")
+    return MODELS[name][0](**{**settings, "size": size})

@@ -1,0 +1,105 @@
+"""What is shown on the terminal while a job runs. No torch."""
+
+__all__ = ["Console", "round_line"]
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+
+class _Throughput(ProgressColumn):
+    """The images a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} images/s", style="cyan")
+
+
+class Console:
+    """Sentences, warnings and a progress bar, on standard error.
+
+    Arguments:
+        quiet: Whether to show nothing but warnings.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.rich = RichConsole(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+
+    def say(self, sentence: str) -> None:
+        """Show a sentence."""
+        if not self.quiet:
+            self.rich.print(sentence, markup=False)
+
+    def warn(self, sentence: str) -> None:
+        """Show a warning; also where all else is quiet."""
+        self.rich.print(f"WARNING: {sentence}", markup=False, style="bold yellow")
+
+    def round(self, record: Mapping[str, Any]) -> None:
+        """Show the line of a round."""
+        self.say(round_line(record))
+
+    @contextmanager
+    def progress(self, total: int, done: int = 0, what: str = "training") -> Iterator[None]:
+        """Show a bar while the block runs; :meth:`advance` moves it."""
+        if self.quiet or not self.rich.is_terminal:
+            yield
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            _Throughput(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.rich, transient=True) as bar:
+            bar.add_task(what, total=total, completed=done)
+            self._bar = bar
+            try:
+                yield
+            finally:
+                self._bar = None
+
+    def advance(self, n: int) -> None:
+        """Move the bar by so many images."""
+        if self._bar is not None:
+            self._bar.advance(self._bar.task_ids[0], n)
+
+
+def round_line(record: Mapping[str, Any]) -> str:
+    """Return a round in one line: clean and robust validation accuracy of each learner.
+
+    Arguments:
+        record: A line of ``log.jsonl``.
+    """
+
+    def pair(metrics: Mapping[str, float]) -> str:
+        return f"{metrics['clean_accuracy']:6.2%} / {metrics['robust_accuracy']:6.2%}"
+
+    parts = [f"{name} {pair(metrics)}" for name, metrics in record["learners"].items()]
+    parts.append(f"global {pair(record['global'])}")
+    if len(record["weights"]) > 1:
+        weights = ", ".join(f"{name} {w:.2f}" for name, w in record["weights"].items())
+        parts.append(f"weights {weights}")
+    marks = [mark for mark in ("handover", "kept") if record[mark]]
+    if marks:
+        parts.append(", ".join(marks).replace("handover", "handed over"))
+    seconds = sum(record["seconds"].values())
+    head = f"round {record['round']:>3}/{record['rounds']}"
+    return f"{head}  " + "  |  ".join(parts) + f"  [{seconds:.0f} s]"

@@ -1,0 +1,314 @@
+"""Recipes: what to train, as YAML or ``key=value``, validated before anything is started.
+
+A recipe is flat: the fields of :class:`Recipe` and the settings of its method stand side by side.
+Every error is reported at once, with its path; unknown keys are refused, with the nearest known
+one; numbers may be written as fractions, like ``8/255``.
+"""
+
+__all__ = ["Recipe", "combine", "defaults", "differences", "overrides", "parse", "read"]
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, cast, get_args, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from equipoise import attacks
+from equipoise.data import DATASETS
+from equipoise.errors import UserError, nearest
+from equipoise.methods import METHODS, AnyStart
+from equipoise.models import MODELS
+from equipoise.threat import Norm, Threat
+from equipoise.values import number
+
+Keep = Literal["balanced", "robust", "clean", "last"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What to train, on what, and how long.
+
+    Arguments:
+        method: A name of ``equipoise list methods``.
+        data: A name of ``equipoise list data``, or the path of an .npz file.
+        data_dir: The folder of the data; None looks in the usual places.
+        model: A name of ``equipoise list models``.
+        width: A factor on the model's number of features.
+        norm: The norm of the threat.
+        eps: Its radius; None takes the customary one of the data set.
+        rounds: The passes over the training images, the paper's E.
+        batch_size: The images of a step.
+        seed: The seed of everything random.
+        limit: How many training images to use, in proportion of the classes; None: all.
+        validation: How many of them to hold out.
+        validation_attack: The attack on them after each round.
+        keep: Which round's model is kept: the one with the best mean of clean and robust
+            validation accuracy (``balanced``), the best ``robust`` or ``clean`` one, or the
+            ``last``. None: ``clean`` for a method without a robust learner, else ``balanced``.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        settings: The settings of the method.
+    """
+
+    method: str
+    data: str = "digits"
+    data_dir: str | None = None
+    model: str = "small-cnn"
+    width: float = 1
+    norm: Norm = "linf"
+    eps: float | None = None
+    rounds: int = 20
+    batch_size: int = 128
+    seed: int = 0
+    limit: int | None = None
+    validation: int = 1000
+    validation_attack: str = "pgd-10"
+    keep: Keep | None = None
+    device: str = "auto"
+    settings: Any = field(default=None, repr=False)  # Settings; validated by their own schema
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be at least {least}, got {value}"
+            for name, least in (("rounds", 1), ("batch_size", 1), ("validation", 1), ("seed", 0))
+            for value in [getattr(self, name)]
+            if value < least
+        ]
+        if self.limit is not None and self.limit < 1:
+            problems.append(f"limit must be at least 1, got {self.limit}")
+        if not self.width > 0:
+            problems.append(f"width must be positive, got {self.width}")
+        if self.settings is not None and not problems:
+            _collect(problems, lambda: self.settings.build(self.threat(0.1), self.rounds))
+        if self.eps is not None:
+            _collect(problems, lambda: self.threat(0.1))
+        problems += _unknown_names(asdict(self))
+        if problems:
+            raise UserError("; ".join(problems))
+
+    def threat(self, eps: float) -> Threat:
+        """Return the threat, with ``eps`` where the recipe names none."""
+        return Threat(self.norm, eps if self.eps is None else self.eps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as it is written: flat, plain values, fully resolved."""
+        plain: dict[str, Any] = _plain(
+            {f.name: getattr(self, f.name) for f in fields(self) if f.name != "settings"}
+        )
+        return plain | _plain(_as_dict(self.settings))
+
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML that :func:`read` reads back."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file.
+
+    Raises:
+        UserError: If it is not there, or not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no recipe at {path}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"cannot read the recipe {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"expected a mapping of settings in {path}, got {type(content).__name__}")
+    return content
+
+
+def overrides(items: Sequence[str]) -> dict[str, Any]:
+    """Return ``a.b=c`` items as a nested mapping."""
+    result: dict[str, Any] = {}
+    for item in items:
+        path, equals, value = item.partition("=")
+        if not equals or not path:
+            raise UserError(f"expected key=value, got {item!r}")
+        *parents, key = path.strip().split(".")
+        place = result
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise UserError(f"{path}: {parent} is given both as a value and as a group")
+        place[key] = number(value)
+    return result
+
+
+def combine(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay mappings over one another, group by group; the later ones win."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        result = _merge(result, layer)
+    return result
+
+
+def parse(given: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that a mapping describes.
+
+    Raises:
+        UserError: With every error at once.
+    """
+    given = dict(given)
+    method = given.get("method")
+    if method not in METHODS:
+        raise UserError(nearest(str(method), METHODS, "method"))
+    settings = METHODS[str(method)]
+    names = {f.name for f in fields(Recipe)} - {"settings"}
+    common = {key: value for key, value in given.items() if key in names}
+    special = {key: value for key, value in given.items() if key not in names}
+    defaults = _as_dict(settings())
+    problems = _choose_start(special, defaults)
+    problems += _unknown(special, defaults, sorted(names))
+    known = {key: value for key, value in special.items() if key in defaults}
+    merged = _merge(defaults, known)
+    chosen = _validate(settings, merged, problems)
+    recipe = _validate(Recipe, common, problems)
+    if recipe is None:
+        problems += [line for line in _unknown_names(common) if line not in "; ".join(problems)]
+    if problems:
+        raise UserError("; ".join(problems))
+    return replace(cast(Recipe, recipe), settings=chosen)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
+    """Return in words what differs between two recipes."""
+    found = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{path}{key}.")
+        elif a != b:
+            found.append(f"{path}{key}: {a} there, {b} here")
+    return found
+
+
+def _unknown_names(values: Mapping[str, Any]) -> list[str]:
+    """Return a line for each name in a recipe that stands for nothing."""
+    problems: list[str] = []
+    data, model = str(values.get("data", "digits")), str(values.get("model", "small-cnn"))
+    if data not in DATASETS and not data.endswith(".npz"):
+        problems.append(nearest(data, DATASETS, "data set") + ", or the path of an .npz file")
+    if model not in MODELS:
+        problems.append(nearest(model, MODELS, "model"))
+    _collect(problems, lambda: attacks.parse(str(values.get("validation_attack", "pgd-10"))))
+    return problems
+
+
+def _collect(problems: list[str], attempt: Any) -> None:
+    try:
+        attempt()
+    except UserError as error:
+        if str(error) not in problems:
+            problems.append(str(error))
+
+
+def _as_dict(settings: Any) -> dict[str, Any]:
+    return asdict(settings)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as YAML writes it: lists for tuples."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+STARTS: dict[str, type] = {
+    get_args(get_type_hints(rule)["rule"])[0]: rule for rule in get_args(AnyStart)
+}
+
+
+def _choose_start(given: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
+    """Write out the rule for t' where it is given shortly, with the defaults of that rule.
+
+    A name of a rule, a round (``start=8``) or a part of all rounds (``start=0.5``) will do.
+    """
+    if "start" not in given or "start" not in defaults:
+        return []
+    value = number(given["start"])
+    if isinstance(value, str):
+        value = {"rule": value}
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        value = {"rule": "fixed", "round" if isinstance(value, int) else "fraction": value}
+    if not isinstance(value, Mapping):
+        return [f"start: expected a rule ({', '.join(STARTS)}) or a round, got {value!r}"]
+    rule = value.get("rule", defaults["start"]["rule"])
+    if rule not in STARTS:
+        del given["start"]
+        return [nearest(str(rule), STARTS, "rule for start")]
+    if rule != defaults["start"]["rule"]:
+        defaults["start"] = _as_dict(STARTS[rule]())
+    given["start"] = dict(value)
+    return []
+
+
+def _merge(default: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay what is given over the defaults, group by group; text becomes numbers."""
+    result = dict(default)
+    for key, value in given.items():
+        usual = default.get(key)
+        if isinstance(usual, dict) and isinstance(value, Mapping):
+            result[key] = _merge(usual, value)
+        else:
+            result[key] = [number(v) for v in value] if isinstance(value, list) else number(value)
+    return result
+
+
+def _unknown(
+    given: Mapping[str, Any], known: Mapping[str, Any], others: Sequence[str], path: str = ""
+) -> list[str]:
+    """Return a line for each key that does not exist, with the nearest one that does."""
+    problems = []
+    for key, value in given.items():
+        where = f"{path}{key}"
+        if key not in known:
+            options = [*known, *others]
+            close = get_close_matches(str(key), options, n=1, cutoff=0.5)
+            hint = f"; did you mean {path}{close[0]}?" if close else ""
+            hint = hint or f" (known: {', '.join(options)})"
+            problems.append(f"unknown setting {where!r}{hint}")
+        elif isinstance(known[key], Mapping) and isinstance(value, Mapping):
+            problems += _unknown(value, known[key], (), f"{where}.")
+        elif isinstance(known[key], Mapping):
+            first = next(iter(known[key]))
+            problems.append(f"{where} is a group of settings; set {where}.{first} and so on")
+    return problems
+
+
+def _validate(schema: type, values: Mapping[str, Any], problems: list[str]) -> Any:
+    """Return the validated object, or None and its problems."""
+    cleaned = {key: number(value) for key, value in values.items()}
+    rule = cleaned["start"].get("rule") if isinstance(cleaned.get("start"), Mapping) else None
+    try:
+        return TypeAdapter(schema).validate_python(cleaned)
+    except ValidationError as error:
+        for item in error.errors():
+            parts = [str(part) for part in item["loc"]]
+            rules = {other.__name__: name for name, other in STARTS.items()}
+            if any(rules.get(part, rule) != rule for part in parts):
+                continue  # the rules for t' that were not asked for do not fit, of course
+            where = ".".join(part for part in parts if part not in rules)
+            text = str(item["msg"]).removeprefix("Value error, ")
+            value = "" if item["type"] == "value_error" else f", got {item['input']!r}"
+            line = f"{where}: {text}{value}" if where else f"{text}{value}"
+            if line not in problems:
+                problems.append(line)
+    return None
+
+
+def defaults(method: str) -> dict[str, Any]:
+    """Return the settings of a method with their defaults, the recipe's own ones first."""
+    own = {
+        f.name: f.default
+        for f in fields(Recipe)
+        if f.name not in ("method", "settings") and f.default is not MISSING
+    }
+    settings = METHODS[method]()
+    assert is_dataclass(settings)
+    return own | _plain(_as_dict(settings))

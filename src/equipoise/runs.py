@@ -1,0 +1,239 @@
+"""The run folder: what a training leaves behind, and how nothing in it is ever half written.
+
+==========================  ==================================================================
+recipe.yaml                 the recipe, fully resolved
+provenance.json             seed, versions, device, data with checksums, git commit
+log.jsonl                   one object a round
+state.pt                    the state of the training; ``state.previous.pt`` the one before
+model.safetensors           the kept global model, described by config.json
+last.safetensors            the global model of the last round
+summary.json                how the training ended
+records.jsonl               one object an attack and radius, from ``equipoise evaluate``
+evaluations/                adversarial examples and verdicts, a file for each threat
+==========================  ==================================================================
+
+Each file is written beside its place, flushed, and renamed over it. A state carries the SHA-256
+of its content: one that was cut or damaged is recognised, and the previous one is used.
+"""
+
+__all__ = ["Run", "load", "model_digest"]
+
+import errno
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from equipoise import models
+from equipoise.errors import RunError, UserError
+
+MAGIC = b"equipoise-state-1\n"
+FORMAT = 1
+
+
+class Run:
+    """A run folder.
+
+    Arguments:
+        path: The folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, path: str | Path) -> "Run":
+        """Make a new run folder.
+
+        Raises:
+            UserError: If it is there already, or cannot be written.
+        """
+        run = cls(path)
+        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+            raise UserError(
+                f"{path} exists; choose another --out, or go on with it: "
+                f"equipoise train --resume {path}"
+            )
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            run.write_text("recipe.yaml", "")
+        except OSError as error:
+            raise UserError(f"cannot write to {path}: {error.strerror}") from None
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Run":
+        """Open a run folder.
+
+        Raises:
+            UserError: If it is no run folder.
+        """
+        run = cls(path)
+        if not run.path.is_dir():
+            raise UserError(f"no run folder at {path}")
+        if not (run.path / "recipe.yaml").is_file():
+            raise UserError(f"{path} is not a run folder: it has no recipe.yaml")
+        return run
+
+    # Reading
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Return a JSON file of the folder, empty where there is none."""
+        path = self.path / name
+        if not path.exists():
+            return {}
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            raise UserError(f"cannot read {path}: {error}") from None
+        return dict(content)
+
+    def read_state(self, announce: Callable[[str], None]) -> dict[str, Any] | None:
+        """Return the state of the training, or the one before where that is damaged.
+
+        Arguments:
+            announce: Told when the previous state has to do, or none is left.
+        """
+        for name in ("state.pt", "state.previous.pt"):
+            path = self.path / name
+            if not path.exists():
+                continue
+            state = _read_state(path)
+            if state is not None:
+                return state
+            announce(f"{path} is damaged (truncated or changed): falling back to the one before")
+        return None
+
+    # Writing
+
+    def write(self, name: str, write: Callable[[BinaryIO], object], keep: str = "") -> None:
+        """Write a file whole or not at all.
+
+        Arguments:
+            name: The file's name in the folder.
+            write: Given the open file.
+            keep: The name under which a present file is kept.
+
+        Raises:
+            RunError: If the disk is full, with what was there before intact.
+        """
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.part")
+        try:
+            with beside.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            if keep and path.exists():
+                path.replace(self.path / keep)
+            beside.replace(path)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise RunError(
+                    f"the disk is full: {path} was not written, and what was there before is "
+                    f"intact. Free some space, then: equipoise train --resume {self.path}"
+                ) from None
+            raise
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file whole or not at all."""
+        self.write(name, lambda file: file.write(text.encode()))
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file whole or not at all."""
+        self.write_text(name, json.dumps(content, indent=2) + "\n")
+
+    def write_lines(self, name: str, objects: list[dict[str, Any]]) -> None:
+        """Write a file of JSON lines whole or not at all."""
+        self.write_text(name, "".join(json.dumps(item) + "\n" for item in objects))
+
+    def append_line(self, name: str, content: Mapping[str, Any]) -> None:
+        """Append an object to a file of JSON lines; a line cut by a crash is closed first."""
+        path = self.path / name
+        with path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            file.write((json.dumps(content) + "\n").encode())
+
+    def write_state(self, state: Mapping[str, Any]) -> None:
+        """Save the state of the training, keeping the one before."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        payload = buffer.getvalue()
+        head = MAGIC + hashlib.sha256(payload).digest()
+        self.write("state.pt", lambda file: file.write(head + payload), keep="state.previous.pt")
+
+    def write_model(self, name: str, state: Mapping[str, Tensor]) -> None:
+        """Write weights as safetensors."""
+        data = save({key: value.detach().cpu().contiguous() for key, value in state.items()})
+        self.write(name, lambda file: file.write(data))
+
+    # The model
+
+    def model(self, which: str = "model") -> nn.Module:
+        """Return the trained global model in eval mode.
+
+        Arguments:
+            which: ``"model"`` for the kept one, ``"last"`` for that of the last round.
+
+        Raises:
+            UserError: If there is none, or it is damaged.
+        """
+        path = self.path / f"{which}.safetensors"
+        config = self.read_json("config.json")
+        if not path.exists() or not config:
+            raise UserError(
+                f"{self.path} holds no model yet; train it first, or go on: "
+                f"equipoise train --resume {self.path}"
+            )
+        if config.get("format") != FORMAT:
+            raise UserError(f"{self.path}/config.json has format {config.get('format')}, not 1")
+        model = models.build(config["model"], config["settings"])
+        try:
+            model.load_state_dict(load_file(path))
+        except (SafetensorError, RuntimeError, OSError) as error:
+            line = " ".join(str(error).split())[:200]
+            raise UserError(f"cannot read the weights in {path}: {line}") from None
+        return model.eval()
+
+
+def load(path: str | Path, which: str = "model") -> nn.Module:
+    """Return the trained global model of a run folder, in eval mode, on the CPU.
+
+    Arguments:
+        path: The run folder.
+        which: ``"model"`` for the kept model, ``"last"`` for that of the last round.
+    """
+    return Run.open(path).model(which)
+
+
+def model_digest(model: nn.Module) -> str:
+    """Return the SHA-256 of a model's parameters and buffers, by name."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        data = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
+        digest.update(data.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read_state(path: Path) -> dict[str, Any] | None:
+    """Return a saved state, or None if it is damaged."""
+    data = path.read_bytes()
+    start = len(MAGIC) + 32
+    digest, payload = data[len(MAGIC) : start], data[start:]
+    if not data.startswith(MAGIC) or hashlib.sha256(payload).digest() != digest:
+        return None
+    return dict(torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu"))

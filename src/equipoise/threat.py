@@ -1,0 +1,215 @@
+r"""The threat model: how far an input may be moved, and within which range.
+
+A :class:`Threat` owns everything that depends on the norm: the exact projection, the direction
+of steepest ascent, the random start and the test whether a perturbation is allowed. Attacks are
+written once and work for every norm.
+
+The projection is the exact Euclidean projection onto the *intersection* of the ball
+:math:`\{v : \|v - x\|_p \le \epsilon\}` and the range :math:`[low, high]^d`, not one after the
+other: projecting first onto the ball and then onto the range leaves the L1 and L2 budgets partly
+unused at the border of the range.
+"""
+
+__all__ = ["L1", "L2", "Linf", "Norm", "Threat"]
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from equipoise.errors import UserError
+
+Norm = Literal["linf", "l2", "l1"]
+
+NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
+
+# float32 images carry rounding errors of at most 2^-25 a pixel; the judge allows for them.
+TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Threat:
+    r"""All perturbations of size at most ``eps`` that stay within the range of the input.
+
+    Example:
+        >>> Threat("linf", 8 / 255)
+        Linf(8/255)
+
+    Arguments:
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+        eps: The radius :math:`\epsilon`, in units of the input range; 0 allows nothing.
+        low: The smallest value of an input.
+        high: The largest value of an input.
+
+    Raises:
+        UserError: If the norm is unknown or the radius cannot be meant.
+    """
+
+    norm: Norm
+    eps: float
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise UserError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
+        if not self.low < self.high:
+            raise UserError(f"low must be below high, got [{self.low}, {self.high}]")
+        if not math.isfinite(self.eps) or self.eps < 0:
+            raise UserError(f"eps must be a finite number >= 0, got {self.eps}")
+        span = self.high - self.low
+        if self.norm == "linf" and self.eps > span:
+            hint = f"; did you mean {self.eps:g}/255?" if self.eps == int(self.eps) else ""
+            raise UserError(f"eps must lie in [0, {span:g}], got {self.eps:g}{hint}")
+
+    def __repr__(self) -> str:
+        name = {"linf": "Linf", "l2": "L2", "l1": "L1"}[self.norm]
+        span = "" if (self.low, self.high) == (0, 1) else f", low={self.low}, high={self.high}"
+        return f"{name}({fraction(self.eps)}{span})"
+
+    def project(self, x: Tensor, x_adv: Tensor) -> Tensor:
+        """Return the point of the ball and the range that is nearest to ``x_adv``.
+
+        Arguments:
+            x: The clean inputs, within the range, with shape (B, ...).
+            x_adv: The points to project, with shape (B, ...).
+
+        Returns:
+            The projected points, with shape (B, ...).
+        """
+        if self.norm == "linf":
+            lower = (x - self.eps).clamp_(min=self.low)
+            upper = (x + self.eps).clamp_(max=self.high)
+            return torch.minimum(torch.maximum(x_adv, lower), upper)
+        delta = (x_adv - x).flatten(1)
+        room = torch.where(delta > 0, self.high - x.flatten(1), x.flatten(1) - self.low)
+        size = delta.abs()
+        fit = _fit_l2 if self.norm == "l2" else _fit_l1
+        moved = torch.copysign(fit(size, room, self.eps), delta)
+        return (x + moved.view_as(x)).clamp_(self.low, self.high)
+
+    def ascent(self, grad: Tensor) -> Tensor:
+        r"""Return the step of length one along which a loss grows.
+
+        For Linf this is :math:`\mathrm{sign}(g)`. For L2 *and* L1 it is :math:`g / \|g\|_2`:
+        with the exact projection that is Euclidean projected gradient ascent, whose projection
+        makes L1 perturbations sparse. A zero gradient gives a zero step.
+
+        Arguments:
+            grad: The gradients, with shape (B, ...).
+        """
+        if self.norm == "linf":
+            return grad.sign()
+        return grad / self.lengths(grad, "l2").clamp_min(torch.finfo(grad.dtype).tiny)
+
+    def start(self, x: Tensor, noise: Tensor) -> Tensor:
+        """Return random starting points in the ball and the range.
+
+        Arguments:
+            x: The clean inputs, with shape (B, ...).
+            noise: Numbers in [0, 1), with the shape of ``x``. For Linf the start is uniform in
+                the ball; for L2 and L1 it lies on a random direction at the full radius.
+        """
+        direction = 2 * noise - 1
+        if self.norm != "linf":
+            direction = direction / self.lengths(direction, self.norm).clamp_min(1e-12)
+        return self.project(x, x + self.eps * direction)
+
+    def distance(self, x: Tensor, x_adv: Tensor) -> Tensor:
+        """Return the size of each perturbation in this norm, in float64, with shape (B,)."""
+        delta = x_adv.double() - x.double()
+        return self.lengths(delta, self.norm).flatten()
+
+    def contains(self, x: Tensor, x_adv: Tensor) -> Tensor:
+        """Tell which points are allowed: finite, in the range, in the ball; computed in float64.
+
+        Arguments:
+            x: The clean inputs, with shape (B, ...).
+            x_adv: The points to judge, with shape (B, ...).
+
+        Returns:
+            Booleans with shape (B,). The ball is judged with a tolerance of 1e-6 for the
+            rounding of float32 (times eps where eps > 1), the range exactly.
+        """
+        if x.shape != x_adv.shape:
+            raise UserError(f"expected x_adv of shape {tuple(x.shape)}, got {tuple(x_adv.shape)}")
+        flat = x_adv.flatten(1)
+        inside = ((flat >= self.low) & (flat <= self.high)).all(dim=1)  # NaN compares false
+        radius = self.eps + TOLERANCE * max(1.0, self.eps) if self.eps > 0 else 0.0
+        return inside & (self.distance(x, x_adv) <= radius)
+
+    @staticmethod
+    def lengths(delta: Tensor, norm: Norm) -> Tensor:
+        """Return the norm of each example, with shape (B, 1, ...) to broadcast."""
+        order = {"linf": math.inf, "l2": 2, "l1": 1}[norm]
+        lengths = torch.linalg.vector_norm(delta.flatten(1), ord=order, dim=1)
+        return lengths.view(-1, *[1] * (delta.ndim - 1))
+
+
+def Linf(eps: float) -> Threat:  # noqa: N802 - written like the norm
+    """Every pixel may move by at most ``eps``."""
+    return Threat("linf", eps)
+
+
+def L2(eps: float) -> Threat:  # noqa: N802
+    """The perturbation may have a Euclidean length of at most ``eps``."""
+    return Threat("l2", eps)
+
+
+def L1(eps: float) -> Threat:  # noqa: N802
+    """The absolute values of the perturbation may sum to at most ``eps``."""
+    return Threat("l1", eps)
+
+
+def fraction(eps: float) -> str:
+    """Write a radius as people do: 8/255 where it is one, else the number."""
+    parts = round(eps * 255)
+    if 0 < eps < 1 and math.isclose(parts / 255, eps, rel_tol=1e-9):
+        return f"{parts}/255"
+    return f"{eps:g}"
+
+
+def _fit_l2(size: Tensor, room: Tensor, eps: float) -> Tensor:
+    """Shrink ``size`` (B, D) to min(s size, room) with the largest s <= 1 that fits ``eps``.
+
+    The length grows with s and is exact between the points at which a coordinate meets the
+    border. Starting below the solution, each pass solves for s with the coordinates that have
+    met it so far; s can only grow, so the passes end after finitely many, usually a handful.
+    """
+    s = (eps / torch.linalg.vector_norm(size, dim=1, keepdim=True).clamp_min(1e-30)).clamp_max(1)
+    for _ in range(size.shape[1] + 1):
+        full = s * size >= room
+        used = torch.where(full, room, 0).square().sum(1, keepdim=True)
+        free = torch.where(full, 0, size).square().sum(1, keepdim=True)
+        grown = ((eps**2 - used).clamp_min(0) / free.clamp_min(1e-30)).sqrt().clamp_max(1)
+        grown = torch.maximum(s, grown)
+        if bool((grown <= s * (1 + 1e-7)).all()):
+            break
+        s = grown
+    return torch.minimum(s * size, room)
+
+
+def _fit_l1(size: Tensor, room: Tensor, eps: float) -> Tensor:
+    """Shrink ``size`` (B, D) to clip(size - t, 0, room) with the smallest t >= 0 that fits eps.
+
+    The sum falls with t and is linear between breakpoints: a Newton step inside a bracket that
+    is halved when the step leaves it finds t exactly, without a sort.
+    """
+    dtype, size, room = size.dtype, size.double(), room.double()
+    low = torch.zeros_like(size[:, :1])
+    high = size.amax(1, keepdim=True)
+    t = low.clone()
+    for _ in range(100):
+        left = (size - t).clamp_min(0)
+        excess = torch.minimum(left, room).sum(1, keepdim=True) - eps
+        low, high = torch.where(excess > 0, t, low), torch.where(excess > 0, high, t)
+        if bool(((excess.abs() <= 1e-12 * eps) | (high - low <= 1e-15) | (t + excess <= 0)).all()):
+            break
+        slope = ((left > 0) & (left < room)).sum(1, keepdim=True)
+        newton = t + excess / slope.clamp_min(1)
+        inside = (newton > low) & (newton < high) & (slope > 0)
+        t = torch.where(inside, newton, (low + high) / 2)
+    fitted = torch.minimum((size - high).clamp_min(0), room)
+    return fitted.to(dtype)

@@ -1,0 +1,343 @@
+"""Training as a job: from a recipe to a run folder that can be interrupted and resumed."""
+
+__all__ = ["resume", "train"]
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from equipoise import attacks, data, models
+from equipoise import recipe as recipes
+from equipoise.data import Dataset, Images, stratified_split
+from equipoise.errors import RunError, UserError
+from equipoise.progress import Console
+from equipoise.provenance import provenance
+from equipoise.recipe import Recipe
+from equipoise.runs import FORMAT, Run
+from equipoise.training import Augment, Interrupted, Training, Watch
+from equipoise.training.learner import derived_seed
+from equipoise.validation import Validator
+
+SAVE_SECONDS = 300.0
+
+RULES: dict[str, tuple[str, Callable[[Mapping[str, float]], float]]] = {
+    "balanced": (
+        "the highest mean of clean and robust validation accuracy",
+        lambda m: m["clean_accuracy"] + m["robust_accuracy"],
+    ),
+    "robust": ("the highest robust validation accuracy", lambda m: m["robust_accuracy"]),
+    "clean": ("the highest clean validation accuracy", lambda m: m["clean_accuracy"]),
+    "last": ("the last round", lambda m: 0.0),
+}
+
+
+def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) -> Run:
+    """Train what a recipe describes, in a new run folder.
+
+    Arguments:
+        recipe: What to train.
+        out: The run folder; it must not exist, or be empty.
+        console: Where progress is shown; by default nowhere.
+
+    Returns:
+        The run, with the kept model and all its records.
+
+    Raises:
+        UserError: If the recipe, the data or the folder will not do; nothing was started.
+        RunError: If the training failed or was interrupted; the folder can be resumed.
+    """
+    console = console or Console(quiet=True)
+    recipe, dataset = _resolve(recipe)
+    run = Run.create(out)
+    run.write_text("recipe.yaml", recipe.to_yaml())
+    job = _Job(run, recipe, dataset, console)
+    run.write_json("provenance.json", job.provenance())
+    return job.run_to_end()
+
+
+def resume(path: str | Path, *, console: Console | None = None) -> Run:
+    """Go on with an interrupted training; it ends with the weights of an uninterrupted one.
+
+    Arguments:
+        path: The run folder.
+        console: Where progress is shown; by default nowhere.
+    """
+    console = console or Console(quiet=True)
+    run = Run.open(path)
+    given = recipes.read(run.path / "recipe.yaml")
+    recipe, dataset = _resolve(recipes.parse(given))
+    job = _Job(run, recipe, dataset, console)
+    before = run.read_json("provenance.json")
+    if not before:
+        run.write_json("provenance.json", job.provenance())
+    job.compare(before)
+    state = run.read_state(console.warn)
+    if state is None:
+        console.say("no saved state: starting from the beginning")
+    else:
+        job.training.load_state_dict(state)
+    return job.run_to_end()
+
+
+def choose_device(name: str) -> torch.device:
+    """Return a device by name; ``auto`` is CUDA where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("device=cuda, but this torch sees no CUDA device; use device=cpu")
+    if name != "cpu" and not name.startswith("cuda"):
+        raise UserError(f"device must be auto, cpu or cuda, got {name!r}")
+    return torch.device(name)
+
+
+def _resolve(recipe: Recipe) -> tuple[Recipe, Dataset]:
+    """Load the data; return the recipe with what depends on them filled in."""
+    dataset = data.load(recipe.data, recipe.data_dir)
+    robust = hasattr(recipe.settings, "robust")
+    return (
+        replace(
+            recipe,
+            eps=dataset.eps if recipe.eps is None else recipe.eps,
+            keep=recipe.keep or ("balanced" if robust else "clean"),
+        ),
+        dataset,
+    )
+
+
+@dataclass
+class _Split:
+    """The training images, cut to the recipe's limit and parted into two."""
+
+    train: Images
+    validation: Images
+
+    @classmethod
+    def of(cls, recipe: Recipe, dataset: Dataset, device: torch.device) -> "_Split":
+        images = dataset.train
+        if recipe.limit is not None and recipe.limit < len(images):
+            _, chosen = stratified_split(images.y, recipe.limit, derived_seed(0, "limit"))
+            images = images.take(chosen)
+        held_out = min(recipe.validation, len(images) // 5)
+        rest, held = stratified_split(images.y, held_out, derived_seed(0, "validation"))
+        if len(rest) < recipe.batch_size:
+            raise UserError(
+                f"batch_size={recipe.batch_size} is more than the {len(rest)} training images"
+            )
+        return cls(images.take(rest).to(device), images.take(held).to(device))
+
+
+class _Job:
+    """A training in its run folder."""
+
+    def __init__(self, run: Run, recipe: Recipe, dataset: Dataset, console: Console) -> None:
+        assert recipe.keep is not None
+        assert recipe.eps is not None
+        self.run = run
+        self.recipe = recipe
+        self.dataset = dataset
+        self.console = console
+        self.device = choose_device(recipe.device)
+        self.split = _Split.of(recipe, dataset, self.device)
+        self.rule, value = RULES[recipe.keep]
+        self.saved = time.monotonic()
+        self.stopped = ""
+        threat = recipe.threat(recipe.eps)
+        self.training = Training(
+            method=recipe.settings.build(threat, recipe.rounds),
+            model=self._new_model(),
+            images=self.split.train,
+            rounds=recipe.rounds,
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+            augment=Augment(dataset.pad, dataset.flip),
+            validate=Validator(
+                x=self.split.validation.pixels(),
+                y=self.split.validation.y,
+                threat=threat,
+                attack=attacks.parse(recipe.validation_attack),
+            ),
+            value=value,
+            watch=Watch(
+                step=console.advance,
+                announce=console.say,
+                save=self._save,
+                stop=lambda: bool(self.stopped),
+                save_due=lambda: time.monotonic() - self.saved > SAVE_SECONDS,
+            ),
+        )
+
+    def _config(self) -> dict[str, Any]:
+        """Return what is needed to build the model again."""
+        return {
+            "channels": self.dataset.channels,
+            "size": list(self.dataset.size),
+            "classes": len(self.dataset.classes),
+            "width": self.recipe.width,
+            "mean": list(self.dataset.mean),
+            "std": list(self.dataset.std),
+        }
+
+    def _new_model(self) -> nn.Module:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(derived_seed(self.recipe.seed, "model"))
+            return models.build(self.recipe.model, self._config())
+
+    def provenance(self) -> dict[str, Any]:
+        """Return where the run comes from."""
+        return provenance(str(self.device), self.recipe.seed) | {
+            "data": {
+                "name": self.dataset.name,
+                "source": self.dataset.source,
+                "classes": list(self.dataset.classes),
+                "train": len(self.split.train),
+                "validation": len(self.split.validation),
+                "test": len(self.dataset.test),
+                "sha256": self.dataset.sha256,
+            }
+        }
+
+    def compare(self, before: Mapping[str, Any]) -> None:
+        """Refuse other data than the run began with; say what else may change the last bits."""
+        now = self.provenance()
+        old = dict(before.get("data", {}).get("sha256", {}))
+        if old and old != now["data"]["sha256"]:
+            raise UserError(f"{self.run.path} was begun on other data (checksums differ)")
+        for key in ("torch", "threads", "device"):
+            if key in before and before[key] != now[key]:
+                self.console.warn(
+                    f"{key} was {before[key]} and is {now[key]}: the result may differ in its "
+                    "last bits from an uninterrupted run"
+                )
+
+    def run_to_end(self) -> Run:
+        """Train until the last round, and write the summary."""
+        training, recipe = self.training, self.recipe
+        done = len(training.history)
+        self.run.write_lines("log.jsonl", training.history)
+        self.run.write_json("config.json", self._description())
+        if done == recipe.rounds and self.run.read_json("summary.json").get("finished"):
+            self.console.say(f"{self.run.path} is finished: {done} of {recipe.rounds} rounds")
+            return self.run
+        self._introduce(done)
+        per_round = training.steps * recipe.batch_size
+        begun = done * per_round + training.done * recipe.batch_size
+        with self._signals(), self.console.progress(recipe.rounds * per_round, begun):
+            try:
+                training.run()
+            except Interrupted as error:
+                raise RunError(
+                    f"{self.stopped}: {error}; go on with: "
+                    f"equipoise train --resume {self.run.path}"
+                ) from None
+        self._finish()
+        return self.run
+
+    def _introduce(self, done: int) -> None:
+        recipe, split = self.recipe, self.split
+        threat = recipe.threat(recipe.eps or 0)
+        self.console.say(
+            f"{recipe.method} on {recipe.data}: {len(split.train)} images, {recipe.rounds} rounds"
+            f" of {self.training.steps} steps, {recipe.model}, {threat}, {self.device}"
+            + (f"; going on after round {done}" if done or self.training.done else "")
+        )
+        self.console.say(
+            f"validation on {len(split.validation)} held-out training images; "
+            f"kept is the round with {self.rule}"
+        )
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "model": self.recipe.model,
+            "settings": self._config(),
+            "method": self.recipe.method,
+            "data": self.dataset.name,
+            "classes": list(self.dataset.classes),
+            "threat": {"norm": self.recipe.norm, "eps": self.recipe.eps},
+            "input": "floats in [0, 1], shape (B, C, H, W); normalisation is the first layer",
+        }
+
+    def _save(self, finished_round: bool) -> None:
+        """Save the state; after a round also the models and the log."""
+        training = self.training
+        if finished_round:
+            record = training.history[-1]
+            weights = training.merged(record["weights"], record["round"]).state_dict()
+            self.run.write_model("last.safetensors", weights)
+            if record["kept"]:
+                self.run.write_model("model.safetensors", weights)
+        self.run.write_state(training.state_dict())
+        if finished_round:
+            self.run.append_line("log.jsonl", training.history[-1])
+            self.console.round(training.history[-1])
+        self.saved = time.monotonic()
+
+    def _finish(self) -> None:
+        history = self.training.history
+        kept = max(record["round"] for record in history if record["kept"])
+        handovers = [record["round"] for record in history if record["handover"]]
+        warnings = []
+        if self.training.method.merge.handover.every is not None and not handovers:
+            reason = history[-1]["start"]["reason"]
+            warnings.append(
+                "never synchronised: the learners were trained apart to the end and their "
+                f"average need not be good at anything ({reason})"
+            )
+        self.run.write_json(
+            "summary.json",
+            {
+                "finished": True,
+                "kept_round": kept,
+                "rule": self.rule,
+                "start": history[-1]["start"],
+                "handovers": handovers,
+                "warnings": warnings,
+                "gradient_evaluations": sum(r["gradient_evaluations"] for r in history),
+                "seconds": sum(sum(r["seconds"].values()) for r in history),
+            },
+        )
+        for warning in warnings:
+            self.console.warn(warning)
+        best = history[kept - 1]["global"]
+        self.console.say(
+            f"kept round {kept} ({self.rule}): clean {best['clean_accuracy']:.2%}, robust "
+            f"{best['robust_accuracy']:.2%} on validation; {self.run.path}/model.safetensors"
+        )
+        self.console.say(f"next: equipoise evaluate {self.run.path}")
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Save and stop on Ctrl-C and SIGTERM; the second Ctrl-C stops at once."""
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            del frame
+            if self.stopped:
+                raise KeyboardInterrupt
+            self.stopped = signal.Signals(number).name
+            self.console.say(f"{self.stopped}: saving after this step")
+
+        try:
+            old = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not in the main thread: the caller has the signals
+            old = {}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+
+def deterministic() -> None:
+    """Ask for algorithms that give the same bits each time; before CUDA is first used."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True

@@ -1,0 +1,62 @@
+"""Re-estimating the statistics of BatchNorm for merged weights."""
+
+__all__ = ["estimate", "has_batchnorm"]
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.draws import Draws
+from equipoise.objectives import Batch
+from equipoise.training.learner import Learner
+
+Norm = nn.modules.batchnorm._BatchNorm
+
+
+def has_batchnorm(model: nn.Module) -> bool:
+    """Tell whether a model keeps statistics of its batches."""
+    return any(isinstance(m, Norm) and m.track_running_stats for m in model.modules())
+
+
+@torch.no_grad()
+def estimate(
+    model: nn.Module,
+    learners: Mapping[str, Learner],
+    weights: Mapping[str, float],
+    batches: Iterable[Batch],
+    draws: Draws,
+) -> None:
+    """Replace a model's BatchNorm statistics by their mean over batches of the learners' inputs.
+
+    Each batch is split between the learners as they are weighted, and each learner sees its part
+    as in training: the robust learner adversarial inputs, the clean one clean inputs. So the
+    statistics belong to the mix that the model is meant for, and not to clean data alone.
+
+    Arguments:
+        model: The merged model, changed in place.
+        learners: The learners by name.
+        weights: How much each of them counts.
+        batches: The batches to look at.
+        draws: The randomness of the attacks.
+    """
+    norms = [module for module in model.modules() if isinstance(module, Norm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the cumulative mean
+    for batch in batches:
+        inputs: list[Tensor] = []
+        begin = 0.0
+        for name, weight in weights.items():
+            n = len(batch.y)
+            part = slice(round(begin * n), round((begin + weight) * n))
+            begin += weight
+            if part.start < part.stop:
+                sub = Batch(batch.x[part], batch.y[part], batch.index[part], batch.progress)
+                inputs.append(learners[name].objective.inputs(model, sub, draws))
+        model.train()
+        model(torch.cat(inputs))
+    model.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

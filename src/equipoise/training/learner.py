@@ -1,0 +1,165 @@
+"""A model that is being trained on an objective."""
+
+__all__ = ["Augment", "Learner", "derived_seed", "to_unit"]
+
+import math
+from collections.abc import Mapping
+from copy import deepcopy
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.data.core import Images, crop_flip
+from equipoise.draws import GeneratorDraws
+from equipoise.objectives import Batch
+from equipoise.training.merge import Share
+from equipoise.training.method import LearnerSpec
+
+
+class Augment(NamedTuple):
+    """What is done to training images at random.
+
+    Arguments:
+        pad: How far a crop may be shifted, in pixels.
+        flip: Whether an image may be mirrored.
+    """
+
+    pad: int = 0
+    flip: bool = False
+
+
+class Learner:
+    """A model with its objective, optimiser, data order, randomness and share of the merge.
+
+    Arguments:
+        name: Its name; with the seed it determines its randomness.
+        spec: What it minimises, and how.
+        model: The model to train, in place.
+        seed: The seed of the training.
+        device: Where the model and the images are.
+        average: Whether its running average is merged rather than its weights.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spec: LearnerSpec,
+        model: nn.Module,
+        *,
+        seed: int,
+        device: torch.device,
+        average: bool,
+    ) -> None:
+        self.name = name
+        self.spec = spec
+        self.model = model
+        self.objective = spec.objective.to(device)
+        self.optimizer = torch.optim.SGD(
+            [*model.parameters(), *self.objective.parameters()],
+            lr=spec.lr,
+            momentum=spec.momentum,
+            weight_decay=spec.weight_decay,
+            nesterov=spec.nesterov and spec.momentum > 0,
+        )
+        self.generator = torch.Generator(device).manual_seed(derived_seed(seed, name))
+        self.draws = GeneratorDraws(self.generator)
+        self.state = model.state_dict()  # the tensors themselves: they change in place
+        self.share = Share(self.state, average)
+        self.order = torch.empty(0, dtype=torch.int64, device=device)
+        self.loss_sum = torch.zeros((), device=device)
+        self.steps = 0
+
+    def begin_round(self, n: int) -> None:
+        """Draw the order of ``n`` images for a new round and forget the last round's loss."""
+        device = self.generator.device
+        self.order = torch.randperm(n, generator=self.generator, device=device)
+        self.loss_sum.zero_()
+        self.steps = 0
+
+    def batch(self, images: Images, augment: Augment, size: int, step: int, at: float) -> Batch:
+        """Return the augmented batch of a step, ``at`` a progress."""
+        index = self.order[step * size : (step + 1) * size]
+        x = crop_flip(images.x[index], augment.pad, augment.flip, self.generator)
+        return Batch(to_unit(x), images.y[index], index, at)
+
+    def step(self, batch: Batch) -> None:
+        """Take one step of the optimiser; add the reported loss to the round's sum."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr(batch.progress)
+        self.model.train()
+        reported: Tensor | None = None
+        for loss in self.objective(self.model, batch, self.draws):
+            loss.backward()
+            reported = loss.detach() if reported is None else reported
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        assert reported is not None
+        self.loss_sum += reported
+        self.steps += 1
+
+    def lr(self, progress: float) -> float:
+        """Return the learning rate at a progress."""
+        return self.spec.lr * self.spec.schedule(progress)
+
+    @property
+    def loss(self) -> float:
+        """Return the mean of the round's losses so far, on the training inputs."""
+        return float(self.loss_sum) / max(self.steps, 1)
+
+    @property
+    def sound(self) -> bool:
+        """Tell whether the losses of this round were all finite."""
+        return math.isfinite(float(self.loss_sum))
+
+    def continue_from(self, other: "Learner") -> None:
+        """Take over another learner's weights, running average and momentum: the branch."""
+        self.model.load_state_dict(other.model.state_dict())
+        self.optimizer.load_state_dict(deepcopy(other.optimizer.state_dict()))
+        if self.share.average is not None and other.share.average is not None:
+            self.share.average = [value.clone() for value in other.share.average]
+
+    def load_global(self, state: Mapping[str, Tensor], momentum: str) -> None:
+        """Go on from the global weights: the hand-over."""
+        self.model.load_state_dict(state)
+        if momentum == "zero":
+            for held in self.optimizer.state.values():
+                buffer = held.get("momentum_buffer")
+                if buffer is not None:
+                    buffer.zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a resumed run needs."""
+        return {
+            "model": self.model.state_dict(),
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "share": self.share.state_dict(),
+            "order": self.order,
+            "loss_sum": self.loss_sum,
+            "steps": self.steps,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.model.load_state_dict(state["model"])
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"].cpu())
+        self.share.load_state_dict(state["share"])
+        self.order = state["order"].to(self.order.device)
+        self.loss_sum = state["loss_sum"].to(self.order.device)
+        self.steps = state["steps"]
+
+
+def to_unit(x: Tensor) -> Tensor:
+    """Return images in [0, 1] as float32, whether they are stored as bytes or as floats."""
+    return x.float().div_(255) if x.dtype == torch.uint8 else x.float()
+
+
+def derived_seed(seed: int, *names: str | int) -> int:
+    """Return a seed of its own for each path of names under a seed."""
+    path = "/".join(map(str, (seed, *names)))
+    return int.from_bytes(blake2b(path.encode(), digest_size=7).digest(), "little")

@@ -1,0 +1,93 @@
+"""A method: named learners and the rule that merges them into one model."""
+
+__all__ = ["Branch", "LearnerSpec", "Method"]
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from equipoise.errors import UserError
+from equipoise.objectives import Objective
+from equipoise.training.merge import Merge
+from equipoise.training.schedule import Knots
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerSpec:
+    """One learner: its objective, and its own SGD with its own schedule and weight decay.
+
+    Arguments:
+        objective: What it minimises.
+        lr: The largest learning rate.
+        schedule: The factor on the learning rate over the progress of the training.
+        momentum: The momentum of SGD.
+        weight_decay: The factor of the L2 penalty.
+        nesterov: Whether the momentum looks ahead.
+    """
+
+    objective: Objective
+    lr: float
+    schedule: Knots
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    nesterov: bool = True
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be a finite number {'> 0' if name == 'lr' else '>= 0'}, got {value}"
+            for name in ("lr", "momentum", "weight_decay")
+            for value in [getattr(self, name)]
+            if not math.isfinite(value) or value < 0 or (name == "lr" and value == 0)
+        ]
+        if problems:
+            raise UserError("; ".join(problems))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """Learners that share a trunk: until the branch one learner trains, then each its own way.
+
+    Arguments:
+        trunk: The learner that trains first; the others start from its weights and momentum.
+        round: The last round of the trunk. A trunk without weight in the merge ends there.
+    """
+
+    trunk: str
+    round: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Named learners and the rule that merges them.
+
+    Arguments:
+        learners: The learners by name.
+        merge: The rule.
+        branch: When the learners part, if they share a trunk.
+    """
+
+    learners: Mapping[str, LearnerSpec]
+    merge: Merge
+    branch: Branch | None = None
+
+    def __post_init__(self) -> None:
+        strangers = set(self.merge.weights.knots) - set(self.learners)
+        if strangers:
+            raise UserError(f"weights for learners that do not exist: {sorted(strangers)}")
+        if self.branch is not None and self.branch.trunk not in self.learners:
+            raise UserError(f"the trunk {self.branch.trunk!r} is not one of the learners")
+
+    def active(self, t: int) -> list[str]:
+        """Return the names of the learners that train in round ``t``."""
+        if self.branch is None:
+            return list(self.learners)
+        if t <= self.branch.round:
+            return [self.branch.trunk]
+        merged = self.merge.weights.knots
+        return [name for name in self.learners if name != self.branch.trunk or name in merged]
+
+    def weights(self, t: int, rounds: int, start: int | None) -> dict[str, float]:
+        """Return how much each learner counts in round ``t``."""
+        if self.branch is not None and t <= self.branch.round:
+            return {self.branch.trunk: 1.0}
+        return self.merge.weights.at(t, rounds, start)
