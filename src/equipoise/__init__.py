@@ -31,19 +31,19 @@ from equipoise.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from equipoise import attacks
-    from equipoise.evaluate import evaluate
+    from equipoise.evaluation import evaluate
+    from equipoise.jobs.train import train
     from equipoise.runs import load
     from equipoise.threat import L1, L2, Linf, Threat
-    from equipoise.train import train
 
 _HOMES = {
     "L1": "threat",
     "L2": "threat",
     "Linf": "threat",
     "Threat": "threat",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation",
     "load": "runs",
-    "train": "train",
+    "train": "jobs.train",
 }
 
 

@@ -79,9 +79,8 @@ def train(
     Ctrl-C saves and stops; --resume ends with the weights of an uninterrupted run.
     """
     from equipoise import recipe as recipes
-    from equipoise import train as job
+    from equipoise.jobs import train as job
 
-    job.deterministic()
     options = {"data": data, "model": model, "seed": seed}
     options["data_dir"] = str(data_dir) if data_dir else None
     given = {key: value for key, value in options.items() if value is not None}
@@ -97,6 +96,143 @@ def train(
         base = recipes.read(Path(what))
     base = recipes.combine(base, given, recipes.overrides(settings or []))
     job.train(recipes.parse(base), out, console=_console(quiet))
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    attacks: Annotated[
+        str,
+        typer.Option(help="Attacks, by commas; see `equipoise list attacks`. -K is K steps."),
+    ] = "clean,fgsm,pgd-20,mi-fgsm-10,cw-inf-30",
+    eps: Annotated[
+        str | None, typer.Option(help="Radii, by commas, like 8/255; that of the training.")
+    ] = None,
+    norm: Annotated[str | None, typer.Option(help="linf, l2 or l1; that of the training.")] = None,
+    n: Annotated[int | None, typer.Option("-n", help="The first N test images; all.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the attacks.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Images at a time: memory, not results.")] = 500,
+    precision: Annotated[
+        str, typer.Option(help="Of the search: float32 or bfloat16. The judge is float32.")
+    ] = "float32",
+    weights: Annotated[str, typer.Option(help="model (the kept one) or last.")] = "model",
+    json: Annotated[Path | None, typer.Option(help="Also write the records here.")] = None,
+    data_dir: DataDir = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Attack a run's model on test images; print and keep the verdicts.
+
+    Every attack runs alone on all correctly classified images; "worst-case" counts an image as
+    robust only if it withstood all of them.
+    """
+    from equipoise.jobs.evaluate import evaluate_run
+    from equipoise.tables import write_table
+    from equipoise.threat import NORMS
+    from equipoise.values import choice, numbers
+
+    records = evaluate_run(
+        run,
+        attacks=attacks,
+        eps=numbers(eps, "--eps") if eps else (),
+        norm=choice(norm, "--norm", NORMS) if norm else None,
+        n=n,
+        seed=seed,
+        batch_size=batch_size,
+        precision=choice(precision, "--precision", ("float32", "bfloat16")),
+        data_dir=data_dir,
+        which=choice(weights, "--weights", ("model", "last")),
+        device=device,
+        console=_console(quiet),
+    )
+    write_table(records)
+    if json is not None:
+        _write_json(json, records)
+
+
+def _write_json(path: Path, records: list[dict[str, Any]]) -> None:
+    import json
+
+    try:
+        path.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}; the run has the records") from None
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, to stand side by side.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+) -> None:
+    """Write one self-contained page: results, curves, examples, provenance."""
+    from equipoise.report import build
+
+    typer.echo(build(runs, out))
+
+
+@app.command("list")
+def list_(
+    what: Annotated[
+        str | None, typer.Argument(metavar="[methods|attacks|models|data]", help="What to list.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[METHOD]", help="A method: list its settings.")
+    ] = None,
+) -> None:
+    """List methods, attacks, models and data sets; or the settings of a method."""
+    from equipoise.tables import write_catalogue, write_settings
+
+    if name is not None:
+        if what != "methods":
+            raise UserError("only a method has settings: equipoise list methods NAME")
+        write_settings(name)
+    else:
+        write_catalogue(what)
+
+
+@data_app.callback()
+def data(context: typer.Context, data_dir: DataDir = None) -> None:
+    """Show which data sets are there, which verified copy, and how to get the others."""
+    if context.invoked_subcommand is None:
+        from equipoise.tables import write_data
+
+        write_data(data_dir)
+
+
+@data_app.command("get")
+def data_get(
+    name: Annotated[str, typer.Argument(help="The data set.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Really download.")] = False,
+    base: Annotated[
+        str | None, typer.Option(help="Another http(s) folder to take it from.")
+    ] = None,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+) -> None:
+    """Download a data set: resumable, and verified by checksum before it is put in place."""
+    from equipoise.data import DATASETS, get
+
+    if name in DATASETS and not yes:
+        source = DATASETS[name]
+        place = base or (source.remote.base if source.remote else "nowhere")
+        raise UserError(
+            f"this downloads {source.title} from {place} (licence: {source.licence}); "
+            f"agree with: equipoise data get {name} --yes"
+        )
+    typer.echo(get(name, data_dir, base=base, progress=not quiet))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the two runs and the page go.")] = Path(
+        "runs/demo"
+    ),
+    quiet: Quiet = False,
+) -> None:
+    """Train an undefended and an A3GT model on digits, attack both, write a report."""
+    from equipoise.jobs.demo import run_demo
+
+    run_demo(out, console=_console(quiet))
 
 
 def main() -> None:

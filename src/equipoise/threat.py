@@ -10,7 +10,7 @@ other: projecting first onto the ball and then onto the range leaves the L1 and 
 unused at the border of the range.
 """
 
-__all__ = ["L1", "L2", "Linf", "Norm", "Threat"]
+__all__ = ["L1", "L2", "NORMS", "Linf", "Norm", "Threat", "fraction"]
 
 import math
 from dataclasses import dataclass
@@ -164,9 +164,13 @@ def L1(eps: float) -> Threat:  # noqa: N802
 
 
 def fraction(eps: float) -> str:
-    """Write a radius as people do: 8/255 where it is one, else the number."""
+    """Write a radius as people do: 8/255 or 0.1."""
     parts = round(eps * 255)
-    if 0 < eps < 1 and math.isclose(parts / 255, eps, rel_tol=1e-9):
+    if (
+        len(f"{eps:g}") > len("0.25")
+        and 0 < eps < 1
+        and math.isclose(parts / 255, eps, rel_tol=1e-9)
+    ):
         return f"{parts}/255"
     return f"{eps:g}"
 

@@ -1,11 +1,16 @@
 """Values as people write them: ``8/255`` is a number, ``none`` is nothing."""
 
-__all__ = ["number"]
+__all__ = ["choice", "number", "numbers"]
 
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import yaml
+
+from equipoise.errors import UserError, nearest
+
+Text = TypeVar("Text", bound=str)
 
 _NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?"
 _FRACTION = re.compile(rf"\s*(?P<over>{_NUMBER})\s*/\s*(?P<under>{_NUMBER})\s*", re.IGNORECASE)
@@ -33,3 +38,25 @@ def number(text: Any) -> Any:
     except yaml.YAMLError:
         return text
     return [number(item) for item in value] if isinstance(value, list) else value
+
+
+def numbers(text: str, what: str) -> list[float]:
+    """Return numbers that are written with commas between them.
+
+    Arguments:
+        text: What the user wrote.
+        what: The name of the option, for the error.
+    """
+    values = [number(part) for part in text.split(",") if part.strip()]
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"{what} takes numbers like 8/255 or 0.1, got {value!r}")
+    return [float(value) for value in values]
+
+
+def choice(text: str, what: str, known: Sequence[Text]) -> Text:
+    """Return one of the values that are known."""
+    for value in known:
+        if text == value:
+            return value
+    raise UserError(nearest(text, known, what))

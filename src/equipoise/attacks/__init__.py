@@ -1,6 +1,16 @@
 """The attacks by name: ``"pgd-20"`` is ``PGD(steps=20)``, ``"pgd-20(restarts=5)"`` has options."""
 
-__all__ = ["ATTACKS", "FGSM", "MIFGSM", "PGD", "Attack", "CWInf", "parse", "parse_list"]
+__all__ = [
+    "ATTACKS",
+    "FGSM",
+    "MIFGSM",
+    "PGD",
+    "Attack",
+    "CWInf",
+    "parse",
+    "parse_list",
+    "split_names",
+]
 
 import re
 from collections.abc import Callable, Sequence
@@ -55,10 +65,8 @@ def parse_list(specs: str | Sequence[str]) -> dict[str, Attack]:
     Arguments:
         specs: Names as for :func:`parse`; in a string, separated by commas.
     """
-    if isinstance(specs, str):
-        specs = re.split(r",(?![^()]*\))", specs)
     attacks, errors = {}, []
-    for spec in filter(None, (spec.strip().lower() for spec in specs)):
+    for spec in split_names(specs):
         try:
             attacks[spec] = parse(spec)
         except UserError as error:
@@ -66,6 +74,13 @@ def parse_list(specs: str | Sequence[str]) -> dict[str, Attack]:
     if errors:
         raise UserError("; ".join(errors))
     return attacks
+
+
+def split_names(specs: str | Sequence[str]) -> list[str]:
+    """Return the names in a list, or in a string with commas, in lower case."""
+    if isinstance(specs, str):
+        specs = re.split(r",(?![^()]*\))", specs)
+    return [spec.strip().lower() for spec in specs if spec.strip()]
 
 
 def _options(text: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 __all__ = ["resume", "train"]
 
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ from equipoise import attacks, data, models
 from equipoise import recipe as recipes
 from equipoise.data import Dataset, Images, stratified_split
 from equipoise.errors import RunError, UserError
+from equipoise.jobs.device import choose_device, deterministic
 from equipoise.progress import Console
 from equipoise.provenance import provenance
 from equipoise.recipe import Recipe
@@ -88,17 +88,6 @@ def resume(path: str | Path, *, console: Console | None = None) -> Run:
     return job.run_to_end()
 
 
-def choose_device(name: str) -> torch.device:
-    """Return a device by name; ``auto`` is CUDA where there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError("device=cuda, but this torch sees no CUDA device; use device=cpu")
-    if name != "cpu" and not name.startswith("cuda"):
-        raise UserError(f"device must be auto, cpu or cuda, got {name!r}")
-    return torch.device(name)
-
-
 def _resolve(recipe: Recipe) -> tuple[Recipe, Dataset]:
     """Load the data; return the recipe with what depends on them filled in."""
     dataset = data.load(recipe.data, recipe.data_dir)
@@ -145,6 +134,7 @@ class _Job:
         self.recipe = recipe
         self.dataset = dataset
         self.console = console
+        deterministic()
         self.device = choose_device(recipe.device)
         self.split = _Split.of(recipe, dataset, self.device)
         self.rule, value = RULES[recipe.keep]
@@ -334,10 +324,3 @@ class _Job:
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
-
-
-def deterministic() -> None:
-    """Ask for algorithms that give the same bits each time; before CUDA is first used."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True

@@ -1,0 +1,140 @@
+"""Evaluating a model: every attack alone on all correctly classified examples, judged apart."""
+
+__all__ = ["evaluate"]
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.attacks import Attack, parse_list, split_names
+from equipoise.attacks.core import check_inputs
+from equipoise.draws import KeyedDraws
+from equipoise.errors import UserError
+from equipoise.evaluation.judge import Judge
+from equipoise.evaluation.result import Result
+from equipoise.threat import Threat
+
+
+def evaluate(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: Threat,
+    attacks: Sequence[str] | str = ("pgd-20",),
+    seed: int = 0,
+    batch_size: int = 500,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    classes: Sequence[str] = (),
+    advance: Callable[[str, int], None] | None = None,
+    after: Callable[[Result], None] | None = None,
+) -> Result:
+    """Attack a model and judge what the attacks find.
+
+    Each attack runs alone on all examples that are classified correctly, so that the accuracy
+    under each is comparable with what papers report; the worst case over all of them is
+    ``Result.robust_accuracy``. No verdict depends on the batch size or on the order of the
+    examples, but for the rounding of floating point.
+
+    Arguments:
+        model: From inputs within the threat's range to logits, with shape (N, K); it is used in
+            eval mode and left as it was. It may be on any device.
+        x: The inputs, with shape (N, ...).
+        y: The labels, int64, with shape (N,).
+        threat: What the attacks are allowed.
+        attacks: Names as for :func:`equipoise.attacks.parse`; ``"clean"`` is always measured.
+        seed: The seed of the attacks' randomness.
+        batch_size: How many examples are attacked at a time: memory, not results.
+        precision: The arithmetic of the search; the judge's is float32 either way.
+        classes: The names of the classes, by label.
+        advance: Told the attack and how many more examples it is done with.
+        after: Given the result so far after each attack.
+
+    Returns:
+        The verdicts, the strongest points found, and what follows from them.
+
+    Raises:
+        UserError: If inputs, labels, outputs or attacks will not do.
+    """
+    found = parse_list([name for name in split_names(attacks) if name != "clean"])
+    if batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, got {batch_size}")
+    check_inputs(x, y, threat)
+    device = next((p.device for p in model.parameters()), x.device)
+    x, y = x.to(device), y.to(device)
+    judge = Judge(model, batch_size)
+    search = _Search(judge, x, y, threat, seed, len(classes) or None)
+    search.precision = torch.bfloat16 if precision == "bfloat16" else None
+    for name, attack in found.items():
+        search.run(name, attack, advance or (lambda name, n: None))
+        if after is not None:
+            after(search.result(classes))
+    return search.result(classes)
+
+
+class _Search:
+    """The evaluation of one model under one threat while it goes on."""
+
+    def __init__(
+        self, judge: Judge, x: Tensor, y: Tensor, threat: Threat, seed: int, classes: int | None
+    ) -> None:
+        self.judge, self.x, self.y, self.threat, self.seed = judge, x, y, threat, seed
+        logits = judge.logits(x)
+        judge.check(logits, y, classes)
+        self.prediction = logits.argmax(1)
+        self.x_adv = x.clone()
+        self.margin = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
+        self.verdicts: dict[str, Tensor] = {}
+        self.settings: dict[str, str] = {}
+        self.seconds: dict[str, float] = {}
+        self.rejected: dict[str, int] = {}
+        self.precision: torch.dtype | None = None
+
+    def run(self, name: str, attack: Attack, advance: Callable[[str, int], None]) -> None:
+        """Run one attack on all correct examples, and judge it."""
+        began = time.perf_counter()
+        correct = self.prediction == self.y
+        verdict, rejected = correct.clone(), 0
+        every = correct.nonzero()[:, 0]
+        for first in range(0, len(every), self.judge.batch_size):
+            index = every[first : first + self.judge.batch_size]
+            x, y = self.x[index], self.y[index]
+            draws = KeyedDraws.of(x, self.seed).child(str(attack))
+            with torch.autocast(x.device.type, self.precision, enabled=bool(self.precision)):
+                x_adv = attack(self.judge.model, x, y, self.threat, draws=draws)
+            allowed = self.judge.admit(x, x_adv, self.threat)
+            fooled, margins = self.judge.fooled(x_adv, y)
+            verdict[index] = ~(allowed & fooled)
+            rejected += int((~allowed).sum())
+            self._keep(index, x_adv, torch.where(allowed, margins, torch.inf))
+            advance(name, len(index))
+        self.verdicts[name] = verdict
+        low = f", searched in {self.precision}".replace("torch.", "") if self.precision else ""
+        self.settings[name] = f"{attack}{low}"
+        self.seconds[name] = time.perf_counter() - began
+        self.rejected[name] = rejected
+
+    def _keep(self, index: Tensor, x_adv: Tensor, margins: Tensor) -> None:
+        """Keep the allowed points with the smallest margin."""
+        better = margins < self.margin[index]
+        self.x_adv[index[better]] = x_adv[better]
+        self.margin[index[better]] = margins[better]
+
+    def result(self, classes: Sequence[str]) -> Result:
+        """Return what was found, on the CPU."""
+        return Result(
+            threat=self.threat,
+            y=self.y.cpu(),
+            prediction=self.prediction.cpu(),
+            x_adv=self.x_adv.cpu(),
+            adversarial_prediction=self.judge.logits(self.x_adv).argmax(1).cpu(),
+            verdicts={name: verdict.cpu() for name, verdict in self.verdicts.items()},
+            settings=self.settings,
+            seconds=self.seconds,
+            rejected=self.rejected,
+            seed=self.seed,
+            classes=classes,
+        )

@@ -1,0 +1,89 @@
+"""The judge: the only place where it is decided whether a point is fooled.
+
+Attacks propose, the judge disposes. It runs the model in eval mode, in float32 (float64 for a
+float64 model), with autocast off, whatever arithmetic the attack searched with.
+"""
+
+__all__ = ["Judge"]
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.attacks.core import guest
+from equipoise.errors import UserError
+from equipoise.losses import margin
+from equipoise.threat import Threat
+
+TOLERANCE = 1e-5  # how close to probabilities an output must be to be taken for them
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Decides on points for one model.
+
+    Arguments:
+        model: The model, from inputs to logits.
+        batch_size: How many points are looked at together.
+    """
+
+    model: nn.Module
+    batch_size: int = 500
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits of inputs with shape (N, ...)."""
+        size = self.batch_size
+        parts = (x[first : first + size] for first in range(0, max(len(x), 1), size))
+        with guest(self.model), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            return torch.cat([self.model(part) for part in parts])
+
+    def admit(self, x: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
+        """Tell which points an attack was allowed to propose, with shape (N,)."""
+        return torch.isfinite(x_adv.flatten(1)).all(1) & threat.contains(x, x_adv)
+
+    def fooled(self, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Tell which points are misclassified, and by how much each is classified correctly.
+
+        Both have shape (N,). An output that is not finite is no correct answer: it counts as
+        misclassified, with a margin of -inf.
+        """
+        logits = self.logits(x_adv)
+        finite = torch.isfinite(logits).all(1)
+        margins = torch.where(finite, -margin(logits, y).double(), -torch.inf)
+        return ~finite | (logits.argmax(1) != y), margins
+
+    def check(self, logits: Tensor, y: Tensor, classes: int | None) -> None:
+        """Raise a UserError for outputs that cannot be the logits of a classifier.
+
+        Arguments:
+            logits: The outputs on clean inputs.
+            y: The labels.
+            classes: The number of classes, where it is known.
+        """
+        if logits.ndim != 2 or len(logits) != len(y):
+            raise UserError(
+                f"expected logits of shape ({len(y)}, K) from the model, got {tuple(logits.shape)}"
+            )
+        k = logits.shape[1]
+        if k < 2:
+            raise UserError("the model has one output; a classifier needs at least two logits")
+        if classes is not None and k != classes:
+            raise UserError(f"the model returns {k} classes, the data has {classes}")
+        if len(y) and not 0 <= int(y.min()) <= int(y.max()) < k:
+            raise UserError(
+                f"labels must lie in 0..{k - 1}, as the model returns {k} classes; "
+                f"got {int(y.min())}..{int(y.max())}"
+            )
+        if not bool(torch.isfinite(logits).all()):
+            rows = int((~torch.isfinite(logits).all(1)).sum())
+            raise UserError(
+                f"the model returns NaN or infinite values on {rows} of {len(y)} clean inputs; "
+                "check its weights and its normalisation"
+            )
+        nonnegative = bool((logits >= -TOLERANCE).all())
+        if nonnegative and bool(((logits.sum(1) - 1).abs() <= TOLERANCE).all()):
+            raise UserError(
+                "the model returns probabilities, not logits: gradients vanish behind a softmax "
+                "and the accuracy would look too good; remove the last softmax"
+            )

@@ -1,0 +1,170 @@
+"""Evaluating a run as a job: its model on the test images, records and examples in its folder."""
+
+__all__ = ["evaluate_run"]
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from equipoise import data, recipe
+from equipoise.attacks import parse_list, split_names
+from equipoise.data import Dataset
+from equipoise.errors import UserError
+from equipoise.evaluation import Result, evaluate
+from equipoise.jobs.device import choose_device
+from equipoise.progress import Console
+from equipoise.provenance import provenance
+from equipoise.runs import Run, model_digest
+from equipoise.threat import Norm, Threat
+
+DEFAULT = "clean,fgsm,pgd-20,mi-fgsm-10,cw-inf-30"
+
+
+def evaluate_run(
+    path: str | Path,
+    *,
+    attacks: Sequence[str] | str = DEFAULT,
+    eps: Sequence[float] = (),
+    norm: Norm | None = None,
+    n: int | None = None,
+    seed: int = 0,
+    batch_size: int = 500,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    data_dir: str | Path | None = None,
+    which: str = "model",
+    device: str = "auto",
+    console: Console | None = None,
+) -> list[dict[str, Any]]:
+    """Evaluate the model of a run on the first ``n`` test images.
+
+    The records are added to ``records.jsonl`` after each attack, so that nothing is lost when
+    the job is interrupted; verdicts and adversarial examples go to ``evaluations/``.
+
+    Arguments:
+        path: The run folder.
+        attacks: Names as for :func:`equipoise.attacks.parse`.
+        eps: The radii; by default that of the training.
+        norm: The norm; by default that of the training.
+        n: How many test images, in their official order; None: all.
+        seed: The seed of the attacks' randomness.
+        batch_size: How many images are attacked at a time.
+        precision: The arithmetic of the search; the judge's is float32 either way.
+        data_dir: The folder of the data; by default that of the training.
+        which: ``"model"`` for the kept model, ``"last"`` for that of the last round.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        console: Where progress is shown; by default nowhere.
+
+    Returns:
+        The new records.
+    """
+    run = Run.open(path)
+    parse_list([name for name in split_names(attacks) if name != "clean"])
+    settings = recipe.parse(recipe.read(run.path / "recipe.yaml"))
+    dataset = data.load(settings.data, data_dir or settings.data_dir)
+    trained = run.read_json("provenance.json").get("data", {}).get("sha256")
+    if trained and trained != dataset.sha256:
+        raise UserError(f"{path} was trained on other data than is found now (checksums differ)")
+    radii = list(eps) or [settings.threat(dataset.eps).eps]
+    job = _Evaluation(run, dataset, which, device, seed, console or Console(quiet=True), n)
+    for radius in radii:
+        job.evaluate(Threat(norm or settings.norm, radius), attacks, batch_size, precision)
+    return job.records
+
+
+@dataclass
+class _Evaluation:
+    run: Run
+    dataset: Dataset
+    which: str
+    device: str
+    seed: int
+    console: Console
+    n: int | None
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.n is not None and not 1 <= self.n <= len(self.dataset.test):
+            raise UserError(f"-n must lie in 1..{len(self.dataset.test)}, got {self.n}")
+        device = choose_device(self.device)
+        model = self.run.model(self.which).to(device)
+        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        test = self.dataset.test.take(slice(self.n))
+        self.x, self.y = test.pixels().to(device), test.y.to(device)
+        self.origin = {
+            "split": "test",
+            "weights": self.which,
+            "model_sha256": model_digest(self.model),
+            "data_sha256": self.dataset.sha256["test_x"],
+            "versions": provenance(str(device), self.seed),
+        }
+
+    def evaluate(
+        self,
+        threat: Threat,
+        attacks: Sequence[str] | str,
+        batch_size: int,
+        precision: Literal["float32", "bfloat16"],
+    ) -> None:
+        """Evaluate under one threat."""
+        names = [name for name in split_names(attacks) if name != "clean"]
+        what = f"{self.run.path}, {threat}, n = {len(self.y)}"
+        self.console.say(f"evaluating {what}: {', '.join(names) or 'clean'}")
+        with self.console.progress(len(self.y) * max(len(names), 1), what="attacking"):
+            result = evaluate(
+                self.model,
+                self.x,
+                self.y,
+                threat=threat,
+                attacks=attacks,
+                seed=self.seed,
+                batch_size=batch_size,
+                precision=precision,
+                classes=self.dataset.classes,
+                advance=lambda name, n: self.console.advance(n),
+                after=self._save,
+            )
+        last = [result.records()[-1]] if names else result.records()
+        self._add(last)
+        self._store(result)
+
+    def _save(self, result: Result) -> None:
+        """Keep what the last attack found, and the clean accuracy with the first."""
+        records = result.records()[:-1]
+        self._add(records if len(result.verdicts) == 1 else records[-1:])
+
+    def _add(self, records: list[dict[str, Any]]) -> None:
+        for record in records:
+            self.records.append(record | self.origin)
+            self.run.append_line("records.jsonl", self.records[-1])
+
+    def _store(self, result: Result) -> None:
+        """Keep the verdicts and the adversarial examples."""
+        tensors: dict[str, Tensor] = {
+            "x": self.x.cpu(),
+            "x_adv": result.x_adv,
+            "y": result.y,
+            "clean_prediction": result.prediction,
+            "adversarial_prediction": result.adversarial_prediction,
+            "correct": result.correct,
+            "robust": result.robust,
+        }
+        tensors |= {f"verdict.{name}": verdict for name, verdict in result.verdicts.items()}
+        about = {
+            "norm": result.threat.norm,
+            "eps": repr(result.threat.eps),
+            "attacks": json.dumps(list(result.verdicts)),
+            "classes": json.dumps(list(self.dataset.classes)),
+            "created": result.records()[0]["created"],
+            "model_sha256": self.origin["model_sha256"],
+            "data_sha256": self.origin["data_sha256"],
+            "seed": str(self.seed),
+        }
+        payload = save({k: v.contiguous() for k, v in tensors.items()}, metadata=about)
+        name = f"evaluations/{result.threat.norm}-{result.threat.eps:.6g}.safetensors"
+        self.run.write(name, lambda file: file.write(payload))

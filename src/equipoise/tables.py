@@ -1,0 +1,140 @@
+"""Tables on the terminal."""
+
+__all__ = ["write_catalogue", "write_data", "write_settings", "write_table"]
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from equipoise.errors import UserError, nearest
+
+
+def write_table(records: Sequence[Mapping[str, Any]], title: str = "") -> None:
+    """Show records of an evaluation: a table an eps, and one of the classes.
+
+    Arguments:
+        records: As :func:`equipoise.jobs.evaluate.evaluate_run` returns them.
+        title: What stands above.
+    """
+    console = _console()
+    for eps in dict.fromkeys(record["eps"] for record in records):
+        mine = [record for record in records if record["eps"] == eps]
+        console.print(_accuracies(mine, title))
+        console.print(_classes(mine))
+
+
+def _accuracies(records: Sequence[Mapping[str, Any]], title: str) -> Table:
+    from equipoise.threat import Threat
+
+    first = records[0]
+    threat = Threat(first["norm"], first["eps"])
+    table = _table(f"{title + ': ' if title else ''}{threat}, n = {first['n']}, test images")
+    table.add_column("attack")
+    for name in ("accuracy", "95 % interval", "worst class", "seconds"):
+        table.add_column(name, justify="right")
+    for record in records:
+        low, high = record["interval"]
+        worst = record["worst_class"]
+        table.add_row(
+            record["attack"],
+            f"{record['accuracy']:.2%}",
+            f"{low:.1%} .. {high:.1%}",
+            f"{worst['name']} {worst['accuracy']:.1%}" if worst else "",
+            f"{record['seconds']:.1f}" if record["seconds"] else "",
+        )
+    return table
+
+
+def _classes(records: Sequence[Mapping[str, Any]]) -> Table:
+    names = list(records[0]["per_class"])
+    table = _table("per class")
+    table.add_column("attack")
+    for name in names:
+        table.add_column(name, justify="right")
+    for record in records:
+        cells = (record["per_class"][name]["accuracy"] for name in names)
+        table.add_row(record["attack"], *(f"{cell:.0%}" for cell in cells))
+    return table
+
+
+def write_catalogue(what: str | None) -> None:
+    """Show what there is: methods, attacks, models or data sets; None: all of them."""
+    from equipoise.attacks import ATTACKS
+    from equipoise.data import DATASETS
+    from equipoise.methods import METHODS
+    from equipoise.models import MODELS
+
+    catalogue: dict[str, Iterable[tuple[str, str]]] = {
+        "methods": ((name, _first_line(kind)) for name, kind in METHODS.items()),
+        "attacks": ((name, about) for name, (_, about) in ATTACKS.items()),
+        "models": ((name, about) for name, (_, about) in MODELS.items()),
+        "data": ((name, f"{d.title}, {d.n:,} images") for name, d in DATASETS.items()),
+    }
+    if what is not None and what not in catalogue:
+        raise UserError(nearest(what, catalogue, "list"))
+    console = _console()
+    for name in [what] if what else catalogue:
+        table = _table(name)
+        table.add_column(name.removesuffix("s"))
+        table.add_column("what it is")
+        for row in catalogue[name]:
+            table.add_row(*row)
+        console.print(table)
+    if what in (None, "methods"):
+        console.print("Settings of a method: equipoise list methods METHOD")
+
+
+def write_settings(method: str) -> None:
+    """Show the settings of a method with their meaning and defaults."""
+    import inspect
+
+    from equipoise import recipe
+    from equipoise.methods import METHODS
+
+    if method not in METHODS:
+        raise UserError(nearest(method, METHODS, "method"))
+    console = _console()
+    console.print(inspect.cleandoc(METHODS[method].__doc__ or ""), markup=False)
+    console.print("\nDefaults, as a recipe has them:", style="bold")
+    text = yaml.safe_dump(recipe.defaults(method), sort_keys=False, default_flow_style=None)
+    console.print(f"method: {method}\n{text}", markup=False, end="")
+
+
+def write_data(data_dir: Path | None) -> None:
+    """Show which data sets were found, where was looked, and how to get the rest."""
+    from equipoise.data import status
+
+    console = _console()
+    for entry in status(data_dir):
+        mark = "found" if entry.found else "refused" if entry.problem else "not found"
+        console.print(f"{entry.name}: {mark}", style="bold", markup=False)
+        console.print(
+            f"  {entry.title}, {entry.n:,} images; licence: {entry.licence}", markup=False
+        )
+        if entry.copy:
+            console.print(f"  {entry.copy}", markup=False)
+        if entry.problem:
+            console.print(f"  {entry.problem}", markup=False)
+        if not entry.found:
+            console.print(f"  looked in {', '.join(map(str, entry.looked))}", markup=False)
+            console.print(f"  {entry.remedy}", markup=False)
+
+
+def _first_line(kind: type) -> str:
+    return (kind.__doc__ or "").strip().splitlines()[0]
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+
+
+def _console() -> Console:
+    import sys
+
+    width = None if sys.stdout.isatty() else 140
+    return Console(highlight=False, soft_wrap=False, width=width)
