@@ -155,6 +155,9 @@ def _write_json(path: Path, records: list[dict[str, Any]]) -> None:
 
     try:
         path.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}; the run has the records") from None
 
@@ -243,11 +246,13 @@ def main() -> None:
         _fail(str(error), 2)
     except RunError as error:
         _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
 
 
 def _fail(message: str, code: int) -> None:

@@ -50,8 +50,8 @@ class Run:
         self.path = Path(path)
 
     @classmethod
-    def create(cls, path: str | Path) -> "Run":
-        """Make a new run folder.
+    def create(cls, path: str | Path, recipe: str) -> "Run":
+        """Make a new run folder with its recipe, given as YAML.
 
         Raises:
             UserError: If it is there already, or cannot be written.
@@ -64,9 +64,11 @@ class Run:
             )
         try:
             run.path.mkdir(parents=True, exist_ok=True)
-            run.write_text("recipe.yaml", "")
+            run.write_text("recipe.yaml", recipe)
         except OSError as error:
             raise UserError(f"cannot write to {path}: {error.strerror}") from None
+        except RunError as error:
+            raise UserError(str(error)) from None
         return run
 
     @classmethod
@@ -138,12 +140,16 @@ class Run:
             beside.replace(path)
         except OSError as error:
             beside.unlink(missing_ok=True)
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise RunError(
-                    f"the disk is full: {path} was not written, and what was there before is "
-                    f"intact. Free some space, then: equipoise train --resume {self.path}"
-                ) from None
-            raise
+            raise self._failure(error, path) from None
+
+    def _failure(self, error: OSError, path: Path) -> RunError:
+        """Return a failure to write as one line with its remedy."""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return RunError(
+                f"the disk is full: {path} was not written, and what was there before is "
+                f"intact. Free some space, then: equipoise train --resume {self.path}"
+            )
+        return RunError(f"cannot write {path}: {error.strerror}; what was there is intact")
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file whole or not at all."""
@@ -160,12 +166,15 @@ class Run:
     def append_line(self, name: str, content: Mapping[str, Any]) -> None:
         """Append an object to a file of JSON lines; a line cut by a crash is closed first."""
         path = self.path / name
-        with path.open("ab+") as file:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
-                    file.write(b"\n")
-            file.write((json.dumps(content) + "\n").encode())
+        try:
+            with path.open("ab+") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":
+                        file.write(b"\n")
+                file.write((json.dumps(content) + "\n").encode())
+        except OSError as error:
+            raise self._failure(error, path) from None
 
     def write_state(self, state: Mapping[str, Any]) -> None:
         """Save the state of the training, keeping the one before."""

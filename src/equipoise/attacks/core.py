@@ -75,6 +75,8 @@ def input_gradient(
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         logits = model(x)
+        if logits.dtype in (torch.bfloat16, torch.float16):
+            logits = logits.float()  # losses are differences of logits: they need the digits
         losses = objective(logits)
         (grad,) = torch.autograd.grad(losses.sum(), x)
     return logits.detach(), losses.detach(), torch.nan_to_num(grad, nan=0.0)

@@ -57,8 +57,8 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
     """
     console = console or Console(quiet=True)
     recipe, dataset = _resolve(recipe)
-    run = Run.create(out)
-    run.write_text("recipe.yaml", recipe.to_yaml())
+    _refuse_another(Path(out), recipe)
+    run = Run.create(out, recipe.to_yaml())
     job = _Job(run, recipe, dataset, console)
     run.write_json("provenance.json", job.provenance())
     return job.run_to_end()
@@ -86,6 +86,17 @@ def resume(path: str | Path, *, console: Console | None = None) -> Run:
     else:
         job.training.load_state_dict(state)
     return job.run_to_end()
+
+
+def _refuse_another(out: Path, recipe: Recipe) -> None:
+    """Raise a UserError if a folder belongs to another recipe, and say in what they differ."""
+    if (out / "recipe.yaml").is_file():
+        there = recipes.read(out / "recipe.yaml")
+        found = recipes.differences(there, recipe.to_dict())
+        if found:
+            raise UserError(
+                f"{out} belongs to another recipe ({'; '.join(found)}): choose another"
+            )
 
 
 def _resolve(recipe: Recipe) -> tuple[Recipe, Dataset]:

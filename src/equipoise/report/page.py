@@ -1,0 +1,261 @@
+"""The page: everything a report says, in reading order, as one HTML file that asks for nothing."""
+
+__all__ = ["ClassTable", "Training", "build"]
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from shlex import quote
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from equipoise.errors import UserError
+from equipoise.report import wording
+from equipoise.report.cautions import cautions
+from equipoise.report.figures import Figure, curves, eps_sweep
+from equipoise.report.gallery import Gallery, gallery
+from equipoise.report.results import Row, headline_rows, sections, verdicts
+from equipoise.report.runs_reader import Record, Run, read_runs
+
+_MANY = 24  # classes; of more, the worst are shown first
+
+
+@dataclass(frozen=True)
+class Training:
+    """How one run was trained: its curves, and the facts beside them."""
+
+    run: Run
+    figure: Figure | None
+    facts: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """Accuracy by class; a row has a name and for each run clean and attacked accuracy."""
+
+    runs: tuple[tuple[str, str], ...]
+    rows: tuple[tuple[str, tuple[tuple[float | None, float | None], ...]], ...]
+    hidden: int
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Settings of all runs in one table; those that differ are marked."""
+
+    rows: tuple[tuple[str, tuple[str, ...], bool], ...]
+
+    @property
+    def differing(self) -> tuple[tuple[str, tuple[str, ...], bool], ...]:
+        """The rows in which runs that have the setting disagree."""
+        return tuple(row for row in self.rows if len({*row[1]} - {wording.MISSING}) > 1)
+
+
+def build(runs: Sequence[Path], out: Path) -> Path:
+    """Write the report on some runs as one HTML file.
+
+    The file holds its style, its figures and its images, and asks for nothing from outside. Equal
+    run folders give equal bytes. It appears whole or not at all.
+
+    Arguments:
+        runs: Folders that ``equipoise train`` wrote; evaluated or not, finished or not.
+        out: The file to write. Its folder is made if need be.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        UserError: where a folder is missing, is no run, or holds a damaged file, or where
+            ``out`` is a folder.
+    """
+    out = Path(out)
+    if out.is_dir():
+        raise UserError(f"{out} is a folder; name the file to write, e.g. {out / 'report.html'}")
+    _write(out, _render(read_runs(runs)))
+    return out
+
+
+def _render(runs: Sequence[Run]) -> str:
+    rows, tables = headline_rows(runs), sections(runs)
+    threat = next((row.threat for row in rows.values() if row.threat), None)
+    pictures = [
+        (run, gallery(run, rows[run.name].threat if run.name in rows else threat, f"gallery-{i}"))
+        for i, run in enumerate(runs)
+    ]
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            runs=runs,
+            title="Report on " + wording.join([run.name for run in runs]),
+            verdicts=(*verdicts(list(rows.values())), *_unjudged(runs, rows)),
+            cautions=cautions(runs, rows),
+            sections=tables,
+            marks=frozenset().union(*(table.marks for table in tables)),
+            trainings=[_training(run, f"fig-curves-{i}") for i, run in enumerate(runs)],
+            sweep=eps_sweep(runs, "fig-eps"),
+            classes=_classes(list(rows.values())),
+            galleries=[(run, g) for run, g in pictures if isinstance(g, Gallery)],
+            lost=[(run, g) for run, g in pictures if isinstance(g, str)],
+            recipes=_side_by_side([run.recipe for run in runs]),
+            provenances=_side_by_side([run.provenance for run in runs]),
+            models=_side_by_side([run.config for run in runs]),
+        )
+    )
+
+
+def _environment() -> Environment:
+    def source(name: str) -> str:
+        return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+    environment = Environment(
+        loader=FunctionLoader(source),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["asset"] = lambda name: Markup(source(name))  # noqa: S704 - our own file
+    environment.filters |= {
+        "count": wording.count,
+        "percent": wording.percent,
+        "opening": lambda text: text[:1].upper() + text[1:],
+        "sentence": _sentence,
+        "threat": lambda threat: wording.threat_text(*threat),
+        "join_words": wording.join,
+    }
+    return environment
+
+
+def _sentence(text: str) -> Markup:
+    """Return text as HTML: `code` between backticks, percentages set off."""
+    safe = str(escape(text))
+    safe = re.sub(r"`([^`]+)`", r"<code>\1</code>", safe)
+    safe = re.sub(r"(?<![\d.,])(\d+\.\d+\u00a0%)", r"<strong>\1</strong>", safe)
+    return Markup(safe)  # noqa: S704 - escaped above
+
+
+def _unjudged(runs: Sequence[Run], rows: Mapping[str, Row]) -> list[str]:
+    def trained(run: Run) -> str:
+        if not run.rounds:
+            return "has not logged a round"
+        return f"was trained for {len(run.rounds)} of {run.planned} rounds"
+
+    return [
+        f"{run.name} {trained(run)} and has not been evaluated; "
+        f"evaluate it with `equipoise evaluate {quote(str(run.path))}`."
+        for run in runs
+        if run.name not in rows
+    ]
+
+
+def _training(run: Run, identity: str) -> Training:
+    facts = (
+        ("Method", run.method),
+        ("Learners", wording.join(run.learners) if run.learners else ""),
+        ("Merging", _merging(run)),
+        ("Hand-overs", _handovers(run)),
+        ("Model kept", _kept(run)),
+        ("Effort", _effort(run)),
+    )
+    return Training(run, curves(run, identity), tuple((k, v) for k, v in facts if v))
+
+
+def _merging(run: Run) -> str:
+    if len(run.learners) < 2:
+        return ""
+    start = run.start
+    never = "never started" if run.finished else "has not started"
+    when = never if start.round is None else f"starts at t′ = {start.round}"
+    return f"{when} ({start.reason})" if start.reason else when
+
+
+def _handovers(run: Run) -> str:
+    if not run.handovers:
+        return ""
+    some = [str(r) for r in run.handovers]
+    if len(some) > 12:
+        return f"{len(some)}, from round {some[0]} to round {some[-1]}"
+    return f"after {'rounds' if len(some) > 1 else 'round'} {wording.join(some)}"
+
+
+def _kept(run: Run) -> str:
+    if run.kept_round is None:
+        return ""
+    rule = run.summary.rule if run.summary else ""
+    by = f", chosen by the {rule.removeprefix('the ')}" if rule else ""
+    return f"round {run.kept_round} of {run.planned}{by}; test images had no part in it"
+
+
+def _effort(run: Run) -> str:
+    logged = sum(r.gradient_evaluations for r in run.rounds), sum(r.seconds for r in run.rounds)
+    said = run.summary
+    gradients = (said and said.gradient_evaluations) or logged[0]
+    seconds = (said and said.seconds) or logged[1]
+    parts = (
+        f"{wording.large(gradients)} gradient evaluations" if gradients else "",
+        wording.duration(seconds) if seconds else "",
+    )
+    return ", ".join(filter(None, parts))
+
+
+def _classes(rows: Sequence[Row]) -> ClassTable | None:
+    judged = [row for row in rows if any(r.per_class for r in (row.clean, row.attacked) if r)]
+    if not judged:
+        return None
+    pairs = [(_by_class(row.clean), _by_class(row.attacked)) for row in judged]
+    present = dict.fromkeys(name for pair in pairs for accuracy in pair for name in accuracy)
+    known = [name for row in judged for name in row.run.classes if name in present]
+    rest = {
+        name: tuple((clean.get(name), attacked.get(name)) for clean, attacked in pairs)
+        for name in dict.fromkeys([*known, *present])
+    }
+    names = list(rest)
+    if len(names) > _MANY:
+        names = sorted(names, key=lambda name: _lowest(rest[name]))[:_MANY]
+    return ClassTable(
+        tuple((row.run.name, _under(row)) for row in judged),
+        tuple((name, rest[name]) for name in names),
+        len(rest) - len(names),
+    )
+
+
+def _by_class(record: Record | None) -> Mapping[str, float]:
+    return record.per_class if record else {}
+
+
+def _lowest(pairs: Sequence[tuple[float | None, float | None]]) -> float:
+    return min((v for pair in pairs for v in pair if v is not None), default=1.0)
+
+
+def _under(row: Row) -> str:
+    if row.attacked is None or row.threat is None:
+        return "clean"
+    return f"{row.attacked.attack}, {wording.threat_text(*row.threat)}"
+
+
+def _side_by_side(trees: Sequence[Mapping[str, object]]) -> SideBySide:
+    flat = [dict(wording.flatten(tree)) for tree in trees]
+    names = dict.fromkeys(name for settings in flat for name in settings)
+    rows = ((n, tuple(settings.get(n, wording.MISSING) for settings in flat)) for n in names)
+    return SideBySide(tuple((name, values, len(set(values)) > 1) for name, values in rows))
+
+
+def _write(out: Path, text: str) -> None:
+    temporary = ""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, out)
+    except OSError as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        reason = error.strerror or str(error)
+        raise UserError(f"cannot write {out} ({reason}); choose another file") from error

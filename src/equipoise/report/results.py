@@ -1,0 +1,302 @@
+"""What was measured, side by side: rows of equal footing, the best of a column, a verdict."""
+
+__all__ = [
+    "CLEAN",
+    "WORST",
+    "Cell",
+    "Row",
+    "Section",
+    "Threat",
+    "headline_rows",
+    "rows_of",
+    "sections",
+    "strongest",
+    "sweep",
+    "verdicts",
+]
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from equipoise.report.runs_reader import Record, Run
+from equipoise.report.wording import count, interval, percent, threat_text
+
+CLEAN = "clean"
+WORST = "worst-case"
+
+Threat = tuple[str, float]
+Mark = str  # "": not the best; "best": ahead of all others; "close": ahead within the interval
+
+
+@dataclass(frozen=True)
+class Row:
+    """Everything measured for one run on the same images at one budget."""
+
+    run: Run
+    threat: Threat | None
+    split: str
+    n: int
+    records: Mapping[str, Record]
+
+    @property
+    def clean(self) -> Record | None:
+        """Accuracy without a perturbation."""
+        return self.records.get(CLEAN)
+
+    @property
+    def attacked(self) -> Record | None:
+        """The worst case, or the strongest single attack where there is no worst case."""
+        return self.records.get(WORST) or strongest(self.records.values())
+
+    @property
+    def worst_class(self) -> tuple[str, float] | None:
+        """Name and accuracy of the class that fares worst, under attack if there was one."""
+        record = self.attacked or self.clean
+        return record.worst_class if record else None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table with its interval and its standing in the column."""
+
+    record: Record | None
+    mark: Mark = ""
+    other_n: int | None = None
+
+    @property
+    def text(self) -> str:
+        """The accuracy in percent."""
+        return percent(self.record.accuracy if self.record else None)
+
+    @property
+    def interval(self) -> str:
+        """The 95 % interval in percent, without the sign."""
+        return interval(self.record.interval if self.record else None)
+
+
+@dataclass(frozen=True)
+class Section:
+    """The table of one budget: its columns are attacks, its rows are runs."""
+
+    threat: Threat | None
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Row, tuple[Cell, ...]], ...]
+
+    @property
+    def title(self) -> str:
+        """The budget, as it is printed."""
+        return threat_text(*self.threat) if self.threat else "No perturbation"
+
+    @property
+    def marks(self) -> frozenset[Mark]:
+        """The marks that occur, to be explained below the table."""
+        return frozenset(cell.mark for _, cells in self.rows for cell in cells) - {""}
+
+    @property
+    def settings(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """Each attack with the settings it was run with; more than one where runs differ."""
+        return tuple(
+            (name, settings)
+            for name in self.columns
+            if name not in (CLEAN, WORST) and (settings := _settings(self.rows, name))
+        )
+
+    @property
+    def worst_of(self) -> tuple[tuple[str, ...], ...]:
+        """The sets of attacks behind the column of the worst case."""
+        found = (row.records.get(WORST) for row, _ in self.rows)
+        return tuple(dict.fromkeys(r.attacks for r in found if r and r.attacks))
+
+
+def strongest(records: Iterable[Record]) -> Record | None:
+    """Return the record of the single attack that left the fewest images correct."""
+    attacks = [r for r in records if r.attack not in (CLEAN, WORST)]
+    return min(attacks, key=lambda r: r.accuracy, default=None)
+
+
+def rows_of(run: Run) -> tuple[Row, ...]:
+    """Return what was measured for a run, one row per budget, split and number of images."""
+    groups: dict[tuple[Threat | None, str, int], dict[str, Record]] = {}
+    for record in run.records:
+        threat = record.threat
+        groups.setdefault((threat, record.split, record.n), {})[record.attack] = record
+    perturbed = any(threat for threat, _, _ in groups)
+    return tuple(
+        Row(run, threat, split, n, _with_clean(run, split, n, records))
+        for (threat, split, n), records in groups.items()
+        if threat or not perturbed
+    )
+
+
+def _with_clean(run: Run, split: str, n: int, records: dict[str, Record]) -> dict[str, Record]:
+    # Clean accuracy is the same at every budget, and may have been recorded at another one.
+    if CLEAN in records:
+        return records
+    clean = [r for r in run.records if r.attack == CLEAN and r.split == split]
+    found = max(clean, key=lambda r: (r.n == n, r.n), default=None)
+    return {CLEAN: found, **records} if found else records
+
+
+def sections(runs: Sequence[Run]) -> tuple[Section, ...]:
+    """Return one table per budget, small budgets first."""
+    rows = [row for run in runs for row in rows_of(run)]
+    threats = sorted({row.threat or ("", 0.0) for row in rows})
+    return tuple(
+        _section(
+            threat if threat[0] else None, [r for r in rows if (r.threat or ("", 0.0)) == threat]
+        )
+        for threat in threats
+    )
+
+
+def _section(threat: Threat | None, rows: Sequence[Row]) -> Section:
+    names = dict.fromkeys(name for row in rows for name in row.records)
+    attacks = [name for name in names if name not in (CLEAN, WORST)]
+    columns = tuple(n for n in (CLEAN, *attacks, WORST) if n in names)
+    marks = {name: _marks([row.records.get(name) for row in rows]) for name in columns}
+    return Section(
+        threat,
+        columns,
+        tuple(
+            (row, tuple(_cell(row, name, marks[name][i]) for name in columns))
+            for i, row in enumerate(rows)
+        ),
+    )
+
+
+def _cell(row: Row, name: str, mark: Mark) -> Cell:
+    record = row.records.get(name)
+    return Cell(record, mark, record.n if record and record.n != row.n else None)
+
+
+def _marks(records: Sequence[Record | None]) -> list[Mark]:
+    present = [r for r in records if r]
+    if len(present) < 2:
+        return [""] * len(records)
+    top = max(r.accuracy for r in present)
+    rest = [r for r in present if r.accuracy < top]
+    ties = len(present) - len(rest) > 1
+    marks: list[Mark] = []
+    for record in records:
+        if record is None or record.accuracy < top or not rest:
+            marks.append("")
+        else:
+            marks.append("close" if ties or any(_overlap(record, r) for r in rest) else "best")
+    return marks
+
+
+def _overlap(best: Record, other: Record) -> bool:
+    if best.interval is None or other.interval is None:
+        return True
+    return best.interval[0] <= other.interval[1]
+
+
+def _settings(rows: Sequence[tuple[Row, tuple[Cell, ...]]], name: str) -> tuple[str, ...]:
+    found = (row.records.get(name) for row, _ in rows)
+    return tuple(dict.fromkeys(r.settings for r in found if r and r.settings))
+
+
+def headline_rows(runs: Sequence[Run]) -> dict[str, Row]:
+    """Return one row per run to speak of first: the budget that most runs were judged at.
+
+    Between equals the budget they were trained for wins, then the larger one. A run that was
+    not judged there speaks with its own largest budget, on as many images as it has.
+    """
+    rows = {run.name: rows_of(run) for run in runs}
+    judged = Counter(t for found in rows.values() for t in {r.threat for r in found} if t)
+    trained = Counter(run.threat for run in runs)
+    shared = max(judged, key=lambda t: (judged[t], trained[t], t[1]), default=None)
+
+    def rank(row: Row) -> tuple[bool, float, bool, int]:
+        return (
+            row.threat == shared,
+            row.threat[1] if row.threat else 0,
+            WORST in row.records,
+            row.n,
+        )
+
+    return {name: max(found, key=rank) for name, found in rows.items() if found}
+
+
+def verdicts(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return what the runs achieve, a sentence each.
+
+    Two runs that were judged alike, one of them undefended, share a sentence.
+    """
+    defended = [row for row in rows if not row.run.undefended]
+    plain = [row for row in rows if row.run.undefended]
+    if len(defended) == len(plain) == 1 and _alike(defended[0], plain[0]):
+        beside = f"; the undefended {plain[0].run.name} keeps {_kept(plain[0])}."
+        return (_sentence(defended[0]) + beside,)
+    return tuple(f"{_sentence(row)}." for row in (*defended, *plain))
+
+
+def _alike(one: Row, two: Row) -> bool:
+    def terms(row: Row) -> tuple[object, ...]:
+        judge = row.attacked
+        attacks = (judge.attack, set(judge.attacks)) if judge else ()
+        return row.threat, row.split, row.n, attacks, row.clean is None
+
+    return terms(one) == terms(two)
+
+
+def _kept(row: Row) -> str:
+    parts = [percent(r.accuracy) for r in (row.clean, row.attacked) if r]
+    return " and ".join(parts)
+
+
+def _sentence(row: Row) -> str:
+    who = f"The undefended {row.run.name}" if row.run.undefended else row.run.name
+    clean = f"{percent(row.clean.accuracy)} clean" if row.clean else ""
+    images = f"n\u00a0=\u00a0{count(row.n)}"
+    if row.attacked is None or row.threat is None:
+        return f"{who} keeps {clean} ({images}); it has not been attacked"
+    under = f"{percent(row.attacked.accuracy)} under {_judge(row.attacked)}"
+    norm, _, eps = threat_text(*row.threat).partition(", ")
+    return f"{who} keeps {' and '.join(filter(None, (clean, under)))} at {eps} ({norm}, {images})"
+
+
+def _judge(record: Record) -> str:
+    if record.attack != WORST:
+        return record.attack
+    known = len(record.attacks)
+    return f"the worst of {known} attacks" if known > 1 else "the worst case"
+
+
+def sweep(runs: Sequence[Run], norm: str) -> tuple[str, dict[str, dict[float, Record]]]:
+    """Return accuracy by budget for every run that was judged in a norm, and under what.
+
+    The measure is the worst case where each run has one at every budget it was judged at, or
+    else the strongest attack that all of them share. Budget 0 is clean accuracy.
+
+    Returns:
+        Name of the measure, and for each run its records by budget.
+    """
+    rows: dict[str, dict[float, Row]] = {}
+    for run in runs:
+        for row in sorted(rows_of(run), key=lambda r: r.n):
+            if row.threat and row.threat[0] == norm and row.attacked:
+                rows.setdefault(run.name, {})[row.threat[1]] = row
+    every = [row for by_eps in rows.values() for row in by_eps.values()]
+    measure = _measure(every)
+    found = {
+        name: {
+            eps: record
+            for eps, row in sorted(by_eps.items())
+            if (record := row.records[measure] if measure else row.attacked)
+        }
+        for name, by_eps in rows.items()
+    }
+    for name, by_eps in rows.items():
+        largest = max(by_eps.values(), key=lambda r: r.n)
+        if largest.clean:
+            found[name] = {0.0: largest.clean, **found[name]}
+    return measure, found
+
+
+def _measure(rows: Sequence[Row]) -> str:
+    shared = set.intersection(*(set(row.records) for row in rows)) - {CLEAN} if rows else set()
+    if WORST in shared or not shared:
+        return WORST if shared else ""
+    return min(sorted(shared), key=lambda name: sum(row.records[name].accuracy for row in rows))
