@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -71,11 +72,17 @@ class Page:
 
 @contextmanager
 def browser() -> Iterator[Page]:
-    """Start a browser with a fresh profile; skip the test where there is none."""
+    """Start a browser with a fresh profile; skip the test where there is none.
+
+    With ``EQUIPOISE_REQUIRE_BROWSER`` set, as in CI, the test fails instead.
+    """
     chromium = _program("chromium", "chromium-browser", "google-chrome")
     chromedriver = _program("chromedriver")
     if not chromium or not chromedriver:
-        pytest.skip(f"Chromium or chromedriver is not installed; {REMEDY}")
+        missing = f"Chromium or chromedriver is not installed; {REMEDY}"
+        if os.environ.get("EQUIPOISE_REQUIRE_BROWSER"):
+            pytest.fail(missing)
+        pytest.skip(missing)
     webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium

@@ -747,6 +747,15 @@ def test_without_a_browser_the_test_says_what_to_install(monkeypatch):
         browser().__enter__()
 
 
+def test_markdown_tables(tmp_path, pair):
+    text = build(pair, tmp_path / "tables.md").read_text(encoding="utf-8")
+    assert "### L∞, eps = 0.15" in text
+    row = next(line for line in text.split("0.15\n")[-1].splitlines() if line.startswith("| a3gt"))
+    assert "| 500 | 97.8 % (" in row
+    assert row.count("|") == text.split("0.15\n")[-1].splitlines()[1].count("|")
+    assert "<html" not in text
+
+
 @pytest.mark.browser
 def test_in_a_browser(pair, tmp_path):
     long = make_run(tmp_path, "a-run-with-a-very-long-name-" * 3, method="pgd-at", worst=0.7)

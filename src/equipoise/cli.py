@@ -26,6 +26,8 @@ app = typer.Typer(
 data_app = typer.Typer(help="Find and get data sets.", invoke_without_command=True)
 app.add_typer(data_app, name="data")
 
+REPORT = Path("report.html")
+
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder of the data; the usual places otherwise.")
 ]
@@ -165,7 +167,7 @@ def _write_json(path: Path, records: list[dict[str, Any]]) -> None:
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, to stand side by side.")],
-    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option(help="The page; or tables, as .md.")] = REPORT,
 ) -> None:
     """Write one self-contained page: results, curves, examples, provenance."""
     from equipoise.report import build

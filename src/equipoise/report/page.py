@@ -19,6 +19,7 @@ from equipoise.report import wording
 from equipoise.report.cautions import cautions
 from equipoise.report.figures import Figure, curves, eps_sweep
 from equipoise.report.gallery import Gallery, gallery
+from equipoise.report.markdown import tables
 from equipoise.report.results import Row, headline_rows, sections, verdicts
 from equipoise.report.runs_reader import Record, Run, read_runs
 
@@ -56,14 +57,14 @@ class SideBySide:
 
 
 def build(runs: Sequence[Path], out: Path) -> Path:
-    """Write the report on some runs as one HTML file.
+    """Write the report on some runs as one HTML file, or its tables as Markdown.
 
-    The file holds its style, its figures and its images, and asks for nothing from outside. Equal
-    run folders give equal bytes. It appears whole or not at all.
+    The HTML file holds its style, its figures and its images, and asks for nothing from outside.
+    Equal run folders give equal bytes. It appears whole or not at all.
 
     Arguments:
         runs: Folders that ``equipoise train`` wrote; evaluated or not, finished or not.
-        out: The file to write. Its folder is made if need be.
+        out: The file to write; ``.md`` asks for Markdown. Its folder is made if need be.
 
     Returns:
         The file that was written.
@@ -75,7 +76,8 @@ def build(runs: Sequence[Path], out: Path) -> Path:
     out = Path(out)
     if out.is_dir():
         raise UserError(f"{out} is a folder; name the file to write, e.g. {out / 'report.html'}")
-    _write(out, _render(read_runs(runs)))
+    found = read_runs(runs)
+    _write(out, tables(found) if out.suffix == ".md" else _render(found))
     return out
 
 
