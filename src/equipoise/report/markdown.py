@@ -21,7 +21,7 @@ def _results(section: Section) -> str:
         [row.run.name, count(row.n), *(_cell(cell) for cell in cells), _worst(row)]
         for row, cells in section.rows
     ]
-    return f"### {section.title}\n\n{_table(columns, rows)}"
+    return f"### {_escape(section.title)}\n\n{_table(columns, rows)}"
 
 
 def _training(runs: Sequence[Run]) -> str:
