@@ -63,8 +63,8 @@ def evaluate(
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}")
     check_inputs(x, y, threat)
-    device = next((p.device for p in model.parameters()), x.device)
-    x, y = x.to(device), y.to(device)
+    device, dtype = _place(model, x)
+    x, y = x.to(device, dtype), y.to(device)
     judge = Judge(model, batch_size)
     search = _Search(judge, x, y, threat, seed, len(classes) or None)
     search.precision = torch.bfloat16 if precision == "bfloat16" else None
@@ -73,6 +73,17 @@ def evaluate(
         if after is not None:
             after(search.result(classes))
     return search.result(classes)
+
+
+def _place(model: nn.Module, x: Tensor) -> tuple[torch.device, torch.dtype]:
+    """Return where the model is and what it computes in, which the judge needs to be exact."""
+    held = next((p for p in model.parameters() if p.is_floating_point()), x)
+    if held.dtype not in (torch.float32, torch.float64):
+        raise UserError(
+            f"the model's weights are {held.dtype}; verdicts need at least float32: evaluate "
+            'model.float(), and search with precision="bfloat16" to be quick'
+        )
+    return held.device, held.dtype
 
 
 class _Search:

@@ -70,11 +70,21 @@ def evaluate_run(
     trained = run.read_json("provenance.json").get("data", {}).get("sha256")
     if trained and trained != dataset.sha256:
         raise UserError(f"{path} was trained on other data than is found now (checksums differ)")
+    _warn_unfinished(run, console or Console(quiet=True))
     radii = list(eps) or [settings.threat(dataset.eps).eps]
     job = _Evaluation(run, dataset, which, device, seed, console or Console(quiet=True), n)
     for radius in radii:
         job.evaluate(Threat(norm or settings.norm, radius), attacks, batch_size, precision)
     return job.records
+
+
+def _warn_unfinished(run: Run, console: Console) -> None:
+    """Say so where the training was interrupted: its model is only the best so far."""
+    if not run.read_json("summary.json").get("finished"):
+        console.warn(
+            f"{run.path} is not trained to its end; this is its best model so far. "
+            f"Go on with: equipoise train --resume {run.path}"
+        )
 
 
 @dataclass

@@ -1,0 +1,78 @@
+"""What the documents say is true: recipes parse, README's commands and code run, doctests pass."""
+
+import doctest
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+import torch
+import typer
+
+from equipoise import cli, recipe
+from equipoise.jobs.train import train
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands():
+    """Every `equipoise ...` line in a code block of the documents."""
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        for block in re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL):
+            lines = block.replace("\\\n", " ").splitlines()
+            for line in (line.strip() for line in lines):
+                if line.startswith("equipoise "):
+                    yield pytest.param(line, id=f"{document.name}: {line[:60]}")
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/**/*.yaml")), ids=lambda p: p.stem)
+def test_recipes_are_valid_and_only_change_what_differs(path):
+    given = recipe.read(path)
+    parsed = recipe.parse(given).to_dict()
+    assert set(given) <= set(parsed)
+
+
+@pytest.mark.parametrize("line", list(commands()))
+def test_commands_in_documents_can_be_given(line):
+    words = shlex.split(line.replace("$r", "x").replace("$", ""), comments=True)[1:]
+    group = typer.main.get_command(cli.app)
+    context = click.Context(group)
+    name, command, rest = group.resolve_command(context, words)
+    while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
+        name, command, rest = command.resolve_command(context, rest)
+    made = command.make_context(name, rest, parent=context)
+    assert made.params is not None
+    for word in words:
+        if word.endswith(".yaml"):
+            assert (ROOT / word).is_file()
+
+
+def test_the_python_code_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    given = {
+        "method": "a3gt",
+        "data": "digits",
+        "rounds": 1,
+        "width": 0.25,
+        "attack": {"steps": 1},
+    }
+    train(recipe.parse(given), tmp_path / "runs" / "a3gt")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    exec(code.replace("28, 28", "8, 8"), {})  # noqa: S102 - it is our own README
+    assert "tensor(" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name", ["attacks", "draws", "metrics", "threat", "training.schedule", "values", "losses"]
+)
+def test_doctests(name):
+    module = importlib.import_module(f"equipoise.{name}")
+    results = doctest.testmod(module, extraglobs={"torch": torch})
+    assert results.failed == 0
+    assert results.attempted > 0 or name == "losses"
