@@ -103,8 +103,9 @@ class KeyedDraws:
         counter = torch.arange(self.used + 1, self.used + size + 1, device=self.device)
         self.used += size
         bits = _mix(self.keys[:, None] + counter * _GOLDEN)
-        unit = _shift(bits, 40).to(torch.float32) * 2.0**-24
-        return unit.to(x.dtype).view(x.shape)
+        unit = (_shift(bits, 40).to(torch.float32) * 2.0**-24).to(x.dtype)
+        largest = 1 - torch.finfo(x.dtype).eps / 2  # short floats would round up to 1
+        return unit.clamp_max(largest).view(x.shape)
 
     def child(self, name: str) -> Self:
         """Return the source of another name for the same examples."""

@@ -48,8 +48,8 @@ class Learning:
     """
 
     lr: float = 0.05
-    lr_factors: tuple[float, ...] = (0.1, 1.0, 0.5, 0.002)
-    lr_at: tuple[float, ...] | None = (0.0, 0.1, 0.5, 1.0)
+    lr_factors: tuple[float, ...] = (0.1, 1.0, 0.1, 0.005)
+    lr_at: tuple[float, ...] | None = (0.0, 0.1, 0.667, 1.0)
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 5e-4

@@ -87,22 +87,28 @@ class Threat:
         room = torch.where(delta > 0, self.high - x.flatten(1), x.flatten(1) - self.low)
         size = delta.abs()
         fit = _fit_l2 if self.norm == "l2" else _fit_l1
-        moved = torch.copysign(fit(size, room, self.eps), delta)
-        return (x + moved.view_as(x)).clamp_(self.low, self.high)
+        moved = torch.copysign(fit(size, room, self.eps), delta).view_as(x)
+        projected = (x + moved).clamp_(self.low, self.high)
+        # The rounding of x + moved may add up to more than the budget: round towards x.
+        over = (projected.double() - x.double()).abs() > moved.abs().double()
+        return torch.where(over, torch.nextafter(projected, x), projected)
 
     def ascent(self, grad: Tensor) -> Tensor:
         r"""Return the step of length one along which a loss grows.
 
-        For Linf this is :math:`\mathrm{sign}(g)`. For L2 *and* L1 it is :math:`g / \|g\|_2`:
-        with the exact projection that is Euclidean projected gradient ascent, whose projection
-        makes L1 perturbations sparse. A zero gradient gives a zero step.
+        For Linf this is :math:`\mathrm{sign}(g)` and for L2 :math:`g / \|g\|_2`. For L1 it is
+        :math:`g / \|g\|_\infty`, of length one in the coordinate that matters most: with the
+        exact projection that is Euclidean projected gradient ascent, whose projection makes the
+        perturbation sparse. A zero gradient gives a zero step.
 
         Arguments:
             grad: The gradients, with shape (B, ...).
         """
         if self.norm == "linf":
             return grad.sign()
-        return grad / self.lengths(grad, "l2").clamp_min(torch.finfo(grad.dtype).tiny)
+        tiny = torch.finfo(grad.dtype).tiny
+        grad = grad / self.lengths(grad, "linf").clamp_min(tiny)  # squares stay in range
+        return grad if self.norm == "l1" else grad / self.lengths(grad, "l2").clamp_min(tiny)
 
     def start(self, x: Tensor, noise: Tensor) -> Tensor:
         """Return random starting points in the ball and the range.
@@ -208,8 +214,10 @@ def _fit_l1(size: Tensor, room: Tensor, eps: float) -> Tensor:
     for _ in range(100):
         left = (size - t).clamp_min(0)
         excess = torch.minimum(left, room).sum(1, keepdim=True) - eps
-        low, high = torch.where(excess > 0, t, low), torch.where(excess > 0, high, t)
-        if bool(((excess.abs() <= 1e-12 * eps) | (high - low <= 1e-15) | (t + excess <= 0)).all()):
+        over = excess > 1e-12 * eps
+        low, high = torch.where(over, t, low), torch.where(over, high, t)
+        met = (excess.abs() <= 1e-12 * eps) | (high - low <= 1e-15) | ((t <= 0) & ~over)
+        if bool(met.all()):
             break
         slope = ((left > 0) & (left < room)).sum(1, keepdim=True)
         newton = t + excess / slope.clamp_min(1)

@@ -12,6 +12,7 @@ __all__ = [
     "split_names",
 ]
 
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -53,10 +54,17 @@ def parse(spec: str) -> Attack:
     if match["steps"]:
         options["steps"] = int(match["steps"])
     make = ATTACKS[match["name"]][0]
-    try:
-        return make(**options)
-    except TypeError as error:
-        raise UserError(f"attack {spec!r}: {str(error).split(') ')[-1]}") from error
+    known = inspect.signature(make).parameters
+    problems = [
+        nearest(key, known, f"option of {match['name']}")
+        if known
+        else f"{match['name']} has no options, got {key}"
+        for key in options
+        if key not in known
+    ]
+    if problems:
+        raise UserError("; ".join(problems))
+    return make(**options)
 
 
 def parse_list(specs: str | Sequence[str]) -> dict[str, Attack]:

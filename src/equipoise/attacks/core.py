@@ -61,8 +61,8 @@ def input_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run one forward and one backward pass with respect to the input alone.
 
-    The losses are summed, so that no example's gradient depends on the size of the batch. A
-    gradient that is not finite counts as zero there: such an example stays where it is.
+    The losses are summed, so that no example's gradient depends on the size of the batch. Where
+    a gradient is not finite it counts as zero.
 
     Arguments:
         model: The model, frozen.
@@ -79,7 +79,11 @@ def input_gradient(
             logits = logits.float()  # losses are differences of logits: they need the digits
         losses = objective(logits)
         (grad,) = torch.autograd.grad(losses.sum(), x)
-    return logits.detach(), losses.detach(), torch.nan_to_num(grad, nan=0.0)
+    return (
+        logits.detach(),
+        losses.detach(),
+        torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0),
+    )
 
 
 def check_inputs(x: Tensor, y: Tensor, threat: Threat) -> None:
@@ -94,8 +98,11 @@ def check_inputs(x: Tensor, y: Tensor, threat: Threat) -> None:
         raise UserError(f"expected a label for each input, got {len(x)} inputs, {len(y)} labels")
     if not bool(torch.isfinite(x).all()):
         raise UserError("x holds NaN or infinite values; clean the data first")
-    if len(x) and (float(x.min()) < threat.low or float(x.max()) > threat.high):
-        got = f"[{float(x.min()):.4g}, {float(x.max()):.4g}]"
+    if not len(x):
+        return
+    least, most = x.detach().min().item(), x.detach().max().item()
+    if least < threat.low or most > threat.high:
+        got = f"[{least:.4g}, {most:.4g}]"
         raise UserError(
             f"expected x within [{threat.low:g}, {threat.high:g}], got {got}; "
             "undo the normalisation of the inputs and make it the model's first layer"

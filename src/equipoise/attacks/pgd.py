@@ -34,7 +34,7 @@ __all__ = ["FGSM", "MIFGSM", "PGD", "CWInf"]
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ from equipoise.attacks.core import check_inputs, guest, input_gradient
 from equipoise.draws import Draws, KeyedDraws
 from equipoise.errors import UserError
 from equipoise.losses import LOSSES
-from equipoise.threat import Norm, Threat
+from equipoise.threat import NORMS, Norm, Threat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,16 +77,25 @@ class PGD:
     norms: tuple[Norm, ...] = ("linf", "l2", "l1")
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UserError(f"steps must be at least 1, got {self.steps}")
-        if self.restarts < 1:
-            raise UserError(f"restarts must be at least 1, got {self.restarts}")
+        problems = [
+            f"{name} must be at least 1 and whole, got {value}"
+            for name in ("steps", "restarts")
+            for value in [getattr(self, name)]
+            if not isinstance(value, int) or value < 1
+        ]
         for name in ("step_size", "step_factor", "confidence", "momentum"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise UserError(f"{name} must be a finite number >= 0, got {value}")
-        if self.loss not in LOSSES:
-            raise UserError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
+            known = isinstance(value, int | float) and math.isfinite(value) and value >= 0
+            if not known and (value is not None or name == "step_factor"):
+                problems.append(f"{name} must be a finite number >= 0, got {value}")
+        for name, known_names in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in known_names:
+                problems.append(f"{name} must be one of {', '.join(known_names)}, got {value!r}")
+        if not self.norms or set(self.norms) - set(NORMS):
+            problems.append(f"norms must be some of {', '.join(NORMS)}, got {self.norms!r}")
+        if problems:
+            raise UserError("; ".join(problems))
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, draws: Draws | None = None
@@ -117,32 +126,34 @@ class PGD:
     ) -> Tensor:
         x_adv, score = self._search(model, x, y, threat, draws.child("restart 0"))
         for restart in range(1, self.restarts):
-            rest = (score < _FOOLED / 2).nonzero()[:, 0]
+            rest = (~score.fooled).nonzero()[:, 0]
             if not len(rest):
                 break
             source = draws.child(f"restart {restart}").select(rest)
             again, found = self._search(model, x[rest], y[rest], threat, source)
-            better = found > score[rest]
-            x_adv[rest[better]], score[rest[better]] = again[better], found[better]
+            better = found.beats(score.take(rest))
+            x_adv[rest[better]] = again[better]
+            for kept, new in zip(score, found, strict=True):
+                kept[rest[better]] = new[better]
         return x_adv
 
     def _search(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, draws: Draws
-    ) -> tuple[Tensor, Tensor]:
+    ) -> "tuple[Tensor, _Score]":
         """Search once; return the points kept and their scores, which only compare."""
         x_adv = threat.start(x, draws.uniform(x)) if self.start == "uniform" else x.clone()
-        best, score = x_adv, torch.full_like(y, -torch.inf, dtype=torch.float64)
+        best, score = x_adv, _Score.lowest(y)
         direction = torch.zeros_like(x)
         for _ in range(self.steps):
             logits, losses, grad = input_gradient(model, x_adv, lambda z: self.losses(z, y))
             if self.keep == "best":
-                best, score = _better(best, score, x_adv, _score(logits, losses, y))
+                best, score = _better(best, score, x_adv, _Score.of(logits, losses, y))
             direction = self._direction(direction, grad)
             x_adv = threat.project(x, x_adv + self.step_length(threat) * threat.ascent(direction))
         if self.keep == "last" and self.restarts == 1:
             return x_adv, score
         logits = model(x_adv)
-        last = _score(logits, self.losses(logits, y), y)
+        last = _Score.of(logits, self.losses(logits, y), y)
         return (x_adv, last) if self.keep == "last" else _better(best, score, x_adv, last)
 
     def _direction(self, direction: Tensor, grad: Tensor) -> Tensor:
@@ -167,17 +178,38 @@ def CWInf(*, steps: int = 30, confidence: float = 50.0) -> PGD:  # noqa: N802
     return PGD(steps=steps, loss="margin", confidence=confidence, norms=("linf",))
 
 
-_FOOLED = 1e10  # added to the score of a misclassified example: it beats every loss
-_LARGEST = 1e9
+_CHOICES = {"start": ("uniform", "zero"), "loss": tuple(LOSSES), "keep": ("best", "last")}
 
 
-def _score(logits: Tensor, losses: Tensor, y: Tensor) -> Tensor:
-    """Rank iterates: misclassified ones first, then by loss; NaN losses come last."""
-    losses = torch.nan_to_num(losses.double(), nan=-_LARGEST).clamp_(-_LARGEST, _LARGEST)
-    return losses + torch.where(logits.argmax(1) == y, 0.0, _FOOLED)
+class _Score(NamedTuple):
+    """How strong points are: misclassified ones first, then by loss."""
+
+    fooled: Tensor
+    losses: Tensor
+
+    @classmethod
+    def lowest(cls, y: Tensor) -> Self:
+        """Return what every point beats, one for each label."""
+        losses = torch.full(y.shape, -torch.inf, dtype=torch.float64, device=y.device)
+        return cls(torch.zeros_like(y, dtype=torch.bool), losses)
+
+    @classmethod
+    def of(cls, logits: Tensor, losses: Tensor, y: Tensor) -> Self:
+        """Return the scores of points; a loss that is NaN comes last."""
+        return cls(logits.argmax(1) != y, torch.nan_to_num(losses.double(), nan=-torch.inf))
+
+    def beats(self, other: Self) -> Tensor:
+        """Tell which points are stronger, with shape (B,)."""
+        same = self.fooled == other.fooled
+        return (self.fooled & ~other.fooled) | (same & (self.losses > other.losses))
+
+    def take(self, index: Tensor) -> Self:
+        """Return the scores of some points."""
+        return type(self)(self.fooled[index], self.losses[index])
 
 
-def _better(best: Tensor, score: Tensor, x_adv: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
-    better = found > score
+def _better(best: Tensor, score: _Score, x_adv: Tensor, found: _Score) -> tuple[Tensor, _Score]:
+    better = found.beats(score)
     mask = better.view(-1, *[1] * (x_adv.ndim - 1))
-    return torch.where(mask, x_adv, best), torch.where(better, found, score)
+    chosen = (torch.where(better, new, old) for new, old in zip(found, score, strict=True))
+    return torch.where(mask, x_adv, best), _Score(*chosen)

@@ -20,6 +20,8 @@ MODELS: dict[str, tuple[Callable[..., Classifier], str]] = {
 }
 
 SMALLEST, LARGEST = 8, 224
+SETTINGS = ("channels", "size", "classes", "width", "mean", "std")
+DEFAULT_CHANNELS = {name: 1 if name == "small-cnn" else 3 for name in MODELS}
 
 
 def build(name: str, settings: Mapping[str, Any]) -> Classifier:
@@ -39,4 +41,17 @@ def build(name: str, settings: Mapping[str, Any]) -> Classifier:
         raise UserError(f"images must have {SMALLEST} to {LARGEST} pixels a side, got {size}")
     if not settings.get("width", 1) > 0:
         raise UserError(f"width must be positive, got {settings['width']}")
-    return MODELS[name][0](**{**settings, "size": size})
+    strangers = [
+        nearest(key, SETTINGS, "setting of a model") for key in settings if key not in SETTINGS
+    ]
+    if strangers:
+        raise UserError("; ".join(strangers))
+    channels = settings.get("channels", DEFAULT_CHANNELS[name])
+    for key in ("mean", "std"):
+        values = settings.get(key, (0.5,) * channels)
+        if len(values) != channels:
+            raise UserError(
+                f"{key} must have a value for each of {channels} channels, got {values}"
+            )
+        settings = {**settings, key: values}
+    return MODELS[name][0](**{**settings, "channels": channels, "size": size})

@@ -106,7 +106,7 @@ class ResNet(Classifier):
     ) -> None:
         super().__init__()
         del size
-        w = round(64 * width)
+        w = max(1, round(64 * width))
         self.normalize = Normalize(mean, std)
         self.conv1 = _conv3(channels, w)
         self.bn1 = nn.BatchNorm2d(w if self.block is BasicBlock else 8 * w)
@@ -163,7 +163,9 @@ class _WideBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.conv2 = _conv3(outputs, outputs)
         self.convShortcut = (
-            None if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+            None
+            if inputs == outputs and stride == 1
+            else nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -38,14 +38,14 @@ class SmallCNN(Classifier):
         std: Sequence[float] = (0.5,),
     ) -> None:
         super().__init__()
-        features = round(16 * width)
+        features = max(1, round(16 * width))
         self.normalize = Normalize(mean, std)
         self.conv1 = nn.Conv2d(channels, features, 4, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(features)
         self.conv2 = nn.Conv2d(features, 2 * features, 4, stride=2, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(2 * features)
         self.side = (min(size[0] // 4, LARGEST_SIDE), min(size[1] // 4, LARGEST_SIDE))
-        hidden = round(128 * width)
+        hidden = max(1, round(128 * width))
         self.fc1 = nn.Linear(2 * features * self.side[0] * self.side[1], hidden)
         self.linear = nn.Linear(hidden, classes)
 

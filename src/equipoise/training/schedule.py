@@ -2,6 +2,7 @@
 
 __all__ = ["Knots"]
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,10 @@ class Knots:
         if not self.values:
             raise UserError("a schedule needs at least one value")
         places = self.places
+        if not all(math.isfinite(value) for value in self.values):
+            raise UserError(f"the values of a schedule must be finite, got {self.values}")
+        if not all(0 <= place <= 1 for place in places):
+            raise UserError(f"the places of a schedule must lie in [0, 1], got {self.at}")
         if len(places) != len(self.values) or list(places) != sorted(places):
             raise UserError(f"a schedule needs a rising place per value, got {self.at}")
 

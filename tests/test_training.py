@@ -1,0 +1,978 @@
+"""The loop: against a naive re-implementation, resumed, branched, interrupted and broken."""
+
+import io
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from equipoise import models, objectives
+from equipoise.attacks import PGD
+from equipoise.data import Dataset, Images
+from equipoise.errors import RunError, UserError
+from equipoise.jobs.train import _Split
+from equipoise.methods import A3GT, Generalist, Learning
+from equipoise.objectives import Batch
+from equipoise.recipe import parse
+from equipoise.threat import Linf
+from equipoise.training import (
+    Branch,
+    Fixed,
+    Handover,
+    Interrupted,
+    Knots,
+    LearnerSpec,
+    Merge,
+    Method,
+    Never,
+    Stable,
+    Threshold,
+    Training,
+    Watch,
+    Weights,
+)
+from equipoise.training.batchnorm import estimate
+
+CLASSES, SIDE, COUNT, BATCH = 4, 8, 70, 16
+STEPS = COUNT // BATCH
+EPS = 0.1
+THREAT = Linf(EPS)
+State = dict[str, Tensor]
+
+
+def blobs(seed: int = 0, count: int = COUNT) -> Images:
+    """Return images of four classes: a bright quarter each, under noise."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(count) % CLASSES
+    x = torch.randint(0, 120, (count, 1, SIDE, SIDE), generator=generator)
+    for k in range(CLASSES):
+        rows, columns = slice(4 * (k // 2), 4 * (k // 2) + 4), slice(4 * (k % 2), 4 * (k % 2) + 4)
+        x[y == k, :, rows, columns] += 60
+    return Images(x.to(torch.uint8), y)
+
+
+def new_model(seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        settings = {"channels": 1, "size": (SIDE, SIDE), "classes": CLASSES, "width": 0.25}
+        return models.build("small-cnn", settings)
+
+
+def small(kind: type[A3GT] = A3GT, **settings: Any) -> A3GT:
+    """Return the settings of a method that is quick and changes quickly."""
+    learning = Learning(lr=0.1, lr_factors=(0.5, 1.0, 0.2), lr_at=None, weight_decay=1e-3)
+    usual: dict[str, Any] = {
+        "clean": learning,
+        "robust": replace(learning, weight_decay=4e-3, lr=0.07),
+        "attack": PGD(steps=2, keep="last"),
+        "alpha": 0.8,
+        "every": 2,
+        "start": Fixed(round=2),
+    }
+    return kind(**usual | settings)
+
+
+def constant(model: nn.Module) -> dict[str, float]:
+    del model
+    names = ("clean_accuracy", "robust_accuracy", "clean_loss", "robust_loss")
+    return dict.fromkeys(names, 0.5)
+
+
+def measured(model: nn.Module) -> dict[str, float]:
+    """Measure on other blobs than those of the training, in place of a robust accuracy too."""
+    images = blobs(1, 40)
+    with torch.no_grad():
+        dtype = next(model.parameters()).dtype
+        logits = model.eval()(images.pixels().to(dtype))
+        loss = float(nn.functional.cross_entropy(logits, images.y))
+        correct = float((logits.argmax(1) == images.y).double().mean())
+    values = {"clean_accuracy": correct, "robust_accuracy": correct / 2}
+    return values | {"clean_loss": loss, "robust_loss": 2 * loss}
+
+
+def training(
+    settings: A3GT | Method, rounds: int = 4, *, seed: int = 0, **others: Any
+) -> Training:
+    method = settings if isinstance(settings, Method) else settings.build(THREAT, rounds)
+    usual: dict[str, Any] = {
+        "method": method,
+        "model": new_model(),
+        "images": blobs(),
+        "rounds": rounds,
+        "batch_size": BATCH,
+        "seed": seed,
+        "validate": constant,
+        "value": lambda m: m["clean_accuracy"] + m["robust_accuracy"],
+    }
+    return Training(**usual | others)
+
+
+def finished(*args: Any, **kwargs: Any) -> Training:
+    result = training(*args, **kwargs)
+    result.run()
+    return result
+
+
+def weights_of(job: Training) -> dict[str, State]:
+    """Return the weights of every learner and the global ones."""
+    states = {name: learner.model.state_dict() for name, learner in job.learners.items()}
+    states["global"] = job.merged_state()
+    return {who: {k: v.clone() for k, v in state.items()} for who, state in states.items()}
+
+
+def same(one: Mapping[str, State], other: Mapping[str, State]) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.equal(one[who][key], other[who][key]) for who in one for key in one[who]
+    )
+
+
+def through_a_file(state: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def without_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    skip = ("seconds", "images_per_second")
+    return [{k: v for k, v in record.items() if k not in skip} for record in history]
+
+
+# A naive re-implementation: two models, two optimisers by hand, averages over full states
+
+
+class Tape:
+    """Remembers the noise that is drawn through it."""
+
+    def __init__(self, draws: Any, noise: list[Tensor]) -> None:
+        self.draws, self.noise = draws, noise
+
+    def uniform(self, x: Tensor) -> Tensor:
+        self.noise.append(self.draws.uniform(x).clone())
+        return self.noise[-1]
+
+    def child(self, name: str) -> "Tape":
+        return Tape(self.draws.child(name), self.noise)
+
+    def select(self, index: Tensor) -> "Tape":
+        return Tape(self.draws.select(index), self.noise)
+
+
+class RecordedClean(objectives.Standard):
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[Batch] = []
+
+    def forward(self, model: nn.Module, batch: Batch, draws: Any) -> Iterator[Tensor]:
+        self.batches.append(Batch(batch.x.clone(), batch.y.clone(), batch.index, batch.progress))
+        yield from super().forward(model, batch, draws)
+
+
+class RecordedRobust(objectives.Adversarial):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.batches: list[Batch] = []
+        self.noise: list[Tensor] = []
+
+    def forward(self, model: nn.Module, batch: Batch, draws: Any) -> Iterator[Tensor]:
+        self.batches.append(Batch(batch.x.clone(), batch.y.clone(), batch.index, batch.progress))
+        yield from super().forward(model, batch, Tape(draws, self.noise))
+
+
+def recorded(settings: A3GT, rounds: int) -> Method:
+    """Return a method whose objectives remember what they were given."""
+    method = settings.build(THREAT, rounds)
+    robust = method.learners["robust"].objective
+    assert isinstance(robust, objectives.Adversarial)
+    taped = RecordedRobust(threat=robust.threat, attack=robust.attack)
+    learners = {
+        "clean": replace(method.learners["clean"], objective=RecordedClean()),
+        "robust": replace(method.learners["robust"], objective=taped),
+    }
+    return replace(method, learners=learners)
+
+
+def naive_pgd(model: nn.Module, x: Tensor, y: Tensor, noise: Tensor, steps: int) -> Tensor:
+    model.eval()
+    point = (x + EPS * (2 * noise - 1)).clamp(0, 1)
+    for _ in range(steps):
+        point = point.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(nn.functional.cross_entropy(model(point), y), point)
+        point = point.detach() + 2.5 * EPS / steps * grad.sign()
+        point = torch.clamp(torch.clamp(point - x, -EPS, EPS) + x, 0, 1)
+    return point.detach()
+
+
+class NaiveLearner:
+    def __init__(self, model: nn.Module, learning: Learning) -> None:
+        self.model, self.learning = deepcopy(model), learning
+        self.velocity: list[Tensor] = []
+
+    def step(self, x: Tensor, y: Tensor, progress: float) -> None:
+        places = np.linspace(0, 1, len(self.learning.lr_factors))
+        lr = self.learning.lr * float(np.interp(progress, places, self.learning.lr_factors))
+        self.model.train()
+        loss = nn.functional.cross_entropy(self.model(x), y)
+        parameters = list(self.model.parameters())
+        grads = torch.autograd.grad(loss, parameters)
+        mu = self.learning.momentum
+        with torch.no_grad():
+            grads = [
+                g + self.learning.weight_decay * p for g, p in zip(grads, parameters, strict=True)
+            ]
+            old = self.velocity or [torch.zeros_like(g) for g in grads]
+            self.velocity = [mu * v + g for v, g in zip(old, grads, strict=True)]
+            for p, g, v in zip(parameters, grads, self.velocity, strict=True):
+                p -= lr * (g + mu * v if self.learning.nesterov else v)
+
+    def floats(self) -> State:
+        return {k: v.clone() for k, v in self.model.state_dict().items() if v.is_floating_point()}
+
+    def go_on_from(self, world: State, momentum: str) -> None:
+        self.model.load_state_dict(world, strict=False)
+        if momentum == "zero":
+            self.velocity = []
+
+
+def naive_gamma(settings: A3GT, t: int, rounds: int, start: int) -> float:
+    progress = t / rounds
+    if settings.anchor == "start":
+        progress = max(0.0, (t - start) / (rounds - start))
+    return float(np.interp(progress, np.linspace(0, 1, len(settings.gamma)), settings.gamma))
+
+
+def naive_sync(settings: A3GT, t: int, start: int) -> bool:
+    after = t >= start if settings.inclusive else t > start
+    counted = t if settings.count == "rounds" else t - start
+    assert settings.every is not None
+    return after and counted % settings.every == 0
+
+
+def naively(
+    settings: A3GT, method: Method, model: nn.Module, rounds: int, start: int
+) -> tuple[dict[str, State], int]:
+    """Return the final weights, and how often the learners were handed the global ones."""
+    clean, robust = (method.learners[name].objective for name in ("clean", "robust"))
+    assert isinstance(clean, RecordedClean)
+    assert isinstance(robust, RecordedRobust)
+    learners = {
+        "clean": NaiveLearner(model, settings.clean),
+        "robust": NaiveLearner(model, settings.robust),
+    }
+    world = learners["clean"].floats()
+    running = {name: learner.floats() for name, learner in learners.items()}
+    steps, handed = len(clean.batches) // rounds, 0
+    for s, (x, y, _, _) in enumerate(clean.batches):
+        t, progress = s // steps + 1, s / (steps * rounds)
+        learners["clean"].step(x, y, progress)
+        x, y = robust.batches[s].x, robust.batches[s].y
+        x_adv = naive_pgd(learners["robust"].model, x, y, robust.noise[s], settings.attack.steps)
+        learners["robust"].step(x_adv, y, progress)
+        d = min(settings.alpha, (s + 1) / (s + 10)) if settings.warmup else settings.alpha
+        gamma = naive_gamma(settings, t, rounds, start)
+        now = {name: learner.floats() for name, learner in learners.items()}
+        for name in learners:
+            for k in world:
+                running[name][k] = d * running[name][k] + (1 - d) * now[name][k]
+        source = running if settings.source == "average" else now
+        for k in world:
+            mix = gamma * source["robust"][k] + (1 - gamma) * source["clean"][k]
+            world[k] = d * world[k] + (1 - d) * mix
+        last = s % steps == steps - 1
+        if naive_sync(settings, t, start) and (settings.granularity == "step" or last):
+            handed += 1
+            for learner in learners.values():
+                learner.go_on_from(world, settings.momentum)
+    return {name: learner.floats() for name, learner in learners.items()} | {
+        "global": world
+    }, handed
+
+
+@pytest.mark.parametrize(
+    ("settings", "rounds", "handed"),
+    [
+        (small(), 5, 2),  # rounds 2 and 4
+        (small(source="average", momentum="zero"), 4, 2),
+        (small(granularity="step"), 5, 2 * STEPS),
+        (small(granularity="step", source="average", momentum="zero", every=1), 3, 2 * STEPS),
+        (small(anchor="clock", gamma=(1.0, 0.2, 0.6), count="rounds", inclusive=False), 6, 2),
+        (small(anchor="clock", gamma=(0.5,), warmup=False, alpha=0.6, every=1), 4, 3),
+        (small(alpha=0.0, gamma=(0.7, 0.3), every=1), 4, 3),
+        (small(Generalist, start=Fixed(round=3), every=3), 6, 2 * STEPS),
+    ],
+)
+def test_the_loop_is_the_naive_algorithm(settings, rounds, handed):
+    # In float64, so that no sign of a gradient hangs on the rounding of another order of sums.
+    model = new_model().double()
+    method = recorded(settings, rounds)
+    job = finished(method, rounds, model=deepcopy(model))
+    start = settings.start.round
+    expected, found_handed = naively(settings, method, model, rounds, start)
+    assert found_handed == handed
+    found = weights_of(job)
+    for who, state in expected.items():
+        for key, value in state.items():
+            torch.testing.assert_close(found[who][key], value, rtol=1e-9, atol=1e-9)
+    moved = (found["global"]["conv1.weight"] - model.state_dict()["conv1.weight"]).abs().max()
+    apart = (expected["clean"]["conv1.weight"] - expected["robust"]["conv1.weight"]).abs().max()
+    assert moved > 1e-3
+    assert handed == STEPS * rounds or apart > 1e-4 or naive_sync(settings, rounds, start)
+
+
+def test_batches_visit_each_image_at_most_once_a_round_in_new_orders():
+    method = recorded(small(), 3)
+    finished(method, 3)
+    orders = []
+    for name in ("clean", "robust"):
+        batches = method.learners[name].objective.batches
+        assert len(batches) == 3 * STEPS
+        for t in range(3):
+            seen = torch.cat([b.index for b in batches[t * STEPS : (t + 1) * STEPS]])
+            assert len(set(seen.tolist())) == len(seen) == STEPS * BATCH
+            orders.append(tuple(seen.tolist()))
+        for batch in batches:
+            assert torch.equal(batch.x, blobs().pixels(batch.index))
+            assert torch.equal(batch.y, blobs().y[batch.index])
+    assert len(set(orders)) == 6  # by round and by learner
+
+
+def test_the_last_incomplete_batch_is_another_one_each_round():
+    method = recorded(small(), 4)
+    finished(method, 4)
+    batches = method.learners["clean"].objective.batches
+    left_out = [
+        frozenset(range(COUNT))
+        - set(torch.cat([b.index for b in batches[t * STEPS : (t + 1) * STEPS]]).tolist())
+        for t in range(4)
+    ]
+    assert all(len(left) == COUNT % BATCH for left in left_out)
+    assert len(set(left_out)) == 4
+
+
+# Seeds
+
+
+def test_the_same_seed_gives_the_same_bits():
+    one, other = (finished(small(), validate=measured) for _ in range(2))
+    assert same(weights_of(one), weights_of(other))
+    assert without_times(one.history) == without_times(other.history)
+
+
+def test_another_seed_gives_another_model():
+    one, other = weights_of(finished(small())), weights_of(finished(small(), seed=1))
+    for who in one:
+        assert not torch.equal(one[who]["conv1.weight"], other[who]["conv1.weight"])
+
+
+def test_the_global_random_state_is_neither_used_nor_changed():
+    with torch.random.fork_rng([]):
+        torch.manual_seed(123)
+        before = torch.get_rng_state()
+        one = finished(small())
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.manual_seed(456)
+        assert same(weights_of(one), weights_of(finished(small())))
+
+
+def test_the_initial_model_is_not_trained():
+    model = new_model()
+    finished(small(), model=deepcopy(model))
+    job = training(small(), model=model)
+    initial = {k: v.clone() for k, v in model.state_dict().items()}
+    for name, learner in job.learners.items():
+        assert all(torch.equal(learner.state[k], v) for k, v in initial.items()), name
+    assert all(torch.equal(job.merged_state()[k], v) for k, v in initial.items())
+
+
+# Identities
+
+
+def test_a3gt_started_at_a_round_is_generalist_with_the_same_readings():
+    readings = {"anchor": "clock", "source": "average", "count": "rounds", "granularity": "step"}
+    one = finished(small(A3GT, **readings), 5)
+    other = finished(small(Generalist, start=Fixed(round=2)), 5)
+    assert same(weights_of(one), weights_of(other))
+    assert without_times(one.history) == without_times(other.history)
+
+
+def scripted(losses: list[float]) -> Any:
+    """Return a validation whose clean loss goes down a list, a place a round."""
+    calls: list[int] = []
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        calls.append(0)
+        loss = losses[(len(calls) - 1) // 3]  # two learners and the global model a round
+        return constant(model) | {"clean_loss": loss, "robust_loss": loss}
+
+    return validate
+
+
+def test_a_rule_that_finds_a_round_is_the_same_as_fixing_it():
+    # Medians 9, 5.5, 2, 1.9, 1.9: with a window of 1 round 4 is the first: .1 < .71
+    rule = Stable(window=1, ratio=0.1, deadline=1.0)
+    found = finished(small(start=rule), 6, validate=scripted([9, 2, 1.9, 1.9, 1.8, 1.7]))
+    assert found.start.round == 4
+    assert [record["start"]["round"] for record in found.history] == [None] * 3 + [4] * 3
+    assert [record["round"] for record in found.history if record["handover"]] == [4, 6]
+    fixed = finished(small(start=Fixed(round=4)), 6)
+    assert same(weights_of(found), weights_of(fixed))
+
+
+def test_the_training_loss_decides_for_the_papers_rule():
+    rule = Threshold(threshold=100.0, patience=3)
+    job = finished(small(start=rule, every=1), 5)
+    assert job.start.round == 3
+    assert [record["round"] for record in job.history if record["handover"]] == [3, 4, 5]
+    never = finished(small(start=replace(rule, threshold=1e-9)), 4)
+    assert never.start.round is None
+    assert not any(record["handover"] for record in never.history)
+
+
+def test_never_and_no_period_train_learners_that_know_nothing_of_one_another():
+    one = weights_of(finished(small(start=Never())))
+    other = weights_of(finished(small(every=None)))
+    assert same({"clean": one["clean"]}, {"clean": other["clean"]})
+    assert same({"robust": one["robust"]}, {"robust": other["robust"]})
+    slow = replace(small().clean, lr=0.001)
+    third = weights_of(finished(small(start=Never(), clean=slow)))
+    assert same({"robust": one["robust"]}, {"robust": third["robust"]})
+    assert not same({"clean": one["clean"]}, {"clean": third["clean"]})
+
+
+def test_gamma_one_is_adversarial_training_with_averaging():
+    settings = parse({"method": "pgd-at", "alpha": 0.8}).settings
+    robust = small().robust
+    at = replace(settings, robust=robust, attack=small().attack).build(THREAT, 4)
+    one = weights_of(finished(at))
+    other = weights_of(finished(small(gamma=(1.0,), start=Never())))
+    assert same({"robust": one["robust"]}, {"robust": other["robust"]})
+    for key, value in one["global"].items():
+        if value.is_floating_point():
+            assert torch.equal(value, other["global"][key]), key
+
+
+def test_the_first_hand_over_anchored_at_the_start_follows_the_robust_learner_alone():
+    seen: list[dict[str, State]] = []
+    settings = small(start=Fixed(round=2), every=1)
+    job = training(settings, 3)
+    job.watch = Watch(save=lambda finished: seen.append(weights_of(job)))
+    job.run()
+    alone = training(small(gamma=(1.0,), start=Never()), 3)
+    apart: list[dict[str, State]] = []
+    alone.watch = Watch(save=lambda finished: apart.append(weights_of(alone)))
+    alone.run()
+    robust = apart[1]["global"]["conv1.weight"]  # nothing of the clean learner is in it
+    assert torch.equal(seen[1]["clean"]["conv1.weight"], robust)
+    assert torch.equal(seen[1]["robust"]["conv1.weight"], robust)
+    assert not torch.equal(seen[2]["clean"]["conv1.weight"], apart[2]["global"]["conv1.weight"])
+
+
+# The hand-over
+
+
+def test_handing_over_after_every_step_makes_learners_and_global_model_one():
+    together: list[tuple[int, bool]] = []
+    job = training(small(granularity="step", every=2, start=Fixed(round=2)), 5)
+
+    def look(images: int) -> None:
+        states = weights_of(job)
+        one = all(
+            torch.equal(states[name][key], states["global"][key])
+            for name in ("clean", "robust")
+            for key in states["global"]
+        )
+        together.append((len(job.history) + 1, one))
+
+    job.watch = Watch(step=look)
+    job.run()
+    assert len(together) == 5 * STEPS
+    assert all(one == (t in (2, 4)) for t, one in together)
+    assert [record["handover"] for record in job.history] == [False, True, False, True, False]
+
+
+@pytest.mark.parametrize("momentum", ["keep", "zero"])
+def test_momentum_at_a_hand_over_is_kept_or_zeroed(momentum):
+    buffers: list[list[Tensor]] = []
+    job = training(small(momentum=momentum), 3)
+
+    def look(finished: bool) -> None:
+        held = job.learners["robust"].optimizer.state.values()
+        buffers.append([state["momentum_buffer"].clone() for state in held])
+
+    job.watch = Watch(save=look)
+    job.run()
+    assert [record["handover"] for record in job.history] == [False, True, False]
+    assert all(float(b.abs().max()) > 0 for b in buffers[0] if b.numel() > 8)
+    at_handover = max(float(b.abs().max()) for b in buffers[1])
+    assert at_handover == 0 if momentum == "zero" else at_handover > 0
+    assert max(float(b.abs().max()) for b in buffers[2]) > 0
+
+
+def test_validation_sees_the_learners_before_the_hand_over():
+    seen: list[Tensor] = []
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        seen.append(model.state_dict()["conv1.weight"].clone())
+        return constant(model)
+
+    finished(small(), 2, validate=validate)
+    clean, robust, world = seen[3:6]  # of round 2, at whose end the weights are handed over
+    assert not torch.equal(clean, world)
+    assert not torch.equal(robust, world)
+
+
+# BatchNorm
+
+
+def test_estimating_statistics_changes_nothing_but_them():
+    average = finished(small(start=Never()), 3)
+    estimated = finished(small(start=Never(), batchnorm="estimate"), 3)
+    weights = average.history[-1]["weights"]
+    one = {k: v.clone() for k, v in average.merged(weights, 3).state_dict().items()}
+    other = estimated.merged(weights, 3).state_dict()
+    for key in one:
+        if "running" in key:
+            assert not torch.equal(one[key], other[key]), key
+        elif "num_batches" not in key:
+            assert torch.equal(one[key], other[key]), key
+    modes = {module.training for module in estimated.model.modules()}
+    assert modes == {False}
+    assert {estimated.model.bn1.momentum, estimated.model.bn2.momentum} == {0.1}
+
+
+class Spy(objectives.Standard):
+    """Counts the images that it is asked for; remembers the statistics of the model then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images = 0
+        self.means: list[Tensor] = []
+
+    def inputs(self, model: nn.Module, batch: Batch, draws: Any) -> Tensor:
+        self.images += len(batch.y)
+        self.means.append(model.get_buffer("bn1.running_mean").clone())
+        return batch.x
+
+
+def spied() -> tuple[Training, dict[str, Spy]]:
+    job = training(small(), 2)
+    job.run()
+    spies = {"clean": Spy(), "robust": Spy()}
+    for name, spy in spies.items():
+        job.learners[name].objective = spy
+    return job, spies
+
+
+def some_batches(count: int = 5) -> list[Batch]:
+    images = blobs(3, 100)
+    parts = torch.arange(100).split(20)[:count]
+    return [Batch(images.pixels(i), images.y[i], i, 0.5) for i in parts]
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ({"clean": 0.0, "robust": 1.0}, {"clean": 0, "robust": 100}),
+        ({"clean": 1.0, "robust": 0.0}, {"clean": 100, "robust": 0}),
+        ({"clean": 0.3, "robust": 0.7}, {"clean": 30, "robust": 70}),
+        ({"robust": 0.55, "clean": 0.45}, {"clean": 45, "robust": 55}),
+    ],
+)
+def test_statistics_are_estimated_on_inputs_in_proportion_of_the_weights(weights, expected):
+    job, spies = spied()
+    estimate(job.model, job.learners, weights, some_batches(), job.learners["clean"].draws)
+    assert {name: spy.images for name, spy in spies.items()} == expected
+
+
+def test_estimated_statistics_are_the_means_over_the_batches():
+    job, _ = spied()
+    batches = some_batches()
+    weights = {"clean": 0.5, "robust": 0.5}
+    estimate(job.model, job.learners, weights, batches, job.learners["clean"].draws)
+    with torch.no_grad():
+        features = [job.model.stem(batch.x).transpose(0, 1).flatten(1) for batch in batches]
+    mean = torch.stack([f.mean(1) for f in features]).mean(0)
+    var = torch.stack([f.var(1) for f in features]).mean(0)
+    torch.testing.assert_close(job.model.bn1.running_mean, mean)
+    torch.testing.assert_close(job.model.bn1.running_var, var)
+
+
+def test_attacks_never_meet_a_model_without_statistics():
+    job, spies = spied()
+    weights = {"clean": 0.0, "robust": 1.0}
+    estimate(job.model, job.learners, weights, some_batches(), job.learners["clean"].draws)
+    assert all(bool(mean.abs().sum() > 0) for mean in spies["robust"].means)
+
+
+@pytest.mark.parametrize("batchnorm", ["average", "estimate"])
+def test_the_model_that_is_saved_is_the_one_that_was_validated(batchnorm):
+    validated: list[State] = []
+    saved: list[State] = []
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        validated.append({k: v.clone() for k, v in model.state_dict().items()})
+        return constant(model)
+
+    job = training(small(batchnorm=batchnorm, every=1), 3, validate=validate)
+
+    def save(finished: bool) -> None:  # as jobs/train.py does
+        record = job.history[-1]
+        state = job.merged(record["weights"], record["round"]).state_dict()
+        saved.append({k: v.clone() for k, v in state.items()})
+
+    job.watch = Watch(save=save)
+    job.run()
+    for t, state in enumerate(saved):
+        for key, value in validated[3 * t + 2].items():
+            if value.is_floating_point():
+                assert torch.equal(state[key], value), (t + 1, key)
+
+
+# Branches
+
+
+def branched(trunk: str, round_: int, *, last_lr: float = 1.0, source: str = "weights") -> Method:
+    schedule = Knots((1.0, 1.0, last_lr, last_lr), at=(0.0, 0.5, 0.5, 1.0))
+
+    def spec(objective: objectives.Objective) -> LearnerSpec:
+        return LearnerSpec(objective=objective, lr=0.05, schedule=schedule)
+
+    def robust() -> objectives.Objective:
+        return objectives.Adversarial(threat=THREAT, attack=PGD(steps=2, keep="last"))
+
+    learners = {"clean": spec(objectives.Standard()), "robust": spec(robust())}
+    if trunk not in learners:
+        learners[trunk] = spec(robust())
+    weights = Weights(knots={"clean": Knots((0.4,)), "robust": Knots((0.6,))})
+    return Method(
+        learners=learners,
+        merge=Merge(weights=weights, alpha=0.8, source=source),  # type: ignore[arg-type]
+        branch=Branch(trunk=trunk, round=round_),
+    )
+
+
+@pytest.mark.parametrize("source", ["weights", "average"])
+@pytest.mark.parametrize("trunk", ["robust", "mixed"])
+def test_learners_are_one_until_they_part_and_then_differ(trunk, source):
+    at_parting: list[dict[str, Any]] = []
+    job = training(branched(trunk, 2, source=source), 4)
+
+    def parting(sentence: str) -> None:
+        if "part from the trunk" in sentence:
+            at_parting.append(deepcopy({n: x.state_dict() for n, x in job.learners.items()}))
+
+    job.watch = Watch(announce=parting)
+    job.run()
+    (states,) = at_parting
+    for name in ("clean", "robust"):
+        for key, value in states[trunk]["model"].items():
+            assert torch.equal(states[name]["model"][key], value), key
+        held = states[name]["optimizer"]["state"]
+        for index, buffer in states[trunk]["optimizer"]["state"].items():
+            assert torch.equal(held[index]["momentum_buffer"], buffer["momentum_buffer"])
+        for key, value in states[trunk]["share"]["average"].items():
+            assert torch.equal(states[name]["share"]["average"][key], value)
+    final = weights_of(job)
+    assert not same({"": final["clean"]}, {"": final["robust"]})
+    assert [sorted(record["learners"]) for record in job.history] == [
+        [trunk],
+        [trunk],
+        ["clean", "robust"],
+        ["clean", "robust"],
+    ]
+    assert [record["weights"] for record in job.history][:2] == [{trunk: 1.0}] * 2
+
+
+def test_after_parting_each_learner_moves_on_its_own():
+    # With a learning rate of zero after the branch the learners stay what the trunk was.
+    states: list[dict[str, State]] = []
+    job = training(branched("robust", 2, last_lr=0.0), 4)
+    job.watch = Watch(save=lambda finished: states.append(weights_of(job)))
+    job.run()
+    trunk = states[1]["robust"]
+    for name in ("clean", "robust"):
+        for key, value in states[3][name].items():
+            if key.endswith(("weight", "bias")):
+                assert torch.equal(value, trunk[key]), (name, key)
+    assert not torch.equal(states[1]["clean"]["fc1.weight"], trunk["fc1.weight"])
+
+
+def test_the_trunk_alone_is_the_training_of_one_learner():
+    job = training(branched("robust", 3), 3)
+    job.run()
+    method = branched("robust", 3)
+    alone = Method(
+        learners={"robust": method.learners["robust"]},
+        merge=Merge(weights=Weights(knots={"robust": Knots((1.0,))}), alpha=0.8),
+    )
+    other = weights_of(finished(alone, 3))
+    found = weights_of(job)
+    for key, value in other["global"].items():
+        if value.is_floating_point():
+            assert torch.equal(found["global"][key], value), key
+
+
+def test_a_branch_is_continuous_for_the_global_model():
+    states: list[dict[str, State]] = []
+    job = training(branched("mixed", 2), 4)
+    job.watch = Watch(step=lambda images: states.append(weights_of(job)))
+    job.run()
+    steps = [
+        float((b["global"]["fc1.weight"] - a["global"]["fc1.weight"]).abs().max())
+        for a, b in zip(states, states[1:], strict=False)
+    ]
+    assert steps[2 * STEPS - 1] < 5 * max(steps[: 2 * STEPS - 1])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: branched("robust", 2).__class__(
+            learners=branched("robust", 2).learners,
+            merge=branched("robust", 2).merge,
+            branch=Branch(trunk="nobody", round=2),
+        ),
+        lambda: Method(
+            learners={"clean": branched("robust", 2).learners["clean"]},
+            merge=branched("robust", 2).merge,
+        ),
+    ],
+)
+def test_learners_that_do_not_exist_are_refused(make):
+    with pytest.raises(UserError, match="nobody|do not exist"):
+        make()
+
+
+# Interrupting and resuming
+
+RESUMED: list[A3GT | Method] = [
+    small(),
+    small(source="average", granularity="step", momentum="zero"),
+    small(batchnorm="estimate", every=1),
+    small(start=Stable(window=1, deadline=0.5)),
+    branched("mixed", 2),
+]
+
+
+@pytest.mark.parametrize("index", range(len(RESUMED)))
+@pytest.mark.parametrize("seed", range(2))
+def test_stopped_at_random_steps_and_resumed_the_bits_are_the_same(index, seed):
+    rounds = 4
+    whole = finished(RESUMED[index], rounds, validate=measured)
+    generator = torch.Generator().manual_seed(100 * index + seed)
+    stops = sorted(torch.randperm(rounds * STEPS - 1, generator=generator)[:3].tolist())
+    job = training(RESUMED[index], rounds, validate=measured)
+    steps = 0
+
+    def count(images: int) -> None:
+        nonlocal steps
+        steps += 1
+
+    saved: list[Any] = []
+    for stop in stops:
+        job.watch = Watch(
+            step=count,
+            stop=lambda stop=stop: steps > stop,
+            save=lambda finished, job=job: saved.append(through_a_file(job.state_dict())),
+        )
+        with pytest.raises(Interrupted, match="round"):
+            job.run()
+        assert steps == stop + 1
+        # another process: other objects, another global random state
+        job = training(deepcopy(RESUMED[index]), rounds, validate=measured)
+        job.load_state_dict(saved[-1])
+    job.watch = Watch(step=count)
+    job.run()
+    assert steps == rounds * STEPS
+    assert same(weights_of(job), weights_of(whole))
+    assert without_times(job.history) == without_times(whole.history)
+
+
+def test_a_state_that_was_saved_is_not_changed_by_going_on():
+    states: list[tuple[Any, Any]] = []
+    job = training(small(), 3)
+
+    def save(finished: bool) -> None:
+        state = job.state_dict()
+        states.append((through_a_file(state), state))
+
+    job.watch = Watch(save=save)
+    job.run()
+    again = training(small(), 3)
+    again.load_state_dict(states[0][0])
+    again.run()
+    assert same(weights_of(again), weights_of(job))
+
+
+def test_an_interrupted_training_goes_on_in_the_same_object():
+    whole = finished(small(), 3)
+    job = training(small(), 3)
+    steps: list[int] = []
+    job.watch = Watch(step=steps.append, stop=lambda: len(steps) == STEPS + 2)
+    with pytest.raises(Interrupted):
+        job.run()
+    job.watch = Watch()
+    job.run()
+    assert same(weights_of(job), weights_of(whole))
+
+
+# What goes wrong
+
+
+def finite(state: Any) -> bool:
+    if isinstance(state, Tensor):
+        return not state.is_floating_point() or bool(torch.isfinite(state).all())
+    if isinstance(state, Mapping):
+        return all(finite(value) for value in state.values())
+    return True
+
+
+@pytest.mark.parametrize("name", ["clean", "robust"])
+def test_a_loss_that_explodes_names_the_learner_and_the_round(name):
+    saved: list[bool] = []
+    wild = replace(getattr(small(), name), lr=1e20)
+    job = training(small(**{name: wild}), 4)
+    job.watch = Watch(save=lambda f: saved.append(finite(job.state_dict()["learners"])))
+    with pytest.raises(RunError, match=rf"{name} learner is not finite in round 1 of 4") as error:
+        job.run()
+    assert f"{name}.lr=3.3e+19" in str(error.value)
+    assert saved == []
+    assert job.history == []
+
+
+class Breaks(objectives.Standard):
+    """Is well until one step, whose loss is finite and whose gradient is not."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at, self.calls = at, 0
+
+    def forward(self, model: nn.Module, batch: Batch, draws: Any) -> Iterator[Tensor]:
+        for loss in super().forward(model, batch, draws):
+            self.calls += 1
+            if self.calls == self.at:
+                loss.register_hook(lambda grad: grad * torch.nan)
+            yield loss
+
+
+@pytest.mark.parametrize("at", [2 * STEPS - 1, 2 * STEPS])
+def test_the_last_good_state_stays_wherever_in_a_round_a_learner_breaks(at):
+    method = small().build(THREAT, 4)
+    broken = replace(method.learners["clean"], objective=Breaks(at))
+    job = training(replace(method, learners={**method.learners, "clean": broken}), 4)
+    saved: list[bool] = []
+    job.watch = Watch(save=lambda f: saved.append(finite(job.state_dict()["learners"])))
+    with pytest.raises(RunError, match="clean learner is not finite in round"):
+        job.run()
+    assert saved
+    assert all(saved)
+
+
+def test_learners_without_weights_or_numbers_are_refused():
+    for field, value in (("lr", 0.0), ("lr", -1.0), ("lr", float("nan")), ("momentum", -0.1)):
+        with pytest.raises(UserError, match=field):
+            LearnerSpec(
+                **{"objective": objectives.Standard(), "lr": 0.1, "schedule": Knots((1.0,))}
+                | {field: value}
+            )
+
+
+# Validation and the kept round
+
+
+def unique_images(count: int) -> Dataset:
+    """Return a data set in which every image is another one."""
+    ids = torch.arange(count)
+    x = torch.stack([ids // 256, ids % 256], 1)[:, None, :, None].expand(-1, 1, 2, 8)
+    x = x.repeat_interleave(4, 2).to(torch.uint8)
+    images = Images(x.contiguous(), ids % 7)
+    return Dataset(
+        name="unique",
+        train=images.take(slice(0, count * 4 // 5)),
+        test=images.take(slice(count * 4 // 5, count)),
+        classes=tuple("abcdefg"),
+        mean=(0.5,),
+        std=(0.5,),
+        eps=0.1,
+        pad=0,
+        flip=False,
+        source="made here",
+        sha256={},
+    )
+
+
+def identities(images: Images) -> set[tuple[int, int]]:
+    pairs = [(int(x[0, 0, 0]), int(x[0, 4, 0])) for x in images.x]
+    assert len(set(pairs)) == len(pairs)
+    return set(pairs)
+
+
+@pytest.mark.parametrize("limit", [None, 100, 333])
+@pytest.mark.parametrize("validation", [1, 40, 1000])
+def test_validation_never_overlaps_training_or_test(limit, validation):
+    dataset = unique_images(1000)
+    chosen = parse(
+        {"method": "a3gt", "limit": limit, "validation": validation, "batch_size": 16, "seed": 3}
+    )
+    split = _Split.of(chosen, dataset, torch.device("cpu"))
+    train, held = identities(split.train), identities(split.validation)
+    n = limit or len(dataset.train)
+    assert not train & held
+    assert not (train | held) & identities(dataset.test)
+    assert len(held) == min(validation, n // 5)
+    assert len(train) + len(held) == n
+    if len(held) >= 7:
+        counts = torch.bincount(split.validation.y, minlength=7)
+        assert int(counts.max() - counts.min()) <= 1
+    # the same for every seed and method: seeds of training are compared on the same images
+    other = _Split.of(replace(chosen, seed=8), dataset, torch.device("cpu"))
+    assert identities(other.validation) == held
+
+
+def test_kept_is_the_best_round_and_of_equal_ones_the_latest():
+    values = iter([0.3, 0.6, 0.5, 0.6, 0.2])
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        calls.append(0)
+        accuracy = next(values) if len(calls) % 3 == 0 else 0.9  # the global model's
+        return constant(model) | {"clean_accuracy": accuracy, "robust_accuracy": 0.0}
+
+    calls: list[int] = []
+    job = finished(small(), 5, validate=validate)
+    assert [record["kept"] for record in job.history] == [True, True, False, True, False]
+
+
+def test_records_say_what_happened():
+    job = finished(small(), 4, validate=measured)
+    assert [record["round"] for record in job.history] == [1, 2, 3, 4]
+    last = job.history[-1]
+    assert last["weights"]["robust"] == pytest.approx(0.4)
+    # one clean update, and two steps of PGD with an update, an image
+    assert last["gradient_evaluations"] == (1 + 3) * STEPS * BATCH
+    assert last["learners"]["clean"].keys() >= {"loss", "lr", "clean_accuracy", "robust_loss"}
+    assert last["start"]["round"] == 2
+    assert last["start"]["learners"] == {"clean": 2, "robust": 2}
+    assert job.history[0]["start"]["round"] == 2  # known from the beginning
+    lr = 0.1 * float(np.interp((4 - 1 / STEPS) / 4, [0, 0.5, 1], [0.5, 1.0, 0.2]))
+    assert last["learners"]["clean"]["lr"] == pytest.approx(lr)
+
+
+def test_t_prime_is_announced_once():
+    said: list[str] = []
+    rule = Stable(window=1, ratio=0.1, deadline=0.5)
+    finished(small(start=rule), 6, validate=scripted([9.0] * 6), watch=Watch(announce=said.append))
+    starts = [sentence for sentence in said if sentence.startswith("t' =")]
+    assert starts == ["t' = 3: hand-over may begin"]
+    assert sum("t_n = 3" in sentence for sentence in said) == 1
+    assert sum("t_r = 3" in sentence for sentence in said) == 1
+
+
+def test_a_batch_larger_than_the_set_is_one_step_of_all():
+    job = finished(small(), 2, batch_size=1000)
+    assert job.steps == 1
+    assert job.learners["clean"].optimizer.state
