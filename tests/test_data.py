@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 
+from equipoise import cli
 from equipoise.data import (
     DATASETS,
     Images,
@@ -1027,6 +1028,39 @@ def test_get(tmp_path, monkeypatch):
         where = get("mnist", base=f"{server.url}/mirror", progress=False)
         assert where == Path.home() / ".cache" / "equipoise" / "mnist"
         assert "verified" in load("mnist").source
+
+
+def command(monkeypatch, capsys, *arguments):
+    """Run the command line; return its exit code and the lines of standard error."""
+
+    monkeypatch.setattr(sys, "argv", ["equipoise", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return stopped.value.code, capsys.readouterr()
+
+
+def test_get_on_the_command_line(tmp_path, monkeypatch, capsys):
+    files = published(monkeypatch, fake_mnist())
+    wanted = ["data", "get", "mnist", "--data-dir", tmp_path, "--quiet"]
+    code, said = command(monkeypatch, capsys, *wanted)
+    assert code == 2
+    assert "--yes" in said.err
+    assert said.err.count("\n") == 1
+    with serving(files) as server:
+        mirror = ["--base", f"{server.url}/mirror", "--yes"]
+        code, said = command(monkeypatch, capsys, *wanted, *mirror)
+        assert (code, said.err) == (0, "")
+        assert str(tmp_path / "mnist") in said.out.replace("\n", "")
+        code, said = command(monkeypatch, capsys, "data", "--data-dir", tmp_path)
+        assert "mnist: found" in said.out
+    with serving({name: gzip.compress(b"another file") for name in files}) as server:
+        mirror = ["--base", f"{server.url}/mirror", "--yes"]
+        wanted[4] = tmp_path / "wrong"
+        code, said = command(monkeypatch, capsys, *wanted, *mirror)
+    assert code == 1
+    assert said.err.count("\n") == 1
+    assert "expected" in said.err
+    assert not list((tmp_path / "wrong").rglob("*-ubyte*"))
 
 
 def test_get_what_needs_no_download():

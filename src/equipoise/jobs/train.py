@@ -31,11 +31,17 @@ SAVE_SECONDS = 300.0
 
 RULES: dict[str, tuple[str, Callable[[Mapping[str, float]], float]]] = {
     "balanced": (
-        "the highest mean of clean and robust validation accuracy",
+        "the round with the highest mean of clean and robust validation accuracy",
         lambda m: m["clean_accuracy"] + m["robust_accuracy"],
     ),
-    "robust": ("the highest robust validation accuracy", lambda m: m["robust_accuracy"]),
-    "clean": ("the highest clean validation accuracy", lambda m: m["clean_accuracy"]),
+    "robust": (
+        "the round with the highest robust validation accuracy",
+        lambda m: m["robust_accuracy"],
+    ),
+    "clean": (
+        "the round with the highest clean validation accuracy",
+        lambda m: m["clean_accuracy"],
+    ),
     "last": ("the last round", lambda m: 0.0),
 }
 
@@ -251,8 +257,7 @@ class _Job:
             + (f"; going on after round {done}" if done or self.training.done else "")
         )
         self.console.say(
-            f"validation on {len(split.validation)} held-out training images; "
-            f"kept is the round with {self.rule}"
+            f"validation on {len(split.validation)} held-out training images; kept: {self.rule}"
         )
 
     def _description(self) -> dict[str, Any]:
