@@ -16,7 +16,6 @@ __all__ = [
     "Standard",
 ]
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -26,7 +25,7 @@ from equipoise.attacks.pgd import PGD
 from equipoise.errors import UserError
 from equipoise.threat import Threat
 from equipoise.training.merge import Handover, Merge, Weights
-from equipoise.training.method import LearnerSpec, Method
+from equipoise.training.method import LearnerSpec, Method, check_sgd
 from equipoise.training.schedule import Knots
 from equipoise.training.start import Fixed, Never, Stable, Threshold
 
@@ -55,14 +54,8 @@ class Learning:
     weight_decay: float = 5e-4
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name} must be a finite number {'> 0' if name == 'lr' else '>= 0'}, got {value}"
-            for name in ("lr", "momentum", "weight_decay")
-            for value in [getattr(self, name)]
-            if not math.isfinite(value) or value < 0 or (name == "lr" and value == 0)
-        ]
-        if problems:
-            raise UserError("; ".join(problems))
+        check_sgd(self.lr, self.momentum, self.weight_decay)
+        Knots(self.lr_factors, self.lr_at)
 
     def spec(self, objective: objectives.Objective) -> LearnerSpec:
         """Return the learner of an objective."""

@@ -2,6 +2,7 @@
 
 __all__ = ["Classifier", "Normalize"]
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -36,13 +37,13 @@ class Classifier(nn.Module):
     which is all that YOPO differentiates in its inner loop.
     """
 
+    @abstractmethod
     def stem(self, x: Tensor) -> Tensor:
         """Return the output of the first convolution."""
-        raise NotImplementedError
 
+    @abstractmethod
     def trunk(self, h: Tensor) -> Tensor:
         """Return the logits for an output of the stem."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""

@@ -17,7 +17,8 @@ from markupsafe import Markup, escape
 from equipoise.errors import UserError
 from equipoise.report import wording
 from equipoise.report.cautions import cautions
-from equipoise.report.figures import Figure, curves, eps_sweep
+from equipoise.report.drawing import Figure
+from equipoise.report.figures import curves, eps_sweep
 from equipoise.report.gallery import Gallery, gallery
 from equipoise.report.markdown import tables
 from equipoise.report.results import Row, headline_rows, sections, verdicts

@@ -1,6 +1,6 @@
 """A method: named learners and the rule that merges them into one model."""
 
-__all__ = ["Branch", "LearnerSpec", "Method"]
+__all__ = ["Branch", "LearnerSpec", "Method", "check_sgd"]
 
 import math
 from collections.abc import Mapping
@@ -10,6 +10,17 @@ from equipoise.errors import UserError
 from equipoise.objectives import Objective
 from equipoise.training.merge import Merge
 from equipoise.training.schedule import Knots
+
+
+def check_sgd(lr: float, momentum: float, weight_decay: float) -> None:
+    """Raise a UserError for settings of SGD that cannot be meant, all at once."""
+    problems = [
+        f"{name} must be a finite number {'> 0' if name == 'lr' else '>= 0'}, got {value}"
+        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay))
+        if not math.isfinite(value) or value < 0 or (name == "lr" and value == 0)
+    ]
+    if problems:
+        raise UserError("; ".join(problems))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +44,7 @@ class LearnerSpec:
     nesterov: bool = True
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name} must be a finite number {'> 0' if name == 'lr' else '>= 0'}, got {value}"
-            for name in ("lr", "momentum", "weight_decay")
-            for value in [getattr(self, name)]
-            if not math.isfinite(value) or value < 0 or (name == "lr" and value == 0)
-        ]
-        if problems:
-            raise UserError("; ".join(problems))
+        check_sgd(self.lr, self.momentum, self.weight_decay)
 
 
 @dataclass(frozen=True, kw_only=True)
