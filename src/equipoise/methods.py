@@ -25,7 +25,7 @@ from equipoise.attacks.pgd import PGD
 from equipoise.errors import UserError
 from equipoise.threat import Threat
 from equipoise.training.merge import Handover, Merge, Weights
-from equipoise.training.method import LearnerSpec, Method, check_sgd
+from equipoise.training.method import LearnerSpec, Method, check_factors, check_sgd
 from equipoise.training.schedule import Knots
 from equipoise.training.start import Fixed, Never, Stable, Threshold
 
@@ -55,7 +55,7 @@ class Learning:
 
     def __post_init__(self) -> None:
         check_sgd(self.lr, self.momentum, self.weight_decay)
-        Knots(self.lr_factors, self.lr_at)
+        check_factors(Knots(self.lr_factors, self.lr_at))
 
     def spec(self, objective: objectives.Objective) -> LearnerSpec:
         """Return the learner of an objective."""

@@ -7,6 +7,7 @@ one; numbers may be written as fractions, like ``8/255``.
 
 __all__ = ["Recipe", "combine", "defaults", "differences", "overrides", "parse", "read"]
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
@@ -78,13 +79,20 @@ class Recipe:
         ]
         if self.limit is not None and self.limit < 1:
             problems.append(f"limit must be at least 1, got {self.limit}")
-        if not self.width > 0:
-            problems.append(f"width must be positive, got {self.width}")
+        if not 0 < self.width < math.inf:
+            problems.append(f"width must be positive and finite, got {self.width}")
+        if self.device not in ("auto", "cpu") and not self.device.startswith("cuda"):
+            problems.append(f"device must be auto, cpu or cuda, got {self.device!r}")
+        if self.data not in DATASETS and not self.data.endswith(".npz"):
+            known = nearest(self.data, DATASETS, "data set")
+            problems.append(f"{known}, or the path of an .npz file")
+        if self.model not in MODELS:
+            problems.append(nearest(self.model, MODELS, "model"))
+        attack = [self.validation_attack]
+        _collect(problems, lambda: attacks.check_norms(attacks.parse_list(attack), self.norm))
+        _collect(problems, lambda: self.threat(0.1))
         if self.settings is not None and not problems:
             _collect(problems, lambda: self.settings.build(self.threat(0.1), self.rounds))
-        if self.eps is not None:
-            _collect(problems, lambda: self.threat(0.1))
-        problems += _unknown_names(asdict(self))
         if problems:
             raise UserError("; ".join(problems))
 
@@ -131,6 +139,8 @@ def overrides(items: Sequence[str]) -> dict[str, Any]:
         *parents, key = path.strip().split(".")
         place = result
         for parent in parents:
+            if parent == "start" and isinstance(place.get(parent), str):
+                place[parent] = {"rule": place[parent]}  # start=threshold start.threshold=0.5
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
                 raise UserError(f"{path}: {parent} is given both as a value and as a group")
@@ -167,8 +177,13 @@ def parse(given: Mapping[str, Any]) -> Recipe:
     merged = _merge(defaults, known)
     chosen = _validate(settings, merged, problems)
     recipe = _validate(Recipe, common, problems)
-    if recipe is None:
-        problems += [line for line in _unknown_names(common) if line not in "; ".join(problems)]
+    if recipe is None:  # what has the right type may still be out of range
+        wrong = {problem.partition(":")[0] for problem in problems}
+        fit = {key: value for key, value in common.items() if key not in wrong}
+        recipe = _validate(Recipe, fit, problems)
+    rounds = recipe.rounds if recipe is not None else Recipe.rounds
+    if chosen is not None:
+        _collect(problems, lambda: chosen.build(Threat("linf", 0.1), rounds))
     if problems:
         raise UserError("; ".join(problems))
     return replace(cast(Recipe, recipe), settings=chosen)
@@ -184,18 +199,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") 
         elif a != b:
             found.append(f"{path}{key}: {a} there, {b} here")
     return found
-
-
-def _unknown_names(values: Mapping[str, Any]) -> list[str]:
-    """Return a line for each name in a recipe that stands for nothing."""
-    problems: list[str] = []
-    data, model = str(values.get("data", "digits")), str(values.get("model", "small-cnn"))
-    if data not in DATASETS and not data.endswith(".npz"):
-        problems.append(nearest(data, DATASETS, "data set") + ", or the path of an .npz file")
-    if model not in MODELS:
-        problems.append(nearest(model, MODELS, "model"))
-    _collect(problems, lambda: attacks.parse(str(values.get("validation_attack", "pgd-10"))))
-    return problems
 
 
 def _collect(problems: list[str], attempt: Any) -> None:

@@ -25,6 +25,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any, BinaryIO
 
 import torch
@@ -60,7 +61,7 @@ class Run:
         if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
             raise UserError(
                 f"{path} exists; choose another --out, or go on with it: "
-                f"equipoise train --resume {path}"
+                f"equipoise train --resume {quote(str(path))}"
             )
         try:
             run.path.mkdir(parents=True, exist_ok=True)
@@ -111,7 +112,9 @@ class Run:
             state = _read_state(path)
             if state is not None:
                 return state
-            announce(f"{path} is damaged (truncated or changed): falling back to the one before")
+            spare = name == "state.pt" and (self.path / "state.previous.pt").exists()
+            rest = ": trying the one before" if spare else ""
+            announce(f"{path} is damaged (truncated or changed){rest}")
         return None
 
     # Writing
@@ -147,7 +150,7 @@ class Run:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return RunError(
                 f"the disk is full: {path} was not written, and what was there before is "
-                f"intact. Free some space, then: equipoise train --resume {self.path}"
+                f"intact. Free some space, then: equipoise train --resume {quote(str(self.path))}"
             )
         return RunError(f"cannot write {path}: {error.strerror}; what was there is intact")
 
@@ -205,16 +208,22 @@ class Run:
         if not path.exists() or not config:
             raise UserError(
                 f"{self.path} holds no model yet; train it first, or go on: "
-                f"equipoise train --resume {self.path}"
+                f"equipoise train --resume {quote(str(self.path))}"
             )
-        if config.get("format") != FORMAT:
-            raise UserError(f"{self.path}/config.json has format {config.get('format')}, not 1")
+        if config.get("format") != FORMAT or not {"model", "settings"} <= set(config):
+            raise UserError(
+                f"{self.path}/config.json does not describe a model: expected format {FORMAT} "
+                f"with model and settings, got format {config.get('format')}"
+            )
         model = models.build(config["model"], config["settings"])
         try:
             model.load_state_dict(load_file(path))
         except (SafetensorError, RuntimeError, OSError) as error:
             line = " ".join(str(error).split())[:200]
             raise UserError(f"cannot read the weights in {path}: {line}") from None
+        known = self.read_json("summary.json").get("sha256", {}).get(which)
+        if known is not None and known != model_digest(model):
+            raise UserError(f"{path} is damaged: its weights are not those that were saved")
         return model.eval()
 
 

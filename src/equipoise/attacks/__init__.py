@@ -7,6 +7,7 @@ __all__ = [
     "PGD",
     "Attack",
     "CWInf",
+    "check_norms",
     "parse",
     "parse_list",
     "split_names",
@@ -14,12 +15,13 @@ __all__ = [
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from equipoise.attacks.core import Attack
 from equipoise.attacks.pgd import FGSM, MIFGSM, PGD, CWInf
 from equipoise.errors import UserError, nearest
+from equipoise.threat import NORMS
 from equipoise.values import number
 
 ATTACKS: dict[str, tuple[Callable[..., Attack], str]] = {
@@ -89,6 +91,18 @@ def split_names(specs: str | Sequence[str]) -> list[str]:
     if isinstance(specs, str):
         specs = re.split(r",(?![^()]*\))", specs)
     return [spec.strip().lower() for spec in specs if spec.strip()]
+
+
+def check_norms(attacks: Mapping[str, Attack], norm: str) -> None:
+    """Raise a UserError that names every attack that is not defined for a norm."""
+    problems = [
+        f"{name} is defined for {', '.join(norms)}, not {norm}"
+        for name, attack in attacks.items()
+        for norms in [getattr(attack, "norms", NORMS)]
+        if norm not in norms
+    ]
+    if problems:
+        raise UserError("; ".join(problems))
 
 
 def _options(text: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks import Attack, parse_list, split_names
+from equipoise.attacks import Attack, check_norms, parse_list, split_names
 from equipoise.attacks.core import check_inputs
 from equipoise.draws import KeyedDraws
 from equipoise.errors import UserError
@@ -62,6 +62,9 @@ def evaluate(
     found = parse_list([name for name in split_names(attacks) if name != "clean"])
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}")
+    check_norms(found, threat.norm)
+    if not len(x):
+        raise UserError("there are no examples to evaluate")
     check_inputs(x, y, threat)
     device, dtype = _place(model, x)
     x, y = x.to(device, dtype), y.to(device)
@@ -113,9 +116,7 @@ class _Search:
         for first in range(0, len(every), self.judge.batch_size):
             index = every[first : first + self.judge.batch_size]
             x, y = self.x[index], self.y[index]
-            draws = KeyedDraws.of(x, self.seed).child(str(attack))
-            with torch.autocast(x.device.type, self.precision, enabled=bool(self.precision)):
-                x_adv = attack(self.judge.model, x, y, self.threat, draws=draws)
+            x_adv = self._search(attack, x, y)
             allowed = self.judge.admit(x, x_adv, self.threat)
             fooled, margins = self.judge.fooled(x_adv, y)
             verdict[index] = ~(allowed & fooled)
@@ -127,6 +128,15 @@ class _Search:
         self.settings[name] = f"{attack}{low}"
         self.seconds[name] = time.perf_counter() - began
         self.rejected[name] = rejected
+
+    def _search(self, attack: Attack, x: Tensor, y: Tensor) -> Tensor:
+        """Return what an attack proposes, in the judge's arithmetic.
+
+        The attack gets copies: whatever it does with them, the judge keeps its own.
+        """
+        draws = KeyedDraws.of(x, self.seed).child(str(attack))
+        with torch.autocast(x.device.type, self.precision, enabled=bool(self.precision)):
+            return attack(self.judge.model, x.clone(), y.clone(), self.threat, draws=draws).to(x)
 
     def _keep(self, index: Tensor, x_adv: Tensor, margins: Tensor) -> None:
         """Keep the allowed points with the smallest margin."""

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from equipoise import data, recipe
-from equipoise.attacks import parse_list, split_names
+from equipoise.attacks import check_norms, parse_list, split_names
 from equipoise.data import Dataset
 from equipoise.errors import UserError
 from equipoise.evaluation import Result, evaluate
@@ -64,17 +65,19 @@ def evaluate_run(
         The new records.
     """
     run = Run.open(path)
-    parse_list([name for name in split_names(attacks) if name != "clean"])
     settings = recipe.parse(recipe.read(run.path / "recipe.yaml"))
+    norm = norm or settings.norm
+    check_norms(parse_list([a for a in split_names(attacks) if a != "clean"]), norm)
+    threats = [Threat(norm, radius) for radius in eps]
     dataset = data.load(settings.data, data_dir or settings.data_dir)
     trained = run.read_json("provenance.json").get("data", {}).get("sha256")
     if trained and trained != dataset.sha256:
         raise UserError(f"{path} was trained on other data than is found now (checksums differ)")
     _warn_unfinished(run, console or Console(quiet=True))
-    radii = list(eps) or [settings.threat(dataset.eps).eps]
+    threats = threats or [Threat(norm, settings.threat(dataset.eps).eps)]
     job = _Evaluation(run, dataset, which, device, seed, console or Console(quiet=True), n)
-    for radius in radii:
-        job.evaluate(Threat(norm or settings.norm, radius), attacks, batch_size, precision)
+    for threat in threats:
+        job.evaluate(threat, attacks, batch_size, precision)
     return job.records
 
 
@@ -83,7 +86,7 @@ def _warn_unfinished(run: Run, console: Console) -> None:
     if not run.read_json("summary.json").get("finished"):
         console.warn(
             f"{run.path} is not trained to its end; this is its best model so far. "
-            f"Go on with: equipoise train --resume {run.path}"
+            f"Go on with: equipoise train --resume {quote(str(run.path))}"
         )
 
 

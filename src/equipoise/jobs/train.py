@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from types import FrameType
 from typing import Any
 
@@ -22,7 +23,7 @@ from equipoise.jobs.device import choose_device, deterministic
 from equipoise.progress import Console
 from equipoise.provenance import provenance
 from equipoise.recipe import Recipe
-from equipoise.runs import FORMAT, Run
+from equipoise.runs import FORMAT, Run, model_digest
 from equipoise.training import Augment, Interrupted, Training, Watch
 from equipoise.training.learner import derived_seed
 from equipoise.validation import Validator
@@ -64,8 +65,8 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
     console = console or Console(quiet=True)
     recipe, dataset = _resolve(recipe)
     _refuse_another(Path(out), recipe)
+    job = _Job(Run(out), recipe, dataset, console)  # what cannot be trained leaves no folder
     run = Run.create(out, recipe.to_yaml())
-    job = _Job(run, recipe, dataset, console)
     run.write_json("provenance.json", job.provenance())
     return job.run_to_end()
 
@@ -88,8 +89,12 @@ def resume(path: str | Path, *, console: Console | None = None) -> Run:
     job.compare(before)
     state = run.read_state(console.warn)
     if state is None:
-        console.say("no saved state: starting from the beginning")
+        console.warn(f"{path} has no sound state: starting from the beginning")
     else:
+        changed = recipes.differences(state["recipe"], recipe.to_dict())
+        if changed:
+            what = "; ".join(changed)
+            raise UserError(f"recipe.yaml is not the one {path} was begun with ({what})")
         job.training.load_state_dict(state)
     return job.run_to_end()
 
@@ -177,10 +182,15 @@ class _Job:
                 step=console.advance,
                 announce=console.say,
                 save=self._save,
-                stop=lambda: bool(self.stopped),
+                stop=self._asked_to_stop,
                 save_due=lambda: time.monotonic() - self.saved > SAVE_SECONDS,
             ),
         )
+
+    def _asked_to_stop(self) -> bool:
+        if self.stopped:
+            self.console.say(f"{self.stopped}: saving after this step")
+        return bool(self.stopped)
 
     def _config(self) -> dict[str, Any]:
         """Return what is needed to build the model again."""
@@ -243,7 +253,7 @@ class _Job:
             except Interrupted as error:
                 raise RunError(
                     f"{self.stopped}: {error}; go on with: "
-                    f"equipoise train --resume {self.run.path}"
+                    f"equipoise train --resume {quote(str(self.run.path))}"
                 ) from None
         self._finish()
         return self.run
@@ -281,7 +291,7 @@ class _Job:
             self.run.write_model("last.safetensors", weights)
             if record["kept"]:
                 self.run.write_model("model.safetensors", weights)
-        self.run.write_state(training.state_dict())
+        self.run.write_state(training.state_dict() | {"recipe": self.recipe.to_dict()})
         if finished_round:
             self.run.append_line("log.jsonl", training.history[-1])
             self.console.round(training.history[-1])
@@ -307,6 +317,7 @@ class _Job:
                 "start": history[-1]["start"],
                 "handovers": handovers,
                 "warnings": warnings,
+                "sha256": {name: self._digest(name) for name in ("model", "last")},
                 "gradient_evaluations": sum(r["gradient_evaluations"] for r in history),
                 "seconds": sum(sum(r["seconds"].values()) for r in history),
             },
@@ -318,7 +329,10 @@ class _Job:
             f"kept round {kept} ({self.rule}): clean {best['clean_accuracy']:.2%}, robust "
             f"{best['robust_accuracy']:.2%} on validation; {self.run.path}/model.safetensors"
         )
-        self.console.say(f"next: equipoise evaluate {self.run.path}")
+        self.console.say(f"next: equipoise evaluate {quote(str(self.run.path))}")
+
+    def _digest(self, name: str) -> str:
+        return model_digest(self.run.model(name))
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -329,7 +343,6 @@ class _Job:
             if self.stopped:
                 raise KeyboardInterrupt
             self.stopped = signal.Signals(number).name
-            self.console.say(f"{self.stopped}: saving after this step")
 
         try:
             old = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}

@@ -40,23 +40,35 @@ def estimate(
         batches: The batches to look at.
         draws: The randomness of the attacks.
     """
+    # All inputs first: an attack must not meet a model without statistics.
+    mixes = [_mix(model, learners, weights, batch, draws) for batch in batches]
     norms = [module for module in model.modules() if isinstance(module, Norm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the cumulative mean
-    for batch in batches:
-        inputs: list[Tensor] = []
-        begin = 0.0
-        for name, weight in weights.items():
-            n = len(batch.y)
-            part = slice(round(begin * n), round((begin + weight) * n))
-            begin += weight
-            if part.start < part.stop:
-                sub = Batch(batch.x[part], batch.y[part], batch.index[part], batch.progress)
-                inputs.append(learners[name].objective.inputs(model, sub, draws))
-        model.train()
-        model(torch.cat(inputs))
+    model.train()
+    for mix in mixes:
+        model(mix)
     model.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+
+
+def _mix(
+    model: nn.Module,
+    learners: Mapping[str, Learner],
+    weights: Mapping[str, float],
+    batch: Batch,
+    draws: Draws,
+) -> Tensor:
+    """Return a batch of which each learner's share is as the learner sees it."""
+    inputs: list[Tensor] = []
+    begin, n = 0.0, len(batch.y)
+    for name, weight in weights.items():
+        part = slice(round(begin * n), round((begin + weight) * n))
+        begin += weight
+        if part.start < part.stop:
+            sub = Batch(batch.x[part], batch.y[part], batch.index[part], batch.progress)
+            inputs.append(learners[name].objective.inputs(model, sub, draws))
+    return torch.cat(inputs)

@@ -113,6 +113,12 @@ class Learner:
         """Tell whether the losses of this round were all finite."""
         return math.isfinite(float(self.loss_sum))
 
+    @property
+    def finite(self) -> bool:
+        """Tell whether all weights and statistics are finite."""
+        floats = [value for value in self.state.values() if value.is_floating_point()]
+        return bool(torch.stack([torch.isfinite(value).all() for value in floats]).all())
+
     def continue_from(self, other: "Learner") -> None:
         """Take over another learner's weights, running average and momentum: the branch."""
         self.model.load_state_dict(other.model.state_dict())

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from equipoise.data.core import Images
 from equipoise.draws import GeneratorDraws
@@ -102,24 +102,24 @@ class Training:
         }
         self.origin = deepcopy(self.model.state_dict())
         self.left = 1.0
-        self.round = 0
         self.done = 0
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
         self.steps = len(self.images) // self.batch_size or 1
+        self._rng: tuple[Tensor, list[Tensor]] | None = None  # None: running, or not begun
 
     def run(self) -> None:
         """Train to the end, from wherever the state is."""
         with torch.random.fork_rng(self._cuda()):
-            if not self.history and not self.done:
-                torch.manual_seed(derived_seed(self.seed, "global"))
-            else:
-                self._restore_rng()
-            for t in range(len(self.history) + 1, self.rounds + 1):
-                self._train_round(t)
-                self.history.append(self._close_round(t))
-                self.done = 0
-                self.watch.save(True)
+            self._restore_rng()
+            try:
+                for t in range(len(self.history) + 1, self.rounds + 1):
+                    self._train_round(t)
+                    self.history.append(self._close_round(t))
+                    self.done = 0
+                    self.watch.save(True)
+            finally:
+                self._rng = self._global_rng()
 
     def _train_round(self, t: int) -> None:
         began = time.perf_counter()
@@ -145,7 +145,7 @@ class Training:
             if each_step:
                 self._hand_over(weights, t)
             self._look(t, began)
-        self._check_losses(t)
+        self._check_sound(t, weights=True)
         self.seconds += time.perf_counter() - began
 
     def _begin_round(self, t: int, active: list[Learner]) -> None:
@@ -162,21 +162,24 @@ class Training:
         """Report the step; check, save and stop where that is due."""
         self.watch.step(self.batch_size)
         if self.done % CHECK_EVERY == 0:
-            self._check_losses(t)
+            self._check_sound(t)
         stop = self.watch.stop()
         if stop or self.watch.save_due():
-            self._check_losses(t)
+            self._check_sound(t, weights=True)
             self.seconds += time.perf_counter() - began
             self.watch.save(False)
             self.seconds -= time.perf_counter() - began
         if stop:
             raise Interrupted(f"stopped in round {t} of {self.rounds}, step {self.done}")
 
-    def _check_losses(self, t: int) -> None:
+    def _check_sound(self, t: int, *, weights: bool = False) -> None:
+        """Raise a RunError if a loss, or on demand a weight, is not finite."""
         for learner in self.learners.values():
-            if not learner.sound:
+            what = "loss" if not learner.sound else "weights"
+            if what == "loss" or (weights and not learner.finite):
+                verb = "is" if what == "loss" else "are"
                 raise RunError(
-                    f"the loss of the {learner.name} learner is not finite in round {t} of "
+                    f"the {what} of the {learner.name} learner {verb} not finite in round {t} of "
                     f"{self.rounds}, step {self.done}; the last good state is kept. Lower its "
                     f"learning rate: {learner.name}.lr={learner.spec.lr / 3:.2g}"
                 )
@@ -292,7 +295,8 @@ class Training:
         wanted = self.method.merge.batchnorm == "estimate"
         if wanted and batchnorm.has_batchnorm(self.model):
             device = self.images.x.device
-            seed = derived_seed(self.seed, "batchnorm", t, self.done)
+            # At the end of a round, before and after its steps are counted back, it is one model.
+            seed = derived_seed(self.seed, "batchnorm", t, self.done % self.steps)
             generator = torch.Generator(device).manual_seed(seed)
             batches = self._some_batches(generator, t / self.rounds)
             draws = GeneratorDraws(generator)
@@ -317,8 +321,7 @@ class Training:
             "done": self.done,
             "history": self.history,
             "seconds": self.seconds,
-            "rng": torch.get_rng_state(),
-            "cuda_rng": [torch.cuda.get_rng_state(i) for i in self._cuda()],
+            "rng": self._rng or self._global_rng(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -331,16 +334,24 @@ class Training:
         self.done = state["done"]
         self.history = state["history"]
         self.seconds = state["seconds"]
-        self._rng = (state["rng"], state["cuda_rng"])
+        self._rng = (state["rng"][0], list(state["rng"][1]))
 
     def _cuda(self) -> list[int]:
         device = self.images.x.device
         return [device.index or 0] if device.type == "cuda" else []
 
+    def _global_rng(self) -> tuple[Tensor, list[Tensor]]:
+        return torch.get_rng_state(), [torch.cuda.get_rng_state(i) for i in self._cuda()]
+
     def _restore_rng(self) -> None:
+        """Go on with the saved global random state, or begin with the seed's."""
+        if self._rng is None:
+            torch.manual_seed(derived_seed(self.seed, "global"))
+            return
         torch.set_rng_state(self._rng[0].cpu())
         for index, rng in zip(self._cuda(), self._rng[1], strict=True):
             torch.cuda.set_rng_state(rng.cpu(), index)
+        self._rng = None
 
 
 _METRICS = ("clean_accuracy", "robust_accuracy", "clean_loss", "robust_loss")

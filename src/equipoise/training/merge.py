@@ -51,8 +51,9 @@ class Weights:
     anchor: Literal["start", "clock"] = "start"
 
     def __post_init__(self) -> None:
-        places = sorted({place for knots in self.knots.values() for place in knots.places})
-        for place in places:
+        places = {place for knots in self.knots.values() for place in knots.places}
+        just_left = {place - 1e-9 for place in places if place > 0}  # of a jump
+        for place in sorted(places | just_left):
             weights = [knots(place) for knots in self.knots.values()]
             if abs(sum(weights) - 1) > 1e-6 or min(weights) < 0:
                 raise UserError(f"the learners' weights must be >= 0 and sum to 1, got {weights}")

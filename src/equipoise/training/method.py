@@ -1,6 +1,6 @@
 """A method: named learners and the rule that merges them into one model."""
 
-__all__ = ["Branch", "LearnerSpec", "Method", "check_sgd"]
+__all__ = ["Branch", "LearnerSpec", "Method", "check_factors", "check_sgd"]
 
 import math
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from equipoise.errors import UserError
 from equipoise.objectives import Objective
 from equipoise.training.merge import Merge
 from equipoise.training.schedule import Knots
+from equipoise.training.start import Threshold
 
 
 def check_sgd(lr: float, momentum: float, weight_decay: float) -> None:
@@ -21,6 +22,12 @@ def check_sgd(lr: float, momentum: float, weight_decay: float) -> None:
     ]
     if problems:
         raise UserError("; ".join(problems))
+
+
+def check_factors(schedule: Knots) -> None:
+    """Raise a UserError for a schedule that would climb the loss."""
+    if min(schedule.values) < 0:
+        raise UserError(f"lr_factors must be >= 0, got {list(schedule.values)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +52,7 @@ class LearnerSpec:
 
     def __post_init__(self) -> None:
         check_sgd(self.lr, self.momentum, self.weight_decay)
+        check_factors(self.schedule)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +88,15 @@ class Method:
             raise UserError(f"weights for learners that do not exist: {sorted(strangers)}")
         if self.branch is not None and self.branch.trunk not in self.learners:
             raise UserError(f"the trunk {self.branch.trunk!r} is not one of the learners")
+        if self.branch is not None and self.branch.round < 1:
+            raise UserError(f"branch.round must be at least 1, got {self.branch.round}")
+        rule = self.merge.start
+        if isinstance(rule, Threshold) and isinstance(rule.threshold, Mapping):
+            names, merged = set(rule.threshold), set(self.merge.weights.knots)
+            if names != merged:
+                raise UserError(
+                    f"start.threshold must name each of {sorted(merged)}, got {sorted(names)}"
+                )
 
     def active(self, t: int) -> list[str]:
         """Return the names of the learners that train in round ``t``."""

@@ -184,7 +184,7 @@ class Stable:
 
     def __call__(self, history: Mapping[str, Sequence[float]], rounds: int) -> Verdict:
         """Return for each learner the first round at which it had stabilised."""
-        last = max(1, math.floor(self.deadline * rounds))
+        last = max(1, math.floor(self.deadline * rounds + 1e-9))
         found: dict[str, int | None] = {}
         reasons = {}
         for name, losses in history.items():

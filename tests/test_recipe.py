@@ -1,0 +1,386 @@
+"""Recipes: there and back, overridden, and refused with every error at once."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from equipoise import recipe
+from equipoise.attacks import PGD
+from equipoise.errors import UserError
+from equipoise.methods import METHODS, A3GTPaper, Generalist
+from equipoise.recipe import Recipe, combine, defaults, differences, overrides, parse, read
+from equipoise.tables import write_settings
+from equipoise.threat import Linf
+from equipoise.training import Fixed, Never, Stable, Threshold
+from equipoise.values import number
+
+
+def refused(*items: str, method: str = "a3gt") -> str:
+    with pytest.raises(UserError) as error:
+        parse(combine({"method": method}, overrides(list(items))))
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def given(*items: str, method: str = "a3gt") -> Recipe:
+    return parse(combine({"method": method}, overrides(list(items))))
+
+
+# There and back
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_builds_and_its_defaults_come_back(method, tmp_path):
+    one = parse({"method": method})
+    built = one.settings.build(Linf(0.1), 30)
+    assert set(built.merge.weights.knots) <= set(built.learners)
+    assert isinstance(one.settings, METHODS[method])
+    path = tmp_path / "recipe.yaml"
+    path.write_text(one.to_yaml())
+    other = parse(read(path))
+    assert other == one
+    assert other.to_dict() == one.to_dict()
+    assert parse({"method": method, **defaults(method)}) == one
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        ("eps=8/255", "rounds=7", "gamma=[1, 0.5]", "every=none", "robust.lr=1e-2"),
+        ("start.rule=threshold", "start.threshold=0.25", "start.patience=5"),
+        ("start.rule=threshold", "start.threshold.clean=0.3", "start.threshold.robust=1.2"),
+        ("start=4",),
+        ("start=never", "attack.steps=3", "attack.step_size=2/255", "attack.restarts=2"),
+        ("clean.lr_at=none", "clean.lr_factors=[1, 0.1]", "keep=last", "limit=500", "norm=l2"),
+    ],
+)
+def test_what_was_asked_for_comes_back(items, tmp_path):
+    one = given(*items)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(one.to_yaml())
+    other = parse(read(path))
+    assert other == one
+    assert differences(one.to_dict(), other.to_dict()) == []
+    assert one != parse({"method": "a3gt"})
+
+
+def test_a_recipe_is_fully_resolved():
+    plain = parse({"method": "a3gt"}).to_dict()
+    assert set(plain) >= {f.name for f in fields(Recipe)} - {"settings"}
+    assert plain["start"] == {
+        "rule": "stable",
+        "window": 3,
+        "ratio": 0.1,
+        "deadline": 0.6,
+        "losses": "held-out",
+    }
+    assert plain["attack"]["steps"] == 10
+    assert plain["robust"]["lr"] == 0.05
+    yaml.safe_dump(plain)  # nothing in it but plain values
+
+
+# Overrides
+
+
+def test_fractions_and_numbers_are_numbers():
+    one = given("eps=8/255", "robust.lr=1e-2", "rounds=9", "attack.step_size=.5/255")
+    assert one.eps == 8 / 255
+    assert one.settings.robust.lr == 0.01
+    assert one.rounds == 9
+    assert one.settings.attack.step_size == 0.5 / 255
+    assert given("gamma=[1, 1/2, .25]").settings.gamma == (1.0, 0.5, 0.25)
+    assert given("every=none").settings.every is None
+
+
+def test_fractions_in_yaml_too(tmp_path):
+    (tmp_path / "r.yaml").write_text("method: pgd-at\neps: 8/255\nrobust: {lr: 1/20}\n")
+    one = parse(read(tmp_path / "r.yaml"))
+    assert one.eps == 8 / 255
+    assert one.settings.robust.lr == 0.05
+
+
+def test_later_layers_win_group_by_group():
+    base = {"method": "a3gt", "robust": {"lr": 0.1, "momentum": 0.5}, "rounds": 3}
+    one = parse(combine(base, {"rounds": 4}, overrides(["robust.lr=0.2", "clean.lr=0.3"])))
+    assert one.rounds == 4
+    assert one.settings.robust.lr == 0.2
+    assert one.settings.robust.momentum == 0.5
+    assert one.settings.clean.lr == 0.3
+    assert one.settings.clean.momentum == 0.9
+    assert base == {"method": "a3gt", "robust": {"lr": 0.1, "momentum": 0.5}, "rounds": 3}
+
+
+@pytest.mark.parametrize("item", ["rounds", "=3", "", "--rounds"])
+def test_overrides_are_key_and_value(item):
+    with pytest.raises(UserError, match="expected key=value"):
+        overrides([item])
+
+
+def test_a_value_is_no_group():
+    with pytest.raises(UserError, match="both as a value and as a group"):
+        overrides(["robust=3", "robust.lr=2"])
+    assert "robust is a group of settings" in refused("robust=3")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("8/255", 8 / 255),
+        (" 1 / 4 ", 0.25),
+        ("1e-3", 0.001),
+        ("1E3", 1000.0),
+        (".5", 0.5),
+        ("-2", -2),
+        ("none", None),
+        ("Null", None),
+        ("true", True),
+        ("[1, .4]", [1, 0.4]),
+        ("mnist", "mnist"),
+        ("8/0", "8/0"),
+        ("a/b.npz", "a/b.npz"),
+    ],
+)
+def test_values_as_people_write_them(text, value):
+    found = number(text)
+    assert found == value
+    assert type(found) is type(value)
+
+
+# The rule for t'
+
+
+def test_start_may_be_a_name_a_round_or_a_part():
+    assert given("start=never").settings.start == Never()
+    assert given("start=threshold").settings.start == Threshold()
+    assert given("start=8").settings.start == Fixed(round=8)
+    assert given("start=0.5").settings.start == Fixed(fraction=0.5)
+    assert given("start=5/8").settings.start == Fixed(fraction=0.625)
+    assert given().settings.start == Stable()
+
+
+def test_changing_the_rule_takes_the_defaults_of_that_rule():
+    one = given("start.rule=threshold", "start.patience=7")
+    assert one.settings.start == Threshold(patience=7)
+    assert given("start.window=5").settings.start == Stable(window=5)
+    assert given("start.rule=fixed", "start.round=3", method="a3gt-paper").settings.start == Fixed(
+        round=3
+    )
+    assert given("start.threshold=0.2", method="a3gt-paper").settings.start == Threshold(
+        threshold=0.2
+    )
+
+
+def test_settings_of_another_rule_are_unknown():
+    message = refused("start.threshold=0.3")  # the rule is still "stable"
+    assert "start.threshold" in message
+    message = refused("start.rule=threshold", "start.widow=3")
+    assert "start.widow" in message
+    assert "did you mean 'threshold'?" in refused("start=treshold")
+    assert "did you mean 'stable'?" in refused("start.rule=stabel")
+
+
+def test_a_start_that_cannot_be_meant_is_refused():
+    assert "start.round" in refused("start=50", "rounds=20")
+    assert "start" in refused("start=0")
+    assert "start" in refused("start=1.5")
+    assert "start" in refused("start=[1, 2]")
+    assert "start.window" in refused("start.window=0")
+
+
+@pytest.mark.parametrize("thresholds", [["clean"], ["clean", "rubost"], ["robust", "other"]])
+def test_thresholds_for_each_learner_are_checked_before_anything_starts(thresholds):
+    items = [f"start.threshold.{name}=0.3" for name in thresholds]
+    assert "threshold" in refused("start.rule=threshold", *items)
+
+
+# Errors
+
+
+def test_all_errors_come_at_once_with_the_nearest_names():
+    message = refused(
+        "eps=8",
+        "rouds=3",
+        "robust.lrr=0.1",
+        "robust.lr=-1",
+        "data=minst",
+        "model=resnet-19",
+        "norm=linff",
+        "keep=bset",
+        "validation_attack=pdg-10",
+        "rounds=0",
+    )
+    expected = (
+        "8/255",
+        "did you mean rounds?",
+        "robust.lrr",
+        "did you mean robust.lr?",
+        "lr must be a finite number > 0, got -1",
+        "did you mean 'mnist'?",
+        "did you mean 'resnet-18'?",
+        "norm",
+        "keep",
+        "did you mean 'pgd'?",
+        "rounds must be at least 1",
+    )
+    assert [text for text in expected if text not in message] == []
+
+
+def test_an_unknown_method_is_refused_with_the_nearest():
+    assert "did you mean 'a3gt'?" in refused(method="a3tg")
+    assert "did you mean 'pgd-at'?" in refused(method="pgdat")
+    with pytest.raises(UserError, match="unknown method"):
+        parse({})
+
+
+@pytest.mark.parametrize(
+    ("items", "text"),
+    [
+        (["eps=8"], "did you mean 8/255"),
+        (["eps=-0.1"], "eps"),
+        (["eps=.nan"], "eps"),
+        (["eps=nan"], "eps"),
+        (["eps=.inf"], "eps"),
+        (["eps=big"], "eps"),
+        (["robust.lr=.nan"], "lr"),
+        (["robust.lr=-0.1"], "lr"),
+        (["robust.lr=0"], "lr"),
+        (["robust.lr=fast"], "robust.lr"),
+        (["clean.momentum=-1"], "momentum"),
+        (["clean.weight_decay=.nan"], "weight_decay"),
+        (["robust.lr_factors=[1, .nan]"], "finite"),
+        (["robust.lr_factors=[1, -1]", "robust.lr_at=none"], "factor"),
+        (["robust.lr_factors=[]"], "at least one"),
+        (["robust.lr_factors=[1, 2]"], "place"),  # lr_at has four
+        (["rounds=1.5"], "rounds"),
+        (["rounds=.nan"], "rounds"),
+        (["rounds=many"], "rounds"),
+        (["rounds=-1"], "rounds"),
+        (["batch_size=0"], "batch_size"),
+        (["seed=-1"], "seed"),
+        (["limit=0"], "limit"),
+        (["validation=0"], "validation"),
+        (["width=0"], "width"),
+        (["width=.nan"], "width"),
+        (["width=.inf"], "width"),
+        (["attack.steps=0"], "steps"),
+        (["attack.steps=2.5"], "attack.steps"),
+        (["attack.step_size=-1"], "step_size"),
+        (["attack.start=randm"], "attack.start"),
+        (["attack.loss=xent"], "attack.loss"),
+        (["gamma=[1, 2]"], "gamma"),
+        (["gamma=[1, .nan]"], "gamma"),
+        (["gamma=[]"], "gamma"),
+        (["alpha=1"], "alpha"),
+        (["alpha=-0.1"], "alpha"),
+        (["every=0"], "every"),
+        (["every=1.5"], "every"),
+        (["anchor=middle"], "anchor"),
+        (["batchnorm=estimated"], "batchnorm"),
+        (["device=gpu"], "device"),
+        (["validation_attack=pgd-0"], "steps"),
+        (["validation_attack=pgd-20(restrats=2)"], "restrats"),
+        (["validation_attack=pgd-20(start=randm)"], "start"),
+        (["validation_attack=pgd-20(restarts=1.5)"], "restarts"),
+        (["validation_attack=mi-fgsm-5", "norm=l1"], "l1"),
+        (["data=x.csv"], "data set"),
+        (["foo.bar=3"], "foo"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(items, text):
+    assert text in refused(*items)
+
+
+def test_a_setting_of_another_method_is_unknown_here():
+    assert "gamma" in refused("gamma=[1]", method="standard")
+    assert "robust" in refused("robust.lr=0.1", method="standard")
+    assert "start" in refused("start=3", method="pgd-at")
+
+
+def test_the_path_of_an_npz_is_a_data_set():
+    assert given("data=a/b.npz").data == "a/b.npz"
+
+
+# Files
+
+
+def test_files_that_are_no_recipes_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no recipe at"):
+        read(tmp_path / "nothing.yaml")
+    for name, text in (("list", "- a\n- b\n"), ("empty", ""), ("text", "hello")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match="expected a mapping"):
+            read(tmp_path / name)
+    (tmp_path / "broken").write_text("a: [1, 2\nb: }")
+    with pytest.raises(UserError, match="cannot read the recipe") as error:
+        read(tmp_path / "broken")
+    assert "\n" not in str(error.value)
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00\x9f")
+    with pytest.raises(UserError, match="cannot read the recipe"):
+        read(tmp_path / "bytes")
+    with pytest.raises(UserError, match="cannot read the recipe"):
+        read(tmp_path)
+
+
+def test_keys_that_are_no_names_are_unknown(tmp_path):
+    (tmp_path / "r.yaml").write_text("method: a3gt\n3: 4\ntrue: 1\n")
+    with pytest.raises(UserError, match="unknown setting '3'"):
+        parse(read(tmp_path / "r.yaml"))
+
+
+def test_differences_are_named():
+    one, other = given("robust.lr=0.1"), given("robust.lr=0.2", "rounds=3")
+    assert differences(one.to_dict(), other.to_dict()) == [
+        "robust.lr: 0.1 there, 0.2 here",
+        "rounds: 20 there, 3 here",
+    ]
+
+
+# Methods and their settings
+
+
+def test_the_readings_of_the_papers_are_the_defaults_of_their_methods():
+    paper = parse({"method": "a3gt-paper"}).settings
+    assert isinstance(paper, A3GTPaper)
+    assert (paper.anchor, paper.count, paper.inclusive) == ("clock", "rounds", False)
+    assert (paper.gamma, paper.every) == ((1.0, 1.0, 1.0, 0.4), 5)
+    assert paper.start == Threshold()
+    generalist = parse({"method": "generalist"}).settings
+    assert isinstance(generalist, Generalist)
+    assert (generalist.source, generalist.granularity) == ("average", "step")
+    assert generalist.start == Fixed(fraction=0.625)
+    assert generalist.inclusive
+    assert parse({"method": "a3gt"}).settings.attack == PGD(steps=10, keep="last")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_settings_of_a_method_are_listed_with_their_defaults(method, capsys):
+    write_settings(method)
+    listed = capsys.readouterr().out
+    for name, value in defaults(method).items():
+        assert f"{name}:" in listed
+        if isinstance(value, dict):
+            assert all(f"{key}:" in listed for key in value)
+    text = listed[listed.index("method: ") :]
+    assert parse(yaml.safe_load(text)) == parse({"method": method})
+
+
+def test_settings_of_an_unknown_method_are_refused():
+    with pytest.raises(UserError, match="did you mean 'generalist'"):
+        write_settings("generalis")
+
+
+def test_every_setting_is_documented():
+    for method, kind in METHODS.items():
+        names = [f.name for f in fields(kind)]
+        documented = "".join(base.__doc__ or "" for base in kind.__mro__)
+        assert [name for name in names if f"{name}:" not in documented] == [], method
+    names = [f.name for f in fields(Recipe)]
+    assert [name for name in names if f"{name}:" not in (recipe.Recipe.__doc__ or "")] == []
+
+
+@pytest.mark.parametrize("path", sorted(Path("recipes").rglob("*.yaml")), ids=str)
+def test_recipes_of_the_project_are_valid(path):
+    assert parse(read(path)).rounds > 0
