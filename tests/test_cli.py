@@ -210,7 +210,7 @@ def test_train_refuses_in_one_line_and_starts_nothing(command, tmp_path, words, 
         (["--attacks", "pgd-0"], ["steps"]),
         (["--attacks", "pgd-5(restrats=3)"], ["restrats"]),
         (["--attacks", "pgd-5(", "-n", "5"], ["pgd-5("]),
-        (["--attacks", "fgsm,cw-inf-2", "--norm", "l2", "-n", "5"], ["linf"]),
+        (["--attacks", "fgsm,cw-inf-2", "--norm", "l2", "--eps", "0.5", "-n", "5"], ["linf"]),
         (["--precision", "float16"], ["precision"]),
         (["--weights", "best"], ["--weights", "last"]),
         (["--batch-size", "0"], ["batch_size"]),
@@ -257,8 +257,8 @@ def test_other_bad_input_is_a_line(command, words, tmp_path):
 def test_words_the_command_line_does_not_know(command, words):
     ended = command(*words)
     assert ended.code == 2
-    assert ended.err.strip()
-    assert "Traceback" not in ended.err
+    assert ended.line.startswith("equipoise: ")
+    assert "--help" in ended.line
 
 
 def test_data_that_are_missing(command, tmp_path):
@@ -340,7 +340,7 @@ def test_a_loss_that_explodes_is_a_line_with_exit_code_one(command, small, tmp_p
     out = tmp_path / "run"
     ended = command("train", *small, "clean.lr=1e20", "--quiet", "--out", out)
     assert ended.code == 1
-    assert "the loss of the clean learner is not finite in round 1 of 4" in ended.line
+    assert "not finite for the clean learner in round 1 of 4" in ended.line
     assert "clean.lr=" in ended.line
 
 

@@ -421,7 +421,9 @@ def test_without_attacks_the_clean_accuracy_is_measured(model):
     assert result.verdicts == {}
     (record,) = result.records()
     assert record["attack"] == "clean"
-    assert result.robust_accuracy == result.clean_accuracy > 0.5
+    assert result.clean_accuracy > 0.5
+    with pytest.raises(UserError, match="no attack was run"):
+        _ = result.robust_accuracy
 
 
 # The model is left as it was

@@ -54,7 +54,14 @@ def test_every_method_builds_and_its_defaults_come_back(method, tmp_path):
         ("start.rule=threshold", "start.threshold.clean=0.3", "start.threshold.robust=1.2"),
         ("start=4",),
         ("start=never", "attack.steps=3", "attack.step_size=2/255", "attack.restarts=2"),
-        ("clean.lr_at=none", "clean.lr_factors=[1, 0.1]", "keep=last", "limit=500", "norm=l2"),
+        (
+            "clean.lr_at=none",
+            "clean.lr_factors=[1, 0.1]",
+            "keep=last",
+            "limit=500",
+            "norm=l2",
+            "eps=1",
+        ),
     ],
 )
 def test_what_was_asked_for_comes_back(items, tmp_path):
@@ -231,8 +238,9 @@ def test_all_errors_come_at_once_with_the_nearest_names():
 def test_an_unknown_method_is_refused_with_the_nearest():
     assert "did you mean 'a3gt'?" in refused(method="a3tg")
     assert "did you mean 'pgd-at'?" in refused(method="pgdat")
-    with pytest.raises(UserError, match="unknown method"):
+    with pytest.raises(UserError, match="names no method"):
         parse({})
+    assert "unknown method" in refused(method=["a3gt"])
 
 
 @pytest.mark.parametrize(

@@ -100,13 +100,13 @@ def test_lines_are_appended(run):
 
 
 @pytest.mark.parametrize("rest", ["", '{"val', '{"value": 0}'])
-def test_a_line_cut_by_a_crash_is_closed_before_the_next(run, rest):
+def test_a_line_cut_by_a_crash_is_closed_or_dropped_before_the_next(run, rest):
     path = run.path / "log.jsonl"
     path.write_text('{"value": -1}\n' + rest)
     run.append_line("log.jsonl", {"value": 7})
     lines = path.read_text().splitlines()
     assert lines[0] == '{"value": -1}'
-    assert lines[1:-1] == ([rest] if rest else [])
+    assert lines[1:-1] == ([rest] if rest.endswith("}") else [])  # half an object is none
     assert json.loads(lines[-1]) == {"value": 7}
 
 

@@ -94,6 +94,8 @@ def train(
     if what is None or out is None:
         raise UserError("expected METHOD or RECIPE.yaml, and --out runs/NAME (or --resume)")
     base: dict[str, Any] = {"method": what}
+    if "method" in recipes.overrides(settings or []):
+        raise UserError(f"the method is {what}; give it once")
     if what.endswith((".yaml", ".yml")):
         base = recipes.read(Path(what))
     base = recipes.combine(base, given, recipes.overrides(settings or []))
@@ -104,9 +106,12 @@ def train(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="The run folder.")],
     attacks: Annotated[
-        str,
-        typer.Option(help="Attacks, by commas; see `equipoise list attacks`. -K is K steps."),
-    ] = "clean,fgsm,pgd-20,mi-fgsm-10,cw-inf-30",
+        str | None,
+        typer.Option(
+            help="Attacks, by commas; see `equipoise list attacks`. -K is K steps. By default "
+            "fgsm, pgd-20, mi-fgsm-10 and cw-inf-30, where defined."
+        ),
+    ] = None,
     eps: Annotated[
         str | None, typer.Option(help="Radii, by commas, like 8/255; that of the training.")
     ] = None,
@@ -133,6 +138,8 @@ def evaluate(
     from equipoise.threat import NORMS
     from equipoise.values import choice, numbers
 
+    if json is not None and not json.absolute().parent.is_dir():
+        raise UserError(f"--json {json}: there is no folder {json.absolute().parent}")
     records = evaluate_run(
         run,
         attacks=attacks,
@@ -243,20 +250,44 @@ def demo(
 def main() -> None:
     """Run the command line; errors are one line, with exit code 2 or 1."""
     try:
-        app()
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except UserError as error:
         _fail(str(error), 2)
     except RunError as error:
         _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:
         _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
-    except KeyboardInterrupt:
+    except Exception as error:
+        _explain(error)
+        raise
+
+
+def _explain(error: Exception) -> None:
+    """Exit with one line for errors of the command line's parser and of memory.
+
+    Both are told by their names: the parser may be typer's own copy of click, and torch should
+    not be imported for an error.
+    """
+    kind = type(error).__name__
+    if kind == "NoArgsIsHelpError":
+        typer.echo(error.format_message())  # type: ignore[attr-defined]
+        sys.exit(2)
+    if kind == "Abort":
         _fail("interrupted", 130)
+    if kind in ("MemoryError", "OutOfMemoryError"):
+        _fail("out of memory: lower batch_size, or --batch-size in an evaluation", 1)
+    if hasattr(error, "format_message"):
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context is not None else "equipoise"
+        _fail(f"{error.format_message()} (see {where} --help)", 2)
 
 
 def _fail(message: str, code: int) -> None:
-    typer.echo(f"equipoise: {message}", err=True)
+    typer.echo(f"equipoise: {' '.join(message.split())}", err=True)
     sys.exit(code)

@@ -7,7 +7,6 @@ one; numbers may be written as fractions, like ``8/255``.
 
 __all__ = ["Recipe", "combine", "defaults", "differences", "overrides", "parse", "read"]
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
@@ -24,6 +23,8 @@ from equipoise.methods import METHODS, AnyStart
 from equipoise.models import MODELS
 from equipoise.threat import Norm, Threat
 from equipoise.values import number
+
+WIDEST = 64
 
 Keep = Literal["balanced", "robust", "clean", "last"]
 
@@ -73,14 +74,16 @@ class Recipe:
     def __post_init__(self) -> None:
         problems = [
             f"{name} must be at least {least}, got {value}"
-            for name, least in (("rounds", 1), ("batch_size", 1), ("validation", 1), ("seed", 0))
+            for name, least in (("rounds", 1), ("batch_size", 2), ("validation", 1), ("seed", 0))
             for value in [getattr(self, name)]
             if value < least
         ]
         if self.limit is not None and self.limit < 1:
             problems.append(f"limit must be at least 1, got {self.limit}")
-        if not 0 < self.width < math.inf:
-            problems.append(f"width must be positive and finite, got {self.width}")
+        if not 0 < self.width <= WIDEST:
+            problems.append(f"width must lie in (0, {WIDEST}], got {self.width}")
+        if self.norm != "linf" and self.eps is None:
+            problems.append(f"norm={self.norm} needs a radius: eps (customary radii are Linf)")
         if self.device not in ("auto", "cpu") and not self.device.startswith("cuda"):
             problems.append(f"device must be auto, cpu or cuda, got {self.device!r}")
         if self.data not in DATASETS and not self.data.endswith(".npz"):
@@ -110,6 +113,10 @@ class Recipe:
     def to_yaml(self) -> str:
         """Return the recipe as YAML that :func:`read` reads back."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None)
+
+
+TEXT = ("method", "data", "data_dir", "model", "norm", "validation_attack", "keep", "device")
+"""The fields of a recipe that are text: what looks like a number in them is none."""
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -144,7 +151,7 @@ def overrides(items: Sequence[str]) -> dict[str, Any]:
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
                 raise UserError(f"{path}: {parent} is given both as a value and as a group")
-        place[key] = number(value)
+        place[key] = value if not parents and key in TEXT else number(value)
     return result
 
 
@@ -164,9 +171,11 @@ def parse(given: Mapping[str, Any]) -> Recipe:
     """
     given = dict(given)
     method = given.get("method")
-    if method not in METHODS:
+    if method is None:
+        raise UserError(f"the recipe names no method (known: {', '.join(METHODS)})")
+    if not isinstance(method, str) or method not in METHODS:
         raise UserError(nearest(str(method), METHODS, "method"))
-    settings = METHODS[str(method)]
+    settings = METHODS[method]
     names = {f.name for f in fields(Recipe)} - {"settings"}
     common = {key: value for key, value in given.items() if key in names}
     special = {key: value for key, value in given.items() if key not in names}
@@ -177,10 +186,6 @@ def parse(given: Mapping[str, Any]) -> Recipe:
     merged = _merge(defaults, known)
     chosen = _validate(settings, merged, problems)
     recipe = _validate(Recipe, common, problems)
-    if recipe is None:  # what has the right type may still be out of range
-        wrong = {problem.partition(":")[0] for problem in problems}
-        fit = {key: value for key, value in common.items() if key not in wrong}
-        recipe = _validate(Recipe, fit, problems)
     rounds = recipe.rounds if recipe is not None else Recipe.rounds
     if chosen is not None:
         _collect(problems, lambda: chosen.build(Threat("linf", 0.1), rounds))
@@ -242,7 +247,7 @@ def _choose_start(given: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
     if not isinstance(value, Mapping):
         return [f"start: expected a rule ({', '.join(STARTS)}) or a round, got {value!r}"]
     rule = value.get("rule", defaults["start"]["rule"])
-    if rule not in STARTS:
+    if not isinstance(rule, str) or rule not in STARTS:
         del given["start"]
         return [nearest(str(rule), STARTS, "rule for start")]
     if rule != defaults["start"]["rule"]:
@@ -258,6 +263,8 @@ def _merge(default: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
         usual = default.get(key)
         if isinstance(usual, dict) and isinstance(value, Mapping):
             result[key] = _merge(usual, value)
+        elif key in TEXT and not isinstance(usual, dict):
+            result[key] = value
         else:
             result[key] = [number(v) for v in value] if isinstance(value, list) else number(value)
     return result
@@ -286,7 +293,7 @@ def _unknown(
 
 def _validate(schema: type, values: Mapping[str, Any], problems: list[str]) -> Any:
     """Return the validated object, or None and its problems."""
-    cleaned = {key: number(value) for key, value in values.items()}
+    cleaned = {key: value if key in TEXT else number(value) for key, value in values.items()}
     rule = cleaned["start"].get("rule") if isinstance(cleaned.get("start"), Mapping) else None
     try:
         return TypeAdapter(schema).validate_python(cleaned)
@@ -302,6 +309,10 @@ def _validate(schema: type, values: Mapping[str, Any], problems: list[str]) -> A
             line = f"{where}: {text}{value}" if where else f"{text}{value}"
             if line not in problems:
                 problems.append(line)
+        wrong = {item["loc"][0] for item in error.errors() if item["loc"]}
+        if wrong & set(values):  # what has the right type may still be out of range
+            fit = {key: value for key, value in values.items() if key not in wrong}
+            _validate(schema, fit, problems)
     return None
 
 

@@ -23,7 +23,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
 from typing import Any, BinaryIO
@@ -86,6 +87,27 @@ class Run:
             raise UserError(f"{path} is not a run folder: it has no recipe.yaml")
         return run
 
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from training in the folder; the lock ends with the process.
+
+        Raises:
+            UserError: If another process trains in it.
+        """
+        try:
+            import fcntl
+        except ImportError:  # not on this system
+            yield
+            return
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError:
+            raise UserError(f"another process is training in {self.path}") from None
+        finally:
+            os.close(handle)
+
     # Reading
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -97,7 +119,9 @@ class Run:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, OSError) as error:
             raise UserError(f"cannot read {path}: {error}") from None
-        return dict(content)
+        if not isinstance(content, dict):
+            raise UserError(f"expected a mapping in {path}, got {type(content).__name__}")
+        return content
 
     def read_state(self, announce: Callable[[str], None]) -> dict[str, Any] | None:
         """Return the state of the training, or the one before where that is damaged.
@@ -147,10 +171,11 @@ class Run:
 
     def _failure(self, error: OSError, path: Path) -> RunError:
         """Return a failure to write as one line with its remedy."""
+        where = quote(str(self.path))
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return RunError(
                 f"the disk is full: {path} was not written, and what was there before is "
-                f"intact. Free some space, then: equipoise train --resume {quote(str(self.path))}"
+                f"intact. Free some space and go on (a training: equipoise train --resume {where})"
             )
         return RunError(f"cannot write {path}: {error.strerror}; what was there is intact")
 
@@ -167,14 +192,17 @@ class Run:
         self.write_text(name, "".join(json.dumps(item) + "\n" for item in objects))
 
     def append_line(self, name: str, content: Mapping[str, Any]) -> None:
-        """Append an object to a file of JSON lines; a line cut by a crash is closed first."""
+        """Append an object to a file of JSON lines; a line cut by a crash is dropped first."""
         path = self.path / name
         try:
             with path.open("ab+") as file:
-                if file.tell():
-                    file.seek(-1, os.SEEK_END)
-                    if file.read(1) != b"\n":
-                        file.write(b"\n")
+                file.seek(0)
+                data = file.read()
+                whole = data.rfind(b"\n") + 1
+                if whole < len(data) and _is_json(data[whole:]):
+                    file.write(b"\n")
+                else:
+                    file.truncate(whole)
                 file.write((json.dumps(content) + "\n").encode())
         except OSError as error:
             raise self._failure(error, path) from None
@@ -183,9 +211,10 @@ class Run:
         """Save the state of the training, keeping the one before."""
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        payload = buffer.getvalue()
+        payload = buffer.getbuffer()
         head = MAGIC + hashlib.sha256(payload).digest()
-        self.write("state.pt", lambda file: file.write(head + payload), keep="state.previous.pt")
+        parts = (head, payload)
+        self.write("state.pt", lambda file: file.writelines(parts), keep="state.previous.pt")
 
     def write_model(self, name: str, state: Mapping[str, Tensor]) -> None:
         """Write weights as safetensors."""
@@ -245,6 +274,14 @@ def model_digest(model: nn.Module) -> str:
         data = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
         digest.update(data.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _read_state(path: Path) -> dict[str, Any] | None:

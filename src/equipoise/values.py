@@ -48,6 +48,8 @@ def numbers(text: str, what: str) -> list[float]:
         what: The name of the option, for the error.
     """
     values = [number(part) for part in text.split(",") if part.strip()]
+    if not values:
+        raise UserError(f"{what} names no number")
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UserError(f"{what} takes numbers like 8/255 or 0.1, got {value!r}")

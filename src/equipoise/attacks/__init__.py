@@ -11,6 +11,7 @@ __all__ = [
     "parse",
     "parse_list",
     "split_names",
+    "without_clean",
 ]
 
 import inspect
@@ -91,6 +92,11 @@ def split_names(specs: str | Sequence[str]) -> list[str]:
     if isinstance(specs, str):
         specs = re.split(r",(?![^()]*\))", specs)
     return [spec.strip().lower() for spec in specs if spec.strip()]
+
+
+def without_clean(specs: str | Sequence[str]) -> list[str]:
+    """Return the names of attacks in a list that may also ask for the clean accuracy."""
+    return [spec for spec in split_names(specs) if spec != "clean"]
 
 
 def check_norms(attacks: Mapping[str, Attack], norm: str) -> None:

@@ -106,7 +106,15 @@ class PGD:
         check_inputs(x, y, threat)
         if not len(x):
             return x.clone()
-        draws = KeyedDraws.of(x) if draws is None else draws
+        return self.search(model, x, y, threat, KeyedDraws.of(x) if draws is None else draws)
+
+    def search(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, draws: Draws
+    ) -> Tensor:
+        """Return the same for inputs that are known to be sound, without a look at them.
+
+        Looking waits for the device; training does it once, when the data are read.
+        """
         with guest(model), torch.no_grad():
             return self._restarts(model, x.detach(), y, threat, draws)
 

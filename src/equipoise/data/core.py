@@ -12,6 +12,7 @@ __all__ = [
     "fingerprint",
     "moments",
     "stratified_split",
+    "to_unit",
     "verified",
 ]
 
@@ -64,8 +65,7 @@ class Images:
 
     def pixels(self, index: Tensor | slice = slice(None)) -> Tensor:
         """Return the images at ``index`` as ``float32`` in [0, 1]; a byte is divided by 255."""
-        x = self.x[index]
-        return x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x
+        return to_unit(self.x[index])
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +107,11 @@ class Dataset:
     def size(self) -> tuple[int, int]:
         """Height and width (H, W)."""
         return int(self.train.x.shape[2]), int(self.train.x.shape[3])
+
+
+def to_unit(x: Tensor) -> Tensor:
+    """Return images in [0, 1] as ``float32``, whether they are stored as bytes or as floats."""
+    return x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x
 
 
 def stratified_split(y: Tensor, held_out: int, seed: int) -> tuple[Tensor, Tensor]:

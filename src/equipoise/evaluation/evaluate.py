@@ -3,13 +3,13 @@
 __all__ = ["evaluate"]
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks import Attack, check_norms, parse_list, split_names
+from equipoise.attacks import Attack, check_norms, parse_list, without_clean
 from equipoise.attacks.core import check_inputs
 from equipoise.draws import KeyedDraws
 from equipoise.errors import UserError
@@ -24,7 +24,7 @@ def evaluate(
     y: Tensor,
     *,
     threat: Threat,
-    attacks: Sequence[str] | str = ("pgd-20",),
+    attacks: Mapping[str, Attack] | Sequence[str] | str = ("pgd-20",),
     seed: int = 0,
     batch_size: int = 500,
     precision: Literal["float32", "bfloat16"] = "float32",
@@ -45,7 +45,8 @@ def evaluate(
         x: The inputs, with shape (N, ...).
         y: The labels, int64, with shape (N,).
         threat: What the attacks are allowed.
-        attacks: Names as for :func:`equipoise.attacks.parse`; ``"clean"`` is always measured.
+        attacks: Names as for :func:`equipoise.attacks.parse`, or attacks by names of your own;
+            ``"clean"`` is always measured.
         seed: The seed of the attacks' randomness.
         batch_size: How many examples are attacked at a time: memory, not results.
         precision: The arithmetic of the search; the judge's is float32 either way.
@@ -59,7 +60,7 @@ def evaluate(
     Raises:
         UserError: If inputs, labels, outputs or attacks will not do.
     """
-    found = parse_list([name for name in split_names(attacks) if name != "clean"])
+    found = attacks if isinstance(attacks, Mapping) else parse_list(without_clean(attacks))
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}")
     check_norms(found, threat.norm)
@@ -69,8 +70,8 @@ def evaluate(
     device, dtype = _place(model, x)
     x, y = x.to(device, dtype), y.to(device)
     judge = Judge(model, batch_size)
-    search = _Search(judge, x, y, threat, seed, len(classes) or None)
-    search.precision = torch.bfloat16 if precision == "bfloat16" else None
+    search = _Search(judge, x, y, threat, seed, precision)
+    search.look(len(classes) or None)
     for name, attack in found.items():
         search.run(name, attack, advance or (lambda name, n: None))
         if after is not None:
@@ -93,19 +94,23 @@ class _Search:
     """The evaluation of one model under one threat while it goes on."""
 
     def __init__(
-        self, judge: Judge, x: Tensor, y: Tensor, threat: Threat, seed: int, classes: int | None
+        self, judge: Judge, x: Tensor, y: Tensor, threat: Threat, seed: int, precision: str
     ) -> None:
         self.judge, self.x, self.y, self.threat, self.seed = judge, x, y, threat, seed
-        logits = judge.logits(x)
-        judge.check(logits, y, classes)
-        self.prediction = logits.argmax(1)
+        self.precision = torch.bfloat16 if precision == "bfloat16" else None
+        self.prediction = y
         self.x_adv = x.clone()
         self.margin = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
         self.verdicts: dict[str, Tensor] = {}
         self.settings: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
         self.rejected: dict[str, int] = {}
-        self.precision: torch.dtype | None = None
+
+    def look(self, classes: int | None) -> None:
+        """Look at the clean inputs, and refuse outputs that cannot be logits."""
+        logits = self.judge.logits(self.x)
+        self.judge.check(logits, self.y, classes)
+        self.prediction = logits.argmax(1)
 
     def run(self, name: str, attack: Attack, advance: Callable[[str, int], None]) -> None:
         """Run one attack on all correct examples, and judge it."""
@@ -113,6 +118,7 @@ class _Search:
         correct = self.prediction == self.y
         verdict, rejected = correct.clone(), 0
         every = correct.nonzero()[:, 0]
+        advance(name, len(correct) - len(every))
         for first in range(0, len(every), self.judge.batch_size):
             index = every[first : first + self.judge.batch_size]
             x, y = self.x[index], self.y[index]
@@ -151,6 +157,7 @@ class _Search:
             y=self.y.cpu(),
             prediction=self.prediction.cpu(),
             x_adv=self.x_adv.cpu(),
+            margin=self.margin.cpu(),
             adversarial_prediction=self.judge.logits(self.x_adv).argmax(1).cpu(),
             verdicts={name: verdict.cpu() for name, verdict in self.verdicts.items()},
             settings=self.settings,

@@ -6,7 +6,10 @@ float64 model), with autocast off, whatever arithmetic the attack searched with.
 
 __all__ = ["Judge"]
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +20,23 @@ from equipoise.losses import margin
 from equipoise.threat import Threat
 
 TOLERANCE = 1e-5  # how close to probabilities an output must be to be taken for them
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Switch off the short float32 products (TF32) that CUDA uses by default."""
+    places: tuple[Any, ...] = (
+        torch.backends.cudnn.conv,  # type: ignore[attr-defined]  # made at run time
+        torch.backends.cuda.matmul,
+    )
+    before = [place.fp32_precision for place in places]
+    try:
+        for place in places:
+            place.fp32_precision = "ieee"
+        yield
+    finally:
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision
 
 
 @dataclass(frozen=True)
@@ -35,7 +55,8 @@ class Judge:
         """Return the logits of inputs with shape (N, ...)."""
         size = self.batch_size
         parts = (x[first : first + size] for first in range(0, max(len(x), 1), size))
-        with guest(self.model), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        exact = torch.autocast(x.device.type, enabled=False)
+        with guest(self.model), torch.no_grad(), exact, _full_float32():
             return torch.cat([self.model(part) for part in parts])
 
     def admit(self, x: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:

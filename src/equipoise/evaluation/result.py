@@ -3,13 +3,14 @@
 __all__ = ["Result"]
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from equipoise.errors import UserError
 from equipoise.metrics import interval
 from equipoise.threat import Threat
 
@@ -24,6 +25,8 @@ class Result:
         prediction: The answers on clean inputs, with shape (N,).
         x_adv: For each example the allowed point with the smallest margin that any attack
             found, with shape (N, ...); where the clean input is misclassified it is that input.
+        margin: By how much ``x_adv`` is classified correctly, with shape (N,); infinite where
+            there was no attack or nothing allowed was found.
         adversarial_prediction: The answers on ``x_adv``, with shape (N,).
         verdicts: For each attack whether each example withstood it, with shape (N,).
         settings: For each attack its settings, in words.
@@ -37,6 +40,7 @@ class Result:
     y: Tensor
     prediction: Tensor
     x_adv: Tensor
+    margin: Tensor
     adversarial_prediction: Tensor
     verdicts: Mapping[str, Tensor]
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -66,7 +70,28 @@ class Result:
     @property
     def robust_accuracy(self) -> float:
         """Return the accuracy under the worst of the attacks for each example, in [0, 1]."""
+        if not self.verdicts:
+            raise UserError("no attack was run, so nothing is known of the robust accuracy")
         return _mean(self.robust)
+
+    def joined(self, before: "Result | None") -> "Result":
+        """Return these verdicts together with those of an earlier result on the same points.
+
+        The worst case is then that of all attacks, and of two points the stronger one is kept.
+        """
+        if before is None:
+            return self
+        stronger = before.margin < self.margin
+        mask = stronger.view(-1, *[1] * (self.x_adv.ndim - 1))
+        return replace(
+            self,
+            verdicts={**before.verdicts, **self.verdicts},
+            margin=torch.minimum(before.margin, self.margin),
+            x_adv=torch.where(mask, before.x_adv, self.x_adv),
+            adversarial_prediction=torch.where(
+                stronger, before.adversarial_prediction, self.adversarial_prediction
+            ),
+        )
 
     def records(self) -> list[dict[str, Any]]:
         """Return a record for the clean accuracy, each attack and the worst case."""

@@ -10,27 +10,28 @@ from shlex import quote
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from equipoise import data, recipe
-from equipoise.attacks import check_norms, parse_list, split_names
+from equipoise.attacks import check_norms, parse_list, without_clean
 from equipoise.data import Dataset
 from equipoise.errors import UserError
 from equipoise.evaluation import Result, evaluate
-from equipoise.jobs.device import choose_device
+from equipoise.jobs.device import choose_device, deterministic
 from equipoise.progress import Console
 from equipoise.provenance import provenance
 from equipoise.runs import Run, model_digest
 from equipoise.threat import Norm, Threat
 
-DEFAULT = "clean,fgsm,pgd-20,mi-fgsm-10,cw-inf-30"
+DEFAULT = ("fgsm", "pgd-20", "mi-fgsm-10", "cw-inf-30")
 
 
 def evaluate_run(
     path: str | Path,
     *,
-    attacks: Sequence[str] | str = DEFAULT,
+    attacks: Sequence[str] | str | None = None,
     eps: Sequence[float] = (),
     norm: Norm | None = None,
     n: int | None = None,
@@ -49,7 +50,8 @@ def evaluate_run(
 
     Arguments:
         path: The run folder.
-        attacks: Names as for :func:`equipoise.attacks.parse`.
+        attacks: Names as for :func:`equipoise.attacks.parse`; None: those of :data:`DEFAULT`
+            that are defined for the norm.
         eps: The radii; by default that of the training.
         norm: The norm; by default that of the training.
         n: How many test images, in their official order; None: all.
@@ -66,8 +68,13 @@ def evaluate_run(
     """
     run = Run.open(path)
     settings = recipe.parse(recipe.read(run.path / "recipe.yaml"))
+    if norm not in (None, settings.norm) and not eps:
+        raise UserError(f"a radius means another thing in {norm}: say which with --eps")
     norm = norm or settings.norm
-    check_norms(parse_list([a for a in split_names(attacks) if a != "clean"]), norm)
+    if attacks is None:
+        known = parse_list(DEFAULT)
+        attacks = [name for name, attack in known.items() if norm in getattr(attack, "norms", ())]
+    check_norms(parse_list(without_clean(attacks)), norm)
     threats = [Threat(norm, radius) for radius in eps]
     dataset = data.load(settings.data, data_dir or settings.data_dir)
     trained = run.read_json("provenance.json").get("data", {}).get("sha256")
@@ -104,6 +111,7 @@ class _Evaluation:
     def __post_init__(self) -> None:
         if self.n is not None and not 1 <= self.n <= len(self.dataset.test):
             raise UserError(f"-n must lie in 1..{len(self.dataset.test)}, got {self.n}")
+        deterministic()
         device = choose_device(self.device)
         model = self.run.model(self.which).to(device)
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -124,10 +132,11 @@ class _Evaluation:
         batch_size: int,
         precision: Literal["float32", "bfloat16"],
     ) -> None:
-        """Evaluate under one threat."""
-        names = [name for name in split_names(attacks) if name != "clean"]
+        """Evaluate under one threat, together with what was found before on the same points."""
+        names = without_clean(attacks)
         what = f"{self.run.path}, {threat}, n = {len(self.y)}"
         self.console.say(f"evaluating {what}: {', '.join(names) or 'clean'}")
+        before = self._stored(threat)
         with self.console.progress(len(self.y) * max(len(names), 1), what="attacking"):
             result = evaluate(
                 self.model,
@@ -140,14 +149,16 @@ class _Evaluation:
                 precision=precision,
                 classes=self.dataset.classes,
                 advance=lambda name, n: self.console.advance(n),
-                after=self._save,
+                after=lambda found: self._save(found, before),
             )
-        last = [result.records()[-1]] if names else result.records()
-        self._add(last)
-        self._store(result)
+        if names:
+            self._add([result.joined(before).records()[-1]])
+        else:
+            self._add(result.records())
 
-    def _save(self, result: Result) -> None:
-        """Keep what the last attack found, and the clean accuracy with the first."""
+    def _save(self, result: Result, before: Result | None) -> None:
+        """Keep what the last attack found: its verdicts, then its record."""
+        self._store(result.joined(before))
         records = result.records()[:-1]
         self._add(records if len(result.verdicts) == 1 else records[-1:])
 
@@ -155,6 +166,45 @@ class _Evaluation:
         for record in records:
             self.records.append(record | self.origin)
             self.run.append_line("records.jsonl", self.records[-1])
+
+    def _name(self, threat: Threat) -> str:
+        last = "-last" if self.which == "last" else ""
+        return f"evaluations/{threat.norm}-{threat.eps:.6g}-n{len(self.y)}{last}.safetensors"
+
+    def _about(self, threat: Threat) -> dict[str, str]:
+        """Return what verdicts must agree in to be of the same model and points."""
+        return {
+            "norm": threat.norm,
+            "eps": repr(threat.eps),
+            "model_sha256": str(self.origin["model_sha256"]),
+            "data_sha256": str(self.origin["data_sha256"]),
+        }
+
+    def _stored(self, threat: Threat) -> Result | None:
+        """Return what is kept of the same model on the same points."""
+        path = self.run.path / self._name(threat)
+        try:
+            with safe_open(path, "pt") as file:
+                about = file.metadata()
+                kept = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError):
+            return None
+        mine = self._about(threat)
+        if {key: about.get(key) for key in mine} != mine:
+            return None
+        return Result(
+            threat=threat,
+            y=kept["y"],
+            prediction=kept["clean_prediction"],
+            x_adv=kept["x_adv"],
+            margin=kept["margin"],
+            adversarial_prediction=kept["adversarial_prediction"],
+            verdicts={
+                key.removeprefix("verdict."): value
+                for key, value in kept.items()
+                if key.startswith("verdict.")
+            },
+        )
 
     def _store(self, result: Result) -> None:
         """Keep the verdicts and the adversarial examples."""
@@ -164,20 +214,16 @@ class _Evaluation:
             "y": result.y,
             "clean_prediction": result.prediction,
             "adversarial_prediction": result.adversarial_prediction,
+            "margin": result.margin,
             "correct": result.correct,
             "robust": result.robust,
         }
         tensors |= {f"verdict.{name}": verdict for name, verdict in result.verdicts.items()}
-        about = {
-            "norm": result.threat.norm,
-            "eps": repr(result.threat.eps),
+        about = self._about(result.threat) | {
             "attacks": json.dumps(list(result.verdicts)),
             "classes": json.dumps(list(self.dataset.classes)),
             "created": result.records()[0]["created"],
-            "model_sha256": self.origin["model_sha256"],
-            "data_sha256": self.origin["data_sha256"],
             "seed": str(self.seed),
         }
         payload = save({k: v.contiguous() for k, v in tensors.items()}, metadata=about)
-        name = f"evaluations/{result.threat.norm}-{result.threat.eps:.6g}.safetensors"
-        self.run.write(name, lambda file: file.write(payload))
+        self.run.write(self._name(result.threat), lambda file: file.write(payload))

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from equipoise import attacks, data, models
 from equipoise import recipe as recipes
@@ -112,11 +112,14 @@ def _refuse_another(out: Path, recipe: Recipe) -> None:
 
 def _resolve(recipe: Recipe) -> tuple[Recipe, Dataset]:
     """Load the data; return the recipe with what depends on them filled in."""
-    dataset = data.load(recipe.data, recipe.data_dir)
+    path = Path(recipe.data).expanduser() if recipe.data.endswith(".npz") else recipe.data
+    dataset = data.load(path, recipe.data_dir)
     robust = hasattr(recipe.settings, "robust")
     return (
         replace(
             recipe,
+            data=_absolute(recipe.data) if recipe.data.endswith(".npz") else recipe.data,
+            data_dir=None if recipe.data_dir is None else _absolute(recipe.data_dir),
             eps=dataset.eps if recipe.eps is None else recipe.eps,
             keep=recipe.keep or ("balanced" if robust else "clean"),
         ),
@@ -124,9 +127,17 @@ def _resolve(recipe: Recipe) -> tuple[Recipe, Dataset]:
     )
 
 
+def _absolute(path: str) -> str:
+    """Return a path that means the same from every folder."""
+    return str(Path(path).expanduser().resolve())
+
+
 @dataclass
 class _Split:
-    """The training images, cut to the recipe's limit and parted into two."""
+    """The training images, cut to the recipe's limit and parted into two.
+
+    Which images are held out depends on no seed: runs with other seeds validate on the same.
+    """
 
     train: Images
     validation: Images
@@ -135,15 +146,23 @@ class _Split:
     def of(cls, recipe: Recipe, dataset: Dataset, device: torch.device) -> "_Split":
         images = dataset.train
         if recipe.limit is not None and recipe.limit < len(images):
-            _, chosen = stratified_split(images.y, recipe.limit, derived_seed(0, "limit"))
-            images = images.take(chosen)
-        held_out = min(recipe.validation, len(images) // 5)
+            images = images.take(_some(images, recipe.limit, len(dataset.classes)))
+        held_out = max(min(recipe.validation, len(images) // 5), 1)
         rest, held = stratified_split(images.y, held_out, derived_seed(0, "validation"))
         if len(rest) < recipe.batch_size:
             raise UserError(
                 f"batch_size={recipe.batch_size} is more than the {len(rest)} training images"
             )
         return cls(images.take(rest).to(device), images.take(held).to(device))
+
+
+def _some(images: Images, limit: int, classes: int) -> Tensor:
+    """Return the positions of so many images, in proportion of the classes."""
+    if limit < 2 * classes:
+        raise UserError(f"limit must be at least {2 * classes}, two images a class, got {limit}")
+    if limit > len(images) - classes:
+        return torch.arange(len(images))
+    return stratified_split(images.y, limit, derived_seed(0, "limit"))[1]
 
 
 class _Job:
@@ -189,7 +208,7 @@ class _Job:
 
     def _asked_to_stop(self) -> bool:
         if self.stopped:
-            self.console.say(f"{self.stopped}: saving after this step")
+            self.console.say(f"{self.stopped}: saving and stopping")
         return bool(self.stopped)
 
     def _config(self) -> dict[str, Any]:
@@ -204,7 +223,7 @@ class _Job:
         }
 
     def _new_model(self) -> nn.Module:
-        with torch.random.fork_rng([]):
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
             torch.manual_seed(derived_seed(self.recipe.seed, "model"))
             return models.build(self.recipe.model, self._config())
 
@@ -228,6 +247,12 @@ class _Job:
         old = dict(before.get("data", {}).get("sha256", {}))
         if old and old != now["data"]["sha256"]:
             raise UserError(f"{self.run.path} was begun on other data (checksums differ)")
+        device, there = str(self.device), str(before.get("device", self.device))
+        if device.partition(":")[0] not in there.split(" ")[0]:
+            raise UserError(
+                f"{self.run.path} was begun on {there}, its random numbers go on only there; "
+                f"this is {device}"
+            )
         for key in ("torch", "threads", "device"):
             if key in before and before[key] != now[key]:
                 self.console.warn(
@@ -247,7 +272,8 @@ class _Job:
         self._introduce(done)
         per_round = training.steps * recipe.batch_size
         begun = done * per_round + training.done * recipe.batch_size
-        with self._signals(), self.console.progress(recipe.rounds * per_round, begun):
+        bar = self.console.progress(recipe.rounds * per_round, begun)
+        with self.run.lock(), self._signals(), bar:
             try:
                 training.run()
             except Interrupted as error:

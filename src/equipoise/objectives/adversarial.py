@@ -57,7 +57,7 @@ class Adversarial(Objective):
         """Return the adversarial inputs of a batch."""
         low = self.precision == "bfloat16"
         with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=low):
-            return self.attack(model, batch.x, batch.y, self.threat, draws=draws)
+            return self.attack.search(model, batch.x, batch.y, self.threat, draws)
 
     def forward(self, model: nn.Module, batch: Batch, draws: Draws) -> Iterator[Tensor]:
         """Yield the loss."""

@@ -347,7 +347,10 @@ def _record(value: Mapping[str, Any]) -> Record:
 
 
 def _latest(records: list[Record]) -> tuple[Record, ...]:
+    """Return the latest of equal records; those of the kept weights, where there are any."""
+    kept = [record for record in records if record.weights != "last"]
+
     def key(record: Record) -> tuple[object, ...]:
         return (record.attack, record.threat, record.n, record.split)
 
-    return tuple({key(record): record for record in records}.values())
+    return tuple({key(record): record for record in kept or records}.values())

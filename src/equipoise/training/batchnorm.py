@@ -30,8 +30,9 @@ def estimate(
     """Replace a model's BatchNorm statistics by their mean over batches of the learners' inputs.
 
     Each batch is split between the learners as they are weighted, and each learner sees its part
-    as in training: the robust learner adversarial inputs, the clean one clean inputs. So the
-    statistics belong to the mix that the model is meant for, and not to clean data alone.
+    as in training, but for augmentation: the robust learner adversarial inputs, the clean one
+    clean inputs. So the statistics belong to the mix that the model is meant for, and not to
+    clean data alone.
 
     Arguments:
         model: The merged model, changed in place.

@@ -1,8 +1,7 @@
 """A model that is being trained on an objective."""
 
-__all__ = ["Augment", "Learner", "derived_seed", "to_unit"]
+__all__ = ["Augment", "Learner", "derived_seed"]
 
-import math
 from collections.abc import Mapping
 from copy import deepcopy
 from hashlib import blake2b
@@ -11,11 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from equipoise.data.core import Images, crop_flip
+from equipoise.data.core import Images, crop_flip, to_unit
 from equipoise.draws import GeneratorDraws
 from equipoise.objectives import Batch
-from equipoise.training.merge import Share
+from equipoise.training.merge import Share, averaged_names
 from equipoise.training.method import LearnerSpec
+
+NEVER = 2.0**31  # a step that no round has
 
 
 class Augment(NamedTuple):
@@ -66,9 +67,10 @@ class Learner:
         self.generator = torch.Generator(device).manual_seed(derived_seed(seed, name))
         self.draws = GeneratorDraws(self.generator)
         self.state = model.state_dict()  # the tensors themselves: they change in place
-        self.share = Share(self.state, average)
+        self.share = Share(self.state, averaged_names(model), average)
         self.order = torch.empty(0, dtype=torch.int64, device=device)
         self.loss_sum = torch.zeros((), device=device)
+        self.broken = torch.full((), NEVER, device=device)
         self.steps = 0
 
     def begin_round(self, n: int) -> None:
@@ -76,6 +78,7 @@ class Learner:
         device = self.generator.device
         self.order = torch.randperm(n, generator=self.generator, device=device)
         self.loss_sum.zero_()
+        self.broken.fill_(NEVER)
         self.steps = 0
 
     def batch(self, images: Images, augment: Augment, size: int, step: int, at: float) -> Batch:
@@ -98,6 +101,8 @@ class Learner:
         assert reported is not None
         self.loss_sum += reported
         self.steps += 1
+        bad = torch.where(torch.isfinite(reported), NEVER, float(self.steps))
+        self.broken = torch.minimum(self.broken, bad)
 
     def lr(self, progress: float) -> float:
         """Return the learning rate at a progress."""
@@ -109,9 +114,9 @@ class Learner:
         return float(self.loss_sum) / max(self.steps, 1)
 
     @property
-    def sound(self) -> bool:
-        """Tell whether the losses of this round were all finite."""
-        return math.isfinite(float(self.loss_sum))
+    def broken_step(self) -> float:
+        """Return the first step of this round whose loss was not finite; else a huge number."""
+        return float(self.broken)
 
     @property
     def finite(self) -> bool:
@@ -145,6 +150,7 @@ class Learner:
             "share": self.share.state_dict(),
             "order": self.order,
             "loss_sum": self.loss_sum,
+            "broken": self.broken,
             "steps": self.steps,
         }
 
@@ -157,12 +163,8 @@ class Learner:
         self.share.load_state_dict(state["share"])
         self.order = state["order"].to(self.order.device)
         self.loss_sum = state["loss_sum"].to(self.order.device)
+        self.broken = state["broken"].to(self.order.device)
         self.steps = state["steps"]
-
-
-def to_unit(x: Tensor) -> Tensor:
-    """Return images in [0, 1] as float32, whether they are stored as bytes or as floats."""
-    return x.float().div_(255) if x.dtype == torch.uint8 else x.float()
 
 
 def derived_seed(seed: int, *names: str | int) -> int:

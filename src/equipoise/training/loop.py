@@ -8,6 +8,7 @@ where a hand-over is due the learners go on from the global weights.
 
 __all__ = ["Interrupted", "Training", "Watch"]
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
@@ -22,7 +23,7 @@ from equipoise.draws import GeneratorDraws
 from equipoise.errors import RunError
 from equipoise.objectives import Batch
 from equipoise.training import batchnorm
-from equipoise.training.learner import Augment, Learner, derived_seed, to_unit
+from equipoise.training.learner import Augment, Learner, derived_seed
 from equipoise.training.merge import State, total
 from equipoise.training.method import Method
 from equipoise.training.start import Verdict
@@ -118,6 +119,8 @@ class Training:
                     self.history.append(self._close_round(t))
                     self.done = 0
                     self.watch.save(True)
+                    if t < self.rounds and self.watch.stop():
+                        raise Interrupted(f"stopped after round {t} of {self.rounds}")
             finally:
                 self._rng = self._global_rng()
 
@@ -174,15 +177,20 @@ class Training:
 
     def _check_sound(self, t: int, *, weights: bool = False) -> None:
         """Raise a RunError if a loss, or on demand a weight, is not finite."""
-        for learner in self.learners.values():
-            what = "loss" if not learner.sound else "weights"
-            if what == "loss" or (weights and not learner.finite):
-                verb = "is" if what == "loss" else "are"
-                raise RunError(
-                    f"the {what} of the {learner.name} learner {verb} not finite in round {t} of "
-                    f"{self.rounds}, step {self.done}; the last good state is kept. Lower its "
-                    f"learning rate: {learner.name}.lr={learner.spec.lr / 3:.2g}"
-                )
+        learners = list(self.learners.values())
+        first = min(learners, key=lambda learner: learner.broken_step)
+        if first.broken_step <= self.steps:
+            raise self._broken(first, "loss is", t)
+        for learner in learners:
+            if weights and not learner.finite:
+                raise self._broken(learner, "weights are", t)
+
+    def _broken(self, learner: Learner, what: str, t: int) -> RunError:
+        return RunError(
+            f"the {what} not finite for the {learner.name} learner in round {t} of "
+            f"{self.rounds}; the last good state is kept. Lower its learning rate in a new run: "
+            f"{learner.name}.lr={learner.spec.lr / 3:.2g}"
+        )
 
     def _close_round(self, t: int) -> dict[str, Any]:
         """Validate, decide on t', hand over, and return the record of the round."""
@@ -191,6 +199,9 @@ class Training:
         weights = self.method.weights(t, self.rounds, before.round)
         active = self.method.active(t)
         learners = {name: self._learner_record(self.learners[name], t) for name in active}
+        for name, metrics in learners.items():
+            if not all(math.isfinite(value) for value in metrics.values()):
+                raise self._broken(self.learners[name], "validation loss is", t)
         merged = self.merged(weights, t)
         alone = len(self.learners) == 1 and self.method.merge.alpha == 0
         metrics = {k: learners[active[0]][k] for k in _METRICS} if alone else self.validate(merged)
@@ -202,7 +213,7 @@ class Training:
             "weights": weights,
         }
         verdict = self._verdict([*self.history, record])
-        self._announce(before, verdict)
+        self._announce(verdict, t)
         due = self._due(t, "round", verdict)
         if due:
             self._hand_over(weights, t)
@@ -256,16 +267,14 @@ class Training:
                 values.append(present.get(name, next(iter(present.values())))[key])
         return rule(losses, self.rounds)
 
-    def _announce(self, before: Verdict, verdict: Verdict) -> None:
+    def _announce(self, verdict: Verdict, t: int) -> None:
         symbols = {"clean": "t_n", "robust": "t_r"}
-        for name, t in verdict.rounds.items():
-            new = before.rounds.get(name) is None or not self.history
-            if t is not None and new:
-                symbol = symbols.get(name, "t")
-                why = verdict.reasons[name]
-                self.watch.announce(f"{symbol} = {t}: the {name} learner is stable ({why})")
-        if verdict.round is not None and (before.round is None or not self.history):
-            self.watch.announce(f"t' = {verdict.round}: hand-over may begin")
+        for name, found in verdict.rounds.items():
+            if found == t:
+                symbol, why = symbols.get(name, "t"), verdict.reasons[name]
+                self.watch.announce(f"{symbol} = {t}: the {name} learner counts as stable ({why})")
+        if verdict.round == t:
+            self.watch.announce(f"t' = {t}: hand-over may begin")
 
     def _due(self, t: int, granularity: str, verdict: Verdict | None = None) -> bool:
         handover = self.method.merge.handover
@@ -281,8 +290,8 @@ class Training:
         """Return the global weights at this moment."""
         state = total(self.origin, self.left, [x.share for x in self.learners.values()])
         first = next(iter(self.learners.values())).state
-        counters = {k: v.clone() for k, v in first.items() if not v.is_floating_point()}
-        return state | counters
+        merged = set(next(iter(self.learners.values())).share.names)
+        return state | {k: v.clone() for k, v in first.items() if k not in merged}
 
     def merged(self, weights: Mapping[str, float], t: int) -> nn.Module:
         """Return the global model at this moment, in eval mode; it is the same object each time.
@@ -308,7 +317,7 @@ class Training:
         order = torch.randperm(n, generator=generator, device=generator.device)
         for step in range(min(ESTIMATE_BATCHES, self.steps)):
             index = order[step * size : (step + 1) * size]
-            yield Batch(to_unit(self.images.x[index]), self.images.y[index], index, progress)
+            yield Batch(self.images.pixels(index), self.images.y[index], index, progress)
 
     # Saving
 

@@ -19,14 +19,14 @@ References:
     | https://arxiv.org/abs/2303.13813
 """
 
-__all__ = ["Handover", "Merge", "Share", "State", "Weights", "total"]
+__all__ = ["Handover", "Merge", "Share", "State", "Weights", "averaged_names", "total"]
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from equipoise.errors import UserError
 from equipoise.training.schedule import Knots
@@ -78,7 +78,8 @@ class Handover:
         count: What is divided by c: the round ``t`` itself (``"rounds"``, the paper's
             :math:`t \bmod c`) or the rounds since the start (``"since-start"``).
         inclusive: Whether :math:`t = t'` counts: the paper's formula says :math:`t > t'`, its
-            text and the Generalist code say :math:`t \ge t'`.
+            text and the Generalist code say :math:`t \ge t'`. Where t' is found at the end of
+            its round, a hand-over after every step begins with a later round.
         granularity: At the end of such a ``"round"`` (the paper), or after every ``"step"`` of
             it (the Generalist code).
         momentum: What becomes of the optimisers' momentum: ``"keep"`` or ``"zero"``.
@@ -129,6 +130,10 @@ class Merge:
     batchnorm: Literal["average", "estimate"] = "average"
 
     def __post_init__(self) -> None:
+        if self.batchnorm == "estimate" and self.handover.granularity == "step":
+            raise UserError(
+                "batchnorm=estimate would be estimated after every step; choose granularity=round"
+            )
         if not 0 <= self.alpha < 1:
             raise UserError(f"alpha must lie in [0, 1), got {self.alpha}")
 
@@ -137,16 +142,32 @@ class Merge:
         return min(self.alpha, (step + 1) / (step + 10)) if self.warmup else self.alpha
 
 
+def averaged_names(model: nn.Module) -> list[str]:
+    """Return what of a model's state is merged: parameters and BatchNorm statistics.
+
+    Other buffers are constants, like the normalisation's, or count: they are copied.
+    """
+    statistics = {
+        f"{name}.{key}".lstrip(".")
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for key, buffer in module.named_buffers(recurse=False)
+        if buffer.is_floating_point()
+    }
+    return [*(name for name, _ in model.named_parameters()), *sorted(statistics)]
+
+
 class Share:
     """One learner's part of the global weights, and its running average where that is merged.
 
     Arguments:
         start: The learner's initial state.
+        names: The entries of it that are merged.
         average: Whether the running average is merged rather than the weights.
     """
 
-    def __init__(self, start: Mapping[str, Tensor], average: bool) -> None:
-        self.names = [name for name, value in start.items() if value.is_floating_point()]
+    def __init__(self, start: Mapping[str, Tensor], names: Sequence[str], average: bool) -> None:
+        self.names = list(names)
         self.parts = [torch.zeros_like(start[name]) for name in self.names]
         self.average = [start[name].clone() for name in self.names] if average else None
 
@@ -177,14 +198,15 @@ def total(start: Mapping[str, Tensor], left: float, shares: Iterable[Share]) -> 
     """Return the global weights: what is left of the start, and every learner's share.
 
     Arguments:
-        start: The initial state, with all its entries; those that are no floats are kept.
+        start: The initial state, with all its entries; those that no share has are kept.
         left: The product of the memories of all steps so far.
         shares: The shares of the learners.
     """
-    result = {name: value.clone() for name, value in start.items()}
-    for value in result.values():
-        if value.is_floating_point():
-            value.mul_(left)
+    shares = list(shares)
+    merged = {name for share in shares for name in share.names}
+    result = {
+        name: value * left if name in merged else value.clone() for name, value in start.items()
+    }
     for share in shares:
         for name, part in zip(share.names, share.parts, strict=True):
             result[name].add_(part)
