@@ -130,8 +130,9 @@ def evaluate(
 ) -> None:
     """Attack a run's model on test images; print and keep the verdicts.
 
-    Every attack runs alone on all correctly classified images; "worst-case" counts an image as
-    robust only if it withstood all of them.
+    Every attack runs alone on all correctly classified images. The worst case counts an image
+    as robust only if it withstood all attacks, those of earlier evaluations of the same weights
+    on the same images included.
     """
     from equipoise.jobs.evaluate import evaluate_run
     from equipoise.tables import write_table

@@ -108,7 +108,8 @@ class Recipe:
         plain: dict[str, Any] = _plain(
             {f.name: getattr(self, f.name) for f in fields(self) if f.name != "settings"}
         )
-        return plain | _plain(_as_dict(self.settings))
+        settings: dict[str, Any] = _plain(asdict(self.settings))
+        return plain | settings
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML that :func:`read` reads back."""
@@ -179,7 +180,7 @@ def parse(given: Mapping[str, Any]) -> Recipe:
     names = {f.name for f in fields(Recipe)} - {"settings"}
     common = {key: value for key, value in given.items() if key in names}
     special = {key: value for key, value in given.items() if key not in names}
-    defaults = _as_dict(settings())
+    defaults = asdict(cast(Any, settings()))
     problems = _choose_start(special, defaults)
     problems += _unknown(special, defaults, sorted(names))
     known = {key: value for key, value in special.items() if key in defaults}
@@ -212,10 +213,6 @@ def _collect(problems: list[str], attempt: Any) -> None:
     except UserError as error:
         if str(error) not in problems:
             problems.append(str(error))
-
-
-def _as_dict(settings: Any) -> dict[str, Any]:
-    return asdict(settings)
 
 
 def _plain(value: Any) -> Any:
@@ -251,7 +248,7 @@ def _choose_start(given: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
         del given["start"]
         return [nearest(str(rule), STARTS, "rule for start")]
     if rule != defaults["start"]["rule"]:
-        defaults["start"] = _as_dict(STARTS[rule]())
+        defaults["start"] = asdict(STARTS[rule]())
     given["start"] = dict(value)
     return []
 
@@ -325,4 +322,4 @@ def defaults(method: str) -> dict[str, Any]:
     }
     settings = METHODS[method]()
     assert is_dataclass(settings)
-    return own | _plain(_as_dict(settings))
+    return own | _plain(asdict(settings))

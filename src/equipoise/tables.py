@@ -40,8 +40,9 @@ def _accuracies(records: Sequence[Mapping[str, Any]], title: str) -> Table:
     for record in records:
         low, high = record["interval"]
         worst = record["worst_class"]
+        several = record.get("attacks")
         table.add_row(
-            record["attack"],
+            f"worst of {len(several)}" if several else record["attack"],
             f"{record['accuracy']:.2%}",
             f"{low:.1%} .. {high:.1%}",
             f"{worst['name']} {worst['accuracy']:.1%}" if worst else "",

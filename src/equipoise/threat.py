@@ -150,7 +150,7 @@ class Threat:
     def lengths(delta: Tensor, norm: Norm) -> Tensor:
         """Return the norm of each example, with shape (B, 1, ...) to broadcast."""
         order = {"linf": math.inf, "l2": 2, "l1": 1}[norm]
-        lengths = torch.linalg.vector_norm(delta.flatten(1), ord=order, dim=1)
+        lengths: Tensor = torch.linalg.vector_norm(delta.flatten(1), ord=order, dim=1)
         return lengths.view(-1, *[1] * (delta.ndim - 1))
 
 

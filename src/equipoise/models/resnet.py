@@ -69,7 +69,8 @@ class PreActBlock(nn.Module):
         out = F.relu(self.bn1(x))
         shortcut = x if self.shortcut is None else self.shortcut(out)
         out = self.conv1(out)
-        return self.conv2(F.relu(self.bn2(out))) + shortcut
+        added: Tensor = self.conv2(F.relu(self.bn2(out))) + shortcut
+        return added
 
 
 def _stage(
@@ -118,13 +119,15 @@ class ResNet(Classifier):
 
     def stem(self, x: Tensor) -> Tensor:
         """Return the output of the first convolution."""
-        return self.conv1(self.normalize(x))
+        out: Tensor = self.conv1(self.normalize(x))
+        return out
 
     def trunk(self, h: Tensor) -> Tensor:
         """Return the logits for an output of the stem."""
         h = F.relu(self.bn1(h))
         h = self.layer4(self.layer3(self.layer2(self.layer1(h))))
-        return self.linear(h.mean((2, 3)))
+        out: Tensor = self.linear(h.mean((2, 3)))
+        return out
 
 
 class PreActResNet(ResNet):
@@ -139,7 +142,8 @@ class PreActResNet(ResNet):
     def trunk(self, h: Tensor) -> Tensor:
         """Return the logits for an output of the stem."""
         h = self.layer4(self.layer3(self.layer2(self.layer1(h))))
-        return self.linear(F.relu(self.bn1(h)).mean((2, 3)))
+        out: Tensor = self.linear(F.relu(self.bn1(h)).mean((2, 3)))
+        return out
 
 
 class _Stage(nn.Module):
@@ -150,7 +154,8 @@ class _Stage(nn.Module):
         self.layer = _stage(_WideBlock, inputs, outputs, count, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x)
+        out: Tensor = self.layer(x)
+        return out
 
 
 class _WideBlock(nn.Module):
@@ -171,7 +176,8 @@ class _WideBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(x))
         shortcut = x if self.convShortcut is None else self.convShortcut(out)
-        return self.conv2(F.relu(self.bn2(self.conv1(out)))) + shortcut
+        added: Tensor = self.conv2(F.relu(self.bn2(self.conv1(out)))) + shortcut
+        return added
 
 
 class WideResNet(Classifier):
@@ -219,9 +225,11 @@ class WideResNet(Classifier):
 
     def stem(self, x: Tensor) -> Tensor:
         """Return the output of the first convolution."""
-        return self.conv1(self.normalize(x))
+        out: Tensor = self.conv1(self.normalize(x))
+        return out
 
     def trunk(self, h: Tensor) -> Tensor:
         """Return the logits for an output of the stem."""
         h = self.block3(self.block2(self.block1(h)))
-        return self.fc(F.relu(self.bn1(h)).mean((2, 3)))
+        out: Tensor = self.fc(F.relu(self.bn1(h)).mean((2, 3)))
+        return out

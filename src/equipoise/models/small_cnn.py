@@ -51,7 +51,8 @@ class SmallCNN(Classifier):
 
     def stem(self, x: Tensor) -> Tensor:
         """Return the output of the first convolution."""
-        return self.conv1(self.normalize(x))
+        out: Tensor = self.conv1(self.normalize(x))
+        return out
 
     def trunk(self, h: Tensor) -> Tensor:
         """Return the logits for an output of the stem."""
@@ -59,4 +60,5 @@ class SmallCNN(Classifier):
         h = F.relu(self.bn2(self.conv2(h)))
         if h.shape[2:] != self.side:
             h = F.adaptive_avg_pool2d(h, self.side)
-        return self.linear(F.relu(self.fc1(h.flatten(1))))
+        out: Tensor = self.linear(F.relu(self.fc1(h.flatten(1))))
+        return out
