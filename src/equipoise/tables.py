@@ -42,7 +42,7 @@ def _accuracies(records: Sequence[Mapping[str, Any]], title: str) -> Table:
         worst = record["worst_class"]
         several = record.get("attacks")
         table.add_row(
-            f"worst of {len(several)}" if several else record["attack"],
+            f"worst-case of {len(several)}" if several else record["attack"],
             f"{record['accuracy']:.2%}",
             f"{low:.1%} .. {high:.1%}",
             f"{worst['name']} {worst['accuracy']:.1%}" if worst else "",
