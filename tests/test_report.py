@@ -743,7 +743,11 @@ def test_figures_do_not_touch_global_settings(pair):
 
 def test_without_a_browser_the_test_says_what_to_install(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    monkeypatch.delenv("EQUIPOISE_REQUIRE_BROWSER", raising=False)
     with pytest.raises(pytest.skip.Exception, match="apt-get install chromium chromium-driver"):
+        browser().__enter__()
+    monkeypatch.setenv("EQUIPOISE_REQUIRE_BROWSER", "1")
+    with pytest.raises(pytest.fail.Exception, match="apt-get install chromium chromium-driver"):
         browser().__enter__()
 
 
