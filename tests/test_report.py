@@ -322,7 +322,7 @@ def test_a_pair_of_runs(pair, tmp_path):
         assert f"<{heading}<" in re.sub("<h[23]>", "<", html).replace("\u00a0", " ")
     assert "merging starts, t′ = 7" in text
     assert "after rounds 7, 9 and 11" in text
-    assert "round 11 of 12, chosen by the highest mean of clean and robust validation" in text
+    assert "round 11 of 12, the highest mean of clean and robust validation" in text
     assert "7.8 million gradient evaluations, 6 min 40 s" in text
     assert "robust.step_size" in text
     assert "data.sha256.t10k" in text

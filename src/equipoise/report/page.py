@@ -190,7 +190,7 @@ def _kept(run: Run) -> str:
     if run.kept_round is None:
         return ""
     rule = run.summary.rule if run.summary else ""
-    by = f", chosen by the {rule.removeprefix('the ')}" if rule else ""
+    by = f", {rule}" if rule else ""
     return f"round {run.kept_round} of {run.planned}{by}; test images had no part in it"
 
 
