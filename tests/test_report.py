@@ -93,7 +93,7 @@ def log(folder, learners, *, rounds=12, until=None, start=7):
 def summary(learners, *, rounds=12, start=7, warnings=()):
     two = len(learners) > 1
     handovers = list(range(start, rounds + 1, 2)) if two and start else []
-    rule = "highest mean of clean and robust validation accuracy"
+    rule = "the round with the highest mean of clean and robust validation accuracy"
     began = {"round": start if two else None, "learners": {}, "reason": "both level"}
     done = {"finished": True, "kept_round": rounds - 1, "rule": rule, "start": began}
     effort = {"gradient_evaluations": 7800000, "seconds": 400.2}
@@ -322,7 +322,7 @@ def test_a_pair_of_runs(pair, tmp_path):
         assert f"<{heading}<" in re.sub("<h[23]>", "<", html).replace("\u00a0", " ")
     assert "merging starts, t′ = 7" in text
     assert "after rounds 7, 9 and 11" in text
-    assert "round 11 of 12, the highest mean of clean and robust validation" in text
+    assert "round 11 of 12, the round with the highest mean of clean and robust valid" in text
     assert "7.8 million gradient evaluations, 6 min 40 s" in text
     assert "robust.step_size" in text
     assert "data.sha256.t10k" in text
