@@ -155,9 +155,9 @@ def evaluate(
         device=device,
         console=_console(quiet),
     )
-    write_table(records)
-    if json is not None:
+    if json is not None:  # first: a closed pipe ends the table
         _write_json(json, records)
+    write_table(records)
 
 
 def _write_json(path: Path, records: list[dict[str, Any]]) -> None:
