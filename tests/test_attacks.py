@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from equipoise.attacks import ATTACKS, FGSM, MIFGSM, PGD, CWInf, parse, parse_list
+from equipoise.attacks import ATTACKS, FGSM, MIFGSM, PGD, Attack, CWInf, parse, parse_list
 from equipoise.attacks.core import check_inputs
 from equipoise.draws import GeneratorDraws, KeyedDraws
 from equipoise.errors import UserError
@@ -27,9 +27,29 @@ def threats_of(attack: PGD) -> list[Threat]:
     return [SMALL[norm] for norm in attack.norms]
 
 
+ENSEMBLES = [name for name in ATTACKS if name.startswith("autoattack")]  # tested by themselves
+
+# Fewer steps than by default: what is tested here does not depend on how strong an attack is.
+BUDGETS = {
+    "square": "square-60",
+    "apgd-ce": "apgd-ce-12",
+    "apgd-dlr": "apgd-dlr-12",
+    "apgd-t": "apgd-t-12",
+    "fab": "fab-10",
+    "fab-t": "fab-t-10",
+    "cw-l2": "cw-l2-20(binary_search_steps=3)",
+}
+
+
+def quick(name: str) -> Attack:
+    """Return an attack by name, with a small budget."""
+    return parse(BUDGETS.get(name, name))
+
+
 CASES = [
     pytest.param(name, threat, id=f"{name}-{threat.norm}")
     for name in ATTACKS
+    if name not in ENSEMBLES
     for threat in threats_of(parse(name))
 ]
 
@@ -108,7 +128,7 @@ def test_no_attack_breaks_a_provably_robust_point(name, threat, classes):
     problem = linear_problem(3, classes=classes, count=100)
     for eps in (threat.eps / 4, threat.eps):
         smaller = replace(threat, eps=eps)
-        x_adv = parse(name)(problem.model, problem.x, problem.y, smaller)
+        x_adv = quick(name)(problem.model, problem.x, problem.y, smaller)
         attained = problem.attained(x_adv)
         assert (attained >= problem.worst(smaller) - 1e-9).all()
         assert (attained[problem.robust(smaller)] > 0).all()
@@ -323,7 +343,7 @@ def test_no_restart_runs_once_everything_is_fooled():
 def test_results_are_allowed_new_and_moved(name, threat):
     net, (x, y) = small_net(), held_out(40)
     before = x.clone()
-    x_adv = parse(name)(net, x, y, threat)
+    x_adv = quick(name)(net, x, y, threat)
     assert threat.contains(x, x_adv).all()
     assert x_adv.shape == x.shape
     assert x_adv.dtype == x.dtype
@@ -337,7 +357,7 @@ def test_results_are_allowed_new_and_moved(name, threat):
 @pytest.mark.parametrize(("name", "threat"), CASES)
 def test_zero_radius_returns_x(name, threat):
     net, (x, y) = small_net(), held_out(20)
-    assert torch.equal(parse(name)(net, x, y, replace(threat, eps=0.0)), x)
+    assert torch.equal(quick(name)(net, x, y, replace(threat, eps=0.0)), x)
 
 
 @pytest.mark.parametrize(("name", "threat"), CASES)
@@ -348,7 +368,7 @@ def test_a_model_without_gradient_does_no_harm(name, threat):
 
     x, _ = held_out(10)
     y = torch.arange(10) % 3
-    x_adv = parse(name)(Flat(), x, y, threat)
+    x_adv = quick(name)(Flat(), x, y, threat)
     assert threat.contains(x, x_adv).all()
 
 
@@ -363,7 +383,7 @@ def test_a_model_that_returns_no_numbers_does_no_harm(name, threat, bad):
 
     x, y = held_out(12)
     x = (x * 0.8 + 0.1).clone()
-    x_adv = parse(name)(Broken(), x, y % 4, threat)
+    x_adv = quick(name)(Broken(), x, y % 4, threat)
     assert threat.contains(x, x_adv).all()
 
 
@@ -382,7 +402,7 @@ def test_huge_logits_still_move_every_example():
 def test_an_empty_batch_comes_back_empty():
     net, (x, y) = small_net(), held_out(5)
     for name, threat in (("pgd", L1(1.0)), ("fgsm", L2(1.0)), ("cw-inf", Linf(0.1))):
-        assert parse(name)(net, x[:0], y[:0], threat).shape == (0, 1, 8, 8)
+        assert quick(name)(net, x[:0], y[:0], threat).shape == (0, 1, 8, 8)
 
 
 # --- guests ---
@@ -437,7 +457,7 @@ def test_attacks_leave_no_trace(name, threat):
     net, (x, y) = lived_in_net(), held_out(16)
     assert {module.training for module in net.modules()} == {True, False}
     before = state_of(net)
-    parse(name)(net, x, y, threat)
+    quick(name)(net, x, y, threat)
     assert_same(before, state_of(net))
 
 
@@ -455,10 +475,10 @@ def test_attacks_leave_no_trace_when_the_model_raises(name, threat, fails_at):
     handle = net[3].register_forward_pre_hook(fail)
     before = state_of(net)
     if name == "fgsm" and fails_at == 2:  # it calls the model once
-        parse(name)(net, x, y, threat)
+        quick(name)(net, x, y, threat)
     else:
         with pytest.raises(RuntimeError, match="the model failed"):
-            parse(name)(net, x, y, threat)
+            quick(name)(net, x, y, threat)
     assert_same(before, state_of(net))
     handle.remove()
 
@@ -496,7 +516,7 @@ def test_inputs_that_want_gradients_keep_none():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_any_shape_and_float_type_works(name, threat, shape, dtype):
     problem = linear_problem(5, classes=3, shape=shape, count=8, dtype=dtype)
-    x_adv = parse(name)(problem.model, problem.x, problem.y, threat)
+    x_adv = quick(name)(problem.model, problem.x, problem.y, threat)
     assert x_adv.dtype == dtype
     assert x_adv.shape == problem.x.shape
     assert threat.contains(problem.x, x_adv).all()
@@ -507,8 +527,8 @@ def test_any_shape_and_float_type_works(name, threat, shape, dtype):
 def test_memory_layout_does_not_matter(name, threat):
     problem = linear_problem(6, classes=3, shape=(3, 5, 9), count=8)
     x = problem.x.to(memory_format=torch.channels_last)
-    found = parse(name)(problem.model, x, problem.y, threat)
-    expected = parse(name)(problem.model, problem.x, problem.y, threat)
+    found = quick(name)(problem.model, x, problem.y, threat)
+    expected = quick(name)(problem.model, problem.x, problem.y, threat)
     assert (found - expected).abs().max() <= 1e-9
 
 

@@ -680,10 +680,10 @@ def test_png_is_read_by_others(tmp_path):
 def test_images_of_any_kind(tmp_path, kind, shape):
     found = gallery_of(tmp_path, kind=kind, shape=shape, n=40)
     large = shape[1] > 96
-    assert [len(examples) for _, _, examples in found.groups] == ([4, 2] if large else [8, 4])
+    assert [len(group.examples) for group in found.groups] == ([4, 2] if large else [8, 4])
     assert found.pixelated is not large
     assert found.signed is (shape[0] == 1)
-    first = found.groups[0][2][0]
+    first = found.groups[0].examples[0]
     for uri in (first.clean, first.noise, first.adversarial):
         assert pixels_of(uri).shape[:2] == shape[1:]
 
@@ -691,25 +691,26 @@ def test_images_of_any_kind(tmp_path, kind, shape):
 def test_float_and_uint8_show_the_same_image(tmp_path):
     one = gallery_of(tmp_path / "one", kind=np.float32)
     two = gallery_of(tmp_path / "two", kind=np.uint8)
-    assert one.groups[0][2][0].clean == two.groups[0][2][0].clean
+    assert one.groups[0].examples[0].clean == two.groups[0].examples[0].clean
 
 
 def test_perturbation_is_scaled_to_eps(tmp_path):
     found = gallery_of(tmp_path)
     assert found.scale == pytest.approx(0.5 / 0.15)
-    shown = pixels_of(found.groups[0][2][0].noise).reshape(-1, 3)
+    shown = pixels_of(found.groups[0].examples[0].noise).reshape(-1, 3)
     # Where the image leaves room on both sides every pixel changed by eps: two pure colours.
     assert {(200, 70, 0), (0, 92, 160)} <= {tuple(map(int, c)) for c in shown}
 
 
 def test_images_are_taken_class_by_class_and_told_rightly(tmp_path):
     found = gallery_of(tmp_path)
-    (fooled, count, shown), (withstood, _, kept) = found.groups
-    assert (fooled, withstood, found.total) == ("Fooled", "Withstood", 60)
-    assert count == sum(i % 11 != 0 and i % 3 != 0 for i in range(60))
-    assert len({e.truth for e in shown}) == 8
-    assert all(e.after != e.truth == e.before for e in shown)
-    assert all(e.after == e.truth == e.before for e in kept)
+    fooled, withstood = found.groups
+    assert (fooled.name, withstood.name) == ("Fooled", "Withstood")
+    fallen = sum(i % 11 != 0 and i % 3 != 0 for i in range(60))
+    assert fooled.number == f"{fallen} of 60, 8 shown"
+    assert len({e.truth for e in fooled.examples}) == 8
+    assert all(e.after != e.truth == e.before for e in fooled.examples)
+    assert all(e.after == e.truth == e.before for e in withstood.examples)
 
 
 def test_another_budget_is_shown_where_the_wanted_one_is_not_stored(tmp_path):

@@ -16,6 +16,7 @@ References:
 
 __all__ = ["Draws", "GeneratorDraws", "KeyedDraws"]
 
+from copy import copy
 from hashlib import blake2b
 from typing import Protocol, Self
 
@@ -112,9 +113,12 @@ class KeyedDraws:
         return type(self)(self.digests, self.device, f"{self.name}/{name}")
 
     def select(self, index: Tensor) -> Self:
-        """Return the source for the examples ``index`` alone, from its beginning."""
+        """Return the source for the examples ``index`` alone; its numbers go on."""
         positions = index.nonzero()[:, 0] if index.dtype == torch.bool else index
-        return type(self)([self.digests[i] for i in positions.tolist()], self.device, self.name)
+        chosen = copy(self)
+        chosen.digests = [self.digests[i] for i in positions.tolist()]
+        chosen.keys = self.keys[positions]
+        return chosen
 
 
 def _key(digest: bytes, name: str) -> int:

@@ -4,6 +4,7 @@ __all__ = ["RunError", "UserError", "nearest"]
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class UserError(ValueError):
@@ -11,7 +12,12 @@ class UserError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A job that was fine to start failed on its way: one line, exit code 1, nothing lost."""
+    """A job that was fine to start failed on its way: one line, exit code 1, nothing lost.
+
+    Where an evaluation failed, ``result`` is what it had found.
+    """
+
+    result: Any = None
 
 
 def nearest(name: str, known: Iterable[str], what: str) -> str:

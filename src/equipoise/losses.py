@@ -3,7 +3,7 @@ r"""Losses on logits, one value per example: (B, K) and (B,) to (B,).
 Attacks maximise them and learners minimise their mean; no example's value depends on another's.
 """
 
-__all__ = ["LOSSES", "Loss", "cross_entropy", "margin"]
+__all__ = ["LOSSES", "Loss", "cross_entropy", "dlr", "dlr_targeted", "margin"]
 
 from collections.abc import Callable
 
@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name everybody uses
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+_TINY = 1e-12
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -38,6 +40,41 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     wanted = logits.gather(1, y[:, None])[:, 0]
     is_label = torch.arange(logits.shape[1], device=y.device) == y[:, None]
     return logits.masked_fill(is_label, -torch.inf).amax(dim=1) - wanted
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    r"""Return the difference of logits ratio.
+
+    It is :math:`-(z_y - \max_{i \ne y} z_i) / (z_{\pi_1} - z_{\pi_3})`, where :math:`\pi` sorts
+    the logits downwards. It depends neither on their scale nor on a constant added to them.
+
+    Arguments:
+        logits: The logits :math:`z`, with shape (B, K), K >= 3.
+        y: The labels, with shape (B,).
+
+    References:
+        | Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
+        | Parameter-free Attacks (Croce and Hein, 2020), Eq. (6)
+        | https://arxiv.org/abs/2003.01690
+    """
+    top = logits.topk(3, dim=1).values
+    return margin(logits, y) / (top[:, 0] - top[:, 2]).clamp_min(_TINY)
+
+
+def dlr_targeted(logits: Tensor, y: Tensor, y_target: Tensor) -> Tensor:
+    r"""Return :math:`-(z_y - z_t) / (z_{\pi_1} - (z_{\pi_3} + z_{\pi_4}) / 2)`.
+
+    Arguments:
+        logits: The logits :math:`z`, with shape (B, K), K >= 4.
+        y: The labels, with shape (B,).
+        y_target: The wanted classes :math:`t`, with shape (B,).
+
+    References:
+        Croce and Hein (2020), Eq. (7), as for :func:`dlr`.
+    """
+    top = logits.topk(4, dim=1).values
+    wanted, own = (logits.gather(1, label[:, None])[:, 0] for label in (y_target, y))
+    return (wanted - own) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp_min(_TINY)
 
 
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin}

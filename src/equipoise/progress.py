@@ -5,7 +5,7 @@ __all__ = ["Console", "round_line"]
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console as RichConsole
 from rich.progress import (
@@ -18,6 +18,55 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+
+class AttackState(Protocol):
+    """How far an evaluation is: see :class:`equipoise.evaluation.Progress`."""
+
+    @property
+    def name(self) -> str:
+        """The attack."""
+        ...
+
+    @property
+    def done(self) -> int:
+        """How many images it is done with."""
+        ...
+
+    @property
+    def total(self) -> int:
+        """How many it attacks."""
+        ...
+
+    @property
+    def robust(self) -> int:
+        """How many have withstood everything so far."""
+        ...
+
+    @property
+    def n(self) -> int:
+        """How many there are."""
+        ...
+
+    @property
+    def number(self) -> int:
+        """Which of the stages it is."""
+        ...
+
+    @property
+    def stages(self) -> int:
+        """How many stages there are."""
+        ...
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is at its end."""
+        ...
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        ...
 
 
 class _Throughput(ProgressColumn):
@@ -75,6 +124,42 @@ class Console:
                 yield
             finally:
                 self._bar = None
+
+    @contextmanager
+    def attacking(self) -> Iterator[None]:
+        """Show how an evaluation goes on while the block runs; :meth:`attack` moves it."""
+        if self.quiet or not self.rich.is_terminal:
+            yield
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} images"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+        )
+        with Progress(*columns, console=self.rich, transient=True) as bar:
+            self._bar = bar
+            try:
+                yield
+            finally:
+                self._bar = None
+
+    def attack(self, state: "AttackState") -> None:
+        """Show how far an attack is; a line of its own when it is at its end."""
+        what = f"{state.name} ({state.number}/{state.stages})"
+        bound = f"robust accuracy <= {state.robust / max(state.n, 1):.2%}"
+        if self._bar is not None:
+            known = {task.fields.get("name"): task.id for task in self._bar.tasks}
+            if state.name not in known:
+                for task in self._bar.tasks:
+                    self._bar.remove_task(task.id)
+                known = {state.name: self._bar.add_task(what, total=state.total, name=state.name)}
+            text = f"{what}: {bound}"
+            self._bar.update(known[state.name], completed=state.done, description=text)
+        if state.finished:
+            self.say(f"{what}: {state.total} images, {bound}  [{state.seconds:.1f} s]")
 
     def advance(self, n: int) -> None:
         """Move the bar by so many images."""

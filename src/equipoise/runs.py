@@ -9,7 +9,7 @@ model.safetensors           the kept global model, described by config.json
 last.safetensors            the global model of the last round
 summary.json                how the training ended
 records.jsonl               one object an attack and radius, from ``equipoise evaluate``
-evaluations/                adversarial examples and verdicts, a file for each threat
+evaluations/                adversarial examples and verdicts, two files for each threat
 ==========================  ==================================================================
 
 Each file is written beside its place, flushed, and renamed over it. A state carries the SHA-256
@@ -23,7 +23,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
@@ -74,8 +74,12 @@ class Run:
         return run
 
     @classmethod
-    def open(cls, path: str | Path) -> "Run":
+    def open(cls, path: str | Path, signs: Sequence[str] = ("recipe.yaml",)) -> "Run":
         """Open a run folder.
+
+        Arguments:
+            path: The folder.
+            signs: The files of which a run folder has at least one.
 
         Raises:
             UserError: If it is no run folder.
@@ -83,8 +87,8 @@ class Run:
         run = cls(path)
         if not run.path.is_dir():
             raise UserError(f"no run folder at {path}")
-        if not (run.path / "recipe.yaml").is_file():
-            raise UserError(f"{path} is not a run folder: it has no recipe.yaml")
+        if not any((run.path / sign).is_file() for sign in signs):
+            raise UserError(f"{path} is not a run folder: it has no {' and no '.join(signs)}")
         return run
 
     @contextmanager

@@ -25,6 +25,9 @@ def write_table(records: Sequence[Mapping[str, Any]], title: str = "") -> None:
     for eps in dict.fromkeys(record["eps"] for record in records):
         mine = [record for record in records if record["eps"] == eps]
         console.print(_accuracies(mine, title))
+        for record in mine:
+            if record.get("stages"):
+                console.print(_stages(record))
         console.print(_classes(mine))
 
 
@@ -48,6 +51,29 @@ def _accuracies(records: Sequence[Mapping[str, Any]], title: str) -> Table:
             f"{worst['name']} {worst['accuracy']:.1%}" if worst else "",
             f"{record['seconds']:.1f}" if record["seconds"] else "",
         )
+    return table
+
+
+def _stages(record: Mapping[str, Any]) -> Table:
+    """Return the stages of an ensemble: what each found, alone where that is known, its price."""
+    table = _table(f"{record['attack']}, stage by stage")
+    table.add_column("stage")
+    names = ("attacked", "broken", "robust so far", "alone", "forward", "backward", "seconds")
+    for name in names:
+        table.add_column(name, justify="right")
+    for stage in record["stages"]:
+        table.add_row(
+            stage["attack"],
+            str(stage["entered"]),
+            str(stage["broken"]),
+            f"{stage['accuracy']:.2%}",
+            "" if stage["alone"] is None else f"{stage['alone']:.2%}",
+            f"{stage['forwards']:,}",
+            f"{stage['backwards']:,}",
+            f"{stage['seconds']:.1f}",
+        )
+    for note in dict.fromkeys(note for stage in record["stages"] for note in stage["notes"]):
+        table.caption = f"{table.caption or ''} {note}".strip()
     return table
 
 

@@ -222,6 +222,6 @@ def _fit_l1(size: Tensor, room: Tensor, eps: float) -> Tensor:
         slope = ((left > 0) & (left < room)).sum(1, keepdim=True)
         newton = t + excess / slope.clamp_min(1)
         inside = (newton > low) & (newton < high) & (slope > 0)
-        t = torch.where(inside, newton, (low + high) / 2)
+        t = torch.where(met, t, torch.where(inside, newton, (low + high) / 2))
     fitted = torch.minimum((size - high).clamp_min(0), room)
     return fitted.to(dtype)

@@ -1,12 +1,21 @@
 """The attacks by name: ``"pgd-20"`` is ``PGD(steps=20)``, ``"pgd-20(restarts=5)"`` has options."""
 
 __all__ = [
+    "APGD",
+    "APGDCE",
+    "APGDDLR",
+    "APGDT",
     "ATTACKS",
+    "FAB",
+    "FABT",
     "FGSM",
     "MIFGSM",
     "PGD",
     "Attack",
+    "AutoAttack",
     "CWInf",
+    "CarliniWagnerL2",
+    "Square",
     "check_norms",
     "parse",
     "parse_list",
@@ -17,10 +26,16 @@ __all__ = [
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from equipoise.attacks.apgd import APGD, APGDCE, APGDDLR, APGDT
+from equipoise.attacks.carlini_wagner import CarliniWagnerL2
 from equipoise.attacks.core import Attack
+from equipoise.attacks.ensemble import AutoAttack
+from equipoise.attacks.fab import FAB, FABT
 from equipoise.attacks.pgd import FGSM, MIFGSM, PGD, CWInf
+from equipoise.attacks.square import Square
 from equipoise.errors import UserError, nearest
 from equipoise.threat import NORMS
 from equipoise.values import number
@@ -30,7 +45,25 @@ ATTACKS: dict[str, tuple[Callable[..., Attack], str]] = {
     "pgd": (PGD, "projected gradient ascent from a random start; pgd-K takes K steps"),
     "mi-fgsm": (MIFGSM, "momentum iterative FGSM, the papers' MIA; mi-fgsm-K (Linf, L2)"),
     "cw-inf": (CWInf, "PGD on the Carlini-Wagner margin, the papers' C&W; cw-inf-K (Linf)"),
+    "cw-l2": (CarliniWagnerL2, "the smallest L2 perturbation by Carlini and Wagner; cw-l2-K (L2)"),
+    "apgd-ce": (APGDCE, "Auto-PGD on the cross-entropy: its own step sizes, 100 steps"),
+    "apgd-dlr": (APGDDLR, "Auto-PGD on the difference of logits ratio, blind to their scale"),
+    "apgd-t": (APGDT, "Auto-PGD towards each of the 9 nearest classes"),
+    "fab": (FAB, "the smallest perturbation across the nearest boundary"),
+    "fab-t": (FABT, "the same towards each of the 9 nearest classes"),
+    "square": (Square, "random squares, without gradients; square-K asks K times (5000)"),
+    "autoattack": (AutoAttack, "the standard ensemble: apgd-ce, apgd-t, fab-t, square"),
+    "autoattack-plus": (
+        partial(AutoAttack, version="plus"),
+        "the same with restarts, and apgd-dlr and fab",
+    ),
+    "autoattack-rand": (
+        partial(AutoAttack, version="rand"),
+        "for models that are random: apgd-ce and apgd-dlr on 20 passes each",
+    ),
 }
+
+_COUNTED = ("steps", "queries")  # what the number in a name counts
 
 _SPEC = re.compile(r"(?P<name>[a-z][a-z0-9-]*?)(-(?P<steps>\d+))?(\((?P<options>.*)\))?")
 
@@ -54,10 +87,11 @@ def parse(spec: str) -> Attack:
     if match["name"] not in ATTACKS:
         raise UserError(nearest(match["name"], ATTACKS, "attack"))
     options = _options(match["options"] or "")
-    if match["steps"]:
-        options["steps"] = int(match["steps"])
     make = ATTACKS[match["name"]][0]
     known = inspect.signature(make).parameters
+    if match["steps"]:
+        counted = next((name for name in _COUNTED if name in known), "steps")
+        options[counted] = int(match["steps"])
     problems = [
         nearest(key, known, f"option of {match['name']}")
         if known

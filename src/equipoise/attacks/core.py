@@ -4,7 +4,15 @@ Attacks are guests: parameters, their gradients, the mode of every module, the s
 BatchNorm and the global random state are after an attack what they were before.
 """
 
-__all__ = ["Attack", "check_inputs", "guest", "input_gradient"]
+__all__ = [
+    "Attack",
+    "averaged",
+    "check_inputs",
+    "guest",
+    "input_gradient",
+    "misclassified",
+    "seeded",
+]
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +23,7 @@ from torch import Tensor, nn
 
 from equipoise.draws import Draws
 from equipoise.errors import UserError
+from equipoise.execution import Fast
 from equipoise.threat import Threat
 
 
@@ -84,6 +93,40 @@ def input_gradient(
         losses.detach(),
         torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0),
     )
+
+
+def averaged(model: nn.Module, x: Tensor, passes: int) -> Tensor:
+    """Return the logarithm of the class probabilities averaged over several passes, (B, K)."""
+    total = sum(model(x).double().softmax(1) for _ in range(passes))
+    return (torch.as_tensor(total) / passes).log().to(x.dtype)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the global random state, which a random model draws from, and restore it after."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def misclassified(model: nn.Module, x_adv: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+    """Tell which points are misclassified, with shape (B,).
+
+    Where ``model`` is the search form of a model, the points that it misclassifies are shown to
+    the model itself, whose answer counts: a search that ends there must not end in vain.
+
+    Arguments:
+        model: The model that is searched.
+        x_adv: The points, with shape (B, ...).
+        logits: What ``model`` returned for them, with shape (B, K).
+        y: The labels, with shape (B,).
+    """
+    wrong = logits.argmax(1) != y
+    if isinstance(model, Fast) and model.search is not model.exact:
+        rows = wrong.nonzero()[:, 0]
+        if len(rows):
+            wrong[rows] = model.decide(x_adv[rows]).argmax(1) != y[rows]
+    return wrong
 
 
 def check_inputs(x: Tensor, y: Tensor, threat: Threat) -> None:

@@ -39,7 +39,7 @@ from typing import Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.core import check_inputs, guest, input_gradient
+from equipoise.attacks.core import check_inputs, guest, input_gradient, misclassified
 from equipoise.draws import Draws, KeyedDraws
 from equipoise.errors import UserError
 from equipoise.losses import LOSSES
@@ -155,13 +155,14 @@ class PGD:
         for _ in range(self.steps):
             logits, losses, grad = input_gradient(model, x_adv, lambda z: self.losses(z, y))
             if self.keep == "best":
-                best, score = _better(best, score, x_adv, _Score.of(logits, losses, y))
+                fooled = misclassified(model, x_adv, logits, y)
+                best, score = _better(best, score, x_adv, _Score.of(fooled, losses))
             direction = self._direction(direction, grad)
             x_adv = threat.project(x, x_adv + self.step_length(threat) * threat.ascent(direction))
         if self.keep == "last" and self.restarts == 1:
             return x_adv, score
         logits = model(x_adv)
-        last = _Score.of(logits, self.losses(logits, y), y)
+        last = _Score.of(misclassified(model, x_adv, logits, y), self.losses(logits, y))
         return (x_adv, last) if self.keep == "last" else _better(best, score, x_adv, last)
 
     def _direction(self, direction: Tensor, grad: Tensor) -> Tensor:
@@ -202,9 +203,9 @@ class _Score(NamedTuple):
         return cls(torch.zeros_like(y, dtype=torch.bool), losses)
 
     @classmethod
-    def of(cls, logits: Tensor, losses: Tensor, y: Tensor) -> Self:
+    def of(cls, fooled: Tensor, losses: Tensor) -> Self:
         """Return the scores of points; a loss that is NaN comes last."""
-        return cls(logits.argmax(1) != y, torch.nan_to_num(losses.double(), nan=-torch.inf))
+        return cls(fooled, torch.nan_to_num(losses.double(), nan=-torch.inf))
 
     def beats(self, other: Self) -> Tensor:
         """Tell which points are stronger, with shape (B,)."""

@@ -1,20 +1,24 @@
-"""Evaluating a model: every attack alone on all correctly classified examples, judged apart."""
+"""Evaluating a model: attacks search, alone or one after the other, and are judged apart."""
 
 __all__ = ["evaluate"]
 
-import time
+import resource
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from equipoise.attacks import Attack, check_norms, parse_list, without_clean
 from equipoise.attacks.core import check_inputs
-from equipoise.draws import KeyedDraws
-from equipoise.errors import UserError
+from equipoise.errors import RunError, UserError
+from equipoise.evaluation import checks as checking
 from equipoise.evaluation.judge import Judge
+from equipoise.evaluation.plan import Stage, plan
 from equipoise.evaluation.result import Result
+from equipoise.evaluation.search import Progress, Search
+from equipoise.execution import PRECISIONS, Precision
 from equipoise.threat import Threat
 
 
@@ -25,19 +29,26 @@ def evaluate(
     *,
     threat: Threat,
     attacks: Mapping[str, Attack] | Sequence[str] | str = ("pgd-20",),
+    individual: bool | None = None,
     seed: int = 0,
-    batch_size: int = 500,
-    precision: Literal["float32", "bfloat16"] = "float32",
+    batch_size: int = 250,
+    precision: Precision = "float32",
+    passes: int | None = None,
+    checks: bool = True,
+    others: Mapping[str, Tensor] | None = None,
+    control: Tensor | None = None,
     classes: Sequence[str] = (),
-    advance: Callable[[str, int], None] | None = None,
+    begun: Result | None = None,
+    advance: Callable[[Progress], None] | None = None,
     after: Callable[[Result], None] | None = None,
 ) -> Result:
     """Attack a model and judge what the attacks find.
 
-    Each attack runs alone on all examples that are classified correctly, so that the accuracy
-    under each is comparable with what papers report; the worst case over all of them is
-    ``Result.robust_accuracy``. No verdict depends on the batch size or on the order of the
-    examples, but for the rounding of floating point.
+    An attack that is named alone attacks all examples that are classified correctly, so that the
+    accuracy under it compares with what papers report. The stages of an ensemble such as
+    ``"autoattack"`` attack one after the other what withstood those before. The worst case over
+    everything is ``Result.robust_accuracy``. No verdict depends on the batch size or on the order
+    of the examples, but for the rounding of floating point.
 
     Arguments:
         model: From inputs within the threat's range to logits, with shape (N, K); it is used in
@@ -47,36 +58,62 @@ def evaluate(
         threat: What the attacks are allowed.
         attacks: Names as for :func:`equipoise.attacks.parse`, or attacks by names of your own;
             ``"clean"`` is always measured.
+        individual: True: the stages of ensembles, too, attack all correct examples. False: all
+            attacks are stages, and attack what withstood those before. None: as named.
         seed: The seed of the attacks' randomness.
-        batch_size: How many examples are attacked at a time: memory, not results.
-        precision: The arithmetic of the search; the judge's is float32 either way.
+        batch_size: How many points are attacked at a time: memory and time, not results.
+        precision: The arithmetic of the search: ``"float32"``, ``"bfloat16"`` or ``"auto"``,
+            which takes the quick one of the device. The judge's is float32 either way.
+        passes: The forward passes of a verdict, whose class probabilities are averaged; None:
+            what the attacks ask for, 1 but for ``"autoattack-rand"``.
+        checks: Whether to look for what would make the numbers untrustworthy.
+        others: Adversarial examples of other models for the same inputs, by name, with the shape
+            of ``x``: those that fool this model count, as the attack ``"transfer"``.
+        control: Who withstood on an undefended model, with shape (N,): the checks compare.
         classes: The names of the classes, by label.
-        advance: Told the attack and how many more examples it is done with.
-        after: Given the result so far after each attack.
+        begun: A result with which a former evaluation of the same points was interrupted; what
+            it has is not done again.
+        advance: Told how far the evaluation is, after every batch.
+        after: Given the result so far after each batch; saving it makes a resume possible.
 
     Returns:
         The verdicts, the strongest points found, and what follows from them.
 
     Raises:
         UserError: If inputs, labels, outputs or attacks will not do.
+        RunError: If the model or an attack failed on the way; its ``result`` has what was found.
     """
     found = attacks if isinstance(attacks, Mapping) else parse_list(without_clean(attacks))
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}")
+    if precision not in PRECISIONS:
+        raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     check_norms(found, threat.norm)
     if not len(x):
         raise UserError("there are no examples to evaluate")
     check_inputs(x, y, threat)
     device, dtype = _place(model, x)
     x, y = x.to(device, dtype), y.to(device)
-    judge = Judge(model, batch_size)
-    search = _Search(judge, x, y, threat, seed, precision)
-    search.look(len(classes) or None)
-    for name, attack in found.items():
-        search.run(name, attack, advance or (lambda name, n: None))
-        if after is not None:
-            after(search.result(classes))
-    return search.result(classes)
+    stages = plan(found, threat.norm, individual)
+    asked = max([getattr(attack, "passes", 1) for attack in found.values()], default=1)
+    judge = Judge(model, batch_size, asked if passes is None else passes, seed)
+    search = Search(judge, x, y, threat, seed, precision, classes)
+    try:
+        search.look(begun)
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise RunError(f"the model fails on the clean images ({_line(error)})") from error
+    work = _Work(search, advance or (lambda progress: None), after)
+    own = found if isinstance(attacks, Mapping) else {}
+    if checks:
+        work.check_before(model.training, own)
+    work.run(stages)
+    if others:
+        search.transfer(others)
+    if checks:
+        work.check_after({stage.name: stage.attack for stage in stages}, control)
+    return work.result()
 
 
 def _place(model: nn.Module, x: Tensor) -> tuple[torch.device, torch.dtype]:
@@ -90,79 +127,104 @@ def _place(model: nn.Module, x: Tensor) -> tuple[torch.device, torch.dtype]:
     return held.device, held.dtype
 
 
-class _Search:
-    """The evaluation of one model under one threat while it goes on."""
+class _Work:
+    """An evaluation from its first look to its last check."""
 
     def __init__(
-        self, judge: Judge, x: Tensor, y: Tensor, threat: Threat, seed: int, precision: str
+        self,
+        search: Search,
+        advance: Callable[[Progress], None],
+        after: Callable[[Result], None] | None,
     ) -> None:
-        self.judge, self.x, self.y, self.threat, self.seed = judge, x, y, threat, seed
-        self.precision = torch.bfloat16 if precision == "bfloat16" else None
-        self.prediction = y
-        self.x_adv = x.clone()
-        self.margin = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
-        self.verdicts: dict[str, Tensor] = {}
-        self.settings: dict[str, str] = {}
-        self.seconds: dict[str, float] = {}
-        self.rejected: dict[str, int] = {}
+        self.search, self.advance, self.after = search, advance, after
 
-    def look(self, classes: int | None) -> None:
-        """Look at the clean inputs, and refuse outputs that cannot be logits."""
-        logits = self.judge.logits(self.x)
-        self.judge.check(logits, self.y, classes)
-        self.prediction = logits.argmax(1)
+    def run(self, stages: Sequence[Stage]) -> None:
+        """Run all stages; what was found stays, whatever happens."""
+        for number, stage in enumerate(stages, 1):
+            try:
+                for progress in self.search.run(stage):
+                    self.advance(replace(progress, number=number, stages=len(stages)))
+                    self._keep()
+            except (UserError, MemoryError, torch.OutOfMemoryError, KeyboardInterrupt):
+                self._keep()
+                raise
+            except Exception as error:
+                self._keep()
+                raise _failure(stage.name, error, self.result()) from error
 
-    def run(self, name: str, attack: Attack, advance: Callable[[str, int], None]) -> None:
-        """Run one attack on all correct examples, and judge it."""
-        began = time.perf_counter()
-        correct = self.prediction == self.y
-        verdict, rejected = correct.clone(), 0
-        every = correct.nonzero()[:, 0]
-        advance(name, len(correct) - len(every))
-        for first in range(0, len(every), self.judge.batch_size):
-            index = every[first : first + self.judge.batch_size]
-            x, y = self.x[index], self.y[index]
-            x_adv = self._search(attack, x, y)
-            allowed = self.judge.admit(x, x_adv, self.threat)
-            fooled, margins = self.judge.fooled(x_adv, y)
-            verdict[index] = ~(allowed & fooled)
-            rejected += int((~allowed).sum())
-            self._keep(index, x_adv, torch.where(allowed, margins, torch.inf))
-            advance(name, len(index))
-        self.verdicts[name] = verdict
-        low = f", searched in {self.precision}".replace("torch.", "") if self.precision else ""
-        self.settings[name] = f"{attack}{low}"
-        self.seconds[name] = time.perf_counter() - began
-        self.rejected[name] = rejected
+    def _keep(self) -> None:
+        if self.after is not None:
+            self.after(self.result())
 
-    def _search(self, attack: Attack, x: Tensor, y: Tensor) -> Tensor:
-        """Return what an attack proposes, in the judge's arithmetic.
-
-        The attack gets copies: whatever it does with them, the judge keeps its own.
-        """
-        draws = KeyedDraws.of(x, self.seed).child(str(attack))
-        with torch.autocast(x.device.type, self.precision, enabled=bool(self.precision)):
-            return attack(self.judge.model, x.clone(), y.clone(), self.threat, draws=draws).to(x)
-
-    def _keep(self, index: Tensor, x_adv: Tensor, margins: Tensor) -> None:
-        """Keep the allowed points with the smallest margin."""
-        better = margins < self.margin[index]
-        self.x_adv[index[better]] = x_adv[better]
-        self.margin[index[better]] = margins[better]
-
-    def result(self, classes: Sequence[str]) -> Result:
-        """Return what was found, on the CPU."""
-        return Result(
-            threat=self.threat,
-            y=self.y.cpu(),
-            prediction=self.prediction.cpu(),
-            x_adv=self.x_adv.cpu(),
-            margin=self.margin.cpu(),
-            adversarial_prediction=self.judge.logits(self.x_adv).argmax(1).cpu(),
-            verdicts={name: verdict.cpu() for name, verdict in self.verdicts.items()},
-            settings=self.settings,
-            seconds=self.seconds,
-            rejected=self.rejected,
-            seed=self.seed,
-            classes=classes,
+    def check_before(self, training: bool, own: Mapping[str, Attack]) -> None:
+        """Look at the model before it is attacked, and at attacks that are the user's own."""
+        s = self.search
+        s.note(
+            checking.before(
+                s.judge.model,
+                s.x,
+                s.y,
+                s.threat,
+                seed=s.seed,
+                classes=len(s.classes) or None,
+                original_training=training,
+                passes=s.judge.passes,
+            )
         )
+        for attack in own.values():
+            if not type(attack).__module__.startswith("equipoise.attacks"):
+                s.note(checking.audit(attack, s.judge.model, s.x, s.y, s.threat, seed=s.seed))
+        self._keep()
+
+    def check_after(self, attacks: Mapping[str, Attack], control: Tensor | None) -> None:
+        """Probe the model, and look at what the attacks have found."""
+        s, outcomes = self.search, self.search.outcomes
+        if attacks:
+            s.note(
+                checking.probes(
+                    s.judge.model,
+                    s.x,
+                    s.y,
+                    s.threat,
+                    seed=s.seed,
+                    attacks=attacks,
+                    passes=s.judge.passes,
+                )
+            )
+        s.note(
+            checking.after(
+                {name: o.verdict for name, o in outcomes.items()},
+                s.correct,
+                attacked={name: o.attacked for name, o in outcomes.items()},
+                rejected={name: o.rejected for name, o in outcomes.items()},
+                margin=s.margin,
+                distance=s.distance,
+                threat=s.threat,
+                control=control,
+            )
+        )
+
+    def result(self) -> Result:
+        """Return what was found so far."""
+        return self.search.result(_memory())
+
+
+def _failure(name: str, error: Exception, result: Result) -> RunError:
+    outcome = result.outcomes.get(name)
+    done = int(outcome.attacked.sum()) if outcome else 0
+    failure = RunError(
+        f"{name} failed after {done} of {len(result.y)} images ({_line(error)}); what was found until "
+        "then is kept"
+    )
+    failure.result = result
+    return failure
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _memory() -> int:
+    """Return the most memory this process has held, in bytes."""
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held if sys.platform == "darwin" else held * 1024

@@ -4,22 +4,20 @@ Attacks propose, the judge disposes. It runs the model in eval mode, in float32 
 float64 model), with autocast off, whatever arithmetic the attack searched with.
 """
 
-__all__ = ["Judge"]
+__all__ = ["Judge", "Ruling"]
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.core import guest
+from equipoise.attacks.core import averaged, guest, seeded
 from equipoise.errors import UserError
 from equipoise.losses import margin
 from equipoise.threat import Threat
-
-TOLERANCE = 1e-5  # how close to probabilities an output must be to be taken for them
 
 
 @contextmanager
@@ -39,6 +37,19 @@ def _full_float32() -> Iterator[None]:
             place.fp32_precision = precision
 
 
+class Ruling(NamedTuple):
+    """What the judge says of points, each with shape (N,).
+
+    An output that is not finite is no correct answer: it counts as misclassified, with a margin
+    of -inf.
+    """
+
+    fooled: Tensor
+    margin: Tensor  # by how much the label leads, negative where it does not
+    answer: Tensor
+    finite: Tensor
+
+
 @dataclass(frozen=True)
 class Judge:
     """Decides on points for one model.
@@ -46,33 +57,38 @@ class Judge:
     Arguments:
         model: The model, from inputs to logits.
         batch_size: How many points are looked at together.
+        passes: The forward passes of a verdict. Of several the class probabilities are averaged:
+            a model that is random is judged by its answer on average, not by a lucky one.
+        seed: The seed of the model's own randomness, where it has several passes.
     """
 
     model: nn.Module
     batch_size: int = 500
+    passes: int = 1
+    seed: int = 0
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return the logits of inputs with shape (N, ...)."""
+        """Return the logits of inputs with shape (N, ...); of several passes log-probabilities."""
         size = self.batch_size
         parts = (x[first : first + size] for first in range(0, max(len(x), 1), size))
         exact = torch.autocast(x.device.type, enabled=False)
         with guest(self.model), torch.no_grad(), exact, _full_float32():
-            return torch.cat([self.model(part) for part in parts])
+            if self.passes == 1:
+                return torch.cat([self.model(part) for part in parts])
+            with seeded(self.seed, x.device):
+                return torch.cat([averaged(self.model, part, self.passes) for part in parts])
 
     def admit(self, x: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
         """Tell which points an attack was allowed to propose, with shape (N,)."""
         return torch.isfinite(x_adv.flatten(1)).all(1) & threat.contains(x, x_adv)
 
-    def fooled(self, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Tell which points are misclassified, and by how much each is classified correctly.
-
-        Both have shape (N,). An output that is not finite is no correct answer: it counts as
-        misclassified, with a margin of -inf.
-        """
+    def rule(self, x_adv: Tensor, y: Tensor) -> Ruling:
+        """Decide on points with shape (N, ...) and labels with shape (N,)."""
         logits = self.logits(x_adv)
         finite = torch.isfinite(logits).all(1)
         margins = torch.where(finite, -margin(logits, y).double(), -torch.inf)
-        return ~finite | (logits.argmax(1) != y), margins
+        answer = logits.argmax(1)
+        return Ruling(~finite | (answer != y), margins, answer, finite)
 
     def check(self, logits: Tensor, y: Tensor, classes: int | None) -> None:
         """Raise a UserError for outputs that cannot be the logits of a classifier.
@@ -101,10 +117,4 @@ class Judge:
             raise UserError(
                 f"the model returns NaN or infinite values on {rows} of {len(y)} clean inputs; "
                 "check its weights and its normalisation"
-            )
-        nonnegative = bool((logits >= -TOLERANCE).all())
-        if nonnegative and bool(((logits.sum(1) - 1).abs() <= TOLERANCE).all()):
-            raise UserError(
-                "the model returns probabilities, not logits: gradients vanish behind a softmax "
-                "and the accuracy would look too good; remove the last softmax"
             )

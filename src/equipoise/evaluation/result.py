@@ -2,16 +2,16 @@
 
 __all__ = ["Result"]
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from typing import Any
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 from equipoise.errors import UserError
-from equipoise.metrics import interval
+from equipoise.evaluation.checks import Finding
+from equipoise.evaluation.outcome import Outcome
 from equipoise.threat import Threat
 
 
@@ -28,11 +28,14 @@ class Result:
         margin: By how much ``x_adv`` is classified correctly, with shape (N,); infinite where
             there was no attack or nothing allowed was found.
         adversarial_prediction: The answers on ``x_adv``, with shape (N,).
-        verdicts: For each attack whether each example withstood it, with shape (N,).
-        settings: For each attack its settings, in words.
-        seconds: For each attack the time it took.
-        rejected: For each attack how many of its points were not allowed.
+        distance: The size of each perturbation in the threat's norm, float64, with shape (N,).
+        outcomes: What each attack did, in the order they ran; a stage of an ensemble is named
+            ``ensemble/stage``.
+        findings: What the checks of the evaluation itself found.
         seed: The seed of the attacks' randomness.
+        passes: The forward passes of a verdict; several for a model that is random.
+        precision: The arithmetic of the search; the judge's is float32.
+        memory: The most memory the process has held, in bytes.
         classes: The names of the classes, or nothing.
     """
 
@@ -42,12 +45,14 @@ class Result:
     x_adv: Tensor
     margin: Tensor
     adversarial_prediction: Tensor
-    verdicts: Mapping[str, Tensor]
-    settings: Mapping[str, str] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    rejected: Mapping[str, int] = field(default_factory=dict)
+    distance: Tensor
+    outcomes: Mapping[str, Outcome]
+    findings: Sequence[Finding] = ()
     seed: int = 0
-    classes: Sequence[str] = ()
+    passes: int = 1
+    precision: str = "float32"
+    memory: int = 0
+    classes: Sequence[str] = field(default=())
 
     @property
     def correct(self) -> Tensor:
@@ -57,22 +62,60 @@ class Result:
     @property
     def robust(self) -> Tensor:
         """Tell which examples withstood every attack, with shape (N,)."""
-        robust = self.correct.clone()
-        for verdict in self.verdicts.values():
-            robust &= verdict
-        return robust
+        return _all(self.correct, self.outcomes.values())
+
+    @property
+    def verdicts(self) -> dict[str, Tensor]:
+        """Return who withstood, by attack, each with shape (N,).
+
+        There is one for every attack that attacked all correct examples, and one for every
+        ensemble: the worst of its stages.
+        """
+        found: dict[str, Tensor] = {}
+        for name, outcome in self.outcomes.items():
+            if outcome.alone(self.correct):
+                found[name] = outcome.verdict
+        for ensemble in self.ensembles:
+            found[ensemble] = _all(self.correct, self.stages(ensemble).values())
+        return found
+
+    @property
+    def ensembles(self) -> tuple[str, ...]:
+        """Return the names of the ensembles that were run."""
+        return tuple(dict.fromkeys(o.ensemble for o in self.outcomes.values() if o.ensemble))
+
+    def stages(self, ensemble: str) -> dict[str, Outcome]:
+        """Return the outcomes of the stages of an ensemble, in their order."""
+        return {name: o for name, o in self.outcomes.items() if o.ensemble == ensemble}
+
+    @property
+    def broken_by(self) -> list[str]:
+        """Return for each example the first attack that broke it, or an empty string."""
+        by = [""] * len(self.y)
+        for name, outcome in reversed(list(self.outcomes.items())):
+            for index in outcome.broken.nonzero()[:, 0].tolist():
+                by[index] = name
+        return by
+
+    @property
+    def finished(self) -> bool:
+        """Tell whether every attack has attacked all that it was to attack."""
+        return all(outcome.finished for outcome in self.outcomes.values())
 
     @property
     def clean_accuracy(self) -> float:
         """Return the accuracy on clean inputs, in [0, 1]."""
-        return _mean(self.correct)
+        return float(self.correct.double().mean()) if len(self.y) else 0.0
 
     @property
     def robust_accuracy(self) -> float:
-        """Return the accuracy under the worst of the attacks for each example, in [0, 1]."""
-        if not self.verdicts:
+        """Return the accuracy under the worst of the attacks for each example, in [0, 1].
+
+        It is an upper bound: what these attacks left.
+        """
+        if not self.outcomes:
             raise UserError("no attack was run, so nothing is known of the robust accuracy")
-        return _mean(self.robust)
+        return float(self.robust.double().mean())
 
     def joined(self, before: "Result | None") -> "Result":
         """Return these verdicts together with those of an earlier result on the same points.
@@ -85,57 +128,25 @@ class Result:
         mask = stronger.view(-1, *[1] * (self.x_adv.ndim - 1))
         return replace(
             self,
-            verdicts={**before.verdicts, **self.verdicts},
+            outcomes={**before.outcomes, **self.outcomes},
             margin=torch.minimum(before.margin, self.margin),
             x_adv=torch.where(mask, before.x_adv, self.x_adv),
+            distance=torch.where(stronger, before.distance, self.distance),
             adversarial_prediction=torch.where(
                 stronger, before.adversarial_prediction, self.adversarial_prediction
             ),
         )
 
-    def records(self) -> list[dict[str, Any]]:
-        """Return a record for the clean accuracy, each attack and the worst case."""
-        rows = {"clean": self.correct, **self.verdicts}
-        records = [self._record(name, verdict) for name, verdict in rows.items()]
-        if self.verdicts:
-            worst = self._record("worst-case", self.robust)
-            records.append(worst | {"attacks": list(self.verdicts)})
-        return records
+    def records(self) -> list[dict[str, object]]:
+        """Return a record for the clean accuracy, each attack and the worst case.
 
-    def _record(self, name: str, verdict: Tensor) -> dict[str, Any]:
-        n, robust = len(verdict), int(verdict.sum())
-        per_class = self._per_class(verdict)
-        worst = min(per_class, key=lambda c: per_class[c]["accuracy"], default=None)
-        warnings = []
-        if self.rejected.get(name):
-            warnings.append(
-                f"{self.rejected[name]} points were outside the threat and did not count"
-            )
-        return {
-            "attack": name,
-            "settings": self.settings.get(name, ""),
-            "norm": self.threat.norm,
-            "eps": self.threat.eps,
-            "n": n,
-            "robust": robust,
-            "accuracy": robust / n if n else 0.0,
-            "interval": list(interval(robust, n)),
-            "per_class": per_class,
-            "worst_class": worst and {"name": worst, "accuracy": per_class[worst]["accuracy"]},
-            "seconds": round(self.seconds.get(name, 0.0), 3),
-            "seed": self.seed,
-            "warnings": warnings,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
+        See :func:`equipoise.evaluation.records.records`.
+        """
+        from equipoise.evaluation.records import records
 
-    def _per_class(self, verdict: Tensor) -> dict[str, dict[str, Any]]:
-        table = {}
-        for label in torch.unique(self.y).tolist():
-            name = self.classes[label] if self.classes else str(label)
-            mine = verdict[self.y == label]
-            table[name] = {"n": len(mine), "robust": int(mine.sum()), "accuracy": _mean(mine)}
-        return table
+        return records(self)
 
 
-def _mean(flags: Tensor) -> float:
-    return float(flags.double().mean()) if len(flags) else 0.0
+def _all(correct: Tensor, outcomes: Iterable[Outcome]) -> Tensor:
+    verdicts = (outcome.verdict for outcome in outcomes)
+    return reduce(torch.logical_and, verdicts, correct.clone())

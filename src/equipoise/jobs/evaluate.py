@@ -1,25 +1,29 @@
-"""Evaluating a run as a job: its model on the test images, records and examples in its folder."""
+"""Evaluating as a job: a model on test images, with records and examples in its folder."""
 
-__all__ = ["evaluate_run"]
+__all__ = ["Options", "evaluate_run", "evaluate_subject"]
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
-from typing import Any, Literal
+from types import FrameType
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from equipoise import data, recipe
+import equipoise
+from equipoise import recipe
 from equipoise.attacks import check_norms, parse_list, without_clean
-from equipoise.data import Dataset
 from equipoise.errors import UserError
 from equipoise.evaluation import Result, evaluate
+from equipoise.execution import Precision
 from equipoise.jobs.device import choose_device, deterministic
+from equipoise.jobs.keeper import Keeper
+from equipoise.jobs.store import Store, tensor_digest
+from equipoise.jobs.subject import Subject, of_run, open_folder
 from equipoise.progress import Console
 from equipoise.provenance import provenance
 from equipoise.runs import Run, model_digest
@@ -28,202 +32,316 @@ from equipoise.threat import Norm, Threat
 DEFAULT = ("fgsm", "pgd-20", "mi-fgsm-10", "cw-inf-30")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a model is evaluated.
+
+    Arguments:
+        attacks: Names as for :func:`equipoise.attacks.parse`; None: those of :data:`DEFAULT`
+            that are defined for the norm, or those with which a resumed evaluation began.
+        eps: The radii; none: the subject's.
+        norm: The norm; None: the subject's.
+        n: How many test images, in their official order; None: all.
+        individual: As for :func:`equipoise.evaluate`.
+        seed: The seed of the attacks' randomness; None: 0, or that of what is resumed.
+        batch_size: How many points are attacked at a time.
+        precision: The arithmetic of the search; the judge's is float32 either way.
+        passes: The forward passes of a verdict; None: what the attacks ask for.
+        checks: Whether to look for what would make the numbers untrustworthy.
+        transfer: Folders of other evaluations whose examples are tried on this model.
+        resume: Whether to go on with an interrupted evaluation.
+        device: ``auto``, ``cpu`` or ``cuda``.
+    """
+
+    attacks: Sequence[str] | str | None = None
+    eps: Sequence[float] = ()
+    norm: Norm | None = None
+    n: int | None = None
+    individual: bool | None = None
+    seed: int | None = None
+    batch_size: int = 250
+    precision: Precision = "auto"
+    passes: int | None = None
+    checks: bool = True
+    transfer: Sequence[str | Path] = ()
+    resume: bool = False
+    device: str = "auto"
+
+    def check(self) -> None:
+        """Refuse attacks that do not exist, before anything is read."""
+        if self.attacks is not None:
+            found = parse_list(without_clean(self.attacks))
+            if self.norm is not None:
+                check_norms(found, self.norm)
+
+
 def evaluate_run(
     path: str | Path,
     *,
-    attacks: Sequence[str] | str | None = None,
-    eps: Sequence[float] = (),
-    norm: Norm | None = None,
-    n: int | None = None,
-    seed: int = 0,
-    batch_size: int = 500,
-    precision: Literal["float32", "bfloat16"] = "float32",
     data_dir: str | Path | None = None,
     which: str = "model",
-    device: str = "auto",
     console: Console | None = None,
+    **options: Any,
 ) -> list[dict[str, Any]]:
-    """Evaluate the model of a run on the first ``n`` test images.
-
-    The records are added to ``records.jsonl`` after each attack, so that nothing is lost when
-    the job is interrupted; verdicts and adversarial examples go to ``evaluations/``.
+    """Evaluate the model of a run folder on test images.
 
     Arguments:
         path: The run folder.
-        attacks: Names as for :func:`equipoise.attacks.parse`; None: those of :data:`DEFAULT`
-            that are defined for the norm.
-        eps: The radii; by default that of the training.
-        norm: The norm; by default that of the training.
-        n: How many test images, in their official order; None: all.
-        seed: The seed of the attacks' randomness.
-        batch_size: How many images are attacked at a time.
-        precision: The arithmetic of the search; the judge's is float32 either way.
         data_dir: The folder of the data; by default that of the training.
         which: ``"model"`` for the kept model, ``"last"`` for that of the last round.
-        device: ``auto``, ``cpu`` or ``cuda``.
         console: Where progress is shown; by default nowhere.
+        options: Fields of :class:`Options`.
 
     Returns:
         The new records.
     """
-    run = Run.open(path)
-    settings = recipe.parse(recipe.read(run.path / "recipe.yaml"))
-    if norm not in (None, settings.norm) and not eps:
-        raise UserError(f"a radius means another thing in {norm}: say which with --eps")
-    norm = norm or settings.norm
-    if attacks is None:
-        known = parse_list(DEFAULT)
-        attacks = [name for name, attack in known.items() if norm in getattr(attack, "norms", ())]
-    check_norms(parse_list(without_clean(attacks)), norm)
-    threats = [Threat(norm, radius) for radius in eps]
-    dataset = data.load(settings.data, data_dir or settings.data_dir)
-    trained = run.read_json("provenance.json").get("data", {}).get("sha256")
-    if trained and trained != dataset.sha256:
-        raise UserError(f"{path} was trained on other data than is found now (checksums differ)")
-    _warn_unfinished(run, console or Console(quiet=True))
-    threats = threats or [Threat(norm, settings.threat(dataset.eps).eps)]
-    job = _Evaluation(run, dataset, which, device, seed, console or Console(quiet=True), n)
-    for threat in threats:
-        job.evaluate(threat, attacks, batch_size, precision)
+    console = console or Console(quiet=True)
+    asked = Options(**options)
+    asked.check()
+    return evaluate_subject(of_run(path, which, data_dir, console), asked, console)
+
+
+def evaluate_subject(subject: Subject, options: Options, console: Console) -> list[dict[str, Any]]:
+    """Evaluate a model on the first ``n`` test images, in one or several radii.
+
+    What is found is kept after every few batches, so that nothing is lost when the job is
+    interrupted. Earlier verdicts on the same weights and images count in the worst case.
+
+    Returns:
+        The new records; they are added to ``records.jsonl`` after each attack.
+
+    Raises:
+        UserError: If the options do not fit the model, or what is resumed is another's.
+        RunError: If the model or an attack failed on the way.
+    """
+    if options.norm not in (None, subject.norm) and not options.eps:
+        raise UserError(f"a radius means another thing in {options.norm}: say which with --eps")
+    if options.resume:
+        options, threats = _begun(subject, options)
+    else:
+        norm = options.norm or subject.norm
+        threats = [Threat(norm, eps) for eps in options.eps or [subject.eps]]
+    options = replace(options, attacks=_attacks(options.attacks, threats[0].norm))
+    job = _Job(subject, options, console)
+    with _terminated():
+        for threat in threats:
+            job.evaluate(threat)
     return job.records
 
 
-def _warn_unfinished(run: Run, console: Console) -> None:
-    """Say so where the training was interrupted: its model is only the best so far."""
-    if not run.read_json("summary.json").get("finished"):
-        console.warn(
-            f"{run.path} is not trained to its end; this is its best model so far. "
-            f"Go on with: equipoise train --resume {quote(str(run.path))}"
+def _attacks(asked: Sequence[str] | str | None, norm: Norm) -> list[str]:
+    if asked is None:
+        known = parse_list(DEFAULT)
+        return [name for name, attack in known.items() if norm in getattr(attack, "norms", ())]
+    names = without_clean(asked)
+    check_norms(parse_list(names), norm)
+    return names
+
+
+def _begun(subject: Subject, options: Options) -> tuple[Options, list[Threat]]:
+    """Return options and threats of the evaluation that is to be gone on with."""
+    found = []
+    for store in Store.all(subject.run):
+        about = store.about()
+        if about["weights"] != subject.which or options.n not in (None, about["n"]):
+            continue
+        if options.norm in (None, about["norm"]) and (
+            not options.eps or float(about["eps"]) in options.eps
+        ):
+            found.append(about)
+    open_ones = [about for about in found if not about["finished"]] or found[-1:]
+    if not open_ones:
+        raise UserError(
+            f"there is no evaluation to go on with in {subject.run.path}; start one without "
+            "--resume"
         )
+    first = open_ones[0]
+    asked = {key: first["asked"][key] for key in ("attacks", "individual", "seed", "passes")}
+    for key, value in asked.items():
+        mine = getattr(options, key)
+        mine = without_clean(mine) if key == "attacks" and mine is not None else mine
+        if mine is not None and mine != value:
+            raise UserError(
+                f"what was begun has {key} {value}, not {mine}: go on with that, or start anew "
+                "without --resume"
+            )
+    threats = [Threat(about["norm"], float(about["eps"])) for about in open_ones[:1]]
+    missing = [eps for eps in options.eps if eps not in [threat.eps for threat in threats]]
+    threats += [Threat(first["norm"], eps) for eps in missing]
+    return replace(options, **asked, n=first["n"]), threats
 
 
-@dataclass
-class _Evaluation:
-    run: Run
-    dataset: Dataset
-    which: str
-    device: str
-    seed: int
-    console: Console
-    n: int | None
-    records: list[dict[str, Any]] = field(default_factory=list)
+class _Job:
+    """The evaluation of a subject under one threat after the other."""
 
-    def __post_init__(self) -> None:
-        if self.n is not None and not 1 <= self.n <= len(self.dataset.test):
-            raise UserError(f"-n must lie in 1..{len(self.dataset.test)}, got {self.n}")
+    records: list[dict[str, Any]]
+
+    def __init__(self, subject: Subject, options: Options, console: Console) -> None:
+        self.subject, self.options, self.console = subject, options, console
+        self.run, test = subject.run, subject.dataset.test
+        if options.n is not None and not 1 <= options.n <= len(test):
+            raise UserError(f"-n must lie in 1..{len(test)}, got {options.n}")
         deterministic()
-        device = choose_device(self.device)
-        model = self.run.model(self.which).to(device)
-        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        test = self.dataset.test.take(slice(self.n))
-        self.x, self.y = test.pixels().to(device), test.y.to(device)
+        device = choose_device(options.device)
+        self.model = subject.model.to(device)
+        images = test.take(slice(options.n))
+        self.x, self.y = images.pixels().to(device), images.y.to(device)
+        self.seed = options.seed or 0
+        self.records = []
+        self.about = {
+            "n": len(self.y),
+            "weights": subject.which,
+            "model_sha256": model_digest(self.model),
+            "data_sha256": tensor_digest(self.x),
+            "labels_sha256": tensor_digest(self.y),
+            "version": equipoise.__version__,
+        }
         self.origin = {
             "split": "test",
-            "weights": self.which,
-            "model_sha256": model_digest(self.model),
-            "data_sha256": self.dataset.sha256["test_x"],
+            "weights": subject.which,
+            "model_sha256": self.about["model_sha256"],
+            "data_sha256": subject.dataset.sha256["test_x"],
             "versions": provenance(str(device), self.seed),
         }
 
-    def evaluate(
-        self,
-        threat: Threat,
-        attacks: Sequence[str] | str,
-        batch_size: int,
-        precision: Literal["float32", "bfloat16"],
-    ) -> None:
+    def evaluate(self, threat: Threat) -> None:
         """Evaluate under one threat, together with what was found before on the same points."""
-        names = without_clean(attacks)
+        names, options = list(self.options.attacks or ()), self.options
         what = f"{self.run.path}, {threat}, n = {len(self.y)}"
         self.console.say(f"evaluating {what}: {', '.join(names) or 'clean'}")
-        before = self._stored(threat)
-        with self.console.progress(len(self.y) * max(len(names), 1), what="attacking"):
+        store = Store.of(self.run, threat, len(self.y), self.subject.which)
+        asked = {
+            "attacks": names,
+            "individual": options.individual,
+            "seed": self.seed,
+            "passes": options.passes,
+        }
+        about = {**self.of(threat), "asked": asked}
+        others, control = self._others(threat)
+        keeper = Keeper(self, store, about, self._before(store, threat))
+        with keeper.keeping(), self.console.attacking():
             result = evaluate(
                 self.model,
                 self.x,
                 self.y,
                 threat=threat,
-                attacks=attacks,
+                attacks=names or "clean",
+                individual=options.individual,
                 seed=self.seed,
-                batch_size=batch_size,
-                precision=precision,
-                classes=self.dataset.classes,
-                advance=lambda name, n: self.console.advance(n),
-                after=lambda found: self._save(found, before),
+                batch_size=options.batch_size,
+                precision=options.precision,
+                passes=options.passes,
+                checks=options.checks and bool(names),
+                others=others,
+                control=control,
+                classes=self.subject.dataset.classes,
+                begun=keeper.before if options.resume else None,
+                advance=keeper.advance,
+                after=keeper.after,
             )
-        if names:
-            self._add([result.joined(before).records()[-1]])
-        else:
-            self._add(result.records())
+            keeper.end(result)
 
-    def _save(self, result: Result, before: Result | None) -> None:
-        """Keep what the last attack found: its verdicts, then its record."""
-        self._store(result.joined(before))
-        records = result.records()[:-1]
-        self._add(records if len(result.verdicts) == 1 else records[-1:])
+    def keep(self, store: Store, result: Result, about: Mapping[str, Any]) -> None:
+        """Keep a result."""
+        store.write(result, self.x, about, self.origin)
 
-    def _add(self, records: list[dict[str, Any]]) -> None:
+    def add(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Add records to the run's."""
         for record in records:
-            self.records.append(record | self.origin)
+            self.records.append({**record, **self.origin})
             self.run.append_line("records.jsonl", self.records[-1])
 
-    def _name(self, threat: Threat) -> str:
-        last = "-last" if self.which == "last" else ""
-        return f"evaluations/{threat.norm}-{threat.eps:.6g}-n{len(self.y)}{last}.safetensors"
-
-    def _about(self, threat: Threat) -> dict[str, str]:
+    def of(self, threat: Threat) -> dict[str, Any]:
         """Return what verdicts must agree in to be of the same model and points."""
-        return {
-            "norm": threat.norm,
-            "eps": repr(threat.eps),
-            "model_sha256": str(self.origin["model_sha256"]),
-            "data_sha256": str(self.origin["data_sha256"]),
-        }
+        return {"norm": threat.norm, "eps": repr(threat.eps), **self.about}
 
-    def _stored(self, threat: Threat) -> Result | None:
+    def _before(self, store: Store, threat: Threat) -> Result | None:
         """Return what is kept of the same model on the same points."""
-        path = self.run.path / self._name(threat)
+        if not store.path.exists():
+            if self.options.resume:
+                self.console.say(f"nothing is kept of {threat} yet: it starts from the beginning")
+            return None
         try:
-            with safe_open(path, "pt") as file:
-                about = file.metadata()
-                kept = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError):
+            about, result, _ = store.read()
+        except UserError as error:
+            if self.options.resume:
+                raise
+            self.console.warn(f"{error} (its verdicts do not count)")
             return None
-        mine = self._about(threat)
-        if {key: about.get(key) for key in mine} != mine:
-            return None
-        return Result(
-            threat=threat,
-            y=kept["y"],
-            prediction=kept["clean_prediction"],
-            x_adv=kept["x_adv"],
-            margin=kept["margin"],
-            adversarial_prediction=kept["adversarial_prediction"],
-            verdicts={
-                key.removeprefix("verdict."): value
-                for key, value in kept.items()
-                if key.startswith("verdict.")
-            },
-        )
+        mine = self.of(threat)
+        other = [key for key in mine if about.get(key) != mine[key]]
+        if other and self.options.resume:
+            raise UserError(
+                f"cannot go on with {store.path}: it was begun with another "
+                f"{' and '.join(_WORDS.get(key, key) for key in other)}; evaluate anew without "
+                "--resume"
+            )
+        if not other and not about.get("finished") and not self.options.resume:
+            where = quote(str(self.run.path))
+            self.console.warn(
+                "an earlier evaluation was interrupted; --resume would go on with it: "
+                f"equipoise evaluate {where} --resume"
+            )
+        return None if other else result
 
-    def _store(self, result: Result) -> None:
-        """Keep the verdicts and the adversarial examples."""
-        tensors: dict[str, Tensor] = {
-            "x": self.x.cpu(),
-            "x_adv": result.x_adv,
-            "y": result.y,
-            "clean_prediction": result.prediction,
-            "adversarial_prediction": result.adversarial_prediction,
-            "margin": result.margin,
-            "correct": result.correct,
-            "robust": result.robust,
-        }
-        tensors |= {f"verdict.{name}": verdict for name, verdict in result.verdicts.items()}
-        about = self._about(result.threat) | {
-            "attacks": json.dumps(list(result.verdicts)),
-            "classes": json.dumps(list(self.dataset.classes)),
-            "created": result.records()[0]["created"],
-            "seed": str(self.seed),
-        }
-        payload = save({k: v.contiguous() for k, v in tensors.items()}, metadata=about)
-        self.run.write(self._name(result.threat), lambda file: file.write(payload))
+    def _others(self, threat: Threat) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Return adversarial examples of other evaluations on the same images.
+
+        With them comes who withstood on an undefended model, where one of them is that.
+        """
+        found: dict[str, Tensor] = {}
+        control = None
+        for folder in self.options.transfer:
+            run, before = open_folder(folder), len(found)
+            for store in Store.all(run):
+                _, result, tensors = store.read()
+                if not self._same(result, tensors["x"], threat):
+                    continue
+                found[f"{folder} ({result.threat})"] = result.x_adv[: len(self.y)].to(self.x)
+                if result.threat == threat and _undefended(run):
+                    control = result.robust[: len(self.y)].to(self.y.device)
+            if len(found) == before:
+                raise UserError(
+                    f"--transfer {folder}: it holds no adversarial examples for the same "
+                    f"{len(self.y)} images within {threat}; evaluate it first"
+                )
+        return found, control
+
+    def _same(self, result: Result, x: Tensor, threat: Threat) -> bool:
+        n = len(self.y)
+        within = result.threat.norm == threat.norm and result.threat.eps <= threat.eps
+        return within and len(x) >= n and torch.equal(x[:n].to(self.x), self.x)
+
+
+def _undefended(run: Run) -> bool:
+    path = run.path / "recipe.yaml"
+    return path.is_file() and recipe.read(path).get("method") == "standard"
+
+
+_WORDS = {
+    "model_sha256": "model (its weights differ)",
+    "data_sha256": "data (the images differ)",
+    "labels_sha256": "labels",
+    "version": "version of equipoise",
+    "eps": "eps",
+    "norm": "norm",
+}
+
+
+@contextmanager
+def _terminated() -> Iterator[None]:
+    """Let SIGTERM end a job as Ctrl-C does: with what was found kept."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        raise KeyboardInterrupt
+
+    try:
+        old = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread: the caller has the signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)

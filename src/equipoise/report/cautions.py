@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from equipoise.report.results import WORST, Row, sections
+from equipoise.report.checks import check_cautions
+from equipoise.report.results import WORST, Row, Threat, sections
 from equipoise.report.runs_reader import Run
-from equipoise.report.wording import count, join
+from equipoise.report.wording import closed, count, join
 
 FEW = 1000
 
@@ -32,9 +33,11 @@ def cautions(runs: Sequence[Run], headline: Mapping[str, Row]) -> tuple[Caution,
         headline: The row of results that speaks for each run.
     """
     found: dict[tuple[str, str], list[str]] = {}
-    for run in runs:
-        for name, title, text in (*_training(run), *_evaluation(run, headline.get(run.name))):
-            found.setdefault((title, text), []).append(name)
+    checks = [c for run in runs for c in check_cautions(run, _shown(headline.get(run.name)))]
+    checks.sort(key=lambda c: "failed" not in c[1])
+    rest = [c for r in runs for c in (*_training(r), *_evaluation(r, headline.get(r.name)))]
+    for name, title, text in (*checks, *rest):
+        found.setdefault((title, text), []).append(name)
     for _, title, text in _together(runs, headline):
         found.setdefault((title, text), [])
     return tuple(
@@ -43,8 +46,12 @@ def cautions(runs: Sequence[Run], headline: Mapping[str, Row]) -> tuple[Caution,
     )
 
 
+def _shown(row: Row | None) -> Threat | None:
+    return row.threat if row else None
+
+
 def _training(run: Run) -> Iterator[_Finding]:
-    if not run.finished:
+    if run.trained and not run.finished:
         reached = f"{len(run.rounds)} of {run.planned} rounds are logged"
         what = reached if run.rounds else "no round is logged yet"
         yield run.name, "Training has not finished", f"{what}; the curves end there."
@@ -67,8 +74,7 @@ def _split(warning: str) -> tuple[str, str]:
     title, colon, text = warning.partition(": ")
     if not colon or len(title) > 40:
         title, text = "warning", warning
-    end = "" if text.endswith((".", "!", "?")) else "."
-    return title[:1].upper() + title[1:], f"{text}{end}"
+    return title[:1].upper() + title[1:], closed(text)
 
 
 def _evaluation(run: Run, row: Row | None) -> Iterator[_Finding]:
@@ -86,6 +92,11 @@ def _evaluation(run: Run, row: Row | None) -> Iterator[_Finding]:
     if any(r.weights == "last" for r in row.records.values()):
         text = "the weights of the last round were evaluated; `equipoise evaluate` takes the kept."
         yield run.name, "Not the kept model", text
+    after = [r.attack for r in row.records.values() if not r.entire]
+    if after:
+        text = f"{join(after)} did not meet the images that other attacks had broken before and "
+        text += "counts them as withstood; read the worst case."
+        yield run.name, "Ensemble after other attacks", text
     worst, attacks = row.records.get(WORST), [*row.records.values()]
     beaten = worst and [r.attack for r in attacks if r.accuracy < worst.accuracy]
     if beaten:
@@ -97,9 +108,10 @@ def _together(runs: Sequence[Run], headline: Mapping[str, Row]) -> Iterator[_Fin
     if not headline:
         return
     if not any(run.undefended for run in runs):
-        text = "train `standard` on the same data: it shows what the defence costs and gains."
+        word = "train `standard`" if any(run.trained for run in runs) else "evaluate one"
+        text = f"{word} on the same data: it shows what the defence costs and gains."
         yield "", "No undefended model beside it", text
-    if max(map(len, _repetitions(runs).values())) < 2:
+    if max(map(len, _repetitions(runs).values()), default=2) < 2:
         text = "each recipe was trained once; part of a difference can be the luck of a seed."
         yield "", "One seed", text
     if _images_differ(runs):
@@ -121,7 +133,7 @@ def _images_differ(runs: Sequence[Run]) -> bool:
 
 def _repetitions(runs: Sequence[Run]) -> dict[str, set[str | None]]:
     seeds: dict[str, set[str | None]] = {}
-    for run in runs:
+    for run in (run for run in runs if run.trained):
         recipe = {k: v for k, v in run.recipe.items() if k != "seed"}
         key = json.dumps(recipe, sort_keys=True, default=str) if recipe else run.name
         seeds.setdefault(key, set()).add(run.seed)

@@ -2,11 +2,14 @@
 
 Matplotlib draws with stand-in colours, one for each colour of the page; the stand-ins are then
 replaced by CSS variables, so that one drawing serves both themes. No text that a user has
-written enters a drawing: names stand in legends, which the page sets as HTML.
+written enters a drawing as it is: names stand in legends, which the page sets as HTML, and the
+names of bars are reduced to short plain ASCII.
 """
 
 __all__ = [
+    "ATTACKED",
     "DRAWING",
+    "FAINT",
     "GLOBAL",
     "INK",
     "LEARNERS",
@@ -14,6 +17,7 @@ __all__ = [
     "MUTED",
     "STEPS",
     "STRIP",
+    "UNPERTURBED",
     "Figure",
     "Key",
     "Panel",
@@ -40,9 +44,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from equipoise.report.runs_reader import Run
 
-INK, MUTED, _FAINT = "#f1a000", "#f1a001", "#f1a002"
+INK, MUTED, FAINT = "#f1a000", "#f1a001", "#f1a002"
 _SERIES = tuple(f"#f1b00{i}" for i in range(6))
-_VARIABLES = {INK: "--ink", MUTED: "--muted", _FAINT: "--rule"} | {
+_VARIABLES = {INK: "--ink", MUTED: "--muted", FAINT: "--rule"} | {
     colour: f"--series-{i}" for i, colour in enumerate(_SERIES)
 }
 DRAWING: Any = {  # newer matplotlib types the keys one by one
@@ -122,6 +126,7 @@ MORE_LEARNERS = (
     Style(_SERIES[4], (8, 3)),
 )
 GLOBAL = Style(INK, (), width=2.2)
+UNPERTURBED, ATTACKED = _SERIES[0], _SERIES[1]  # accuracy, as in the table of classes
 
 
 def style_of_run(runs: Sequence[Run]) -> dict[str, Style]:
@@ -141,7 +146,7 @@ def new_axes(width: float, height: float, bottom: float) -> tuple[Canvas, Axes]:
     left = 44 / width
     axes = canvas.add_axes((left, bottom, 0.985 - left, 0.95 - bottom))
     plain(axes)
-    axes.grid(axis="y", color=_FAINT, linewidth=0.8)
+    axes.grid(axis="y", color=FAINT, linewidth=0.8)
     return canvas, axes
 
 

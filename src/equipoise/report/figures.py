@@ -31,8 +31,9 @@ from equipoise.report.drawing import (
     style_of_run,
     to_svg,
 )
+from equipoise.report.records_reader import Record
 from equipoise.report.results import CLEAN, WORST, sweep
-from equipoise.report.runs_reader import Record, Round, Run
+from equipoise.report.runs_reader import Round, Run
 
 
 def curves(run: Run, identity: str) -> Figure | None:

@@ -1,17 +1,17 @@
 """Images that fooled a model and images that did not, from the tensors of an evaluation.
 
-The images are not chosen by eye: of each verdict the first of every class in turn, in the order
-of the data. Files are opened lazily and only the images that are shown are read.
+The images are not chosen by eye but by the rules of :mod:`equipoise.report.selection`. Files are
+opened lazily and only the images that are shown are read.
 """
 
-__all__ = ["Example", "Gallery", "gallery", "png"]
+__all__ = ["Example", "Gallery", "Group", "gallery", "png"]
 
 import base64
 import json
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from equipoise.report.reading import reason
 from equipoise.report.results import CLEAN, Threat
 from equipoise.report.runs_reader import Run
-from equipoise.report.wording import threat_text
+from equipoise.report.selection import attack_names, selections
+from equipoise.report.wording import norm_text, threat_text
 
-FOOLED, WITHSTOOD = 8, 4
 _LARGE = 96  # pixels; above, fewer images are shown and they are not enlarged
 _COLD, _PAPER, _WARM = (0, 92, 160), (246, 246, 244), (200, 70, 0)
 
@@ -42,6 +43,18 @@ class Example:
     clean: str
     noise: str
     adversarial: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images of one kind: how many there are, and by which rule these are shown."""
+
+    name: str
+    number: str
+    rule: str
+    extreme: bool
+    examples: tuple[Example, ...]
 
 
 @dataclass(frozen=True)
@@ -50,9 +63,11 @@ class Gallery:
 
     id: str
     threat: str
+    norm: str
     attacks: tuple[str, ...]
-    groups: tuple[tuple[str, int, tuple[Example, ...]], ...]
-    total: int
+    groups: tuple[Group, ...]
+    finished: bool
+    measured: bool
     scale: float
     signed: bool
     size: tuple[int, int]
@@ -70,19 +85,40 @@ def gallery(run: Run, threat: Threat | None, identity: str) -> Gallery | str | N
     Returns:
         The gallery; one line saying why there is none; or None where no images were stored.
     """
-    found: dict[Path, Threat] = {}
     try:
-        for path in run.evaluations:
-            with safe_open(str(path), framework="np") as file:
-                found[path] = _threat(file.metadata() or {})
+        found = [_Stored.read(path) for path in run.examples]
         if not found:
             return None
-        path = max(found, key=lambda p: (found[p] == threat, found[p][1], p.name))
-        with safe_open(str(path), framework="np") as file:
-            return _gallery(file, found[path], run.classes, identity)
+        best = max(found, key=lambda stored: stored.rank(threat))
+        with safe_open(str(best.path), framework="np") as file:
+            return _gallery(file, best, run.classes, identity)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        reason = f"{error}".splitlines()[0] if f"{error}" else type(error).__name__
-        return f"The stored images could not be read ({reason}); evaluate the run again."
+        return f"The stored images could not be read ({reason(error)}); evaluate the run again."
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A file of images: its budget, how many they are, of which weights, and whether whole."""
+
+    path: Path
+    threat: Threat
+    n: int
+    kept: bool
+    finished: bool
+
+    @classmethod
+    def read(cls, path: Path) -> "_Stored":
+        with safe_open(str(path), framework="np") as file:
+            metadata = file.metadata() or {}
+            n = int(file.get_slice("y").get_shape()[0])
+        about = json.loads(metadata.get("about") or "{}")
+        threat = str(metadata["norm"]), round(float(metadata["eps"]), 9)
+        kept, finished = about.get("weights") != "last", bool(about.get("finished", True))
+        return cls(path, threat, n, kept, finished)
+
+    def rank(self, wanted: Threat | None) -> tuple[object, ...]:
+        shown = self.threat == wanted
+        return self.kept, shown, self.threat[1], self.finished, self.n, self.path.name
 
 
 def png(image: Bytes) -> bytes:
@@ -102,30 +138,32 @@ def png(image: Bytes) -> bytes:
     )
 
 
-def _threat(metadata: Mapping[str, str]) -> Threat:
-    return str(metadata["norm"]), round(float(metadata["eps"]), 9)
-
-
-def _gallery(file: Any, threat: Threat, known: Sequence[str], identity: str) -> Gallery:
+def _gallery(file: Any, stored: _Stored, known: Sequence[str], identity: str) -> Gallery:
     metadata = file.metadata() or {}
     classes = json.loads(metadata.get("classes") or "[]") or list(known)
-    y, correct = file.get_tensor("y"), file.get_tensor("correct").astype(bool)
-    robust = file.get_tensor("robust").astype(bool)
     _, channels, height, width = file.get_slice("x").get_shape()
-    share = 2 if max(height, width) > _LARGE else 1
-    groups = [(correct & ~robust, FOOLED // share), (correct & robust, WITHSTOOD // share)]
-    chosen = [_in_turn(y, mask, most) for mask, most in groups]
-    scale = _scale(file, threat, [i for indices in chosen for i in indices])
-    names = ("Fooled", "Withstood")
+    chosen = selections(file, 2 if max(height, width) > _LARGE else 1)
+    scale = _scale(file, stored.threat, [i for kind in chosen for i in kind.indices])
+    outcomes = attack_names([*json.loads(metadata.get("outcomes") or "{}")])
+    attacks = outcomes or json.loads(metadata.get("attacks") or "[]")
+
+    def examples(indices: Sequence[int]) -> tuple[Example, ...]:
+        notes = [_note(file, index, outcomes) for index in indices]
+        return tuple(
+            replace(_example(file, index, classes, scale), note=note)
+            for index, note in zip(indices, notes, strict=True)
+        )
+
     return Gallery(
         id=identity,
-        threat=threat_text(*threat),
-        attacks=tuple(str(a) for a in json.loads(metadata.get("attacks") or "[]") if a != CLEAN),
+        threat=threat_text(*stored.threat),
+        norm=norm_text(stored.threat[0]),
+        attacks=tuple(str(a) for a in attacks if a != CLEAN),
         groups=tuple(
-            (name, int(mask.sum()), tuple(_example(file, i, classes, scale) for i in indices))
-            for name, (mask, _), indices in zip(names, groups, chosen, strict=True)
+            Group(c.name, c.number, c.rule, c.extreme, examples(c.indices)) for c in chosen
         ),
-        total=len(y),
+        finished=stored.finished,
+        measured="margin" in file.keys(),  # noqa: SIM118 - not a mapping
         scale=scale,
         signed=channels == 1,
         size=(width, height),
@@ -133,16 +171,18 @@ def _gallery(file: Any, threat: Threat, known: Sequence[str], identity: str) -> 
     )
 
 
-def _in_turn(y: NDArray[Any], mask: NDArray[np.bool_], most: int) -> list[int]:
-    """Return the first of every class, then the second of every class, and so on."""
-    where = np.flatnonzero(mask)
-    turns: dict[int, int] = {}
-    order: list[tuple[int, int, int]] = []
-    for index in where:
-        label = int(y[index])
-        turns[label] = turns.get(label, -1) + 1
-        order.append((turns[label], label, int(index)))
-    return [index for _, _, index in sorted(order)[:most]]
+def _note(file: Any, index: int, attacks: Sequence[str]) -> str:
+    """Return what broke an image first, and how far and by how much; nothing in old files."""
+    if not {"margin", "distance", "broken_by"} <= set(file.keys()):
+        return ""
+    margin, distance, by = (
+        file.get_slice(key)[index : index + 1][0] for key in ("margin", "distance", "broken_by")
+    )
+    if margin == np.inf:
+        return "no perturbed image was found"
+    first = f"broken first by {attacks[int(by)]}; " if 0 <= by < len(attacks) else ""
+    sign = f"{abs(margin):.3g}" if margin >= 0 else f"\u2212{abs(margin):.3g}"
+    return f"{first}distance {distance:.3g}, margin {sign}"
 
 
 def _image(file: Any, name: str, index: int) -> Pixels:

@@ -4,15 +4,25 @@ __all__ = ["tables"]
 
 from collections.abc import Sequence
 
-from equipoise.report.results import Cell, Row, Section, sections
+from equipoise.report.checks import CheckList, check_lists, said
+from equipoise.report.results import Cell, Row, Section, headline_rows, sections
 from equipoise.report.runs_reader import Run
-from equipoise.report.wording import MISSING, count, large, percent
+from equipoise.report.stages import StageTable, stage_tables
+from equipoise.report.wording import MISSING, count, interval, large, percent
 
 
 def tables(runs: Sequence[Run]) -> str:
-    """Return a table for each threat, and one of how the runs were trained."""
-    parts = [_training(runs), *(_results(section) for section in sections(runs))]
-    return "\n".join(parts)
+    """Return tables of training, results and stages, and what the checks object to."""
+    rows = headline_rows(runs)
+    shown = {run.name: rows[run.name].threat if run.name in rows else None for run in runs}
+    parts = [
+        _training([run for run in runs if run.trained]),
+        _own([run for run in runs if not run.trained]),
+        *(_results(section) for section in sections(runs)),
+        *(_stages(t) for run in runs for t in stage_tables(run, shown[run.name], "")),
+        _checks([(run, c) for run in runs for c in check_lists(run, shown[run.name])]),
+    ]
+    return "\n".join(filter(None, parts))
 
 
 def _results(section: Section) -> str:
@@ -25,6 +35,8 @@ def _results(section: Section) -> str:
 
 
 def _training(runs: Sequence[Run]) -> str:
+    if not runs:
+        return ""
     columns = ["run", "method", "seed", "rounds", "gradient evaluations", "t'", "hand-overs"]
     rows = []
     for run in runs:
@@ -47,8 +59,54 @@ def _training(runs: Sequence[Run]) -> str:
     return f"### Training\n\n{_table(columns, rows)}"
 
 
+def _own(runs: Sequence[Run]) -> str:
+    if not runs:
+        return ""
+    keys = ("model", "weights", "weights_sha256", "data")
+    rows = [[run.name, *(str(run.own.get(key) or MISSING) for key in keys)] for run in runs]
+    columns = ["run", "model", "weights", "SHA-256 of the weights", "data"]
+    return f"### Models of your own\n\n{_table(columns, rows)}"
+
+
+def _stages(table: StageTable) -> str:
+    columns = ["stage", "attacked", "broken", "robust so far", "alone"]
+    columns += ["images forward", "images backward", "seconds"]
+    rows = [
+        [
+            stage.attack if stage.finished else f"{stage.attack} (interrupted)",
+            count(stage.entered),
+            count(stage.broken),
+            _accuracy(percent(stage.accuracy), interval(stage.interval)),
+            percent(stage.alone),
+            count(stage.forwards),
+            count(stage.backwards),
+            f"{stage.seconds:.1f}",
+        ]
+        for stage in table.stages
+    ]
+    title = f"{table.title}, stage by stage: {table.run.name}, {table.threat}"
+    remarks = "".join(f"\n{_escape(remark)}\n" for remark in table.remarks)
+    return f"### {_escape(title)}\n\n{_table(columns, rows)}{remarks}"
+
+
+def _checks(found: Sequence[tuple[Run, CheckList]]) -> str:
+    if not found:
+        return ""
+    lines = []
+    for run, checked in found:
+        end = "" if checked.evaluation.finished else " The evaluation is not finished."
+        summary = f"{checked.summary}." if checked.evaluation.findings else "No check was made."
+        lines.append(f"- {run.name}, {checked.title}: {summary}{end}")
+        lines += [f"  - **{f.status}, {f.check}**: {said(f)}" for f in checked.alarms]
+    return "### Checks\n\n" + "".join(f"{_escape(line)}\n" for line in lines)
+
+
 def _cell(cell: Cell) -> str:
-    return f"{cell.text} ({cell.interval})" if cell.interval else cell.text
+    return _accuracy(cell.text, cell.interval)
+
+
+def _accuracy(text: str, bounds: str) -> str:
+    return f"{text} ({bounds})" if bounds else text
 
 
 def _worst(row: Row) -> str:

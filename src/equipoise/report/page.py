@@ -17,12 +17,15 @@ from markupsafe import Markup, escape
 from equipoise.errors import UserError
 from equipoise.report import wording
 from equipoise.report.cautions import cautions
+from equipoise.report.checks import check_lists
 from equipoise.report.drawing import Figure
 from equipoise.report.figures import curves, eps_sweep
 from equipoise.report.gallery import Gallery, gallery
 from equipoise.report.markdown import tables
+from equipoise.report.records_reader import Record
 from equipoise.report.results import Row, headline_rows, sections, verdicts
-from equipoise.report.runs_reader import Record, Run, read_runs
+from equipoise.report.runs_reader import Run, read_runs
+from equipoise.report.stages import heading, stage_tables
 
 _MANY = 24  # classes; of more, the worst are shown first
 
@@ -64,7 +67,8 @@ def build(runs: Sequence[Path], out: Path) -> Path:
     Equal run folders give equal bytes. It appears whole or not at all.
 
     Arguments:
-        runs: Folders that ``equipoise train`` wrote; evaluated or not, finished or not.
+        runs: Folders that ``equipoise train`` or ``equipoise evaluate`` wrote; evaluated or not,
+            finished or not.
         out: The file to write; ``.md`` asks for Markdown. Its folder is made if need be.
 
     Returns:
@@ -84,31 +88,44 @@ def build(runs: Sequence[Path], out: Path) -> Path:
 
 def _render(runs: Sequence[Run]) -> str:
     rows, tables = headline_rows(runs), sections(runs)
-    threat = next((row.threat for row in rows.values() if row.threat), None)
-    pictures = [
-        (run, gallery(run, rows[run.name].threat if run.name in rows else threat, f"gallery-{i}"))
-        for i, run in enumerate(runs)
-    ]
     return (
         _environment()
         .get_template("page.html.j2")
         .render(
+            _evaluations(runs, rows),
             runs=runs,
             title="Report on " + wording.join([run.name for run in runs]),
             verdicts=(*verdicts(list(rows.values())), *_unjudged(runs, rows)),
             cautions=cautions(runs, rows),
             sections=tables,
             marks=frozenset().union(*(table.marks for table in tables)),
-            trainings=[_training(run, f"fig-curves-{i}") for i, run in enumerate(runs)],
+            trainings=[_training(r, f"fig-curves-{i}") for i, r in enumerate(runs) if r.trained],
             sweep=eps_sweep(runs, "fig-eps"),
             classes=_classes(list(rows.values())),
-            galleries=[(run, g) for run, g in pictures if isinstance(g, Gallery)],
-            lost=[(run, g) for run, g in pictures if isinstance(g, str)],
             recipes=_side_by_side([run.recipe for run in runs]),
             provenances=_side_by_side([run.provenance for run in runs]),
             models=_side_by_side([run.config for run in runs]),
+            own=[(run, _own(run)) for run in runs if not run.trained],
         )
     )
+
+
+def _evaluations(runs: Sequence[Run], rows: Mapping[str, Row]) -> dict[str, object]:
+    """Return what the page shows of each run's evaluations, the run's headline budget first."""
+    common = next((row.threat for row in rows.values() if row.threat), None)
+    stages, checks, pictures = [], [], []
+    for i, run in enumerate(runs):
+        shown = rows[run.name].threat if run.name in rows else common
+        stages.append(stage_tables(run, shown, f"fig-stages-{i}"))
+        checks.append((run, check_lists(run, shown)))
+        pictures.append((run, gallery(run, shown, f"gallery-{i}")))
+    return {
+        "stages": [found for found in stages if found],
+        "stages_heading": heading([table for found in stages for table in found]),
+        "checks": [(run, found) for run, found in checks if found],
+        "galleries": [(run, g) for run, g in pictures if isinstance(g, Gallery)],
+        "lost": [(run, g) for run, g in pictures if isinstance(g, str)],
+    }
 
 
 def _environment() -> Environment:
@@ -124,7 +141,10 @@ def _environment() -> Environment:
     )
     environment.globals["asset"] = lambda name: Markup(source(name))  # noqa: S704 - our own file
     environment.filters |= {
+        "closed": wording.closed,
         "count": wording.count,
+        "duration": wording.duration,
+        "interval": wording.interval,
         "percent": wording.percent,
         "opening": lambda text: text[:1].upper() + text[1:],
         "sentence": _sentence,
@@ -137,13 +157,21 @@ def _environment() -> Environment:
 def _sentence(text: str) -> Markup:
     """Return text as HTML: `code` between backticks, percentages set off."""
     safe = str(escape(text))
-    safe = re.sub(r"`([^`]+)`", r"<code>\1</code>", safe)
+    safe = re.sub(r"`([^`]+)`", _code, safe)
     safe = re.sub(r"(?<![\d.,])(\d+\.\d+\u00a0%)", r"<strong>\1</strong>", safe)
     return Markup(safe)  # noqa: S704 - escaped above
 
 
+def _code(found: re.Match[str]) -> str:
+    # Browsers break a line after any hyphen, even between the two of an option.
+    options = re.sub(r"(?<=\s)-\S+", r'<span class="option">\g<0></span>', found[1])
+    return f"<code>{options}</code>"
+
+
 def _unjudged(runs: Sequence[Run], rows: Mapping[str, Row]) -> list[str]:
     def trained(run: Run) -> str:
+        if not run.trained:
+            return "was not trained here"
         if not run.rounds:
             return "has not logged a round"
         return f"was trained for {len(run.rounds)} of {run.planned} rounds"
@@ -154,6 +182,21 @@ def _unjudged(runs: Sequence[Run], rows: Mapping[str, Row]) -> list[str]:
         for run in runs
         if run.name not in rows
     ]
+
+
+def _own(run: Run) -> tuple[tuple[str, str], ...]:
+    """Return where a model of the user's own comes from."""
+    facts = (
+        ("Model", "model"),
+        ("Weights", "weights"),
+        ("SHA-256 of the weights", "weights_sha256"),
+        ("Data", "data"),
+        ("Folder of the data", "data_dir"),
+    )
+    told = [(name, f"`{run.own[key]}`") for name, key in facts if run.own.get(key)]
+    if not run.own.get("weights"):
+        told.insert(1, ("Weights", "those that the import itself loads; no file was named"))
+    return tuple(told)
 
 
 def _training(run: Run, identity: str) -> Training:

@@ -7,9 +7,11 @@ __all__ = [
     "Row",
     "Section",
     "Threat",
+    "ensemble_title",
     "headline_rows",
     "rows_of",
     "sections",
+    "stage_name",
     "strongest",
     "sweep",
     "verdicts",
@@ -19,8 +21,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from equipoise.report.runs_reader import Record, Run
-from equipoise.report.wording import count, interval, percent, threat_text
+from equipoise.report.records_reader import Record, Stage
+from equipoise.report.runs_reader import Run
+from equipoise.report.wording import count, interval, join, percent, threat_text
 
 CLEAN = "clean"
 WORST = "worst-case"
@@ -107,6 +110,22 @@ class Section:
         """The sets of attacks behind the column of the worst case."""
         found = (row.records.get(WORST) for row, _ in self.rows)
         return tuple(dict.fromkeys(r.attacks for r in found if r and r.attacks))
+
+
+def ensemble_title(name: str) -> str:
+    """Return the name of an ensemble as its authors write it; other names as they are."""
+    head, _, rest = name.partition("-")
+    return f"AutoAttack{'-' * bool(rest)}{rest}" if head == "autoattack" else name
+
+
+def stage_name(row: Row, ensemble: Record, stage: Stage) -> str:
+    """Return the name under which a stage stands among other attacks.
+
+    It is the stage's own, unless another attack of the row has that.
+    """
+    full = f"{ensemble.attack}/{stage.attack}"
+    apart = any(s.alone is None for s in ensemble.stages)  # then no record is a stage's
+    return full if full in row.records or (apart and stage.attack in row.records) else stage.attack
 
 
 def strongest(records: Iterable[Record]) -> Record | None:
@@ -252,16 +271,26 @@ def _sentence(row: Row) -> str:
     images = f"n\u00a0=\u00a0{count(row.n)}"
     if row.attacked is None or row.threat is None:
         return f"{who} keeps {clean} ({images}); it has not been attacked"
-    under = f"{percent(row.attacked.accuracy)} under {_judge(row.attacked)}"
+    under = f"{percent(row.attacked.accuracy)} under {_judge(row)}"
     norm, _, eps = threat_text(*row.threat).partition(", ")
     return f"{who} keeps {' and '.join(filter(None, (clean, under)))} at {eps} ({norm}, {images})"
 
 
-def _judge(record: Record) -> str:
+def _judge(row: Row) -> str:
+    record = row.attacked
+    assert record is not None, "the row was attacked"
     if record.attack != WORST:
-        return record.attack
-    known = len(record.attacks)
-    return f"the worst of {known} attacks" if known > 1 else "the worst case"
+        return ensemble_title(record.attack)
+    parts = [row.records[name] for name in record.attacks if name in row.records]
+    whole = [part for part in parts if part.stages]
+    stages = {stage_name(row, part, stage) for part in whole for stage in part.stages}
+    ensembles = [ensemble_title(part.attack) for part in whole]
+    single = {*record.attacks} - {part.attack for part in whole} - stages
+    if not ensembles:
+        return f"the worst of {len(single)} attacks" if len(single) > 1 else "the worst case"
+    if len(ensembles) + len(single) < 3:
+        return " and ".join((*ensembles, *sorted(single)))
+    return f"the worst of {len(stages | single)} attacks, {join(ensembles)} among them"
 
 
 def sweep(runs: Sequence[Run], norm: str) -> tuple[str, dict[str, dict[float, Record]]]:

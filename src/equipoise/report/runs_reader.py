@@ -1,49 +1,22 @@
 """Run folders as data: everything a report needs, read once and checked, without a model."""
 
-__all__ = ["Record", "Round", "Run", "Start", "Summary", "read_run", "read_runs"]
+__all__ = ["Round", "Run", "Start", "Summary", "read_run", "read_runs"]
 
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
 from equipoise.errors import UserError
+from equipoise.report.evaluations_reader import Evaluation, read_evaluations
+from equipoise.report.reading import Numbers, budget, checked, lines, mapping, numbers
+from equipoise.report.records_reader import Record, latest, record
 
-Numbers = Mapping[str, float]
-T = TypeVar("T")
-
-_SIGNS = ("recipe.yaml", "log.jsonl", "records.jsonl")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """What was measured for one attack (or ``clean``, or ``worst-case``) at one budget."""
-
-    attack: str
-    n: int
-    robust: int
-    accuracy: float
-    norm: str | None = None
-    eps: float | None = None
-    split: str = "test"
-    settings: str = ""
-    interval: tuple[float, float] | None = None
-    per_class: Mapping[str, float]
-    worst_class: tuple[str, float] | None = None
-    attacks: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-    model_sha256: str | None = None
-    data_sha256: str | None = None
-    weights: str = "model"
-
-    @property
-    def threat(self) -> tuple[str, float] | None:
-        """Norm and budget, or None where nothing was perturbed."""
-        return (self.norm, round(self.eps, 9)) if self.norm and self.eps else None
+_OWN = "own-model.json"  # describes a model that was not trained here
+_SIGNS = ("recipe.yaml", "log.jsonl", "records.jsonl", _OWN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +69,15 @@ class Run:
     rounds: tuple[Round, ...]
     summary: Summary | None
     records: tuple[Record, ...]
-    evaluations: tuple[Path, ...]
+    evaluations: tuple[Evaluation, ...]
+    examples: tuple[Path, ...]
+    own: Mapping[str, Any]
     notes: tuple[str, ...]
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is a training; else the model is the user's own and was only evaluated."""
+        return bool(self.recipe) or not self.own
 
     @property
     def method(self) -> str:
@@ -116,7 +96,7 @@ class Run:
         """The threat it was trained against."""
         threat = self.recipe.get("threat")
         source = threat if isinstance(threat, Mapping) else self.recipe
-        norm, eps = source.get("norm"), _budget(source.get("eps"))
+        norm, eps = source.get("norm"), budget(source.get("eps"))
         return (norm, round(eps, 9)) if isinstance(norm, str) and eps else None
 
     @property
@@ -176,7 +156,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
     """Read run folders, each once, with names that tell them apart.
 
     Arguments:
-        folders: Folders that ``equipoise train`` wrote.
+        folders: Folders that ``equipoise train`` or ``equipoise evaluate`` wrote.
 
     Raises:
         UserError: where a folder is missing, is no run, or holds a damaged file.
@@ -203,81 +183,24 @@ def read_run(folder: Path) -> Run:
     if not any((folder / sign).is_file() for sign in _SIGNS):
         raise UserError(
             f"{folder} is not a run folder: it has none of {', '.join(_SIGNS)}; "
-            "give a folder that `equipoise train` wrote"
+            "give a folder that `equipoise train` or `equipoise evaluate` wrote"
         )
     notes: list[str] = []
-    summary = _mapping(folder / "summary.json", json.loads)
+    summary = mapping(folder / "summary.json", json.loads)
     return Run(
         path=folder,
         name=folder.resolve().name,
-        recipe=_mapping(folder / "recipe.yaml", yaml.safe_load),
-        provenance=_mapping(folder / "provenance.json", json.loads),
-        config=_mapping(folder / "config.json", json.loads),
-        rounds=_rounds(_lines(folder / "log.jsonl", _round, notes)),
-        summary=_checked(folder / "summary.json", _summary, summary) if summary else None,
-        records=_latest(_lines(folder / "records.jsonl", _record, notes)),
-        evaluations=tuple(sorted((folder / "evaluations").glob("*.safetensors"))),
+        recipe=mapping(folder / "recipe.yaml", yaml.safe_load),
+        provenance=mapping(folder / "provenance.json", json.loads),
+        config=mapping(folder / "config.json", json.loads),
+        rounds=_rounds(lines(folder / "log.jsonl", _round, notes)),
+        summary=checked(folder / "summary.json", _summary, summary) if summary else None,
+        records=latest(lines(folder / "records.jsonl", record, notes)),
+        evaluations=read_evaluations(folder / "evaluations", notes),
+        examples=tuple(sorted((folder / "evaluations").glob("*.safetensors"))),
+        own=mapping(folder / _OWN, json.loads),
         notes=tuple(notes),
     )
-
-
-def _mapping(path: Path, parse: Callable[[str], object]) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = parse(path.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} is damaged ({reason}); restore it or remove it") from error
-    if value is None:  # an empty file: a run that stopped before it began
-        return {}
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a mapping, got {type(value).__name__}; restore it")
-    return value
-
-
-def _lines(path: Path, parse: Callable[[Any], T], notes: list[str]) -> list[T]:
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    found: list[T] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            if number < len(lines):
-                raise UserError(
-                    f"{path}, line {number} is not JSON; repair or remove it"
-                ) from error
-            notes.append(f"The last line of {path.name} was cut short and is left out.")
-            continue
-        found.append(_checked(f"{path}, line {number}", parse, value))
-    return found
-
-
-def _checked(where: object, parse: Callable[[Any], T], value: object) -> T:
-    try:
-        return parse(value)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{where} is not as expected ({reason}); repair or remove it") from error
-
-
-def _budget(value: object) -> float | None:
-    if isinstance(value, str):
-        top, _, bottom = value.partition("/")
-        try:
-            return float(top) / float(bottom or 1)
-        except (ValueError, ZeroDivisionError):
-            return None
-    return float(value) if isinstance(value, int | float) else None
-
-
-def _numbers(value: Mapping[str, Any] | None) -> Numbers:
-    pairs = (value or {}).items()
-    return {k: float(v) for k, v in pairs if isinstance(v, int | float) and math.isfinite(v)}
 
 
 def _start(value: Mapping[str, Any] | None) -> Start:
@@ -291,66 +214,33 @@ def _round(value: Mapping[str, Any]) -> Round:
     return Round(
         number=number,
         planned=max(int(value.get("rounds") or 0), number),
-        learners={str(k): _numbers(v) for k, v in (value.get("learners") or {}).items()},
-        merged=_numbers(value.get("global")),
-        weights=_numbers(value.get("weights")),
+        learners={str(k): numbers(v) for k, v in (value.get("learners") or {}).items()},
+        merged=numbers(value.get("global")),
+        weights=numbers(value.get("weights")),
         start=_start(value.get("start")),
         handover=bool(value.get("handover")),
         kept=bool(value.get("kept")),
         gradient_evaluations=float(value.get("gradient_evaluations") or 0),
-        seconds=sum(_numbers(value.get("seconds")).values()),
+        seconds=sum(numbers(value.get("seconds")).values()),
     )
 
 
 def _rounds(rounds: list[Round]) -> tuple[Round, ...]:
     # A resumed run may log a round twice; the later line is the one that counts.
-    latest = {r.number: r for r in rounds}
-    return tuple(latest[number] for number in sorted(latest))
+    by_number = {r.number: r for r in rounds}
+    return tuple(by_number[number] for number in sorted(by_number))
 
 
 def _summary(value: Mapping[str, Any]) -> Summary:
     handovers = value.get("handovers")
-    numbers = _numbers(value)
+    known = numbers(value)
     return Summary(
         finished=bool(value.get("finished")),
-        kept_round=int(numbers["kept_round"]) if "kept_round" in numbers else None,
+        kept_round=int(known["kept_round"]) if "kept_round" in known else None,
         rule=str(value.get("rule") or ""),
         start=_start(value["start"]) if value.get("start") else None,
         handovers=None if handovers is None else tuple(int(r) for r in handovers),
         warnings=tuple(str(w) for w in value.get("warnings") or ()),
-        gradient_evaluations=numbers.get("gradient_evaluations"),
-        seconds=numbers.get("seconds"),
+        gradient_evaluations=known.get("gradient_evaluations"),
+        seconds=known.get("seconds"),
     )
-
-
-def _record(value: Mapping[str, Any]) -> Record:
-    bounds, worst = value.get("interval"), value.get("worst_class")
-    classes = value.get("per_class") or {}
-    return Record(
-        attack=str(value["attack"]),
-        n=int(value["n"]),
-        robust=int(value["robust"]),
-        accuracy=float(value["accuracy"]),
-        norm=value.get("norm"),
-        eps=_budget(value.get("eps")),
-        split=str(value.get("split") or "test"),
-        settings=str(value.get("settings") or ""),
-        interval=(float(bounds[0]), float(bounds[1])) if bounds else None,
-        per_class={str(k): float(v["accuracy"]) for k, v in classes.items() if v.get("n", 1)},
-        worst_class=(str(worst["name"]), float(worst["accuracy"])) if worst else None,
-        attacks=tuple(str(a) for a in value.get("attacks") or () if a != "clean"),
-        warnings=tuple(str(w) for w in value.get("warnings") or ()),
-        model_sha256=value.get("model_sha256"),
-        data_sha256=value.get("data_sha256"),
-        weights=str(value.get("weights") or "model"),
-    )
-
-
-def _latest(records: list[Record]) -> tuple[Record, ...]:
-    """Return the latest of equal records; those of the kept weights, where there are any."""
-    kept = [record for record in records if record.weights != "last"]
-
-    def key(record: Record) -> tuple[object, ...]:
-        return (record.attack, record.threat, record.n, record.split)
-
-    return tuple({key(record): record for record in kept or records}.values())

@@ -2,6 +2,7 @@
 
 __all__ = [
     "MISSING",
+    "closed",
     "count",
     "duration",
     "eps_text",
@@ -96,6 +97,11 @@ def duration(seconds: float) -> str:
 def join(words: Sequence[str]) -> str:
     """Return words as a list in a sentence: ``a, b and c``."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def closed(text: str) -> str:
+    """Return a sentence with a full stop at its end, if it has no end yet."""
+    return f"{text}." if text and not text.endswith((".", "!", "?")) else text
 
 
 def setting(name: str, value: object) -> str:

@@ -1,0 +1,348 @@
+r"""Auto-PGD: projected gradient ascent without a step size to choose.
+
+==================  ============================================================================
+APGD-CE             on the cross-entropy
+APGD-DLR            on the difference of logits ratio, which no scale of the logits masks
+APGD-T              on the targeted ratio, towards each of the highest other classes of the clean
+                    logits
+==================  ============================================================================
+
+How the steps go is told in :mod:`equipoise.attacks.apgd_ascent` (Linf, L2) and
+:mod:`equipoise.attacks.apgd_l1` (L1). From the same start the iterates are those of the authors'
+code, oddities included: at the first checkpoint one comparison is with zero, and after a restart
+from the best point the last move is kept.
+
+Starts, as there: for Linf uniform noise scaled to reach eps, for L2 a random direction at eps,
+for L1 Gaussian noise projected. For L1 the search goes through balls of 3 eps and 2 eps first
+(``largereps``), each time from the best point projected onto the next; only the ball of eps
+counts.
+
+Deviations, none of which makes the attack weaker:
+
+* The projection is the exact one on ball and range; the authors project onto the L2 ball, then
+  clip, which leaves budget unused at the border. Elsewhere both agree.
+* A gradient gives a full step however small it is.
+* All targets of an example are rows of one batch. As soon as one is misclassified, all rows of
+  the example leave. The first misclassified point is returned, not the last.
+* An example that withstands comes back as its point of the smallest margin, not as it was.
+* With ``eot`` > 1 the verdict is that of the mean class probabilities, never of one lucky pass.
+* An entry counts as changed by an L1 perturbation from a millionth of eps on; there, rounding
+  counts.
+
+References:
+    | Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
+    | Attacks (Croce and Hein, 2020)
+    | https://arxiv.org/abs/2003.01690
+    | Mind the Box: l1-APGD for Sparse Adversarial Attacks on Image Classifiers (Croce and Hein,
+    | 2021)
+    | https://arxiv.org/abs/2103.01208
+"""
+
+__all__ = ["APGD", "APGDCE", "APGDDLR", "APGDT"]
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.attacks.apgd_ascent import Ascent
+from equipoise.attacks.apgd_l1 import SparseAscent, phases
+from equipoise.attacks.core import check_inputs, guest, input_gradient, misclassified
+from equipoise.draws import Draws, KeyedDraws
+from equipoise.errors import UserError
+from equipoise.execution import Fast
+from equipoise.losses import cross_entropy, dlr, dlr_targeted, margin
+from equipoise.threat import NORMS, Norm, Threat
+
+
+@dataclass(frozen=True, kw_only=True)
+class APGD:
+    r"""Auto-PGD, untargeted or towards the highest other classes.
+
+    Arguments:
+        steps: The number of steps; with the start, steps + 1 forward and backward passes. For L1
+            in larger balls two more; with targets one forward pass more.
+        restarts: How often to search; all but the first only where nothing was found yet.
+        loss: ``"ce"``, ``"dlr"`` or ``"margin"``, with targets one of the last two. By default
+            the cross-entropy, with targets the ratio. Where there are too few classes for the
+            ratio (3, with targets 4), the margin takes its place.
+        targets: How many of the highest other classes to aim at; None aims at none.
+        rho: The share of growing steps that a step size has to exceed to be kept.
+        eot: How many passes are averaged, for a model that is random.
+        largereps: Whether an L1 search starts in larger balls. None: it does. For other norms it
+            means nothing.
+        norms: The norms for which the attack is defined.
+    """
+
+    steps: int = 100
+    restarts: int = 1
+    loss: Literal["ce", "dlr", "margin"] | None = None
+    targets: int | None = None
+    rho: float = 0.75
+    eot: int = 1
+    largereps: bool | None = None
+    norms: tuple[Norm, ...] = ("linf", "l2", "l1")
+
+    def __post_init__(self) -> None:
+        counts = ["steps", "restarts", "eot"] + ["targets"] * (self.targets is not None)
+        problems = [
+            f"{name} must be at least 1 and whole, got {value}"
+            for name in counts
+            for value in [getattr(self, name)]
+            if not isinstance(value, int) or value < 1
+        ]
+        losses = ("ce", "dlr", "margin") if self.targets is None else ("dlr", "margin")
+        if self.loss is not None and self.loss not in losses:
+            aim = "" if self.targets is None else " with targets"
+            problems.append(f"loss{aim} must be one of {', '.join(losses)}, got {self.loss!r}")
+        if not isinstance(self.rho, int | float) or not 0 <= self.rho <= 1:
+            problems.append(f"rho must be a number in [0, 1], got {self.rho}")
+        if self.largereps not in (None, True, False):
+            problems.append(f"largereps must be true, false or none, got {self.largereps!r}")
+        if not self.norms or set(self.norms) - set(NORMS):
+            problems.append(f"norms must be some of {', '.join(NORMS)}, got {self.norms!r}")
+        if problems:
+            raise UserError("; ".join(problems))
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, draws: Draws | None = None
+    ) -> Tensor:
+        """Return the strongest ``x_adv`` found for every example: see :class:`Attack`."""
+        if threat.norm not in self.norms:
+            raise UserError(f"{self} is defined for {', '.join(self.norms)}, not {threat.norm}")
+        check_inputs(x, y, threat)
+        x = x.detach()
+        if not len(x) or threat.eps == 0:
+            return x.clone()
+        draws = KeyedDraws.of(x) if draws is None else draws
+        with guest(model), torch.no_grad():
+            targets = self._targets(model, x, y)
+            finds = _Finds(x)
+            for restart in range(self.restarts):
+                if len(finds.open):
+                    source = draws.child(f"restart {restart}").select(finds.open)
+                    self._search(model, x, y, threat, targets, source, finds)
+        return finds.x_adv
+
+    def rows_per_example(self, classes: int) -> int:
+        """Return how many rows of a batch an example takes, given the number of classes."""
+        return 1 if self.targets is None else max(min(self.targets, classes - 1), 1)
+
+    def notes(self, classes: int) -> list[str]:
+        """Return what had to be changed for so few classes, in sentences."""
+        notes = []
+        if self.targets is not None and self.targets > self.rows_per_example(classes):
+            aims = self.rows_per_example(classes)
+            notes.append(
+                f"Of {self.targets} target classes, the {classes} classes leave {aims} to aim at."
+            )
+        needed = 3 if self.targets is None else 4
+        if self._objective == "dlr" and classes < needed:
+            notes.append(
+                f"The difference of logits ratio needs {needed} classes; "
+                f"with {classes}, the margin is attacked in its place."
+            )
+        return notes
+
+    @property
+    def _objective(self) -> str:
+        return self.loss or ("ce" if self.targets is None else "dlr")
+
+    def _targets(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor | None:
+        """Return the highest other classes of the clean inputs, highest first, (B, targets)."""
+        if self.targets is None:
+            return None
+        logits = self._averaged([model(x).double() for _ in range(self.eot)])
+        is_label = torch.arange(logits.shape[1], device=y.device) == y[:, None]
+        others = logits.masked_fill(is_label, -torch.inf)
+        return others.topk(self.rows_per_example(logits.shape[1]), dim=1).indices
+
+    def _search(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        targets: Tensor | None,
+        draws: Draws,
+        finds: "_Finds",
+    ) -> None:
+        """Search once from a random start for all open examples."""
+        x, y = x[finds.open], y[finds.open]
+        rows = _Rows.of(x, y, None if targets is None else targets[finds.open])
+        count = len(rows.y) // len(y)
+        noise = torch.stack([draws.uniform(x) for _ in range(count)], dim=1).flatten(0, 1)
+        wide = threat.norm == "l1" and self.largereps is not False
+        plan = phases(threat.eps, self.steps) if wide else [(threat.eps, self.steps)]
+        start = _start(replace(threat, eps=plan[0][0]), rows.x, noise)
+        for number, (eps, steps) in enumerate(plan):
+            ball = replace(threat, eps=eps)
+            start = ball.project(rows.x, start)
+            last = number == len(plan) - 1
+            ascent = self._ascent(rows.x, start, ball, steps, warm=len(plan) > 1)
+            self._climb(model, rows, ascent, steps, finds if last else None)
+            start = ascent.best
+
+    def _ascent(
+        self, x: Tensor, start: Tensor, threat: Threat, steps: int, *, warm: bool
+    ) -> Ascent:
+        if threat.norm == "l1":
+            return SparseAscent(x, start, threat, steps, warm=warm)
+        return Ascent(x, start, threat, steps, self.rho)
+
+    def _climb(
+        self, model: nn.Module, rows: "_Rows", ascent: Ascent, steps: int, finds: "_Finds | None"
+    ) -> None:
+        """Take the steps; with ``finds``, note every point and leave what is decided behind."""
+        for taken in range(steps + 1):
+            if taken:
+                ascent.step()
+            logits, losses, grad = self._evaluate(model, ascent.now, rows)
+            learn = ascent.learn if taken else ascent.begin
+            if finds is None:
+                learn(losses, grad)
+                continue
+            wrong = self._wrong(model, ascent.now, logits, rows.y)
+            left = finds.note(ascent.now, -margin(logits, rows.y), wrong)
+            learn(losses, grad)
+            if left is not None:
+                ascent.take(left)
+                rows = rows.take(left)
+            if not len(rows.y):
+                break
+
+    def _evaluate(self, model: nn.Module, x: Tensor, rows: "_Rows") -> tuple[Tensor, ...]:
+        """Return logits, losses and gradients, the mean of several passes."""
+        passes = [
+            input_gradient(model, x, lambda z: self._losses(z, rows.y, rows.target))
+            for _ in range(self.eot)
+        ]
+        logits, losses, grads = zip(*passes, strict=True)
+        lost = torch.stack(losses).mean(0) if self.eot > 1 else losses[0]
+        grad = torch.stack(grads).mean(0) if self.eot > 1 else grads[0]
+        return self._averaged(list(logits)), torch.nan_to_num(lost, nan=-torch.inf), grad
+
+    def _losses(self, logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+        """Return what is maximised, with shape (R,)."""
+        ratio = self._objective == "dlr"
+        if target is None:
+            if self._objective == "ce":
+                return cross_entropy(logits, y)
+            return (dlr if ratio and logits.shape[1] >= 3 else margin)(logits, y)
+        if ratio and logits.shape[1] >= 4:
+            return dlr_targeted(logits, y, target)
+        wanted, own = (logits.gather(1, label[:, None])[:, 0] for label in (target, y))
+        return wanted - own
+
+    def _averaged(self, logits: list[Tensor]) -> Tensor:
+        """Return the logits of one pass, or the logarithm of the mean class probabilities."""
+        if len(logits) == 1:
+            return logits[0]
+        return torch.stack([z.double().log_softmax(1) for z in logits]).logsumexp(0)
+
+    def _wrong(self, model: nn.Module, x: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+        """Tell which points are misclassified: the exact model's word is averaged, too."""
+        if self.eot == 1 or not isinstance(model, Fast) or model.search is model.exact:
+            return misclassified(model, x, logits, y)
+        wrong = logits.argmax(1) != y
+        rows = wrong.nonzero()[:, 0]
+        if len(rows):
+            exact = self._averaged([model.decide(x[rows]) for _ in range(self.eot)])
+            wrong[rows] = exact.argmax(1) != y[rows]
+        return wrong
+
+
+def APGDCE(*, steps: int = 100, restarts: int = 1, eot: int = 1) -> APGD:  # noqa: N802
+    """Return Auto-PGD on the cross-entropy, of Croce and Hein (2020)."""
+    return APGD(steps=steps, restarts=restarts, loss="ce", eot=eot)
+
+
+def APGDDLR(*, steps: int = 100, restarts: int = 1, eot: int = 1) -> APGD:  # noqa: N802
+    """Return Auto-PGD on the difference of logits ratio, of Croce and Hein (2020)."""
+    return APGD(steps=steps, restarts=restarts, loss="dlr", eot=eot)
+
+
+def APGDT(  # noqa: N802
+    *, steps: int = 100, restarts: int = 1, targets: int = 9, eot: int = 1
+) -> APGD:
+    """Return Auto-PGD on the targeted ratio, of Croce and Hein (2020)."""
+    return APGD(steps=steps, restarts=restarts, loss="dlr", targets=targets, eot=eot)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What is searched from: of each example one row, or one for each target."""
+
+    x: Tensor
+    y: Tensor
+    target: Tensor | None
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor, targets: Tensor | None) -> Self:
+        """Return the rows of examples; those of one example are side by side."""
+        if targets is None:
+            return cls(x, y, None)
+        count = targets.shape[1]
+        rows = x.repeat_interleave(count, dim=0)
+        return cls(rows, y.repeat_interleave(count), targets.flatten())
+
+    def take(self, rows: Tensor) -> Self:
+        """Return the rows at some positions."""
+        target = None if self.target is None else self.target[rows]
+        return type(self)(self.x[rows], self.y[rows], target)
+
+
+class _Finds:
+    """The strongest point of each example so far, and which examples are open."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x_adv = x.clone()
+        self.margins = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
+        self.open = torch.arange(len(x), device=x.device)
+
+    def note(self, points: Tensor, margins: Tensor, wrong: Tensor) -> Tensor | None:
+        """Take in points of all rows of the open examples.
+
+        Arguments:
+            points: The points, with shape (R, ...), the rows of an example side by side.
+            margins: How far each is from being misclassified, with shape (R,).
+            wrong: Which are misclassified, with shape (R,).
+
+        Returns:
+            The positions of the rows that stay open, or None if all do.
+        """
+        most = torch.finfo(margins.dtype).max
+        margins = torch.nan_to_num(margins, nan=most, posinf=most).masked_fill(wrong, -torch.inf)
+        margins = margins.view(len(self.open), -1)
+        count = margins.shape[1]
+        place = margins.argmin(1, keepdim=True)
+        lowest = margins.gather(1, place)[:, 0].double()
+        better = (lowest < self.margins[self.open]).nonzero()[:, 0]
+        here = self.open[better]
+        self.x_adv[here] = points[better * count + place[better, 0]]
+        self.margins[here] = lowest[better]
+        stays = ~wrong.view(-1, count).any(1)
+        left = stays.nonzero()[:, 0]
+        if len(left) == len(stays):
+            return None
+        self.open = self.open[left]
+        return stays.repeat_interleave(count).nonzero()[:, 0]
+
+
+def _start(threat: Threat, x: Tensor, noise: Tensor) -> Tensor:
+    """Return random starting points.
+
+    Arguments:
+        threat: The ball and the range.
+        x: The clean inputs, with shape (R, ...).
+        noise: Numbers in [0, 1), with the shape of ``x``.
+    """
+    centred = 2 * noise.double() - 1
+    if threat.norm != "linf":
+        most = 1 - 2.0**-24  # at 1 it would be infinite
+        centred = math.sqrt(2) * torch.erfinv(centred.clamp(-most, most))
+    if threat.norm != "l1":
+        centred = centred * (threat.eps / Threat.lengths(centred, threat.norm).clamp_min(1e-12))
+    return threat.project(x, x + centred.to(x.dtype))

@@ -1,0 +1,127 @@
+r"""AutoAttack: four attacks that fail in different ways, one after the other on the survivors.
+
+==============  =========================================================================
+standard        APGD-CE, APGD-T (9 targets), FAB-T (9 targets), Square (5000 queries),
+                100 steps and one restart each; for L1 APGD-CE has 5 restarts and APGD-T
+                5 targets, both from larger radii inwards
+plus            APGD-CE and APGD-DLR with 5 restarts, FAB with 5, Square, APGD-T and FAB-T
+rand            APGD-CE and APGD-DLR, each step and each verdict averaged over 20 passes:
+                for models whose answers are random
+==============  =========================================================================
+
+Every attack starts from the clean input; one that an earlier attack broke is left alone. With
+fewer than ten classes there are K - 1 targets; where the DLR loss is undefined a margin takes its
+place, and the result says so.
+
+Deviations from the authors' code, none of them weaker: randomness is keyed by example instead of
+by batch; all targets of an example are attacked side by side; a point is only counted as fooled
+where the float32 model says so after the search; in ``rand`` the verdict is that of the averaged
+answer, where theirs is that of the last pass. Those of the parts are listed with the parts.
+
+References:
+    | Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
+    | Attacks (Croce and Hein, 2020)
+    | https://arxiv.org/abs/2003.01690
+    | Mind the Box: l1-APGD for Sparse Adversarial Attacks on Image Classifiers (2021)
+    | https://arxiv.org/abs/2103.01208
+"""
+
+__all__ = ["VERSIONS", "AutoAttack"]
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.attacks.apgd import APGDCE, APGDDLR, APGDT
+from equipoise.attacks.core import Attack, check_inputs, guest
+from equipoise.attacks.fab import FAB, FABT
+from equipoise.attacks.square import Square
+from equipoise.draws import Draws, KeyedDraws
+from equipoise.errors import UserError
+from equipoise.losses import margin
+from equipoise.threat import NORMS, Norm, Threat
+
+Version = Literal["standard", "plus", "rand"]
+
+VERSIONS: tuple[Version, ...] = ("standard", "plus", "rand")
+
+PASSES = 20  # forward passes of a step and of a verdict in ``rand``
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoAttack:
+    """The ensemble of Croce and Hein.
+
+    Example:
+        >>> list(AutoAttack().stages("linf"))
+        ['apgd-ce', 'apgd-t', 'fab-t', 'square']
+
+    Arguments:
+        version: ``"standard"``, ``"plus"`` or ``"rand"``.
+        norms: The norms for which it is defined.
+    """
+
+    version: Version = "standard"
+    norms: tuple[Norm, ...] = NORMS
+
+    def __post_init__(self) -> None:
+        if self.version not in VERSIONS:
+            raise UserError(f"version must be one of {', '.join(VERSIONS)}, got {self.version!r}")
+
+    @property
+    def passes(self) -> int:
+        """Return the number of forward passes that a verdict is to be averaged over."""
+        return PASSES if self.version == "rand" else 1
+
+    def stages(self, norm: Norm) -> dict[str, Attack]:
+        """Return the attacks by name, in the order in which they run."""
+        if self.version == "rand":
+            return {"apgd-ce": APGDCE(eot=PASSES), "apgd-dlr": APGDDLR(eot=PASSES)}
+        targets = 5 if norm == "l1" else 9
+        if self.version == "plus":
+            return {
+                "apgd-ce": APGDCE(restarts=5),
+                "apgd-dlr": APGDDLR(restarts=5),
+                "fab": FAB(restarts=5),
+                "square": Square(),
+                "apgd-t": APGDT(targets=targets),
+                "fab-t": FABT(),
+            }
+        return {
+            "apgd-ce": APGDCE(restarts=5 if norm == "l1" else 1),
+            "apgd-t": APGDT(targets=targets),
+            "fab-t": FABT(),
+            "square": Square(),
+        }
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, draws: Draws | None = None
+    ) -> Tensor:
+        """Return the strongest ``x_adv`` found for every example: see :class:`Attack`.
+
+        :func:`equipoise.evaluate` does the same, keeps the verdicts of each stage, and judges
+        apart from the search.
+        """
+        check_inputs(x, y, threat)
+        draws = KeyedDraws.of(x) if draws is None else draws
+        best, lowest = x.clone(), torch.full_like(y, torch.inf, dtype=torch.float64)
+        left = torch.arange(len(x), device=x.device)
+        for name, attack in self.stages(threat.norm).items():
+            if not len(left):
+                break
+            source = draws.child(name).select(left)
+            found = attack(model, x[left], y[left], threat, draws=source)
+            margins = _margins(model, found, y[left])
+            better = margins < lowest[left]
+            best[left[better]], lowest[left[better]] = found[better], margins[better]
+            left = left[lowest[left] > 0]
+        return best
+
+
+def _margins(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    if not len(x):
+        return x.new_empty(0, dtype=torch.float64)
+    with guest(model), torch.no_grad():
+        return -margin(model(x).double(), y)

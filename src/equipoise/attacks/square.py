@@ -1,0 +1,221 @@
+r"""Square: a random search without gradients, by windows of a shrinking size.
+
+Each query changes one window of the best point so far and keeps the change if the margin
+:math:`z_y - \max_{i \ne y} z_i` falls, or if the point is misclassified. Step i of the search
+(from 0) has windows that cover the share :math:`p` of the image:
+
+==============  ====  ====  =====  =====  ======  ======  ======  ======  ======  ======
+i up to           10    50    200    500    1000    2000    4000    6000    8000  beyond
+p_init / p         1     2      4      8      16      32      64     128     256     512
+==============  ====  ====  =====  =====  ======  ======  ======  ======  ======  ======
+
+Deviations from the authors' later code (of AutoAttack), none of which makes the search weaker:
+
+- Every example has its own windows and signs, keyed by the example, where that code shares them
+  in a batch: no verdict depends on the batch.
+- The last row and column of windows can be reached.
+- A window too large for the shorter side of an image keeps its area by growing along the longer
+  one. Vectors (B, D) are lines, (B, 1, 1, D), and their windows intervals.
+- The first tiles for L2 and L1 cover as much of the image as whole tiles can, in the middle.
+- For L1 with several channels a window takes the mass that is there, not a multiple of it.
+- A point counts as misclassified by its largest logit, as everywhere here.
+
+``queries`` counts the forward passes of an example, the first point's included.
+
+References:
+    | Square Attack: a query-efficient black-box adversarial attack via random search
+    | (Andriushchenko, Croce, Flammarion and Hein, 2020), https://arxiv.org/abs/1912.00049
+    | Mind the box: l1-APGD for sparse adversarial attacks on image classifiers
+    | (Croce and Hein, 2021), https://arxiv.org/abs/2103.01208
+"""
+
+__all__ = ["Square"]
+
+import math
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.attacks.core import check_inputs, guest, misclassified
+from equipoise.attacks.square_windows import Grid, Moves, Pyramids, Signs
+from equipoise.draws import Draws, KeyedDraws
+from equipoise.errors import UserError
+from equipoise.losses import margin
+from equipoise.threat import NORMS, Norm, Threat
+
+_HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # steps
+_FULL = 10_000  # the number of queries for which the schedule was made
+_BLOCK = 64  # how many queries' numbers are drawn at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Square:
+    """The Square attack.
+
+    Arguments:
+        queries: The number of forward passes of an example that is not fooled, in each restart.
+        p_init: The share of the image that the first windows cover, in (0, 1].
+        restarts: How often to search; all but the first only where nothing was found yet.
+        rescale: Whether the schedule is stretched to ``queries`` from the 10 000 for which it
+            was made. AutoAttack does not stretch it.
+        norms: The norms for which the attack is defined.
+    """
+
+    queries: int = 5000
+    p_init: float = 0.8
+    restarts: int = 1
+    rescale: bool = False
+    norms: tuple[Norm, ...] = ("linf", "l2", "l1")
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be at least 1 and whole, got {value}"
+            for name in ("queries", "restarts")
+            for value in [getattr(self, name)]
+            if not isinstance(value, int) or value < 1
+        ]
+        known = isinstance(self.p_init, int | float) and math.isfinite(self.p_init)
+        if not known or not 0 < self.p_init <= 1:
+            problems.append(f"p_init must lie in (0, 1], got {self.p_init}")
+        if not isinstance(self.rescale, bool):
+            problems.append(f"rescale must be true or false, got {self.rescale!r}")
+        if not self.norms or set(self.norms) - set(NORMS):
+            problems.append(f"norms must be some of {', '.join(NORMS)}, got {self.norms!r}")
+        if problems:
+            raise UserError("; ".join(problems))
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, draws: Draws | None = None
+    ) -> Tensor:
+        """Return the strongest ``x_adv`` found for every example: see :class:`Attack`."""
+        if threat.norm not in self.norms:
+            raise UserError(f"{self} is defined for {', '.join(self.norms)}, not {threat.norm}")
+        check_inputs(x, y, threat)
+        if not x.numel() or threat.eps == 0:
+            return x.detach().clone()
+        draws = KeyedDraws.of(x) if draws is None else draws
+        with guest(model), torch.no_grad():
+            return self._restarts(model, x.detach(), y, threat, draws)
+
+    def notes(self, classes: int) -> list[str]:
+        """Return what had to be changed for so few classes: nothing."""
+        return []
+
+    def share(self, step: int) -> float:
+        """Return the share of the image that the windows of a step cover, counted from 0."""
+        if self.rescale:
+            step = int(step / self.queries * _FULL)
+        return math.ldexp(self.p_init, -bisect_left(_HALVED_AFTER, step))
+
+    def _restarts(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, draws: Draws
+    ) -> Tensor:
+        found = self._search(model, x, y, threat, draws.child("restart 0"))
+        for restart in range(1, self.restarts):
+            rest = (~found.fooled).nonzero()[:, 0]
+            if not len(rest):
+                break
+            source = draws.child(f"restart {restart}").select(rest)
+            again = self._search(model, x[rest], y[rest], threat, source)
+            better = again.fooled | (again.scores > found.scores[rest])
+            for kept, new in zip(found, again, strict=True):
+                kept[rest[better]] = new[better]
+        return found.points
+
+    def _search(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, draws: Draws
+    ) -> "_Found":
+        """Search once; examples leave as soon as they are fooled."""
+        kind = Signs if threat.norm == "linf" else Pyramids
+        moves: Moves = kind(x.flatten(1), Grid.of(x.shape[1:]), threat)
+        found, rows = _Found.nothing(x), torch.arange(len(x), device=x.device)
+        points = moves.start(draws.uniform(_blank(x, moves.start_numbers)))
+        stream = _Stream(draws, x, moves.numbers, self.queries - 1)
+        scores = found.scores
+        for step in range(self.queries):
+            if step:
+                points = moves.propose(stream.next(), self.share(step - 1))
+            fooled, new = _judge(model, points.view(-1, *x.shape[1:]), y)
+            better = fooled | (new > scores)
+            scores = torch.where(better, new, scores)
+            moves.accept(points, better)
+            if bool(fooled.any()):
+                found.put(rows[fooled], moves.best[fooled], fooled[fooled], scores[fooled])
+                rest = (~fooled).nonzero()[:, 0]
+                rows, y, scores = rows[rest], y[rest], scores[rest]
+                moves.take(rest)
+                stream.take(rest)
+            if not len(rows):
+                return found
+        found.put(rows, moves.best, torch.zeros_like(rows, dtype=torch.bool), scores)
+        return found
+
+
+class _Found(NamedTuple):
+    """Points, with shape (B, ...), whether they are misclassified, and minus their margins."""
+
+    points: Tensor
+    fooled: Tensor
+    scores: Tensor
+
+    @classmethod
+    def nothing(cls, x: Tensor) -> Self:
+        """Return the state before a search; every point is better."""
+        scores = torch.full((len(x),), -torch.inf, dtype=torch.float64, device=x.device)
+        points = torch.empty_like(x, memory_format=torch.contiguous_format)
+        return cls(points, torch.zeros_like(scores, dtype=torch.bool), scores)
+
+    def put(self, rows: Tensor, points: Tensor, fooled: Tensor, scores: Tensor) -> None:
+        """Write down the results of some examples, points with shape (N, D)."""
+        self.points[rows] = points.view(-1, *self.points.shape[1:])
+        self.fooled[rows] = fooled
+        self.scores[rows] = scores
+
+
+class _Stream:
+    """The numbers of each query, drawn for many queries at a time, for those still searched."""
+
+    def __init__(self, draws: Draws, x: Tensor, numbers: int, queries: int) -> None:
+        self.draws, self.x, self.numbers, self.left = draws, x, numbers, queries
+        self.rows = torch.arange(len(x), device=x.device)  # of the source
+        self.block = x.new_empty(0)
+        self.used = 0
+
+    def next(self) -> Tensor:
+        """Return numbers in [0, 1), with shape (B, numbers), for the next query."""
+        if self.used == len(self.block):
+            self._draw()
+        self.used += 1
+        return self.block[self.used - 1]
+
+    def take(self, rows: Tensor) -> None:
+        """Go on with some examples alone."""
+        self.rows = self.rows[rows]
+        if self.used < len(self.block):
+            self.block, self.used = self.block[self.used :, rows], 0
+
+    def _draw(self) -> None:
+        self.draws = self.draws.select(self.rows)
+        self.x = self.x[self.rows]
+        self.rows = torch.arange(len(self.rows), device=self.rows.device)
+        queries = min(_BLOCK, self.left)
+        self.left -= queries
+        block = self.draws.uniform(_blank(self.x, queries, self.numbers))
+        self.block, self.used = block.transpose(0, 1), 0
+
+
+def _blank(x: Tensor, *shape: int) -> Tensor:
+    """Return a tensor to be drawn like: float32, however short the floats of x are."""
+    return x.new_empty((len(x), *shape), dtype=torch.float32)
+
+
+def _judge(model: nn.Module, points: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which points are misclassified, and minus their margins; NaN counts as the worst."""
+    logits = model(points)
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()  # margins are differences of logits: they need the digits
+    scores = torch.nan_to_num(margin(logits, y).double(), nan=-torch.inf)
+    return misclassified(model, points, logits, y), scores

@@ -1,0 +1,312 @@
+r"""What the Square attack proposes: windows of an image, changed at random.
+
+Inputs are flat here, (B, D) with D = c h w: a window is a set of positions in them, the same
+rectangle in every channel, at a place of its own for each example.
+
+For Linf, a window takes :math:`x \pm \epsilon`, with one sign a channel. For L2 and L1 it
+receives, in each channel, the *mass* (the sum of :math:`|\delta|^p`) of two windows and a share
+of what is left of the budget, laid out as a pair of pyramids of opposite signs
+
+.. math:: \eta_{ij} = \sum_{k = d_{ij}}^{m} (k + 1)^{-a}, \qquad
+          d_{ij} = \max(|i - \lfloor r/2 \rfloor|, |j - \lfloor q/2 \rfloor|)
+
+on each half, of r x q pixels, of the window, with m the largest of the two halved sides and
+a = 2 for L2, a = 4 for L1; each half weighs the same.
+"""
+
+__all__ = ["Grid", "Moves", "Pyramids", "Signs", "pyramids", "window_size"]
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from equipoise.threat import Threat
+
+Size = tuple[int, int]  # height and width of a window, in pixels
+
+_TILES = 5  # the first perturbation is laid out as this many pyramids a side
+_TINY = 1e-30
+
+
+class Grid(NamedTuple):
+    """How an input is laid out: channels, height and width."""
+
+    channels: int
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, shape: Sequence[int]) -> Self:
+        """Return the layout of an example: (D,) is a line, (H, W) one channel, (C, ..., W) all."""
+        if len(shape) < 3:
+            return cls(1, math.prod(shape[:-1]), shape[-1])
+        return cls(shape[0], math.prod(shape[1:-1]), shape[-1])
+
+    def corners(self, noise: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+        """Return rows and columns, (B, 1), of windows that fit, from numbers in [0, 1), (B, 2)."""
+        rows = (noise[:, :1] * (self.height - size[0] + 1)).long()
+        columns = (noise[:, 1:] * (self.width - size[1] + 1)).long()
+        return rows, columns
+
+    def positions(self, corner: tuple[Tensor, Tensor], size: Size) -> Tensor:
+        """Return where the pixels of windows lie, (B, c h w), channel by channel."""
+        rows, columns = corner
+        return rows * self.width + columns + _offsets(self, size, rows.device)
+
+
+def window_size(share: float, grid: Grid, *, pyramids: bool = False) -> Size:
+    """Return height and width of the windows that cover a share of the image.
+
+    Windows are squares; one that is too large for the shorter side fills it and is as wide as its
+    area wants, so that on a line it is an interval.
+
+    Arguments:
+        share: The share of the pixels, in (0, 1].
+        grid: The layout of the image.
+        pyramids: Whether the sides are odd and at least 3 where they fit, as for L2 and L1.
+    """
+
+    def side(length: float) -> int:
+        return max(round(length), 3) // 2 * 2 + 1 if pyramids else max(round(length), 1)
+
+    area = share * grid.height * grid.width
+    height = width = side(math.sqrt(area))
+    if height > grid.height:
+        height, width = grid.height, side(area / grid.height)
+    elif width > grid.width:
+        height, width = side(area / grid.width), grid.width
+    return min(height, grid.height), min(width, grid.width)
+
+
+class Moves(Protocol):
+    """A state of the search for some examples: the best points, and what to try next."""
+
+    numbers: int
+    """How many numbers in [0, 1) an example's proposal takes."""
+    start_numbers: int
+    """How many numbers in [0, 1) an example's first point takes."""
+    best: Tensor
+    """The best points, with shape (B, D)."""
+
+    def start(self, noise: Tensor) -> Tensor:
+        """Return the first points, (B, D), from numbers with shape (B, start_numbers)."""
+        ...
+
+    def propose(self, noise: Tensor, share: float) -> Tensor:
+        """Return points, (B, D), that differ in a window, from numbers, (B, numbers)."""
+        ...
+
+    def accept(self, points: Tensor, better: Tensor) -> None:
+        """Keep the points that were just proposed, where ``better``, with shape (B,)."""
+        ...
+
+    def take(self, rows: Tensor) -> None:
+        """Go on with the examples ``rows`` alone."""
+        ...
+
+
+class Signs:
+    """Linf: vertical stripes at first, then squares, all at the border of the ball.
+
+    Arguments:
+        x: The clean inputs, with shape (B, D).
+        grid: Their layout.
+        threat: What is allowed.
+    """
+
+    def __init__(self, x: Tensor, grid: Grid, threat: Threat) -> None:
+        self.x, self.best = x, x
+        self.grid, self.threat = grid, threat
+        self.numbers = 2 + grid.channels
+        self.start_numbers = grid.channels * grid.width
+
+    def start(self, noise: Tensor) -> Tensor:
+        """Return stripes: one sign for each channel and column."""
+        channels, height, width = self.grid
+        up = (noise >= 0.5).view(-1, channels, 1, width).expand(-1, -1, height, -1).flatten(1)
+        upper, lower = self._ends(self.x)
+        self.best = torch.where(up, upper, lower)
+        return self.best
+
+    def propose(self, noise: Tensor, share: float) -> Tensor:
+        """Return points with a new square, of one sign in each channel."""
+        size = window_size(share, self.grid)
+        index = self.grid.positions(self.grid.corners(noise[:, :2], size), size)
+        up = (noise[:, 2:] >= 0.5).repeat_interleave(size[0] * size[1], dim=1)
+        upper, lower = self._ends(self.x.gather(1, index))
+        return self.best.scatter(1, index, torch.where(up, upper, lower))
+
+    def accept(self, points: Tensor, better: Tensor) -> None:
+        """Keep proposed points."""
+        self.best = torch.where(better[:, None], points, self.best)
+
+    def take(self, rows: Tensor) -> None:
+        """Go on with some examples alone."""
+        self.x, self.best = self.x[rows], self.best[rows]
+
+    def _ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        eps = self.threat.eps
+        return (x + eps).clamp_(max=self.threat.high), (x - eps).clamp_(min=self.threat.low)
+
+
+class Pyramids:
+    """L2 and L1: tiles of pyramids at first; then mass moves between windows.
+
+    Arguments:
+        x: The clean inputs, with shape (B, D).
+        grid: Their layout.
+        threat: What is allowed.
+    """
+
+    def __init__(self, x: Tensor, grid: Grid, threat: Threat) -> None:
+        self.x, self.best = x, x
+        self.grid, self.threat = grid, threat
+        self.power = 2 if threat.norm == "l2" else 1
+        self.numbers = 5 + grid.channels
+        self.tile = max(grid.height // _TILES, 1), max(grid.width // _TILES, 1)
+        self.tiles = grid.height // self.tile[0], grid.width // self.tile[1]
+        self.start_numbers = math.prod(self.tiles) * (1 + grid.channels)
+        self.spent = self.tried = torch.zeros(len(x), 1, dtype=torch.float64, device=x.device)
+
+    def start(self, noise: Tensor) -> Tensor:
+        """Return tiles, each with one orientation and a sign for each channel."""
+        (channels, height, width), tile = self.grid, self.tile
+        count = math.prod(self.tiles)
+        turned, up = noise[:, :count] >= 0.5, noise[:, count:] >= 0.5
+        pattern = self._pattern(tile, turned.flatten()).view(len(noise), 1, *self.tiles, *tile)
+        sign = _sign(up).view(len(noise), channels, *self.tiles, 1, 1)
+        tiled = (pattern * sign).transpose(3, 4)
+        sides = self.tiles[0] * tile[0], self.tiles[1] * tile[1]
+        top, left = (height - sides[0]) // 2, (width - sides[1]) // 2
+        delta = noise.new_zeros(len(noise), channels, height, width, dtype=torch.float64)
+        inner = delta[:, :, top : top + sides[0], left : left + sides[1]]
+        inner.copy_(tiled.reshape(inner.shape))
+        self.best = self._fill(delta.flatten(1))
+        self.spent = self.tried = self._mass(self.best.double() - self.x.double())
+        return self.best
+
+    def propose(self, noise: Tensor, share: float) -> Tensor:
+        """Return points with the mass of two windows, and what is unspent, in the first."""
+        size = window_size(share, self.grid, pyramids=True)
+        first, second = (self.grid.corners(noise[:, i : i + 2], size) for i in (0, 2))
+        at, x, delta = self._look(first, size)
+        at_second, x_second, delta_second = self._look(second, size)
+        apart = ~_covered(second, first, size).view(len(x), 1, -1)
+        mass = self._mass(delta)
+        taken = mass + self._mass(delta_second * apart)
+        left = self.threat.eps**self.power - self.spent[:, :, None]
+        target = (left / self.grid.channels + taken).clamp_min(0)
+        pattern = self._pattern(size, noise[:, 4] >= 0.5)[:, None]
+        shape = pattern * _sign(noise[:, 5:] >= 0.5)[:, :, None] + delta / self._root(mass)
+        delta = shape * self._root(target / self._mass(shape).clamp_min(_TINY))
+        moved = self._write(x, delta)
+        gained = self._mass(moved.double() - x.double()) - taken
+        self.tried = self.spent + gained.sum(1)
+        points = self.best.scatter(1, at_second, x_second.flatten(1))
+        return points.scatter_(1, at, moved.flatten(1))
+
+    def accept(self, points: Tensor, better: Tensor) -> None:
+        """Keep proposed points."""
+        self.best = torch.where(better[:, None], points, self.best)
+        self.spent = torch.where(better[:, None], self.tried, self.spent)
+
+    def take(self, rows: Tensor) -> None:
+        """Go on with some examples alone."""
+        self.x, self.best, self.spent = self.x[rows], self.best[rows], self.spent[rows]
+
+    def _fill(self, delta: Tensor) -> Tensor:
+        """Return allowed points along perturbations, (B, D), that use up the budget."""
+        norm = self.threat.lengths(delta, self.threat.norm).clamp_min(_TINY)
+        scale = self.threat.eps / norm
+        if self.power == 1:
+            scale = scale.clamp_min(1)  # too much mass: the projection makes it sparse
+        return self.threat.project(self.x, self.x + (scale * delta).to(self.x.dtype))
+
+    def _look(self, corner: tuple[Tensor, Tensor], size: Size) -> tuple[Tensor, Tensor, Tensor]:
+        """Return positions, (B, c n), clean pixels and perturbations, (B, c, n), of windows."""
+        index = self.grid.positions(corner, size)
+        x = self.x.gather(1, index)
+        delta = self.best.gather(1, index).double() - x.double()
+        shape = len(x), self.grid.channels, -1
+        return index, x.view(shape), delta.view(shape)
+
+    def _write(self, x: Tensor, delta: Tensor) -> Tensor:
+        """Return perturbed pixels within the range, rounded towards the clean ones."""
+        clean = x.double()
+        moved = (clean + delta).clamp_(self.threat.low, self.threat.high).to(x.dtype)
+        over = (moved.double() - clean).abs() > delta.abs()
+        return torch.where(over, torch.nextafter(moved, x), moved)
+
+    def _pattern(self, size: Size, turned: Tensor) -> Tensor:
+        return pyramids(size, self.power, turned.device)[turned.long()]
+
+    def _mass(self, delta: Tensor) -> Tensor:
+        size = delta.square() if self.power == 2 else delta.abs()
+        return size.sum(-1, keepdim=True)
+
+    def _root(self, mass: Tensor) -> Tensor:
+        return (mass.sqrt() if self.power == 2 else mass).clamp_min(_TINY)
+
+
+@lru_cache(maxsize=128)
+def _offsets(grid: Grid, size: Size, device: torch.device) -> Tensor:
+    """Return where the pixels of a window lie, (c h w,), as seen from its corner."""
+    channel = torch.arange(grid.channels)[:, None, None]
+    row, column = torch.arange(size[0])[:, None], torch.arange(size[1])
+    return (channel * grid.height * grid.width + row * grid.width + column).flatten().to(device)
+
+
+@lru_cache(maxsize=128)
+def pyramids(size: Size, power: int, device: torch.device) -> Tensor:
+    """Return the pair of pyramids, one above the other and side by side, of mass one.
+
+    Arguments:
+        size: Height and width of the window.
+        power: 2 for L2, 1 for L1: what the mass sums up, and half the decay.
+        device: Where it is wanted.
+
+    Returns:
+        Float64 with shape (2, height width).
+    """
+    above = _pair(size, power)
+    beside = _pair((size[1], size[0]), power).T
+    return torch.stack([above.flatten(), beside.flatten()]).to(device)
+
+
+def _pair(size: Size, power: int) -> Tensor:
+    upper = size[0] // 2
+    halves = [_pyramid((upper, size[1]), power), -_pyramid((size[0] - upper, size[1]), power)]
+    return _of_mass_one(torch.cat([half for half in halves if half.numel()]), power)
+
+
+def _pyramid(size: Size, power: int) -> Tensor:
+    middle = size[0] // 2, size[1] // 2
+    row = (torch.arange(size[0]) - middle[0]).abs()[:, None]
+    column = (torch.arange(size[1]) - middle[1]).abs()
+    steps = torch.arange(max(middle) + 1)
+    terms = (steps + 1.0).double() ** (-2 if power == 2 else -4)
+    reached = steps >= torch.maximum(row, column)[..., None]
+    return _of_mass_one((terms * reached).sum(-1), power)
+
+
+def _of_mass_one(pattern: Tensor, power: int) -> Tensor:
+    return pattern / pattern.abs().pow(power).sum().pow(1 / power) if pattern.numel() else pattern
+
+
+def _covered(corner: tuple[Tensor, Tensor], by: tuple[Tensor, Tensor], size: Size) -> Tensor:
+    """Tell which pixels of windows, (B, h, w), lie in other windows of the same size."""
+
+    def along(at: Tensor, other: Tensor, side: int) -> Tensor:
+        apart = at - other + torch.arange(side, device=at.device)
+        return (apart >= 0) & (apart < side)
+
+    rows, columns = (along(*ends) for ends in zip(corner, by, size, strict=True))
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def _sign(up: Tensor) -> Tensor:
+    return 2.0 * up.double() - 1

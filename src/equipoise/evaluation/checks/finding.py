@@ -1,0 +1,150 @@
+"""What a check says: a status, one line of what was seen, one line of what to do.
+
+A count is judged by the exact interval of its proportion, so that one odd example among a hundred
+raises no alarm, and the same share of a thousand does.
+"""
+
+__all__ = ["CHECKS", "Finding", "Status", "finding", "graded", "judged", "listed", "plural"]
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from equipoise.metrics import interval
+
+Status = Literal["ok", "warning", "failed", "skipped"]
+
+# The name of each check, and its number in the list of automatic checks.
+CHECKS: dict[str, str] = {
+    "eps-zero": "C1",
+    "eval-mode": "C2",
+    "repeatable": "C2",
+    "logits": "C3",
+    "range": "C4",
+    "constraint": "C5",
+    "reach": "C5",
+    "gradients": "C6",
+    "saturation": "C6",
+    "logit-scale": "C6",
+    "smooth": "C7",
+    "dynamic": "C8",
+    "one-step": "C9",
+    "ascent": "C9",
+    "steps": "C10",
+    "more-steps": "C10",
+    "restarts": "C10",
+    "monotone": "C11",
+    "unbounded": "C12",
+    "black-box": "C13",
+    "noise": "C14",
+    "blind": "C14",
+    "transfer": "C15",
+    "lost": "C16",
+    "masking": "C19",
+    "control": "C20",
+    "few-classes": "C23",
+    "randomised": "C24",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """The answer of one check.
+
+    Arguments:
+        check: The name of the check, one of :data:`CHECKS`.
+        code: Its number in the list of automatic checks.
+        status: ``"ok"``; ``"warning"``: the number may be too good; ``"failed"``: it cannot be
+            trusted; ``"skipped"``: the question does not arise or cannot be answered.
+        message: What was seen and what it means, in one line.
+        remedy: What to do about it, in one line; empty where there is nothing to do.
+        measured: The numbers behind it, all finite.
+    """
+
+    check: str
+    code: str
+    status: Status
+    message: str
+    remedy: str = ""
+    measured: Mapping[str, float] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """Return the finding for a JSON file."""
+        return {
+            "check": self.check,
+            "code": self.code,
+            "status": self.status,
+            "message": self.message,
+            "remedy": self.remedy,
+            "measured": dict(self.measured),
+        }
+
+
+def finding(
+    check: str, status: Status, message: str, remedy: str = "", /, **measured: float
+) -> Finding:
+    """Return the finding of a check; the remedy is dropped where all is well.
+
+    Arguments:
+        check: The name of the check.
+        status: Its status.
+        message: What was seen and what it means.
+        remedy: What to do about it.
+        measured: The numbers; what is not finite is left out.
+    """
+    kept = {name: float(value) for name, value in measured.items() if math.isfinite(value)}
+    return Finding(
+        check=check,
+        code=CHECKS[check],
+        status=status,
+        message=" ".join(message.split()),
+        remedy="" if status == "ok" else " ".join(remedy.split()),
+        measured=kept,
+    )
+
+
+def graded(count: int, n: int, *, amber: float, red: float = 1.0) -> Status:
+    """Return the status of a count that should be zero, from the interval of its proportion.
+
+    Arguments:
+        count: How many examples speak against the model or the attack.
+        n: How many were looked at.
+        amber: The proportion that is tolerated; beyond it, with confidence, is a warning.
+        red: The same for a failure.
+    """
+    least = interval(count, n)[0]
+    if least > red:
+        return "failed"
+    return "warning" if least > amber else "ok"
+
+
+def plural(n: int, noun: str = "example") -> str:
+    """Return a number with its noun."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def listed(positions: Tensor | Sequence[object], most: int = 5) -> str:
+    """Return positions or names in words, at most a few of them."""
+    values = positions.tolist() if isinstance(positions, torch.Tensor) else list(positions)
+    shown = ", ".join(str(value) for value in values[:most])
+    return f"{shown}, ..." if len(values) > most else shown
+
+
+def judged(
+    check: str, status: Status, seen: str, meaning: str, remedy: str, /, **measured: float
+) -> Finding:
+    """Return a finding that says what it means only where something is wrong.
+
+    Arguments:
+        check: The name of the check.
+        status: Its status.
+        seen: What was seen.
+        meaning: What that means where it is not well; it continues the sentence.
+        remedy: What to do then.
+        measured: The numbers.
+    """
+    return finding(check, status, seen if status == "ok" else seen + meaning, remedy, **measured)

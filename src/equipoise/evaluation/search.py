@@ -1,0 +1,278 @@
+"""An evaluation while it goes on: batch by batch, with everything found so far."""
+
+__all__ = ["Progress", "Search"]
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from equipoise.attacks import Attack
+from equipoise.draws import KeyedDraws
+from equipoise.errors import UserError
+from equipoise.evaluation.checks import Finding, transfer
+from equipoise.evaluation.judge import Judge
+from equipoise.evaluation.outcome import Outcome
+from equipoise.evaluation.plan import Stage
+from equipoise.evaluation.result import Result
+from equipoise.execution import Fast, Precision, fast
+from equipoise.threat import Threat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far an evaluation is.
+
+    Arguments:
+        name: The attack that runs.
+        done: How many examples it is done with.
+        total: How many it attacks.
+        robust: How many examples have withstood everything so far.
+        n: How many there are.
+        number: Which of the stages it is, from 1 on.
+        stages: How many stages there are.
+        finished: Whether the attack is at its end.
+        seconds: The time that the attack took so far.
+    """
+
+    name: str
+    done: int
+    total: int
+    robust: int
+    n: int
+    number: int = 1
+    stages: int = 1
+    finished: bool = False
+    seconds: float = 0.0
+
+
+class Search:
+    """The evaluation of one model under one threat.
+
+    Arguments:
+        judge: Decides, for the model.
+        x: The inputs, with shape (N, ...), on the device of the model.
+        y: The labels, with shape (N,).
+        threat: What the attacks are allowed.
+        seed: The seed of their randomness.
+        precision: The arithmetic of the search.
+        classes: The names of the classes, or nothing.
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        seed: int,
+        precision: Precision,
+        classes: Sequence[str],
+    ) -> None:
+        self.judge, self.x, self.y, self.threat, self.seed = judge, x, y, threat, seed
+        self.classes = classes
+        self.form: Fast = fast(judge.model, x, precision, passes=judge.passes)
+        self.k = 0
+        self.prediction = y
+        self.x_adv = x.clone()
+        self.answer = y.clone()
+        self.margin = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
+        self.distance = torch.zeros_like(self.margin)
+        self.outcomes: dict[str, Outcome] = {}
+        self.findings: dict[str, Finding] = {}
+
+    def look(self, begun: Result | None) -> None:
+        """Look at the clean inputs, refuse outputs that cannot be logits, and go on from before.
+
+        Arguments:
+            begun: What an interrupted evaluation has found.
+        """
+        logits = self.judge.logits(self.x)
+        self.judge.check(logits, self.y, len(self.classes) or None)
+        self.k = logits.shape[1]
+        self.prediction = logits.argmax(1)
+        self.answer = self.prediction.clone()
+        if begun is None:
+            return
+        if begun.x_adv.shape != self.x.shape or not torch.equal(begun.y, self.y.cpu()):
+            raise UserError("what was begun is of other inputs or labels")
+        device = self.x.device
+        self.x_adv, self.margin = begun.x_adv.to(device), begun.margin.to(device)
+        self.answer = begun.adversarial_prediction.to(device)
+        self.distance = begun.distance.to(device)
+        self.note(begun.findings)
+        self.outcomes = {name: _moved(o, device) for name, o in begun.outcomes.items()}
+
+    def note(self, findings: Sequence[Finding]) -> None:
+        """Keep what checks have found; a later answer of a check replaces an earlier one."""
+        for finding in findings:
+            self.findings[finding.check] = finding
+
+    @property
+    def correct(self) -> Tensor:
+        """Tell which clean inputs are classified correctly, with shape (N,)."""
+        return self.prediction == self.y
+
+    @property
+    def robust(self) -> Tensor:
+        """Tell which examples have withstood everything so far, with shape (N,)."""
+        robust = self.correct
+        for outcome in self.outcomes.values():
+            robust = robust & outcome.verdict
+        return robust
+
+    def run(self, stage: Stage) -> Iterator[Progress]:
+        """Run one attack on the examples that are its own, a batch at a time."""
+        wanted = self.correct
+        for name in stage.after:
+            wanted = wanted & self.outcomes[name].verdict
+        outcome = self.outcomes.get(stage.name) or self._begin(stage)
+        if outcome.settings != self._settings(stage.attack):
+            raise UserError(
+                f"{stage.name} was begun as {outcome.settings}, not as "
+                f"{self._settings(stage.attack)}: evaluate anew instead of going on"
+            )
+        self.outcomes[stage.name] = outcome
+        rows = (wanted & ~outcome.attacked).nonzero()[:, 0]
+        total, size = int(wanted.sum()), self._size(stage.attack)
+        for first in range(0, len(rows), size):
+            index = rows[first : first + size]
+            outcome = self._attack(stage.attack, index, outcome)
+            self.outcomes[stage.name] = outcome
+            done = total - len(rows) + first + len(index)
+            if done < total:
+                yield self._progress(stage.name, done, total)
+        self.outcomes[stage.name] = replace(outcome, finished=True)
+        yield self._progress(stage.name, total, total)
+
+    def transfer(self, others: Mapping[str, Tensor]) -> None:
+        """Try points that were made against other models on what has withstood so far.
+
+        Arguments:
+            others: Points for the same inputs by the name of where they are from, with the
+                shape of the inputs.
+        """
+        began, withstood = time.perf_counter(), self.robust
+        finding, _ = transfer(
+            self.judge.model, self.x, self.y, self.threat, others, withstood, seed=self.seed
+        )
+        self.note([finding])
+        outcome = Outcome.begun(self.correct, settings=f"points from {', '.join(others)}")
+        for points in others.values():
+            if points.shape != self.x.shape:
+                raise UserError(
+                    f"expected points of shape {tuple(self.x.shape)} from other models, got "
+                    f"{tuple(points.shape)}"
+                )
+            x_adv = points.to(self.x)
+            near = withstood & outcome.verdict & self.threat.contains(self.x, x_adv)
+            index = near.nonzero()[:, 0]
+            if len(index):
+                outcome = self._decide(index, x_adv[index], outcome)
+        seconds = time.perf_counter() - began
+        self.outcomes["transfer"] = replace(outcome, finished=True, seconds=seconds)
+
+    def _begin(self, stage: Stage) -> Outcome:
+        notes = stage.attack.notes(self.k) if hasattr(stage.attack, "notes") else ()
+        return Outcome.begun(
+            self.correct,
+            ensemble=stage.ensemble,
+            settings=self._settings(stage.attack),
+            notes=tuple(notes),
+        )
+
+    def _settings(self, attack: Attack) -> str:
+        low = self.form.precision != "float32"
+        return f"{attack}, searched in {self.form.precision}" if low else f"{attack}"
+
+    def _size(self, attack: Attack) -> int:
+        """Return how many examples are attacked together, so that their rows fill a batch."""
+        rows = attack.rows_per_example(self.k) if hasattr(attack, "rows_per_example") else 1
+        return max(1, self.judge.batch_size // rows)
+
+    def _attack(self, attack: Attack, index: Tensor, outcome: Outcome) -> Outcome:
+        began, form = time.perf_counter(), self.form
+        form.forwards = form.backwards = 0
+        x_adv = self._propose(attack, self.x[index], self.y[index])
+        outcome = self._decide(index, x_adv, outcome)
+        return replace(
+            outcome,
+            forwards=outcome.forwards + form.forwards,
+            backwards=outcome.backwards + form.backwards,
+            seconds=outcome.seconds + time.perf_counter() - began,
+        )
+
+    def _decide(self, index: Tensor, x_adv: Tensor, outcome: Outcome) -> Outcome:
+        """Let the judge decide on points for some of the examples, and keep the strongest."""
+        x, y = self.x[index], self.y[index]
+        allowed = self.judge.admit(x, x_adv, self.threat)
+        ruling = self.judge.rule(x_adv, y)
+        fooled = allowed & ruling.fooled
+        verdict, attacked = outcome.verdict.clone(), outcome.attacked.clone()
+        verdict[index] = ~fooled
+        attacked[index] = True
+        self._keep(index, x_adv, torch.where(allowed, ruling.margin, torch.inf), ruling.answer)
+        return replace(
+            outcome,
+            verdict=verdict,
+            attacked=attacked,
+            rejected=outcome.rejected + int((~allowed).sum()),
+            nonfinite=outcome.nonfinite + int((allowed & ~ruling.finite).sum()),
+        )
+
+    def _propose(self, attack: Attack, x: Tensor, y: Tensor) -> Tensor:
+        """Return what an attack proposes, in the judge's arithmetic.
+
+        The attack gets copies: whatever it does with them, the judge keeps its own.
+        """
+        draws = KeyedDraws.of(x, self.seed).child(str(attack))
+        return attack(self.form, x.clone(), y.clone(), self.threat, draws=draws).to(x)
+
+    def _keep(self, index: Tensor, x_adv: Tensor, margins: Tensor, answer: Tensor) -> None:
+        """Keep the allowed points with the smallest margin."""
+        better = margins < self.margin[index]
+        rows = index[better]
+        self.x_adv[rows] = x_adv[better]
+        self.margin[rows] = margins[better]
+        self.answer[rows] = answer[better]
+        self.distance[rows] = self.threat.distance(self.x[rows], x_adv[better])
+
+    def _progress(self, name: str, done: int, total: int) -> Progress:
+        outcome = self.outcomes[name]
+        return Progress(
+            name=name,
+            done=done,
+            total=total,
+            robust=int(self.robust.sum()),
+            n=len(self.y),
+            finished=outcome.finished,
+            seconds=outcome.seconds,
+        )
+
+    def result(self, memory: int) -> Result:
+        """Return what was found so far, on the CPU."""
+        cpu = torch.device("cpu")
+        return Result(
+            threat=self.threat,
+            y=self.y.cpu(),
+            prediction=self.prediction.cpu(),
+            x_adv=self.x_adv.cpu().clone(),  # the search goes on writing into its own
+            margin=self.margin.cpu().clone(),
+            adversarial_prediction=self.answer.cpu().clone(),
+            distance=self.distance.cpu().clone(),
+            outcomes={name: _moved(o, cpu) for name, o in self.outcomes.items()},
+            findings=tuple(self.findings.values()),
+            seed=self.seed,
+            passes=self.judge.passes,
+            precision=self.form.precision,
+            memory=memory,
+            classes=self.classes,
+        )
+
+
+def _moved(outcome: Outcome, device: torch.device) -> Outcome:
+    return replace(
+        outcome, verdict=outcome.verdict.to(device), attacked=outcome.attacked.to(device)
+    )

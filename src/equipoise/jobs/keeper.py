@@ -1,0 +1,128 @@
+"""Keeping what an evaluation finds while it goes on, and showing how far it is."""
+
+__all__ = ["Keeper", "Work"]
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from shlex import quote
+from typing import Any, Protocol
+
+from equipoise.evaluation import Finding, Progress, Result
+from equipoise.jobs.store import Store
+from equipoise.progress import Console
+
+SAVE_SECONDS = 5.0
+SAVE_SHARE = 20  # a save may cost a twentieth of the time
+
+
+class Work(Protocol):
+    """What the keeper works for."""
+
+    console: Console
+
+    def keep(self, store: Store, result: Result, about: Mapping[str, Any]) -> None:
+        """Keep a result."""
+
+    def add(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Add records to the run's."""
+
+
+class Keeper:
+    """Keeps what one evaluation finds, and shows how far it is.
+
+    Arguments:
+        work: The job.
+        store: Where the result goes.
+        about: What the evaluation is of, and what was asked for.
+        before: What is known of the same model and points from before.
+    """
+
+    def __init__(
+        self, work: Work, store: Store, about: Mapping[str, Any], before: Result | None
+    ) -> None:
+        self.work, self.store, self.about, self.before = work, store, about, before
+        self.latest: Result | None = None
+        self.saved, self.cost = time.monotonic(), 0.0
+        self.told: set[str] = set()
+        self.warned: list[Finding] = []
+
+    def advance(self, progress: Progress) -> None:
+        """Show progress."""
+        self.work.console.attack(progress)
+
+    def after(self, result: Result) -> None:
+        """Keep a result, and save it where the last save is a while ago."""
+        finished = {name for name, outcome in result.outcomes.items() if outcome.finished}
+        ended = finished - {n for n, o in _outcomes(self.latest).items() if o.finished}
+        self.latest = result
+        self._warn(result.findings)
+        if ended:
+            self._save(result)
+            self._tell(result, ended)
+        elif time.monotonic() - self.saved > max(SAVE_SECONDS, SAVE_SHARE * self.cost):
+            self._save(result)
+
+    def end(self, result: Result) -> None:
+        """Keep the whole, and add the records of what is only known at the end."""
+        self.latest = None
+        self._warn(result.findings)
+        joined = result.joined(self.before)
+        if result.outcomes:
+            self._save(result, finished=True)
+            done = result.records()
+            self.work.add([record for record in done[:-1] if record["attack"] not in self.told])
+            self.work.add([joined.records()[-1]])
+        else:
+            self.work.add(result.records())
+        self._checked(result.findings)
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Save what was found last, whatever ends the block."""
+        try:
+            yield
+        except BaseException:
+            if self.latest is not None and self.latest.outcomes:
+                self._save(self.latest)
+                where = quote(str(self.store.run.path))
+                self.work.console.say(
+                    f"what was found is kept; go on with: equipoise evaluate {where} --resume"
+                )
+            raise
+
+    def _tell(self, result: Result, ended: set[str]) -> None:
+        """Add the records of attacks that have ended, and before them that of clean inputs.
+
+        Those of an ensemble and its stages wait for its end.
+        """
+        alone = {name for name in ended if not result.outcomes[name].ensemble}
+        for record in result.records()[:-1]:
+            name = str(record["attack"])
+            if name not in self.told and name in {"clean", *alone}:
+                self.told.add(name)
+                self.work.add([record])
+
+    def _save(self, result: Result, finished: bool = False) -> None:
+        began = time.monotonic()
+        joined = result.joined(self.before)
+        self.work.keep(self.store, joined, {**self.about, "finished": finished})
+        self.saved, self.cost = time.monotonic(), time.monotonic() - began
+
+    def _warn(self, findings: Sequence[Finding]) -> None:
+        for finding in findings:
+            if finding.status in ("warning", "failed") and finding not in self.warned:
+                self.work.console.warn(f"{finding.check}: {finding.message}; {finding.remedy}")
+                self.warned.append(finding)
+
+    def _checked(self, findings: Sequence[Finding]) -> None:
+        if findings:
+            counts: dict[str, int] = {}
+            for finding in findings:
+                counts[finding.status] = counts.get(finding.status, 0) + 1
+            told = ", ".join(f"{count} {status}" for status, count in counts.items())
+            self.work.console.say(f"checks of the evaluation: {told}")
+
+
+def _outcomes(result: Result | None) -> Mapping[str, Any]:
+    return result.outcomes if result is not None else {}

@@ -1,0 +1,208 @@
+"""What an evaluation leaves in its folder, and how it is known to be whole.
+
+``evaluations/NAME.safetensors`` holds inputs, labels, verdicts and every adversarial example; its
+metadata what the evaluation was of and what each attack did, sealed with a SHA-256 over all of
+it. It is written whole or not at all after every few batches, so that an interrupted evaluation
+goes on from there. ``NAME.json`` beside it is the same for people and programs, without the
+images: records, costs and findings, with the SHA-256 of both files in it.
+"""
+
+__all__ = ["Store", "seal", "sealed", "tensor_digest"]
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from equipoise.errors import UserError
+from equipoise.evaluation import Finding, Outcome, Result
+from equipoise.runs import Run
+from equipoise.threat import Threat
+
+FOLDER = "evaluations"
+_PLAIN = tuple(f.name for f in fields(Outcome) if f.name not in ("verdict", "attacked"))
+
+
+class Store:
+    """The file of one evaluation: one model, one threat, the first n test images.
+
+    Arguments:
+        run: The folder it is in.
+        name: The file's name, without its ending.
+    """
+
+    def __init__(self, run: Run, name: str) -> None:
+        self.run, self.name = run, name
+
+    @classmethod
+    def of(cls, run: Run, threat: Threat, n: int, which: str) -> "Store":
+        """Return the place of an evaluation."""
+        last = "-last" if which == "last" else ""
+        return cls(run, f"{threat.norm}-{threat.eps:.6g}-n{n}{last}")
+
+    @classmethod
+    def all(cls, run: Run) -> list["Store"]:
+        """Return every evaluation in a folder, by name."""
+        found = sorted((run.path / FOLDER).glob("*.safetensors"))
+        return [cls(run, path.stem) for path in found]
+
+    @property
+    def path(self) -> Path:
+        """Return the path of the tensors."""
+        return self.run.path / FOLDER / f"{self.name}.safetensors"
+
+    @property
+    def summary(self) -> Path:
+        """Return the path of the summary."""
+        return self.path.with_suffix(".json")
+
+    def about(self) -> dict[str, Any]:
+        """Return what the stored evaluation is of, without a look at its tensors.
+
+        Raises:
+            UserError: If the file cannot be read.
+        """
+        try:
+            with safe_open(self.path, "pt") as file:
+                return dict(json.loads((file.metadata() or {})["about"]))
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise self._damaged(error) from None
+
+    def read(self) -> tuple[dict[str, Any], Result, dict[str, Tensor]]:
+        """Return what the evaluation is of, what it found, and all tensors, verified.
+
+        Raises:
+            UserError: If the file is not as it was written.
+        """
+        try:
+            with safe_open(self.path, "pt") as file:
+                metadata = dict(file.metadata() or {})
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            said = metadata.pop("sha256")
+            if said != _digest(tensors, metadata):
+                raise ValueError("its checksum differs")
+            return json.loads(metadata["about"]), _result(tensors, metadata), tensors
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise self._damaged(error) from None
+
+    def write(self, result: Result, x: Tensor, about: Mapping[str, Any], origin: Any) -> None:
+        """Keep a result, whole or not at all, and its summary."""
+        tensors, metadata = _tensors(result, x), _metadata(result, about)
+        metadata["sha256"] = _digest(tensors, metadata)
+        payload = save(tensors, metadata=metadata)
+        self.run.write(f"{FOLDER}/{self.path.name}", lambda file: file.write(payload))
+        summary = {
+            "format": 1,
+            "about": dict(about),
+            "finished": result.finished,
+            "records": result.records(),
+            "findings": [asdict(finding) for finding in result.findings],
+            "memory": result.memory,
+            "origin": origin,
+            "examples": {"file": self.path.name, "sha256": hashlib.sha256(payload).hexdigest()},
+        }
+        self.run.write_json(f"{FOLDER}/{self.summary.name}", seal(summary))
+
+    def _damaged(self, error: Exception) -> UserError:
+        line = " ".join(str(error).split())[:200]
+        return UserError(f"{self.path} is damaged ({line}); remove it and evaluate again")
+
+
+def seal(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return JSON content with its SHA-256 in it."""
+    text = json.dumps(content, sort_keys=True)
+    return {**content, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def sealed(content: Mapping[str, Any]) -> bool:
+    """Tell whether JSON content is what was sealed."""
+    rest = {key: value for key, value in content.items() if key != "sha256"}
+    return bool(seal(rest)["sha256"] == content.get("sha256"))
+
+
+def tensor_digest(value: Tensor) -> str:
+    """Return the SHA-256 of a tensor: type, shape and bytes."""
+    return _digest({"": value}, {})
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        data = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
+        digest.update(data.numpy().data)
+    return digest.hexdigest()
+
+
+def _tensors(result: Result, x: Tensor) -> dict[str, Tensor]:
+    names = list(result.outcomes)
+    broken_by = [names.index(name) if name else -1 for name in result.broken_by]
+    tensors = {
+        "x": x.cpu(),
+        "x_adv": result.x_adv,
+        "y": result.y,
+        "clean_prediction": result.prediction,
+        "adversarial_prediction": result.adversarial_prediction,
+        "margin": result.margin,
+        "distance": result.distance,
+        "correct": result.correct,
+        "robust": result.robust,
+        "broken_by": torch.tensor(broken_by, dtype=torch.int64),
+    }
+    for name, outcome in result.outcomes.items():
+        tensors |= {f"verdict.{name}": outcome.verdict, f"attacked.{name}": outcome.attacked}
+    return {key: value.contiguous() for key, value in tensors.items()}
+
+
+def _metadata(result: Result, about: Mapping[str, Any]) -> dict[str, str]:
+    outcomes = {
+        name: {key: getattr(outcome, key) for key in _PLAIN}
+        for name, outcome in result.outcomes.items()
+    }
+    return {
+        "about": json.dumps(dict(about)),
+        "norm": result.threat.norm,
+        "eps": repr(result.threat.eps),
+        "attacks": json.dumps([*result.verdicts]),
+        "outcomes": json.dumps(outcomes),
+        "findings": json.dumps([asdict(finding) for finding in result.findings]),
+        "classes": json.dumps(list(result.classes)),
+        "seed": str(result.seed),
+        "passes": str(result.passes),
+        "precision": result.precision,
+        "memory": str(result.memory),
+    }
+
+
+def _result(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Result:
+    outcomes = {
+        name: Outcome(
+            verdict=tensors[f"verdict.{name}"],
+            attacked=tensors[f"attacked.{name}"],
+            **{**plain, "notes": tuple(plain["notes"])},
+        )
+        for name, plain in json.loads(metadata["outcomes"]).items()
+    }
+    return Result(
+        threat=Threat(metadata["norm"], float(metadata["eps"])),  # type: ignore[arg-type]
+        y=tensors["y"],
+        prediction=tensors["clean_prediction"],
+        x_adv=tensors["x_adv"],
+        margin=tensors["margin"],
+        adversarial_prediction=tensors["adversarial_prediction"],
+        distance=tensors["distance"],
+        outcomes=outcomes,
+        findings=tuple(Finding(**finding) for finding in json.loads(metadata["findings"])),
+        seed=int(metadata["seed"]),
+        passes=int(metadata["passes"]),
+        precision=metadata["precision"],
+        memory=int(metadata["memory"]),
+        classes=tuple(json.loads(metadata["classes"])),
+    )

@@ -1,0 +1,113 @@
+"""Which images are shown: by rules, not by eye."""
+
+__all__ = ["Selection", "attack_names", "selections"]
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.report.wording import count
+
+FOOLED, WITHSTOOD, EXTREME = 8, 4, 8  # images
+_IN_TURN = "The first image of every class in turn, in the order of the data."
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Images of one kind: its name, how many there are, the rule, and whether it ranks them."""
+
+    name: str
+    number: str
+    rule: str
+    indices: tuple[int, ...]
+    extreme: bool = True
+
+
+def selections(file: Any, share: int) -> tuple[Selection, ...]:
+    """Return the images to show of an evaluation.
+
+    Arguments:
+        file: The open file of its tensors. One without margins has no easiest and hardest.
+        share: By what the numbers of images are divided; 1 for small images.
+    """
+    y, correct = file.get_tensor("y"), file.get_tensor("correct").astype(bool)
+    robust = file.get_tensor("robust").astype(bool)
+    chosen = [
+        _typical("Fooled", y, correct & ~robust, FOOLED // share),
+        _typical("Withstood", y, correct & robust, WITHSTOOD // share),
+    ]
+    if {"margin", "broken_by"} <= set(file.keys()):
+        margin, broken_by = file.get_tensor("margin"), file.get_tensor("broken_by")
+        margin = np.nan_to_num(margin.astype(np.float64), nan=-np.inf, posinf=np.inf)
+        few = EXTREME // share**2
+        chosen += _fooled(np.flatnonzero(correct & ~robust), margin, broken_by, few)
+        chosen += _nearly(np.flatnonzero(correct & robust), margin, few)
+    return tuple(chosen)
+
+
+def attack_names(keys: Sequence[str]) -> tuple[str, ...]:
+    """Return attacks as they are shown: a stage of an ensemble by its own name if it is free."""
+    short = [key.rpartition("/")[2] for key in keys]
+    return tuple(
+        name if short.count(name) == 1 else key for name, key in zip(short, keys, strict=True)
+    )
+
+
+def _typical(name: str, y: NDArray[Any], mask: NDArray[np.bool_], most: int) -> Selection:
+    """Take the first of every class, then the second of every class, and so on."""
+    turns: dict[int, int] = {}
+    order: list[tuple[int, int, int]] = []
+    for index in np.flatnonzero(mask):
+        label = int(y[index])
+        turns[label] = turns.get(label, -1) + 1
+        order.append((turns[label], label, int(index)))
+    indices = tuple(index for _, _, index in sorted(order)[:most])
+    shown = f", {len(indices)} shown" if 0 < len(indices) < len(order) else ""
+    return Selection(
+        name, f"{count(len(order))} of {count(len(y))}{shown}", _IN_TURN, indices, extreme=False
+    )
+
+
+def _fooled(
+    where: NDArray[np.intp], margin: NDArray[np.float64], broken_by: NDArray[Any], most: int
+) -> list[Selection]:
+    """Take the two ends of the fooled: none is in both, and what is left between is not shown."""
+    most = min(most, len(where) // 2)
+    if not most:
+        return []
+    order = where[np.lexsort((where, margin[where], broken_by[where]))]
+    number = f"{most} of {count(len(where))} that were fooled"
+    return [
+        Selection(
+            "Easiest to fool",
+            number,
+            "By the attack that broke an image first, the earliest attack before later ones; then "
+            "by the margin, the lowest before higher ones.",
+            tuple(map(int, order[:most])),
+        ),
+        Selection(
+            "Hardest to fool",
+            number,
+            "By the attack that broke an image first, the latest attack before earlier ones; then "
+            "by the margin, the closest to 0 before others.",
+            tuple(map(int, order[::-1][:most])),
+        ),
+    ]
+
+
+def _nearly(where: NDArray[np.intp], margin: NDArray[np.float64], most: int) -> list[Selection]:
+    where = where[np.isfinite(margin[where])]
+    order = where[np.lexsort((where, margin[where]))][:most]
+    if not len(order):
+        return []
+    return [
+        Selection(
+            "Nearly fooled",
+            f"{len(order)} of {count(len(where))} that withstood",
+            "By the margin that the attacks left, the closest to 0 before others.",
+            tuple(map(int, order)),
+        )
+    ]

@@ -1,0 +1,450 @@
+"""Evaluations as jobs: stopped and resumed, verified, of one's own models, refused in one line."""
+
+import json
+import random
+import shutil
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import equipoise as eq
+from equipoise import data
+from equipoise.errors import RunError, UserError
+from equipoise.evaluation import evaluate
+from equipoise.jobs.evaluate import evaluate_run
+from equipoise.jobs.store import Store, seal, sealed
+from equipoise.jobs.verify import verify_run
+from equipoise.models.foreign import import_model, load_weights
+from equipoise.runs import Run
+from problems import small_layers, small_net
+
+QUICK = "pgd-3,apgd-t-4,square-20"
+OFTEN = "import equipoise.jobs.keeper as k; k.SAVE_SECONDS = 0; k.SAVE_SHARE = 0"
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run that was evaluated; whoever changes it works on a copy."""
+    folder = tmp_path_factory.mktemp("evaluated") / "run"
+    shutil.copytree(trained, folder)
+    evaluate_run(folder, attacks=QUICK, eps=[0.1], n=80, checks=False)
+    return folder
+
+
+@pytest.fixture
+def copy(evaluated: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(evaluated, tmp_path / "copy"))
+
+
+def stored(folder: Path) -> Path:
+    (path,) = (folder / "evaluations").glob("*.safetensors")
+    return path
+
+
+# --- stopped and resumed ---
+
+
+def begun(folder: Path) -> bool:
+    """Tell whether an attack is on its way: some, but not all, of its examples are attacked."""
+    paths = list((folder / "evaluations").glob("*.safetensors"))
+    if not paths:
+        return False
+    try:
+        _, result, _ = Store(Run(folder), paths[0].stem).read()
+    except UserError:
+        return False
+    return any(bool(o.attacked.any()) and not o.finished for o in result.outcomes.values())
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_stopped_inside_an_attack_it_ends_with_the_same_bits(command, trained, tmp_path, how):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    words = ("--attacks", "apgd-ce-20,square-150", "-n", 150, "--batch-size", 15, "--eps", 0.1)
+    more = ("--seed", 3, "--no-checks")
+    for folder in (whole, cut):
+        shutil.copytree(trained, folder)
+    assert command("evaluate", whole, *words, *more).code == 0
+    running = command.start("evaluate", cut, *words, *more, before=OFTEN)
+    until = time.monotonic() + 60
+    while not begun(cut):
+        assert time.monotonic() < until, running.err
+        time.sleep(0.005)
+    running.signal(how)
+    ended = running.wait()
+    assert ended.code == (-signal.SIGKILL if how == signal.SIGKILL else 130)
+    if how != signal.SIGKILL:
+        assert "--resume" in ended.err
+    found = load_file(stored(cut))
+    attacked = sum(int(v.sum()) for k, v in found.items() if k.startswith("attacked."))
+    assert attacked > 0
+    resumed = command("evaluate", cut, "--resume", "--batch-size", 15, "--no-checks")
+    assert resumed.code == 0, resumed.err
+    one, two = load_file(stored(whole)), load_file(stored(cut))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        assert torch.equal(value, two[name]), name
+    lost = found["x_adv"][~found["robust"]]
+    assert torch.equal(lost, two["x_adv"][~found["robust"]]) or bool(
+        (two["margin"] <= found["margin"]).all()
+    )
+    records = [
+        [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+        for folder in (whole, cut)
+    ]
+    names = [[r["attack"] for r in found] for found in records]
+    assert names[1][-1] == names[0][-1] == "worst-case"
+    assert records[0][-1]["robust"] == records[1][-1]["robust"]
+    verify_run(cut)
+
+
+def test_what_is_done_is_not_done_again(command, copy, monkeypatch):
+    ended = command(
+        "evaluate", copy, "--resume", "--no-checks",
+        before="import equipoise.attacks.pgd as p; p.PGD.__call__ = None",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+
+
+def test_nothing_to_resume(trained):
+    with pytest.raises(UserError, match="no evaluation to go on with"):
+        evaluate_run(trained, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("model_sha256", "model"),
+        ("data_sha256", "data"),
+        ("labels_sha256", "labels"),
+        ("version", "version"),
+    ],
+)
+def test_a_resume_with_something_else_is_refused(copy, key, said):
+    store = Store(Run(copy), stored(copy).stem)
+    about, result, tensors = store.read()
+    store.write(result, tensors["x"], {**about, key: "another", "finished": False}, {})
+    with pytest.raises(UserError, match=f"cannot go on with .* another {said}"):
+        evaluate_run(copy, resume=True)
+    # Without --resume it is evaluated anew, and what was of another does not count.
+    records = evaluate_run(copy, attacks="pgd-3", eps=[0.1], n=80, checks=False)
+    assert records[-1]["attacks"] == ["pgd-3"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"seed": 5}, "seed 0, not 5"),
+        ({"attacks": "fgsm"}, "attacks"),
+        ({"n": 30}, "no evaluation"),
+    ],
+)
+def test_a_resume_that_asks_for_something_else_is_refused(copy, options, said):
+    with pytest.raises(UserError, match=said):
+        evaluate_run(copy, resume=True, **options)
+
+
+def test_a_damaged_file_is_not_resumed(copy):
+    path = stored(copy)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"damaged .*; remove it and evaluate again"):
+        evaluate_run(copy, resume=True)
+
+
+def test_a_full_disk_loses_nothing(command, copy):
+    before = {path.name: path.read_bytes() for path in (copy / "evaluations").iterdir()}
+    limit = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000)); "
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)"
+    )
+    ended = command("evaluate", copy, "--attacks", "fgsm", "-n", 80, "--eps", 0.1, "--no-checks",
+                    "--quiet", before=limit)  # fmt: skip
+    assert ended.code == 1
+    assert "cannot write" in ended.err
+    assert {path.name: path.read_bytes() for path in (copy / "evaluations").iterdir()} == before
+
+
+# --- verified ---
+
+
+def test_a_sound_evaluation_is_verified(command, evaluated):
+    ended = command("verify", evaluated)
+    assert ended.code == 0, ended.err
+    result = json.loads(stored(evaluated).with_suffix(".json").read_text())
+    worst = result["records"][-1]
+    assert (
+        f"verified, robust accuracy {worst['accuracy']:.2%} ({worst['robust']} of 80)" in ended.err
+    )
+
+
+def test_every_flipped_byte_is_found(copy):
+    generator = random.Random(0)  # noqa: S311 - any places will do
+    for path in (stored(copy), stored(copy).with_suffix(".json")):
+        whole = path.read_bytes()
+        places = [0, 7, 8, 40, len(whole) - 1, *generator.sample(range(len(whole)), 12)]
+        for place in places:
+            changed = bytearray(whole)
+            changed[place] ^= 1 << generator.randrange(8)
+            path.write_bytes(changed)
+            with pytest.raises(RunError, match="NOT VERIFIED"):
+                verify_run(copy)
+        path.write_bytes(whole)
+    assert verify_run(copy)
+
+
+def test_a_flipped_byte_is_one_line_and_an_exit_code(command, copy):
+    path = stored(copy)
+    changed = bytearray(path.read_bytes())
+    changed[-1000] ^= 4
+    path.write_bytes(changed)
+    ended = command("verify", copy, "--quiet")
+    assert ended.code == 1
+    assert "NOT VERIFIED" in ended.line
+
+
+def forge(copy: Path, change) -> None:
+    """Write a result that was tampered with, with all its checksums made anew."""
+    store = Store(Run(copy), stored(copy).stem)
+    about, result, tensors = store.read()
+    store.write(change(result), tensors["x"], about, {})
+
+
+def clean_again(result):
+    x = data.load("digits").test.pixels()[:80]
+    return replace(result, x_adv=torch.where(result.robust[:, None, None, None], result.x_adv, x))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda r: replace(r, x_adv=(r.x_adv + 0.2).clamp(0, 1)), "outside the threat"),
+        (lambda r: replace(r, x_adv=r.x_adv * torch.nan), "outside the threat"),
+        (lambda r: replace(r, x_adv=r.x_adv - 0.01), "outside the threat"),
+        (clean_again, "classified correctly"),
+        (lambda r: replace(r, y=(r.y + 1) % 10), "stored labels"),
+        (
+            lambda r: replace(r, prediction=(r.prediction + 1) % 10),
+            "clean answer differs|not as they were",
+        ),
+    ],
+    ids=["far", "nan", "below", "clean", "labels", "answers"],
+)
+def test_forged_examples_are_found_by_forward_passes(copy, change, said):
+    forge(copy, change)
+    with pytest.raises(RunError, match=said):
+        verify_run(copy)
+
+
+def test_a_forged_number_is_found(copy):
+    path = stored(copy).with_suffix(".json")
+    content = json.loads(path.read_text())
+    assert sealed(content)
+    content.pop("sha256")
+    content["records"][-1]["robust"] += 1
+    path.write_text(json.dumps(seal(content)))
+    with pytest.raises(RunError, match="not as they were written"):
+        verify_run(copy)
+
+
+def test_another_model_is_not_what_was_evaluated(copy):
+    # The last weights under the name of the kept ones, and the checksum made to fit.
+    summary = json.loads((copy / "summary.json").read_text())
+    shutil.copy(copy / "last.safetensors", copy / "model.safetensors")
+    if summary["sha256"]["model"] == summary["sha256"]["last"]:
+        pytest.skip("the kept round is the last one")
+    summary["sha256"]["model"] = summary["sha256"]["last"]
+    (copy / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(RunError, match="weights of the model are not those"):
+        verify_run(copy)
+
+
+def test_there_must_be_something_to_verify(trained):
+    with pytest.raises(UserError, match="holds no evaluation"):
+        verify_run(trained)
+
+
+# --- what is kept for people ---
+
+
+def test_the_summary_has_what_was_found(evaluated):
+    content = json.loads(stored(evaluated).with_suffix(".json").read_text())
+    assert content["finished"]
+    assert [r["attack"] for r in content["records"]] == [
+        "clean", "pgd-3", "apgd-t-4", "square-20", "worst-case",
+    ]  # fmt: skip
+    tensors = load_file(stored(evaluated))
+    assert {"x", "x_adv", "margin", "distance", "broken_by", "verdict.pgd-3"} <= set(tensors)
+    broken = tensors["correct"] & ~tensors["robust"]
+    assert torch.equal(tensors["broken_by"] >= 0, broken)
+    assert content["memory"] > 10**7
+
+
+# --- models of one's own ---
+
+SOURCE = """
+import torch
+from torch import nn
+
+def net():
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Dropout(0.2), nn.Flatten(), nn.Linear(256, 10),
+    )
+
+def nothing():
+    return 3
+
+def broken():
+    raise OSError("no licence")
+
+class Raises(nn.Module):
+    def forward(self, x):
+        raise RuntimeError("no kernel for this")
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    (tmp_path / "mine.py").write_text(SOURCE)
+    torch.save({"state_dict": {f"module.{k}": v for k, v in small_net().state_dict().items()}},
+               tmp_path / "w.pt")  # fmt: skip
+    return tmp_path
+
+
+def test_a_model_of_ones_own_is_evaluated_resumed_and_verified(command, mine):
+    words = ("--model", "mine:net", "--data", "digits", "--weights", "w.pt", "-n", 60)
+    ended = command("evaluate", *words, "--attacks", "pgd-3", "--eps", 0.1, cwd=mine)
+    assert ended.code == 0, ended.err
+    folder = mine / "runs" / "mine.net"
+    x, y = data.load("digits").test.pixels()[:60], data.load("digits").test.y[:60]
+    (record,) = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()
+                 if '"worst-case"' in line]  # fmt: skip
+    expected = evaluate(small_net(), x, y, threat=eq.Linf(0.1), attacks="pgd-3", checks=False)
+    assert abs(record["robust"] - int(expected.robust.sum())) <= 1
+    assert command("evaluate", folder, "--resume", cwd=mine).code == 0
+    assert command("verify", folder, cwd=mine).code == 0
+    page = command("report", folder, "--out", mine / "page.html", cwd=mine)
+    assert page.code == 0, page.err
+    (mine / "w.pt").write_bytes((mine / "w.pt").read_bytes() + b" ")
+    assert "has changed" in command("verify", folder, cwd=mine).line
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--model", "mine:net"), "--model needs --data"),
+        (("--model", "mine", "--data", "digits"), "package.module:function"),
+        (("--model", "mine:nett", "--data", "digits"), "mine has no nett; it has"),
+        (("--model", "yours:net", "--data", "digits"), "cannot import yours"),
+        (("--model", "mine:nothing", "--data", "digits"), "returned int"),
+        (("--model", "mine:broken", "--data", "digits"), "no licence"),
+        (("--model", "mine:net", "--data", "digits", "--weights", "no.pt"), "no file no.pt"),
+        ((), "expected a run folder; or --model"),
+        (("runs/x", "--data", "digits"), "expected a run folder; or --model"),
+    ],
+)
+def test_models_that_will_not_do_are_one_line(command, mine, words, said):
+    ended = command("evaluate", *words, cwd=mine)
+    assert ended.code == 2
+    assert said in ended.line
+
+
+def test_a_model_that_raises_is_one_line(command, mine):
+    ended = command("evaluate", "--model", "mine:Raises", "--data", "digits", "-n", 20, cwd=mine)
+    assert ended.code == 1
+    assert "no kernel for this" in ended.err.strip().splitlines()[-1]
+    assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize("key", ["", "state_dict", "net", "model", "model_state_dict"])
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model."])
+def test_usual_weights_files_are_understood(tmp_path, key, prefix):
+    state = {f"{prefix}{name}": value for name, value in small_net().state_dict().items()}
+    torch.save({key: state, "epoch": 3, "loss": 0.5} if key else state, tmp_path / "w.pth")
+    model = load_weights(small_layers(5), tmp_path / "w.pth")
+    for name, value in small_net().state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+    assert not model.training
+
+
+@pytest.mark.parametrize("names", [("mu", "sigma"), ("model.mu", "model.sigma")])
+def test_a_normalisation_in_the_file_becomes_the_first_layer(tmp_path, names):
+    state = dict(small_net().state_dict())
+    state |= {names[0]: torch.tensor([[[[0.3]]]]), names[1]: torch.tensor([[[[0.5]]]])}
+    torch.save(state, tmp_path / "w.pth")
+    model = load_weights(small_layers(5), tmp_path / "w.pth")
+    x = torch.rand(4, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(model(x), small_net()((x - 0.3) / 0.5), atol=1e-5)
+
+
+def test_safetensors_too(tmp_path):
+    save_file(dict(small_net().state_dict()), tmp_path / "w.safetensors")
+    model = load_weights(small_layers(5), tmp_path / "w.safetensors")
+    assert torch.equal(model[0].weight, small_net()[0].weight)
+
+
+class Payload:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"a": Payload()}, "holds more than tensors"),
+        ([1, 2], "expected a state_dict"),
+        ({"epoch": 3}, "holds no tensors"),
+        ({"x.weight": torch.ones(2)}, "does not fit the model"),
+        (b"not a file of weights", "damaged or holds more"),
+    ],
+)
+def test_weights_that_will_not_do(tmp_path, capsys, content, said):
+    path = tmp_path / "w.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(UserError, match=said):
+        load_weights(small_layers(5), path)
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_other_shapes_are_named(tmp_path):
+    state = dict(small_net().state_dict())
+    state["0.weight"] = torch.ones(8, 3, 3, 3)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="does not fit the model"):
+        load_weights(small_layers(5), tmp_path / "w.pth")
+
+
+def test_a_model_may_be_given_itself(tmp_path, monkeypatch):
+    (tmp_path / "made.py").write_text("from torch import nn\nnet = nn.Linear(2, 3)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert isinstance(import_model("made:net"), nn.Linear)
+    assert isinstance(import_model("torch.nn:Identity"), nn.Identity)
+
+
+# --- other models' examples ---
+
+
+def test_examples_of_another_run_are_tried(copy, trained, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(copy, other)
+    target = tmp_path / "target"
+    shutil.copytree(trained, target)
+    records = evaluate_run(target, attacks="fgsm", eps=[0.1], n=80, transfer=[other], checks=False)
+    (transfer,) = [r for r in records if r["attack"] == "transfer"] or [None]
+    worst = records[-1]
+    kept = json.loads(stored(other).with_suffix(".json").read_text())["records"][-1]
+    # They are the same model: all that was broken there is broken here.
+    assert worst["robust"] <= kept["robust"]
+    assert transfer is None or transfer["accuracy"] >= worst["accuracy"]
+    with pytest.raises(UserError, match="no adversarial examples for the same"):
+        evaluate_run(target, attacks="fgsm", eps=[0.05], n=80, transfer=[other], checks=False)
