@@ -13,7 +13,7 @@ from equipoise.errors import UserError
 from equipoise.evaluation.plan import plan
 from problems import held_out, linear_problem, small_net
 
-RADII = {"linf": (0.03, 0.08), "l2": (0.3, 0.7), "l1": (1.0, 3.0)}
+RADII = {"linf": (0.03, 0.08), "l2": (0.2, 0.3), "l1": (0.5, 1.0)}
 
 
 class Small(AutoAttack):

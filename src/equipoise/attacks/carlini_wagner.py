@@ -57,7 +57,7 @@ class CarliniWagnerL2:
     steps: int = 200
     binary_search_steps: int = 9
     confidence: float = 0.0
-    lr: float = 0.01
+    lr: float = 0.05
     initial_const: float = 1e-3
     norms: tuple[Norm, ...] = ("l2",)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.attacks import Attack, check_norms, parse_list, without_clean
-from equipoise.attacks.core import check_inputs
+from equipoise.attacks.core import check_inputs, seeded
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation import checks as checking
 from equipoise.evaluation.judge import Judge
@@ -97,23 +97,18 @@ def evaluate(
     stages = plan(found, threat.norm, individual)
     asked = max([getattr(attack, "passes", 1) for attack in found.values()], default=1)
     judge = Judge(model, batch_size, asked if passes is None else passes, seed)
-    search = Search(judge, x, y, threat, seed, precision, classes)
-    try:
-        search.look(begun)
-    except (UserError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise RunError(f"the model fails on the clean images ({_line(error)})") from error
-    work = _Work(search, advance or (lambda progress: None), after)
-    own = found if isinstance(attacks, Mapping) else {}
-    if checks:
-        work.check_before(model.training, own)
-    work.run(stages)
-    if others:
-        search.transfer(others)
-    if checks:
-        work.check_after({stage.name: stage.attack for stage in stages}, control)
-    return work.result()
+    with seeded(seed, device):  # a random model draws from it; it is restored afterwards
+        search = Search(judge, x, y, threat, seed, precision, classes)
+        work = _Work(search, advance or (lambda progress: None), after)
+        work.look(begun)
+        if checks:
+            work.check_before(model.training, found if isinstance(attacks, Mapping) else {})
+        work.run(stages)
+        if others:
+            search.transfer(others)
+        if checks:
+            work.check_after({stage.name: stage.attack for stage in stages}, control)
+        return work.result()
 
 
 def _place(model: nn.Module, x: Tensor) -> tuple[torch.device, torch.dtype]:
@@ -137,6 +132,15 @@ class _Work:
         after: Callable[[Result], None] | None,
     ) -> None:
         self.search, self.advance, self.after = search, advance, after
+
+    def look(self, begun: Result | None) -> None:
+        """Look at the clean inputs."""
+        try:
+            self.search.look(begun)
+        except (UserError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise RunError(f"the model fails on the clean images ({_line(error)})") from error
 
     def run(self, stages: Sequence[Stage]) -> None:
         """Run all stages; what was found stays, whatever happens."""
@@ -213,8 +217,8 @@ def _failure(name: str, error: Exception, result: Result) -> RunError:
     outcome = result.outcomes.get(name)
     done = int(outcome.attacked.sum()) if outcome else 0
     failure = RunError(
-        f"{name} failed after {done} of {len(result.y)} images ({_line(error)}); what was found until "
-        "then is kept"
+        f"{name} failed after {done} of {len(result.y)} images ({_line(error)}); what was "
+        "found until then is kept"
     )
     failure.result = result
     return failure

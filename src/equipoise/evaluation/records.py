@@ -28,9 +28,8 @@ def records(result: Result) -> list[dict[str, Any]]:
     found += [ensemble_record(result, name) for name in result.ensembles]
     if verdicts:
         worst = _record(result, "worst-case", result.robust, None)
-        names = [str(r["attack"]) for r in found[1:]]
-        names += [n for n, o in result.outcomes.items() if not o.ensemble and n not in verdicts]
-        found.append(worst | {"attacks": names} | _cost(list(result.outcomes.values())))
+        names = [o.ensemble or name for name, o in result.outcomes.items()]
+        found.append(worst | {"attacks": [*dict.fromkeys(names)]} | _cost(list(result.outcomes.values())))
     return found
 
 

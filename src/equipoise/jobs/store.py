@@ -101,7 +101,7 @@ class Store:
         summary = {
             "format": 1,
             "about": dict(about),
-            "finished": result.finished,
+            "finished": bool(about.get("finished")),
             "records": result.records(),
             "findings": [asdict(finding) for finding in result.findings],
             "memory": result.memory,

@@ -2,6 +2,7 @@
 
 __all__ = ["Record", "Stage", "latest", "record"]
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -145,7 +146,8 @@ def _cost(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _bounds(value: Sequence[float] | None) -> tuple[float, float] | None:
-    return (float(value[0]), float(value[1])) if value else None
+    low, high = (float(value[0]), float(value[1])) if value else (math.nan, math.nan)
+    return (low, high) if math.isfinite(low) and math.isfinite(high) else None
 
 
 def _texts(value: Sequence[object] | None) -> tuple[str, ...]:

@@ -124,8 +124,9 @@ def stage_name(row: Row, ensemble: Record, stage: Stage) -> str:
     It is the stage's own, unless another attack of the row has that.
     """
     full = f"{ensemble.attack}/{stage.attack}"
-    apart = any(s.alone is None for s in ensemble.stages)  # then no record is a stage's
-    return full if full in row.records or (apart and stage.attack in row.records) else stage.attack
+    other = row.records.get(stage.attack)
+    taken = other and (other.settings, other.accuracy) != (stage.settings, stage.alone)
+    return full if full in row.records or taken else stage.attack
 
 
 def strongest(records: Iterable[Record]) -> Record | None:

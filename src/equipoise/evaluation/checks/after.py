@@ -103,7 +103,7 @@ def _black_box(
     sighted = [name for name in broken if name not in blind]
     if not blind or not sighted:
         what = "without" if sighted else "with"
-        return finding("black-box", "skipped", f"no attack {what} gradients was run")
+        return finding("black-box-full", "skipped", f"no attack {what} gradients was run")
     fair = _any((shown[name] for name in sighted), correct)
     white = _any((broken[name] for name in sighted), correct)
     only = fair & ~white & _any((broken[name] for name in blind), correct)
@@ -112,7 +112,7 @@ def _black_box(
     message = f"{' and '.join(blind)} fooled {count} of {n} examples that gradients did not"
     remedy = "look for a layer without a useful gradient; attack it with a smooth stand-in"
     return judged(
-        "black-box",
+        "black-box-full",
         status,
         message,
         f" (rows {listed(only.nonzero()[:, 0])}): gradients are masked",
@@ -148,7 +148,9 @@ def _masking(
     }
     if not all(groups.values()):
         missing = next(family for family, names in groups.items() if not names)
-        return finding("masking", "skipped", f"no long attack on {missing} was run to compare")
+        return finding(
+            "masking-full", "skipped", f"no long attack on {missing} was run to compare"
+        )
     ce, wide = (_any((broken[name] for name in names), correct) for names in groups.values())
     seen = _any((shown[name] for name in groups["cross-entropy"]), correct)
     tried = _any((shown[name] for name in groups["margin"]), correct)
@@ -160,7 +162,7 @@ def _masking(
     measured = {"count": count, "n": n, "gap": gap}
     remedy = "report the worst case with margin attacks (autoattack), not PGD alone"
     return judged(
-        "masking",
+        "masking-full",
         status,
         message,
         f" ({100 * gap:.0f} points): cross-entropy is masked on this model",

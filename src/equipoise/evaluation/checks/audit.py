@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from equipoise.attacks.core import Attack
 from equipoise.draws import KeyedDraws
-from equipoise.evaluation.checks.finding import Finding, Status, finding, plural
+from equipoise.evaluation.checks.finding import CHECKS, Finding, Status, finding, plural
 from equipoise.evaluation.checks.inputs import sign_test
 from equipoise.evaluation.checks.model import (
     attempt,
@@ -43,11 +43,18 @@ GROWTH = 1.4  # of the passes when the steps double: a few passes come on top of
 TRIAL = {"steps": 10, "queries": 20}  # short searches
 LONGEST = {"steps": 50, "queries": 300}  # longer ones are shortened: it makes no difference here
 
-CHECKED = ("eps-zero", "constraint", "reach", "steps", "ascent", "blind", "lost")
+CHECKED = tuple(name for name in CHECKS if name.startswith("attack-"))
 
 
 def audit(
-    attack: Attack, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0
+    attack: Attack,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    *,
+    seed: int = 0,
+    name: str = "",
 ) -> list[Finding]:
     """Check an attack on a model that is known to be sound, e.g. before trusting a new attack.
 
@@ -58,6 +65,8 @@ def audit(
         y: The labels, with shape (N,).
         threat: What the attack is allowed, with eps > 0.
         seed: The seed of all that is random.
+        name: The name of the attack: it follows the names of the checks, after a colon, so that
+            several attacks can be told apart.
 
     Returns:
         A finding for each check; an attack that raises is a finding, too.
@@ -65,24 +74,29 @@ def audit(
     Raises:
         Exception: Whatever the model raises.
     """
+    found = _audited(attack, exact_of(model), x, y, threat, seed)
+    return [replace(each, check=f"{each.check}:{name}" if name else each.check) for each in found]
+
+
+def _audited(
+    attack: Attack, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int
+) -> list[Finding]:
     if threat.norm not in getattr(attack, "norms", NORMS) or threat.eps == 0:
         return [finding(name, "skipped", f"the attack is not for {threat!r}") for name in CHECKED]
-    model = exact_of(model)
     with preserved(model, seed, x.device):
         rows = sampled(x, correct_of(model, x, y), SHOWN, seed)
         if not len(rows):
-            return [
-                finding(name, "skipped", "no example is classified correctly") for name in CHECKED
-            ]
+            why = "no example is classified correctly"
+            return [finding(name, "skipped", why) for name in CHECKED]
         trial = _Trial(attack, model, x[rows], y[rows], threat, seed)
         checks: dict[str, Callable[[], Finding]] = {
-            "eps-zero": lambda: _eps_zero(trial),
-            "constraint": lambda: _constraint(trial),
-            "reach": lambda: _reach(trial),
-            "steps": lambda: _steps(trial),
-            "ascent": lambda: _ascent(trial),
-            "blind": lambda: _blind(trial),
-            "lost": lambda: _lost(trial),
+            "attack-eps-zero": lambda: _eps_zero(trial),
+            "attack-constraint": lambda: _constraint(trial),
+            "attack-reach": lambda: _reach(trial),
+            "attack-steps": lambda: _steps(trial),
+            "attack-ascent": lambda: _ascent(trial),
+            "attack-blind": lambda: _blind(trial),
+            "attack-lost": lambda: _lost(trial),
         }
         return list(chain.from_iterable(attempt(name, run) for name, run in checks.items()))
 
@@ -134,7 +148,9 @@ def _eps_zero(trial: _Trial) -> Finding:
     moved = int((trial.run(0) != trial.x).flatten(1).any(1).sum())
     message = f"with eps 0 it moves {moved} of {len(trial.x)} examples"
     status: Status = "failed" if moved else "ok"
-    return finding("eps-zero", status, message, "project onto the threat at the end", moved=moved)
+    return finding(
+        "attack-eps-zero", status, message, "project onto the threat at the end", moved=moved
+    )
 
 
 def _constraint(trial: _Trial) -> Finding:
@@ -144,10 +160,10 @@ def _constraint(trial: _Trial) -> Finding:
     measured = {"outside": outside, "n": len(x_adv), "ratio": ratio}
     message = f"its points are at most {ratio:.4g} eps away"
     if not outside:
-        return finding("constraint", "ok", message, **measured)
+        return finding("attack-constraint", "ok", message, **measured)
     message = f"{outside} of {len(x_adv)} points lie outside ball or range: {message}"
     remedy = "project every iterate onto ball and range, in units of the inputs"
-    return finding("constraint", "failed", message, remedy, **measured)
+    return finding("attack-constraint", "failed", message, remedy, **measured)
 
 
 def _reach(trial: _Trial) -> Finding:
@@ -155,22 +171,22 @@ def _reach(trial: _Trial) -> Finding:
     left = correct_of(trial.model, x_adv, trial.y)
     n = int(left.sum())
     if n < FEWEST:
-        return finding("reach", "skipped", f"only {plural(n)} withstand a small eps")
+        return finding("attack-reach", "skipped", f"only {plural(n)} withstand a small eps")
     share = trial.threat.distance(trial.x, x_adv)[left] / trial.at(SMALL).eps
     median = float(share.median())
     message = f"where nothing is fooled it uses {median:.2g} of eps (median of {n})"
     if median >= FULL:
-        return finding("reach", "ok", message, share=median, n=n)
+        return finding("attack-reach", "ok", message, share=median, n=n)
     message += ": eps is in other units (normalised inputs?), or steps are too short"
     remedy = "give eps and steps in units of the inputs, and normalise inside the model"
-    return finding("reach", "failed", message, remedy, share=median, n=n)
+    return finding("attack-reach", "failed", message, remedy, share=median, n=n)
 
 
 def _steps(trial: _Trial) -> Finding:
     short = trial.with_count(TRIAL)
     long = trial.with_count({name: 2 * number for name, number in TRIAL.items()})
     if short is None or long is None:
-        return finding("steps", "skipped", "the attack has no number of steps or queries")
+        return finding("attack-steps", "skipped", "the attack has no number of steps or queries")
     name = short[0]
     with watched(trial.model) as seen:
         trial.run(TINY, short[1])
@@ -185,9 +201,9 @@ def _steps(trial: _Trial) -> Finding:
     )
     measured = {"few": few / n, "many": many / n}
     if many >= GROWTH * few:
-        return finding("steps", "ok", message, **measured)
+        return finding("attack-steps", "ok", message, **measured)
     message += f": {name} does not mean what it says"
-    return finding("steps", "failed", message, f"let the loop run {name} times", **measured)
+    return finding("attack-steps", "failed", message, f"let the loop run {name} times", **measured)
 
 
 def _ascent(trial: _Trial) -> Finding:
@@ -196,9 +212,11 @@ def _ascent(trial: _Trial) -> Finding:
     message = f"the lead of the label falls on {up} of {n} examples and grows on {down}"
     measured = {"up": up, "down": down, "n": n}
     if down <= up or sign_test(down, up) >= SURE:
-        return finding("ascent", "ok", message, **measured)
+        return finding("attack-ascent", "ok", message, **measured)
     message += ": it walks the wrong way"
-    return finding("ascent", "failed", message, "step along the gradient of the loss", **measured)
+    return finding(
+        "attack-ascent", "failed", message, "step along the gradient of the loss", **measured
+    )
 
 
 def _blind(trial: _Trial) -> Finding:
@@ -208,17 +226,17 @@ def _blind(trial: _Trial) -> Finding:
     remedy = "let the loss depend on the points: detach neither them nor the logits"
     if n < min(FEWEST, len(lengths)):
         message = f"it moves {n} of {len(lengths)} examples at a small eps"
-        return finding("blind", "failed", message, remedy, moved=n)
+        return finding("attack-blind", "failed", message, remedy, moved=n)
     if n < FEWEST:
-        return finding("blind", "skipped", f"{plural(n)} tell nothing")
+        return finding("attack-blind", "skipped", f"{plural(n)} tell nothing")
     gained = trial.margins(x_adv) - trial.margins(_noise(trial, lengths))
     won, lost = int((gained > 0).sum()), int((gained < 0).sum())
     message = f"it beats noise of the same length on {won} of {len(gained)} examples"
     measured = {"won": won, "lost": lost, "n": len(gained)}
     if sign_test(won, lost) < SURE:
-        return finding("blind", "ok", message, **measured)
+        return finding("attack-blind", "ok", message, **measured)
     message += ": its moves do not follow the model"
-    return finding("blind", "failed", message, remedy, **measured)
+    return finding("attack-blind", "failed", message, remedy, **measured)
 
 
 def _noise(trial: _Trial, lengths: Tensor) -> Tensor:
@@ -244,8 +262,8 @@ def _lost(trial: _Trial) -> Finding:
                 passed += 1
                 lost += int(bool(correct_of(trap, x_adv, y)))
     if not passed:
-        return finding("lost", "skipped", "no search met a trap on its way")
+        return finding("attack-lost", "skipped", "no search met a trap on its way")
     message = f"of {passed} searches that met a misclassified point {lost} returned another"
     status: Status = "failed" if lost else "ok"
     remedy = "keep the best point so far, not the last one"
-    return finding("lost", status, message, remedy, passed=passed, lost=lost)
+    return finding("attack-lost", status, message, remedy, passed=passed, lost=lost)

@@ -2,6 +2,8 @@
 
 __all__ = ["before"]
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -67,14 +69,27 @@ def before(
             found[:1] = attempt("range", lambda: _ranges(model, x, y, threat, found[0]))
         correct = out.argmax(1) == y
         shown = sampled(x, correct if bool(correct.any()) else ~correct, SHOWN, seed)
-        random = attempt("randomised", lambda: outputs.randomised(model, x[shown], passes))
-        found += random
-        unsteady = random[0].status != "ok"
-        found += attempt("dynamic", lambda: outputs.dynamic(model, x[shown[:FEW]], changed))
-        found += attempt("repeatable", lambda: outputs.repeatable(model, x[shown], unsteady))
-        found += attempt("eval-mode", lambda: outputs.eval_mode(model, changed, original_training))
-        found += _slopes(model, x[shown], y[shown], threat, seed, unsteady)
-    return found
+        x, y = x[shown], y[shown]
+        found += _forward(model, x, passes, changed, original_training)
+        unsteady = any(f.check == "randomised" and f.status != "ok" for f in found)
+        return found + _slopes(model, x, y, threat, seed, unsteady)
+
+
+def _forward(
+    model: nn.Module,
+    x: Tensor,
+    passes: int,
+    changed: Callable[[], set[str]],
+    original_training: bool,
+) -> list[Finding]:
+    """Return what forward passes tell: C2, C8 and C24."""
+    found = attempt("randomised", lambda: outputs.randomised(model, x, passes))
+    unsteady = found[0].status != "ok"
+    found += attempt("dynamic", lambda: outputs.dynamic(model, x[:FEW], changed))
+    found += attempt("repeatable", lambda: outputs.repeatable(model, x, unsteady))
+    return found + attempt(
+        "eval-mode", lambda: outputs.eval_mode(model, changed, original_training)
+    )
 
 
 def _ranges(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seen: Finding) -> Finding:

@@ -18,36 +18,42 @@ from equipoise.metrics import interval
 
 Status = Literal["ok", "warning", "failed", "skipped"]
 
-# The name of each check, and its number in the list of automatic checks.
+# The name of each check, and its number in the list of automatic checks. Before the attacks, on
+# a few examples, after the attacks, and of an attack itself.
 CHECKS: dict[str, str] = {
     "eps-zero": "C1",
     "eval-mode": "C2",
     "repeatable": "C2",
     "logits": "C3",
     "range": "C4",
-    "constraint": "C5",
-    "reach": "C5",
     "gradients": "C6",
     "saturation": "C6",
-    "logit-scale": "C6",
     "smooth": "C7",
     "dynamic": "C8",
+    "few-classes": "C23",
+    "randomised": "C24",
+    "logit-scale": "C6",
     "one-step": "C9",
-    "ascent": "C9",
-    "steps": "C10",
     "more-steps": "C10",
     "restarts": "C10",
     "monotone": "C11",
     "unbounded": "C12",
     "black-box": "C13",
     "noise": "C14",
-    "blind": "C14",
+    "masking": "C19",
+    "constraint": "C5",
+    "black-box-full": "C13",
     "transfer": "C15",
     "lost": "C16",
-    "masking": "C19",
+    "masking-full": "C19",
     "control": "C20",
-    "few-classes": "C23",
-    "randomised": "C24",
+    "attack-eps-zero": "C1",
+    "attack-constraint": "C5",
+    "attack-reach": "C5",
+    "attack-ascent": "C9",
+    "attack-steps": "C10",
+    "attack-blind": "C14",
+    "attack-lost": "C16",
 }
 
 
@@ -56,7 +62,8 @@ class Finding:
     """The answer of one check.
 
     Arguments:
-        check: The name of the check, one of :data:`CHECKS`.
+        check: The name of the check, one of :data:`CHECKS`; of an attack that has a name
+            with that after a colon.
         code: Its number in the list of automatic checks.
         status: ``"ok"``; ``"warning"``: the number may be too good; ``"failed"``: it cannot be
             trusted; ``"skipped"``: the question does not arise or cannot be answered.

@@ -41,7 +41,7 @@ def in_range(x: Tensor, threat: Threat) -> Finding:
 def _outside(x: Tensor, mean: float, std: float) -> tuple[str, str]:
     if float(x.max()) > 2 and bool((x == x.round()).all()):
         return "they look like bytes", "divide by 255"
-    if abs(mean) < 0.5 and 0.5 < std < 2:
+    if float(x.min()) < 0 and abs(mean) < 0.5 and 0.5 < std < 2:
         return "they look normalised by the loader", "make normalisation the model's first layer"
     return "they have another scale", "bring them into the range, and scaling into the model"
 

@@ -16,11 +16,11 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from equipoise.attacks.apgd import APGDT
 from equipoise.attacks.core import Attack, guest
 from equipoise.attacks.pgd import PGD
 from equipoise.attacks.square import Square
-from equipoise.draws import KeyedDraws
-from equipoise.evaluation.checks.finding import Finding, finding, graded, judged, listed
+from equipoise.evaluation.checks.finding import Finding, finding, graded, judged
 from equipoise.evaluation.checks.gradients import reachable
 from equipoise.evaluation.checks.model import (
     attempt,
@@ -30,6 +30,7 @@ from equipoise.evaluation.checks.model import (
     preserved,
     sampled,
 )
+from equipoise.evaluation.checks.probe import Probe
 from equipoise.losses import margin
 from equipoise.threat import Threat
 
@@ -48,7 +49,8 @@ NAMES = (
 BASE = PGD(steps=20)
 WIDE = PGD(steps=20, loss="margin")
 ONE_STEP = PGD(steps=1, step_factor=1, start="zero")
-LONG = PGD(steps=100, loss="margin", restarts=4)
+LONG = PGD(steps=100, loss="margin", restarts=2)
+LONGEST = APGDT()
 UNBOUNDED = PGD(steps=40, loss="margin")
 
 SHARE = 5  # one example in so many of the evaluation is probed
@@ -57,7 +59,8 @@ TRIES = 250  # draws of noise, and queries of Square, for each example that is p
 MOST_TRIES = 1000  # the most for one example
 DEAREST = 100  # steps times restarts of a search that may be doubled
 
-RARE, UNBEATEN, LUCKY, OFTEN = 0.002, 0.005, 0.01, 0.05  # shares that are tolerated
+# Shares that are tolerated; a warning needs the lower end of the interval beyond them.
+RARE, UNBEATEN, LUCKY, OFTEN = 0.002, 0.005, 0.01, 0.05
 FEW = 0.1  # of the examples: no more are searched again
 _ADAPT = "run attacks without gradients (square) and one made for this defence"
 
@@ -102,11 +105,11 @@ def probes(
             return [
                 finding(name, "skipped", "no example is classified correctly") for name in NAMES
             ]
-        probe = _Probe(model, x[rows], y[rows], rows, threat, seed, passes)
+        probe = Probe(model, x[rows], y[rows], rows, threat, seed, passes)
         return [*_white_box(probe, attacks or {}), *_black_box(probe)]
 
 
-def _white_box(probe: "_Probe", attacks: Mapping[str, Attack]) -> list[Finding]:
+def _white_box(probe: Probe, attacks: Mapping[str, Attack]) -> list[Finding]:
     if not reachable(exact_of(probe.model), probe.x[:FEWEST], probe.y[:FEWEST]):
         why = "there are no gradients to search with"
         return [finding(name, "skipped", why) for name in NAMES[:-2]]
@@ -122,68 +125,14 @@ def _white_box(probe: "_Probe", attacks: Mapping[str, Attack]) -> list[Finding]:
     return list(chain.from_iterable(attempt(name, run) for name, run in checks.items()))
 
 
-def _black_box(probe: "_Probe") -> list[Finding]:
+def _black_box(probe: Probe) -> list[Finding]:
     # Both are shown what every search with gradients left; neither profits from the other.
     left = ~probe.found
     found = attempt("noise", lambda: _noise(probe, left))
     return found + attempt("black-box", lambda: _square(probe, left))
 
 
-class _Probe:
-    """Some correct examples, and which of them were fooled so far by attacks with gradients."""
-
-    def __init__(
-        self, model: nn.Module, x: Tensor, y: Tensor, rows: Tensor, threat: Threat, seed: int,
-        passes: int,
-    ) -> None:  # fmt: skip
-        self.model, self.x, self.y, self.rows, self.threat = model, x, y, rows, threat
-        self.seed, self.passes = seed, passes
-        self.draws = KeyedDraws.of(x, seed).child("probes")
-        self.found = torch.zeros_like(y, dtype=torch.bool)
-        self.known: dict[str, Tensor] = {}
-
-    @property
-    def n(self) -> int:
-        """Return how many examples are probed."""
-        return len(self.y)
-
-    def fools(
-        self, attack: Attack, among: Tensor, name: str, *, threat: Threat | None = None,
-        model: nn.Module | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Tell whom an attack fools among some examples, with shape (N,).
-
-        Arguments:
-            attack: The attack.
-            among: Which examples it is shown, with shape (N,).
-            name: The name of its random numbers.
-            threat: What it is allowed, if something else.
-            model: The model it searches, if another; the verdict is that of the model itself.
-        """
-        rows = among.nonzero()[:, 0]
-        fooled = torch.zeros_like(among)
-        if len(rows):
-            x, y, allowed = self.x[rows], self.y[rows], threat or self.threat
-            draws = self.draws.child(name).select(rows)
-            x_adv = attack(model or self.model, x, y, allowed, draws=draws)
-            inside = allowed.contains(x, x_adv)
-            fooled[rows] = inside & ~correct_of(self.model, x_adv, y, passes=self.passes)
-        return fooled
-
-    def broken(self, attack: PGD) -> Tensor:
-        """Tell whom a plain search fools among all; each search is made once."""
-        key = repr(attack)
-        if key not in self.known:
-            self.known[key] = self.fools(attack, torch.ones_like(self.found), "base")
-            self.found |= self.known[key]
-        return self.known[key]
-
-    def where(self, flags: Tensor) -> str:
-        """Return in words which rows of the caller's inputs some examples are."""
-        return f"rows {listed(self.rows[flags])}" if bool(flags.any()) else "none"
-
-
-def _one_step(probe: _Probe) -> Finding:
+def _one_step(probe: Probe) -> Finding:
     """C9: whether one step fools examples that a search of many steps does not."""
     left = ~probe.broken(BASE)
     worse = probe.fools(ONE_STEP, left, "one step")
@@ -202,7 +151,7 @@ def _one_step(probe: _Probe) -> Finding:
     )
 
 
-def _masking(probe: _Probe) -> Finding:
+def _masking(probe: Probe) -> Finding:
     """C19: whether the margin fools many that cross-entropy, equally long, does not."""
     left = ~probe.broken(BASE)
     more = left & probe.broken(WIDE)
@@ -232,7 +181,7 @@ def _longest(attacks: Mapping[str, Attack]) -> PGD:
     return max(known, key=lambda attack: attack.steps * attack.restarts, default=WIDE)
 
 
-def _more(probe: _Probe, attack: PGD, what: str) -> Finding:
+def _more(probe: Probe, attack: PGD, what: str) -> Finding:
     """C10: whether twice as much of a search fools many more examples."""
     left = ~probe.broken(attack)
     many: int = getattr(attack, what)
@@ -264,7 +213,7 @@ class _Divided(nn.Module):
         return out
 
 
-def _logit_scale(probe: _Probe) -> Finding:
+def _logit_scale(probe: Probe) -> Finding:
     """C6: whether cross-entropy fools many more once logits are divided by a constant."""
     left = ~probe.broken(BASE)
     gap = float(margin(logits_of(probe.model, probe.x), probe.y).abs().double().median())
@@ -287,7 +236,7 @@ def _logit_scale(probe: _Probe) -> Finding:
     )
 
 
-def _monotone(probe: _Probe) -> Finding:
+def _monotone(probe: Probe) -> Finding:
     """C11: whether a smaller eps fools examples that a larger one does not."""
     here = probe.broken(WIDE)
     half = replace(probe.threat, eps=probe.threat.eps / 2)
@@ -312,7 +261,7 @@ def _monotone(probe: _Probe) -> Finding:
     )
 
 
-def _unbounded(probe: _Probe) -> Finding:
+def _unbounded(probe: Probe) -> Finding:
     """C12: whether a search without bounds fools everything."""
     span = probe.threat.high - probe.threat.low
     size = probe.x[0].numel()
@@ -334,7 +283,7 @@ def _unbounded(probe: _Probe) -> Finding:
     )
 
 
-def _noise(probe: _Probe, left: Tensor) -> Finding:
+def _noise(probe: Probe, left: Tensor) -> Finding:
     """C14: whether noise within the threat fools examples that searches do not."""
     draws = _tries(probe, left)
     fooled = _missed(probe, _by_noise(probe, left, draws))
@@ -354,8 +303,8 @@ def _noise(probe: _Probe, left: Tensor) -> Finding:
     )
 
 
-def _missed(probe: _Probe, fooled: Tensor) -> Tensor:
-    """Tell which of a few examples a long search with gradients does not fool either.
+def _missed(probe: Probe, fooled: Tensor) -> Tensor:
+    """Tell which of a few examples long searches with gradients do not fool either.
 
     A short search misses an example now and then on an honest model, too.
     """
@@ -363,15 +312,16 @@ def _missed(probe: _Probe, fooled: Tensor) -> Tensor:
         return fooled
     if not reachable(exact_of(probe.model), probe.x[:1], probe.y[:1]):
         return fooled
-    return fooled & ~probe.fools(LONG, fooled, "long")
+    fooled = fooled & ~probe.fools(LONG, fooled, "long")
+    return fooled & ~probe.fools(LONGEST, fooled, "longest")
 
 
-def _tries(probe: _Probe, left: Tensor) -> int:
+def _tries(probe: Probe, left: Tensor) -> int:
     """Return how many tries each example gets, so that all together have a fixed price."""
     return min(MOST_TRIES, TRIES * probe.n // max(int(left.sum()), 1))
 
 
-def _by_noise(probe: _Probe, left: Tensor, draws: int) -> Tensor:
+def _by_noise(probe: Probe, left: Tensor, draws: int) -> Tensor:
     """Tell whom noise fools: by turns uniform in the ball and, where it has them, at corners."""
     fooled = torch.zeros_like(left)
     rows = left.nonzero()[:, 0]
@@ -389,7 +339,7 @@ def _by_noise(probe: _Probe, left: Tensor, draws: int) -> Tensor:
     return fooled
 
 
-def _square(probe: _Probe, left: Tensor) -> Finding:
+def _square(probe: Probe, left: Tensor) -> Finding:
     """C13: whether a search without gradients fools examples that those with them do not."""
     queries = _tries(probe, left)
     attack = Square(queries=queries, rescale=True)

@@ -1,0 +1,605 @@
+"""The report on an evaluation: stages, checks, cost, hard and easy images, models of one's own."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from browser import browser
+from equipoise.errors import UserError
+from equipoise.metrics import interval
+from equipoise.report import build
+from equipoise.report.bars import Bar, bars
+from equipoise.report.cautions import cautions
+from equipoise.report.checks import check_lists
+from equipoise.report.gallery import gallery
+from equipoise.report.results import headline_rows, verdicts
+from equipoise.report.runs_reader import read_run, read_runs
+from equipoise.report.selection import attack_names
+from equipoise.report.stages import heading, stage_tables
+from test_report import (
+    CLASSES,
+    HOSTILE,
+    append,
+    images,
+    make_run,
+    page,
+    record,
+    text_of,
+    write_json,
+)
+
+STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
+LEFT = (880, 860, 855, 855)  # of 1000, after each stage; 975 are correct without attack
+
+
+# --- evaluations -----------------------------------------------------------------------------
+
+
+def stage(name, entered, robust, *, n=1000, alone=None, **more):
+    line = {"attack": name, "entered": entered, "broken": entered - robust, "robust": robust}
+    line |= {"accuracy": robust / n, "interval": list(interval(robust, n)), "alone": alone}
+    line |= {"settings": f"{name}()", "notes": [], "finished": True, "seconds": 2.5}
+    return line | {"forwards": 1000 * entered, "backwards": 500 * entered} | more
+
+
+def ensemble(*, individual=True, name="autoattack", n=1000, left=LEFT, **more):
+    left = [n * found // 1000 for found in left]
+    entered = (975 * n // 1000, *left)
+    alone = (0.88, 0.871, 0.873, 0.9) if individual else (0.88, None, None, None)
+    stages = [
+        stage(s, e, r, n=n, alone=a)
+        for s, e, r, a in zip(STAGES, entered, left, alone, strict=False)
+    ]
+    cost = {"forwards": 3_570_000, "backwards": 1_785_000, "seconds": 10.0}
+    last = left[-1] / n
+    return (
+        record(name, last, n=n, stages=stages, interval=list(interval(left[-1], n))) | cost | more
+    )
+
+
+def judged(*, individual=True, eps=0.15, n=1000, **more):
+    """All records of an evaluation by pgd-20 and AutoAttack."""
+    whole = ensemble(individual=individual, eps=eps, n=n)
+    found = [record("clean", 0.975, eps=eps, n=n), record("pgd-20", 0.9, eps=eps, n=n)]
+    names = ["pgd-20", "autoattack"]
+    if individual:
+        found += [record(s["attack"], s["alone"], eps=eps, n=n) for s in whole["stages"]]
+        names = ["pgd-20", *STAGES, "autoattack"]
+    worst = record(
+        "worst-case", 0.855, eps=eps, n=n, attacks=names, passes=1, precision="bfloat16"
+    )
+    worst |= {"forwards": 3_600_000, "backwards": 1_800_000, "seconds": 85.0, "seed": 7}
+    return [{**r, **more} for r in (*found, whole, worst)]
+
+
+def finding(check, status="ok", message="all is well", remedy=""):
+    said = {"check": check, "code": "C1", "status": status, "message": message}
+    return said | {"remedy": remedy, "measured": {}}
+
+
+def evaluate(run, *, eps=0.15, n=1000, findings=(), records=(), finished=True, weights="model"):
+    """Write what an evaluation leaves: the summary, and tensors of 60 images."""
+    last = "-last" if weights == "last" else ""
+    path = run / "evaluations" / f"linf-{eps:g}-n{n}{last}.safetensors"
+    about = {"norm": "linf", "eps": repr(eps), "n": n, "weights": weights, "finished": finished}
+    tensors(path, eps, about)
+    versions = {
+        "device": "cpu (an example)",
+        "command": "equipoise evaluate r --attacks autoattack",
+    }
+    content = {"format": 1, "about": about, "finished": True, "records": list(records)}
+    content |= {
+        "findings": list(findings),
+        "memory": 400 * 2**20,
+        "origin": {"versions": versions},
+    }
+    write_json(path.with_suffix(".json"), content)
+    return path
+
+
+def tensors(path, eps, about=None, **options):
+    """Give images what an evaluation measures of each: the margin, the distance, who broke it."""
+    images(path, eps=eps, **options)
+    values = load_file(path)
+    fooled = values["correct"].astype(bool) & ~values["robust"].astype(bool)
+    index = np.arange(len(fooled))
+    margin = np.where(fooled, -0.01 * (1 + index), 0.02 * (1 + index))
+    margin[~values["correct"].astype(bool)] = np.inf
+    outcomes = {"pgd-20": {}, **{f"autoattack/{name}": {} for name in STAGES}}
+    values |= {"margin": margin, "distance": np.full(len(index), eps)}
+    values |= {"broken_by": np.where(fooled, index % 5, -1)}
+    metadata = {"norm": "linf", "eps": repr(eps), "classes": json.dumps(CLASSES)}
+    metadata |= {"outcomes": json.dumps(outcomes), "about": json.dumps(about or {})}
+    save_file(values, path, metadata=metadata)
+
+
+def evaluated(root, name="a3gt", *, findings=(), individual=True, **options):
+    run = make_run(root, name, method="a3gt", eps=())
+    (run / "evaluations" / "linf-0.15.safetensors").unlink()
+    records = judged(individual=individual)
+    append(run / "records.jsonl", *records)
+    evaluate(run, records=records, findings=findings, **options)
+    return run
+
+
+def own(root, name="mine", weights="net.pt"):
+    run = root / name
+    run.mkdir()
+    sha = "cd" * 32 if weights else None
+    about = {"format": 1, "model": "nets.robust:load", "weights": weights, "weights_sha256": sha}
+    write_json(run / "own-model.json", {**about, "data": "digits", "data_dir": None})
+    return run
+
+
+def told(*folders):
+    runs = read_runs(folders)
+    return {c.title: c for c in cautions(runs, headline_rows(runs))}
+
+
+def cells_of(html, name):
+    """Return the words of each cell of the first table of a class, row by row."""
+    table = html[html.index(f'<table class="{name}">') :]
+    rows = re.findall(r"<tr>.*?</tr>", table[: table.index("</table>")], re.DOTALL)
+    cell = re.compile(r"<t[hd][^>]*>.*?</t[hd]>", re.DOTALL)
+    return [[text_of(c).replace("\u00a0", " ") for c in cell.findall(row)] for row in rows]
+
+
+def first_table(run, shown=("linf", 0.15)):
+    return stage_tables(read_run(run), shown, "fig-stages-0")[0]
+
+
+# --- stages ----------------------------------------------------------------------------------
+
+
+def test_stages_are_a_table_with_a_total(tmp_path):
+    html = page(evaluated(tmp_path), out=tmp_path / "report.html")
+    head, *rows, total = cells_of(html, "stages")
+    assert head[:5] == ["Stage", "attacked", "broken", "robust so far", "alone"]
+    assert head[5:] == ["images forward", "images backward", "time"]
+    assert rows[1] == [
+        *("apgd-t", "880", "20", "86.0 %83.6–88.1", "87.1 %", "880,000", "440,000", "2.5 s")
+    ]
+    assert total == [
+        *("AutoAttack", "975", "120", "85.5 %83.1–87.7", "", "3,570,000", "1,785,000", "10 s")
+    ]
+    assert "AutoAttack, stage by stage" in text_of(html)
+    assert "its passes and seconds are of that" in text_of(html)
+
+
+def test_the_figure_says_in_words_what_it_shows(tmp_path):
+    alone, left = first_table(evaluated(tmp_path)).figure().panels
+    spoken = re.search('aria-label="([^"]+)"', alone.svg)[1].replace("\u00a0", " ")
+    assert "pgd-20 90.0 %; apgd-ce 88.0 %; apgd-t 87.1 %; fab-t 87.3 %; square 90.0 %" in spoken
+    assert "autoattack 85.5 %; worst-case 85.5 %." in spoken
+    assert spoken.endswith("Lowest of the single attacks: apgd-t.")
+    spoken = re.search('aria-label="([^"]+)"', left.svg)[1]
+    assert "975 of 1000 are correct without attack; apgd-ce breaks 95 and leaves 880" in spoken
+
+
+def test_what_is_not_known_alone_is_not_drawn(tmp_path):
+    table = first_table(evaluated(tmp_path, individual=False))
+    spoken = re.search('aria-label="([^"]+)"', table.figure().panels[0].svg)[1]
+    assert "apgd-ce" in spoken
+    assert "square" not in spoken
+    (remark,) = table.remarks
+    assert remark.startswith("apgd-t, fab-t and square attacked only what those before had left")
+    assert "--individual" in remark
+
+
+def test_notes_of_a_stage_are_remarks(tmp_path):
+    run = evaluated(tmp_path)
+    whole = ensemble()
+    whole["stages"][1]["notes"] = ["3 classes: the margin replaces dlr"]
+    append(run / "records.jsonl", whole)
+    assert "apgd-t: 3 classes: the margin replaces dlr." in first_table(run).remarks
+
+
+def test_an_ensemble_after_other_attacks_does_not_speak_for_itself(tmp_path):
+    run = evaluated(tmp_path)
+    whole = ensemble(individual=False)
+    whole["stages"][0]["alone"] = None
+    append(run / "records.jsonl", whole)
+    figure = first_table(run).figure()
+    assert len(figure.panels) == 1
+    spoken = re.search('aria-label="([^"]+)"', figure.panels[0].svg)[1]
+    assert "autoattack" not in spoken
+    assert "worst-case" in spoken
+    assert "read the worst case" in told(run)["Ensemble after other attacks"].text
+
+
+def test_the_shown_budget_comes_first_and_others_are_folded(tmp_path):
+    run = evaluated(tmp_path)
+    append(run / "records.jsonl", *judged(eps=0.05), *judged(n=200))
+    tables = stage_tables(read_run(run), ("linf", 0.15), "f")
+    assert [(t.row.threat[1], t.row.n) for t in tables] == [
+        (0.15, 1000),
+        (0.15, 200),
+        (0.05, 1000),
+    ]
+    assert heading(tables) == "AutoAttack, stage by stage"
+    html = page(run, out=tmp_path / "report.html")
+    folded = html.index("a3gt in 2 other evaluations")
+    assert [m.start() < folded for m in re.finditer('<table class="stages">', html)] == [
+        True,
+        False,
+        False,
+    ]
+
+
+def test_several_ensembles_are_told_apart(tmp_path):
+    run = evaluated(tmp_path)
+    append(run / "records.jsonl", ensemble(name="autoattack-plus"))
+    tables = stage_tables(read_run(run), ("linf", 0.15), "f")
+    assert [t.title for t in tables] == ["AutoAttack", "AutoAttack-plus"]
+    assert heading(tables) == "Ensembles, stage by stage"
+
+
+def test_a_stage_and_an_attack_of_the_same_name_are_two_bars(tmp_path):
+    run = evaluated(tmp_path, individual=False)
+    append(run / "records.jsonl", record("apgd-ce", 0.7))
+    spoken = re.search('aria-label="([^"]+)"', first_table(run).figure().panels[0].svg)[1]
+    assert "apgd-ce 70.0" in spoken
+    assert "autoattack/apgd-ce 88.0" in spoken
+
+
+def test_verdicts_name_the_ensemble(tmp_path):
+    def verdict(run):
+        return verdicts(list(headline_rows(read_runs([run])).values()))[0].replace("\u00a0", " ")
+
+    run = evaluated(tmp_path)
+    assert "85.5 % under AutoAttack and pgd-20 at eps = 0.15" in verdict(run)
+    names = ["fgsm", "pgd-20", *STAGES, "autoattack"]
+    append(run / "records.jsonl", record("worst-case", 0.8, attacks=names))
+    assert "80.0 % under the worst of 6 attacks, AutoAttack among them at" in verdict(run)
+
+
+def test_old_runs_have_neither_stages_nor_checks(tmp_path):
+    html = page(make_run(tmp_path, "a3gt"), out=tmp_path / "report.html")
+    for identity in ("stages", "checks"):
+        assert f'id="{identity}"' not in html
+        assert f'href="#{identity}"' not in html
+    assert "Easiest to fool" not in html
+    assert "Incomplete file" not in html
+
+
+# --- evaluations that were interrupted or damaged ----------------------------------------------
+
+
+def test_an_interrupted_evaluation_is_shown_as_far_as_it_came(tmp_path):
+    run = evaluated(tmp_path, "my run")
+    (run / "records.jsonl").unlink()
+    append(run / "records.jsonl", *judged()[:2])
+    partial = ensemble(left=LEFT[:2])
+    partial["stages"][1] |= {"finished": False, "alone": None}
+    evaluate(run, records=[*judged()[:2], partial], finished=False)
+    table = first_table(run)
+    assert table.interrupted
+    assert table.remarks[0].startswith("Interrupted during apgd-t")
+    caution = told(run)["Evaluation not finished"]
+    assert f"`equipoise evaluate '{run}' --resume`" in caution.text
+    html = page(run, out=tmp_path / "report.html")
+    assert html.count('<span class="tag">interrupted</span>') == 2  # stages and images
+    assert "some images have not met every attack" in text_of(html)
+    assert "withstood so far" in html
+
+
+def test_an_evaluation_that_ended_is_no_caution(tmp_path):
+    assert "Evaluation not finished" not in told(evaluated(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "is damaged"),
+        ("[]", "is damaged"),
+        ('{"about": {"norm": "linf", "n": 3}}', "no 'eps'"),
+        ('{"about": {"norm": "linf", "n": 3, "eps": "x"}}', "eps is x"),
+        ('{"about": {"norm": "linf", "n": 3, "eps": "1"}, "records": [{}]}', "no 'attack'"),
+        ('{"about": {"norm": "linf", "n": 3, "eps": "1"}, "findings": [{}]}', "no 'check'"),
+        (None, "is missing"),
+    ],
+)
+def test_a_damaged_summary_is_a_note(tmp_path, content, words):
+    run = evaluated(tmp_path)
+    (path,) = (run / "evaluations").glob("*.json")
+    path.unlink() if content is None else path.write_text(content, encoding="utf-8")
+    text = told(run)["Incomplete file"].text
+    assert words in text
+    assert "evaluations/linf-0.15-n1000.json" in text
+    text = text_of(page(run, out=tmp_path / "report.html"))
+    assert "AutoAttack, stage by stage" in text, "the records still have it"
+    assert "Easiest to fool" in text
+
+
+def test_a_summary_without_its_images(tmp_path):
+    run = evaluated(tmp_path)
+    next((run / "evaluations").glob("*.safetensors")).unlink()
+    html = page(run, out=tmp_path / "report.html")
+    assert 'id="gallery"' not in html
+    assert read_run(run).evaluations[0].distances is None
+
+
+def test_weights_of_the_last_round_give_way_to_the_kept(tmp_path):
+    run = evaluated(tmp_path)
+    evaluate(run, n=5000, weights="last", findings=[finding("lost", "failed", "gone")])
+    assert [e.n for e in read_run(run).evaluations] == [1000]
+    assert "Check failed: lost" not in told(run)
+    assert gallery(read_run(run), ("linf", 0.15), "g").finished
+
+
+# --- checks and cost ---------------------------------------------------------------------------
+
+MIXED = (
+    finding("range"),
+    finding("control", "skipped", "no other model is known"),
+    finding("steps", "warning", "more steps fool 9 more", "use more steps"),
+    finding("black-box", "failed", "square fooled 14 that gradients did not", "look at the model"),
+    finding("logits"),
+)
+
+
+def test_what_failed_comes_first_with_its_remedy(tmp_path):
+    (checked,) = check_lists(read_run(evaluated(tmp_path, findings=MIXED)), ("linf", 0.15))
+    assert [f.check for f in checked.alarms] == ["black-box", "steps"]
+    assert [f.check for f in checked.rest] == ["range", "logits", "control"]
+    assert checked.summary == "2 checks passed, 1 skipped"
+    html = page(tmp_path / "a3gt", out=tmp_path / "report.html")
+    text = text_of(html[html.index('id="checks"') :])
+    assert (
+        "Failed, black-box (C1): square fooled 14 that gradients did not. Look at the model. "
+        "Warning, steps (C1): more steps fool 9 more. Use more steps. 2 checks passed, 1 skipped"
+    ) in text
+    assert "control skipped: no other model is known" in text
+
+
+def test_failed_checks_lead_the_cautions_with_the_name_of_the_run(tmp_path):
+    one = evaluated(tmp_path, "one", findings=MIXED)
+    two = evaluated(tmp_path, "two", findings=[finding("lost", "failed", "2 points are gone")])
+    found = told(one, two)
+    assert list(found)[:3] == [
+        "Check failed: black-box",
+        "Check failed: lost",
+        "Check warns: steps",
+    ]
+    assert found["Check failed: black-box"].runs == ("one",)
+    assert found["Check failed: lost"].text == "2 points are gone."
+    assert found["Check warns: steps"].text == "more steps fool 9 more. Use more steps.", (
+        "no budget is said where there is one evaluation"
+    )
+
+
+def test_a_check_that_objects_at_several_budgets_speaks_once(tmp_path):
+    run = evaluated(tmp_path, findings=MIXED)
+    evaluate(run, eps=0.05, findings=[finding("steps", "warning", "more steps fool 3 more")])
+    text = told(run)["Check warns: steps"].text.replace("\u00a0", " ")
+    assert text == (
+        "at L∞, eps = 0.15, n = 1,000: more steps fool 9 more. Use more steps. "
+        "It says so of another evaluation, too: see Checks and cost."
+    )
+
+
+def test_no_checks_are_said(tmp_path):
+    html = page(evaluated(tmp_path), out=tmp_path / "report.html")
+    assert "No check was made, so nothing speaks for or against the numbers." in text_of(html)
+
+
+def test_cost_and_how_to_check_again(tmp_path):
+    run = evaluated(tmp_path, "my run")
+    (checked,) = check_lists(read_run(run), None)
+    facts = {name: text.replace("\u00a0", " ") for name, text in checked.facts}
+    fooled = sum(i % 11 != 0 and i % 3 != 0 for i in range(60))
+    assert facts == {
+        "Distances": f"of {fooled} images that are fooled: median 0.15, largest 0.15 "
+        "(L∞, eps = 0.15)",
+        "Passes": "3.6 million images forward, 1.8 million backward",
+        "Time": "1 min 25 s in the attacks",
+        "Peak memory": "400 MiB",
+        "Precision": "searched in bfloat16; every verdict is by 1 forward pass in float32",
+        "Seed": "7",
+        "Device": "cpu (an example)",
+        "Command": "`equipoise evaluate r --attacks autoattack`",
+        "Check it again": f"`equipoise verify '{run}'`",
+    }
+
+
+def test_what_findings_and_stages_say_is_escaped(tmp_path):
+    bad = finding("<b>x</b>", "failed", HOSTILE, "<i>run</i> `<u>`")
+    run = evaluated(tmp_path, findings=[bad, finding("range", message="<em>fine</em>")])
+    whole = ensemble(name=f"autoattack-{HOSTILE}")
+    whole["stages"][0] |= {"attack": HOSTILE, "settings": "<s>", "notes": ["<q>"]}
+    append(run / "records.jsonl", whole, record(f"{HOSTILE * 2}", 0.1))
+    html = page(run, out=tmp_path / "report.html")
+    for raw in ("<script>alert", "<b>x", "<i>run", "<u>", "<em>fine", "<s>", "<q>"):
+        assert raw not in html
+    ids = re.findall(r'\sid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    used = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', html)
+    assert {a or b for a, b in used} <= set(ids)
+    defined = set(re.findall(r"(--[\w-]+):", html))
+    assert set(re.findall(r"var\((--[\w-]+)\)", html)) <= defined
+
+
+# --- bars ------------------------------------------------------------------------------------
+
+
+def test_names_of_bars_are_short_plain_ascii():
+    long = "square(queries=20000, p_init=0.8)"
+    panel = bars("t", [Bar(HOSTILE, 0.5, "50 %"), Bar(long, 1.0, "100 %")], 1, "f", "spoken")
+    assert "袋" not in panel.svg
+    assert "square(queries=2000..." in panel.svg
+    assert "&lt;script&gt;" in panel.svg
+    assert "#f1" not in panel.svg
+
+
+def test_bars_are_drawn_to_scale():
+    rows = [Bar("a", 40, "40", lost=20), Bar("b", 80, "80", interval=(70, 90), lowest=True)]
+    panel = bars("t", rows, 100, "f", "spoken")
+    paths = [
+        [float(x) for x in re.findall(r"[ML] ([\d.]+) ", d)]
+        for d in re.findall(r'<g id="f-patch_\d+">\s*<path d="([^"]+)"', panel.svg)
+    ]
+    widths = [max(xs) - min(xs) for xs in paths]
+    kept, lost, second = widths[1:4] if len(widths) > 4 else widths[:3]
+    assert kept == pytest.approx(2 * lost, rel=1e-4)
+    assert second == pytest.approx(2 * kept, rel=1e-4)
+
+
+# --- easy and hard images ----------------------------------------------------------------------
+
+
+def indices(group):
+    return [e.index for e in group.examples]
+
+
+def groups_of(run):
+    return {group.name: group for group in gallery(read_run(run), ("linf", 0.15), "g").groups}
+
+
+def test_easiest_and_hardest_follow_their_rules(tmp_path):
+    groups = groups_of(evaluated(tmp_path))
+    fooled = [i for i in range(60) if i % 11 and i % 3]
+    # Margins fall with the index here, and the attack that broke an image is its index modulo 5.
+    assert indices(groups["Easiest to fool"]) == sorted(fooled, key=lambda i: (i % 5, -i))[:8]
+    assert indices(groups["Hardest to fool"]) == sorted(fooled, key=lambda i: (-(i % 5), i))[:8]
+    withstood = [i for i in range(60) if i % 11 and not i % 3]
+    assert indices(groups["Nearly fooled"]) == withstood[:8]
+    assert groups["Nearly fooled"].number == f"8 of {len(withstood)} that withstood"
+
+
+def test_below_an_image_stands_what_was_measured(tmp_path):
+    groups = groups_of(evaluated(tmp_path))
+    first = groups["Hardest to fool"].examples[0]
+    assert first.index == 4
+    assert first.note == "broken first by square; distance 0.15, margin \u22120.05"
+    assert groups["Nearly fooled"].examples[0].note == "distance 0.15, margin 0.08"
+
+
+def test_no_image_is_both_easiest_and_hardest(tmp_path):
+    run = evaluated(tmp_path)
+    (path,) = (run / "evaluations").glob("*.safetensors")
+    values = load_file(path)
+    values["robust"][:] = values["correct"]
+    values["robust"][[1, 2, 4, 5, 7]] = 0
+    about = {"about": "{}", "norm": "linf", "eps": "0.15", "outcomes": "{}"}
+    save_file(values, path, metadata=about)
+    groups = groups_of(run)
+    easy, hard = indices(groups["Easiest to fool"]), indices(groups["Hardest to fool"])
+    assert len(easy) == len(hard) == 2
+    assert not {*easy} & {*hard}
+    assert groups["Easiest to fool"].number == "2 of 5 that were fooled"
+
+
+def test_where_nothing_was_found_nothing_is_nearly_fooled(tmp_path):
+    run = evaluated(tmp_path)
+    (path,) = (run / "evaluations").glob("*.safetensors")
+    values = load_file(path)
+    values["robust"] = values["correct"].astype(np.uint8)
+    values["margin"][:] = np.inf
+    save_file(values, path, metadata={"norm": "linf", "eps": "0.15", "outcomes": "{}"})
+    groups = groups_of(run)
+    assert set(groups) == {"Fooled", "Withstood"}
+    assert groups["Withstood"].examples[0].note == "no perturbed image was found"
+
+
+def test_of_large_images_fewer_are_shown(tmp_path):
+    run = evaluated(tmp_path)
+    (path,) = (run / "evaluations").glob("*.safetensors")
+    tensors(path, 0.15, shape=(3, 128, 128), n=40)
+    sizes = [len(g.examples) for g in gallery(read_run(run), ("linf", 0.15), "g").groups]
+    assert sizes == [4, 2, 2, 2, 2]
+
+
+def test_the_images_of_the_largest_evaluation_at_the_budget_are_shown(tmp_path):
+    run = evaluated(tmp_path)
+    evaluate(run, n=300)
+    evaluate(run, eps=0.3)
+    path = run / "evaluations" / "linf-0.15-n300.safetensors"
+    tensors(path, 0.15, {"finished": True}, n=30)
+    shown = gallery(read_run(run), ("linf", 0.15), "g")
+    assert shown.threat.replace("\u00a0", " ") == "L∞, eps = 0.15"
+    assert "of 60" in shown.groups[0].number
+    assert shown.attacks == ("pgd-20", *STAGES)
+
+
+def test_stages_keep_the_name_of_their_ensemble_where_another_has_theirs():
+    assert attack_names(["a", "e/a", "e/b"]) == ("a", "e/a", "b")
+
+
+# --- models of one's own ---------------------------------------------------------------------
+
+
+def test_a_model_of_ones_own_was_not_trained_here(tmp_path):
+    run = own(tmp_path)
+    append(run / "records.jsonl", *judged())
+    evaluate(run, records=judged())
+    html = page(run, out=tmp_path / "report.html")
+    text = text_of(html)
+    assert "mine keeps 97.5 % clean and 85.5 % under AutoAttack and pgd-20" in text
+    for word in ("Training has not finished", "One seed", "no curves", 'href="#training"'):
+        assert word not in html
+    assert 'id="training"' not in html
+    facts = html[html.index("a model of your own, not trained here") :]
+    for said in ("nets.robust:load", "net.pt", "cd" * 32, "digits"):
+        assert f"<dd><code>{said}</code></dd>" in facts
+    assert "evaluate one on the same data" in told(run)["No undefended model beside it"].text
+
+
+def test_a_model_of_ones_own_beside_a_training(tmp_path):
+    mine = own(tmp_path, weights=None)
+    html = page(mine, evaluated(tmp_path), out=tmp_path / "report.html")
+    training = html[html.index('id="training"') : html.index('id="classes"')]
+    assert "<h3>mine" not in training
+    assert "<h3>a3gt" in training
+    text = text_of(html)
+    assert "mine was not trained here and has not been evaluated" in text
+    assert "those that the import itself loads" in text
+    assert "SHA-256 of the weights" not in text
+
+
+def test_a_damaged_description_of_a_model_is_refused(tmp_path):
+    run = own(tmp_path)
+    (run / "own-model.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match=r"own-model\.json is damaged"):
+        build([run], tmp_path / "report.html")
+
+
+# --- Markdown, browser -------------------------------------------------------------------------
+
+
+def test_markdown_has_stages_and_what_the_checks_object_to(tmp_path):
+    runs = [evaluated(tmp_path, findings=MIXED), own(tmp_path)]
+    text = build(runs, tmp_path / "t.md").read_text(encoding="utf-8")
+    assert "### AutoAttack, stage by stage: a3gt, L∞, eps = 0.15, n = 1,000" in text
+    assert "| apgd-t | 880 | 20 | 86.0 % (83.6–88.1) | 87.1 % | 880,000 | 440,000 | 2.5 |" in text
+    assert "- a3gt, L∞, eps = 0.15, n = 1,000: 2 checks passed, 1 skipped." in text
+    assert "  - **failed, black-box**: square fooled 14 that gradients did not. Look at" in text
+    assert "| mine | nets.robust:load | net.pt |" in text
+    assert "| mine | – |" not in text, "it has no training"
+
+
+@pytest.mark.browser
+def test_in_a_browser(tmp_path):
+    run = evaluated(tmp_path, "a-run-with-a-very-long-name-" * 3, findings=MIXED)
+    out = build([run, own(tmp_path)], tmp_path / "report.html")
+    with browser() as view:
+        for width in (400, 1280):
+            for dark in (False, True):
+                view.show(out, width=width, dark=dark)
+                assert view.console() == []
+                assert view.ask("document.documentElement.scrollWidth") <= width
+                panels = "[...document.querySelectorAll('#stages svg[role=img]')]"
+                widths = view.ask(f"{panels}.map(s => s.getBoundingClientRect().width)")
+                assert len(widths) == 2
+                assert all(w > 250 for w in widths)
+                texts = "[...document.querySelectorAll('#stages svg[role=img] text')]"
+                right = view.ask(f"Math.max(...{texts}.map(t => t.getBoundingClientRect().right))")
+                left = view.ask(f"Math.min(...{texts}.map(t => t.getBoundingClientRect().left))")
+                assert 0 <= left < right <= width
+                if shots := os.environ.get("EQUIPOISE_SCREENSHOTS"):
+                    theme = "dark" if dark else "light"
+                    view.screenshot(Path(shots) / f"stages-{width}-{theme}.png")
