@@ -1,9 +1,9 @@
-"""Carlini and Wagner's L2 attack: against exact distances, a peer, and as an attack."""
+"""Carlini and Wagner's L2 attack: against exact distances, and as an attack among others."""
 
 import copy
 import math
-import warnings
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -67,26 +67,6 @@ def test_no_provably_robust_point_is_broken():
             assert (attained[breakable] < 0).float().mean() > 0.5
 
 
-def test_the_shortest_way_is_as_short_as_that_of_a_peer(robust_digits):
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"foolbox\.")
-        reason = "foolbox is missing: pip install -e '.[peers]'"
-        foolbox = pytest.importorskip("foolbox", reason=reason)
-    net, x, y = robust_digits
-    x, y = x[:30], y[:30]
-    settings = {"binary_search_steps": 6, "steps": 150, "initial_const": 1e-2, "confidence": 0}
-    peer = foolbox.attacks.L2CarliniWagnerAttack(stepsize=0.05, **settings)
-    model = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
-    x_adv, _, fooled = peer(model, x, y, epsilons=None)
-    expected = THREAT.distance(x, x_adv)
-    found = CarliniWagnerL2(lr=0.05, **settings).nearest(net, x, y, THREAT)[1]
-    both = fooled & found.isfinite()
-    assert found.isfinite().sum() >= fooled.sum()
-    assert both.sum() >= 28
-    assert found[both].mean() <= 1.02 * expected[both].mean()
-    assert ((found - expected)[both] <= 0.05 * expected[both] + 1e-6).float().mean() >= 0.9
-
-
 def test_steps_are_those_of_adam():
     # One example, one descent: the way of torch's own optimiser on the formula of the paper.
     net, (x, y) = copy.deepcopy(small_net()).double(), held_out(1)
@@ -94,7 +74,7 @@ def test_steps_are_those_of_adam():
     w = torch.atanh((2 * x - 1) * 0.999999).requires_grad_(True)
     optimizer = torch.optim.Adam([w], lr=0.03)
     least = math.inf
-    for _ in range(12):
+    for _ in range(60):
         point = (w.tanh() + 1) / 2
         logits = net(point)
         distance = (point - x).square().sum()
@@ -104,7 +84,7 @@ def test_steps_are_those_of_adam():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    attack = CarliniWagnerL2(steps=12, binary_search_steps=1, lr=0.03, initial_const=c)
+    attack = CarliniWagnerL2(steps=60, binary_search_steps=1, lr=0.03, initial_const=c)
     assert math.isfinite(least)
     found = attack.nearest(net, x, y, THREAT)[1].item()
     assert found == pytest.approx(least, rel=1e-9)
@@ -116,7 +96,7 @@ def test_more_effort_is_not_worse():
         replace(QUICK, binary_search_steps=count).nearest(net, x, y, THREAT)[1]
         for count in (1, 3, 6)
     ]
-    for fewer, more in zip(distances, distances[1:], strict=False):
+    for fewer, more in pairwise(distances):
         assert (more <= fewer).all()
         assert (more < fewer).any()
 
@@ -201,13 +181,10 @@ def test_another_range_works():
             return problem.model((x + 1) / 4)
 
     wide = Threat("l2", 2.0, low=-1.0, high=3.0)
-    attack = replace(QUICK, initial_const=1.6)  # lengths are squared
+    attack = replace(QUICK, initial_const=16 * QUICK.initial_const)  # lengths are squared
     found = attack.nearest(Shifted(), 4 * problem.x - 1, problem.y, wide)[1]
-    expected = replace(QUICK, initial_const=0.1).nearest(problem.model, problem.x, problem.y, wide)
-    with pytest.raises(AssertionError):  # the same problem needs the same range
-        assert torch.allclose(found, expected[1])
-    unit = QUICK.nearest(problem.model, problem.x, problem.y, THREAT)[1]
-    assert torch.allclose(found, 4 * unit, rtol=1e-4)
+    expected = QUICK.nearest(problem.model, problem.x, problem.y, THREAT)[1]
+    assert torch.allclose(found, 4 * expected, rtol=1e-4)
 
 
 def test_results_do_not_depend_on_the_batch():
@@ -249,11 +226,13 @@ def test_examples_leave_when_they_are_fooled_within_the_radius():
     QUICK(net, x, y, THREAT)
     assert sizes[0] == 40
     assert sizes[1] == right
-    assert left <= sizes[-1] < right / 2 or len(sizes) < 161
-    assert max(sizes[-10:]) < right / 1.2
+    assert max(sizes[-39:]) < right
+    assert sizes[-39:] == sorted(sizes[-39:], reverse=True)
+    assert left <= sizes[-39]
+    spent = sum(sizes)
     sizes.clear()
-    QUICK(net, x, y, L2(50.0))
-    assert sum(sizes) < 40 * 100
+    QUICK(net, x, y, L2(5.0))
+    assert sum(sizes) < spent / 2
 
 
 def test_a_descent_that_brings_nothing_ends_early():

@@ -94,6 +94,11 @@ def test_an_honest_attack_sets_off_no_check(name):
     assert by_name(found)["attack-blind"].status == "ok"
 
 
+def test_an_attack_is_not_blamed_for_the_logits_of_the_model():
+    x, y = some(60)
+    assert not alarms(audit(MIFGSM(), zoo.LargeLogits(), x, y, zoo.THREAT))
+
+
 @pytest.mark.parametrize("threat", [L2(0.7), Threat("l1", 3.0)], ids=repr)
 @pytest.mark.parametrize("attack", [PGD(), APGDCE()], ids=["pgd", "apgd-ce"])
 def test_an_honest_attack_sets_off_no_check_in_other_norms(attack, threat):
@@ -377,7 +382,7 @@ def test_too_few_steps_are_found():
 
 def test_too_few_restarts_are_found():
     noise = PGD(steps=1, step_size=0.0)
-    found = by_name(probes(zoo.undefended(), *some(), Linf(0.4), attacks={"noise": noise}))
+    found = by_name(probes(zoo.undefended(), *some(), Linf(0.8), attacks={"noise": noise}))
     assert found["restarts"].status == "warning"
     assert "2 restarts in place of 1" in found["restarts"].message
 

@@ -75,6 +75,12 @@ class Fast(nn.Module):
                 logits = sum(more, logits.softmax(1)).log()
         return logits
 
+    def spent(self) -> tuple[int, int]:
+        """Return the examples that went forward and backward since it was last asked."""
+        spent = self.forwards, self.backwards
+        self.forwards = self.backwards = 0
+        return spent
+
     def _count(self, grad: Tensor) -> None:
         self.backwards += len(grad)
 

@@ -20,9 +20,11 @@ FAB-T       one search for each of the rivals with the highest clean logits, all
 ==========  ====================================================================================
 
 Deviations from the authors' code: the targets of an example are searched side by side, so that
-one that is found ends the others at once; an example whose nearest point lies within the radius
-is done; the projections need no sort; distances are judged in float64. As there, the final
-search of the paper is left out.
+one that is found ends the others at once; an example with a misclassified point within the
+radius is done; where there is none, the nearest points are brought back to the radius and tried
+there; the projections need no sort; distances are judged in float64. As there, the final search
+of the paper is left out, so that distances are about half a percent too long. With the search
+form of a model, near misses are searched on with the model itself.
 
 References:
     | Minimally distorted Adversarial Examples with a Fast Adaptive Boundary Attack

@@ -17,7 +17,6 @@ Deviations from the authors' later code (of AutoAttack), none of which makes the
 - A window too large for the shorter side of an image keeps its area by growing along the longer
   one. Vectors (B, D) are lines, (B, 1, 1, D), and their windows intervals.
 - The first tiles for L2 and L1 cover as much of the image as whole tiles can, in the middle.
-- For L1 with several channels a window takes the mass that is there, not a multiple of it.
 - A point counts as misclassified by its largest logit, as everywhere here.
 
 ``queries`` counts the forward passes of an example, the first point's included.
@@ -107,7 +106,7 @@ class Square:
     def share(self, step: int) -> float:
         """Return the share of the image that the windows of a step cover, counted from 0."""
         if self.rescale:
-            step = int(step / self.queries * _FULL)
+            step = step * _FULL // self.queries
         return math.ldexp(self.p_init, -bisect_left(_HALVED_AFTER, step))
 
     def _restarts(

@@ -11,7 +11,9 @@ of what is left of the budget, laid out as a pair of pyramids of opposite signs
           d_{ij} = \max(|i - \lfloor r/2 \rfloor|, |j - \lfloor q/2 \rfloor|)
 
 on each half, of r x q pixels, of the window, with m the largest of the two halved sides and
-a = 2 for L2, a = 4 for L1; each half weighs the same.
+a = 2 for L2, a = 4 for L1; each half weighs the same. That uses the budget exactly, up to the
+range. For L1 with c channels a window takes c times the mass, and the projection takes back what
+is too much everywhere: so the perturbation becomes sparse, without which the search is far weaker.
 """
 
 __all__ = ["Grid", "Moves", "Pyramids", "Signs", "pyramids", "window_size"]
@@ -74,10 +76,11 @@ def window_size(share: float, grid: Grid, *, pyramids: bool = False) -> Size:
         return max(round(length), 3) // 2 * 2 + 1 if pyramids else max(round(length), 1)
 
     area = share * grid.height * grid.width
-    height = width = side(math.sqrt(area))
-    if height > grid.height:
+    length = math.sqrt(area)
+    height, width = side(length), side(length)
+    if length > grid.height:
         height, width = grid.height, side(area / grid.height)
-    elif width > grid.width:
+    elif length > grid.width:
         height, width = side(area / grid.width), grid.width
     return min(height, grid.height), min(width, grid.width)
 
@@ -196,17 +199,15 @@ class Pyramids:
         at, x, delta = self._look(first, size)
         at_second, x_second, delta_second = self._look(second, size)
         apart = ~_covered(second, first, size).view(len(x), 1, -1)
-        mass = self._mass(delta)
-        taken = mass + self._mass(delta_second * apart)
-        left = self.threat.eps**self.power - self.spent[:, :, None]
-        target = (left / self.grid.channels + taken).clamp_min(0)
-        pattern = self._pattern(size, noise[:, 4] >= 0.5)[:, None]
-        shape = pattern * _sign(noise[:, 5:] >= 0.5)[:, :, None] + delta / self._root(mass)
-        delta = shape * self._root(target / self._mass(shape).clamp_min(_TINY))
+        taken = self._mass(delta) + self._mass(delta_second * apart)
+        delta = self._laid_out(delta, taken, noise[:, 4:], size)
+        points = self.best.scatter(1, at_second, x_second.flatten(1))
+        if self.power == 1 and self.grid.channels > 1:
+            pixels = (x.double() + delta).to(x.dtype)
+            return self._project(points.scatter_(1, at, pixels.flatten(1)))
         moved = self._write(x, delta)
         gained = self._mass(moved.double() - x.double()) - taken
         self.tried = self.spent + gained.sum(1)
-        points = self.best.scatter(1, at_second, x_second.flatten(1))
         return points.scatter_(1, at, moved.flatten(1))
 
     def accept(self, points: Tensor, better: Tensor) -> None:
@@ -217,6 +218,23 @@ class Pyramids:
     def take(self, rows: Tensor) -> None:
         """Go on with some examples alone."""
         self.x, self.best, self.spent = self.x[rows], self.best[rows], self.spent[rows]
+
+    def _laid_out(self, delta: Tensor, taken: Tensor, noise: Tensor, size: Size) -> Tensor:
+        """Return the new perturbations of windows, (B, c, n), from the old ones and the mass."""
+        channels = self.grid.channels
+        left = self.threat.eps**self.power - self.spent[:, :, None]
+        target = (left / channels + taken).clamp_min(0)
+        if self.power == 1:
+            target = target * channels
+        pattern = self._pattern(size, noise[:, 0] >= 0.5)[:, None]
+        shape = pattern * _sign(noise[:, 1:] >= 0.5)[:, :, None]
+        shape = shape + delta / self._root(self._mass(delta))
+        return shape * self._root(target / self._mass(shape).clamp_min(_TINY))
+
+    def _project(self, points: Tensor) -> Tensor:
+        points = self.threat.project(self.x, points)
+        self.tried = self._mass(points.double() - self.x.double())
+        return points
 
     def _fill(self, delta: Tensor) -> Tensor:
         """Return allowed points along perturbations, (B, D), that use up the budget."""

@@ -175,9 +175,13 @@ class _Work:
                 passes=s.judge.passes,
             )
         )
-        for attack in own.values():
+        for name, attack in own.items():
             if not type(attack).__module__.startswith("equipoise.attacks"):
-                s.note(checking.audit(attack, s.judge.model, s.x, s.y, s.threat, seed=s.seed))
+                s.note(
+                    checking.audit(
+                        attack, s.judge.model, s.x, s.y, s.threat, seed=s.seed, name=name
+                    )
+                )
         self._keep()
 
     def check_after(self, attacks: Mapping[str, Attack], control: Tensor | None) -> None:

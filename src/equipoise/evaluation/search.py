@@ -5,6 +5,7 @@ __all__ = ["Progress", "Search"]
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,7 +19,11 @@ from equipoise.evaluation.outcome import Outcome
 from equipoise.evaluation.plan import Stage
 from equipoise.evaluation.result import Result
 from equipoise.execution import Fast, Precision, fast
+from equipoise.losses import margin
 from equipoise.threat import Threat
+
+
+NEAR = 0.1  # of the clean margin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +56,10 @@ class Progress:
 class Search:
     """The evaluation of one model under one threat.
 
+    Short arithmetic loses the last steps to a boundary that is near: where a search in bfloat16
+    has brought the margin of an example below :data:`NEAR` of what it was, without breaking it,
+    the attack runs on it once more in float32.
+
     Arguments:
         judge: Decides, for the model.
         x: The inputs, with shape (N, ...), on the device of the model.
@@ -75,6 +84,7 @@ class Search:
         self.classes = classes
         self.form: Fast = fast(judge.model, x, precision, passes=judge.passes)
         self.k = 0
+        self.lead = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         self.prediction = y
         self.x_adv = x.clone()
         self.answer = y.clone()
@@ -93,6 +103,7 @@ class Search:
         self.judge.check(logits, self.y, len(self.classes) or None)
         self.k = logits.shape[1]
         self.prediction = logits.argmax(1)
+        self.lead = -margin(logits, self.y).double()
         self.answer = self.prediction.clone()
         if begun is None:
             return
@@ -185,7 +196,8 @@ class Search:
 
     def _settings(self, attack: Attack) -> str:
         low = self.form.precision != "float32"
-        return f"{attack}, searched in {self.form.precision}" if low else f"{attack}"
+        how = f"searched in {self.form.precision}, near a boundary in float32 too"
+        return f"{attack}, {how}" if low else f"{attack}"
 
     def _size(self, attack: Attack) -> int:
         """Return how many examples are attacked together, so that their rows fill a batch."""
@@ -193,14 +205,20 @@ class Search:
         return max(1, self.judge.batch_size // rows)
 
     def _attack(self, attack: Attack, index: Tensor, outcome: Outcome) -> Outcome:
-        began, form = time.perf_counter(), self.form
-        form.forwards = form.backwards = 0
-        x_adv = self._propose(attack, self.x[index], self.y[index])
-        outcome = self._decide(index, x_adv, outcome)
+        began = time.perf_counter()
+        outcome = self._decide(index, self._propose(attack, index, self.form), outcome)
+        used = self.form.spent()
+        if self.form.precision != "float32":
+            near = outcome.verdict[index] & (self.margin[index] < NEAR * self.lead[index])
+            again = index[near]
+            if len(again):
+                outcome = self._decide(again, self._propose(attack, again, self.full), outcome)
+                more = self.full.spent()
+                used = used[0] + more[0], used[1] + more[1]
         return replace(
             outcome,
-            forwards=outcome.forwards + form.forwards,
-            backwards=outcome.backwards + form.backwards,
+            forwards=outcome.forwards + used[0],
+            backwards=outcome.backwards + used[1],
             seconds=outcome.seconds + time.perf_counter() - began,
         )
 
@@ -222,13 +240,19 @@ class Search:
             nonfinite=outcome.nonfinite + int((allowed & ~ruling.finite).sum()),
         )
 
-    def _propose(self, attack: Attack, x: Tensor, y: Tensor) -> Tensor:
-        """Return what an attack proposes, in the judge's arithmetic.
+    def _propose(self, attack: Attack, index: Tensor, form: Fast) -> Tensor:
+        """Return what an attack proposes for some examples, in the judge's arithmetic.
 
         The attack gets copies: whatever it does with them, the judge keeps its own.
         """
+        x, y = self.x[index], self.y[index]
         draws = KeyedDraws.of(x, self.seed).child(str(attack))
-        return attack(self.form, x.clone(), y.clone(), self.threat, draws=draws).to(x)
+        return attack(form, x.clone(), y.clone(), self.threat, draws=draws).to(x)
+
+    @cached_property
+    def full(self) -> Fast:
+        """Return the search form in float32."""
+        return fast(self.judge.model, self.x, "float32", passes=self.judge.passes)
 
     def _keep(self, index: Tensor, x_adv: Tensor, margins: Tensor, answer: Tensor) -> None:
         """Keep the allowed points with the smallest margin."""

@@ -241,7 +241,7 @@ def _transferred(fooled: Tensor, by: list[str], others: Mapping[str, Tensor]) ->
         remedy = "evaluate an undefended model on the same inputs first"
         return finding("transfer", "skipped", message, remedy)
     status = graded(count, n, amber=RARE, red=OFTEN)
-    message = f"points from {listed_names(others)} fool {count} of {n} examples that withstood"
+    message = f"points from {' and '.join(others)} fool {count} of {n} examples that withstood"
     remedy = "count them as fooled, and attack with more steps, restarts and other losses"
     return judged(
         "transfer",
@@ -252,8 +252,3 @@ def _transferred(fooled: Tensor, by: list[str], others: Mapping[str, Tensor]) ->
         count=count,
         n=n,
     )
-
-
-def listed_names(others: Mapping[str, Tensor]) -> str:
-    """Return names in one phrase."""
-    return " and ".join(others)

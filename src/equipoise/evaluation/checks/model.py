@@ -1,9 +1,19 @@
 """What all checks share: a model that is looked at and left as it was."""
 
-__all__ = ["attempt", "correct_of", "exact_of", "kind_of", "logits_of", "preserved", "sampled"]
+__all__ = [
+    "Divided",
+    "attempt",
+    "correct_of",
+    "exact_of",
+    "kind_of",
+    "logits_of",
+    "preserved",
+    "sampled",
+]
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +23,7 @@ from equipoise.draws import KeyedDraws
 from equipoise.evaluation.checks.finding import Finding, finding
 from equipoise.evaluation.judge import Judge
 from equipoise.execution import Fast
+from equipoise.losses import margin
 
 
 def exact_of(model: nn.Module) -> nn.Module:
@@ -28,6 +39,30 @@ def logits_of(model: nn.Module, x: Tensor, *, batch_size: int = 250, passes: int
 def correct_of(model: nn.Module, x: Tensor, y: Tensor, *, passes: int = 1) -> Tensor:
     """Tell which inputs are classified correctly, with shape (N,)."""
     return logits_of(model, x, passes=passes).argmax(1) == y
+
+
+class Divided(nn.Module):
+    """A model with its logits divided by a constant, which changes no answer.
+
+    Arguments:
+        inner: The model.
+        divisor: The constant, above 0.
+    """
+
+    def __init__(self, inner: nn.Module, divisor: float) -> None:
+        super().__init__()
+        self.inner, self.divisor = inner, divisor
+
+    @classmethod
+    def to_one(cls, model: nn.Module, x: Tensor, y: Tensor) -> Self:
+        """Return the model with a median margin of one on some inputs: softmax is then soft."""
+        gap = float(margin(logits_of(model, x), y).abs().double().median())
+        return cls(model, max(gap, 1e-12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return smaller logits for inputs with shape (B, ...)."""
+        out: Tensor = self.inner(x) / self.divisor
+        return out
 
 
 def sampled(x: Tensor, allowed: Tensor, size: int, seed: int) -> Tensor:

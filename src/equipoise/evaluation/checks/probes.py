@@ -23,15 +23,14 @@ from equipoise.attacks.square import Square
 from equipoise.evaluation.checks.finding import Finding, finding, graded, judged
 from equipoise.evaluation.checks.gradients import reachable
 from equipoise.evaluation.checks.model import (
+    Divided,
     attempt,
     correct_of,
     exact_of,
-    logits_of,
     preserved,
     sampled,
 )
 from equipoise.evaluation.checks.probe import Probe
-from equipoise.losses import margin
 from equipoise.threat import Threat
 
 NAMES = (
@@ -201,24 +200,12 @@ def _more(probe: Probe, attack: PGD, what: str) -> Finding:
     )
 
 
-class _Divided(nn.Module):
-    """A model with smaller logits."""
-
-    def __init__(self, inner: nn.Module, divisor: float) -> None:
-        super().__init__()
-        self.inner, self.divisor = inner, divisor
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.inner(x) / self.divisor
-        return out
-
-
 def _logit_scale(probe: Probe) -> Finding:
     """C6: whether cross-entropy fools many more once logits are divided by a constant."""
     left = ~probe.broken(BASE)
-    gap = float(margin(logits_of(probe.model, probe.x), probe.y).abs().double().median())
-    divided = _Divided(probe.model, max(gap, 1e-12))
+    divided = Divided.to_one(probe.model, probe.x, probe.y)
     more = probe.fools(BASE, left, "base", model=divided)
+    gap = divided.divisor
     probe.found |= more
     count, n = int(more.sum()), probe.n
     status = graded(count, n, amber=OFTEN, red=2 * OFTEN)
