@@ -23,7 +23,7 @@ from equipoise.attacks.fab import FABT
 from equipoise.attacks.square import Square
 from equipoise.threat import L1, Linf, Threat
 
-COUNT = 30  # examples a network
+COUNT = 20  # examples a network
 SURE = 1e-5  # margins beyond it have the sign that the solver, exact to 1e-6 or so, says
 
 
@@ -241,7 +241,7 @@ def test_the_program_is_exact(solved, norm):
         assert (lowest >= case.worst - SURE).all(), case.name
         if case.x.shape[1] == 2:  # dense indeed
             assert (lowest - case.worst).max() < 0.1, case.name
-        assert 3 <= (case.worst > SURE).sum() <= 27, case.name
+        assert 2 <= (case.worst > SURE).sum() <= COUNT - 2, case.name
 
 
 def sampled(case: Exact, count: int) -> Tensor:
@@ -270,7 +270,7 @@ def test_no_attack_breaks_an_exactly_robust_point(solved, norm, name):
         assert not broken[case.worst > SURE].any(), case.name
         found += int(broken[case.worst < -SURE].sum())
         breakable += int((case.worst < -SURE).sum())
-    assert breakable >= 70
+    assert breakable >= 50
     assert found >= 0.8 * breakable, f"{found} of {breakable}"
 
 

@@ -7,7 +7,7 @@ convolution before it. :class:`Fast` holds such a copy beside the model it was m
 What is folded is found by running the model once: a BatchNorm whose input is the very output of
 a convolution that ran once. Whether that output went elsewhere too cannot be seen, so the folded
 copy is kept only if it returns what the model returns. The last linear layer stays in float32:
-attacks live on small differences of logits, and it costs next to nothing.
+attacks live on small differences of logits, and it costs next to nothing. The gradient of a strided first layer is taken by :mod:`equipoise.strided`.
 """
 
 __all__ = ["PRECISIONS", "Fast", "Precision", "choose_precision", "fast"]
@@ -20,6 +20,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from equipoise.strided import Strided
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -112,6 +114,9 @@ def fast(model: nn.Module, x: Tensor, precision: Precision = "auto", *, passes: 
         search = search.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if chosen == "bfloat16":
         _shorten(search, x[:8])
+    for name, module in list(search.named_modules()):
+        if name and Strided.suits(module):
+            _replace(search, name, Strided(module))
     form = Fast(model, search, chosen, passes)
     try:
         with torch.no_grad():

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from equipoise.attacks import Attack, AutoAttack
 from equipoise.threat import Norm
 
-
 STAGED = "staged"  # the name of the ensemble that all attacks form where all are stages
 
 

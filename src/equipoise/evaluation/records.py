@@ -29,7 +29,9 @@ def records(result: Result) -> list[dict[str, Any]]:
     if verdicts:
         worst = _record(result, "worst-case", result.robust, None)
         names = [o.ensemble or name for name, o in result.outcomes.items()]
-        found.append(worst | {"attacks": [*dict.fromkeys(names)]} | _cost(list(result.outcomes.values())))
+        found.append(
+            worst | {"attacks": [*dict.fromkeys(names)]} | _cost(list(result.outcomes.values()))
+        )
     return found
 
 
