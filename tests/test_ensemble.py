@@ -307,6 +307,50 @@ def test_shapes_and_types(shape, dtype, norm):
     assert result.x_adv.dtype == dtype
 
 
+def test_short_inputs_are_judged_by_the_float32_model(net):
+    x, y = held_out(40)
+    options = {"threat": eq.Linf(0.08), "attacks": {"autoattack": Small()}, "checks": False}
+    short = x.to(torch.bfloat16)  # sixteenths: exact in bfloat16
+    one, two = (eq.evaluate(net, images, y, **options) for images in (x, short))
+    assert torch.equal(one.robust, two.robust)
+    assert two.x_adv.dtype == torch.float32
+
+
+def test_the_edges(net):
+    x, y = held_out(12)
+    options = {"threat": eq.Linf(0.08), "attacks": {"autoattack": Small()}}
+    with torch.no_grad():
+        wrong = (net(x).argmax(1) + 1) % 10
+    lost = eq.evaluate(net, x, wrong, **options)
+    assert lost.clean_accuracy == lost.robust_accuracy == 0
+    assert lost.finished
+    assert all(not bool(o.attacked.any()) for o in lost.outcomes.values())
+    one = eq.evaluate(net, x[:1], y[:1], **options)
+    assert one.robust_accuracy in (0, 1)
+    assert one.records()[-1]["n"] == 1
+
+
+def test_what_short_arithmetic_leaves_near_a_boundary_is_searched_again(net):
+    seen: list[str] = []
+
+    class Watched(PGD):
+        def __call__(self, model, x, y, threat, *, draws=None):
+            seen.append(f"{model.precision} {len(x)}")
+            return super().__call__(model, x, y, threat, draws=draws)
+
+    x, y = held_out(100)
+    attacks = {"pgd": Watched(steps=3, loss="margin")}
+    result = eq.evaluate(
+        net, x, y, threat=eq.Linf(0.06), attacks=attacks, precision="bfloat16", checks=False
+    )
+    assert seen[0] == f"bfloat16 {int(result.correct.sum())}"
+    (again,) = seen[1:]
+    assert again.startswith("float32 ")
+    assert 0 < int(again.split()[1]) < 30
+    full = eq.evaluate(net, x, y, threat=eq.Linf(0.06), attacks=attacks, checks=False)
+    assert torch.equal(result.robust, full.robust)
+
+
 def test_channels_last_inputs_and_models(net):
     x, y = held_out(40)
     options = {"threat": eq.Linf(0.08), "attacks": {"autoattack": Small()}, "checks": False}

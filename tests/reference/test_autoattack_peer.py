@@ -1,0 +1,57 @@
+"""The whole ensemble against the authors' code, on the same model, images and radius."""
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import equipoise as eq
+
+
+@pytest.fixture(scope="module")
+def peer() -> type:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        module = pytest.importorskip("pyautoattack", reason="pip install -e '.[peers]'")
+    return module.AutoAttack
+
+
+def theirs(peer: type, model: nn.Module, x: Tensor, y: Tensor, norm: str, eps: float) -> Tensor:
+    with torch.random.fork_rng([]):
+        attack = peer(model, norm=norm, eps=eps, seed=0, device="cpu")
+        attack.verbose = False
+        x_adv, _ = attack.run_standard_evaluation(x, y, batch_size=500)
+    with torch.no_grad():
+        return model(x_adv).argmax(1) == y
+
+
+@pytest.mark.parametrize(
+    ("norm", "theirs_norm", "eps", "n"),
+    [("linf", "Linf", 0.15, 500), ("l2", "L2", 0.8, 150), ("l1", "L1", 2.5, 100)],
+)
+@pytest.mark.parametrize("precision", ["float32", "auto"])
+def test_the_ensemble_is_at_least_as_strong(
+    peer, robust_digits, norm, theirs_norm, eps, n, precision
+):
+    model, x, y = robust_digits
+    x, y = x[:n], y[:n]
+    if precision == "auto" and norm != "linf":
+        pytest.skip("the arithmetic of the search is compared in one norm")
+    expected = theirs(peer, model, x, y, theirs_norm, eps)
+    result = eq.evaluate(
+        model,
+        x,
+        y,
+        threat=eq.Threat(norm, eps),
+        attacks="autoattack",
+        precision=precision,
+        batch_size=500,
+        checks=False,
+    )
+    only_they = (result.robust & ~expected).nonzero()[:, 0].tolist()
+    only_we = (~result.robust & expected).nonzero()[:, 0].tolist()
+    said = f"broken by the peer alone: {only_they}; by us alone: {only_we}"
+    above = result.robust_accuracy - float(expected.double().mean())
+    assert above <= max(0.003, 1.01 / n), said
+    assert 0.05 < result.robust_accuracy < 0.95
