@@ -202,7 +202,10 @@ def evaluate(
     options.check()
     if model is None:
         if run is None or data is not None or out is not None:
-            raise UserError("expected a run folder; or --model package.module:function --data ...")
+            raise UserError(
+                "expected a run folder, or --model package.module:function --data ... "
+                "(see equipoise evaluate --help)"
+            )
         which = choice(weights or "model", "--weights", ("model", "last"))
         subject = of_run(run, which, data_dir, console)
     else:

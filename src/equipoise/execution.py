@@ -7,8 +7,8 @@ convolution before it. :class:`Fast` holds such a copy beside the model it was m
 What is folded is found by running the model once: a BatchNorm whose input is the very output of
 a convolution that ran once. Whether that output went elsewhere too cannot be seen, so the folded
 copy is kept only if it returns what the model returns. The last linear layer stays in float32:
-attacks live on small differences of logits, and it costs next to nothing. The gradient of a strided first layer is taken by
-:mod:`equipoise.strided`.
+attacks live on small differences of logits, and it costs next to nothing. The gradient of a
+strided first layer is taken by :mod:`equipoise.strided`.
 """
 
 __all__ = ["PRECISIONS", "Fast", "Precision", "choose_precision", "fast"]
