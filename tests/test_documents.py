@@ -69,7 +69,17 @@ def test_the_python_code_of_the_readme_runs(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["attacks", "draws", "metrics", "threat", "training.schedule", "values", "losses"]
+    "name",
+    [
+        "attacks",
+        "attacks.ensemble",
+        "draws",
+        "metrics",
+        "threat",
+        "training.schedule",
+        "values",
+        "losses",
+    ],
 )
 def test_doctests(name):
     module = importlib.import_module(f"equipoise.{name}")

@@ -111,6 +111,26 @@ def test_what_is_done_is_not_done_again(command, copy, monkeypatch):
     assert ended.code == 0, ended.err
 
 
+def test_radii_that_were_not_come_to_are_gone_on_with(trained, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(trained, tmp_path / "run"))
+    kept = Store.write
+
+    def interrupted(self, *arguments):
+        kept(self, *arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "write", interrupted)
+    options = {"attacks": "fgsm,pgd-2", "n": 40, "checks": False}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_run(folder, eps=[0.05, 0.1, 0.2], **options)
+    monkeypatch.setattr(Store, "write", kept)
+    records = evaluate_run(folder, resume=True, checks=False)
+    worst = {r["eps"]: r["robust"] for r in records if r["attack"] == "worst-case"}
+    whole = Path(shutil.copytree(trained, tmp_path / "whole"))
+    expected = evaluate_run(whole, eps=[0.05, 0.1, 0.2], **options)
+    assert worst == {r["eps"]: r["robust"] for r in expected if r["attack"] == "worst-case"}
+
+
 def test_nothing_to_resume(trained):
     with pytest.raises(UserError, match="no evaluation to go on with"):
         evaluate_run(trained, resume=True)

@@ -122,7 +122,7 @@ def evaluate_subject(subject: Subject, options: Options, console: Console) -> li
         norm = options.norm or subject.norm
         threats = [Threat(norm, eps) for eps in options.eps or [subject.eps]]
     options = replace(options, attacks=_attacks(options.attacks, threats[0].norm))
-    job = _Job(subject, options, console)
+    job = _Job(subject, replace(options, eps=[t.eps for t in threats]), console)
     with _terminated():
         for threat in threats:
             job.evaluate(threat)
@@ -139,23 +139,26 @@ def _attacks(asked: Sequence[str] | str | None, norm: Norm) -> list[str]:
 
 
 def _begun(subject: Subject, options: Options) -> tuple[Options, list[Threat]]:
-    """Return options and threats of the evaluation that is to be gone on with."""
-    found = []
-    for store in Store.all(subject.run):
-        about = store.about()
-        if about["weights"] != subject.which or options.n not in (None, about["n"]):
-            continue
-        if options.norm in (None, about["norm"]) and (
-            not options.eps or float(about["eps"]) in options.eps
-        ):
-            found.append(about)
-    open_ones = [about for about in found if not about["finished"]] or found[-1:]
-    if not open_ones:
+    """Return options and threats of the evaluation that is to be gone on with.
+
+    Without radii those that were asked for then: the one that was interrupted, and those that it
+    had not come to.
+    """
+    found = [about for store in Store.all(subject.run) for about in [store.about()]]
+    found = [
+        about
+        for about in found
+        if about["weights"] == subject.which
+        and options.n in (None, about["n"])
+        and options.norm in (None, about["norm"])
+        and (not options.eps or float(about["eps"]) in options.eps)
+    ]
+    first = next((about for about in found if not about["finished"]), found[-1] if found else None)
+    if first is None:
         raise UserError(
             f"there is no evaluation to go on with in {subject.run.path}; start one without "
             "--resume"
         )
-    first = open_ones[0]
     asked = {key: first["asked"][key] for key in ("attacks", "individual", "seed", "passes")}
     for key, value in asked.items():
         mine = getattr(options, key)
@@ -165,9 +168,10 @@ def _begun(subject: Subject, options: Options) -> tuple[Options, list[Threat]]:
                 f"what was begun has {key} {value}, not {mine}: go on with that, or start anew "
                 "without --resume"
             )
-    threats = [Threat(about["norm"], float(about["eps"])) for about in open_ones[:1]]
-    missing = [eps for eps in options.eps if eps not in [threat.eps for threat in threats]]
-    threats += [Threat(first["norm"], eps) for eps in missing]
+    mine = [a for a in found if (a["n"], a["norm"]) == (first["n"], first["norm"])]
+    done = {float(about["eps"]) for about in mine if about["finished"]}
+    radii = [eps for eps in options.eps or first["asked"]["eps"] if eps not in done]
+    threats = [Threat(first["norm"], eps) for eps in radii or [float(first["eps"])]]
     return replace(options, **asked, n=first["n"]), threats
 
 
@@ -215,6 +219,7 @@ class _Job:
             "individual": options.individual,
             "seed": self.seed,
             "passes": options.passes,
+            "eps": list(options.eps),
         }
         about = {**self.of(threat), "asked": asked}
         others, control = self._others(threat)
