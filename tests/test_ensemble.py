@@ -447,12 +447,14 @@ def test_what_was_found_before_a_model_raises_stays():
         copy.deepcopy(small_net()), x, y, threat=eq.Linf(0.08), attacks={"pgd": PGD(steps=5)},
         checks=False, batch_size=10,
     )  # fmt: skip
+    before = result.x_adv.clone()
     resumed = eq.evaluate(
         Tired(10_000), x, y, threat=eq.Linf(0.08), attacks={"pgd": PGD(steps=5)},
         checks=False, batch_size=10, begun=result,
     )  # fmt: skip
     assert torch.equal(resumed.robust, whole.robust)
     assert resumed.finished
+    assert torch.equal(result.x_adv, before)  # what was begun is left as it was
 
 
 def test_what_was_begun_must_fit(net):

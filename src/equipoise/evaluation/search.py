@@ -109,9 +109,9 @@ class Search:
         if begun.x_adv.shape != self.x.shape or not torch.equal(begun.y, self.y.cpu()):
             raise UserError("what was begun is of other inputs or labels")
         device = self.x.device
-        self.x_adv, self.margin = begun.x_adv.to(device), begun.margin.to(device)
-        self.answer = begun.adversarial_prediction.to(device)
-        self.distance = begun.distance.to(device)
+        parts = begun.x_adv, begun.margin, begun.adversarial_prediction, begun.distance
+        copies = [part.to(device, copy=True) for part in parts]  # the search writes into them
+        self.x_adv, self.margin, self.answer, self.distance = copies
         self.note(begun.findings)
         self.outcomes = {name: _moved(o, device) for name, o in begun.outcomes.items()}
 
