@@ -650,4 +650,5 @@ def test_a_finding_is_one_line_and_goes_into_a_file():
 
 def test_all_numbers_go_into_a_file():
     for found in checked(zoo.Signs(), count=60):
-        json.dumps(found.record(), allow_nan=False)
+        text = json.dumps(found.record(), allow_nan=False)
+        assert json.loads(text) == found.record()

@@ -49,12 +49,20 @@ from torch import Tensor, nn
 
 from equipoise.attacks.apgd_ascent import Ascent
 from equipoise.attacks.apgd_l1 import SparseAscent, phases
-from equipoise.attacks.core import check_inputs, guest, input_gradient, misclassified
+from equipoise.attacks.core import (
+    check_inputs,
+    check_threat,
+    guest,
+    input_gradient,
+    misclassified,
+    refuse,
+    uncounted,
+    wrong_norms,
+)
 from equipoise.draws import Draws, KeyedDraws
-from equipoise.errors import UserError
 from equipoise.execution import Fast
 from equipoise.losses import cross_entropy, dlr, dlr_targeted, margin
-from equipoise.threat import NORMS, Norm, Threat
+from equipoise.threat import Norm, Threat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +95,7 @@ class APGD:
 
     def __post_init__(self) -> None:
         counts = ["steps", "restarts", "eot"] + ["targets"] * (self.targets is not None)
-        problems = [
-            f"{name} must be at least 1 and whole, got {value}"
-            for name in counts
-            for value in [getattr(self, name)]
-            if not isinstance(value, int) or value < 1
-        ]
+        problems = uncounted(self, *counts)
         losses = ("ce", "dlr", "margin") if self.targets is None else ("dlr", "margin")
         if self.loss is not None and self.loss not in losses:
             aim = "" if self.targets is None else " with targets"
@@ -101,17 +104,13 @@ class APGD:
             problems.append(f"rho must be a number in [0, 1], got {self.rho}")
         if self.largereps not in (None, True, False):
             problems.append(f"largereps must be true, false or none, got {self.largereps!r}")
-        if not self.norms or set(self.norms) - set(NORMS):
-            problems.append(f"norms must be some of {', '.join(NORMS)}, got {self.norms!r}")
-        if problems:
-            raise UserError("; ".join(problems))
+        refuse(problems + wrong_norms(self.norms))
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, draws: Draws | None = None
     ) -> Tensor:
         """Return the strongest ``x_adv`` found for every example: see :class:`Attack`."""
-        if threat.norm not in self.norms:
-            raise UserError(f"{self} is defined for {', '.join(self.norms)}, not {threat.norm}")
+        check_threat(self, threat)
         check_inputs(x, y, threat)
         x = x.detach()
         if not len(x) or threat.eps == 0:

@@ -8,13 +8,17 @@ __all__ = [
     "Attack",
     "averaged",
     "check_inputs",
+    "check_threat",
     "guest",
     "input_gradient",
     "misclassified",
+    "refuse",
     "seeded",
+    "uncounted",
+    "wrong_norms",
 ]
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -24,7 +28,16 @@ from torch import Tensor, nn
 from equipoise.draws import Draws
 from equipoise.errors import UserError
 from equipoise.execution import Fast
-from equipoise.threat import Threat
+from equipoise.threat import NORMS, Norm, Threat
+
+
+class Normed(Protocol):
+    """An attack that says for which norms it is defined."""
+
+    @property
+    def norms(self) -> Sequence[Norm]:
+        """Return the norms."""
+        ...
 
 
 class Attack(Protocol):
@@ -46,6 +59,35 @@ class Attack(Protocol):
             Inputs with the shape and dtype of ``x``, within the threat.
         """
         ...
+
+
+def uncounted(attack: object, *names: str) -> list[str]:
+    """Return what is wrong with settings that count something, a sentence each."""
+    return [
+        f"{name} must be at least 1 and whole, got {value}"
+        for name in names
+        for value in [getattr(attack, name)]
+        if not isinstance(value, int) or value < 1
+    ]
+
+
+def wrong_norms(norms: Sequence[str]) -> list[str]:
+    """Return what is wrong with the norms for which an attack is to be defined."""
+    if norms and not set(norms) - set(NORMS):
+        return []
+    return [f"norms must be some of {', '.join(NORMS)}, got {norms!r}"]
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise a UserError with all problems, where there are any."""
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def check_threat(attack: "Normed", threat: Threat) -> None:
+    """Raise a UserError for a threat in whose norm an attack is not defined."""
+    if threat.norm not in attack.norms:
+        raise UserError(f"{attack} is defined for {', '.join(attack.norms)}, not {threat.norm}")
 
 
 @contextmanager

@@ -43,11 +43,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.core import check_inputs, guest
+from equipoise.attacks.core import (
+    check_inputs,
+    check_threat,
+    guest,
+    refuse,
+    uncounted,
+    wrong_norms,
+)
 from equipoise.attacks.fab_search import Search
 from equipoise.draws import Draws, KeyedDraws
-from equipoise.errors import UserError
-from equipoise.threat import NORMS, Norm, Threat
+from equipoise.threat import Norm, Threat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,22 +82,14 @@ class FAB:
     norms: tuple[Norm, ...] = ("linf", "l2", "l1")
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name} must be at least 1 and whole, got {value}"
-            for name in ("steps", "restarts", "targets")
-            for value in [getattr(self, name)]
-            if not (name == "targets" and value is None)
-            and (not isinstance(value, int) or value < 1)
-        ]
+        counts = ["steps", "restarts"] + ["targets"] * (self.targets is not None)
+        problems = uncounted(self, *counts)
         for name, least, most in (("alpha_max", 0, 1), ("eta", 1, math.inf), ("beta", 0, 1)):
             value = getattr(self, name)
             known = isinstance(value, int | float) and math.isfinite(value)
             if not known or not least <= value <= most:
                 problems.append(f"{name} must be a number in [{least}, {most}], got {value}")
-        if not self.norms or set(self.norms) - set(NORMS):
-            problems.append(f"norms must be some of {', '.join(NORMS)}, got {self.norms!r}")
-        if problems:
-            raise UserError("; ".join(problems))
+        refuse(problems + wrong_norms(self.norms))
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, draws: Draws | None = None
@@ -153,8 +151,7 @@ class FAB:
         return [f"FAB-T has {rows} target{'s' * (rows > 1)} instead of {self.targets}"]
 
     def _check(self, x: Tensor, y: Tensor, threat: Threat) -> None:
-        if threat.norm not in self.norms:
-            raise UserError(f"{self} is defined for {', '.join(self.norms)}, not {threat.norm}")
+        check_threat(self, threat)
         check_inputs(x, y, threat)
 
 

@@ -39,11 +39,19 @@ from typing import Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.core import check_inputs, guest, input_gradient, misclassified
+from equipoise.attacks.core import (
+    check_inputs,
+    check_threat,
+    guest,
+    input_gradient,
+    misclassified,
+    refuse,
+    uncounted,
+    wrong_norms,
+)
 from equipoise.draws import Draws, KeyedDraws
-from equipoise.errors import UserError
 from equipoise.losses import LOSSES
-from equipoise.threat import NORMS, Norm, Threat
+from equipoise.threat import Norm, Threat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +85,7 @@ class PGD:
     norms: tuple[Norm, ...] = ("linf", "l2", "l1")
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name} must be at least 1 and whole, got {value}"
-            for name in ("steps", "restarts")
-            for value in [getattr(self, name)]
-            if not isinstance(value, int) or value < 1
-        ]
+        problems = uncounted(self, "steps", "restarts")
         for name in ("step_size", "step_factor", "confidence", "momentum"):
             value = getattr(self, name)
             known = isinstance(value, int | float) and math.isfinite(value) and value >= 0
@@ -92,17 +95,13 @@ class PGD:
             value = getattr(self, name)
             if value not in known_names:
                 problems.append(f"{name} must be one of {', '.join(known_names)}, got {value!r}")
-        if not self.norms or set(self.norms) - set(NORMS):
-            problems.append(f"norms must be some of {', '.join(NORMS)}, got {self.norms!r}")
-        if problems:
-            raise UserError("; ".join(problems))
+        refuse(problems + wrong_norms(self.norms))
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, draws: Draws | None = None
     ) -> Tensor:
         """Return the strongest ``x_adv`` found for every example: see :class:`Attack`."""
-        if threat.norm not in self.norms:
-            raise UserError(f"{self} is defined for {', '.join(self.norms)}, not {threat.norm}")
+        check_threat(self, threat)
         check_inputs(x, y, threat)
         if not len(x):
             return x.clone()

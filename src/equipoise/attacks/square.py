@@ -38,12 +38,19 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.core import check_inputs, guest, misclassified
+from equipoise.attacks.core import (
+    check_inputs,
+    check_threat,
+    guest,
+    misclassified,
+    refuse,
+    uncounted,
+    wrong_norms,
+)
 from equipoise.attacks.square_windows import Grid, Moves, Pyramids, Signs
 from equipoise.draws import Draws, KeyedDraws
-from equipoise.errors import UserError
 from equipoise.losses import margin
-from equipoise.threat import NORMS, Norm, Threat
+from equipoise.threat import Norm, Threat
 
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # steps
 _FULL = 10_000  # the number of queries for which the schedule was made
@@ -70,28 +77,19 @@ class Square:
     norms: tuple[Norm, ...] = ("linf", "l2", "l1")
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name} must be at least 1 and whole, got {value}"
-            for name in ("queries", "restarts")
-            for value in [getattr(self, name)]
-            if not isinstance(value, int) or value < 1
-        ]
+        problems = uncounted(self, "queries", "restarts")
         known = isinstance(self.p_init, int | float) and math.isfinite(self.p_init)
         if not known or not 0 < self.p_init <= 1:
             problems.append(f"p_init must lie in (0, 1], got {self.p_init}")
         if not isinstance(self.rescale, bool):
             problems.append(f"rescale must be true or false, got {self.rescale!r}")
-        if not self.norms or set(self.norms) - set(NORMS):
-            problems.append(f"norms must be some of {', '.join(NORMS)}, got {self.norms!r}")
-        if problems:
-            raise UserError("; ".join(problems))
+        refuse(problems + wrong_norms(self.norms))
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, draws: Draws | None = None
     ) -> Tensor:
         """Return the strongest ``x_adv`` found for every example: see :class:`Attack`."""
-        if threat.norm not in self.norms:
-            raise UserError(f"{self} is defined for {', '.join(self.norms)}, not {threat.norm}")
+        check_threat(self, threat)
         check_inputs(x, y, threat)
         if not x.numel() or threat.eps == 0:
             return x.detach().clone()
