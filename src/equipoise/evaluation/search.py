@@ -22,7 +22,7 @@ from equipoise.execution import Fast, Precision, fast
 from equipoise.losses import margin
 from equipoise.threat import Threat
 
-NEAR = 0.04  # of the clean margin; rounding moves the end of a search by less than 0.01
+NEAR = 0.04  # of the clean margin; rounding moved the end of a search by up to 0.03 of it
 
 
 @dataclass(frozen=True, kw_only=True)
