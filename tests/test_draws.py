@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from scipy.stats import chisquare, kstest
+from scipy.stats import chisquare, kstest, norm
 from torch import Tensor
 
-from equipoise.draws import GeneratorDraws, KeyedDraws
+from equipoise.draws import GeneratorDraws, KeyedDraws, normal
 
 
 def examples(count: int = 12, shape: tuple[int, ...] = (1, 8, 8)) -> Tensor:
@@ -149,3 +149,54 @@ def test_generator_draws_follow_their_generator():
         assert torch.equal(source.uniform(x), torch.rand(x.shape, generator=expected))
     assert torch.equal(torch.get_rng_state(), state)
     assert draws.uniform(x.double()).dtype == torch.float64
+
+
+class Constant:
+    """Draws that return one number."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def uniform(self, x: Tensor) -> Tensor:
+        return torch.full_like(x, self.value)
+
+
+def test_normal_numbers_are_normal():
+    x = examples(60, (3, 32, 32))
+    for draws in (KeyedDraws.of(x), GeneratorDraws(torch.Generator().manual_seed(0))):
+        numbers = normal(draws, x).flatten().double()
+        assert kstest(numbers.numpy(), "norm").pvalue > 1e-3
+        assert numbers.mean().abs() < 4 / len(numbers) ** 0.5
+        assert (numbers.var() - 1).abs() < 4 * (2 / len(numbers)) ** 0.5
+        assert ((numbers**4).mean() - 3).abs() < 4 * (96 / len(numbers)) ** 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_normal_numbers_are_finite_and_have_the_type_of_their_example(dtype):
+    x = examples(40, (3, 32, 32)).to(dtype)
+    for draws in (KeyedDraws.of(x), GeneratorDraws(torch.Generator().manual_seed(1))):
+        numbers = normal(draws, x)
+        assert numbers.dtype == dtype
+        assert numbers.shape == x.shape
+        assert bool(torch.isfinite(numbers).all())
+        assert numbers.double().std() == pytest.approx(1, abs=0.02)
+    for value in (0.0, 1 - 2.0**-24):  # the ends of what may be drawn
+        largest = normal(Constant(value), x[:1]).double().abs()
+        assert bool((largest < 5.45).all())
+        assert bool((largest > 5).all())
+
+
+def test_normal_numbers_belong_to_the_uniform_ones():
+    x = examples(5).double()
+    unit = KeyedDraws.of(x).uniform(x)
+    expected = torch.from_numpy(norm.ppf(unit.numpy()))
+    torch.testing.assert_close(normal(KeyedDraws.of(x), x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_normal_numbers_of_an_example_do_not_depend_on_the_others():
+    x = examples()
+    whole = normal(KeyedDraws.of(x), x)
+    alone = torch.cat([normal(KeyedDraws.of(one), one) for one in x.split(1)])
+    assert torch.equal(whole, alone)
+    index = torch.tensor([8, 1])
+    assert torch.equal(normal(KeyedDraws.of(x).select(index), x[index]), whole[index])

@@ -14,8 +14,9 @@ References:
     | https://doi.org/10.1145/2714064.2660195
 """
 
-__all__ = ["Draws", "GeneratorDraws", "KeyedDraws"]
+__all__ = ["Draws", "GeneratorDraws", "KeyedDraws", "normal"]
 
+import math
 from copy import copy
 from hashlib import blake2b
 from typing import Protocol, Self
@@ -119,6 +120,16 @@ class KeyedDraws:
         chosen.digests = [self.digests[i] for i in positions.tolist()]
         chosen.keys = self.keys[positions]
         return chosen
+
+
+def normal(draws: Draws, x: Tensor) -> Tensor:
+    """Return standard normal numbers with shape, device and dtype of ``x``.
+
+    They are the inverse of the error function at uniform numbers, and at most 5.42 in size.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)  # a short float would end at infinity
+    unit = draws.uniform(x.to(wide)).clamp(2.0**-25, 1 - 2.0**-24)
+    return (torch.erfinv(2 * unit - 1) * math.sqrt(2)).to(x.dtype)
 
 
 def _key(digest: bytes, name: str) -> int:

@@ -3,7 +3,17 @@ r"""Losses on logits, one value per example: (B, K) and (B,) to (B,).
 Attacks maximise them and learners minimise their mean; no example's value depends on another's.
 """
 
-__all__ = ["LOSSES", "Loss", "cross_entropy", "dlr", "dlr_targeted", "margin"]
+__all__ = [
+    "LOSSES",
+    "Loss",
+    "boost",
+    "boosted_cross_entropy",
+    "cross_entropy",
+    "dlr",
+    "dlr_targeted",
+    "kl",
+    "margin",
+]
 
 from collections.abc import Callable
 
@@ -24,6 +34,42 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
         y: The labels, with shape (B,).
     """
     return F.cross_entropy(logits, y, reduction="none")
+
+
+def kl(logits: Tensor, other: Tensor) -> Tensor:
+    r"""Return :math:`\mathrm{KL}(p \,\|\, q) = \sum_k p_k \log (p_k / q_k)`.
+
+    Here :math:`p = \mathrm{softmax}(z)` and :math:`q = \mathrm{softmax}(z')`; the gradient flows
+    into both.
+
+    Arguments:
+        logits: The logits :math:`z`, with shape (B, K).
+        other: The logits :math:`z'`, with shape (B, K).
+    """
+    own = logits.log_softmax(1)
+    return F.kl_div(other.log_softmax(1), own, reduction="none", log_target=True).sum(1)
+
+
+def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    r"""Return :math:`-\log p_y - \log(1.0001 - \max_{k \ne y} p_k)` for the softmax :math:`p`.
+
+    Arguments:
+        logits: The logits :math:`z`, with shape (B, K), K >= 2.
+        y: The labels, with shape (B,).
+
+    References:
+        | Improving Adversarial Robustness Requires Revisiting Misclassified Examples
+        | (Wang et al., 2020), Eq. (9), with the constant of its code
+        | https://openreview.net/forum?id=rklOg6EFwS
+    """
+    return cross_entropy(logits, y) + boost(logits, y)
+
+
+def boost(logits: Tensor, y: Tensor) -> Tensor:
+    r"""Return the second part of :func:`boosted_cross_entropy`, with shape (B,)."""
+    is_label = torch.arange(logits.shape[1], device=y.device) == y[:, None]
+    largest = logits.softmax(1).masked_fill(is_label, 0).amax(dim=1)
+    return -torch.log(1.0001 - largest)
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:

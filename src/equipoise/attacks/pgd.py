@@ -30,9 +30,10 @@ References:
     | https://arxiv.org/abs/1608.04644
 """
 
-__all__ = ["FGSM", "MIFGSM", "PGD", "CWInf"]
+__all__ = ["FGSM", "MIFGSM", "PGD", "Ascended", "CWInf", "located"]
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Self
 
@@ -49,9 +50,17 @@ from equipoise.attacks.core import (
     uncounted,
     wrong_norms,
 )
-from equipoise.draws import Draws, KeyedDraws
+from equipoise.draws import Draws, KeyedDraws, normal
 from equipoise.losses import LOSSES
 from equipoise.threat import Norm, Threat
+
+Ascended = Callable[[Tensor, Tensor], Tensor]
+"""From logits and the positions of their examples in a batch to losses."""
+
+
+def located(losses: Ascended, index: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return losses for the examples at some positions, as a function of logits alone."""
+    return lambda logits: losses(logits, index)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +73,8 @@ class PGD:
             ``step_factor`` eps / steps.
         step_factor: The default length of a step, in units of eps / steps.
         restarts: How often to search; all but the first only where nothing was found yet.
-        start: Where to start: ``"uniform"`` in the ball, or at x (``"zero"``).
+        start: Where to start: ``"uniform"`` in the ball, at x (``"zero"``), or beside x
+            (``"noise"``): at x + 0.001 N(0, 1), as TRADES does, whose loss has no gradient at x.
         loss: ``"ce"`` or ``"margin"``.
         confidence: :math:`\kappa`: a margin loss beyond it is not worth more. None: no limit.
         momentum: :math:`\mu`; None follows the gradient itself.
@@ -77,7 +87,7 @@ class PGD:
     step_size: float | None = None
     step_factor: float = 2.5
     restarts: int = 1
-    start: Literal["uniform", "zero"] = "uniform"
+    start: Literal["uniform", "zero", "noise"] = "uniform"
     loss: Literal["ce", "margin"] = "ce"
     confidence: float | None = None
     momentum: float | None = None
@@ -108,14 +118,38 @@ class PGD:
         return self.search(model, x, y, threat, KeyedDraws.of(x) if draws is None else draws)
 
     def search(
-        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, draws: Draws
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        draws: Draws,
+        losses: Ascended | None = None,
     ) -> Tensor:
         """Return the same for inputs that are known to be sound, without a look at them.
 
         Looking waits for the device; training does it once, when the data are read.
+
+        Arguments:
+            model: As for :class:`Attack`, like the others.
+            x: The clean inputs.
+            y: The labels.
+            threat: The ball and the range.
+            draws: The randomness.
+            losses: What is maximised in place of ``loss``: from logits, with shape (N, K), and
+                the positions of their examples in the batch, with shape (N,), to losses (N,).
         """
+        losses = losses or (lambda logits, index: self.losses(logits, y[index]))
         with guest(model), torch.no_grad():
-            return self._restarts(model, x.detach(), y, threat, draws)
+            return self._restarts(model, x.detach(), y, threat, draws, losses)
+
+    def start_at(self, x: Tensor, threat: Threat, draws: Draws) -> Tensor:
+        """Return where the search starts, within the threat."""
+        if self.start == "uniform":
+            return threat.start(x, draws.uniform(x))
+        if self.start == "noise":
+            return threat.project(x, x + NOISE * normal(draws, x))
+        return x.clone()
 
     def step_length(self, threat: Threat) -> float:
         """Return the length of a step against a threat."""
@@ -129,15 +163,26 @@ class PGD:
         return losses if self.confidence is None else losses.clamp_max(self.confidence)
 
     def _restarts(
-        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, draws: Draws
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        draws: Draws,
+        losses: Ascended,
     ) -> Tensor:
-        x_adv, score = self._search(model, x, y, threat, draws.child("restart 0"))
+        every = torch.arange(len(y), device=y.device)
+        x_adv, score = self._search(
+            model, x, y, threat, draws.child("restart 0"), located(losses, every)
+        )
         for restart in range(1, self.restarts):
             rest = (~score.fooled).nonzero()[:, 0]
             if not len(rest):
                 break
             source = draws.child(f"restart {restart}").select(rest)
-            again, found = self._search(model, x[rest], y[rest], threat, source)
+            again, found = self._search(
+                model, x[rest], y[rest], threat, source, located(losses, rest)
+            )
             better = found.beats(score.take(rest))
             x_adv[rest[better]] = again[better]
             for kept, new in zip(score, found, strict=True):
@@ -145,23 +190,29 @@ class PGD:
         return x_adv
 
     def _search(
-        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, draws: Draws
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        draws: Draws,
+        losses: Callable[[Tensor], Tensor],
     ) -> "tuple[Tensor, _Score]":
         """Search once; return the points kept and their scores, which only compare."""
-        x_adv = threat.start(x, draws.uniform(x)) if self.start == "uniform" else x.clone()
+        x_adv = self.start_at(x, threat, draws)
         best, score = x_adv, _Score.lowest(y)
         direction = torch.zeros_like(x)
         for _ in range(self.steps):
-            logits, losses, grad = input_gradient(model, x_adv, lambda z: self.losses(z, y))
+            logits, values, grad = input_gradient(model, x_adv, losses)
             if self.keep == "best":
                 fooled = misclassified(model, x_adv, logits, y)
-                best, score = _better(best, score, x_adv, _Score.of(fooled, losses))
+                best, score = _better(best, score, x_adv, _Score.of(fooled, values))
             direction = self._direction(direction, grad)
             x_adv = threat.project(x, x_adv + self.step_length(threat) * threat.ascent(direction))
         if self.keep == "last" and self.restarts == 1:
             return x_adv, score
         logits = model(x_adv)
-        last = _Score.of(misclassified(model, x_adv, logits, y), self.losses(logits, y))
+        last = _Score.of(misclassified(model, x_adv, logits, y), losses(logits))
         return (x_adv, last) if self.keep == "last" else _better(best, score, x_adv, last)
 
     def _direction(self, direction: Tensor, grad: Tensor) -> Tensor:
@@ -186,7 +237,9 @@ def CWInf(*, steps: int = 30, confidence: float = 50.0) -> PGD:  # noqa: N802
     return PGD(steps=steps, loss="margin", confidence=confidence, norms=("linf",))
 
 
-_CHOICES = {"start": ("uniform", "zero"), "loss": tuple(LOSSES), "keep": ("best", "last")}
+NOISE = 0.001  # the standard deviation of the start beside x, in units of the input
+
+_CHOICES = {"start": ("uniform", "zero", "noise"), "loss": tuple(LOSSES), "keep": ("best", "last")}
 
 
 class _Score(NamedTuple):
