@@ -1,7 +1,32 @@
 """Objectives: what one learner minimises, its attack included."""
 
-__all__ = ["Adversarial", "Batch", "Objective", "Standard"]
+__all__ = [
+    "IAT",
+    "MART",
+    "TRADES",
+    "YOPO",
+    "Adversarial",
+    "Batch",
+    "Labels",
+    "Mixed",
+    "Objective",
+    "Options",
+    "Robust",
+    "SelfAdaptive",
+    "Standard",
+    "Tau",
+]
 
 from equipoise.objectives.adversarial import Adversarial
 from equipoise.objectives.core import Batch, Objective
+from equipoise.objectives.friendly import Tau
+from equipoise.objectives.iat import IAT
+from equipoise.objectives.labels import Labels
+from equipoise.objectives.mart import MART
+from equipoise.objectives.mixed import Mixed
+from equipoise.objectives.options import Options
+from equipoise.objectives.robust import Robust
+from equipoise.objectives.self_adaptive import SelfAdaptive
 from equipoise.objectives.standard import Standard
+from equipoise.objectives.trades import TRADES
+from equipoise.objectives.yopo import YOPO

@@ -1,10 +1,11 @@
-r"""Adversarial training with PGD (the paper's Eq. 1 and 6).
+r"""Adversarial training with PGD (the paper's Eq. 1 and 6), and friendly adversarial training.
 
 .. math:: \min_\theta \mathrm{CE}(f(x'), y), \qquad
           x' = \arg\max_{\|x' - x\| \le \epsilon} \mathrm{CE}(f(x'), y)
 
 The inner attack runs with the model in eval mode, as in the Generalist code and as recommended
-by Pang et al. (2021); the last iterate is trained on. Deviation from the authors' codes: the
+by Pang et al. (2021); the last iterate is trained on. With ``tau`` the search ends soon after
+success: FAT (:mod:`equipoise.objectives.friendly`). Deviation from the authors' codes: the
 random start is clipped to the range before the first gradient.
 
 References:
@@ -16,54 +17,31 @@ References:
 
 __all__ = ["Adversarial"]
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.pgd import PGD
 from equipoise.draws import Draws
-from equipoise.losses import cross_entropy
-from equipoise.objectives.core import Batch, Objective
-from equipoise.threat import Threat
+from equipoise.objectives.core import Batch
+from equipoise.objectives.labels import Labels
+from equipoise.objectives.robust import Robust
 
 
-class Adversarial(Objective):
-    """The mean cross-entropy on adversarial inputs.
+class Adversarial(Robust):
+    """The mean cross-entropy on adversarial inputs; the arguments are those of ``Robust``."""
 
-    Arguments:
-        threat: What the adversarial inputs may be.
-        attack: How they are searched for.
-        precision: The arithmetic of the search: ``"bfloat16"`` runs the model's matrix
-            products in it, under autocast; the update is in float32 either way.
-    """
-
-    monitor = "robust_loss"
-
-    def __init__(
-        self,
-        *,
-        threat: Threat,
-        attack: PGD,
-        precision: Literal["float32", "bfloat16"] = "float32",
-    ) -> None:
-        super().__init__()
-        self.threat = threat
-        self.attack = attack
-        self.precision = precision
-
-    def inputs(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
-        """Return the adversarial inputs of a batch."""
-        low = self.precision == "bfloat16"
-        with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=low):
-            return self.attack.search(model, batch.x, batch.y, self.threat, draws)
-
-    def forward(self, model: nn.Module, batch: Batch, draws: Draws) -> Iterator[Tensor]:
-        """Yield the loss."""
-        yield cross_entropy(model(self.inputs(model, batch, draws)), batch.y).mean()
+    def loss(
+        self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws
+    ) -> Callable[[], Tensor]:
+        """Search for adversarial inputs; return the loss on them."""
+        x_adv = self.search(model, batch, labels, draws)
+        return lambda: labels.cross_entropy(model(x_adv)).mean()
 
     @property
-    def cost(self) -> int:
-        """Return the steps of the attack and one for the update."""
-        return self.attack.steps * self.attack.restarts + 1
+    def passes(self) -> int:
+        """Return 1."""
+        return 1
+
+    def terms(self) -> list[str]:
+        """Return the loss."""
+        return ["mean over the batch of CE(f(x'), y)"]

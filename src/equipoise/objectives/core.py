@@ -4,11 +4,13 @@ __all__ = ["Batch", "Objective"]
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from equipoise.draws import Draws
+from equipoise.threat import Threat
 
 
 class Batch(NamedTuple):
@@ -37,6 +39,13 @@ class Objective(nn.Module):
     monitor: Literal["clean_loss", "robust_loss"] = "clean_loss"
     """The held-out loss that tells whether a learner of this objective has stabilised."""
 
+    threat: Threat | None = None
+    """What the adversarial inputs may be; None where there are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.level = 0
+
     @abstractmethod
     def forward(self, model: nn.Module, batch: Batch, draws: Draws) -> Iterator[Tensor]:
         """Yield the losses whose gradients are summed in one update; the first is reported."""
@@ -48,4 +57,38 @@ class Objective(nn.Module):
     @property
     @abstractmethod
     def cost(self) -> int:
-        """Return the forward and backward passes that one update takes."""
+        """Return the forward and backward passes that one update takes, an image, at most."""
+
+    @abstractmethod
+    def formula(self) -> list[str]:
+        """Return what is minimised, with the settings resolved: a line a term."""
+
+    def prepare(self, y: Tensor, classes: int) -> None:
+        """Make the state that depends on the training set; called once, before the training.
+
+        Arguments:
+            y: The labels of the training set, with shape (N,).
+            classes: The number of classes K.
+        """
+        del y, classes
+
+    def evaluations(self, n: int) -> Tensor | int:
+        """Return the gradient evaluations of the last update, which had ``n`` examples."""
+        return self.cost * n
+
+    def weak(self, progress: float) -> bool:
+        """Tell whether the inner attack is so weak that a model may learn to fool it alone."""
+        del progress
+        return False
+
+    def strengthen(self) -> str:
+        """Make a weak inner attack stronger from here on; return in words how."""
+        raise NotImplementedError(f"{type(self).__name__} has no weak attack")
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return how often the attack was made stronger."""
+        return {"level": torch.tensor(self.level)}
+
+    def set_extra_state(self, state: Any) -> None:
+        """Go on from a saved state."""
+        self.level = int(state["level"])

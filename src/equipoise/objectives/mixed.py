@@ -1,0 +1,80 @@
+r"""Mixed adversarial training: :math:`(1 - w)\,\mathrm{CE}(f(x), y) + w\,\mathrm{CE}(f(x'), y)`.
+
+Not in the paper, but the control that any claim about a trade-off has to face: one learner, one
+knob. The two forward passes are separate, the clean one first, so BatchNorm sees clean and
+adversarial batches in turn. At w = 0 nothing is searched for and at w = 1 nothing is lost on
+clean inputs: they are standard training and PGD-AT.
+
+References:
+    | Explaining and Harnessing Adversarial Examples (Goodfellow et al., 2015), section 6
+    | https://arxiv.org/abs/1412.6572
+"""
+
+__all__ = ["Mixed"]
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from equipoise.draws import Draws
+from equipoise.errors import UserError
+from equipoise.objectives.core import Batch
+from equipoise.objectives.labels import Labels
+from equipoise.objectives.robust import Robust
+
+
+class Mixed(Robust):
+    """A weighted mean of the clean and the adversarial cross-entropy.
+
+    Arguments:
+        weight: w, the weight of the adversarial one, in [0, 1].
+        settings: Those of :class:`Robust`.
+    """
+
+    def __init__(self, *, weight: float = 0.5, **settings: Any) -> None:
+        super().__init__(**settings)
+        if not 0 <= weight <= 1:
+            raise UserError(f"weight must lie in [0, 1], got {weight}")
+        self.weight = weight
+        self.both = 0 < weight < 1
+
+    def inputs(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
+        """Return what the model is trained on: clean inputs alone at w = 0."""
+        return batch.x if self.weight == 0 else super().inputs(model, batch, draws)
+
+    def loss(
+        self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws
+    ) -> Callable[[], Tensor]:
+        """Search for adversarial inputs; return the mean of both losses."""
+        if self.weight == 0:
+            return lambda: labels.cross_entropy(model(batch.x)).mean()
+        x_adv = self.search(model, batch, labels, draws)
+        if self.weight == 1:
+            return lambda: labels.cross_entropy(model(x_adv)).mean()
+
+        def loss() -> Tensor:
+            clean = labels.cross_entropy(model(batch.x)).mean()
+            robust = labels.cross_entropy(model(x_adv)).mean()
+            return (1 - self.weight) * clean + self.weight * robust
+
+        return loss
+
+    @property
+    def passes(self) -> int:
+        """Return 2, or 1 at the ends."""
+        return 2 if self.both else 1
+
+    @property
+    def searching(self) -> int:
+        """Return the gradient evaluations of the search: none at w = 0."""
+        return super().searching if self.weight else 0
+
+    def weak(self, progress: float) -> bool:
+        """Tell whether the attack takes a single step; without one there is nothing to fool."""
+        return self.weight > 0 and super().weak(progress)
+
+    def terms(self) -> list[str]:
+        """Return the loss."""
+        w = self.weight
+        return [f"mean over the batch of {1 - w:g} CE(f(x), y) + {w:g} CE(f(x'), y)"]

@@ -1,0 +1,186 @@
+r"""What any robust objective may add: perturbed weights, smoothed labels, cut and erased images.
+
+Adversarial weight perturbation climbs the loss in the weights, a layer at a time and in
+proportion to its length,
+
+.. math:: w_l \leftarrow w_l + \gamma \, \|w_l\| \, g_l / \|g_l\|,
+
+takes the gradient there, and goes back before the step. Deviations from the authors' code: the
+direction is the gradient itself, not the step of a proxy network with an optimiser of its own
+(one step of plain SGD, scaled to the same length, is the gradient); the statistics of BatchNorm
+do not see the first of the two passes, as the proxy's did not count.
+
+References:
+    | Adversarial Weight Perturbation Helps Robust Generalization (Wu et al., 2020)
+    | https://arxiv.org/abs/2004.05884
+    | CutMix (Yun et al., 2019), https://arxiv.org/abs/1905.04899; with adversarial training:
+    | Data Augmentation Can Improve Robustness (Rebuffi et al., 2021), arXiv:2111.05328
+    | Random Erasing Data Augmentation (Zhong et al., 2017), https://arxiv.org/abs/1708.04896
+"""
+
+__all__ = ["Options", "climbed"]
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.draws import Draws
+from equipoise.errors import UserError
+from equipoise.objectives.core import Batch
+from equipoise.objectives.labels import Labels, check_smoothing
+
+ERASED_AREA = (0.02, 0.33)
+ERASED_RATIO = (0.3, 3.3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    r"""What is added to a robust objective.
+
+    Arguments:
+        label_smoothing: The part of a label that is spread evenly over all classes; the attack
+            works against the sharp label.
+        awp: :math:`\gamma` of adversarial weight perturbation; 0 is none. 0.005 to 0.01 is usual.
+        awp_from: The progress from which on weights are perturbed.
+        cutmix: The probability that a part of an image is that of another one.
+        erasing: The probability that a part of an image is noise.
+    """
+
+    label_smoothing: float = 0.0
+    awp: float = 0.0
+    awp_from: float = 0.0
+    cutmix: float = 0.0
+    erasing: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_smoothing(self.label_smoothing)
+        if not (math.isfinite(self.awp) and self.awp >= 0):
+            raise UserError(f"awp must be a finite number >= 0, got {self.awp}")
+        for name in ("awp_from", "cutmix", "erasing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+
+    def applied(self, batch: Batch, draws: Draws) -> tuple[Tensor, Labels]:
+        """Return the inputs and labels of a batch, changed as the options say."""
+        x, labels = batch.x, Labels(batch.y, smoothing=self.label_smoothing)
+        if self.cutmix:
+            x, labels = _cut(x, labels, self.cutmix, draws)
+        if self.erasing:
+            x = _erase(x, self.erasing, draws)
+        return x, labels
+
+    def formula(self) -> list[str]:
+        """Return the options in use, a line each."""
+        lines = []
+        if self.label_smoothing:
+            lines.append(f"labels: {1 - self.label_smoothing:g} of y, the rest spread evenly")
+        if self.awp:
+            since = f" from progress {self.awp_from:g} on" if self.awp_from else ""
+            lines.append(
+                f"weights: the gradient is taken at w + {self.awp:g} |w| g/|g|, layer by layer"
+                f"{since} (adversarial weight perturbation)"
+            )
+        if self.cutmix:
+            lines.append(f"images: CutMix with probability {self.cutmix:g}")
+        if self.erasing:
+            lines.append(f"images: random erasing with probability {self.erasing:g}")
+        return lines
+
+
+@contextmanager
+def climbed(model: nn.Module, loss: Callable[[], Tensor], gamma: float) -> Iterator[None]:
+    """Keep the weights where the loss is larger while the block runs: see the module.
+
+    Arguments:
+        model: The model; convolutions and linear layers are moved, not biases and norms.
+        loss: The loss at the present weights.
+        gamma: How far, in lengths of the weights.
+    """
+    weights: list[Tensor] = [p for p in model.parameters() if p.ndim > 1 and p.requires_grad]
+    held = [p.detach().clone() for p in weights]
+    with _still(model):
+        grads = torch.autograd.grad(loss(), weights, allow_unused=True)
+    with torch.no_grad():
+        for weight, grad in zip(weights, grads, strict=True):
+            if grad is not None:
+                scale = gamma * weight.norm() / grad.norm().clamp_min(1e-20)
+                weight.add_(grad * torch.nan_to_num(scale))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            torch._foreach_copy_(weights, held)
+
+
+@contextmanager
+def _still(model: nn.Module) -> Iterator[None]:
+    """Leave the statistics of BatchNorm as they are before the block."""
+    buffers = [
+        buffer
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for buffer in module.buffers(recurse=False)
+    ]
+    held = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        for buffer, value in zip(buffers, held, strict=True):
+            buffer.copy_(value)
+
+
+def _numbers(draws: Draws, x: Tensor, count: int) -> list[Tensor]:
+    """Return ``count`` uniform numbers for each example, each of shape (B, 1, 1, 1)."""
+    numbers = draws.uniform(x.new_empty(len(x), count))
+    return [column.view(-1, 1, 1, 1) for column in numbers.unbind(1)]
+
+
+def _box(x: Tensor, tall: Tensor, wide: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Return the pixels of boxes that are cut at the border, as booleans (B, 1, H, W).
+
+    Arguments:
+        x: The images, with shape (B, C, H, W).
+        tall: The height of each box, as a part of the image's; all have shape (B, 1, 1, 1).
+        wide: Its width, likewise.
+        row: Its centre, likewise.
+        column: Its centre, likewise.
+    """
+    height, width = x.shape[2:]
+    rows = torch.arange(height, device=x.device).view(1, 1, -1, 1) + 0.5
+    columns = torch.arange(width, device=x.device).view(1, 1, 1, -1) + 0.5
+    down = (rows - row * height).abs() <= tall * height / 2
+    across = (columns - column * width).abs() <= wide * width / 2
+    return down & across
+
+
+def _cut(x: Tensor, labels: Labels, chance: float, draws: Draws) -> tuple[Tensor, Labels]:
+    """Return images with a box of another one; the labels count by area."""
+    share, row, column, lot = _numbers(draws, x, 4)
+    order = draws.uniform(x.new_empty(len(x))).argsort()
+    side = (1 - share).sqrt()
+    box = _box(x, side, side, row, column) & (lot < chance)
+    mixed = torch.where(box, x[order], x)
+    kept = 1 - box.float().mean((1, 2, 3))
+    y, other = labels.y, labels.y[order]
+    major = kept >= 0.5
+    whole = Labels(
+        torch.where(major, y, other),
+        torch.where(major, other, y),
+        torch.where(major, kept, 1 - kept),
+        labels.smoothing,
+    )
+    return mixed, whole
+
+
+def _erase(x: Tensor, chance: float, draws: Draws) -> Tensor:
+    """Return images of which a box is noise."""
+    area, ratio, row, column, lot = _numbers(draws, x, 5)
+    area = ERASED_AREA[0] + (ERASED_AREA[1] - ERASED_AREA[0]) * area
+    low, high = (math.log(value) for value in ERASED_RATIO)
+    ratio = (low + (high - low) * ratio).exp()
+    box = _box(x, (area * ratio).sqrt(), (area / ratio).sqrt(), row, column) & (lot < chance)
+    return torch.where(box, draws.uniform(x), x)
