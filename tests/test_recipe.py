@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from equipoise import recipe
+from equipoise import learning, objectives, recipe
 from equipoise.attacks import PGD
 from equipoise.errors import UserError
 from equipoise.methods import METHODS, A3GTPaper, Generalist
 from equipoise.recipe import Recipe, combine, defaults, differences, overrides, parse, read
 from equipoise.tables import write_settings
-from equipoise.threat import Linf
+from equipoise.threat import L2, Linf
 from equipoise.training import Fixed, Never, Stable, Threshold
 from equipoise.values import number
 
@@ -84,7 +84,8 @@ def test_a_recipe_is_fully_resolved():
         "deadline": 0.6,
         "losses": "held-out",
     }
-    assert plain["attack"]["steps"] == 10
+    assert plain["robust"]["attack"]["steps"] == 10
+    assert plain["robust"]["objective"] == "pgd-at"
     assert plain["robust"]["lr"] == 0.05
     yaml.safe_dump(plain)  # nothing in it but plain values
 
@@ -97,7 +98,7 @@ def test_fractions_and_numbers_are_numbers():
     assert one.eps == 8 / 255
     assert one.settings.robust.lr == 0.01
     assert one.rounds == 9
-    assert one.settings.attack.step_size == 0.5 / 255
+    assert one.settings.robust.attack.step_size == 0.5 / 255
     assert given("gamma=[1, 1/2, .25]").settings.gamma == (1.0, 0.5, 0.25)
     assert given("every=none").settings.every is None
 
@@ -360,7 +361,7 @@ def test_the_readings_of_the_papers_are_the_defaults_of_their_methods():
     assert (generalist.source, generalist.granularity) == ("average", "step")
     assert generalist.start == Fixed(fraction=0.625)
     assert generalist.inclusive
-    assert parse({"method": "a3gt"}).settings.attack == PGD(steps=10, keep="last")
+    assert parse({"method": "a3gt"}).settings.robust.attack == PGD(steps=10, keep="last")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -392,3 +393,78 @@ def test_every_setting_is_documented():
 @pytest.mark.parametrize("path", sorted(Path("recipes").rglob("*.yaml")), ids=str)
 def test_recipes_of_the_project_are_valid(path):
     assert parse(read(path)).rounds > 0
+
+
+# Learners by objective
+
+
+def test_a_learner_may_have_any_objective():
+    one = given("robust.objective=trades", "robust.beta=3")
+    assert one.settings.robust == learning.TRADES(beta=3.0)
+    assert one.settings.robust.attack.start == "noise"  # the objective's own default
+    assert given("robust=fat", "tau=1").settings.robust == learning.FAT(tau=1)
+    spec = one.settings.build(Linf(0.1), 5).learners["robust"]
+    assert isinstance(spec.objective, objectives.TRADES)
+    assert spec.objective.beta == 3
+
+
+def test_settings_of_a_learner_may_stand_at_the_top():
+    short, long = (
+        given("beta=2", "attack.steps=4", method="trades"),
+        given("robust.beta=2", "robust.attack.steps=4", method="trades"),
+    )
+    assert short == long
+    assert given("lr=0.2", method="standard").settings.clean.lr == 0.2
+    assert given("precision=bfloat16").settings.robust.precision == "bfloat16"
+    assert "'lr' may be clean.lr or robust.lr: say which" in refused("lr=0.1")
+    assert "did you mean beta?" in refused("bta=3", method="trades")
+
+
+def test_every_objective_suits_a3gt():
+    for name, kind in learning.LEARNERS.items():
+        if name != "standard":
+            one = given(f"robust={name}")
+            assert type(one.settings.robust) is kind
+            assert parse(one.to_dict()) == one
+
+
+def test_three_learners_with_threats_of_their_own(tmp_path):
+    items = ("more.l2.objective=trades", "more.l2.norm=l2", "more.l2.eps=1.5")
+    one = given(*items, "more_gamma.l2=[0, 0, 0, 0.3]", "more.l2.beta=2")
+    path = tmp_path / "r.yaml"
+    path.write_text(one.to_yaml())
+    assert parse(read(path)) == one
+    method = one.settings.build(Linf(0.1), 12)
+    assert list(method.learners) == ["clean", "robust", "l2"]
+    assert method.learners["robust"].objective.threat == Linf(0.1)
+    assert method.learners["l2"].objective.threat == L2(1.5)
+    assert method.learners["l2"].objective.beta == 2
+    for t in range(1, 13):
+        weights = method.weights(t, 12, 4)
+        assert sum(weights.values()) == pytest.approx(1)
+    assert method.weights(12, 12, 4) == pytest.approx({"clean": 0.3, "robust": 0.4, "l2": 0.3})
+
+
+@pytest.mark.parametrize(
+    ("items", "words"),
+    [
+        (("more.l2.norm=l2", "more.l2.eps=1"), "more_gamma must name a weight"),
+        (("more.l2.norm=l2", "more_gamma.l2=[0]"), "needs a radius of its own"),
+        (("more.l2.eps=1", "more_gamma.l2=[0.5]"), "sum to more than 1"),
+        (("more.clean.eps=1", "more_gamma.clean=[0]", "gamma=[0.5]"), "other than clean"),
+        (("more.l2.bta=1", "more_gamma.l2=[0]"), "unknown setting 'more.l2.bta'"),
+        (("robust=tradse",), "did you mean 'trades'?"),
+        (("robust.objective=trades", "robust.beta=-1"), "beta must be a finite number"),
+        (("robust.objective=trades", "robust.tau=1"), "unknown setting 'robust.tau'"),
+        (("robust=fat", "robust.tau=-1"), "tau must be whole numbers"),
+        (("robust=yopo", "robust.awp=0.01"), "awp does not fit"),
+        (("robust=sat", "robust.cutmix=0.5"), "cutmix does not fit"),
+        (("robust.cutmix=2",), "cutmix must lie in [0, 1]"),
+    ],
+)
+def test_what_cannot_be_meant_of_learners_is_refused(items, words):
+    assert words in refused(*items)
+
+
+def test_a_method_of_one_objective_keeps_it():
+    assert "unknown objective 'mart'" in refused("robust=mart", method="trades")

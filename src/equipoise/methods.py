@@ -7,75 +7,44 @@ papers are read; every reading is a setting here.
 
 __all__ = [
     "A3GT",
+    "FAT",
+    "FATMART",
+    "FATTRADES",
+    "IAT",
+    "MART",
     "METHODS",
     "PGDAT",
+    "TRADES",
+    "YOPO",
     "A3GTPaper",
     "Generalist",
-    "Learning",
+    "MixAT",
+    "SelfAdaptive",
     "Settings",
     "Standard",
 ]
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
-from equipoise import objectives
-from equipoise.attacks.pgd import PGD
+from equipoise import learning
 from equipoise.errors import UserError
+from equipoise.learning import Learning
 from equipoise.threat import Threat
 from equipoise.training.merge import Handover, Merge, Weights
-from equipoise.training.method import LearnerSpec, Method, check_factors, check_sgd
+from equipoise.training.method import Method
 from equipoise.training.schedule import Knots
 from equipoise.training.start import Fixed, Never, Stable, Threshold
 
 AnyStart = Stable | Threshold | Fixed | Never
-Precision = Literal["float32", "bfloat16"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Learning:
-    """How one learner learns: SGD with a learning rate that follows straight lines.
-
-    Arguments:
-        lr: The largest learning rate.
-        lr_factors: The factors on it at the places ``lr_at``.
-        lr_at: The places, as progress from 0 to 1; None spreads them evenly.
-        momentum: The momentum.
-        nesterov: Whether the momentum looks ahead.
-        weight_decay: The factor of the L2 penalty.
-    """
-
-    lr: float = 0.05
-    lr_factors: tuple[float, ...] = (0.1, 1.0, 0.1, 0.005)
-    lr_at: tuple[float, ...] | None = (0.0, 0.1, 0.667, 1.0)
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 5e-4
-
-    def __post_init__(self) -> None:
-        check_sgd(self.lr, self.momentum, self.weight_decay)
-        check_factors(Knots(self.lr_factors, self.lr_at))
-
-    def spec(self, objective: objectives.Objective) -> LearnerSpec:
-        """Return the learner of an objective."""
-        return LearnerSpec(
-            objective=objective,
-            lr=self.lr,
-            schedule=Knots(self.lr_factors, self.lr_at),
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            nesterov=self.nesterov,
-        )
-
-
-def inner_attack() -> PGD:
-    """Return the attack of adversarial training: PGD-10, of which the last iterate counts."""
-    return PGD(steps=10, keep="last")
 
 
 class Settings(Protocol):
     """The settings of a method."""
+
+    paper: ClassVar[str]
+    shown: ClassVar[tuple[str, ...]]
 
     def build(self, threat: Threat, rounds: int) -> Method:
         """Return the method against a threat, for a training of so many rounds."""
@@ -83,50 +52,148 @@ class Settings(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standard:
+class Averaged:
+    """One learner, with or without an average of its weights.
+
+    Arguments:
+        alpha: The memory of the weight average, per step; 0 is none.
+        warmup: Whether that memory grows in over the first steps.
+    """
+
+    alpha: float = 0.0
+    warmup: bool = True
+
+    def alone(self, name: str, how: Learning, threat: Threat) -> Method:
+        """Return the method of a single learner."""
+        merge = Merge(
+            weights=Weights(knots={name: Knots((1.0,))}), alpha=self.alpha, warmup=self.warmup
+        )
+        return Method(learners={name: how.spec(threat)}, merge=merge)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standard(Averaged):
     """Standard training on clean images: the undefended model.
 
     Arguments:
         clean: How it learns.
-        alpha: The memory of the weight average, per step; 0 is none.
     """
 
-    clean: Learning = field(default_factory=Learning)
-    alpha: float = 0.0
-
-    def build(self, threat: Threat, rounds: int) -> Method:
-        """Return the method."""
-        del threat, rounds
-        weights = Weights(knots={"clean": Knots((1.0,))})
-        learners = {"clean": self.clean.spec(objectives.Standard())}
-        return Method(learners=learners, merge=Merge(weights=weights, alpha=self.alpha))
-
-
-@dataclass(frozen=True, kw_only=True)
-class PGDAT:
-    """Adversarial training with PGD (Madry et al., 2018), with or without weight averaging.
-
-    Arguments:
-        robust: How it learns.
-        attack: The inner attack.
-        alpha: The memory of the weight average, per step; 0 is none.
-        precision: The arithmetic of the inner attack's search.
-    """
-
-    robust: Learning = field(default_factory=Learning)
-    attack: PGD = field(default_factory=inner_attack)
-    alpha: float = 0.0
-    precision: Precision = "float32"
+    paper: ClassVar[str] = ""
+    shown: ClassVar[tuple[str, ...]] = ()
+    clean: learning.Clean = field(default_factory=learning.Clean)
 
     def build(self, threat: Threat, rounds: int) -> Method:
         """Return the method."""
         del rounds
-        objective = objectives.Adversarial(
-            threat=threat, attack=self.attack, precision=self.precision
-        )
-        weights = Weights(knots={"robust": Knots((1.0,))})
-        learners = {"robust": self.robust.spec(objective)}
-        return Method(learners=learners, merge=Merge(weights=weights, alpha=self.alpha))
+        return self.alone("clean", self.clean, threat)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defended(Averaged):
+    """One robust learner.
+
+    Arguments:
+        robust: How it learns.
+    """
+
+    robust: learning.Robust
+
+    def build(self, threat: Threat, rounds: int) -> Method:
+        """Return the method."""
+        del rounds
+        return self.alone("robust", self.robust, threat)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PGDAT(Defended):
+    """Adversarial training with PGD; alpha averages its weights."""
+
+    paper: ClassVar[str] = "Madry et al., 2018, arXiv:1706.06083"
+    shown: ClassVar[tuple[str, ...]] = ("robust.attack.steps",)
+    robust: learning.PGDAT = field(default_factory=learning.PGDAT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixAT(Defended):
+    """Clean and adversarial cross-entropy, weighted and averaged: the control of a trade-off."""
+
+    paper: ClassVar[str] = "Goodfellow et al., 2015, arXiv:1412.6572"
+    shown: ClassVar[tuple[str, ...]] = ("robust.weight", "alpha")
+    robust: learning.MixAT = field(default_factory=learning.MixAT)
+    alpha: float = 0.999
+
+
+@dataclass(frozen=True, kw_only=True)
+class TRADES(Defended):
+    """TRADES: clean cross-entropy and the divergence of the adversarial answer."""
+
+    paper: ClassVar[str] = "Zhang et al., 2019, arXiv:1901.08573"
+    shown: ClassVar[tuple[str, ...]] = ("robust.beta",)
+    robust: learning.TRADES = field(default_factory=learning.TRADES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MART(Defended):
+    """MART: misclassified examples count more."""
+
+    paper: ClassVar[str] = "Wang et al., 2020, openreview rklOg6EFwS"
+    shown: ClassVar[tuple[str, ...]] = ("robust.beta",)
+    robust: learning.MART = field(default_factory=learning.MART)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FAT(Defended):
+    """Friendly adversarial training: the search ends soon after success."""
+
+    paper: ClassVar[str] = "Zhang et al., 2020, arXiv:2002.11242"
+    shown: ClassVar[tuple[str, ...]] = ("robust.tau", "robust.omega")
+    robust: learning.FAT = field(default_factory=learning.FAT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FATTRADES(Defended):
+    """Friendly adversarial training for TRADES."""
+
+    paper: ClassVar[str] = "Zhang et al., 2020, arXiv:2002.11242"
+    shown: ClassVar[tuple[str, ...]] = ("robust.tau", "robust.beta")
+    robust: learning.FATTRADES = field(default_factory=learning.FATTRADES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FATMART(Defended):
+    """Friendly adversarial training for MART."""
+
+    paper: ClassVar[str] = "Zhang et al., 2020, arXiv:2002.11242"
+    shown: ClassVar[tuple[str, ...]] = ("robust.tau", "robust.beta")
+    robust: learning.FATMART = field(default_factory=learning.FATMART)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IAT(Defended):
+    """Interpolated adversarial training: mixup of clean and of adversarial images."""
+
+    paper: ClassVar[str] = "Lamb et al., 2019, arXiv:1906.06784"
+    shown: ClassVar[tuple[str, ...]] = ("robust.mixup", "robust.attack.steps")
+    robust: learning.IAT = field(default_factory=learning.IAT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class YOPO(Defended):
+    """YOPO-m-n: m full passes an update, each with n steps through the first layer."""
+
+    paper: ClassVar[str] = "Zhang et al., 2019, arXiv:1905.00877"
+    shown: ClassVar[tuple[str, ...]] = ("robust.replays", "robust.attack.steps")
+    robust: learning.YOPO = field(default_factory=learning.YOPO)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfAdaptive(Defended):
+    """Self-adaptive training: TRADES whose labels learn from the model."""
+
+    paper: ClassVar[str] = "Huang et al., 2020, arXiv:2002.10319"
+    shown: ClassVar[tuple[str, ...]] = ("robust.onset", "robust.memory", "robust.beta")
+    robust: learning.SelfAdaptive = field(default_factory=learning.SelfAdaptive)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,9 +206,12 @@ class A3GT:
 
     Arguments:
         clean: How the clean learner learns.
-        robust: How the robust learner learns.
-        attack: The inner attack of the robust learner.
-        gamma: The robust learner's weight at evenly spread places; the clean one has the rest.
+        robust: How the robust learner learns; any objective will do (``robust.objective``).
+        more: Further robust learners by name, each with an objective and, where it differs, a
+            threat of its own: ``more.l2.norm=l2 more.l2.eps=1.5``.
+        gamma: The robust learner's weight at evenly spread places.
+        more_gamma: The weights of the further learners, likewise. The clean learner has what
+            is left of one.
         anchor: Whether gamma runs from t' on (``start``) or from the first round (``clock``).
         alpha: The memory of the global model, alpha', per step.
         warmup: Whether that memory grows in over the first steps.
@@ -153,13 +223,15 @@ class A3GT:
         momentum: Whether the optimisers ``keep`` their momentum at a hand-over or ``zero`` it.
         batchnorm: ``average`` the statistics, or ``estimate`` them on a mix.
         start: The rule for t'.
-        precision: The arithmetic of the inner attack's search.
     """
 
-    clean: Learning = field(default_factory=Learning)
-    robust: Learning = field(default_factory=Learning)
-    attack: PGD = field(default_factory=inner_attack)
+    paper: ClassVar[str] = "He et al., 2024, doi:10.3390/electronics13204052"
+    shown: ClassVar[tuple[str, ...]] = ("robust.objective", "gamma", "every", "start.rule")
+    clean: learning.Clean = field(default_factory=learning.Clean)
+    robust: learning.Robust = field(default_factory=learning.PGDAT)
+    more: Mapping[str, learning.Robust] = field(default_factory=dict)
     gamma: tuple[float, ...] = (1.0, 1.0, 1.0, 0.4)
+    more_gamma: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     anchor: Literal["start", "clock"] = "start"
     alpha: float = 0.999
     warmup: bool = True
@@ -171,32 +243,44 @@ class A3GT:
     momentum: Literal["keep", "zero"] = "keep"
     batchnorm: Literal["average", "estimate"] = "average"
     start: AnyStart = field(default_factory=Stable)
-    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        if not self.gamma or not all(0 <= value <= 1 for value in self.gamma):
-            raise UserError(f"gamma must lie in [0, 1] everywhere, got {list(self.gamma)}")
+        for name, values in (("gamma", self.gamma), *self.more_gamma.items()):
+            if not values or not all(0 <= value <= 1 for value in values):
+                raise UserError(f"{name} must lie in [0, 1] everywhere, got {list(values)}")
+        if set(self.more) & {"clean", "robust", "global"}:
+            raise UserError("a further learner needs a name other than clean, robust and global")
+        if set(self.more) != set(self.more_gamma):
+            raise UserError(
+                f"more_gamma must name a weight for each of {sorted(self.more)}, "
+                f"got {sorted(self.more_gamma)}"
+            )
 
     def build(self, threat: Threat, rounds: int) -> Method:
         """Return the method."""
         if isinstance(self.start, Fixed) and (self.start.round or 0) > rounds:
             raise UserError(f"start.round={self.start.round} lies behind the last round, {rounds}")
-        robust = objectives.Adversarial(
-            threat=threat, attack=self.attack, precision=self.precision
-        )
-        learners = {
-            "clean": self.clean.spec(objectives.Standard()),
-            "robust": self.robust.spec(robust),
-        }
+        how: dict[str, Learning] = {"clean": self.clean, "robust": self.robust, **self.more}
+        learners = {name: learner.spec(threat) for name, learner in how.items()}
         return Method(learners=learners, merge=self._merge())
 
+    def _knots(self) -> dict[str, Knots]:
+        """Return the weights of all learners; the clean one has what the others leave."""
+        given = {"robust": Knots(tuple(self.gamma))}
+        given |= {name: Knots(tuple(values)) for name, values in self.more_gamma.items()}
+        places = sorted({place for knots in given.values() for place in knots.places})
+        left = tuple(1 - sum(knots(place) for knots in given.values()) for place in places)
+        if min(left) < -1e-9:
+            raise UserError(
+                "gamma and more_gamma sum to more than 1: the clean learner would have "
+                f"{min(left):.3g}"
+            )
+        clean = Knots(tuple(max(value, 0.0) for value in left), tuple(places))
+        return {"clean": clean, **given}
+
     def _merge(self) -> Merge:
-        knots: Mapping[str, Knots] = {
-            "clean": Knots(tuple(1 - value for value in self.gamma)),
-            "robust": Knots(tuple(self.gamma)),
-        }
         return Merge(
-            weights=Weights(knots=knots, anchor=self.anchor),
+            weights=Weights(knots=self._knots(), anchor=self.anchor),
             alpha=self.alpha,
             warmup=self.warmup,
             source=self.source,
@@ -229,13 +313,14 @@ class A3GTPaper(A3GT):
 
 @dataclass(frozen=True, kw_only=True)
 class Generalist(A3GT):
-    """Generalist (Wang and Wang, 2023): the same merge from a fixed round on.
+    """Generalist: the same merge from a fixed round on.
 
     As its code has it: t' = 0.625 E, running averages are merged, and in rounds t >= t' with
     t mod c = 0 the weights are handed over after every step. The arguments are those of
     :class:`A3GT`.
     """
 
+    paper: ClassVar[str] = "Wang and Wang, 2023, arXiv:2303.13813"
     anchor: Literal["start", "clock"] = "clock"
     source: Literal["weights", "average"] = "average"
     count: Literal["rounds", "since-start"] = "rounds"
@@ -246,6 +331,15 @@ class Generalist(A3GT):
 METHODS: dict[str, type[Settings]] = {
     "standard": Standard,
     "pgd-at": PGDAT,
+    "mix-at": MixAT,
+    "trades": TRADES,
+    "mart": MART,
+    "fat": FAT,
+    "fat-trades": FATTRADES,
+    "fat-mart": FATMART,
+    "iat": IAT,
+    "yopo": YOPO,
+    "sat": SelfAdaptive,
     "generalist": Generalist,
     "a3gt-paper": A3GTPaper,
     "a3gt": A3GT,

@@ -5,22 +5,31 @@ Every error is reported at once, with its path; unknown keys are refused, with t
 one; numbers may be written as fractions, like ``8/255``.
 """
 
-__all__ = ["Recipe", "combine", "defaults", "differences", "overrides", "parse", "read"]
+__all__ = [
+    "Recipe",
+    "combine",
+    "defaults",
+    "differences",
+    "overrides",
+    "parse",
+    "published",
+    "read",
+]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, get_type_hints
+from typing import Any, Literal, cast
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from equipoise import attacks
 from equipoise.data import DATASETS
 from equipoise.errors import UserError, nearest
-from equipoise.methods import METHODS, AnyStart
+from equipoise.methods import METHODS
 from equipoise.models import MODELS
+from equipoise.presets import published
+from equipoise.schema import TAGS, TEXT, collect, lay, plain, settings_of, validate
 from equipoise.threat import Norm, Threat
 from equipoise.values import number
 
@@ -50,6 +59,11 @@ class Recipe:
         keep: Which round's model is kept: the one with the best mean of clean and robust
             validation accuracy (``balanced``), the best ``robust`` or ``clean`` one, or the
             ``last``. None: ``clean`` for a method without a robust learner, else ``balanced``.
+        patience: End the training when so many rounds brought nothing better by that rule;
+            None: never.
+        on_collapse: What to do when a probe shows that a weak inner attack was learned by heart
+            (catastrophic overfitting): ``announce`` it, or also ``rollback`` to the last sound
+            round and go on with a stronger attack.
         device: ``auto``, ``cpu`` or ``cuda``.
         settings: The settings of the method.
     """
@@ -68,6 +82,8 @@ class Recipe:
     validation: int = 1000
     validation_attack: str = "pgd-10"
     keep: Keep | None = None
+    patience: int | None = None
+    on_collapse: Literal["announce", "rollback"] = "announce"
     device: str = "auto"
     settings: Any = field(default=None, repr=False)  # Settings; validated by their own schema
 
@@ -78,8 +94,10 @@ class Recipe:
             for value in [getattr(self, name)]
             if value < least
         ]
-        if self.limit is not None and self.limit < 1:
-            problems.append(f"limit must be at least 1, got {self.limit}")
+        for name in ("limit", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                problems.append(f"{name} must be at least 1, got {value}")
         if not 0 < self.width <= WIDEST:
             problems.append(f"width must lie in (0, {WIDEST}], got {self.width}")
         if self.norm != "linf" and self.eps is None:
@@ -92,10 +110,10 @@ class Recipe:
         if self.model not in MODELS:
             problems.append(nearest(self.model, MODELS, "model"))
         attack = [self.validation_attack]
-        _collect(problems, lambda: attacks.check_norms(attacks.parse_list(attack), self.norm))
-        _collect(problems, lambda: self.threat(0.1))
+        collect(problems, lambda: attacks.check_norms(attacks.parse_list(attack), self.norm))
+        collect(problems, lambda: self.threat(0.1))
         if self.settings is not None and not problems:
-            _collect(problems, lambda: self.settings.build(self.threat(0.1), self.rounds))
+            collect(problems, lambda: self.settings.build(self.threat(0.1), self.rounds))
         if problems:
             raise UserError("; ".join(problems))
 
@@ -105,19 +123,13 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as it is written: flat, plain values, fully resolved."""
-        plain: dict[str, Any] = _plain(
-            {f.name: getattr(self, f.name) for f in fields(self) if f.name != "settings"}
-        )
-        settings: dict[str, Any] = _plain(asdict(self.settings))
-        return plain | settings
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "settings"}
+        written: dict[str, Any] = plain(own | asdict(self.settings))
+        return written
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML that :func:`read` reads back."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None)
-
-
-TEXT = ("method", "data", "data_dir", "model", "norm", "validation_attack", "keep", "device")
-"""The fields of a recipe that are text: what looks like a number in them is none."""
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -147,8 +159,8 @@ def overrides(items: Sequence[str]) -> dict[str, Any]:
         *parents, key = path.strip().split(".")
         place = result
         for parent in parents:
-            if parent == "start" and isinstance(place.get(parent), str):
-                place[parent] = {"rule": place[parent]}  # start=threshold start.threshold=0.5
+            if parent in TAGS and isinstance(place.get(parent), str):
+                place[parent] = {TAGS[parent]: place[parent]}  # robust=trades robust.beta=3
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
                 raise UserError(f"{path}: {parent} is given both as a value and as a group")
@@ -160,7 +172,7 @@ def combine(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Lay mappings over one another, group by group; the later ones win."""
     result: dict[str, Any] = {}
     for layer in layers:
-        result = _merge(result, layer)
+        result = lay(result, layer)
     return result
 
 
@@ -176,20 +188,14 @@ def parse(given: Mapping[str, Any]) -> Recipe:
         raise UserError(f"the recipe names no method (known: {', '.join(METHODS)})")
     if not isinstance(method, str) or method not in METHODS:
         raise UserError(nearest(str(method), METHODS, "method"))
-    settings = METHODS[method]
     names = {f.name for f in fields(Recipe)} - {"settings"}
     common = {key: value for key, value in given.items() if key in names}
     special = {key: value for key, value in given.items() if key not in names}
-    defaults = asdict(cast(Any, settings()))
-    problems = _choose_start(special, defaults)
-    problems += _unknown(special, defaults, sorted(names))
-    known = {key: value for key, value in special.items() if key in defaults}
-    merged = _merge(defaults, known)
-    chosen = _validate(settings, merged, problems)
-    recipe = _validate(Recipe, common, problems)
+    chosen, problems = settings_of(METHODS[method], special, sorted(names))
+    recipe = validate(Recipe, common, problems)
     rounds = recipe.rounds if recipe is not None else Recipe.rounds
     if chosen is not None:
-        _collect(problems, lambda: chosen.build(Threat("linf", 0.1), rounds))
+        collect(problems, lambda: chosen.build(Threat("linf", 0.1), rounds))
     if problems:
         raise UserError("; ".join(problems))
     return replace(cast(Recipe, recipe), settings=chosen)
@@ -207,112 +213,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") 
     return found
 
 
-def _collect(problems: list[str], attempt: Any) -> None:
-    try:
-        attempt()
-    except UserError as error:
-        if str(error) not in problems:
-            problems.append(str(error))
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as YAML writes it: lists for tuples."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
-STARTS: dict[str, type] = {
-    get_args(get_type_hints(rule)["rule"])[0]: rule for rule in get_args(AnyStart)
-}
-
-
-def _choose_start(given: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
-    """Write out the rule for t' where it is given shortly, with the defaults of that rule.
-
-    A name of a rule, a round (``start=8``) or a part of all rounds (``start=0.5``) will do.
-    """
-    if "start" not in given or "start" not in defaults:
-        return []
-    value = number(given["start"])
-    if isinstance(value, str):
-        value = {"rule": value}
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        value = {"rule": "fixed", "round" if isinstance(value, int) else "fraction": value}
-    if not isinstance(value, Mapping):
-        return [f"start: expected a rule ({', '.join(STARTS)}) or a round, got {value!r}"]
-    rule = value.get("rule", defaults["start"]["rule"])
-    if not isinstance(rule, str) or rule not in STARTS:
-        del given["start"]
-        return [nearest(str(rule), STARTS, "rule for start")]
-    if rule != defaults["start"]["rule"]:
-        defaults["start"] = asdict(STARTS[rule]())
-    given["start"] = dict(value)
-    return []
-
-
-def _merge(default: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay what is given over the defaults, group by group; text becomes numbers."""
-    result = dict(default)
-    for key, value in given.items():
-        usual = default.get(key)
-        if isinstance(usual, dict) and isinstance(value, Mapping):
-            result[key] = _merge(usual, value)
-        elif key in TEXT and not isinstance(usual, dict):
-            result[key] = value
-        else:
-            result[key] = [number(v) for v in value] if isinstance(value, list) else number(value)
-    return result
-
-
-def _unknown(
-    given: Mapping[str, Any], known: Mapping[str, Any], others: Sequence[str], path: str = ""
-) -> list[str]:
-    """Return a line for each key that does not exist, with the nearest one that does."""
-    problems = []
-    for key, value in given.items():
-        where = f"{path}{key}"
-        if key not in known:
-            options = [*known, *others]
-            close = get_close_matches(str(key), options, n=1, cutoff=0.5)
-            hint = f"; did you mean {path}{close[0]}?" if close else ""
-            hint = hint or f" (known: {', '.join(options)})"
-            problems.append(f"unknown setting {where!r}{hint}")
-        elif isinstance(known[key], Mapping) and isinstance(value, Mapping):
-            problems += _unknown(value, known[key], (), f"{where}.")
-        elif isinstance(known[key], Mapping):
-            first = next(iter(known[key]))
-            problems.append(f"{where} is a group of settings; set {where}.{first} and so on")
-    return problems
-
-
-def _validate(schema: type, values: Mapping[str, Any], problems: list[str]) -> Any:
-    """Return the validated object, or None and its problems."""
-    cleaned = {key: value if key in TEXT else number(value) for key, value in values.items()}
-    rule = cleaned["start"].get("rule") if isinstance(cleaned.get("start"), Mapping) else None
-    try:
-        return TypeAdapter(schema).validate_python(cleaned)
-    except ValidationError as error:
-        for item in error.errors():
-            parts = [str(part) for part in item["loc"]]
-            rules = {other.__name__: name for name, other in STARTS.items()}
-            if any(rules.get(part, rule) != rule for part in parts):
-                continue  # the rules for t' that were not asked for do not fit, of course
-            where = ".".join(part for part in parts if part not in rules)
-            text = str(item["msg"]).removeprefix("Value error, ")
-            value = "" if item["type"] == "value_error" else f", got {item['input']!r}"
-            line = f"{where}: {text}{value}" if where else f"{text}{value}"
-            if line not in problems:
-                problems.append(line)
-        wrong = {item["loc"][0] for item in error.errors() if item["loc"]}
-        if wrong & set(values):  # what has the right type may still be out of range
-            fit = {key: value for key, value in values.items() if key not in wrong}
-            _validate(schema, fit, problems)
-    return None
-
-
 def defaults(method: str) -> dict[str, Any]:
     """Return the settings of a method with their defaults, the recipe's own ones first."""
     own = {
@@ -322,4 +222,4 @@ def defaults(method: str) -> dict[str, Any]:
     }
     settings = METHODS[method]()
     assert is_dataclass(settings)
-    return own | _plain(asdict(settings))
+    return own | plain(asdict(settings))

@@ -96,8 +96,8 @@ def write_catalogue(what: str | None) -> None:
     from equipoise.methods import METHODS
     from equipoise.models import MODELS
 
-    catalogue: dict[str, Iterable[tuple[str, str]]] = {
-        "methods": ((name, _first_line(kind)) for name, kind in METHODS.items()),
+    catalogue: dict[str, Iterable[tuple[str, ...]]] = {
+        "methods": (_method(name) for name in METHODS),
         "attacks": ((name, about) for name, (_, about) in ATTACKS.items()),
         "models": ((name, about) for name, (_, about) in MODELS.items()),
         "data": ((name, f"{d.title}, {d.n:,} images") for name, d in DATASETS.items()),
@@ -109,11 +109,35 @@ def write_catalogue(what: str | None) -> None:
         table = _table(name)
         table.add_column(name.removesuffix("s"))
         table.add_column("what it is")
+        for column in ("cost", "parameters", "paper") if name == "methods" else ():
+            table.add_column(column)
         for row in catalogue[name]:
             table.add_row(*row)
         console.print(table)
     if what in (None, "methods"):
-        console.print("Settings of a method: equipoise list methods METHOD")
+        console.print(
+            "cost: gradient evaluations (a pass forward and backward) an image of a batch, by "
+            "default, at most.\nAll settings of a method: equipoise list methods METHOD; its loss "
+            "as a formula: equipoise explain METHOD",
+            markup=False,
+        )
+
+
+def _method(name: str) -> tuple[str, ...]:
+    """Return the row of a method: what it is, its price, its main parameters, its paper."""
+    from equipoise.explanation import price
+    from equipoise.methods import METHODS
+
+    kind = METHODS[name]
+    parameters = (f"{path.split('.')[-1]}={_written(kind(), path)}" for path in kind.shown)
+    return name, _first_line(kind), str(price(name)), " ".join(parameters), kind.paper
+
+
+def _written(settings: Any, path: str) -> str:
+    """Return the value of a setting as one would give it."""
+    for part in path.split("."):
+        settings = getattr(settings, part)
+    return f"[{','.join(map(str, settings))}]" if isinstance(settings, tuple) else str(settings)
 
 
 def write_settings(method: str) -> None:
@@ -126,10 +150,24 @@ def write_settings(method: str) -> None:
     if method not in METHODS:
         raise UserError(nearest(method, METHODS, "method"))
     console = _console()
-    console.print(inspect.cleandoc(METHODS[method].__doc__ or ""), markup=False)
-    console.print("\nDefaults, as a recipe has them:", style="bold")
+    for kind in _documented(METHODS[method]):
+        console.print(inspect.cleandoc(kind.__doc__ or "") + "\n", markup=False)
+    console.print("Defaults, as a recipe has them:", style="bold")
     text = yaml.safe_dump(recipe.defaults(method), sort_keys=False, default_flow_style=None)
     console.print(f"method: {method}\n{text}", markup=False, end="")
+
+
+def _documented(kind: type) -> list[type]:
+    """Return the classes whose settings a method has: its own, and those of its learner."""
+    from dataclasses import fields
+
+    learners = [type(getattr(kind(), f.name)) for f in fields(kind) if f.name == "robust"]
+    return [
+        found
+        for start in (kind, *learners)
+        for found in start.__mro__
+        if "Arguments:" in (found.__doc__ or "")
+    ]
 
 
 def write_data(data_dir: Path | None) -> None:

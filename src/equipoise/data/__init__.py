@@ -42,6 +42,7 @@ class Source:
         title: The name for people, with the shape.
         n: Training and test images together.
         licence: Under what terms it may be used.
+        eps: The customary Linf radius, in [0, 1].
         read: From a folder, and whether unknown checksums are accepted, to the set.
         missing: From a folder to the files that it lacks; none for a complete copy.
         remote: Where it is published; None for a set that comes with a dependency.
@@ -51,6 +52,7 @@ class Source:
     title: str
     n: int
     licence: str
+    eps: float
     read: Callable[[Path, bool], Dataset]
     missing: Callable[[Path], list[str]]
     remote: Remote | None
@@ -89,6 +91,7 @@ DATASETS: dict[str, Source] = {
         title="Digits, 8 x 8 grey",
         n=1797,
         licence="CC BY 4.0 (UCI), comes with scikit-learn",
+        eps=digits.EPS,
         read=lambda place, unverified: digits.read(),
         missing=lambda place: [],
         remote=None,
@@ -97,6 +100,7 @@ DATASETS: dict[str, Source] = {
         title="MNIST, 28 x 28 grey",
         n=70_000,
         licence="no licence in the files; commonly given as CC BY-SA 3.0",
+        eps=mnist.MNIST.eps,
         read=mnist.MNIST.read,
         missing=mnist.MNIST.missing,
         remote=REMOTES["mnist"],
@@ -105,6 +109,7 @@ DATASETS: dict[str, Source] = {
         title="Fashion-MNIST, 28 x 28 grey",
         n=70_000,
         licence="MIT",
+        eps=mnist.FASHION_MNIST.eps,
         read=mnist.FASHION_MNIST.read,
         missing=mnist.FASHION_MNIST.missing,
         remote=REMOTES["fashion-mnist"],
@@ -114,6 +119,7 @@ DATASETS: dict[str, Source] = {
         title="CIFAR-10, 32 x 32 colour",
         n=60_000,
         licence="no licence stated; cite Krizhevsky 2009",
+        eps=cifar.EPS,
         read=cifar.read,
         missing=cifar.missing,
         remote=REMOTES["cifar10"],
@@ -122,6 +128,7 @@ DATASETS: dict[str, Source] = {
         title="SVHN (cropped digits), 32 x 32 colour",
         n=99_289,
         licence="non-commercial use only",
+        eps=svhn.EPS,
         read=svhn.read,
         missing=svhn.missing,
         remote=REMOTES["svhn"],

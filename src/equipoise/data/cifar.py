@@ -49,6 +49,7 @@ CLASSES = (
     "ship",
     "truck",
 )
+EPS = 8 / 255
 PIXELS = 3 * 32 * 32
 LARGEST = 64 << 20  # bytes of a member; the largest real one has 31 MB
 
@@ -119,7 +120,7 @@ def read(place: Path, unverified: bool = False) -> Dataset:
         classes=CLASSES,
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
-        eps=8 / 255,
+        eps=EPS,
         pad=4,
         flip=True,
         source=state,

@@ -15,6 +15,7 @@ import torch
 
 from equipoise.data.core import Dataset, Images, fingerprint, moments, stratified_split
 
+EPS = 0.15
 HELD_OUT = 500
 
 
@@ -36,7 +37,7 @@ def read() -> Dataset:
         classes=tuple("0123456789"),
         mean=mean,
         std=std,
-        eps=0.15,
+        eps=EPS,
         pad=0,
         flip=False,
         source=f"digits as they come with scikit-learn {sklearn.__version__}",

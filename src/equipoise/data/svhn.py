@@ -19,6 +19,8 @@ import torch
 from equipoise.data.core import Dataset, Images, fingerprint, moments, verified
 from equipoise.errors import UserError
 
+EPS = 8 / 255
+
 FILES = {
     "train_32x32.mat": "sha256:435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
     "test_32x32.mat": "sha256:cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
@@ -60,7 +62,7 @@ def read(place: Path, unverified: bool = False) -> Dataset:
         classes=tuple("0123456789"),
         mean=mean,
         std=std,
-        eps=8 / 255,
+        eps=EPS,
         pad=4,
         flip=False,
         source=state,

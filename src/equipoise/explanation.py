@@ -1,0 +1,127 @@
+"""A recipe in words: what each learner minimises, with its numbers, and how they merge."""
+
+__all__ = ["explain", "price"]
+
+from collections.abc import Mapping
+
+from equipoise.data import DATASETS
+from equipoise.errors import UserError
+from equipoise.methods import METHODS
+from equipoise.objectives import Robust
+from equipoise.recipe import Recipe
+from equipoise.threat import Linf
+from equipoise.training.merge import Merge
+from equipoise.training.method import LearnerSpec, Method
+from equipoise.training.schedule import Knots
+
+
+def explain(recipe: Recipe) -> list[str]:
+    """Return what a recipe trains, a line a fact.
+
+    Arguments:
+        recipe: The recipe; its radius may be the customary one of a known data set.
+
+    Raises:
+        UserError: If the radius is not known.
+    """
+    eps = recipe.eps
+    if eps is None:
+        if recipe.data not in DATASETS:
+            raise UserError(f"which eps is customary for {recipe.data} is not known: add eps=...")
+        eps = DATASETS[recipe.data].eps
+    method = recipe.settings.build(recipe.threat(eps), recipe.rounds)
+    kind = METHODS[recipe.method]
+    about = (kind.__doc__ or "").strip().splitlines()[0]
+    lines = [f"{recipe.method}: {about}"]
+    if kind.paper:
+        lines.append(f"  paper: {kind.paper}")
+    for name, spec in method.learners.items():
+        lines += ["", *_learner(name, spec, recipe.rounds)]
+    if len(method.learners) > 1 or method.merge.alpha:
+        lines += ["", *_merge(method, recipe.rounds)]
+    return [*lines, "", _cost(method, recipe)]
+
+
+def _cost(method: Method, recipe: Recipe) -> str:
+    all_objectives = [spec.objective for spec in method.learners.values()]
+    total = sum(objective.cost for objective in all_objectives)
+    friendly = any(isinstance(o, Robust) and o.tau is not None for o in all_objectives)
+    batch = recipe.batch_size
+    return (
+        f"cost: {'at most ' if friendly else ''}{total} gradient evaluations an image, "
+        f"{total * batch:,} a batch of {batch}; {recipe.rounds} rounds"
+    )
+
+
+def price(method: str) -> int:
+    """Return the gradient evaluations an image that a method takes by default, at most."""
+    built = METHODS[method]().build(Linf(8 / 255), 30)
+    return sum(spec.objective.cost for spec in built.learners.values())
+
+
+def _learner(name: str, spec: LearnerSpec, rounds: int) -> list[str]:
+    nesterov = ", Nesterov" if spec.nesterov and spec.momentum else ""
+    rest = f"momentum {spec.momentum:g}{nesterov}, weight decay {spec.weight_decay:g}"
+    return [
+        f"the {name} learner minimises",
+        *(f"  {line}" for line in spec.objective.formula()),
+        f"  by SGD: lr {spec.lr:g} x {_knots(spec.schedule, rounds)}, {rest}",
+    ]
+
+
+def _knots(knots: Knots, rounds: int) -> str:
+    """Return a schedule as its values and the rounds at which they are reached."""
+    if len(knots.values) == 1:
+        return f"{knots.values[0]:g}"
+    values = ", ".join(f"{value:g}" for value in knots.values)
+    places = ", ".join(f"{place * rounds:.3g}" for place in knots.places)
+    return f"({values}) at rounds ({places})"
+
+
+def _merge(method: Method, rounds: int) -> list[str]:
+    merge, names = method.merge, list(method.merge.weights.knots)
+    mean = "running averages" if merge.source == "average" else "weights"
+    if len(names) == 1:
+        parts = f"w_{names[0]}"
+    else:
+        parts = " + ".join(f"g_{name} w_{name}" for name in names)
+    if len(names) > 1:
+        parts = f"({parts})"
+    warm = ", grown in as (s + 1)/(s + 10)" if merge.warmup and merge.alpha else ""
+    step = f"w <- {merge.alpha:g} w + {1 - merge.alpha:.3g} {parts}{warm}"
+    first = f"the global model, after every step s: {step}"
+    if len(names) == 1:
+        return [first]
+    return [first, f"  of the learners' {mean}", *_weights(merge, rounds), *_handover(merge)]
+
+
+def _weights(merge: Merge, rounds: int) -> list[str]:
+    since = "t'" if merge.weights.anchor == "start" else "the first round"
+    lines = []
+    for name, knots in merge.weights.knots.items():
+        values = ", ".join(f"{value:.3g}" for value in knots.values)
+        places = ", ".join(f"{place:.3g}" for place in knots.places)
+        lines.append(
+            f"  g_{name} = ({values}) at ({places}) of the way from {since} to round {rounds}"
+        )
+    return lines
+
+
+def _handover(merge: Merge) -> list[str]:
+    handover = merge.handover
+    if handover.every is None:
+        return ["the learners are never handed the global weights"]
+    counted = "t" if handover.count == "rounds" else "t - t'"
+    since = "t >= t'" if handover.inclusive else "t > t'"
+    when = "at the end of" if handover.granularity == "round" else "after every step of"
+    rule = dict(vars(merge.start))
+    name = rule.pop("rule")
+    due = f"{since} and ({counted}) mod {handover.every} = 0"
+    return [
+        f"the learners go on from the global weights {when} rounds with {due}",
+        f"t' is found by the rule {name!r} ({_said(rule)})",
+    ]
+
+
+def _said(settings: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)

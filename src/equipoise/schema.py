@@ -1,0 +1,241 @@
+"""From a mapping of settings to validated dataclasses: the constructors are the schema.
+
+Groups of settings may be of several kinds (``start`` is a rule for t', ``robust`` and ``clean``
+are learners of an objective): a tag in the group names the kind, and its constructor's defaults
+are laid under what is given.
+"""
+
+__all__ = ["TAGS", "TEXT", "collect", "lay", "plain", "settings_of", "validate"]
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from difflib import get_close_matches
+from typing import Any, get_args, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from equipoise.errors import UserError, nearest
+from equipoise.learning import LEARNERS, Robust
+from equipoise.values import number
+
+TAGS = {"start": "rule", "clean": "objective", "robust": "objective"}
+"""The groups that are of several kinds, and the setting that names the kind."""
+
+WORDS = {"rule": "rule for start", "objective": "objective"}
+
+TEXT = (
+    "method",
+    "data",
+    "data_dir",
+    "model",
+    "norm",
+    "validation_attack",
+    "keep",
+    "device",
+    "on_collapse",
+)
+"""The settings that are text: what looks like a number in them is none."""
+
+ROLES = ("clean", "robust")
+
+
+def settings_of(schema: type, given: Mapping[str, Any], names: Sequence[str]) -> tuple[Any, Any]:
+    """Return the settings of a method and all that is wrong with them, a sentence each.
+
+    A setting of the method's one learner that has it may stand at the top: ``beta=6`` is
+    ``robust.beta=6``.
+
+    Arguments:
+        schema: The settings' class.
+        given: What was given, groups as mappings.
+        names: The other names that exist beside them, to suggest.
+    """
+    problems: list[str] = []
+    given = dict(given)
+    defaults = asdict(schema())
+    kinds = _choose(schema, given, defaults, problems)
+    _sink(given, defaults, problems)
+    problems += _unknown(given, defaults, names)
+    merged = lay(defaults, {key: value for key, value in given.items() if key in defaults})
+    for group, kind in kinds.items():
+        place, name = _place(merged, group)
+        place[name] = validate(kind, place[name], problems, f"{group}.") or kind()
+    return validate(schema, merged, problems), problems
+
+
+def _place(settings: dict[str, Any], group: str) -> tuple[dict[str, Any], str]:
+    """Return the mapping that holds a group, and its name there."""
+    parent, _, name = group.rpartition(".")
+    return (settings[parent] if parent else settings), name
+
+
+def _choose(
+    schema: type, given: dict[str, Any], defaults: dict[str, Any], problems: list[str]
+) -> dict[str, type]:
+    """Return the kind of each group; write out short forms and lay in the kind's defaults."""
+    hints = get_type_hints(schema)
+    kinds: dict[str, type] = {}
+    for group in TAGS:
+        if group in defaults:
+            known = _variants(hints[group], TAGS[group])
+            kinds[group] = _chosen(group, TAGS[group], known, given, defaults, problems)
+    for key in ("more", "more_gamma"):
+        if isinstance(given.get(key), Mapping) and key in defaults:
+            defaults[key] = dict.fromkeys(given[key])
+    if isinstance(given.get("more"), Mapping) and "more" in defaults:
+        given["more"] = dict(given["more"])
+        known = _variants(Robust, "objective")
+        for name in given["more"]:
+            defaults["more"][name] = asdict(known["pgd-at"]())
+            kinds[f"more.{name}"] = _chosen(
+                name, "objective", known, given["more"], defaults["more"], problems
+            )
+    return kinds
+
+
+def _variants(hint: Any, tag: str) -> dict[str, type]:
+    """Return the kinds of a group by the name that its tag has."""
+    kinds = get_args(hint) or (hint,)
+    if not all(tag in get_type_hints(kind) for kind in kinds):  # any learner of that sort
+        return {name: kind for name, kind in LEARNERS.items() if issubclass(kind, hint)}
+    return {get_args(get_type_hints(kind)[tag])[0]: kind for kind in kinds}
+
+
+def _chosen(
+    group: str,
+    tag: str,
+    known: Mapping[str, type],
+    given: dict[str, Any],
+    defaults: dict[str, Any],
+    problems: list[str],
+) -> type:
+    """Return the kind of one group, with its defaults in place."""
+    usual = defaults[group][tag]
+    value = number(given.get(group, {}))
+    if isinstance(value, str):
+        value = {tag: value}
+    elif tag == "rule" and isinstance(value, int | float) and not isinstance(value, bool):
+        value = {"rule": "fixed", "round" if isinstance(value, int) else "fraction": value}
+    if not isinstance(value, Mapping):
+        del given[group]
+        problems.append(_no_group(group, tag, known, defaults[group], value))
+        return known[usual]
+    name = value.get(tag, usual)
+    if not isinstance(name, str) or name not in known:
+        given.pop(group, None)
+        problems.append(nearest(str(name), known, WORDS[tag]))
+        return known[usual]
+    if name != usual:
+        defaults[group] = asdict(known[name]())
+    if group in given:
+        given[group] = dict(value)
+    return known[name]
+
+
+def _no_group(
+    group: str, tag: str, known: Mapping[str, type], usual: Mapping[str, Any], value: Any
+) -> str:
+    if tag == "rule":
+        return f"{group}: expected a rule ({', '.join(known)}) or a round, got {value!r}"
+    return f"{group} is a group of settings; set {group}.{next(iter(usual))} and so on"
+
+
+def _sink(given: dict[str, Any], defaults: Mapping[str, Any], problems: list[str]) -> None:
+    """Move settings of a learner that stand at the top into its group."""
+    groups = [group for group in ROLES if group in defaults]
+    for key in [key for key in given if key not in defaults]:
+        found = [group for group in groups if key in defaults[group]]
+        if len(found) == 1:
+            lower = {found[0]: {key: given.pop(key)}}
+            given.update(lay(dict(given), lower))
+        elif found:
+            del given[key]
+            either = " or ".join(f"{group}.{key}" for group in found)
+            problems.append(f"{key!r} may be {either}: say which")
+
+
+def lay(default: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay what is given over the defaults, group by group; text becomes numbers."""
+    result = dict(default)
+    for key, value in given.items():
+        usual = default.get(key)
+        if isinstance(usual, dict) and isinstance(value, Mapping):
+            result[key] = lay(usual, value)
+        elif key in TEXT and not isinstance(usual, dict):
+            result[key] = value
+        else:
+            result[key] = [number(v) for v in value] if isinstance(value, list) else number(value)
+    return result
+
+
+def _unknown(
+    given: Mapping[str, Any], known: Mapping[str, Any], others: Sequence[str], path: str = ""
+) -> list[str]:
+    """Return a line for each key that does not exist, with the nearest one that does."""
+    problems = []
+    for key, value in given.items():
+        where = f"{path}{key}"
+        if key not in known:
+            inner = [name for group in ROLES for name in known.get(group, ()) if not path]
+            options = [*known, *others]
+            close = get_close_matches(str(key), [*options, *inner], n=1, cutoff=0.5)
+            hint = f"; did you mean {path}{close[0]}?" if close else ""
+            hint = hint or f" (known: {', '.join(options)})"
+            problems.append(f"unknown setting {where!r}{hint}")
+        elif isinstance(known[key], Mapping) and isinstance(value, Mapping):
+            problems += _unknown(value, known[key], (), f"{where}.")
+        elif isinstance(known[key], Mapping) and known[key]:
+            first = next(iter(known[key]))
+            problems.append(f"{where} is a group of settings; set {where}.{first} and so on")
+    return problems
+
+
+def validate(schema: type, values: Mapping[str, Any], problems: list[str], path: str = "") -> Any:
+    """Return the validated object, or None and its problems.
+
+    Arguments:
+        schema: The dataclass.
+        values: What it is to be made of.
+        problems: Sentences are added to it, one for each problem that is new.
+        path: Where the values stand, with a dot at its end.
+    """
+    cleaned = {key: value if key in TEXT else number(value) for key, value in values.items()}
+    try:
+        return TypeAdapter(schema).validate_python(cleaned)
+    except ValidationError as error:
+        for item in error.errors():
+            where = path + ".".join(str(part) for part in item["loc"] if not _is_kind(part))
+            where = where.removesuffix(".")
+            text = str(item["msg"]).removeprefix("Value error, ")
+            value = "" if item["type"] == "value_error" else f", got {item['input']!r}"
+            line = f"{where}: {text}{value}" if where else f"{text}{value}"
+            if line not in problems:
+                problems.append(line)
+        wrong = {item["loc"][0] for item in error.errors() if item["loc"]}
+        if wrong & set(values):  # what has the right type may still be out of range
+            fit = {key: value for key, value in values.items() if key not in wrong}
+            validate(schema, fit, problems, path)
+    return None
+
+
+def _is_kind(part: Any) -> bool:
+    """Tell a name that a union adds to the place of an error: no setting has such a name."""
+    return isinstance(part, str) and not part.isidentifier()
+
+
+def collect(problems: list[str], attempt: Callable[[], object]) -> None:
+    """Try something; add what a user has to know of its failure to the problems."""
+    try:
+        attempt()
+    except UserError as error:
+        if str(error) not in problems:
+            problems.append(str(error))
+
+
+def plain(value: Any) -> Any:
+    """Return a value as YAML writes it: lists for tuples."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
