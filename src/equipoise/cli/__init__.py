@@ -1,0 +1,101 @@
+"""The command line: one function a command, in the modules beside.
+
+Heavy imports stand inside the commands, so that ``--help`` is quick.
+"""
+
+__all__ = ["app", "main"]
+
+import sys
+from typing import Annotated
+
+import typer
+
+from equipoise import __version__
+from equipoise.cli import comparing, judging, looking, training
+from equipoise.errors import RunError, UserError
+
+app = typer.Typer(
+    name="equipoise",
+    help="Train image classifiers that stay accurate on clean and on adversarial inputs.\n\n"
+    "Start with: equipoise demo",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Train image classifiers that stay accurate on clean and on adversarial inputs."""
+    del version
+
+
+app.command(epilog=training.TRAIN_EPILOG)(training.train)
+app.command(epilog=training.EXPLAIN_EPILOG)(training.explain)
+app.command(epilog=judging.EVALUATE_EPILOG)(judging.evaluate)
+app.command()(judging.verify)
+app.command(epilog=comparing.EPILOG)(comparing.compare)
+app.command()(looking.report)
+app.command("list")(looking.list_)
+data_app = typer.Typer(help="Find and get data sets.", invoke_without_command=True)
+data_app.callback()(looking.data)
+data_app.command("get")(looking.data_get)
+app.add_typer(data_app, name="data")
+app.command()(looking.demo)
+
+
+def main() -> None:
+    """Run the command line; errors are one line, with exit code 2 or 1."""
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except UserError as error:
+        _fail(str(error), 2)
+    except RunError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:
+        _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
+    except Exception as error:
+        _explain(error)
+        raise
+
+
+def _explain(error: Exception) -> None:
+    """Exit with one line for errors of the command line's parser and of memory.
+
+    Both are told by their names: the parser may be typer's own copy of click, and torch should
+    not be imported for an error.
+    """
+    kind = type(error).__name__
+    if kind == "NoArgsIsHelpError":
+        typer.echo(error.format_message())  # type: ignore[attr-defined]
+        sys.exit(2)
+    if kind == "Abort":
+        _fail("interrupted", 130)
+    if kind in ("MemoryError", "OutOfMemoryError"):
+        _fail("out of memory: lower batch_size, or --batch-size in an evaluation", 1)
+    if hasattr(error, "format_message"):
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context is not None else "equipoise"
+        _fail(f"{error.format_message()} (see {where} --help)", 2)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"equipoise: {' '.join(message.split())}", err=True)
+    sys.exit(code)

@@ -1,0 +1,159 @@
+"""Attacking a model, and checking what was found."""
+
+__all__ = ["EVALUATE_EPILOG", "evaluate", "verify"]
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from equipoise.cli.options import DataDir, Quiet, console_of
+from equipoise.errors import RunError, UserError
+
+EVALUATE_EPILOG = (
+    "AutoAttack: --attacks autoattack. Table 2 of a paper, each attack alone and as a "
+    "stage: --attacks pgd-20,autoattack --individual. A model of your own: --model "
+    "package.module:function --weights FILE --data cifar10 --eps 8/255."
+)
+
+
+def evaluate(
+    run: Annotated[Path | None, typer.Argument(help="The run folder.")] = None,
+    attacks: Annotated[
+        str | None,
+        typer.Option(
+            help="Attacks, by commas; see `equipoise list attacks`. -K is K steps, options "
+            "stand in brackets: square(queries=1000). By default fgsm, pgd-20, mi-fgsm-10 and "
+            "cw-inf-30, where defined."
+        ),
+    ] = None,
+    individual: Annotated[
+        bool | None,
+        typer.Option(
+            "--individual/--staged",
+            help="Every attack alone on all correctly classified images; or each on what "
+            "withstood those before. By default the stages of an ensemble are staged, and "
+            "attacks that are named alone run alone.",
+        ),
+    ] = None,
+    eps: Annotated[
+        str | None, typer.Option(help="Radii, by commas, like 8/255; that of the training.")
+    ] = None,
+    norm: Annotated[str | None, typer.Option(help="linf, l2 or l1; that of the training.")] = None,
+    n: Annotated[int | None, typer.Option("-n", help="The first N test images; all.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted evaluation.")
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A model of your own: package.module:function, an nn.Module."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="With --model: a data set, or the path of an .npz.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="With --model: the folder of the results.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the attacks; 0.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images at a time: memory, not results.")] = 250,
+    precision: Annotated[
+        str,
+        typer.Option(help="Of the search: float32, bfloat16 or auto. The judge is float32."),
+    ] = "auto",
+    passes: Annotated[
+        int | None, typer.Option(help="Forward passes a verdict, for models that are random.")
+    ] = None,
+    checks: Annotated[
+        bool, typer.Option(help="Look for what would make the numbers untrustworthy.")
+    ] = True,
+    transfer: Annotated[
+        list[Path] | None,
+        typer.Option(help="Try the adversarial examples of this run, too; may be repeated."),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="model (the kept one) or last; with --model: the file of its weights."),
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write the records here.")] = None,
+    data_dir: DataDir = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Attack a model on test images; print and keep the verdicts.
+
+    The worst case counts an image as robust only if it withstood all attacks, those of earlier
+    evaluations of the same weights on the same images included. Ctrl-C keeps what was found;
+    --resume goes on inside the running attack.
+    """
+    from equipoise.jobs.evaluate import Options, evaluate_subject
+    from equipoise.jobs.subject import of_model, of_run
+    from equipoise.tables import write_table
+    from equipoise.threat import NORMS
+    from equipoise.values import choice, numbers
+
+    if json is not None and not json.absolute().parent.is_dir():
+        raise UserError(f"--json {json}: there is no folder {json.absolute().parent}")
+    options = Options(
+        attacks=attacks,
+        individual=individual,
+        eps=numbers(eps, "--eps") if eps else (),
+        norm=choice(norm, "--norm", NORMS) if norm else None,
+        n=n,
+        seed=seed,
+        batch_size=batch_size,
+        precision=choice(precision, "--precision", ("auto", "float32", "bfloat16")),
+        passes=passes,
+        checks=checks,
+        transfer=transfer or (),
+        resume=resume,
+        device=device,
+    )
+    console = console_of(quiet)
+    options.check()
+    if model is None:
+        if run is None or data is not None or out is not None:
+            raise UserError(
+                "expected a run folder, or --model package.module:function --data ... "
+                "(see equipoise evaluate --help)"
+            )
+        which = choice(weights or "model", "--weights", ("model", "last"))
+        subject = of_run(run, which, data_dir, console)
+    else:
+        if run is not None or data is None:
+            raise UserError("--model needs --data, and no run folder")
+        file = Path(weights) if weights else None
+        subject = of_model(model, weights=file, data_name=data, data_dir=data_dir, out=out)
+        console.say(f"results go to {subject.run.path}")
+    records = evaluate_subject(subject, options, console)
+    if json is not None:  # first: a closed pipe ends the table
+        _write_json(json, records)
+    write_table(records)
+
+
+def verify(
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    data_dir: DataDir = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Check every stored adversarial example again, by forward passes alone.
+
+    Each must be finite, in the range, in the ball (in float64), and misclassified by the float32
+    model; the robust accuracy follows from that. Any changed byte is found: exit code 1.
+    """
+    from equipoise.jobs.verify import verify_run
+
+    verify_run(run, data_dir=data_dir, device=device, console=console_of(quiet))
+
+
+def _write_json(path: Path, records: list[dict[str, Any]]) -> None:
+    import json
+
+    try:
+        path.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}; the run has the records") from None

@@ -1,0 +1,117 @@
+"""Training, and what would be trained in words."""
+
+__all__ = ["EXPLAIN_EPILOG", "TRAIN_EPILOG", "explain", "train"]
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from equipoise.cli.options import DataDir, Quiet, console_of
+from equipoise.errors import UserError
+
+if TYPE_CHECKING:
+    from equipoise.recipe import Recipe
+
+TRAIN_EPILOG = (
+    "Settings are those of `equipoise list methods METHOD`, written key=value: "
+    "eps=8/255 rounds=30 every=2 robust.lr=0.1 start=0.5"
+)
+
+
+def train(
+    what: Annotated[
+        str | None,
+        typer.Argument(metavar="METHOD|RECIPE.yaml", help="A method's name, or a recipe."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value]...", help="Settings to change.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder to make.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.")] = None,
+    data: Annotated[str | None, typer.Option(help="Data set, or the path of an .npz.")] = None,
+    data_dir: DataDir = None,
+    model: Annotated[str | None, typer.Option(help="Model; see `equipoise list models`.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    published: Annotated[
+        bool,
+        typer.Option(
+            "--published",
+            help="Begin with the published settings; see `equipoise list presets METHOD`.",
+        ),
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a method, or a recipe, in a new run folder; or go on with one.
+
+    Ctrl-C saves and stops; --resume ends with the weights of an uninterrupted run.
+    """
+    from equipoise.jobs import train as job
+
+    options = {"data": data, "model": model, "seed": seed}
+    options["data_dir"] = str(data_dir) if data_dir else None
+    given = {key: value for key, value in options.items() if value is not None}
+    if resume is not None:
+        if what or settings or given or out or published:
+            raise UserError("--resume goes on with the recipe of the folder; give it nothing else")
+        job.resume(resume, console=console_of(quiet))
+        return
+    if what is None or out is None:
+        raise UserError("expected METHOD or RECIPE.yaml, and --out runs/NAME (or --resume)")
+    recipe, remarks = _recipe(what, given, settings, published)
+    console = console_of(quiet)
+    for line in remarks:
+        console.say(line)
+    job.train(recipe, out, console=console)
+
+
+def _recipe(
+    what: str, given: dict[str, Any], settings: list[str] | None, published: bool
+) -> "tuple[Recipe, list[str]]":
+    """Return a recipe, and where its published settings come from.
+
+    They lie under those of a method or a file, these under options, and those under key=value.
+    """
+    from equipoise import recipe as recipes
+
+    changed = recipes.overrides(settings or [])
+    if "method" in changed:
+        raise UserError(f"the method is {what}; give it once")
+    base: dict[str, Any] = {"method": what}
+    if what.endswith((".yaml", ".yml")):
+        base = recipes.read(Path(what))
+    layers = recipes.combine(base, given, changed)
+    if not published:
+        return recipes.parse(layers), []
+    name = layers.get("data", recipes.Recipe.data)
+    preset = recipes.published(str(layers.get("method")), str(name))
+    return recipes.parse(preset.under(layers)), list(preset.lines())
+
+
+EXPLAIN_EPILOG = (
+    "For instance: equipoise explain trades beta=3 --data cifar10; "
+    "equipoise explain a3gt robust=mart every=1"
+)
+
+
+def explain(
+    what: Annotated[
+        str, typer.Argument(metavar="METHOD|RECIPE.yaml", help="A method's name, or a recipe.")
+    ],
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value]...", help="Settings to change.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Data set, for its customary eps.")] = None,
+    published: Annotated[
+        bool, typer.Option("--published", help="Begin with the published settings.")
+    ] = False,
+) -> None:
+    """Print what a method minimises: the loss as a formula, the attack, the merge, the cost.
+
+    All numbers are those that a training with the same words would use. Nothing is started.
+    """
+    from equipoise.explanation import explain as in_words
+
+    given = {} if data is None else {"data": data}
+    recipe, remarks = _recipe(what, given, settings, published)
+    typer.echo("\n".join([*in_words(recipe), *remarks]))
