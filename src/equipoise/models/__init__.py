@@ -46,7 +46,7 @@ def build(name: str, settings: Mapping[str, Any]) -> Classifier:
     ]
     if strangers:
         raise UserError("; ".join(strangers))
-    channels = settings.get("channels", DEFAULT_CHANNELS[name])
+    channels = settings.get("channels", DEFAULT_CHANNELS.get(name, 3))
     for key in ("mean", "std"):
         values = settings.get(key, (0.5,) * channels)
         if len(values) != channels:
