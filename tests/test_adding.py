@@ -153,24 +153,39 @@ def test_what_the_page_names_exists():
 
 
 def test_the_commands_of_the_page_can_be_given(page):
-    lines = [line for line in TEXT.splitlines() if line.startswith("python own.py ")]
+    begin = "equipoise --import own.py "
+    lines = [line for line in TEXT.splitlines() if line.startswith(begin)]
     assert len(lines) >= 4
     group = typer.main.get_command(cli.app)
     for line in lines:
         context = click.Context(group)
-        name, command, rest = group.resolve_command(context, shlex.split(line)[2:])
+        name, command, rest = group.resolve_command(context, shlex.split(line)[3:])
         assert command.make_context(name, rest, parent=context).params
 
 
-def test_the_file_is_a_command_line_of_its_own(page, monkeypatch, capsys):
+def test_the_file_is_imported_before_a_command(page, command):
     words = "explain score beta=3 --data stripes"
-    assert f"python own.py {words}\n" in TEXT
-    monkeypatch.setattr(sys, "argv", ["own.py", *words.split()])
-    with tables_kept(), contextlib.suppress(SystemExit):
-        runpy.run_path(str(page.folder / "own.py"), run_name="__main__")
-    shown = capsys.readouterr().out
-    assert "3 |p(x') - p(x)|^2" in shown
-    assert "Linf(0.1)" in shown
+    assert f"equipoise --import own.py {words}\n" in TEXT
+    ended = command("--import", "own.py", *words.split(), cwd=page.folder)
+    assert ended.code == 0, ended.err
+    assert "3 |p(x') - p(x)|^2" in ended.out
+    assert "Linf(0.1)" in ended.out
+    by_variable = command(
+        "list", "methods", "score", env={"EQUIPOISE_IMPORT": str(page.folder / "own.py")}
+    )
+    assert by_variable.code == 0
+    assert "objective: score" in by_variable.out
+    assert command("explain", "score").code == 2
+
+
+def test_a_file_that_fails_is_said_in_a_line(command, tmp_path):
+    (tmp_path / "own.py").write_text("1 / 0\n")
+    ended = command("--import", "own.py", "list", cwd=tmp_path)
+    assert ended.code == 2
+    assert "own.py: ZeroDivisionError" in ended.line
+    ended = command("--import", "none.py", "list", cwd=tmp_path)
+    assert ended.code == 2
+    assert "expected a Python file" in ended.line
 
 
 # --- the objective ---

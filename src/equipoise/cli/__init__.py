@@ -6,12 +6,13 @@ Heavy imports stand inside the commands, so that ``--help`` is quick.
 __all__ = ["app", "main"]
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from equipoise import __version__
-from equipoise.cli import comparing, judging, looking, training
+from equipoise.cli import comparing, judging, looking, own, training
 from equipoise.errors import RunError, UserError
 
 app = typer.Typer(
@@ -36,9 +37,20 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
+    own_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--import",
+            envvar=own.VARIABLE,
+            help="A Python file of your own, run first: it may add methods, attacks, data sets "
+            "and models to the tables.",
+        ),
+    ] = None,
 ) -> None:
     """Train image classifiers that stay accurate on clean and on adversarial inputs."""
     del version
+    if own_file is not None:
+        own.run(own_file)
 
 
 app.command(epilog=training.TRAIN_EPILOG)(training.train)
