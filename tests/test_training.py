@@ -1,9 +1,9 @@
 """The loop: against a naive re-implementation, resumed, branched, interrupted and broken."""
 
-import io
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -12,15 +12,40 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from equipoise import models, objectives
+from blobs import (
+    BATCH,
+    COUNT,
+    EPS,
+    STEPS,
+    THREAT,
+    State,
+    blobs,
+    constant,
+    finished,
+    measured,
+    new_model,
+    same,
+    small,
+    through_a_file,
+    training,
+    weights_of,
+    without_times,
+)
+from equipoise import objectives
 from equipoise.attacks import PGD
 from equipoise.data import Dataset, Images
+from equipoise.draws import KeyedDraws
 from equipoise.errors import RunError, UserError
-from equipoise.jobs.train import _Split
-from equipoise.methods import A3GT, Generalist, Learning
+from equipoise.jobs import ending
+from equipoise.jobs.train import _Split, resume, train
+from equipoise.learning import PGDAT, Learning
+from equipoise.methods import A3GT, Generalist
 from equipoise.objectives import Batch
+from equipoise.progress import Console
 from equipoise.recipe import parse
-from equipoise.threat import Linf
+from equipoise.report.page import _kept
+from equipoise.report.runs_reader import read_run
+from equipoise.threat import L2, Linf, Threat
 from equipoise.training import (
     Branch,
     Fixed,
@@ -37,111 +62,7 @@ from equipoise.training import (
     Weights,
 )
 from equipoise.training.batchnorm import estimate
-
-CLASSES, SIDE, COUNT, BATCH = 4, 8, 70, 16
-STEPS = COUNT // BATCH
-EPS = 0.1
-THREAT = Linf(EPS)
-State = dict[str, Tensor]
-
-
-def blobs(seed: int = 0, count: int = COUNT) -> Images:
-    """Return images of four classes: a bright quarter each, under noise."""
-    generator = torch.Generator().manual_seed(seed)
-    y = torch.arange(count) % CLASSES
-    x = torch.randint(0, 120, (count, 1, SIDE, SIDE), generator=generator)
-    for k in range(CLASSES):
-        rows, columns = slice(4 * (k // 2), 4 * (k // 2) + 4), slice(4 * (k % 2), 4 * (k % 2) + 4)
-        x[y == k, :, rows, columns] += 60
-    return Images(x.to(torch.uint8), y)
-
-
-def new_model(seed: int = 0) -> nn.Module:
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        settings = {"channels": 1, "size": (SIDE, SIDE), "classes": CLASSES, "width": 0.25}
-        return models.build("small-cnn", settings)
-
-
-def small(kind: type[A3GT] = A3GT, **settings: Any) -> A3GT:
-    """Return the settings of a method that is quick and changes quickly."""
-    learning = Learning(lr=0.1, lr_factors=(0.5, 1.0, 0.2), lr_at=None, weight_decay=1e-3)
-    usual: dict[str, Any] = {
-        "clean": learning,
-        "robust": replace(learning, weight_decay=4e-3, lr=0.07),
-        "attack": PGD(steps=2, keep="last"),
-        "alpha": 0.8,
-        "every": 2,
-        "start": Fixed(round=2),
-    }
-    return kind(**usual | settings)
-
-
-def constant(model: nn.Module) -> dict[str, float]:
-    del model
-    names = ("clean_accuracy", "robust_accuracy", "clean_loss", "robust_loss")
-    return dict.fromkeys(names, 0.5)
-
-
-def measured(model: nn.Module) -> dict[str, float]:
-    """Measure on other blobs than those of the training, in place of a robust accuracy too."""
-    images = blobs(1, 40)
-    with torch.no_grad():
-        dtype = next(model.parameters()).dtype
-        logits = model.eval()(images.pixels().to(dtype))
-        loss = float(nn.functional.cross_entropy(logits, images.y))
-        correct = float((logits.argmax(1) == images.y).double().mean())
-    values = {"clean_accuracy": correct, "robust_accuracy": correct / 2}
-    return values | {"clean_loss": loss, "robust_loss": 2 * loss}
-
-
-def training(
-    settings: A3GT | Method, rounds: int = 4, *, seed: int = 0, **others: Any
-) -> Training:
-    method = settings if isinstance(settings, Method) else settings.build(THREAT, rounds)
-    usual: dict[str, Any] = {
-        "method": method,
-        "model": new_model(),
-        "images": blobs(),
-        "rounds": rounds,
-        "batch_size": BATCH,
-        "seed": seed,
-        "validate": constant,
-        "value": lambda m: m["clean_accuracy"] + m["robust_accuracy"],
-    }
-    return Training(**usual | others)
-
-
-def finished(*args: Any, **kwargs: Any) -> Training:
-    result = training(*args, **kwargs)
-    result.run()
-    return result
-
-
-def weights_of(job: Training) -> dict[str, State]:
-    """Return the weights of every learner and the global ones."""
-    states = {name: learner.model.state_dict() for name, learner in job.learners.items()}
-    states["global"] = job.merged_state()
-    return {who: {k: v.clone() for k, v in state.items()} for who, state in states.items()}
-
-
-def same(one: Mapping[str, State], other: Mapping[str, State]) -> bool:
-    return one.keys() == other.keys() and all(
-        torch.equal(one[who][key], other[who][key]) for who in one for key in one[who]
-    )
-
-
-def through_a_file(state: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
-def without_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    skip = ("seconds", "images_per_second")
-    return [{k: v for k, v in record.items() if k not in skip} for record in history]
-
+from equipoise.validation import Validator
 
 # A naive re-implementation: two models, two optimisers by hand, averages over full states
 
@@ -271,7 +192,9 @@ def naively(
         t, progress = s // steps + 1, s / (steps * rounds)
         learners["clean"].step(x, y, progress)
         x, y = robust.batches[s].x, robust.batches[s].y
-        x_adv = naive_pgd(learners["robust"].model, x, y, robust.noise[s], settings.attack.steps)
+        x_adv = naive_pgd(
+            learners["robust"].model, x, y, robust.noise[s], settings.robust.attack.steps
+        )
         learners["robust"].step(x_adv, y, progress)
         d = min(settings.alpha, (s + 1) / (s + 10)) if settings.warmup else settings.alpha
         gamma = naive_gamma(settings, t, rounds, start)
@@ -402,7 +325,7 @@ def scripted(losses: list[float]) -> Any:
     """Return a validation whose clean loss goes down a list, a place a round."""
     calls: list[int] = []
 
-    def validate(model: nn.Module) -> dict[str, float]:
+    def validate(model: nn.Module, threat: Threat | None = None) -> dict[str, float]:
         calls.append(0)
         loss = losses[(len(calls) - 1) // 3]  # two learners and the global model a round
         return constant(model) | {"clean_loss": loss, "robust_loss": loss}
@@ -444,8 +367,7 @@ def test_never_and_no_period_train_learners_that_know_nothing_of_one_another():
 
 def test_gamma_one_is_adversarial_training_with_averaging():
     settings = parse({"method": "pgd-at", "alpha": 0.8}).settings
-    robust = small().robust
-    at = replace(settings, robust=robust, attack=small().attack).build(THREAT, 4)
+    at = replace(settings, robust=small().robust).build(THREAT, 4)
     one = weights_of(finished(at))
     other = weights_of(finished(small(gamma=(1.0,), start=Never())))
     assert same({"robust": one["robust"]}, {"robust": other["robust"]})
@@ -514,7 +436,7 @@ def test_momentum_at_a_hand_over_is_kept_or_zeroed(momentum):
 def test_validation_sees_the_learners_before_the_hand_over():
     seen: list[Tensor] = []
 
-    def validate(model: nn.Module) -> dict[str, float]:
+    def validate(model: nn.Module, threat: Threat | None = None) -> dict[str, float]:
         seen.append(model.state_dict()["conv1.weight"].clone())
         return constant(model)
 
@@ -612,7 +534,7 @@ def test_the_model_that_is_saved_is_the_one_that_was_validated(batchnorm):
     validated: list[State] = []
     saved: list[State] = []
 
-    def validate(model: nn.Module) -> dict[str, float]:
+    def validate(model: nn.Module, threat: Threat | None = None) -> dict[str, float]:
         validated.append({k: v.clone() for k, v in model.state_dict().items()})
         return constant(model)
 
@@ -937,7 +859,7 @@ def test_validation_never_overlaps_training_or_test(limit, validation):
 def test_kept_is_the_best_round_and_of_equal_ones_the_latest():
     values = iter([0.3, 0.6, 0.5, 0.6, 0.2])
 
-    def validate(model: nn.Module) -> dict[str, float]:
+    def validate(model: nn.Module, threat: Threat | None = None) -> dict[str, float]:
         calls.append(0)
         accuracy = next(values) if len(calls) % 3 == 0 else 0.9  # the global model's
         return constant(model) | {"clean_accuracy": accuracy, "robust_accuracy": 0.0}
@@ -976,3 +898,306 @@ def test_a_batch_larger_than_the_set_is_one_step_of_all():
     job = finished(small(), 2, batch_size=1000)
     assert job.steps == 1
     assert job.learners["clean"].optimizer.state
+
+
+# What an objective tells of itself
+
+
+class Friendly(objectives.Standard):
+    """Spends another number of gradient evaluations each time, as a number or a tensor."""
+
+    def __init__(self, kind: type) -> None:
+        super().__init__()
+        self.kind, self.calls = kind, 0
+        self.prepared: list[tuple[int, int]] = []
+
+    def prepare(self, y: Tensor, classes: int) -> None:
+        assert not self.prepared
+        self.prepared.append((len(y), classes))
+        self.register_buffer("seen", torch.zeros(len(y), classes))
+        self.head = nn.Parameter(torch.ones(3))
+
+    def forward(self, model: nn.Module, batch: Batch, draws: Any) -> Iterator[Tensor]:
+        self.calls += 1
+        self.seen[batch.index, batch.y] += 1
+        for loss in super().forward(model, batch, draws):
+            yield loss + self.head.square().sum()
+
+    def evaluations(self, n: int) -> Tensor | int:
+        spent = n + 7 * self.calls
+        return torch.tensor(spent) if self.kind is Tensor else spent
+
+
+def friendly(kind: type) -> Method:
+    method = small(every=None).build(THREAT, 2)
+    spec = replace(method.learners["clean"], objective=Friendly(kind))
+    return replace(method, learners={**method.learners, "clean": spec})
+
+
+@pytest.mark.parametrize("kind", [int, Tensor])
+def test_gradient_evaluations_are_those_that_were_spent(kind):
+    job = finished(friendly(kind), 2)
+    for t, record in enumerate(job.history):
+        calls = range(t * STEPS + 1, (t + 1) * STEPS + 1)
+        clean, robust = sum(BATCH + 7 * c for c in calls), 3 * STEPS * BATCH
+        spent = {name: x["gradient_evaluations"] for name, x in record["learners"].items()}
+        assert spent == {"clean": clean, "robust": robust}
+        assert record["gradient_evaluations"] == clean + robust
+        assert type(record["gradient_evaluations"]) is int
+
+
+def test_evaluations_of_a_round_survive_an_interruption():
+    job = training(friendly(Tensor), 2)
+    saved: list[Any] = []
+    job.watch = Watch(
+        stop=lambda: job.done == 2, save=lambda f: saved.append(through_a_file(job.state_dict()))
+    )
+    with pytest.raises(Interrupted):
+        job.run()
+    calls = job.learners["clean"].objective.calls
+    job = training(friendly(Tensor), 2)
+    job.load_state_dict(saved[-1])
+    job.learners["clean"].objective.calls = calls  # no state of the objective's
+    job.run()
+    whole = finished(friendly(Tensor), 2)
+    assert without_times(job.history) == without_times(whole.history)
+    assert torch.equal(
+        job.learners["clean"].objective.seen, whole.learners["clean"].objective.seen
+    )
+
+
+def test_objectives_are_prepared_once_before_the_optimiser():
+    model = new_model().train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    job = training(friendly(int), 2, model=model)
+    objective = job.learners["clean"].objective
+    assert objective.prepared == [(COUNT, 4)]
+    assert objective.seen.shape == (COUNT, 4)
+    trained = job.learners["clean"].optimizer.param_groups[0]["params"]
+    assert any(parameter is objective.head for parameter in trained)
+    assert job.model.training
+    assert all(torch.equal(v, before[k]) for k, v in job.model.state_dict().items())
+
+
+# Several threats
+
+
+def several() -> tuple[Method, dict[str, Threat | None]]:
+    """Return a method with learners against Linf and L2, and who is against what."""
+    learning: dict[str, Any] = {"lr": 0.05, "attack": PGD(steps=1, keep="last")}
+    settings = small(
+        more={"l2": PGDAT(norm="l2", eps=0.4, **learning)},
+        gamma=(0.5,),
+        more_gamma={"l2": (0.3,)},
+    )
+    return settings.build(THREAT, 2), {"clean": None, "robust": THREAT, "l2": L2(0.4)}
+
+
+def test_a_learner_is_validated_under_its_own_threat_and_the_global_model_under_all():
+    method, against = several()
+    asked: list[Threat | None] = []
+
+    def validate(model: nn.Module, threat: Threat | None = None) -> dict[str, float]:
+        asked.append(threat)
+        return constant(model) | {"robust_accuracy": {None: 0.1, THREAT: 0.2}.get(threat, 0.3)}
+
+    job = finished(method, 2, validate=validate)
+    assert asked == [*against.values(), None] * 2
+    found = {name: x["robust_accuracy"] for name, x in job.history[0]["learners"].items()}
+    assert found == {"clean": 0.1, "robust": 0.2, "l2": 0.3}
+
+
+def validator(*threats: Threat) -> Validator:
+    images = blobs(1, 40)
+    return Validator(
+        x=images.pixels(), y=images.y, threats=threats, attack=PGD(steps=3), batch_size=17
+    )
+
+
+def judged(model: nn.Module, threat: Threat) -> tuple[Tensor, Tensor]:
+    """Return which of the images withstand the attack in a threat, and their losses."""
+    images = blobs(1, 40)
+    x, y = images.pixels(), images.y
+    found = []
+    for part in torch.arange(40).split(17):
+        draws = KeyedDraws.of(x[part], 0)
+        adversarial = PGD(steps=3)(model, x[part], y[part], threat, draws=draws)
+        found.append(model(adversarial).detach())
+    logits = torch.cat(found)
+    return logits.argmax(1) == y, nn.functional.cross_entropy(logits, y, reduction="none")
+
+
+def test_of_several_threats_an_image_withstands_all_and_the_largest_loss_counts():
+    threats = Linf(0.06), L2(0.36)
+    model = finished(small(every=None), 8).learners["clean"].model.eval()
+    robust, losses = zip(*(judged(model, threat) for threat in threats), strict=True)
+    assert bool((robust[0] != robust[1]).any())  # else nothing is told apart
+    assert bool((losses[0] > losses[1]).any())
+    assert bool((losses[0] < losses[1]).any())
+    found = validator(*threats)(model)
+    assert found["robust_accuracy"] == pytest.approx(
+        float((robust[0] & robust[1]).double().mean())
+    )
+    largest = torch.maximum(*losses).double().mean()
+    assert found["robust_loss"] == pytest.approx(float(largest), rel=1e-6)
+    for threat, withstood, loss in zip(threats, robust, losses, strict=True):
+        alone = validator(*threats)(model, threat)
+        assert alone == validator(threat)(model)
+        assert alone["robust_accuracy"] == pytest.approx(float(withstood.double().mean()))
+        assert alone["robust_loss"] == pytest.approx(float(loss.double().mean()), rel=1e-6)
+        assert alone["clean_loss"] == found["clean_loss"]
+
+
+def test_validation_needs_a_threat():
+    with pytest.raises(UserError, match="at least one threat"):
+        validator()
+
+
+# Ending early
+
+
+def valued(values: list[float], rounds: int = 8, **others: Any) -> Training:
+    """Return a training whose global model has these values, a round each."""
+
+    def validate(model: nn.Module, threat: Threat | None = None) -> dict[str, float]:
+        accuracy = values[len(job.history)]
+        return constant(model) | {"clean_accuracy": accuracy, "robust_accuracy": 0.0}
+
+    job = training(others.pop("method", small(every=None)), rounds, validate=validate, **others)
+    return job
+
+
+RISE = [0.1, 0.5, 0.4, 0.5, 0.3, 0.9, 0.9, 0.9]
+
+
+@pytest.mark.parametrize(
+    ("patience", "done"), [(None, 8), (1, 3), (2, 4), (3, 5), (4, 8), (100, 8)]
+)
+def test_so_many_rounds_without_a_better_one_end_the_training(patience, done):
+    said: list[str] = []
+    job = valued(RISE, patience=patience, watch=Watch(announce=said.append))
+    job.run()
+    assert len(job.history) == done
+    assert job.over
+    assert job.stopped_early == (done < 8)
+    assert sum(f"stopped early after round {done} of 8" in s for s in said) == (done < 8)
+    assert [r["learners"]["clean"]["lr"] for r in job.history] == [
+        r["learners"]["clean"]["lr"] for r in whole_rise().history[:done]
+    ]
+
+
+@lru_cache
+def whole_rise() -> Training:
+    job = valued(RISE)
+    job.run()
+    return job
+
+
+def test_a_tie_is_nothing_better_though_the_later_round_is_kept():
+    job = valued([0.5] * 8, patience=3)
+    job.run()
+    assert len(job.history) == 4
+    assert all(record["kept"] for record in job.history)
+
+
+@pytest.mark.parametrize("stop", [2 * STEPS, 4 * STEPS + 1, 5 * STEPS - 1])
+def test_an_early_end_is_the_same_after_an_interruption(stop):
+    job = valued(RISE, patience=3)
+    steps: list[int] = []
+    saved: list[Any] = []
+    job.watch = Watch(
+        step=steps.append,
+        stop=lambda: len(steps) >= stop,
+        save=lambda f: saved.append(through_a_file(job.state_dict())),
+    )
+    with pytest.raises(Interrupted):
+        job.run()
+    again = valued(RISE, patience=3)
+    again.load_state_dict(saved[-1])
+    again.run()
+    assert len(again.history) == 5
+    assert again.stopped_early
+    whole = valued(RISE, patience=3)
+    whole.run()
+    assert same(weights_of(again), weights_of(whole))
+    again.run()  # it is at its end
+    assert len(again.history) == 5
+
+
+def test_patience_waits_for_the_first_hand_over_and_for_the_branch():
+    late = valued([0.5] * 8, method=small(start=Fixed(round=4)), patience=2)
+    late.run()
+    assert len(late.history) == 6
+    never = valued([0.5] * 8, method=small(start=Threshold(threshold=1e-9)), patience=2)
+    never.run()
+    assert len(never.history) == 8
+    control = valued([0.5] * 8, method=small(start=Never()), patience=2)
+    control.run()
+    assert len(control.history) == 3
+    parted = valued([0.5] * 8, method=branched("mixed", 3), patience=2)
+    parted.run()
+    assert len(parted.history) == 6
+
+
+# As a job
+
+TINY = {"limit": 120, "batch_size": 16, "width": 0.25, "validation_attack": "pgd-1"}
+
+
+def test_a_job_that_ended_early_says_so_and_is_finished(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(ending.RULES, "robust", ("the script's", lambda metrics: 0.5))
+    given = {"method": "pgd-at", "rounds": 6, "keep": "robust", "patience": 2}
+    recipe = parse(given | TINY | {"robust": {"attack": {"steps": 2}}})
+    run = train(recipe, tmp_path / "run", console=Console())
+    summary = run.read_json("summary.json")
+    assert summary["stopped_early"] is True
+    assert summary["rounds"] == 3
+    assert summary["kept_round"] == 3
+    assert "stopped early after round 3 of 6" in capsys.readouterr().err
+    before = {path.name: path.read_bytes() for path in run.path.iterdir()}
+    resume(run.path, console=Console())
+    assert "is finished: 3 of 6 rounds, stopped early" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before
+    (run.path / "summary.json").unlink()  # killed just before its end
+    resume(run.path, console=Console())
+    assert run.read_json("summary.json") == summary
+    read = read_run(run.path)
+    assert read.summary.stopped_early
+    assert "round 3 of 3 (stopped early; 6 were planned)" in _kept(read)
+
+
+def test_patience_without_anything_to_wait_for_is_refused(tmp_path):
+    recipe = parse({"method": "pgd-at", "keep": "last", "patience": 2} | TINY)
+    with pytest.raises(UserError, match="patience=2 has nothing to wait for with keep=last"):
+        train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def three_threats(attack: str) -> Any:
+    tiny = {"attack": {"steps": 1}}
+    settings = {
+        "method": "a3gt",
+        "rounds": 2,
+        "robust": {"norm": "l2", "eps": 0.5, **tiny},
+        "more": {"linf": {"objective": "pgd-at", **tiny}},
+        "more_gamma": {"linf": [0.2]},
+        "gamma": [0.6],
+    }
+    return parse(settings | TINY | {"validation_attack": attack})
+
+
+def test_a_job_validates_under_the_threats_of_its_learners(tmp_path, capsys):
+    run = train(three_threats("pgd-1"), tmp_path / "run", console=Console())
+    config = run.read_json("config.json")
+    assert config["threat"] == {"norm": "linf", "eps": 0.15}
+    assert config["threats"] == [config["threat"], {"norm": "l2", "eps": 0.5}]
+    said = capsys.readouterr().err
+    assert "clean on clean images, robust L2(0.5), linf Linf(0.15)" in said
+    plain = train(parse({"method": "standard", "rounds": 1} | TINY), tmp_path / "plain")
+    assert "threats" not in plain.read_json("config.json")
+
+
+def test_the_validation_attack_must_be_defined_for_all_threats(tmp_path):
+    with pytest.raises(UserError, match="cw-inf-2 is defined for linf, not l2"):
+        train(three_threats("cw-inf-2"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

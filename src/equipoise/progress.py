@@ -170,21 +170,32 @@ class Console:
 def round_line(record: Mapping[str, Any]) -> str:
     """Return a round in one line: clean and robust validation accuracy of each learner.
 
+    A learner that is watched for catastrophic overfitting also shows its accuracy on the probe.
+
     Arguments:
         record: A line of ``log.jsonl``.
     """
 
     def pair(metrics: Mapping[str, float]) -> str:
-        return f"{metrics['clean_accuracy']:6.2%} / {metrics['robust_accuracy']:6.2%}"
+        probe = f" probe {metrics['probe']:.2%}" if "probe" in metrics else ""
+        return f"{metrics['clean_accuracy']:6.2%} / {metrics['robust_accuracy']:6.2%}{probe}"
 
     parts = [f"{name} {pair(metrics)}" for name, metrics in record["learners"].items()]
     parts.append(f"global {pair(record['global'])}")
     if len(record["weights"]) > 1:
         weights = ", ".join(f"{name} {w:.2f}" for name, w in record["weights"].items())
         parts.append(f"weights {weights}")
-    marks = [mark for mark in ("handover", "kept") if record[mark]]
+    marks = [said for mark, said in _MARKS.items() if record.get(mark)]
     if marks:
-        parts.append(", ".join(marks).replace("handover", "handed over"))
+        parts.append(", ".join(marks))
     seconds = sum(record["seconds"].values())
     head = f"round {record['round']:>3}/{record['rounds']}"
     return f"{head}  " + "  |  ".join(parts) + f"  [{seconds:.0f} s]"
+
+
+_MARKS = {
+    "handover": "handed over",
+    "kept": "kept",
+    "rollbacks": "trained again",
+    "collapse": "collapsed",
+}

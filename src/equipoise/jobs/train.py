@@ -4,7 +4,7 @@ __all__ = ["resume", "train"]
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,31 +20,18 @@ from equipoise import recipe as recipes
 from equipoise.data import Dataset, Images, stratified_split
 from equipoise.errors import RunError, UserError
 from equipoise.jobs.device import choose_device, deterministic
+from equipoise.jobs.ending import RULES, summary
 from equipoise.progress import Console
 from equipoise.provenance import provenance
 from equipoise.recipe import Recipe
 from equipoise.runs import FORMAT, Run, model_digest
-from equipoise.training import Augment, Interrupted, Training, Watch
+from equipoise.threat import Threat
+from equipoise.training import Augment, Interrupted, Method, Probe, Training, Watch
 from equipoise.training.learner import derived_seed
 from equipoise.validation import Validator
 
 SAVE_SECONDS = 300.0
-
-RULES: dict[str, tuple[str, Callable[[Mapping[str, float]], float]]] = {
-    "balanced": (
-        "the round with the highest mean of clean and robust validation accuracy",
-        lambda m: m["clean_accuracy"] + m["robust_accuracy"],
-    ),
-    "robust": (
-        "the round with the highest robust validation accuracy",
-        lambda m: m["robust_accuracy"],
-    ),
-    "clean": (
-        "the round with the highest clean validation accuracy",
-        lambda m: m["clean_accuracy"],
-    ),
-    "last": ("the last round", lambda m: 0.0),
-}
+PROBED = 256  # held-out images
 
 
 def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) -> Run:
@@ -114,17 +101,36 @@ def _resolve(recipe: Recipe) -> tuple[Recipe, Dataset]:
     """Load the data; return the recipe with what depends on them filled in."""
     path = Path(recipe.data).expanduser() if recipe.data.endswith(".npz") else recipe.data
     dataset = data.load(path, recipe.data_dir)
-    robust = hasattr(recipe.settings, "robust")
+    eps = dataset.eps if recipe.eps is None else recipe.eps
+    threat = recipe.threat(eps)
+    method = recipe.settings.build(threat, recipe.rounds)
+    for one in _threats(method, threat):
+        attack = {recipe.validation_attack: attacks.parse(recipe.validation_attack)}
+        attacks.check_norms(attack, one.norm)
+    robust = any(spec.objective.threat is not None for spec in method.learners.values())
+    keep = recipe.keep or ("balanced" if robust else "clean")
+    if recipe.patience is not None and keep == "last":
+        raise UserError(
+            f"patience={recipe.patience} has nothing to wait for with keep=last; "
+            "choose keep=balanced, robust or clean"
+        )
     return (
         replace(
             recipe,
             data=_absolute(recipe.data) if recipe.data.endswith(".npz") else recipe.data,
             data_dir=None if recipe.data_dir is None else _absolute(recipe.data_dir),
-            eps=dataset.eps if recipe.eps is None else recipe.eps,
-            keep=recipe.keep or ("balanced" if robust else "clean"),
+            eps=eps,
+            keep=keep,
         ),
         dataset,
     )
+
+
+def _threats(method: Method, threat: Threat) -> tuple[Threat, ...]:
+    """Return the threats of a method's objectives, the recipe's first; of none the recipe's."""
+    objectives = [spec.objective for spec in method.learners.values()]
+    found = dict.fromkeys(one.threat for one in objectives if one.threat is not None)
+    return tuple(sorted(found, key=lambda one: one != threat)) or (threat,)
 
 
 def _absolute(path: str) -> str:
@@ -179,11 +185,15 @@ class _Job:
         self.device = choose_device(recipe.device)
         self.split = _Split.of(recipe, dataset, self.device)
         self.rule, value = RULES[recipe.keep]
+        self.keep = recipe.keep
         self.saved = time.monotonic()
         self.stopped = ""
         threat = recipe.threat(recipe.eps)
+        method = recipe.settings.build(threat, recipe.rounds)
+        self.threats = _threats(method, threat)
+        x, y = self.split.validation.pixels(), self.split.validation.y
         self.training = Training(
-            method=recipe.settings.build(threat, recipe.rounds),
+            method=method,
             model=self._new_model(),
             images=self.split.train,
             rounds=recipe.rounds,
@@ -191,15 +201,16 @@ class _Job:
             seed=recipe.seed,
             augment=Augment(dataset.pad, dataset.flip),
             validate=Validator(
-                x=self.split.validation.pixels(),
-                y=self.split.validation.y,
-                threat=threat,
-                attack=attacks.parse(recipe.validation_attack),
+                x=x, y=y, threats=self.threats, attack=attacks.parse(recipe.validation_attack)
             ),
             value=value,
+            probe=Probe(x=x[:PROBED], y=y[:PROBED]),
+            on_collapse=recipe.on_collapse,
+            patience=recipe.patience,
             watch=Watch(
                 step=console.advance,
                 announce=console.say,
+                warn=console.warn,
                 save=self._save,
                 stop=self._asked_to_stop,
                 save_due=lambda: time.monotonic() - self.saved > SAVE_SECONDS,
@@ -266,8 +277,11 @@ class _Job:
         done = len(training.history)
         self.run.write_lines("log.jsonl", training.history)
         self.run.write_json("config.json", self._description())
-        if done == recipe.rounds and self.run.read_json("summary.json").get("finished"):
-            self.console.say(f"{self.run.path} is finished: {done} of {recipe.rounds} rounds")
+        if training.over and self.run.read_json("summary.json").get("finished"):
+            early = ", stopped early" if training.stopped_early else ""
+            self.console.say(
+                f"{self.run.path} is finished: {done} of {recipe.rounds} rounds{early}"
+            )
             return self.run
         self._introduce(done)
         per_round = training.steps * recipe.batch_size
@@ -292,11 +306,18 @@ class _Job:
             f" of {self.training.steps} steps, {recipe.model}, {threat}, {self.device}"
             + (f"; going on after round {done}" if done or self.training.done else "")
         )
+        if len(self.threats) > 1:
+            each = (
+                f"{name} {spec.objective.threat or 'on clean images'}"
+                for name, spec in self.training.method.learners.items()
+            )
+            self.console.say(f"threats of the learners: {', '.join(each)}")
         self.console.say(
             f"validation on {len(split.validation)} held-out training images; kept: {self.rule}"
         )
 
     def _description(self) -> dict[str, Any]:
+        several = [{"norm": one.norm, "eps": one.eps} for one in self.threats]
         return {
             "format": FORMAT,
             "model": self.recipe.model,
@@ -306,7 +327,7 @@ class _Job:
             "classes": list(self.dataset.classes),
             "threat": {"norm": self.recipe.norm, "eps": self.recipe.eps},
             "input": "floats in [0, 1], shape (B, C, H, W); normalisation is the first layer",
-        }
+        } | ({"threats": several} if len(several) > 1 else {})
 
     def _save(self, finished_round: bool) -> None:
         """Save the state; after a round also the models and the log."""
@@ -324,33 +345,13 @@ class _Job:
         self.saved = time.monotonic()
 
     def _finish(self) -> None:
-        history = self.training.history
-        kept = max(record["round"] for record in history if record["kept"])
-        handovers = [record["round"] for record in history if record["handover"]]
-        warnings = []
-        if self.training.method.merge.handover.every is not None and not handovers:
-            reason = history[-1]["start"]["reason"]
-            warnings.append(
-                "never synchronised: the learners were trained apart to the end and their "
-                f"average need not be good at anything ({reason})"
-            )
-        self.run.write_json(
-            "summary.json",
-            {
-                "finished": True,
-                "kept_round": kept,
-                "rule": self.rule,
-                "start": history[-1]["start"],
-                "handovers": handovers,
-                "warnings": warnings,
-                "sha256": {name: self._digest(name) for name in ("model", "last")},
-                "gradient_evaluations": sum(r["gradient_evaluations"] for r in history),
-                "seconds": sum(sum(r["seconds"].values()) for r in history),
-            },
-        )
-        for warning in warnings:
+        told = summary(self.training, self.keep)
+        told["sha256"] = {name: self._digest(name) for name in ("model", "last")}
+        self.run.write_json("summary.json", told)
+        for warning in told["warnings"]:
             self.console.warn(warning)
-        best = history[kept - 1]["global"]
+        kept = told["kept_round"]
+        best = self.training.history[kept - 1]["global"]
         self.console.say(
             f"kept round {kept} ({self.rule}): clean {best['clean_accuracy']:.2%}, robust "
             f"{best['robust_accuracy']:.2%} on validation; {self.run.path}/model.safetensors"

@@ -234,7 +234,10 @@ def _kept(run: Run) -> str:
         return ""
     rule = run.summary.rule if run.summary else ""
     by = f", {rule}" if rule else ""
-    return f"round {run.kept_round} of {run.planned}{by}; test images had no part in it"
+    of = f"{run.planned}"
+    if run.summary and run.summary.stopped_early:
+        of = f"{len(run.rounds)} (stopped early; {run.planned} were planned)"
+    return f"round {run.kept_round} of {of}{by}; test images had no part in it"
 
 
 def _effort(run: Run) -> str:

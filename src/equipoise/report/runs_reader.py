@@ -55,6 +55,7 @@ class Summary:
     warnings: tuple[str, ...]
     gradient_evaluations: float | None
     seconds: float | None
+    stopped_early: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,4 +244,5 @@ def _summary(value: Mapping[str, Any]) -> Summary:
         warnings=tuple(str(w) for w in value.get("warnings") or ()),
         gradient_evaluations=known.get("gradient_evaluations"),
         seconds=known.get("seconds"),
+        stopped_early=bool(value.get("stopped_early")),
     )

@@ -12,6 +12,7 @@ __all__ = [
     "Merge",
     "Method",
     "Never",
+    "Probe",
     "Stable",
     "Start",
     "Threshold",
@@ -20,9 +21,11 @@ __all__ = [
     "Weights",
 ]
 
+from equipoise.training.collapse import Probe
 from equipoise.training.learner import Augment, Learner
-from equipoise.training.loop import Interrupted, Training, Watch
+from equipoise.training.loop import Training
 from equipoise.training.merge import Handover, Merge, Weights
 from equipoise.training.method import Branch, LearnerSpec, Method
 from equipoise.training.schedule import Knots
 from equipoise.training.start import Fixed, Never, Stable, Start, Threshold
+from equipoise.training.watch import Interrupted, Watch

@@ -1,22 +1,42 @@
 """Re-estimating the statistics of BatchNorm for merged weights."""
 
-__all__ = ["estimate", "has_batchnorm"]
+__all__ = ["estimate", "has_batchnorm", "some_batches"]
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from equipoise.data.core import Images
 from equipoise.draws import Draws
 from equipoise.objectives import Batch
 from equipoise.training.learner import Learner
 
 Norm = nn.modules.batchnorm._BatchNorm
 
+MOST = 20  # batches to look at
+
 
 def has_batchnorm(model: nn.Module) -> bool:
     """Tell whether a model keeps statistics of its batches."""
     return any(isinstance(m, Norm) and m.track_running_stats for m in model.modules())
+
+
+def some_batches(
+    images: Images, size: int, generator: torch.Generator, progress: float
+) -> Iterator[Batch]:
+    """Yield a few random batches of images, without augmentation.
+
+    Arguments:
+        images: The training images.
+        size: The images of a batch.
+        generator: Chooses them.
+        progress: The part of the training that is done.
+    """
+    order = torch.randperm(len(images), generator=generator, device=generator.device)
+    for step in range(min(MOST, len(images) // size or 1)):
+        index = order[step * size : (step + 1) * size]
+        yield Batch(images.pixels(index), images.y[index], index, progress)
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """A model that is being trained on an objective."""
 
-__all__ = ["Augment", "Learner", "derived_seed"]
+__all__ = ["NEVER", "Augment", "Learner", "derived_seed", "width"]
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from equipoise.attacks.core import guest
 from equipoise.data.core import Images, crop_flip, to_unit
 from equipoise.draws import GeneratorDraws
 from equipoise.objectives import Batch
@@ -39,8 +40,9 @@ class Learner:
         spec: What it minimises, and how.
         model: The model to train, in place.
         seed: The seed of the training.
-        device: Where the model and the images are.
         average: Whether its running average is merged rather than its weights.
+        y: The labels of the training set, on the device, with shape (N,).
+        classes: The number of classes.
     """
 
     def __init__(
@@ -50,13 +52,16 @@ class Learner:
         model: nn.Module,
         *,
         seed: int,
-        device: torch.device,
         average: bool,
+        y: Tensor,
+        classes: int,
     ) -> None:
+        device = y.device
         self.name = name
         self.spec = spec
         self.model = model
         self.objective = spec.objective.to(device)
+        self.objective.prepare(y, classes)  # what it makes may be parameters
         self.optimizer = torch.optim.SGD(
             [*model.parameters(), *self.objective.parameters()],
             lr=spec.lr,
@@ -71,14 +76,16 @@ class Learner:
         self.order = torch.empty(0, dtype=torch.int64, device=device)
         self.loss_sum = torch.zeros((), device=device)
         self.broken = torch.full((), NEVER, device=device)
+        self.spent = torch.zeros((), dtype=torch.int64, device=device)
         self.steps = 0
 
     def begin_round(self, n: int) -> None:
-        """Draw the order of ``n`` images for a new round and forget the last round's loss."""
+        """Draw the order of ``n`` images for a new round and forget the last round's sums."""
         device = self.generator.device
         self.order = torch.randperm(n, generator=self.generator, device=device)
         self.loss_sum.zero_()
         self.broken.fill_(NEVER)
+        self.spent.zero_()
         self.steps = 0
 
     def batch(self, images: Images, augment: Augment, size: int, step: int, at: float) -> Batch:
@@ -100,6 +107,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         assert reported is not None
         self.loss_sum += reported
+        self.spent += self.objective.evaluations(len(batch.y))
         self.steps += 1
         bad = torch.where(torch.isfinite(reported), NEVER, float(self.steps))
         self.broken = torch.minimum(self.broken, bad)
@@ -112,6 +120,16 @@ class Learner:
     def loss(self) -> float:
         """Return the mean of the round's losses so far, on the training inputs."""
         return float(self.loss_sum) / max(self.steps, 1)
+
+    @property
+    def evaluations(self) -> int:
+        """Return the gradient evaluations of the round so far."""
+        return int(self.spent)
+
+    def watched(self, progress: float) -> bool:
+        """Tell whether it may fool its attack: that is weak, or was until it was strengthened."""
+        objective = self.objective
+        return objective.threat is not None and (objective.level > 0 or objective.weak(progress))
 
     @property
     def broken_step(self) -> float:
@@ -151,6 +169,7 @@ class Learner:
             "order": self.order,
             "loss_sum": self.loss_sum,
             "broken": self.broken,
+            "spent": self.spent,
             "steps": self.steps,
         }
 
@@ -164,7 +183,14 @@ class Learner:
         self.order = state["order"].to(self.order.device)
         self.loss_sum = state["loss_sum"].to(self.order.device)
         self.broken = state["broken"].to(self.order.device)
+        self.spent = state["spent"].to(self.order.device)
         self.steps = state["steps"]
+
+
+def width(model: nn.Module, images: Images) -> int:
+    """Return the number of a model's logits."""
+    with guest(model), torch.no_grad():
+        return int(model(images.pixels(slice(0, 1))).shape[1])
 
 
 def derived_seed(seed: int, *names: str | int) -> int:

@@ -2,63 +2,38 @@
 
 A round is one pass over the training images. The learners take their steps side by side but
 know nothing of one another; the global model is the sum of their shares at any moment. At the
-end of a round the global model and the learners are validated, the rule for t' is asked, and
+end of a round learners with a weak attack are probed; where one has collapsed, the round may be
+taken back. Then the global model and the learners are validated, the rule for t' is asked, and
 where a hand-over is due the learners go on from the global weights.
 """
 
-__all__ = ["Interrupted", "Training", "Watch"]
+__all__ = ["Training"]
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from equipoise.data.core import Images
 from equipoise.draws import GeneratorDraws
-from equipoise.errors import RunError
-from equipoise.objectives import Batch
-from equipoise.training import batchnorm
-from equipoise.training.learner import Augment, Learner, derived_seed
+from equipoise.threat import Threat
+from equipoise.training import batchnorm, soundness
+from equipoise.training.collapse import MOST, REMEDY, Probe, Probes, described, probed
+from equipoise.training.learner import Augment, Learner, derived_seed, width
 from equipoise.training.merge import State, total
 from equipoise.training.method import Method
+from equipoise.training.randomness import GlobalRandom
 from equipoise.training.start import Verdict
+from equipoise.training.watch import Interrupted, Watch
 
 Metrics = dict[str, float]
 
 CHECK_EVERY = 50  # steps between looks at the losses, each of which waits for the device
-ESTIMATE_BATCHES = 20
-
-
-class Interrupted(RunError):
-    """The training was asked to stop, and its state is saved."""
-
-
-def _nothing(*_: object) -> None:
-    """Do nothing."""
-
-
-@dataclass(kw_only=True)
-class Watch:
-    """What the loop tells its surroundings, and what it asks them.
-
-    Arguments:
-        step: Called after each step with the number of images of the step.
-        announce: Called with a sentence when something happens that a user must know.
-        save: Called with ``finished_round`` when the state should be saved.
-        stop: Asked after each step whether to save and stop.
-        save_due: Asked after each step whether to save within the round.
-    """
-
-    step: Callable[[int], None] = _nothing
-    announce: Callable[[str], None] = _nothing
-    save: Callable[[bool], None] = _nothing
-    stop: Callable[[], bool] = lambda: False
-    save_due: Callable[[], bool] = lambda: False
 
 
 @dataclass(kw_only=True)
@@ -73,11 +48,18 @@ class Training:
         batch_size: The images of a step; the rest of a round that fills no batch is left out,
             another one each round.
         seed: The seed of everything random.
-        validate: From a model to ``clean_accuracy``, ``robust_accuracy``, ``clean_loss`` and
-            ``robust_loss`` on held-out images.
+        validate: From a model and the threat that counts (None: all that there are) to
+            ``clean_accuracy``, ``robust_accuracy``, ``clean_loss`` and ``robust_loss`` on
+            held-out images.
         value: From such metrics of the global model to the number that is best when largest.
         augment: What is done to the images at random.
         watch: The surroundings.
+        probe: Watches for catastrophic overfitting; None: nothing does.
+        on_collapse: What follows a collapse: to ``"announce"`` it, or a ``"rollback"`` to the
+            round before, with a stronger attack, three times at most.
+        patience: After how many rounds without a larger value the training ends; None: never.
+            Rounds before the first hand-over or the branch do not count. The schedules stay
+            those of ``rounds``.
     """
 
     method: Method
@@ -86,18 +68,28 @@ class Training:
     rounds: int
     batch_size: int
     seed: int
-    validate: Callable[[nn.Module], Metrics]
+    validate: Callable[[nn.Module, Threat | None], Metrics]
     value: Callable[[Metrics], float]
     augment: Augment = field(default_factory=Augment)
     watch: Watch = field(default_factory=Watch)
+    probe: Probe | None = None
+    on_collapse: Literal["announce", "rollback"] = "announce"
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         device = self.images.x.device
         self.model = self.model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        classes = width(self.model, self.images)
         average = self.method.merge.source == "average"
         self.learners = {
             name: Learner(
-                name, spec, deepcopy(self.model), seed=self.seed, device=device, average=average
+                name,
+                spec,
+                deepcopy(self.model),
+                seed=self.seed,
+                average=average,
+                y=self.images.y,
+                classes=classes,
             )
             for name, spec in self.method.learners.items()
         }
@@ -106,30 +98,39 @@ class Training:
         self.done = 0
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
+        self.taken_back: list[dict[str, Any]] = []  # of the present round
+        self.sound: dict[str, Any] | None = None  # the end of the last round, for a rollback
         self.steps = len(self.images) // self.batch_size or 1
-        self._rng: tuple[Tensor, list[Tensor]] | None = None  # None: running, or not begun
+        self.randomness = GlobalRandom(device, derived_seed(self.seed, "global"))
 
     def run(self) -> None:
         """Train to the end, from wherever the state is."""
-        with torch.random.fork_rng(self._cuda()):
-            self._restore_rng()
-            try:
-                for t in range(len(self.history) + 1, self.rounds + 1):
-                    self._train_round(t)
-                    self.history.append(self._close_round(t))
-                    self.done = 0
-                    self.watch.save(True)
-                    if t < self.rounds and self.watch.stop():
-                        raise Interrupted(f"stopped after round {t} of {self.rounds}")
-            finally:
-                self._rng = self._global_rng()
+        with self.randomness.running():
+            while not self.over:
+                t = len(self.history) + 1
+                self._train_round(t)
+                probes = self._probe(t)
+                if probes.falls and self._may_go_back:
+                    self._go_back(t, probes)
+                    continue
+                self.history.append(self._close_round(t, probes))
+                self.done, self.taken_back = 0, []
+                self._keep_sound()
+                self.watch.save(True)
+                if not self.over and self.watch.stop():
+                    raise Interrupted(f"stopped after round {t} of {self.rounds}")
+            if self.stopped_early:
+                self.watch.announce(
+                    f"stopped early after round {len(self.history)} of {self.rounds}: "
+                    f"{self.patience} rounds brought nothing better"
+                )
 
     def _train_round(self, t: int) -> None:
         began = time.perf_counter()
         start = self.start.round
         weights = self.method.weights(t, self.rounds, start)
         active = [self.learners[name] for name in self.method.active(t)]
-        each_step = self._due(t, "step")
+        each_step = self.method.due(t, "step", start)
         if self.done == 0:
             self._begin_round(t, active)
         for step in range(self.done, self.steps):
@@ -176,110 +177,153 @@ class Training:
             raise Interrupted(f"stopped in round {t} of {self.rounds}, step {self.done}")
 
     def _check_sound(self, t: int, *, weights: bool = False) -> None:
-        """Raise a RunError if a loss, or on demand a weight, is not finite."""
-        learners = list(self.learners.values())
-        first = min(learners, key=lambda learner: learner.broken_step)
-        if first.broken_step <= self.steps:
-            raise self._broken(first, "loss is", t)
-        for learner in learners:
-            if weights and not learner.finite:
-                raise self._broken(learner, "weights are", t)
+        soundness.check(self.learners.values(), f"round {t} of {self.rounds}", weights=weights)
 
-    def _broken(self, learner: Learner, what: str, t: int) -> RunError:
-        return RunError(
-            f"the {what} not finite for the {learner.name} learner in round {t} of "
-            f"{self.rounds}; the last good state is kept. Lower its learning rate in a new run: "
-            f"{learner.name}.lr={learner.spec.lr / 3:.2g}"
-        )
-
-    def _close_round(self, t: int) -> dict[str, Any]:
+    def _close_round(self, t: int, probes: Probes) -> dict[str, Any]:
         """Validate, decide on t', hand over, and return the record of the round."""
         began = time.perf_counter()
         before = self.start
         weights = self.method.weights(t, self.rounds, before.round)
         active = self.method.active(t)
-        learners = {name: self._learner_record(self.learners[name], t) for name in active}
-        for name, metrics in learners.items():
-            if not all(math.isfinite(value) for value in metrics.values()):
-                raise self._broken(self.learners[name], "validation loss is", t)
+        learners = {name: self._learner_record(name, t, probes) for name in active}
         merged = self.merged(weights, t)
         alone = len(self.learners) == 1 and self.method.merge.alpha == 0
-        metrics = {k: learners[active[0]][k] for k in _METRICS} if alone else self.validate(merged)
+        known = {k: learners[active[0]][k] for k in _METRICS} if alone else None
         record: dict[str, Any] = {
             "round": t,
             "rounds": self.rounds,
             "learners": learners,
-            "global": metrics,
+            "global": known or self.validate(merged, None),
             "weights": weights,
         }
-        verdict = self._verdict([*self.history, record])
-        self._announce(verdict, t)
-        due = self._due(t, "round", verdict)
+        verdict = self.method.verdict([*self.history, record], self.rounds)
+        for sentence in verdict.sentences(t):
+            self.watch.announce(sentence)
+        due = self.method.due(t, "round", verdict.round)
         if due:
             self._hand_over(weights, t)
+        validation = probes.seconds + time.perf_counter() - began
         record |= {
             "start": {
                 "round": verdict.round,
                 "learners": dict(verdict.rounds),
                 "reason": "; ".join(f"{name}: {why}" for name, why in verdict.reasons.items()),
             },
-            "handover": due or self._due(t, "step", before),
-            "kept": self._is_best(metrics),
-            "gradient_evaluations": self._gradient_evaluations(active),
-            "seconds": {"train": self.seconds, "validation": time.perf_counter() - began},
+            "handover": due or self.method.due(t, "step", before.round),
+            # at least as good as all before: of equal rounds the latest is kept
+            "kept": self.value(record["global"]) >= max(self._values, default=-math.inf),
+            "gradient_evaluations": sum(x["gradient_evaluations"] for x in learners.values()),
+            "seconds": self._seconds(self.seconds, validation),
             "images_per_second": self.steps * self.batch_size / max(self.seconds, 1e-9),
         }
         self.seconds = 0.0
+        return record | self._collapses(t, probes)
+
+    def _learner_record(self, name: str, t: int, probes: Probes) -> dict[str, float]:
+        learner = self.learners[name]
+        lost = sum(back["gradient_evaluations"][name] for back in self.taken_back)
+        record = {
+            "loss": learner.loss,
+            "lr": learner.lr(self._end(t)),
+            "gradient_evaluations": learner.evaluations + lost,
+            **self.validate(learner.model, learner.objective.threat),
+            **probes.found.get(name, {}),
+        }
+        if not all(math.isfinite(value) for value in record.values()):
+            where = f"round {t} of {self.rounds}"
+            raise soundness.broken(learner, "validation loss is", where)
         return record
 
-    def _learner_record(self, learner: Learner, t: int) -> dict[str, float]:
-        progress = (t - 1 / self.steps) / self.rounds
-        record = {"loss": learner.loss, "lr": learner.lr(progress)}
-        return record | self.validate(learner.model)
+    def _end(self, t: int) -> float:
+        """Return the progress of the last step of a round."""
+        return (t - 1 / self.steps) / self.rounds
 
-    def _gradient_evaluations(self, active: list[str]) -> int:
-        costs = (self.learners[name].objective.cost for name in active)
-        return sum(costs) * self.steps * self.batch_size
+    def _seconds(self, train: float, validation: float) -> dict[str, float]:
+        """Return the seconds of a round, with those of what was taken back."""
+        spent = [{"train": train, "validation": validation}]
+        spent += [back["seconds"] for back in self.taken_back]
+        return {key: sum(seconds[key] for seconds in spent) for key in spent[0]}
 
-    def _is_best(self, metrics: Metrics) -> bool:
-        """Tell whether a round is at least as good as all before: of equal ones the latest."""
-        values = [self.value(record["global"]) for record in self.history]
-        return self.value(metrics) >= max(values, default=-torch.inf)
+    # Ending early, and going back
+
+    @property
+    def over(self) -> bool:
+        """Tell whether the training is at its end."""
+        return len(self.history) >= self.rounds or self.stopped_early
+
+    @property
+    def stopped_early(self) -> bool:
+        """Tell whether so many rounds brought nothing better that the training ended."""
+        t = len(self.history)
+        settled = self.method.settled(t, self.start.round)
+        if self.patience is None or settled is None or t >= self.rounds:
+            return False
+        best = self._values.index(max(self._values)) + 1 if t else 0
+        return t - max(best, settled) >= self.patience
+
+    @property
+    def _values(self) -> list[float]:
+        return [self.value(record["global"]) for record in self.history]
+
+    def _probe(self, t: int) -> Probes:
+        """Look at the learners with a weak attack."""
+        active = [self.learners[name] for name in self.method.active(t)]
+        if self.probe is None:
+            return Probes()
+        return probed(self.probe, active, self.history, self._end(t))
+
+    def _collapses(self, t: int, probes: Probes) -> dict[str, Any]:
+        """Announce collapses that stay; return what a record says of them."""
+        for name, fall in probes.falls.items():
+            self.watch.warn(f"{described(name, t, fall)}; {REMEDY}")
+        record: dict[str, Any] = {"rollbacks": self.taken_back} if self.taken_back else {}
+        return record | {"collapse": probes.falls} if probes.falls else record
+
+    @property
+    def _may_go_back(self) -> bool:
+        return self.sound is not None and self._rollbacks < MOST
+
+    @property
+    def _rollbacks(self) -> int:
+        before = sum(len(record.get("rollbacks", ())) for record in self.history)
+        return before + len(self.taken_back)
+
+    def _go_back(self, t: int, probes: Probes) -> None:
+        """Restore the end of the round before; strengthen the attacks that were fooled."""
+        assert self.sound is not None
+        spent = {name: self.learners[name].evaluations for name in self.method.active(t)}
+        self._load_learners(deepcopy(self.sound))
+        measures = {name: self.learners[name].objective.strengthen() for name in probes.falls}
+        again = "rollback", t, self._rollbacks + 1
+        for name, learner in self.learners.items():
+            learner.generator.manual_seed(derived_seed(self.seed, name, *again))
+        torch.manual_seed(derived_seed(self.seed, "global", *again))
+        self.taken_back.append(
+            {
+                "to": t - 1,
+                "learners": probes.falls,
+                "measures": measures,
+                "gradient_evaluations": spent,
+                "seconds": {"train": self.seconds, "validation": probes.seconds},
+            }
+        )
+        self.done, self.seconds = 0, 0.0
+        self._keep_sound()  # with the attacks as they are now
+        self.watch.step(-self.steps * self.batch_size)
+        for name, fall in probes.falls.items():
+            self.watch.warn(f"{described(name, t, fall)}; back to round {t - 1}: {measures[name]}")
+
+    def _keep_sound(self) -> None:
+        """Remember this moment, the end of a round, for a rollback."""
+        if self.on_collapse == "rollback":
+            self.sound = deepcopy(self._learners_state())
 
     # Starting, merging, handing over
 
     @property
     def start(self) -> Verdict:
         """Return what the rule for t' says of the rounds so far."""
-        return self._verdict(self.history)
-
-    def _verdict(self, history: list[dict[str, Any]]) -> Verdict:
-        """Ask the rule for t' about each learner that is merged.
-
-        While learners share a trunk, the trunk's losses count for each of them.
-        """
-        rule = self.method.merge.start
-        losses: dict[str, list[float]] = {name: [] for name in self.method.merge.weights.knots}
-        for name, values in losses.items():
-            key = "loss" if rule.losses == "train" else self.learners[name].objective.monitor
-            for record in history:
-                present = record["learners"]
-                values.append(present.get(name, next(iter(present.values())))[key])
-        return rule(losses, self.rounds)
-
-    def _announce(self, verdict: Verdict, t: int) -> None:
-        symbols = {"clean": "t_n", "robust": "t_r"}
-        for name, found in verdict.rounds.items():
-            if found == t:
-                symbol, why = symbols.get(name, "t"), verdict.reasons[name]
-                self.watch.announce(f"{symbol} = {t}: the {name} learner counts as stable ({why})")
-        if verdict.round == t:
-            self.watch.announce(f"t' = {t}: hand-over may begin")
-
-    def _due(self, t: int, granularity: str, verdict: Verdict | None = None) -> bool:
-        handover = self.method.merge.handover
-        start = (verdict or self.start).round
-        return handover.granularity == granularity and handover.due(t, start)
+        return self.method.verdict(self.history, self.rounds)
 
     def _hand_over(self, weights: Mapping[str, float], t: int) -> None:
         state = self.merged(weights, t).state_dict()
@@ -307,60 +351,49 @@ class Training:
             # At the end of a round, before and after its steps are counted back, it is one model.
             seed = derived_seed(self.seed, "batchnorm", t, self.done % self.steps)
             generator = torch.Generator(device).manual_seed(seed)
-            batches = self._some_batches(generator, t / self.rounds)
+            batches = batchnorm.some_batches(
+                self.images, self.batch_size, generator, t / self.rounds
+            )
             draws = GeneratorDraws(generator)
             batchnorm.estimate(self.model, self.learners, weights, batches, draws)
         return self.model.eval()
-
-    def _some_batches(self, generator: torch.Generator, progress: float) -> Iterator[Batch]:
-        n, size = len(self.images), self.batch_size
-        order = torch.randperm(n, generator=generator, device=generator.device)
-        for step in range(min(ESTIMATE_BATCHES, self.steps)):
-            index = order[step * size : (step + 1) * size]
-            yield Batch(self.images.pixels(index), self.images.y[index], index, progress)
 
     # Saving
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs, as tensors and plain values."""
-        return {
-            "learners": {name: x.state_dict() for name, x in self.learners.items()},
+        return self._learners_state() | {
             "origin": self.origin,
-            "left": self.left,
             "done": self.done,
             "history": self.history,
             "seconds": self.seconds,
-            "rng": self._rng or self._global_rng(),
+            "rng": self.randomness.state(),
+            "taken_back": self.taken_back,
+            "sound": self.sound,
         }
+
+    def _learners_state(self) -> dict[str, Any]:
+        return {
+            "learners": {name: x.state_dict() for name, x in self.learners.items()},
+            "left": self.left,
+        }
+
+    def _load_learners(self, state: Mapping[str, Any]) -> None:
+        for name, learner in self.learners.items():
+            learner.load_state_dict(state["learners"][name])
+        self.left = state["left"]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state."""
-        for name, learner in self.learners.items():
-            learner.load_state_dict(state["learners"][name])
+        self._load_learners(state)
         for name, value in state["origin"].items():
             self.origin[name].copy_(value)
-        self.left = state["left"]
         self.done = state["done"]
         self.history = state["history"]
         self.seconds = state["seconds"]
-        self._rng = (state["rng"][0], list(state["rng"][1]))
-
-    def _cuda(self) -> list[int]:
-        device = self.images.x.device
-        return [device.index or 0] if device.type == "cuda" else []
-
-    def _global_rng(self) -> tuple[Tensor, list[Tensor]]:
-        return torch.get_rng_state(), [torch.cuda.get_rng_state(i) for i in self._cuda()]
-
-    def _restore_rng(self) -> None:
-        """Go on with the saved global random state, or begin with the seed's."""
-        if self._rng is None:
-            torch.manual_seed(derived_seed(self.seed, "global"))
-            return
-        torch.set_rng_state(self._rng[0].cpu())
-        for index, rng in zip(self._cuda(), self._rng[1], strict=True):
-            torch.cuda.set_rng_state(rng.cpu(), index)
-        self._rng = None
+        self.randomness.load(state["rng"])
+        self.taken_back = state["taken_back"]
+        self.sound = state["sound"]
 
 
 _METRICS = ("clean_accuracy", "robust_accuracy", "clean_loss", "robust_loss")

@@ -3,14 +3,15 @@
 __all__ = ["Branch", "LearnerSpec", "Method", "check_factors", "check_sgd"]
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from equipoise.errors import UserError
 from equipoise.objectives import Objective
 from equipoise.training.merge import Merge
 from equipoise.training.schedule import Knots
-from equipoise.training.start import Threshold
+from equipoise.training.start import Never, Threshold, Verdict
 
 
 def check_sgd(lr: float, momentum: float, weight_decay: float) -> None:
@@ -112,3 +113,41 @@ class Method:
         if self.branch is not None and t <= self.branch.round:
             return {self.branch.trunk: 1.0}
         return self.merge.weights.at(t, rounds, start)
+
+    def verdict(self, history: Sequence[Mapping[str, Any]], rounds: int) -> Verdict:
+        """Ask the rule for t' about each learner that is merged.
+
+        While learners share a trunk, the trunk's losses count for each of them.
+
+        Arguments:
+            history: The records of the rounds so far.
+            rounds: How many rounds the training has in all.
+        """
+        rule = self.merge.start
+        losses: dict[str, list[float]] = {name: [] for name in self.merge.weights.knots}
+        for name, values in losses.items():
+            key = "loss" if rule.losses == "train" else self.learners[name].objective.monitor
+            for record in history:
+                present = record["learners"]
+                values.append(present.get(name, next(iter(present.values())))[key])
+        return rule(losses, rounds)
+
+    def due(self, t: int, granularity: Literal["round", "step"], start: int | None) -> bool:
+        """Tell whether round ``t`` hands over after each such part, with t' = start."""
+        handover = self.merge.handover
+        return handover.granularity == granularity and handover.due(t, start)
+
+    def settled(self, t: int, start: int | None) -> int | None:
+        """Return the round from which on the training is what it is to be; None: it is to come.
+
+        That is when the learners have parted from their trunk and been handed the global
+        weights, where they ever are.
+
+        Arguments:
+            t: The rounds that are done.
+            start: t'.
+        """
+        rounds = [0 if self.branch is None else self.branch.round + 1]
+        if self.merge.handover.every is not None and not isinstance(self.merge.start, Never):
+            rounds.append(t + 1 if start is None else start)
+        return max(rounds) if max(rounds) <= t else None

@@ -37,6 +37,19 @@ class Verdict:
         found = [t for t in self.rounds.values() if t is not None]
         return max(found) if found and len(found) == len(self.rounds) else None
 
+    def sentences(self, t: int) -> list[str]:
+        """Return in words what was found in round ``t``."""
+        said = []
+        for name, found in self.rounds.items():
+            if found == t:
+                symbol = SYMBOLS.get(name, "t")
+                why = self.reasons[name]
+                said.append(f"{symbol} = {t}: the {name} learner counts as stable ({why})")
+        return [*said, f"t' = {t}: hand-over may begin"] if self.round == t else said
+
+
+SYMBOLS = {"clean": "t_n", "robust": "t_r"}
+
 
 class Start(Protocol):
     """A rule that finds :math:`t'`."""
