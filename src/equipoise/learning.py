@@ -19,6 +19,7 @@ __all__ = [
     "MixAT",
     "Robust",
     "SelfAdaptive",
+    "TwoSided",
     "inner_attack",
 ]
 
@@ -178,7 +179,24 @@ class PGDAT(Robust):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixAT(Robust):
+class TwoSided(Robust):
+    """A learner of clean and adversarial images.
+
+    Arguments:
+        joint: Whether both pass forward as one batch, so that BatchNorm normalises both by the
+            same statistics; False: one after the other, as in the authors' codes.
+    """
+
+    joint: bool = True
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """Return how they pass forward."""
+        return {"joint": self.joint}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixAT(TwoSided):
     """Clean and adversarial cross-entropy, weighted.
 
     Arguments:
@@ -192,11 +210,11 @@ class MixAT(Robust):
     @property
     def own(self) -> dict[str, Any]:
         """Return the weight."""
-        return {"weight": self.weight}
+        return super().own | {"weight": self.weight}
 
 
 @dataclass(frozen=True, kw_only=True)
-class TRADES(Robust):
+class TRADES(TwoSided):
     """TRADES.
 
     Arguments:
@@ -211,11 +229,11 @@ class TRADES(Robust):
     @property
     def own(self) -> dict[str, Any]:
         """Return beta."""
-        return {"beta": self.beta}
+        return super().own | {"beta": self.beta}
 
 
 @dataclass(frozen=True, kw_only=True)
-class MART(Robust):
+class MART(TwoSided):
     """MART.
 
     Arguments:
@@ -230,7 +248,7 @@ class MART(Robust):
     @property
     def own(self) -> dict[str, Any]:
         """Return beta."""
-        return {"beta": self.beta}
+        return super().own | {"beta": self.beta}
 
 
 def friendly(tau: int | tuple[int, ...], at: tuple[float, ...] | None) -> Tau:
@@ -300,7 +318,7 @@ class FATMART(MART):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IAT(Robust):
+class IAT(TwoSided):
     """Interpolated adversarial training.
 
     Arguments:
@@ -315,7 +333,7 @@ class IAT(Robust):
     @property
     def own(self) -> dict[str, Any]:
         """Return the parameter of the mix."""
-        return {"mixup": self.mixup}
+        return super().own | {"mixup": self.mixup}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ __all__ = [
     "SelfAdaptive",
     "Standard",
     "Tau",
+    "TwoSided",
 ]
 
 from equipoise.objectives.adversarial import Adversarial
@@ -29,4 +30,5 @@ from equipoise.objectives.robust import Robust
 from equipoise.objectives.self_adaptive import SelfAdaptive
 from equipoise.objectives.standard import Standard
 from equipoise.objectives.trades import TRADES
+from equipoise.objectives.two_sided import TwoSided
 from equipoise.objectives.yopo import YOPO

@@ -11,7 +11,8 @@ independent :math:`\lambda \sim \mathrm{Beta}(a, a)`, one a batch. The adversari
 the mean of the clean and the adversarial cross-entropy.
 
 Deviations: the one public code for ResNet-18 attacks with the model in training mode; here, as
-everywhere, it is in eval mode. The authors' own code was not to be had.
+everywhere, it is in eval mode. Both kinds pass forward as one batch (``joint=False``: one after
+the other, as there). The authors' own code was not to be had.
 
 References:
     | Interpolated Adversarial Training (Lamb et al., 2019), https://arxiv.org/abs/1906.06784
@@ -33,18 +34,16 @@ from equipoise.draws import Draws
 from equipoise.errors import UserError
 from equipoise.objectives.core import Batch
 from equipoise.objectives.labels import Labels
-from equipoise.objectives.robust import Robust
+from equipoise.objectives.two_sided import TwoSided
 
 
-class IAT(Robust):
+class IAT(TwoSided):
     """The mean of mixup on clean and mixup on adversarial inputs.
 
     Arguments:
         mixup: a, the parameter of the Beta distribution; 0 does not mix.
-        settings: Those of :class:`Robust`.
+        settings: Those of :class:`TwoSided`.
     """
-
-    both = True
 
     def __init__(self, *, mixup: float = 1.0, **settings: Any) -> None:
         super().__init__(**settings)
@@ -58,25 +57,30 @@ class IAT(Robust):
         """Search for adversarial inputs; return the mean loss on both kinds, mixed."""
         x_adv = self.search(model, batch, labels, draws)
         if self.mixup == 0:
-            return lambda: (
-                labels.cross_entropy(model(batch.x)).mean() / 2
-                + labels.cross_entropy(model(x_adv)).mean() / 2
-            )
-        clean, robust = (self._mix(x, labels, draws) for x in (batch.x, x_adv))
-        return lambda: clean(model) / 2 + robust(model) / 2
+            x, lose, lose_adv = batch.x, _mean(labels), _mean(labels)
+        else:
+            x, lose = self._mix(batch.x, labels, draws)
+            x_adv, lose_adv = self._mix(x_adv, labels, draws)
 
-    def _mix(self, x: Tensor, labels: Labels, draws: Draws) -> Callable[[nn.Module], Tensor]:
-        """Draw a mix of inputs; return the mean loss on it."""
+        def loss() -> Tensor:
+            clean, robust = self.logits(model, x, x_adv)
+            return lose(clean) / 2 + lose_adv(robust) / 2
+
+        return loss
+
+    def _mix(
+        self, x: Tensor, labels: Labels, draws: Draws
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Draw a mix of inputs; return it, and its mean loss as a function of logits."""
         share = self._share(draws.uniform(x.new_empty(1))).to(x)
         order = draws.uniform(x.new_empty(len(x))).argsort()
         mixed, others = share * x + (1 - share) * x[order], labels.take(order)
 
-        def loss(model: nn.Module) -> Tensor:
-            logits = model(mixed)
+        def loss(logits: Tensor) -> Tensor:
             own, other = labels.cross_entropy(logits), others.cross_entropy(logits)
             return (share * own + (1 - share) * other).mean()
 
-        return loss
+        return mixed, loss
 
     def _share(self, unit: Tensor) -> Tensor:
         """Return a number of the Beta distribution for one in [0, 1)."""
@@ -98,3 +102,7 @@ class IAT(Robust):
             "  mix(u) = s CE(f(m), y) + (1 - s) CE(f(m), y_j), m = s u + (1 - s) u_j,",
             f"  j a permutation, s ~ Beta({self.mixup:g}, {self.mixup:g}), drawn for each mix",
         ]
+
+
+def _mean(labels: Labels) -> Callable[[Tensor], Tensor]:
+    return lambda logits: labels.cross_entropy(logits).mean()

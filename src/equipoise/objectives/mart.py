@@ -9,7 +9,8 @@ both sides of the divergence. Losses are taken in float32 at least. With ``tau``
 MART.
 
 Deviations from the authors' code: logarithms of probabilities come from the logits, so that the
-1e-12 by which theirs avoids log 0 is not needed; the start is clipped to ball and range. At
+1e-12 by which theirs avoids log 0 is not needed; clean and adversarial inputs pass forward as one
+batch (``joint=False`` is theirs); the start is clipped to ball and range. At
 lambda = 0 clean inputs are not looked at.
 
 References:
@@ -29,16 +30,17 @@ from equipoise.draws import Draws
 from equipoise.losses import kl
 from equipoise.objectives.core import Batch
 from equipoise.objectives.labels import Labels
-from equipoise.objectives.robust import Robust, exact
+from equipoise.objectives.robust import exact
 from equipoise.objectives.trades import check_beta
+from equipoise.objectives.two_sided import TwoSided
 
 
-class MART(Robust):
+class MART(TwoSided):
     r"""The boosted cross-entropy on adversarial inputs and a weighted divergence.
 
     Arguments:
         beta: :math:`\lambda`, the weight of the divergence.
-        settings: Those of :class:`Robust`.
+        settings: Those of :class:`TwoSided`.
     """
 
     def __init__(self, *, beta: float = 5.0, **settings: Any) -> None:
@@ -56,7 +58,7 @@ class MART(Robust):
             return lambda: labels.boosted(exact(model(x_adv))).mean()
 
         def loss() -> Tensor:
-            clean, robust = exact(model(batch.x)), exact(model(x_adv))
+            clean, robust = self.logits(model, batch.x, x_adv)
             right = clean.softmax(1).gather(1, labels.y[:, None])[:, 0]
             divergence = kl(clean, robust) * (1.0000001 - right)
             return labels.boosted(robust).mean() + self.beta * divergence.mean()

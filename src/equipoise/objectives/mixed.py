@@ -1,8 +1,7 @@
 r"""Mixed adversarial training: :math:`(1 - w)\,\mathrm{CE}(f(x), y) + w\,\mathrm{CE}(f(x'), y)`.
 
 Not in the paper, but the control that any claim about a trade-off has to face: one learner, one
-knob. The two forward passes are separate, the clean one first, so BatchNorm sees clean and
-adversarial batches in turn. At w = 0 nothing is searched for and at w = 1 nothing is lost on
+knob. At w = 0 nothing is searched for and at w = 1 nothing is lost on
 clean inputs: they are standard training and PGD-AT.
 
 References:
@@ -21,15 +20,15 @@ from equipoise.draws import Draws
 from equipoise.errors import UserError
 from equipoise.objectives.core import Batch
 from equipoise.objectives.labels import Labels
-from equipoise.objectives.robust import Robust
+from equipoise.objectives.two_sided import TwoSided
 
 
-class Mixed(Robust):
+class Mixed(TwoSided):
     """A weighted mean of the clean and the adversarial cross-entropy.
 
     Arguments:
         weight: w, the weight of the adversarial one, in [0, 1].
-        settings: Those of :class:`Robust`.
+        settings: Those of :class:`TwoSided`.
     """
 
     def __init__(self, *, weight: float = 0.5, **settings: Any) -> None:
@@ -54,9 +53,9 @@ class Mixed(Robust):
             return lambda: labels.cross_entropy(model(x_adv)).mean()
 
         def loss() -> Tensor:
-            clean = labels.cross_entropy(model(batch.x)).mean()
-            robust = labels.cross_entropy(model(x_adv)).mean()
-            return (1 - self.weight) * clean + self.weight * robust
+            clean, robust = self.logits(model, batch.x, x_adv)
+            lost, lost_adv = (labels.cross_entropy(z).mean() for z in (clean, robust))
+            return (1 - self.weight) * lost + self.weight * lost_adv
 
         return loss
 

@@ -9,10 +9,11 @@ The search starts at x + 0.001 N(0, 1), since the divergence has no gradient at 
 divergence is a mean over the batch (a mean over classes, too, would divide beta by K). With
 ``tau`` it is FAT for TRADES.
 
-Deviations from the authors' code: the clean inputs pass forward once rather than twice, with the
-same value and gradient (batches' own statistics are the same), so the running statistics of
-BatchNorm see clean and adversarial batches in the ratio 1:1 rather than 2:1; the start is
-clipped to ball and range. At beta = 0 nothing is searched for: it is standard training.
+Deviations from the authors' code: clean and adversarial inputs pass forward as one batch
+(:mod:`equipoise.objectives.two_sided` says why; ``joint=False`` is theirs); with ``joint=False``
+clean inputs pass once rather than twice, with the same value and gradient, so the running
+statistics of BatchNorm see both kinds in the ratio 1:1 rather than 2:1; the start is clipped to
+ball and range. At beta = 0 nothing is searched for: it is standard training.
 
 References:
     | Theoretically Principled Trade-off between Robustness and Accuracy (Zhang et al., 2019)
@@ -34,18 +35,18 @@ from equipoise.errors import UserError
 from equipoise.losses import kl
 from equipoise.objectives.core import Batch
 from equipoise.objectives.labels import Labels
-from equipoise.objectives.robust import Robust, exact
+from equipoise.objectives.robust import exact
+from equipoise.objectives.two_sided import TwoSided
 
 
-class TRADES(Robust):
+class TRADES(TwoSided):
     r"""The clean cross-entropy and the divergence of the adversarial answer from the clean one.
 
     Arguments:
         beta: :math:`\beta`, the weight of the divergence (1/lambda in the paper).
-        settings: Those of :class:`Robust`.
+        settings: Those of :class:`TwoSided`.
     """
 
-    both = True
     ascends = "KL(p(x) || p(x'))"
 
     def __init__(self, *, beta: float = 6.0, **settings: Any) -> None:
@@ -82,8 +83,8 @@ class TRADES(Robust):
         x_adv = self.search(model, batch, labels, draws)
 
         def loss() -> Tensor:
-            clean = exact(model(batch.x))
-            divergence = kl(clean, exact(model(x_adv))).mean()
+            clean, robust = self.logits(model, batch.x, x_adv)
+            divergence = kl(clean, robust).mean()
             return self.clean(clean, batch, labels) + self.beta * divergence
 
         return loss

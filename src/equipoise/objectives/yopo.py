@@ -27,12 +27,12 @@ References:
 __all__ = ["YOPO", "Parted"]
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from equipoise.attacks.core import guest
 from equipoise.attacks.pgd import PGD
 from equipoise.draws import Draws
 from equipoise.errors import UserError
@@ -90,24 +90,21 @@ class YOPO(Robust):
 
     def forward(self, model: nn.Module, batch: Batch, draws: Draws) -> Iterator[Tensor]:
         """Yield the losses of the m passes, and the stem's own."""
-        if not isinstance(model, Parted):
-            raise UserError(
-                f"YOPO needs a model with .stem and .trunk, and {type(model).__name__} has none"
-            )
+        parted = _parted(model)
         x, labels = self.options.applied(batch, draws)
         x_adv = self.attack.start_at(x, self.threat, draws)
         for replay in range(self.passes):
-            hidden = model.stem(x_adv)
+            hidden = parted.stem(x_adv)
             hidden.retain_grad()
-            loss = labels.cross_entropy(model.trunk(hidden)).mean()
+            loss = labels.cross_entropy(parted.trunk(hidden)).mean()
             # Of more passes each gradient counts less, but what is reported stays the loss.
             yield loss.detach() + (loss - loss.detach()) / self._surplus
             assert hidden.grad is not None
             costate = -hidden.grad.detach()
             if replay + 1 < self.passes or self.both_gradients:
-                x_adv = self._descend(model, x, x_adv, costate)
+                x_adv = self._descend(parted, x, x_adv, costate)
             if self.both_gradients:
-                yield -(model.stem(x_adv) * costate).sum()
+                yield -(parted.stem(x_adv) * costate).sum()
 
     def _descend(self, model: Parted, x: Tensor, x_adv: Tensor, costate: Tensor) -> Tensor:
         """Take the n steps down the Hamiltonian, through the stem alone."""
@@ -130,9 +127,16 @@ class YOPO(Robust):
         raise NotImplementedError
 
     def search(self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws) -> Tensor:
-        """Return what PGD with as many steps as there are passes finds: for statistics alone."""
-        attack = replace(self.attack, steps=self.passes, step_size=self._length)
-        return attack.search(model, batch.x, labels.y, self.threat, draws)
+        """Return what the passes end with, for a model that is left as it is."""
+        with guest(model):
+            parted = _parted(model)
+            x_adv = self.attack.start_at(batch.x, self.threat, draws)
+            for _ in range(self.passes):
+                hidden = parted.stem(x_adv).detach().requires_grad_(True)
+                loss = labels.cross_entropy(exact(parted.trunk(hidden))).sum()
+                (grad,) = torch.autograd.grad(loss, hidden)
+                x_adv = self._descend(parted, batch.x, x_adv, -grad)
+        return x_adv
 
     @property
     def _length(self) -> float:
@@ -182,3 +186,12 @@ class YOPO(Robust):
             f"    h alone, x + d at first {STARTS[self.attack.start]}, within {self.threat}",
             f"the learning rate is divided by {self.replays}",
         ]
+
+
+def _parted(model: nn.Module) -> Parted:
+    """Return a model that has a stem and a trunk, or raise a UserError."""
+    if not isinstance(model, Parted):
+        raise UserError(
+            f"YOPO needs a model with .stem and .trunk, and {type(model).__name__} has none"
+        )
+    return model
