@@ -24,7 +24,8 @@ def records(result: Result) -> list[dict[str, Any]]:
     found = [_record(result, "clean", result.correct, None)]
     for name, outcome in result.outcomes.items():
         if name in verdicts and (not outcome.ensemble or _alone(result, outcome.ensemble)):
-            found.append(_record(result, _shown(result, name), outcome.verdict, outcome))
+            shown = _shown(result, name) if outcome.ensemble else name
+            found.append(_record(result, shown, outcome.verdict, outcome))
     found += [ensemble_record(result, name) for name in result.ensembles]
     if verdicts:
         worst = _record(result, "worst-case", result.robust, None)

@@ -1,0 +1,129 @@
+"""From the plan of a comparison to its runs, with all that can be refused before the start."""
+
+__all__ = ["items", "refuse_others"]
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from equipoise import data
+from equipoise import recipe as recipes
+from equipoise.comparison import MANY_ROUNDS, Entry, Plan
+from equipoise.data import Dataset
+from equipoise.errors import UserError
+from equipoise.jobs.compare_runs import Item
+from equipoise.jobs.device import choose_device
+from equipoise.jobs.train import _Split
+from equipoise.recipe import Recipe
+from equipoise.threat import Threat
+
+
+def items(plan: Plan, out: Path, data_dir: Path | None) -> list[Item]:
+    """Return the runs of a plan: every entry with the first seed, then with the next.
+
+    Raises:
+        UserError: If data, rounds or device will not do, with every error at once.
+    """
+    loaded: dict[tuple[str, str | None], Dataset] = {}
+    problems: list[str] = []
+    first = []
+    for entry in plan.entries:
+        try:
+            first.append(_item(plan, entry, out, data_dir, loaded))
+        except UserError as error:
+            if str(error) not in problems:
+                problems.append(str(error))
+    if problems:
+        raise UserError("; ".join(problems))
+    return [
+        replace(item, recipe=replace(item.recipe, seed=seed))
+        for seed in plan.seeds
+        for item in first
+    ]
+
+
+def _item(
+    plan: Plan,
+    entry: Entry,
+    out: Path,
+    data_dir: Path | None,
+    loaded: dict[tuple[str, str | None], Dataset],
+) -> Item:
+    unbounded = plan.budget is not None and entry.rounds is None
+    recipe = entry.recipe(rounds=MANY_ROUNDS if unbounded else None)
+    if data_dir is not None:
+        recipe = replace(recipe, data_dir=str(data_dir.expanduser().absolute()))
+    key = recipe.data, recipe.data_dir
+    if key not in loaded:
+        path = Path(recipe.data).expanduser() if recipe.data.endswith(".npz") else recipe.data
+        loaded[key] = data.load(path, recipe.data_dir)
+    dataset = loaded[key]
+    choose_device(recipe.device)
+    images = len(_Split.of(recipe, dataset, torch.device("cpu")).train)
+    images = (images // recipe.batch_size or 1) * recipe.batch_size
+    threat = recipe.threat(dataset.eps)
+    cost = entry.cost or _cost(recipe, threat)
+    if unbounded:
+        assert plan.budget is not None
+        rounds = max(1, math.floor(plan.budget / (cost * images) + 0.5))
+        recipe = replace(entry.recipe(rounds=rounds), data_dir=recipe.data_dir)
+    n = plan.judging.n or len(dataset.test)
+    if n > len(dataset.test):
+        raise UserError(f"evaluate.n must lie in 1..{len(dataset.test)}, got {n}")
+    judging = replace(plan.judging, n=n, eps=plan.judging.eps or threat.eps)
+    return Item(
+        entry=entry.name,
+        recipe=recipe,
+        out=out,
+        judging=judging,
+        images=images,
+        gradients=recipe.rounds * cost * images,
+    )
+
+
+def _cost(recipe: Recipe, threat: Threat) -> float:
+    """Return the gradient evaluations that an image takes in a round."""
+    method = recipe.settings.build(threat, recipe.rounds)
+    return float(sum(spec.objective.cost for spec in method.learners.values()))
+
+
+def refuse_others(found: Sequence[Item]) -> None:
+    """Refuse folders that hold something else than this plan makes.
+
+    Raises:
+        UserError: Saying of each in what it differs.
+    """
+    other, problems = dict[str, list[str]](), []
+    for item in found:
+        folder = item.run.path
+        if (folder / "recipe.yaml").is_file():
+            changed = _differences(recipes.read(folder / "recipe.yaml"), item.recipe)
+            if changed:
+                other.setdefault("; ".join(changed), []).append(str(folder))
+        elif folder.exists() and not _empty(folder):
+            problems.append(f"{folder} is not a run folder, and not empty")
+    problems += [f"another recipe is in {', '.join(f)} ({what})" for what, f in other.items()]
+    if problems:
+        raise UserError(f"{'; '.join(problems)}: choose another --out, or remove what differs")
+
+
+def _empty(folder: Path) -> bool:
+    """Tell whether a folder holds nothing but what was cut off while it was written."""
+    return folder.is_dir() and all(path.match(".*.part") for path in folder.iterdir())
+
+
+def _differences(there: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """Return in what a run's recipe differs, but for where the data are.
+
+    What the plan leaves open is filled in when a training begins.
+    """
+    here = recipe.to_dict()
+    if recipe.data.endswith(".npz"):
+        here["data"] = str(Path(recipe.data).expanduser().resolve())
+    open_ = {key for key in ("eps", "keep") if here[key] is None} | {"data_dir"}
+    left = {key: value for key, value in here.items() if key not in open_}
+    return recipes.differences({k: v for k, v in there.items() if k not in open_}, left)

@@ -1,0 +1,237 @@
+"""A run of a comparison: how far it is, and what to do next."""
+
+__all__ = ["WORST", "Item", "Step"]
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import equipoise
+from equipoise.attacks import Attack, AutoAttack, parse_list
+from equipoise.comparison import Judging
+from equipoise.errors import UserError
+from equipoise.evaluation.plan import STAGED, plan
+from equipoise.jobs.store import Store
+from equipoise.recipe import Recipe
+from equipoise.runs import Run
+from equipoise.threat import Norm, Threat
+
+WORST = "worst-case"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is to be done next for a run.
+
+    Arguments:
+        phase: ``"training"`` or ``"evaluation"``.
+        words: The words after ``equipoise``.
+    """
+
+    phase: str
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One training of a comparison with its evaluation, in a run folder of its own.
+
+    Arguments:
+        entry: The entry it belongs to.
+        recipe: What is trained.
+        out: The folder of the comparison.
+        judging: How it is evaluated, with radius and number of images filled in.
+        images: The training images of a round.
+        gradients: The gradient evaluations that the training is reckoned to take.
+    """
+
+    entry: str
+    recipe: Recipe
+    out: Path
+    judging: Judging
+    images: int
+    gradients: float
+
+    @property
+    def name(self) -> str:
+        """Return the name of the run folder."""
+        return f"{self.entry}-seed{self.recipe.seed}"
+
+    @property
+    def run(self) -> Run:
+        """Return the run folder, which need not be there yet."""
+        return Run(self.out / self.name)
+
+    @property
+    def log(self) -> Path:
+        """Return the file that the commands of this run write to."""
+        return self.out / "logs" / f"{self.name}.log"
+
+    @property
+    def threat(self) -> Threat:
+        """Return what the attacks of the evaluation are allowed."""
+        assert self.judging.eps is not None
+        return Threat(self.recipe.norm, self.judging.eps)
+
+    # How far it is
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """Return the records of the rounds that are logged, each once."""
+        return list({r["round"]: r for r in _lines(self.run.path / "log.jsonl")}.values())
+
+    @property
+    def trained(self) -> bool:
+        """Tell whether the training is at its end."""
+        return bool(self.run.read_json("summary.json").get("finished"))
+
+    def verdicts(self) -> dict[str, dict[str, Any]] | None:
+        """Return the records of the evaluation by attack; None: it is not at its end."""
+        digest = self.run.read_json("summary.json").get("sha256", {}).get("model")
+        mine = [r for r in _lines(self.run.path / "records.jsonl") if self._same(r, digest)]
+        asked = [STAGED] if self.judging.individual is False else list(self.judging.attacks)
+        worst = [r for r in mine if r["attack"] == WORST and {*asked} <= {*r.get("attacks", ())}]
+        exact = [r for r in worst if {*asked} == {*r["attacks"]}]
+        found = {r["attack"]: r for r in mine if self._whole(r)}
+        if not worst or not {"clean", *asked} <= set(found):
+            return None
+        return {name: found[name] for name in ("clean", *asked)} | {WORST: (exact or worst)[-1]}
+
+    def _same(self, record: Mapping[str, Any], digest: str | None) -> bool:
+        """Tell whether a record is of this model under this protocol."""
+        judging, eps = self.judging, record.get("eps")
+        return (
+            digest is not None
+            and record.get("model_sha256") == digest
+            and record.get("weights") == "model"
+            and record.get("n") == judging.n
+            and record.get("norm") == self.recipe.norm
+            and eps == judging.eps
+            and record.get("seed") == 0
+            and judging.precision in ("auto", record.get("precision"))
+        )
+
+    def _whole(self, record: Mapping[str, Any]) -> bool:
+        """Tell whether a record of an ensemble has the stages that were asked for."""
+        stages = record.get("stages", [])
+        if record["attack"] == STAGED:
+            return len(stages) >= len(plan(self._attacks(), self.recipe.norm, False))
+        wanted = self.judging.individual is True
+        return not wanted or all(stage["alone"] is not None for stage in stages)
+
+    def _attacks(self) -> dict[str, Attack]:
+        return parse_list(self.judging.attacks)
+
+    def _begun(self) -> bool:
+        """Tell whether there is an evaluation of the same kind to go on with."""
+        assert self.judging.n is not None
+        store = Store.of(self.run, self.threat, self.judging.n, "model")
+        try:
+            about = store.about()
+            summary = json.loads(store.summary.read_text(encoding="utf-8"))
+            precision = summary["records"][0]["precision"]
+        except (UserError, OSError, ValueError, LookupError):
+            return False  # nothing there, or nothing that could be gone on with
+        asked = about.get("asked", {})
+        return bool(
+            about.get("version") == equipoise.__version__
+            and about.get("model_sha256") == self.run.read_json("summary.json")["sha256"]["model"]
+            and asked.get("attacks") == list(self.judging.attacks)
+            and asked.get("individual") == self.judging.individual
+            and (asked.get("seed"), asked.get("passes")) == (0, None)
+            and self.judging.precision in ("auto", precision)
+        )
+
+    def state(self) -> tuple[str, str]:
+        """Return in words how far training and evaluation are."""
+        if not self.trained:
+            begun = (self.run.path / "recipe.yaml").is_file()
+            done = f"{len(self.rounds())} of {self.recipe.rounds} rounds"
+            return (done if begun else "to do"), "to do"
+        if self.verdicts() is not None:
+            return "done", "done"
+        return "done", "begun" if self._begun() else "to do"
+
+    # How much it is
+
+    @property
+    def evaluation(self) -> float:
+        """Return a rough number of the gradient evaluations of the evaluation."""
+        prices = (_price(attack, self.recipe.norm) for attack in self._attacks().values())
+        return (self.judging.n or 0) * sum(prices)
+
+    def work(self) -> float:
+        """Return how much of training and evaluation is done, in gradient evaluations."""
+        if not self.trained:
+            return self.gradients * min(1.0, len(self.rounds()) / self.recipe.rounds)
+        if self.verdicts() is not None:
+            return self.gradients + self.evaluation
+        assert self.judging.n is not None
+        path = Store.of(self.run, self.threat, self.judging.n, "model").summary
+        try:
+            records = json.loads(path.read_text(encoding="utf-8"))["records"]
+            done = records[-1]["backwards"]
+        except (OSError, ValueError, LookupError):
+            done = 0
+        return float(self.gradients + min(done, self.evaluation))
+
+    # What to do next
+
+    def step(self) -> Step | None:
+        """Return what is to be done next; None: nothing."""
+        if not self.trained:
+            return Step("training", self._train())
+        if self.verdicts() is None:
+            return Step("evaluation", self._evaluate())
+        return None
+
+    def _train(self) -> tuple[str, ...]:
+        folder = self.run.path
+        if (folder / "recipe.yaml").is_file():
+            return "train", "--resume", str(folder)
+        return "train", str(self.out / "recipes" / f"{self.name}.yaml"), "--out", str(folder)
+
+    def prepare(self) -> None:
+        """Make what the next step needs: a place for its log, and for a new training a recipe."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        folder = self.run.path
+        if not (folder / "recipe.yaml").is_file():
+            for part in folder.glob(".*.part"):  # killed before there was a run
+                part.unlink()
+            Run(self.out / "recipes").write_text(f"{self.name}.yaml", self.recipe.to_yaml())
+
+    def _evaluate(self) -> tuple[str, ...]:
+        judging = self.judging
+        words = ["evaluate", str(self.run.path), "--attacks", ",".join(judging.attacks)]
+        words += ["--eps", repr(judging.eps), "-n", str(judging.n)]
+        words += ["--precision", judging.precision, "--batch-size", str(judging.batch_size)]
+        words += ["--device", self.recipe.device]
+        if self.recipe.data_dir is not None:
+            words += ["--data-dir", self.recipe.data_dir]
+        if judging.individual is not None:
+            words.append("--individual" if judging.individual else "--staged")
+        return *words, *(["--resume"] if self._begun() else [])
+
+
+def _price(attack: Attack, norm: Norm) -> float:
+    """Return a rough number of the gradient evaluations that an attack takes an image."""
+    if isinstance(attack, AutoAttack):  # of its stages the later ones meet what is left
+        return sum(_price(stage, norm) for stage in attack.stages(norm).values()) / 2
+    factors = ("steps", "restarts", "targets", "binary_search_steps")
+    steps = math.prod(getattr(attack, name, None) or 1 for name in factors)
+    return float(steps) + getattr(attack, "queries", 0) / 3  # a query is a forward pass
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a file of JSON lines; one that was cut is left out."""
+    if not path.is_file():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return [item for item in found if isinstance(item, dict)]

@@ -1,0 +1,34 @@
+"""``python -m equipoise.jobs.tethered PARENT WORDS``: a command that outlives no parent.
+
+When the process PARENT is gone, however it ended, the command is told as by SIGTERM: it saves
+what it has and stops.
+"""
+
+__all__ = ["main"]
+
+import os
+import runpy
+import signal
+import sys
+import threading
+import time
+
+LOOK_SECONDS = 0.5
+
+
+def main() -> None:
+    """Run ``equipoise WORDS`` until it ends, or the parent is gone."""
+    parent = int(sys.argv[1])
+    sys.argv = ["equipoise", *sys.argv[2:]]
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    runpy.run_module("equipoise", run_name="__main__")
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(LOOK_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,503 @@
+"""Comparisons: plans and their errors, the table; what a kill, a failure, a repeat leave."""
+
+import copy
+import csv
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from equipoise import comparison, recipe
+from equipoise.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+PLAN = {
+    "title": "Two methods",
+    "base": {
+        "data": "digits",
+        "width": 0.25,
+        "limit": 300,
+        "validation": 60,
+        "batch_size": 40,
+        "validation_attack": "pgd-2",
+    },
+    "budget": 1500,  # of 240 images a round: two rounds of pgd-at, whose image costs three
+    "seeds": [0, 1],
+    "entries": {"standard": {"rounds": 2}, "averaged": {"method": "pgd-at", "alpha": 0.9}},
+    "evaluate": {"attacks": "pgd-2,fgsm", "n": 100},
+}
+PLAN["entries"]["averaged"]["attack"] = {"steps": 2}
+
+# The processes of a comparison as forks of its own, which saves their seconds of imports.
+FORKED = """
+import os, signal, sys
+from equipoise.jobs import compare_crew, tethered
+
+class Forked:
+    def __init__(self, words, log, environment, lock):
+        self.returncode, parent = None, os.getpid()
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if not self.pid:
+            self.run(parent, words, log, environment)
+
+    def run(self, parent, words, log, environment):
+        code = 99
+        try:
+            os.setpgid(0, 0)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            for number in (1, 2):
+                os.dup2(file, number)
+            os.environ.update(environment)
+            sys.argv = ["tethered", str(parent), *words]
+            tethered.main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def poll(self):
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self):
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def terminate(self):
+        os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self):
+        os.kill(self.pid, signal.SIGKILL)
+
+compare_crew.spawn = Forked
+compare_crew.LOOK_SECONDS = 0.01
+tethered.LOOK_SECONDS = 0.02
+"""
+
+
+def changed(**parts):
+    """Return the plan with groups changed; None takes a group out."""
+    plan = copy.deepcopy(PLAN)
+    for key, value in parts.items():
+        if isinstance(value, dict) and key != "entries":
+            plan[key] |= value
+        else:
+            plan[key] = value
+    return {key: value for key, value in plan.items() if value is not None}
+
+
+def write(folder, plan=PLAN):
+    path = folder / "plan.yaml"
+    path.write_text(yaml.safe_dump(plan, sort_keys=False))
+    return path
+
+
+def contents(folder):
+    """Return every file below a folder but those that are written at each end."""
+    return {
+        path.relative_to(folder): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file() and path.parent != folder
+    }
+
+
+def records(run):
+    """Return the latest record of each attack."""
+    lines = (run / "records.jsonl").read_text().splitlines()
+    return {record["attack"]: record for record in map(json.loads, lines)}
+
+
+def runs(out):
+    """Return the rows of the runs without the times in them."""
+    rows = json.loads((out / "comparison.json").read_text())["runs"]
+    return [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def compared(command, tmp_path_factory):
+    """Return the folder of a comparison of two methods with two seeds, and what it said."""
+    folder = tmp_path_factory.mktemp("compared")
+    out = folder / "out"
+    ended = command(
+        "compare", write(folder), "--out", out, "--workers", 2, before=FORKED, cwd=folder
+    )
+    assert ended.code == 0, ended.err
+    return out, ended
+
+
+@pytest.fixture
+def again(compared, tmp_path):
+    """Return a copy of that folder."""
+    return Path(shutil.copytree(compared[0], tmp_path / "out"))
+
+
+# Plans
+
+
+def test_everything_that_is_wrong_with_a_plan_is_said_at_once():
+    plan = {
+        "tilte": "x",
+        "base": {"batchsize": 3, "seed": 1},
+        "budget": "much",
+        "seeds": [0, 0],
+        "entries": {"a3gtt": {"cost": -1}, "pgd-at": {"eps": 8}, "a/b": {}, "standard": 3},
+        "evaluate": {"attacks": "pdg-3", "m": 3, "n": 0, "eps": 8, "precision": "float16"},
+    }
+    with pytest.raises(UserError) as caught:
+        comparison.parse(plan)
+    for text in (
+        "unknown key of a comparison 'tilte'; did you mean 'title'?",
+        "base.seed: the seeds are those of `seeds`",
+        "budget: expected a number above 0, got 'much'",
+        "seeds: expected different whole numbers like [0, 1], got [0, 0]",
+        "entries.a3gtt.cost: expected a number above 0, got -1",
+        "a3gtt: unknown method 'a3gtt'; did you mean 'a3gt'?",
+        "unknown setting 'batchsize'; did you mean batch_size?",
+        "eps must lie in [0, 1], got 8",
+        "expected a name of letters, digits, dots and hyphens, got 'a/b'",
+        "entries.standard: expected a mapping, got 3",
+        "unknown attack 'pdg'; did you mean 'pgd'?",
+        "unknown key of evaluate 'm'",
+        "evaluate.n: expected a whole number of at least 1, got 0",
+        "evaluate.eps: eps must lie in [0, 1], got 8",
+        "unknown precision 'float16'",
+    ):
+        assert text in str(caught.value), text
+
+
+@pytest.mark.parametrize(
+    ("plan", "text"),
+    [
+        (changed(entries=None), "entries: expected at least one method"),
+        (changed(entries={}), "entries: expected at least one method"),
+        (changed(entries=["a3gt"]), "entries: expected a mapping, got ['a3gt']"),
+        (changed(evaluate=None), "evaluate.attacks: expected names"),
+        (changed(evaluate={"attacks": "clean"}), "expected at least one attack, got 'clean'"),
+        (changed(evaluate={"individual": 3}), "individual: expected true or false, got 3"),
+        (changed(base={"rounds": 3}), "expected base.rounds or budget, got both"),
+        (changed(base={"gama": [1]}), "every entry: unknown setting 'gama'"),
+        (changed(seeds=3), "seeds: expected different whole numbers like [0, 1], got 3"),
+        (changed(title=3), "title: expected text, got 3"),
+        (
+            changed(base={"norm": "l2", "eps": 1.0}, evaluate={"attacks": "cw-inf-2"}),
+            "cw-inf-2 is defined for linf, not l2",
+        ),
+    ],
+)
+def test_a_plan_is_refused_in_words(plan, text):
+    with pytest.raises(UserError, match=r".") as caught:
+        comparison.parse(plan)
+    assert text in str(caught.value)
+
+
+def test_a_name_that_is_given_twice_is_not_dropped_in_silence(tmp_path):
+    path = tmp_path / "plan.yaml"
+    text = "base: &b {eps: 0.1}\nentries:\n  standard: {<<: *b, eps: 0.2}\n"
+    path.write_text(f"{text}evaluate: {{attacks: fgsm}}\n")
+    assert comparison.read(path).entries[0].settings["eps"] == 0.2  # merging is no repetition
+    path.write_text(f"{text}  standard: {{eps: 0.3}}\nevaluate: {{attacks: fgsm}}\n")
+    with pytest.raises(UserError, match="'standard' is given twice"):
+        comparison.read(path)
+    path.write_text("entries: [")
+    with pytest.raises(UserError, match="cannot read the plan"):
+        comparison.read(path)
+    with pytest.raises(UserError, match="no plan at"):
+        comparison.read(tmp_path / "nothing.yaml")
+
+
+def test_an_entry_lies_over_the_base_group_by_group():
+    plan = changed(base={"robust": {"lr": 0.2, "momentum": 0.5}}, budget=None)
+    del plan["entries"]["standard"]
+    plan["entries"]["averaged"]["robust"] = {"lr": 0.1}
+    found = comparison.parse(plan).entries[0].recipe(seed=3)
+    assert (found.method, found.seed, found.rounds) == ("pgd-at", 3, recipe.Recipe.rounds)
+    assert (found.settings.robust.lr, found.settings.robust.momentum) == (0.1, 0.5)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("comparisons/*.yaml")), ids=str)
+def test_the_plans_of_the_house_are_valid(path):
+    plan = comparison.read(path)
+    names = [entry.name for entry in plan.entries]
+    assert {"standard", "pgd-at", "trades", "mart", "fat", "yopo", "a3gt"} <= set(names)
+    assert all(entry.recipe().keep == "last" for entry in plan.entries)
+
+
+# The whole way
+
+
+def test_the_table_has_the_numbers_of_the_records(compared):
+    out, ended = compared
+    rows = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
+    assert [row["entry"] for row in rows] == ["standard", "averaged"]
+    for row in rows:
+        found = [records(out / f"{row['entry']}-seed{seed}") for seed in (0, 1)]
+        for attack in ("clean", "pgd-2", "fgsm", "worst-case"):
+            values = [record[attack]["accuracy"] for record in found]
+            assert float(row[attack]) == pytest.approx(sum(values) / 2)
+            assert float(row[f"{attack} lowest"]) == min(values)
+            assert float(row[f"{attack} highest"]) == max(values)
+            text = f"{50 * sum(values):.1f} ({100 * min(values):.1f}..{100 * max(values):.1f})"
+            assert text in (out / "table.md").read_text()
+    summary = json.loads((out / "averaged-seed1" / "summary.json").read_text())
+    log = [json.loads(x) for x in (out / "averaged-seed1" / "log.jsonl").read_text().splitlines()]
+    (row,) = [
+        row
+        for row in json.loads((out / "comparison.json").read_text())["runs"]
+        if row["run"] == "averaged-seed1"
+    ]
+    assert row["gradient_evaluations"] == summary["gradient_evaluations"] == 2 * 240 * 3
+    assert row["rounds"] == len(log) == 2
+    assert row["training_seconds"] == pytest.approx(sum(r["seconds"]["train"] for r in log))
+    assert "4/4  " in ended.err
+    assert "averaged, seed 1: clean " in ended.err
+
+
+def test_the_table_says_what_it_is_of_and_where_from(compared):
+    out, ended = compared
+    text = (out / "table.md").read_text()
+    for fact in (
+        "## Two methods",
+        "| averaged | pgd-at | 0, 1 | 2 |",
+        "test images: the first 100 of digits",
+        "training images a round: 240",
+        "model: small-cnn, width 0.25",
+        "threat of the attacks: Linf(0.15)",
+        "attacks: pgd-2, fgsm",
+        "budget: 1,500 gradient evaluations",
+        "device: cpu",
+        "git commit: ",
+        "command: `equipoise compare ",
+        "| averaged-seed1 | pgd-at | 1 | 2 |",
+    ):
+        assert fact in text, fact
+    assert "averaged" in ended.out
+    assert "averaged-seed1" in (out / "report.html").read_text()
+
+
+def test_its_runs_are_runs_like_any_other(command, compared):
+    run = compared[0] / "averaged-seed0"
+    ended = command("verify", run)
+    assert ended.code == 0, ended.err
+    assert "verified" in ended.err
+    found = recipe.read(run / "recipe.yaml")
+    assert (found["method"], found["alpha"], found["rounds"]) == ("pgd-at", 0.9, 2)
+
+
+def test_a_repeated_comparison_does_nothing_again(command, compared, again):
+    before, rows = contents(again), runs(again)
+    ended = command("compare", write(again.parent), "--out", again, "-q", before=FORKED)
+    assert (ended.code, ended.err) == (0, "")
+    assert contents(again) == before
+    assert runs(again) == rows
+
+
+def test_another_protocol_judges_again_but_trains_nothing(command, again):
+    plan = write(again.parent, changed(seeds=[1], evaluate={"n": 50, "individual": False}))
+    states = {path: path.stat().st_mtime_ns for path in again.rglob("state.pt")}
+    ended = command("compare", plan, "--out", again, "--workers", 2, before=FORKED)
+    assert ended.code == 0, ended.err
+    assert {path: path.stat().st_mtime_ns for path in again.rglob("state.pt")} == states
+    assert "test images: the first 50" in ended.out
+    for row in runs(again):
+        found = records(again / row["run"])["staged"]
+        assert row["accuracy"]["staged"] == found["accuracy"]
+        assert row["accuracy"]["pgd-2 and before"] == found["stages"][0]["accuracy"]
+    before = contents(again)
+    assert command("compare", plan, "--out", again, "-q", before=FORKED).code == 0
+    assert contents(again) == before
+
+
+def test_a_plan_that_is_only_shown_touches_nothing(command, again, tmp_path):
+    plan = write(tmp_path)
+    shutil.rmtree(again / "standard-seed1")
+    before = contents(tmp_path)
+    ended = command("compare", plan, "--out", again, "--plan")
+    assert ended.code == 0, ended.err
+    lines = {line.split()[0]: line.split()[1:] for line in ended.out.splitlines() if line.strip()}
+    assert lines["averaged-seed0"] == ["2", "1,440", "done", "done"]
+    assert lines["standard-seed1"] == ["2", "480", "to", "do", "to", "do"]
+    assert "4 runs, 3 of them done" in ended.out
+    assert contents(tmp_path) == before
+    ended = command("compare", plan, "--out", tmp_path / "new", "--plan")
+    assert (ended.code, (tmp_path / "new").exists()) == (0, False)
+
+
+def test_folders_of_another_recipe_are_refused_before_anything_starts(command, again):
+    shutil.rmtree(again / "standard-seed0")
+    (again / "standard-seed1" / "recipe.yaml").unlink()
+    plan = changed()
+    plan["entries"]["averaged"] |= {"alpha": 0.8, "cost": 6}
+    before = contents(again)
+    ended = command("compare", write(again.parent, plan), "--out", again)
+    assert ended.code == 2
+    folders = f"{again / 'averaged-seed0'}, {again / 'averaged-seed1'}"
+    what = "alpha: 0.9 there, 0.8 here; rounds: 2 there, 1 here"
+    assert f"another recipe is in {folders} ({what})" in ended.line
+    assert f"{again / 'standard-seed1'} is not a run folder" in ended.line
+    assert contents(again) == before
+
+
+@pytest.mark.parametrize(
+    ("plan", "words", "text"),
+    [
+        (changed(), ["--workers", "0"], "--workers must be at least 1, got 0"),
+        (changed(evaluate={"n": 9999}), [], "evaluate.n must lie in 1..500, got 9999"),
+        (changed(base={"batch_size": 500}), [], "batch_size=500 is more than the 240"),
+        (changed(base={"data": "nothing.npz"}), [], "nothing.npz"),
+        (changed(base={"device": "cuda:99"}), [], "cuda"),
+    ],
+)
+def test_what_cannot_be_compared_is_a_line(command, tmp_path, plan, words, text):
+    ended = command("compare", write(tmp_path, plan), "--out", tmp_path / "out", *words)
+    assert ended.code == 2
+    assert text in ended.line
+    assert not (tmp_path / "out").exists()
+
+
+# Failures, kills, signals
+
+
+def test_a_run_that_fails_is_named_and_stops_no_other(command, compared, tmp_path):
+    plan = changed(seeds=[0])
+    del plan["entries"]["averaged"]
+    bad = {"method": "standard", "clean": {"lr": 1e9}, "rounds": 2}
+    plan["entries"] = {"bad": bad} | plan["entries"]
+    out = tmp_path / "out"
+    ended = command("compare", write(tmp_path, plan), "--out", out, before=FORKED)
+    assert ended.code == 1
+    last = ended.err.strip().splitlines()[-1]
+    assert last.startswith("equipoise: 1 of 2 runs failed: bad-seed0 (training): the loss is not")
+    assert (out / "logs" / "bad-seed0.log").read_text().strip().endswith("clean.lr=3.3e+08")
+    assert "| bad | standard | (1 missing) | 2 | - |" in (out / "table.md").read_text()
+    assert "- bad-seed0: training failed: the loss is not finite" in (out / "table.md").read_text()
+    assert runs(out) == [row for row in runs(compared[0]) if row["run"] == "standard-seed0"]
+
+
+def longer():
+    """Return a plan that takes long enough to be stopped on the way."""
+    plan = changed(seeds=[0], budget=None, evaluate={"attacks": "fgsm,pgd-200"})
+    for entry in plan["entries"].values():
+        entry["rounds"] = 6
+    return plan
+
+
+def wait_for(condition, seconds=60):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.002)
+
+
+def lines(path):
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def undisturbed(command, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    ended = command("compare", write(folder, longer()), "--out", folder / "out", before=FORKED)
+    assert ended.code == 0, ended.err
+    return runs(folder / "out")
+
+
+def test_killed_and_repeated_it_goes_on(command, undisturbed, tmp_path):
+    plan, out = write(tmp_path, longer()), tmp_path / "out"
+    last = out / "averaged-seed0"
+    begun = (last / "log.jsonl", last / "evaluations" / "linf-0.15-n100.json")
+    for number, place in enumerate(begun):
+        running = command.start("compare", plan, "--out", out, before=FORKED)
+        wait_for(lambda place=place: lines(place) >= 2)
+        running.signal(signal.SIGKILL)
+        assert running.wait().code == -signal.SIGKILL
+        assert not (last / "summary.json").exists() or number == 1
+    kept = contents(out / "standard-seed0")
+    ended = command("compare", plan, "--out", out, before=FORKED)
+    assert ended.code == 0, ended.err
+    assert contents(out / "standard-seed0") == kept
+    assert runs(out) == undisturbed
+    log = (out / "logs" / "averaged-seed0.log").read_text()
+    assert f"$ equipoise train --resume {last}" in log
+    assert " --device auto --resume\n" in log  # the evaluation, in which it was killed, too
+    assert (out / "logs" / "standard-seed0.log").read_text().count("$ ") == 2
+
+
+def test_the_processes_of_one_that_was_killed_save_and_end(command, tmp_path):
+    plan, out = write(tmp_path, longer()), tmp_path / "out"
+    run = out / "averaged-seed0"
+    running = command.start("compare", plan, "--out", out, "--workers", 2, before=FORKED)
+    wait_for(lambda: lines(run / "log.jsonl") >= 1)
+    running.signal(signal.SIGKILL)
+    running.wait()
+    log = out / "logs" / "averaged-seed0.log"
+    wait_for(lambda: "equipoise: SIGTERM: stopped in round" in log.read_text())
+    assert not (run / "summary.json").exists()
+
+
+def test_a_signal_saves_every_run_and_says_how_to_go_on(command, undisturbed, tmp_path):
+    plan, out = write(tmp_path, longer()), tmp_path / "out"
+    words = ["compare", plan, "--out", out, "--workers", 2]
+    for rounds, number in ((1, signal.SIGINT), (3, signal.SIGTERM)):
+        running = command.start(*words, before=FORKED)
+        wait_for(lambda rounds=rounds: lines(out / "averaged-seed0" / "log.jsonl") >= rounds)
+        running.signal(number)
+        ended = running.wait()
+        assert ended.code == 1
+        last = ended.err.strip().splitlines()[-1]
+        assert last.startswith(f"equipoise: {number.name}: stopped with ")
+        assert last.endswith(f"go on with: equipoise compare {plan} --out {out} --workers 2")
+        # Nothing is left behind: what was running has said that it is saved.
+        log = (out / "logs" / "averaged-seed0.log").read_text()
+        assert "equipoise: SIGTERM: stopped " in log.splitlines()[-1]
+    ended = command(*words, before=FORKED)
+    assert ended.code == 0, ended.err
+    assert runs(out) == undisturbed
+
+
+def test_two_comparisons_do_not_work_in_one_folder(command, tmp_path):
+    plan, out = write(tmp_path, longer()), tmp_path / "out"
+    running = command.start("compare", plan, "--out", out, before=FORKED)
+    wait_for(lambda: lines(out / "standard-seed0" / "log.jsonl") >= 1)
+    ended = command(
+        "compare", plan, "--out", out, "-q", before=f"{FORKED}\ncompare_crew.WAIT_SECONDS = 0"
+    )
+    assert ended.code == 2
+    assert f"another comparison works in {out}" in ended.line
+    running.signal(signal.SIGTERM)
+    assert running.wait().code == 1
+
+
+def test_what_was_cut_off_before_there_was_a_run_is_no_obstacle(command, tmp_path):
+    out = tmp_path / "out"
+    (out / "standard-seed0").mkdir(parents=True)
+    (out / "standard-seed0" / ".recipe.yaml.part").write_text("met")
+    plan = changed(seeds=[0], evaluate={"attacks": "fgsm", "n": 20})
+    del plan["entries"]["averaged"]
+    ended = command("compare", write(tmp_path, plan), "--out", out, "-q", before=FORKED)
+    assert (ended.code, ended.err) == (0, "")
+    assert list(runs(out)[0]["accuracy"]) == ["clean", "fgsm"]  # of one attack no worst case
+
+
+def test_with_processes_of_its_own_and_their_share_of_the_threads(command, tmp_path):
+    plan = changed(seeds=[0], evaluate={"attacks": "fgsm", "n": 20})
+    plan["entries"] = {"a": {"method": "standard", "rounds": 1}}
+    out = tmp_path / "out"
+    plan = write(tmp_path, plan)
+    share = {"OMP_NUM_THREADS": "2"}
+    ended = command("compare", plan, "--out", out, "--workers", 2, env=share)
+    assert ended.code == 0, ended.err
+    origin = json.loads((out / "a-seed0" / "provenance.json").read_text())
+    assert origin["threads"] == 1
+    assert origin["command"].startswith("equipoise train ")
+    assert "threads: 1" in ended.out
