@@ -192,6 +192,12 @@ def both(net: nn.Module, batch: Batch, draws: Any) -> Iterator[Tensor]:
     yield (naive.ce(clean, batch.y) + naive.ce(robust, batch.y)).mean() / 2
 
 
+def together(net: nn.Module, batch: Batch, draws: Any) -> Iterator[Tensor]:
+    x_adv = searched(batch, net, draws)
+    logits = net(torch.cat([batch.x, x_adv]))
+    yield naive.ce(logits, torch.cat([batch.y, batch.y])).mean()
+
+
 def clean(net: nn.Module, batch: Batch, draws: Any) -> Iterator[Tensor]:
     yield naive.ce(net(batch.x), batch.y).mean()
 
@@ -201,8 +207,10 @@ WRITTEN: dict[str, tuple[Callable[[], Objective], Any]] = {
     "trades(beta=0)": (lambda: TRADES(beta=0.0, **BESIDE), clean),
     "pgd-at": (lambda: Adversarial(**usual()), madry),
     "mart(beta=0)": (lambda: MART(beta=0.0, **BESIDE), boosted),
-    "iat(mixup=0)": (lambda: IAT(mixup=0.0, **usual()), both),
-    "mix-at(1/2)": (lambda: Mixed(weight=0.5, **usual()), both),
+    "iat(mixup=0)": (lambda: IAT(mixup=0.0, joint=False, **usual()), both),
+    "mix-at(1/2)": (lambda: Mixed(weight=0.5, joint=False, **usual()), both),
+    "iat(mixup=0), one batch": (lambda: IAT(mixup=0.0, **usual()), together),
+    "mix-at(1/2), one batch": (lambda: Mixed(weight=0.5, **usual()), together),
 }
 
 
@@ -236,7 +244,8 @@ def divergent(kind: type[TRADES] | type[MART]) -> ByHand:
 @pytest.mark.parametrize("kind", [TRADES, MART])
 def test_trades_and_mart_are_written_out_but_for_their_search(kind, model):
     net = naive.model(model).double()
-    alike(naive.trained(kind(**BESIDE), net), naive.trained(divergent(kind), net), 1e-8)
+    one = naive.trained(kind(joint=False, **BESIDE), net)
+    alike(one, naive.trained(divergent(kind), net), 1e-8)
 
 
 def test_self_adaptive_labels_are_kept_by_image():
@@ -384,3 +393,18 @@ def test_yopo_with_the_whole_network_as_its_stem_follows_the_steps_of_pgd():
             steps=k, length=0.6 * THREAT.eps,
         )  # fmt: skip
         torch.testing.assert_close(logits, net.net(point).detach(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["batchnorm", "plain"])
+@pytest.mark.parametrize("make", [TRADES, MART, IAT, Mixed])
+def test_one_batch_or_two_differ_by_the_statistics_of_batchnorm_alone(make, kind):
+    net = naive.model(kind).double()
+    one = naive.trained(make(**BESIDE), net).model.state_dict()
+    other = naive.trained(make(joint=False, **BESIDE), net).model.state_dict()
+    gap = max(float((one[key] - other[key]).abs().max()) for key in one if "weight" in key)
+    assert gap > 1e-3 if kind == "batchnorm" else gap < 1e-9
+    if kind == "batchnorm":
+        assert (int(one["bn1.num_batches_tracked"]), int(other["bn1.num_batches_tracked"])) == (
+            5,
+            10,
+        )

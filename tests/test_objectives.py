@@ -30,7 +30,10 @@ COUNT = 9
 
 
 class Stub(nn.Module):
-    """Answers with given logits: each update's pass with the next of them, a search with none."""
+    """Answers with given logits: each kind of an update's inputs with the next of them.
+
+    A search is answered by none of them.
+    """
 
     def __init__(self, *tables: Tensor) -> None:
         super().__init__()
@@ -41,6 +44,9 @@ class Stub(nn.Module):
         if not self.training:  # away from what is given, so that the search moves
             shape = (x[0].numel(), self.tables[0].shape[1])
             return x.flatten(1) @ torch.arange(shape[0] * shape[1]).to(x).sin().view(shape)
+        return torch.cat([self.answered(part) for part in x.split(COUNT)])
+
+    def answered(self, x: Tensor) -> Tensor:
         self.seen.append(x.detach().clone())
         return self.tables[len(self.seen) - 1] + 0 * x.sum()
 

@@ -23,8 +23,12 @@ KINDS = {"adversarial": Adversarial, "trades": TRADES, "mart": MART, "mixed": Mi
 
 
 def robust(name: str, options: Options | None = None, **settings: Any) -> Robust:
+    apart = {} if name == "adversarial" else {"joint": False}  # as by_hand has it
     return KINDS[name](
-        threat=THREAT, attack=inner(2, "noise"), options=options or Options(), **settings
+        threat=THREAT,
+        attack=inner(2, "noise"),
+        options=options or Options(),
+        **apart | settings,
     )
 
 

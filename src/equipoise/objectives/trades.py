@@ -53,6 +53,7 @@ class TRADES(TwoSided):
         super().__init__(**settings)
         check_beta(beta)
         self.beta = beta
+        self.both = beta > 0
         if self.attack.loss != "ce" or self.attack.confidence is not None:
             raise UserError(
                 "TRADES ascends the divergence: attack.loss and attack.confidence have no "
