@@ -9,12 +9,10 @@ __all__ = ["Entry", "Judging", "Plan", "parse", "read"]
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
-
-import yaml
 
 from equipoise import recipe as recipes
 from equipoise.attacks import check_norms, parse_list, without_clean
@@ -22,7 +20,7 @@ from equipoise.errors import UserError, nearest
 from equipoise.execution import PRECISIONS, Precision
 from equipoise.recipe import Recipe
 from equipoise.threat import Threat
-from equipoise.values import number
+from equipoise.values import mapping, number
 
 MANY_ROUNDS = 1_000_000  # a recipe is checked before its rounds are known: behind every start
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -102,19 +100,7 @@ def read(path: Path) -> Plan:
     Raises:
         UserError: If it is not there or not a plan, with every error at once.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        twice = list(_twice(yaml.compose(text, Loader=yaml.SafeLoader)))
-        content = yaml.safe_load(text)
-    except FileNotFoundError:
-        raise UserError(f"no plan at {path}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"cannot read the plan {path}: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"expected a mapping in the plan {path}, got {type(content).__name__}")
-    if twice:
-        raise UserError(f"{path}: {'; '.join(twice)}")
-    return parse(content)
+    return parse(mapping(path, "plan"))
 
 
 def parse(given: Mapping[str, Any]) -> Plan:
@@ -270,16 +256,3 @@ def _whole(given: Any, where: str, least: int, problems: list[str]) -> int | Non
 
 def _unknown(given: Mapping[str, Any], known: Sequence[str], what: str) -> list[str]:
     return [nearest(str(key), known, what) for key in given if key not in known]
-
-
-def _twice(node: yaml.Node | None) -> Iterator[str]:
-    """Yield a line for each key that is given twice; YAML takes the last one in silence."""
-    if isinstance(node, yaml.MappingNode):
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in dict.fromkeys(keys):
-            if keys.count(key) > 1:
-                yield f"{key!r} is given twice (line {node.start_mark.line + 1} and on)"
-    if isinstance(node, yaml.CollectionNode):
-        for item in node.value:
-            for part in item if isinstance(item, tuple) else (item,):
-                yield from _twice(part)

@@ -31,7 +31,7 @@ from equipoise.models import MODELS
 from equipoise.presets import published
 from equipoise.schema import TAGS, TEXT, collect, lay, plain, settings_of, validate
 from equipoise.threat import Norm, Threat
-from equipoise.values import number
+from equipoise.values import mapping, number
 
 WIDEST = 64
 
@@ -136,17 +136,9 @@ def read(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file.
 
     Raises:
-        UserError: If it is not there, or not a mapping.
+        UserError: If it is not there, not a mapping, or gives a key twice.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no recipe at {path}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"cannot read the recipe {path}: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"expected a mapping of settings in {path}, got {type(content).__name__}")
-    return content
+    return mapping(path, "recipe")
 
 
 def overrides(items: Sequence[str]) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""Values as people write them: ``8/255`` is a number, ``none`` is nothing."""
+"""Values as people write them: ``8/255`` is a number, ``none`` is nothing; YAML files."""
 
-__all__ = ["choice", "number", "numbers"]
+__all__ = ["choice", "mapping", "number", "numbers"]
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
@@ -62,3 +63,43 @@ def choice(text: str, what: str, known: Sequence[Text]) -> Text:
         if text == value:
             return value
     raise UserError(nearest(text, known, what))
+
+
+def mapping(path: Path, what: str) -> dict[str, Any]:
+    """Return the mapping in a YAML file.
+
+    Arguments:
+        path: The file.
+        what: What it is, for the error, like "recipe".
+
+    Raises:
+        UserError: If it is not there, is no mapping, or gives a key twice, of which YAML would
+            take the last one in silence.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        twice = list(_twice(yaml.compose(text, Loader=yaml.SafeLoader)))
+        content = yaml.safe_load(text)
+    except FileNotFoundError:
+        raise UserError(f"no {what} at {path}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        line = " ".join(str(error).split())
+        raise UserError(f"cannot read the {what} {path}: {line}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"expected a mapping in the {what} {path}, got {type(content).__name__}")
+    if twice:
+        raise UserError(f"{path}: {'; '.join(twice)}")
+    return content
+
+
+def _twice(node: yaml.Node | None) -> Iterator[str]:
+    """Yield a line for each key that is given twice."""
+    if isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in dict.fromkeys(keys):
+            if keys.count(key) > 1:
+                yield f"{key!r} is given twice (line {node.start_mark.line + 1} and on)"
+    if isinstance(node, yaml.CollectionNode):
+        for item in node.value:
+            for part in item if isinstance(item, tuple) else (item,):
+                yield from _twice(part)
