@@ -306,6 +306,12 @@ def test_the_summary_has_what_was_found(evaluated):
     assert content["memory"] > 10**7
 
 
+def test_an_attack_keeps_the_name_that_was_asked_for(copy):
+    name = "pgd-2(step_size=2/255)"
+    records = evaluate_run(copy, attacks=name, eps=[0.05], n=20, checks=False)
+    assert [record["attack"] for record in records[:2]] == ["clean", name]
+
+
 # --- models of one's own ---
 
 SOURCE = """

@@ -395,6 +395,28 @@ def test_yopo_with_the_whole_network_as_its_stem_follows_the_steps_of_pgd():
         torch.testing.assert_close(logits, net.net(point).detach(), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (3, 2)])
+def test_yopo_is_probed_with_the_inputs_it_trains_on(m, n):
+    net, batch = naive.model("plain").double().train(), naive.batch()
+    yopo, tape = YOPO(threat=THREAT, attack=inner(n), replays=m), naive.Tape()
+    seen: list[Tensor] = []
+    stem = net.stem
+
+    def watched(x: Tensor) -> Tensor:
+        seen.append(x.detach().clone())
+        return stem(x)
+
+    net.stem = watched
+    naive.backward(yopo, net, batch, tape)
+    last = seen[-1]  # of the stem's own gradient, after the last descent
+    before = [parameter.grad.clone() for parameter in net.parameters()]
+    found = yopo.inputs(net, batch, naive.Tape())
+    torch.testing.assert_close(found, last, rtol=1e-9, atol=1e-9)
+    assert THREAT.contains(batch.x, found).all()
+    assert net.training
+    assert all(torch.equal(p.grad, g) for p, g in zip(net.parameters(), before, strict=True))
+
+
 @pytest.mark.parametrize("kind", ["batchnorm", "plain"])
 @pytest.mark.parametrize("make", [TRADES, MART, IAT, Mixed])
 def test_one_batch_or_two_differ_by_the_statistics_of_batchnorm_alone(make, kind):

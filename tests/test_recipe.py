@@ -395,6 +395,12 @@ def test_recipes_of_the_project_are_valid(path):
     assert parse(read(path)).rounds > 0
 
 
+def test_a_key_given_twice_is_not_dropped_in_silence(tmp_path):
+    (tmp_path / "r.yaml").write_text("method: a3gt\nrobust: {lr: 0.1}\nrobust: {momentum: 0}\n")
+    with pytest.raises(UserError, match=r"'robust' is given twice \(line 1 and on\)"):
+        read(tmp_path / "r.yaml")
+
+
 # Learners by objective
 
 

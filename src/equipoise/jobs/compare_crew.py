@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
 from equipoise.errors import RunError, UserError
+from equipoise.jobs import signals
 from equipoise.jobs.compare_runs import Item, Step
 from equipoise.progress import Console
 
@@ -92,7 +92,7 @@ class Crew:
         Raises:
             Stopped: On Ctrl-C or SIGTERM, with every run saved.
         """
-        with self._signals(), self._bar() as show:
+        with signals.handled(self._asked), self._bar() as show:
             try:
                 while self.children or (self.waiting and not self.stopped):
                     self._fill()
@@ -176,26 +176,12 @@ class Crew:
         for child in self.children:
             child.process.kill()
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Tell the processes to save and stop on Ctrl-C and SIGTERM; the second time, to stop."""
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            del frame
-            if self.stopped:
-                self._kill()
-                raise KeyboardInterrupt
-            self.stopped = signal.Signals(number).name
-
-        try:
-            old = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread: the caller has the signals
-            old = {}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
+    def _asked(self, name: str) -> None:
+        """Remember the wish to save and stop; the second time stop at once."""
+        if self.stopped:
+            self._kill()
+            raise KeyboardInterrupt
+        self.stopped = name
 
     @contextmanager
     def _bar(self) -> Iterator[Callable[[], None]]:

@@ -3,12 +3,10 @@
 __all__ = ["Options", "evaluate_run", "evaluate_subject"]
 
 import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
-from types import FrameType
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from equipoise.attacks import check_norms, parse_list, without_clean
 from equipoise.errors import UserError
 from equipoise.evaluation import Result, evaluate
 from equipoise.execution import Precision
+from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.keeper import Keeper
 from equipoise.jobs.store import Store, tensor_digest
@@ -123,7 +122,7 @@ def evaluate_subject(subject: Subject, options: Options, console: Console) -> li
         threats = [Threat(norm, eps) for eps in options.eps or [subject.eps]]
     options = replace(options, attacks=_attacks(options.attacks, threats[0].norm))
     job = _Job(subject, replace(options, eps=[t.eps for t in threats]), console)
-    with _terminated():
+    with signals.handled(_interrupt, (signal.SIGTERM,)):
         for threat in threats:
             job.evaluate(threat)
     return job.records
@@ -333,20 +332,7 @@ _WORDS = {
 }
 
 
-@contextmanager
-def _terminated() -> Iterator[None]:
-    """Let SIGTERM end a job as Ctrl-C does: with what was found kept."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        raise KeyboardInterrupt
-
-    try:
-        old = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not in the main thread: the caller has the signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, old)
+def _interrupt(name: str) -> None:
+    """End a job as Ctrl-C does: with what was found kept."""
+    del name
+    raise KeyboardInterrupt

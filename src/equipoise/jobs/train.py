@@ -2,14 +2,11 @@
 
 __all__ = ["resume", "train"]
 
-import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
-from types import FrameType
 from typing import Any
 
 import torch
@@ -19,6 +16,7 @@ from equipoise import attacks, data, models
 from equipoise import recipe as recipes
 from equipoise.data import Dataset, Images, stratified_split
 from equipoise.errors import RunError, UserError
+from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.ending import RULES, summary
 from equipoise.progress import Console
@@ -287,7 +285,7 @@ class _Job:
         per_round = training.steps * recipe.batch_size
         begun = done * per_round + training.done * recipe.batch_size
         bar = self.console.progress(recipe.rounds * per_round, begun)
-        with self.run.lock(), self._signals(), bar:
+        with self.run.lock(), signals.handled(self._asked), bar:
             try:
                 training.run()
             except Interrupted as error:
@@ -361,22 +359,8 @@ class _Job:
     def _digest(self, name: str) -> str:
         return model_digest(self.run.model(name))
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Save and stop on Ctrl-C and SIGTERM; the second Ctrl-C stops at once."""
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            del frame
-            if self.stopped:
-                raise KeyboardInterrupt
-            self.stopped = signal.Signals(number).name
-
-        try:
-            old = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread: the caller has the signals
-            old = {}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
+    def _asked(self, name: str) -> None:
+        """Remember the wish to stop; the second stops at once."""
+        if self.stopped:
+            raise KeyboardInterrupt
+        self.stopped = name
