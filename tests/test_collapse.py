@@ -161,6 +161,26 @@ def scripted(
     return training(weak(), rounds, **usual | others)
 
 
+@pytest.mark.parametrize("kind", [objectives.TRADES, objectives.YOPO, objectives.Adversarial])
+def test_the_probe_looks_at_attacked_images_alone(kind):
+    start = {"start": "noise"} if kind is objectives.TRADES else {}
+    objective = kind(threat=THREAT, attack=PGD(steps=1, keep="last", **start))
+    images, model = blobs(1, 24), new_model().eval()
+    probe = Probe(x=images.pixels(), y=images.y)
+    found = probe(model, objective, 0.5)
+    batch = Batch(probe.x, probe.y, torch.zeros_like(probe.y), 0.5)
+    with torch.no_grad():  # as where statistics are estimated
+        x_adv = objective.attacked(model, batch, KeyedDraws.of(probe.x, 0))
+        own = float((model(x_adv).argmax(1) == probe.y).double().mean())
+    assert found["probe_own"] == own
+    assert bool((x_adv != probe.x).flatten(1).any(1).all())
+
+
+def test_several_starts_of_one_step_are_weak_too():
+    several = objectives.Adversarial(threat=THREAT, attack=PGD(steps=1, restarts=3, keep="last"))
+    assert several.weak(0.5)
+
+
 def test_only_learners_that_may_fool_their_attack_are_probed():
     job = scripted({})
     job.run()

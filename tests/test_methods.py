@@ -15,6 +15,7 @@ from equipoise import data, models
 from equipoise.data import Images
 from equipoise.explanation import explain, price
 from equipoise.jobs.train import train
+from equipoise.learning import LEARNERS
 from equipoise.methods import METHODS
 from equipoise.models.core import Classifier
 from equipoise.recipe import Recipe, parse
@@ -240,6 +241,15 @@ def test_the_evaluations_that_are_logged_are_those_that_were_made(method):
     if method == "yopo":  # it goes through stem and trunk, not through forward
         counted = {"robust": 2 * job.steps * BATCH}
     assert job.history[0]["gradient_evaluations"] == sum(counted.values())
+
+
+@pytest.mark.parametrize("objective", [name for name in LEARNERS if name != "standard"])
+def test_statistics_are_estimated_with_any_objective(objective):
+    given = {"method": "a3gt", "robust": {"objective": objective, "attack": {"steps": 2}}}
+    more = {"batchnorm": "estimate", "rounds": 2, "start": 1, "every": 1, "gamma": [0.5]}
+    job = training(parse(given | more))
+    job.run()
+    assert all(torch.isfinite(value).all() for value in weights(job))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -397,7 +397,7 @@ def test_recipes_of_the_project_are_valid(path):
 
 def test_a_key_given_twice_is_not_dropped_in_silence(tmp_path):
     (tmp_path / "r.yaml").write_text("method: a3gt\nrobust: {lr: 0.1}\nrobust: {momentum: 0}\n")
-    with pytest.raises(UserError, match=r"'robust' is given twice \(line 1 and on\)"):
+    with pytest.raises(UserError, match=r"'robust' is given twice \(lines 2 and 3\)"):
         read(tmp_path / "r.yaml")
 
 
@@ -424,6 +424,54 @@ def test_settings_of_a_learner_may_stand_at_the_top():
     assert given("precision=bfloat16").settings.robust.precision == "bfloat16"
     assert "'lr' may be clean.lr or robust.lr: say which" in refused("lr=0.1")
     assert "did you mean beta?" in refused("bta=3", method="trades")
+
+
+@pytest.mark.parametrize(
+    ("layers", "beta"),
+    [
+        (({"beta": 3}, {"robust": {"beta": 5}}), 5),
+        (({"robust": {"beta": 5}}, {"beta": 3}), 3),
+        (({"robust": "trades", "beta": 4}, {"robust": {"lr": 0.1}}), 4),
+        (({"beta": 3}, {"beta": 2}), 2),
+    ],
+)
+def test_later_layers_win_in_either_form(layers, beta):
+    one = parse(combine({"method": "trades"}, *layers))
+    assert one.settings.robust.beta == beta
+
+
+def test_what_is_given_twice_is_refused():
+    assert "beta is given twice" in refused("beta=3", "robust.beta=4", method="trades")
+    with pytest.raises(UserError, match="lr is given twice"):
+        overrides(["lr=1", "lr=2"])
+
+
+@pytest.mark.parametrize(
+    ("method", "item", "words"),
+    [
+        ("pgd-at", "beta=3", "only trades, mart, fat-trades, fat-mart, sat have it"),
+        ("pgd-at", "joint=true", "only mix-at, trades"),
+        ("standard", "awp=0.1", "only robust learners have it"),
+        ("standard", "robust.lr=1", "this method has no robust learner"),
+        ("a3gt", "more.l2=tradez", "did you mean 'trades'?"),
+        ("trades", "lr_factors=[1, 0.1]", "lr_at=none spreads them evenly"),
+        ("fat", "tau=[0, 1]", "tau_at=none spreads them evenly"),
+        ("a3gt", "more.l2=trades", "for instance gamma=[1, 0.4] more_gamma.l2=[0, 0.3]"),
+        ("pgd-at", "robust.eps=8", "robust: eps must lie in [0, 1], got 8; did you mean 8/255?"),
+    ],
+)
+def test_messages_have_the_remedy(method, item, words):
+    assert words in refused(item, method=method)
+
+
+def test_all_that_is_wrong_with_options_is_said_at_once():
+    message = refused("awp=-1", "cutmix=2", "awp_from=3", method="pgd-at")
+    assert all(word in message for word in ("awp must", "cutmix must", "awp_from must"))
+
+
+def test_further_learners_have_short_forms_too():
+    long = ("more.l2.objective=trades", "more.l2.norm=l2", "more.l2.eps=1", "more_gamma.l2=[0]")
+    assert given("more.l2=trades", *long[1:]) == given(*long)
 
 
 def test_every_objective_suits_a3gt():
@@ -456,7 +504,7 @@ def test_three_learners_with_threats_of_their_own(tmp_path):
     [
         (("more.l2.norm=l2", "more.l2.eps=1"), "more_gamma must name a weight"),
         (("more.l2.norm=l2", "more_gamma.l2=[0]"), "needs a radius of its own"),
-        (("more.l2.eps=1", "more_gamma.l2=[0.5]"), "sum to more than 1"),
+        (("more.l2.eps=1", "more_gamma.l2=[0.5]"), "sum to at most 1"),
         (("more.clean.eps=1", "more_gamma.clean=[0]", "gamma=[0.5]"), "other than clean"),
         (("more.l2.bta=1", "more_gamma.l2=[0]"), "unknown setting 'more.l2.bta'"),
         (("robust=tradse",), "did you mean 'trades'?"),

@@ -37,7 +37,7 @@ from equipoise.data import Dataset, Images
 from equipoise.draws import KeyedDraws
 from equipoise.errors import RunError, UserError
 from equipoise.jobs import ending
-from equipoise.jobs.train import _Split, resume, train
+from equipoise.jobs.train import Split, resume, train
 from equipoise.learning import PGDAT, Learning
 from equipoise.methods import A3GT, Generalist
 from equipoise.objectives import Batch
@@ -841,7 +841,7 @@ def test_validation_never_overlaps_training_or_test(limit, validation):
     chosen = parse(
         {"method": "a3gt", "limit": limit, "validation": validation, "batch_size": 16, "seed": 3}
     )
-    split = _Split.of(chosen, dataset, torch.device("cpu"))
+    split = Split.of(chosen, dataset, torch.device("cpu"))
     train, held = identities(split.train), identities(split.validation)
     n = limit or len(dataset.train)
     assert not train & held
@@ -852,7 +852,7 @@ def test_validation_never_overlaps_training_or_test(limit, validation):
         counts = torch.bincount(split.validation.y, minlength=7)
         assert int(counts.max() - counts.min()) <= 1
     # the same for every seed and method: seeds of training are compared on the same images
-    other = _Split.of(replace(chosen, seed=8), dataset, torch.device("cpu"))
+    other = Split.of(replace(chosen, seed=8), dataset, torch.device("cpu"))
     assert identities(other.validation) == held
 
 

@@ -69,8 +69,9 @@ class Entry:
 
     def recipe(self, *, rounds: int | None = None, seed: int = 0) -> Recipe:
         """Return the recipe of one run; ``rounds`` where none are given, or the recipes' own."""
+        settings = {k: v for k, v in self.settings.items() if k != "rounds" or v is not None}
         given = {"rounds": rounds} if rounds is not None else {}
-        return recipes.parse({**given, **self.settings, "seed": seed})
+        return recipes.parse({**given, **settings, "seed": seed})
 
 
 @dataclass(frozen=True, kw_only=True)

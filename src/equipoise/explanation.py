@@ -14,6 +14,12 @@ from equipoise.training.merge import Merge
 from equipoise.training.method import LearnerSpec, Method
 from equipoise.training.schedule import Knots
 
+LEGEND = (
+    "x: an image, x' the adversarial one, y its label; f: logits, p: their softmax;",
+    "CE: cross-entropy; KL: Kullback-Leibler divergence; a gradient evaluation: one image forward",
+    "and backward.",
+)
+
 
 def explain(recipe: Recipe) -> list[str]:
     """Return what a recipe trains, a line a fact.
@@ -39,16 +45,17 @@ def explain(recipe: Recipe) -> list[str]:
         lines += ["", *_learner(name, spec, recipe.rounds)]
     if len(method.learners) > 1 or method.merge.alpha:
         lines += ["", *_merge(method, recipe.rounds)]
-    return [*lines, "", _cost(method, recipe)]
+    return [*lines, "", _cost(method, recipe), *LEGEND]
 
 
 def _cost(method: Method, recipe: Recipe) -> str:
     all_objectives = [spec.objective for spec in method.learners.values()]
     total = sum(objective.cost for objective in all_objectives)
-    friendly = any(isinstance(o, Robust) and o.tau is not None for o in all_objectives)
+    friendly = any(isinstance(o, Robust) and (o.tau or o.options.awp_from) for o in all_objectives)
     batch = recipe.batch_size
     return (
-        f"cost: {'at most ' if friendly else ''}{total} gradient evaluations an image, "
+        f"cost: {'at most ' if friendly else ''}{total} gradient evaluation{'s' * (total > 1)} an "
+        f"image, "
         f"{total * batch:,} a batch of {batch}; {recipe.rounds} rounds"
     )
 
@@ -96,7 +103,7 @@ def _merge(method: Method, rounds: int) -> list[str]:
 
 
 def _weights(merge: Merge, rounds: int) -> list[str]:
-    since = "t'" if merge.weights.anchor == "start" else "the first round"
+    since = "t'" if merge.weights.anchor == "start" else "the beginning"
     lines = []
     for name, knots in merge.weights.knots.items():
         values = ", ".join(f"{value:.3g}" for value in knots.values)

@@ -59,7 +59,14 @@ class Learning:
 
     def __post_init__(self) -> None:
         check_sgd(self.lr, self.momentum, self.weight_decay)
-        check_factors(Knots(self.lr_factors, self.lr_at))
+        try:
+            knots = Knots(self.lr_factors, self.lr_at)
+        except UserError as error:
+            raise UserError(
+                f"lr_at must name a rising place in [0, 1] for each of the "
+                f"{len(self.lr_factors)} lr_factors ({error}); lr_at=none spreads them evenly"
+            ) from None
+        check_factors(knots)
 
     @abstractmethod
     def made(self, threat: Threat) -> Objective:

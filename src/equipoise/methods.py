@@ -33,7 +33,7 @@ from equipoise.errors import UserError
 from equipoise.learning import Learning
 from equipoise.threat import Threat
 from equipoise.training.merge import Handover, Merge, Weights
-from equipoise.training.method import Method
+from equipoise.training.method import LearnerSpec, Method
 from equipoise.training.schedule import Knots
 from equipoise.training.start import Fixed, Never, Stable, Threshold
 
@@ -49,6 +49,14 @@ class Settings(Protocol):
     def build(self, threat: Threat, rounds: int) -> Method:
         """Return the method against a threat, for a training of so many rounds."""
         ...
+
+
+def _spec(name: str, how: Learning, threat: Threat) -> LearnerSpec:
+    """Return a learner against a threat; what is wrong with it is said with its name."""
+    try:
+        return how.spec(threat)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +76,7 @@ class Averaged:
         merge = Merge(
             weights=Weights(knots={name: Knots((1.0,))}), alpha=self.alpha, warmup=self.warmup
         )
-        return Method(learners={name: how.spec(threat)}, merge=merge)
+        return Method(learners={name: _spec(name, how, threat)}, merge=merge)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,9 +259,11 @@ class A3GT:
         if set(self.more) & {"clean", "robust", "global"}:
             raise UserError("a further learner needs a name other than clean, robust and global")
         if set(self.more) != set(self.more_gamma):
+            one = next(iter(self.more), "l2")
             raise UserError(
-                f"more_gamma must name a weight for each of {sorted(self.more)}, "
-                f"got {sorted(self.more_gamma)}"
+                f"more_gamma must name a weight for each of {sorted(self.more)}, got "
+                f"{sorted(self.more_gamma)}; for instance gamma=[1, 0.4] "
+                f"more_gamma.{one}=[0, 0.3], the clean learner has the rest"
             )
 
     def build(self, threat: Threat, rounds: int) -> Method:
@@ -261,7 +271,7 @@ class A3GT:
         if isinstance(self.start, Fixed) and (self.start.round or 0) > rounds:
             raise UserError(f"start.round={self.start.round} lies behind the last round, {rounds}")
         how: dict[str, Learning] = {"clean": self.clean, "robust": self.robust, **self.more}
-        learners = {name: learner.spec(threat) for name, learner in how.items()}
+        learners = {name: _spec(name, learner, threat) for name, learner in how.items()}
         return Method(learners=learners, merge=self._merge())
 
     def _knots(self) -> dict[str, Knots]:
@@ -272,8 +282,8 @@ class A3GT:
         left = tuple(1 - sum(knots(place) for knots in given.values()) for place in places)
         if min(left) < -1e-9:
             raise UserError(
-                "gamma and more_gamma sum to more than 1: the clean learner would have "
-                f"{min(left):.3g}"
+                "gamma and more_gamma may sum to at most 1 everywhere; the clean learner, which "
+                f"has the rest, would have {min(left):.3g}: set gamma, too, like gamma=[1, 0.4]"
             )
         clean = Knots(tuple(max(value, 0.0) for value in left), tuple(places))
         return {"clean": clean, **given}

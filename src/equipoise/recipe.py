@@ -29,7 +29,7 @@ from equipoise.errors import UserError, nearest
 from equipoise.methods import METHODS
 from equipoise.models import MODELS
 from equipoise.presets import published
-from equipoise.schema import TAGS, TEXT, collect, lay, plain, settings_of, validate
+from equipoise.schema import TEXT, collect, lay, plain, settings_of, tag_of, validate, written_out
 from equipoise.threat import Norm, Threat
 from equipoise.values import mapping, number
 
@@ -88,6 +88,17 @@ class Recipe:
     settings: Any = field(default=None, repr=False)  # Settings; validated by their own schema
 
     def __post_init__(self) -> None:
+        problems = self._numbers() + self._names()
+        attack = [self.validation_attack]
+        collect(problems, lambda: attacks.check_norms(attacks.parse_list(attack), self.norm))
+        collect(problems, lambda: self.threat(0.1))
+        if self.settings is not None and not problems:
+            collect(problems, lambda: self.settings.build(self.threat(0.1), self.rounds))
+        if problems:
+            raise UserError("; ".join(problems))
+
+    def _numbers(self) -> list[str]:
+        """Return what is wrong with the numbers, a sentence each."""
         problems = [
             f"{name} must be at least {least}, got {value}"
             for name, least in (("rounds", 1), ("batch_size", 2), ("validation", 1), ("seed", 0))
@@ -102,6 +113,16 @@ class Recipe:
             problems.append(f"width must lie in (0, {WIDEST}], got {self.width}")
         if self.norm != "linf" and self.eps is None:
             problems.append(f"norm={self.norm} needs a radius: eps (customary radii are Linf)")
+        if self.keep == "last" and self.patience is not None:
+            problems.append(
+                f"patience={self.patience} has nothing to wait for with keep=last; "
+                "choose keep=balanced, robust or clean"
+            )
+        return problems
+
+    def _names(self) -> list[str]:
+        """Return what is wrong with the names, a sentence each."""
+        problems = []
         if self.device not in ("auto", "cpu") and not self.device.startswith("cuda"):
             problems.append(f"device must be auto, cpu or cuda, got {self.device!r}")
         if self.data not in DATASETS and not self.data.endswith(".npz"):
@@ -109,13 +130,7 @@ class Recipe:
             problems.append(f"{known}, or the path of an .npz file")
         if self.model not in MODELS:
             problems.append(nearest(self.model, MODELS, "model"))
-        attack = [self.validation_attack]
-        collect(problems, lambda: attacks.check_norms(attacks.parse_list(attack), self.norm))
-        collect(problems, lambda: self.threat(0.1))
-        if self.settings is not None and not problems:
-            collect(problems, lambda: self.settings.build(self.threat(0.1), self.rounds))
-        if problems:
-            raise UserError("; ".join(problems))
+        return problems
 
     def threat(self, eps: float) -> Threat:
         """Return the threat, with ``eps`` where the recipe names none."""
@@ -130,6 +145,10 @@ class Recipe:
     def to_yaml(self) -> str:
         """Return the recipe as YAML that :func:`read` reads back."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None)
+
+
+OWN = sorted({f.name for f in fields(Recipe)} - {"settings"})
+"""The settings that every method has: those of the recipe itself."""
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -150,21 +169,31 @@ def overrides(items: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"expected key=value, got {item!r}")
         *parents, key = path.strip().split(".")
         place = result
-        for parent in parents:
-            if parent in TAGS and isinstance(place.get(parent), str):
-                place[parent] = {TAGS[parent]: place[parent]}  # robust=trades robust.beta=3
+        for depth, parent in enumerate(parents):
+            tag = tag_of(parents[: depth + 1])
+            if tag is not None and isinstance(place.get(parent), str):
+                place[parent] = {tag: place[parent]}  # robust=trades robust.beta=3
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
                 raise UserError(f"{path}: {parent} is given both as a value and as a group")
+        if key in place and not isinstance(place[key], dict):
+            raise UserError(f"{path} is given twice")
         place[key] = value if not parents and key in TEXT else number(value)
     return result
 
 
 def combine(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay mappings over one another, group by group; the later ones win."""
+    """Lay mappings over one another, group by group; the later ones win.
+
+    Short forms are written out first, where the method is known, so that a later ``beta`` wins
+    over an earlier ``robust.beta``, and the other way round.
+    """
+    method = next((layer["method"] for layer in reversed(layers) if "method" in layer), None)
+    schema = METHODS.get(method) if isinstance(method, str) else None
     result: dict[str, Any] = {}
     for layer in layers:
-        result = lay(result, layer)
+        full = written_out(layer, schema, OWN) if schema is not None else layer
+        result = lay(result, full)
     return result
 
 
@@ -180,10 +209,9 @@ def parse(given: Mapping[str, Any]) -> Recipe:
         raise UserError(f"the recipe names no method (known: {', '.join(METHODS)})")
     if not isinstance(method, str) or method not in METHODS:
         raise UserError(nearest(str(method), METHODS, "method"))
-    names = {f.name for f in fields(Recipe)} - {"settings"}
-    common = {key: value for key, value in given.items() if key in names}
-    special = {key: value for key, value in given.items() if key not in names}
-    chosen, problems = settings_of(METHODS[method], special, sorted(names))
+    common = {key: value for key, value in given.items() if key in OWN}
+    special = {key: value for key, value in given.items() if key not in OWN}
+    chosen, problems = settings_of(METHODS[method], special, OWN)
     recipe = validate(Recipe, common, problems)
     rounds = recipe.rounds if recipe is not None else Recipe.rounds
     if chosen is not None:

@@ -5,10 +5,20 @@ are learners of an objective): a tag in the group names the kind, and its constr
 are laid under what is given.
 """
 
-__all__ = ["TAGS", "TEXT", "collect", "lay", "plain", "settings_of", "validate"]
+__all__ = [
+    "TAGS",
+    "TEXT",
+    "collect",
+    "lay",
+    "plain",
+    "settings_of",
+    "tag_of",
+    "validate",
+    "written_out",
+]
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, fields
 from difflib import get_close_matches
 from typing import Any, get_args, get_type_hints
 
@@ -42,25 +52,68 @@ ROLES = ("clean", "robust")
 def settings_of(schema: type, given: Mapping[str, Any], names: Sequence[str]) -> tuple[Any, Any]:
     """Return the settings of a method and all that is wrong with them, a sentence each.
 
-    A setting of the method's one learner that has it may stand at the top: ``beta=6`` is
-    ``robust.beta=6``.
-
     Arguments:
         schema: The settings' class.
         given: What was given, groups as mappings.
         names: The other names that exist beside them, to suggest.
     """
     problems: list[str] = []
-    given = dict(given)
+    given = written_out(given, schema, names)
     defaults = asdict(schema())
     kinds = _choose(schema, given, defaults, problems)
-    _sink(given, defaults, problems)
     problems += _unknown(given, defaults, names)
     merged = lay(defaults, {key: value for key, value in given.items() if key in defaults})
     for group, kind in kinds.items():
         place, name = _place(merged, group)
         place[name] = validate(kind, place[name], problems, f"{group}.") or kind()
     return validate(schema, merged, problems), problems
+
+
+def written_out(
+    given: Mapping[str, Any], schema: type, names: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return settings with their short forms written out, so that they can be laid over others.
+
+    A kind that stands for its group becomes the group (``robust=trades``), and a setting that
+    only one of the method's learners may have goes to that learner (``beta=6``).
+
+    Arguments:
+        given: The settings.
+        schema: The method's class of settings.
+        names: The names that are not settings of a method.
+
+    Raises:
+        UserError: If a setting is given in both forms, or may belong to two learners.
+    """
+    hints, known = get_type_hints(schema), {f.name for f in fields(schema)}
+    result = {key: dict(v) if isinstance(v, Mapping) else v for key, v in given.items()}
+    for group, tag in TAGS.items():
+        if group in known and isinstance(result.get(group), str):
+            result[group] = {tag: result[group]}
+    of = {role: _settings_of_any(hints[role]) for role in ROLES if role in known}
+    for key in [key for key in result if key not in known and key not in names]:
+        roles = [role for role, its in of.items() if key in its]
+        if len(roles) > 1:
+            either = " or ".join(f"{role}.{key}" for role in roles)
+            raise UserError(f"{key!r} may be {either}: say which")
+        inner = result.setdefault(roles[0], {}) if roles else None
+        if isinstance(inner, dict):
+            if key in inner:
+                raise UserError(f"{key} is given twice: as {key} and as {roles[0]}.{key}")
+            inner[key] = result.pop(key)
+    return result
+
+
+def _settings_of_any(hint: Any) -> set[str]:
+    """Return the settings that some learner of a sort has."""
+    return {f.name for kind in _variants(hint, "objective").values() for f in fields(kind)}
+
+
+def tag_of(path: Sequence[str]) -> str | None:
+    """Return the tag of the group at a path, like ("more", "l2"), if it is of several kinds."""
+    if len(path) == 2 and path[0] == "more":
+        return "objective"
+    return TAGS.get(path[0]) if len(path) == 1 else None
 
 
 def _place(settings: dict[str, Any], group: str) -> tuple[dict[str, Any], str]:
@@ -85,7 +138,7 @@ def _choose(
     if isinstance(given.get("more"), Mapping) and "more" in defaults:
         given["more"] = dict(given["more"])
         known = _variants(Robust, "objective")
-        for name in given["more"]:
+        for name in list(given["more"]):
             defaults["more"][name] = asdict(known["pgd-at"]())
             kinds[f"more.{name}"] = _chosen(
                 name, "objective", known, given["more"], defaults["more"], problems
@@ -140,20 +193,6 @@ def _no_group(
     return f"{group} is a group of settings; set {group}.{next(iter(usual))} and so on"
 
 
-def _sink(given: dict[str, Any], defaults: Mapping[str, Any], problems: list[str]) -> None:
-    """Move settings of a learner that stand at the top into its group."""
-    groups = [group for group in ROLES if group in defaults]
-    for key in [key for key in given if key not in defaults]:
-        found = [group for group in groups if key in defaults[group]]
-        if len(found) == 1:
-            lower = {found[0]: {key: given.pop(key)}}
-            given.update(lay(dict(given), lower))
-        elif found:
-            del given[key]
-            either = " or ".join(f"{group}.{key}" for group in found)
-            problems.append(f"{key!r} may be {either}: say which")
-
-
 def lay(default: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Lay what is given over the defaults, group by group; text becomes numbers."""
     result = dict(default)
@@ -181,13 +220,25 @@ def _unknown(
             close = get_close_matches(str(key), [*options, *inner], n=1, cutoff=0.5)
             hint = f"; did you mean {path}{close[0]}?" if close else ""
             hint = hint or f" (known: {', '.join(options)})"
-            problems.append(f"unknown setting {where!r}{hint}")
+            problems.append(f"unknown setting {where!r}{_owners(key, path, known) or hint}")
         elif isinstance(known[key], Mapping) and isinstance(value, Mapping):
             problems += _unknown(value, known[key], (), f"{where}.")
         elif isinstance(known[key], Mapping) and known[key]:
             first = next(iter(known[key]))
             problems.append(f"{where} is a group of settings; set {where}.{first} and so on")
     return problems
+
+
+def _owners(key: str, path: str, known: Mapping[str, Any]) -> str:
+    """Return in words which learners have a setting, if some have it."""
+    if not path and key in ROLES:
+        return f": this method has no {key} learner"
+    owners = [name for name, kind in LEARNERS.items() if any(f.name == key for f in fields(kind))]
+    learner = path.startswith(("robust.", "clean.", "more.")) or not set(ROLES).isdisjoint(known)
+    if not owners or not learner or path.count(".") > 2:
+        return ""
+    few = ", ".join(owners) if len(owners) < 8 else "robust learners"
+    return f": only {few} have it"
 
 
 def validate(schema: type, values: Mapping[str, Any], problems: list[str], path: str = "") -> Any:
@@ -220,7 +271,7 @@ def validate(schema: type, values: Mapping[str, Any], problems: list[str], path:
 
 def _is_kind(part: Any) -> bool:
     """Tell a name that a union adds to the place of an error: no setting has such a name."""
-    return isinstance(part, str) and not part.isidentifier()
+    return isinstance(part, str) and (not part.isidentifier() or part in ("int", "float"))
 
 
 def collect(problems: list[str], attempt: Callable[[], object]) -> None:

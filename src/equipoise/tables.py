@@ -103,7 +103,7 @@ def write_catalogue(what: str | None) -> None:
         "data": ((name, f"{d.title}, {d.n:,} images") for name, d in DATASETS.items()),
     }
     if what is not None and what not in catalogue:
-        raise UserError(nearest(what, catalogue, "list"))
+        raise UserError(nearest(what, [*catalogue, "presets"], "list"))
     console = _console()
     for name in [what] if what else catalogue:
         table = _table(name)

@@ -95,10 +95,13 @@ def mapping(path: Path, what: str) -> dict[str, Any]:
 def _twice(node: yaml.Node | None) -> Iterator[str]:
     """Yield a line for each key that is given twice."""
     if isinstance(node, yaml.MappingNode):
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in dict.fromkeys(keys):
-            if keys.count(key) > 1:
-                yield f"{key!r} is given twice (line {node.start_mark.line + 1} and on)"
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                yield f"{key.value!r} is given twice (lines {seen[key.value]} and {line})"
+            elif isinstance(key, yaml.ScalarNode):
+                seen[key.value] = line
     if isinstance(node, yaml.CollectionNode):
         for item in node.value:
             for part in item if isinstance(item, tuple) else (item,):

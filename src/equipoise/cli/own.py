@@ -19,6 +19,11 @@ def run(path: Path) -> None:
         UserError: If it is not there, or fails.
     """
     path = path.absolute()
+    there = getattr(sys.modules.get(path.stem), "__file__", None)
+    if path.stem in sys.modules and there != str(path):
+        raise UserError(
+            f"--import {path}: a module {path.stem!r} is there already; rename the file"
+        )
     spec = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
     if spec is None or spec.loader is None:
         raise UserError(f"--import {path}: expected a Python file")

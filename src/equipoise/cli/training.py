@@ -75,6 +75,8 @@ def _recipe(
     from equipoise import recipe as recipes
 
     changed = recipes.overrides(settings or [])
+    for name in changed.keys() & given.keys():
+        raise UserError(f"{name} is given twice: as {name}=... and as --{name.replace('_', '-')}")
     if "method" in changed:
         raise UserError(f"the method is {what}; give it once")
     base: dict[str, Any] = {"method": what}
@@ -83,6 +85,8 @@ def _recipe(
     layers = recipes.combine(base, given, changed)
     if not published:
         return recipes.parse(layers), []
+    if "method" not in layers:
+        recipes.parse(layers)  # says what is missing
     name = layers.get("data", recipes.Recipe.data)
     preset = recipes.published(str(layers.get("method")), str(name))
     return recipes.parse(preset.under(layers)), list(preset.lines())
@@ -108,7 +112,7 @@ def explain(
 ) -> None:
     """Print what a method minimises: the loss as a formula, the attack, the merge, the cost.
 
-    All numbers are those that a training with the same words would use. Nothing is started.
+    All numbers are those that a training with the same settings would use. Nothing is started.
     """
     from equipoise.explanation import explain as in_words
 

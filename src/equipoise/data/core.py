@@ -11,6 +11,7 @@ __all__ = [
     "digest",
     "fingerprint",
     "moments",
+    "scrambled",
     "stratified_split",
     "to_unit",
     "verified",
@@ -147,6 +148,11 @@ def stratified_split(y: Tensor, held_out: int, seed: int) -> tuple[Tensor, Tenso
         members = np.flatnonzero(labels == label)
         out[members[np.argsort(keys[members], kind="stable")[:share]]] = True
     return torch.from_numpy(np.flatnonzero(~out)), torch.from_numpy(np.flatnonzero(out))
+
+
+def scrambled(count: int, seed: int) -> Tensor:
+    """Return the positions 0..count-1 in a fixed random order, by a hash of (seed, position)."""
+    return torch.from_numpy(np.argsort(_hashes(count, seed), kind="stable"))
 
 
 def crop_flip(x: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from equipoise.data.core import Dataset, Images, fingerprint, moments, stratified_split
+from equipoise.data.core import Dataset, Images, fingerprint, moments, scrambled, stratified_split
 from equipoise.errors import UserError
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
@@ -110,8 +110,9 @@ def _parts(arrays: Mapping[str, Array], path: Path) -> tuple[Images, Images, str
         return train, test, ""
     (every,) = pairs
     train_index, test_index = stratified_split(every.y, max(1, round(len(every) / 5)), seed=0)
-    how = " (test: a fifth of the images, stratified by class, seed 0)"
-    return every.take(train_index), every.take(test_index), how
+    how = " (test: a fifth of the images, stratified by class, seed 0, in a fixed random order)"
+    # Many sets are sorted by class: their first images would all be of one.
+    return every.take(train_index), every.take(test_index[scrambled(len(test_index), 1)]), how
 
 
 def _images(x: Array, y: Array, what: str) -> Images:

@@ -17,7 +17,7 @@ from equipoise.data import Dataset
 from equipoise.errors import UserError
 from equipoise.jobs.compare_runs import Item
 from equipoise.jobs.device import choose_device
-from equipoise.jobs.train import _Split
+from equipoise.jobs.train import Split
 from equipoise.recipe import Recipe
 from equipoise.threat import Threat
 
@@ -63,7 +63,7 @@ def _item(
         loaded[key] = data.load(path, recipe.data_dir)
     dataset = loaded[key]
     choose_device(recipe.device)
-    images = len(_Split.of(recipe, dataset, torch.device("cpu")).train)
+    images = len(Split.of(recipe, dataset, torch.device("cpu")).train)
     images = (images // recipe.batch_size or 1) * recipe.batch_size
     threat = recipe.threat(dataset.eps)
     cost = entry.cost or _cost(recipe, threat)

@@ -188,6 +188,12 @@ class _Job:
         device = choose_device(options.device)
         self.model = subject.model.to(device)
         images = test.take(slice(options.n))
+        there, every = (len(set(labels.tolist())) for labels in (images.y, test.y))
+        if there < every and len(images) >= every:
+            console.warn(
+                f"the first {len(images)} test images hold {there} of {every} classes: their "
+                "accuracy says little about the others; leave -n out"
+            )
         self.x, self.y = images.pixels().to(device), images.y.to(device)
         self.seed = options.seed or 0
         self.records = []

@@ -107,11 +107,6 @@ def _resolve(recipe: Recipe) -> tuple[Recipe, Dataset]:
         attacks.check_norms(attack, one.norm)
     robust = any(spec.objective.threat is not None for spec in method.learners.values())
     keep = recipe.keep or ("balanced" if robust else "clean")
-    if recipe.patience is not None and keep == "last":
-        raise UserError(
-            f"patience={recipe.patience} has nothing to wait for with keep=last; "
-            "choose keep=balanced, robust or clean"
-        )
     return (
         replace(
             recipe,
@@ -137,7 +132,7 @@ def _absolute(path: str) -> str:
 
 
 @dataclass
-class _Split:
+class Split:
     """The training images, cut to the recipe's limit and parted into two.
 
     Which images are held out depends on no seed: runs with other seeds validate on the same.
@@ -147,8 +142,13 @@ class _Split:
     validation: Images
 
     @classmethod
-    def of(cls, recipe: Recipe, dataset: Dataset, device: torch.device) -> "_Split":
+    def of(cls, recipe: Recipe, dataset: Dataset, device: torch.device) -> "Split":
         images = dataset.train
+        least = 2 * len(dataset.classes)
+        if recipe.limit is not None and recipe.limit < least:
+            raise UserError(
+                f"limit must be at least {least}, two images a class, got {recipe.limit}"
+            )
         if recipe.limit is not None and recipe.limit < len(images):
             images = images.take(_some(images, recipe.limit, len(dataset.classes)))
         held_out = max(min(recipe.validation, len(images) // 5), 1)
@@ -162,8 +162,6 @@ class _Split:
 
 def _some(images: Images, limit: int, classes: int) -> Tensor:
     """Return the positions of so many images, in proportion of the classes."""
-    if limit < 2 * classes:
-        raise UserError(f"limit must be at least {2 * classes}, two images a class, got {limit}")
     if limit > len(images) - classes:
         return torch.arange(len(images))
     return stratified_split(images.y, limit, derived_seed(0, "limit"))[1]
@@ -181,7 +179,7 @@ class _Job:
         self.console = console
         deterministic()
         self.device = choose_device(recipe.device)
-        self.split = _Split.of(recipe, dataset, self.device)
+        self.split = Split.of(recipe, dataset, self.device)
         self.rule, value = RULES[recipe.keep]
         self.keep = recipe.keep
         self.saved = time.monotonic()
@@ -190,6 +188,7 @@ class _Job:
         method = recipe.settings.build(threat, recipe.rounds)
         self.threats = _threats(method, threat)
         x, y = self.split.validation.pixels(), self.split.validation.y
+        probed = _some(self.split.validation, PROBED, len(dataset.classes)).to(self.device)
         self.training = Training(
             method=method,
             model=self._new_model(),
@@ -202,7 +201,7 @@ class _Job:
                 x=x, y=y, threats=self.threats, attack=attacks.parse(recipe.validation_attack)
             ),
             value=value,
-            probe=Probe(x=x[:PROBED], y=y[:PROBED]),
+            probe=Probe(x=x[probed], y=y[probed]),
             on_collapse=recipe.on_collapse,
             patience=recipe.patience,
             watch=Watch(

@@ -54,6 +54,11 @@ class Objective(nn.Module):
     def inputs(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
         """Return the inputs that the model is trained on: ``batch.x``, or what an attack finds."""
 
+    def attacked(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
+        """Return what the inner attack finds for every example; ``batch.x`` without an attack."""
+        del model, draws
+        return batch.x
+
     @property
     @abstractmethod
     def cost(self) -> int:

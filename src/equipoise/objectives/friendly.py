@@ -55,7 +55,8 @@ class Tau:
         if len(places) != len(self.values) or not rising or places[0] != 0 or places[-1] >= 1:
             raise UserError(
                 f"tau_at must name a rising progress in [0, 1) for each of the "
-                f"{len(self.values)} values of tau, the first 0, got {list(places)}"
+                f"{len(self.values)} values of tau, the first 0, got {list(places)}; "
+                "tau_at=none spreads them evenly"
             )
 
     @property
@@ -106,7 +107,7 @@ def friendly(
             point = x_adv[index]
             logits, _, grad = input_gradient(model, point, located(losses, index))
             wrong = logits.argmax(1) != y[index]
-            goes = ~wrong | (left > 0)
+            goes = (~wrong | (left > 0)).nonzero()[:, 0]  # one look at the device a step
             index, left = index[goes], (left - wrong.long())[goes]
             draws = draws.select(goes)
             if not len(index):

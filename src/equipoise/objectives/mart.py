@@ -72,7 +72,7 @@ class MART(TwoSided):
 
     def terms(self) -> list[str]:
         """Return the loss."""
-        return [
-            "mean over the batch of -log p_y(x') - log(1.0001 - max over k != y of p_k(x'))",
-            f"  + {self.beta:g} KL(p(x) || p(x')) (1.0000001 - p_y(x))",
-        ]
+        lines = ["mean over the batch of -log p_y(x') - log(1.0001 - max over k != y of p_k(x'))"]
+        if self.beta:
+            lines.append(f"  + {self.beta:g} KL(p(x) || p(x')) (1.0000001 - p_y(x))")
+        return lines

@@ -28,8 +28,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from equipoise.attacks.core import refuse
 from equipoise.draws import Draws
-from equipoise.errors import UserError
 from equipoise.objectives.core import Batch
 from equipoise.objectives.labels import Labels, check_smoothing
 
@@ -42,8 +42,8 @@ class Options:
     r"""What is added to a robust objective.
 
     Arguments:
-        label_smoothing: The part of a label that is spread evenly over all classes; the attack
-            works against the sharp label.
+        label_smoothing: The part of a label that is spread evenly over all classes; attacks
+            work against the sharp label, but for YOPO's, which is part of its update.
         awp: :math:`\gamma` of adversarial weight perturbation; 0 is none. 0.005 to 0.01 is usual.
         awp_from: The progress from which on weights are perturbed.
         cutmix: The probability that a part of an image is that of another one.
@@ -57,12 +57,15 @@ class Options:
     erasing: float = 0.0
 
     def __post_init__(self) -> None:
-        check_smoothing(self.label_smoothing)
+        problems = [
+            f"{name} must lie in [0, 1], got {getattr(self, name)}"
+            for name in ("awp_from", "cutmix", "erasing")
+            if not 0 <= getattr(self, name) <= 1
+        ]
         if not (math.isfinite(self.awp) and self.awp >= 0):
-            raise UserError(f"awp must be a finite number >= 0, got {self.awp}")
-        for name in ("awp_from", "cutmix", "erasing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+            problems.append(f"awp must be a finite number >= 0, got {self.awp}")
+        refuse(problems)
+        check_smoothing(self.label_smoothing)
 
     def applied(self, batch: Batch, draws: Draws) -> tuple[Tensor, Labels]:
         """Return the inputs and labels of a batch, changed as the options say."""

@@ -119,9 +119,13 @@ class Robust(Objective):
         else:
             yield loss()
 
+    def attacked(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
+        """Return what the inner attack finds for every example."""
+        return self.search(model, batch, Labels(batch.y), draws)
+
     def inputs(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
         """Return adversarial inputs; every other example is clean where both are trained on."""
-        x_adv = self.search(model, batch, Labels(batch.y), draws)
+        x_adv = self.attacked(model, batch, draws)
         if not self.both:
             return x_adv
         odd = (torch.arange(len(x_adv), device=x_adv.device) % 2 == 1).view(-1, 1, 1, 1)
@@ -190,7 +194,7 @@ class Robust(Objective):
         """Tell whether it takes a single step, or stops at the first success."""
         if self.tau is not None:
             return self.tau(progress) + self.level == 0
-        return self.searching == 1
+        return self.searching > 0 and self.stronger.steps == 1
 
     def strengthen(self) -> str:
         """Double the steps, or let friendly training go a step further."""

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from equipoise.attacks.core import refuse
 from equipoise.draws import Draws
 from equipoise.errors import UserError
 from equipoise.losses import cross_entropy
@@ -47,9 +48,13 @@ class SelfAdaptive(TRADES):
 
     def __init__(self, *, onset: float = 0.69, memory: float = 0.9, **settings: Any) -> None:
         super().__init__(**settings)
-        for name, value in (("onset", onset), ("memory", memory)):
-            if not 0 <= value <= 1:
-                raise UserError(f"{name} must lie in [0, 1], got {value}")
+        refuse(
+            [
+                f"{name} must lie in [0, 1], got {value}"
+                for name, value in (("onset", onset), ("memory", memory))
+                if not 0 <= value <= 1
+            ]
+        )
         if self.options.cutmix:
             raise UserError("soft labels belong to whole images: cutmix does not fit them")
         self.onset, self.memory = onset, memory

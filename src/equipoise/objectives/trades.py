@@ -111,7 +111,8 @@ class TRADES(TwoSided):
 
     def terms(self) -> list[str]:
         """Return the loss."""
-        return [f"mean over the batch of CE(f(x), y) + {self.beta:g} KL(p(x) || p(x'))"]
+        divergence = f" + {self.beta:g} KL(p(x) || p(x'))" if self.beta else ""
+        return [f"mean over the batch of CE(f(x), y){divergence}"]
 
 
 def check_beta(beta: float) -> None:

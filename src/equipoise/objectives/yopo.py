@@ -128,7 +128,7 @@ class YOPO(Robust):
 
     def search(self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws) -> Tensor:
         """Return what the passes end with, for a model that is left as it is."""
-        with guest(model):
+        with guest(model), torch.enable_grad():
             parted = _parted(model)
             x_adv = self.attack.start_at(batch.x, self.threat, draws)
             for _ in range(self.passes):
@@ -184,7 +184,7 @@ class YOPO(Robust):
         return [
             f"d = {n} steps of {length} a pass down <h(x + d), p>, p = -dCE/dh, through the stem",
             f"    h alone, x + d at first {STARTS[self.attack.start]}, within {self.threat}",
-            f"the learning rate is divided by {self.replays}",
+            f"the learning rate below is that of the recipe divided by {self.replays}",
         ]
 
 

@@ -54,13 +54,16 @@ class Preset:
         """Return these settings with what is given over them, group by group.
 
         A rule for t' that is given replaces another one, whose settings mean nothing to it.
+
+        Arguments:
+            given: Settings with their short forms written out, as ``recipe.combine`` returns them.
         """
-        settings, start = dict(self.settings), given.get("start")
+        settings, start = lay({}, self.settings), given.get("start")
         if isinstance(start, Mapping) and "start" in settings:
             own = settings["start"]["rule"]
             if start.get("rule", own) != own:
                 del settings["start"]
-        return lay(lay({}, settings), given)
+        return lay(settings, given)
 
 
 def published(method: str, data: str) -> Preset:

@@ -17,6 +17,7 @@ def tables(runs: Sequence[Run]) -> str:
     shown = {run.name: rows[run.name].threat if run.name in rows else None for run in runs}
     parts = [
         _training([run for run in runs if run.trained]),
+        _warnings(runs),
         _own([run for run in runs if not run.trained]),
         *(_results(section) for section in sections(runs)),
         *(_stages(t) for run in runs for t in stage_tables(run, shown[run.name], "")),
@@ -57,6 +58,11 @@ def _training(runs: Sequence[Run]) -> str:
             ]
         )
     return f"### Training\n\n{_table(columns, rows)}"
+
+
+def _warnings(runs: Sequence[Run]) -> str:
+    said = [(run.name, w) for run in runs if run.summary for w in run.summary.warnings]
+    return "".join(f"- **{_escape(name)}**: {_escape(warning)}\n" for name, warning in said)
 
 
 def _own(runs: Sequence[Run]) -> str:

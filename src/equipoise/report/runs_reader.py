@@ -173,6 +173,10 @@ def read_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
     return tuple(runs)
 
 
+def _compared(folder: Path) -> bool:
+    return (folder / "comparison.json").is_file()
+
+
 def read_run(folder: Path) -> Run:
     """Read one run folder.
 
@@ -185,6 +189,7 @@ def read_run(folder: Path) -> Run:
         raise UserError(
             f"{folder} is not a run folder: it has none of {', '.join(_SIGNS)}; "
             "give a folder that `equipoise train` or `equipoise evaluate` wrote"
+            + (f"; a comparison's runs are {folder}/*-seed*" if _compared(folder) else "")
         )
     notes: list[str] = []
     summary = mapping(folder / "summary.json", json.loads)

@@ -83,7 +83,7 @@ class Probe:
         batch = Batch(self.x, self.y, nowhere, progress)
         with guest(model):
             strong = self.attack(model, self.x, self.y, objective.threat, draws=self._draws())
-            own = objective.inputs(model, batch, self._draws())
+            own = objective.attacked(model, batch, self._draws())
             return {
                 "probe": self._accuracy(model, strong),
                 "probe_own": self._accuracy(model, own),

@@ -26,8 +26,8 @@ def check(learners: Collection[Learner], where: str, *, weights: bool) -> None:
 
 def broken(learner: Learner, what: str, where: str) -> RunError:
     """Return the error that names the learner and the remedy."""
+    name = learner.name if learner.name in ("clean", "robust") else f"more.{learner.name}"
     return RunError(
-        f"the {what} not finite for the {learner.name} learner in {where}; the last good state "
-        f"is kept. Lower its learning rate in a new run: "
-        f"{learner.name}.lr={learner.spec.lr / 3:.2g}"
+        f"the {what} not finite for the {learner.name} learner in {where}; what was saved before "
+        f"is kept. Lower its learning rate in a new run, to a third or less: {name}.lr"
     )
