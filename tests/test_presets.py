@@ -12,7 +12,7 @@ from equipoise.methods import METHODS
 from equipoise.models import MODELS
 from equipoise.presets import DATA, Preset, presets
 from equipoise.presets.table import write_presets
-from equipoise.recipe import Recipe, overrides, parse, published
+from equipoise.recipe import Recipe, combine, overrides, parse, published
 from equipoise.threat import Linf
 from equipoise.training.method import LearnerSpec, Method
 from equipoise.training.start import Fixed, Stable, Threshold
@@ -23,8 +23,8 @@ IDS = [f"{preset.data}-{preset.method}" for preset in EVERY]
 
 
 def trained(preset: Preset, *items: str) -> Recipe:
-    given = {"method": preset.method, "data": preset.data} | overrides(list(items))
-    return parse(preset.under(given))
+    given = {"method": preset.method, "data": preset.data}
+    return parse(preset.under(combine(given, overrides(list(items)))))
 
 
 def built(method: str, data: str, *items: str) -> Method:
