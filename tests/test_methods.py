@@ -266,7 +266,7 @@ def test_explained_with_its_numbers(method):
     for spec in built.learners.values():
         assert all(line in text for line in spec.objective.formula())
     total = sum(spec.objective.cost for spec in built.learners.values())
-    assert f"{total} gradient evaluations" in text
+    assert f"{total} gradient evaluation{'s' * (total > 1)} an image" in text
 
 
 def test_the_catalogue_says_what_a_user_needs(capsys):

@@ -1166,11 +1166,9 @@ def test_a_job_that_ended_early_says_so_and_is_finished(tmp_path, monkeypatch, c
     assert "round 3 of 3 (stopped early; 6 were planned)" in _kept(read)
 
 
-def test_patience_without_anything_to_wait_for_is_refused(tmp_path):
-    recipe = parse({"method": "pgd-at", "keep": "last", "patience": 2} | TINY)
+def test_patience_without_anything_to_wait_for_is_refused():
     with pytest.raises(UserError, match="patience=2 has nothing to wait for with keep=last"):
-        train(recipe, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+        parse({"method": "pgd-at", "keep": "last", "patience": 2} | TINY)
 
 
 def three_threats(attack: str) -> Any:

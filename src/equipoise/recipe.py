@@ -161,7 +161,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def overrides(items: Sequence[str]) -> dict[str, Any]:
-    """Return ``a.b=c`` items as a nested mapping."""
+    """Return ``a.b=c`` items as a nested mapping; of one that is given again the last counts."""
     result: dict[str, Any] = {}
     for item in items:
         path, equals, value = item.partition("=")
@@ -176,8 +176,6 @@ def overrides(items: Sequence[str]) -> dict[str, Any]:
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
                 raise UserError(f"{path}: {parent} is given both as a value and as a group")
-        if key in place and not isinstance(place[key], dict):
-            raise UserError(f"{path} is given twice")
         place[key] = value if not parents and key in TEXT else number(value)
     return result
 

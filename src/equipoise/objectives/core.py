@@ -42,6 +42,9 @@ class Objective(nn.Module):
     threat: Threat | None = None
     """What the adversarial inputs may be; None where there are none."""
 
+    summed: int = 1
+    """The passes whose gradients are summed in an update, by which the recipe's lr is divided."""
+
     def __init__(self) -> None:
         super().__init__()
         self.level = 0

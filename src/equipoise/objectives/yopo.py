@@ -85,7 +85,7 @@ class YOPO(Robust):
                 "YOPO follows the gradient of its own loss: attack.loss, attack.confidence, "
                 "attack.restarts, attack.momentum and tau have no meaning here"
             )
-        self.replays = replays
+        self.replays = self.summed = replays
         self.both_gradients = stem == "both"
 
     def forward(self, model: nn.Module, batch: Batch, draws: Draws) -> Iterator[Tensor]:
