@@ -90,8 +90,13 @@ class Objective(nn.Module):
         return False
 
     def strengthen(self) -> str:
-        """Make a weak inner attack stronger from here on; return in words how."""
-        raise NotImplementedError(f"{type(self).__name__} has no weak attack")
+        """Make a weak inner attack stronger from here on; return in words how.
+
+        Asked of objectives alone that say of themselves that they are :meth:`weak`.
+        """
+        assert self.threat is not None, "there is no attack"
+        self.level += 1
+        return f"the inner attack is at level {self.level} from here on"
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return how often the attack was made stronger."""
