@@ -519,5 +519,21 @@ def test_what_cannot_be_meant_of_learners_is_refused(items, words):
     assert words in refused(*items)
 
 
+@pytest.mark.parametrize("name", ["trades", "mart", "fat-trades", "fat-mart", "sat"])
+def test_who_begins_beside_the_image(name):
+    one = given(method=name).settings
+    assert one.robust.attack == PGD(steps=10, start="noise", keep="last")
+    made = one.build(Linf(0.1), 9).learners["robust"].objective
+    assert made.joint
+    assert (made.tau is not None) == name.startswith("fat")
+
+
+def test_friendly_training_begins_anywhere():
+    one = given(method="fat").settings.robust
+    assert one.attack == PGD(steps=10, keep="last")
+    made = one.made(Linf(0.1))
+    assert (made.tau.values, made.omega) == ((0, 1, 2), 0.001)
+
+
 def test_a_method_of_one_objective_keeps_it():
     assert "unknown objective 'mart'" in refused("robust=mart", method="trades")

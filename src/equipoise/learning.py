@@ -15,6 +15,7 @@ __all__ = [
     "TRADES",
     "YOPO",
     "Clean",
+    "Friendly",
     "Learning",
     "MixAT",
     "Robust",
@@ -199,7 +200,7 @@ class TwoSided(Robust):
     @property
     def own(self) -> dict[str, Any]:
         """Return how they pass forward."""
-        return {"joint": self.joint}
+        return super().own | {"joint": self.joint}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,18 +259,31 @@ class MART(TwoSided):
         return super().own | {"beta": self.beta}
 
 
-def friendly(tau: int | tuple[int, ...], at: tuple[float, ...] | None) -> Tau:
-    """Return the budget of friendly training for what a recipe says."""
-    return Tau((tau,), (0.0,)) if isinstance(tau, int) else Tau(tau, at)
-
-
 @dataclass(frozen=True, kw_only=True)
-class FAT(Robust):
-    """Friendly adversarial training.
+class Friendly(Robust):
+    """A learner whose inner attack ends soon after success.
 
     Arguments:
         tau: The steps that the search may take after the first success, one value or several.
         tau_at: The progress from which on each value holds; None spreads them evenly.
+    """
+
+    tau: int | tuple[int, ...] = 0
+    tau_at: tuple[float, ...] | None = None
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """Return the budget, beside what the other settings are."""
+        if isinstance(self.tau, int):
+            return super().own | {"tau": Tau((self.tau,), (0.0,))}
+        return super().own | {"tau": Tau(self.tau, self.tau_at)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FAT(Friendly):
+    """Friendly adversarial training.
+
+    Arguments:
         omega: The standard deviation of the noise added to each step.
     """
 
@@ -282,46 +296,26 @@ class FAT(Robust):
     @property
     def own(self) -> dict[str, Any]:
         """Return tau and omega."""
-        return {"tau": friendly(self.tau, self.tau_at), "omega": self.omega}
+        return super().own | {"omega": self.omega}
 
 
 @dataclass(frozen=True, kw_only=True)
-class FATTRADES(TRADES):
-    """Friendly adversarial training for TRADES.
-
-    Arguments:
-        tau: The steps that the search may take after the first success, one value or several.
-        tau_at: The progress from which on each value holds; None spreads them evenly.
-    """
+class FATTRADES(TRADES, Friendly):
+    """Friendly adversarial training for TRADES."""
 
     objective: Literal["fat-trades"] = "fat-trades"  # type: ignore[assignment]
     tau: int | tuple[int, ...] = (0, 1, 2, 3)
     tau_at: tuple[float, ...] | None = (0.0, 30 / 85, 50 / 85, 70 / 85)
 
-    @property
-    def own(self) -> dict[str, Any]:
-        """Return beta and tau."""
-        return super().own | {"tau": friendly(self.tau, self.tau_at)}
-
 
 @dataclass(frozen=True, kw_only=True)
-class FATMART(MART):
-    """Friendly adversarial training for MART.
-
-    Arguments:
-        tau: The steps that the search may take after the first success, one value or several.
-        tau_at: The progress from which on each value holds; None spreads them evenly.
-    """
+class FATMART(MART, Friendly):
+    """Friendly adversarial training for MART."""
 
     objective: Literal["fat-mart"] = "fat-mart"  # type: ignore[assignment]
     beta: float = 6.0
     tau: int | tuple[int, ...] = (0, 1, 2, 3, 4)
     tau_at: tuple[float, ...] | None = (0.0, 20 / 90, 40 / 90, 60 / 90, 80 / 90)
-
-    @property
-    def own(self) -> dict[str, Any]:
-        """Return beta and tau."""
-        return super().own | {"tau": friendly(self.tau, self.tau_at)}
 
 
 @dataclass(frozen=True, kw_only=True)
