@@ -23,7 +23,12 @@ from equipoise.data import DATASETS
 from equipoise.methods import METHODS
 from equipoise.models import MODELS
 
-WEIGHTS = ("model.safetensors", "last.safetensors")
+WEIGHTS = (
+    "model.safetensors",
+    "last.safetensors",
+    "learner-clean.safetensors",
+    "learner-robust.safetensors",
+)
 
 
 @pytest.fixture
@@ -212,7 +217,9 @@ def test_train_refuses_in_one_line_and_starts_nothing(command, tmp_path, words, 
         (["--attacks", "pgd-5(", "-n", "5"], ["pgd-5("]),
         (["--attacks", "fgsm,cw-inf-2", "--norm", "l2", "--eps", "0.5", "-n", "5"], ["linf"]),
         (["--precision", "float16"], ["precision"]),
-        (["--weights", "best"], ["--weights", "last"]),
+        (["--weights", "best"], ["unknown weights 'best'", "last", "learner-clean", "gamma-0.4"]),
+        (["--weights", "round-3"], ["unknown weights 'round-003'", "(known: "]),
+        (["--weights", "gamma-2"], ["gamma-0.4", "got 'gamma-2'"]),
         (["--batch-size", "0"], ["batch_size"]),
         (["-n", "0"], ["1..500"]),
         (["-n", "9999"], ["1..500"]),

@@ -8,6 +8,7 @@ one; numbers may be written as fractions, like ``8/255``.
 __all__ = [
     "Recipe",
     "combine",
+    "completed",
     "defaults",
     "differences",
     "overrides",
@@ -61,6 +62,8 @@ class Recipe:
             ``last``. None: ``clean`` for a method without a robust learner, else ``balanced``.
         patience: End the training when so many rounds brought nothing better by that rule;
             None: never.
+        snapshots: Keep the global model after every so many rounds and after the last, as
+            ``round-005.safetensors`` in the run folder; None: only the kept and the last one.
         on_collapse: What to do when a probe shows that a weak inner attack was learned by heart
             (catastrophic overfitting): ``announce`` it, or also ``rollback`` to the last sound
             round and go on with a stronger attack.
@@ -83,6 +86,7 @@ class Recipe:
     validation_attack: str = "pgd-10"
     keep: Keep | None = None
     patience: int | None = None
+    snapshots: int | None = None
     on_collapse: Literal["announce", "rollback"] = "announce"
     device: str = "auto"
     settings: Any = field(default=None, repr=False)  # Settings; validated by their own schema
@@ -105,7 +109,7 @@ class Recipe:
             for value in [getattr(self, name)]
             if value < least
         ]
-        for name in ("limit", "patience"):
+        for name in ("limit", "patience", "snapshots"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 problems.append(f"{name} must be at least 1, got {value}")
@@ -217,6 +221,18 @@ def parse(given: Mapping[str, Any]) -> Recipe:
     if problems:
         raise UserError("; ".join(problems))
     return replace(cast(Recipe, recipe), settings=chosen)
+
+
+def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stored recipe with the fields that it lacks, as recipes write them.
+
+    A recipe that was written before a field existed is the same as one with its default. One
+    that cannot be read any more is returned as it is: it differs from every other.
+    """
+    try:
+        return parse(stored).to_dict()
+    except UserError:
+        return dict(stored)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:

@@ -7,6 +7,9 @@ log.jsonl                   one object a round
 state.pt                    the state of the training; ``state.previous.pt`` the one before
 model.safetensors           the kept global model, described by config.json
 last.safetensors            the global model of the last round
+round-005.safetensors       that of round 5, where the recipe asks for snapshots
+learner-clean.safetensors   at the end of a training of several learners, what the merge
+learner-robust.safetensors  took from each of them last
 summary.json                how the training ended
 records.jsonl               one object an attack and radius, from ``equipoise evaluate``
 evaluations/                adversarial examples and verdicts, two files for each threat
@@ -35,6 +38,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from equipoise import models
+from equipoise import weights as names
 from equipoise.errors import RunError, UserError
 
 MAGIC = b"equipoise-state-1\n"
@@ -227,18 +231,42 @@ class Run:
 
     # The model
 
-    def model(self, which: str = "model") -> nn.Module:
-        """Return the trained global model in eval mode.
+    def weights(self) -> list[str]:
+        """Return the names of the weights that are stored."""
+        return names.stored(self.path)
+
+    def digest(self, which: str = "model") -> str:
+        """Return the SHA-256 of weights, as :func:`model_digest` has it.
 
         Arguments:
-            which: ``"model"`` for the kept one, ``"last"`` for that of the last round.
+            which: A name as for :meth:`model`.
+        """
+        known = self._known().get(names.canonical(which))
+        return model_digest(self.model(which)) if known is None else str(known)
+
+    def _known(self) -> dict[str, Any]:
+        """Return the digests that were written at the end of the training."""
+        return dict(self.read_json("summary.json").get("sha256", {}))
+
+    def model(self, which: str = "model") -> nn.Module:
+        """Return a trained model in eval mode: the kept one, or another by its name.
+
+        Arguments:
+            which: ``"model"`` for the kept one, ``"last"`` for that of the last round,
+                ``"round-005"`` for that of round 5, ``"learner-clean"`` for a learner, or
+                ``"gamma-0.4"`` for a mix of the learners: see :mod:`equipoise.weights`.
 
         Raises:
             UserError: If there is none, or it is damaged.
         """
-        path = self.path / f"{which}.safetensors"
+        which, there = names.canonical(which), self.weights()
+        gamma = names.gamma_of(which)
+        if gamma is not None and names.mixable(there):
+            clean, robust = (self.model(name) for name in names.PAIR)
+            clean.load_state_dict(names.mix(clean.state_dict(), robust.state_dict(), gamma))
+            return clean
         config = self.read_json("config.json")
-        if not path.exists() or not config:
+        if not there or not config:
             raise UserError(
                 f"{self.path} holds no model yet; train it first, or go on: "
                 f"equipoise train --resume {quote(str(self.path))}"
@@ -248,24 +276,28 @@ class Run:
                 f"{self.path}/config.json does not describe a model: expected format {FORMAT} "
                 f"with model and settings, got format {config.get('format')}"
             )
+        if which not in there:
+            raise UserError(f"{names.refusal(which, there)} in {self.path}")
+        path = self.path / f"{which}.safetensors"
         model = models.build(config["model"], config["settings"])
         try:
             model.load_state_dict(load_file(path))
         except (SafetensorError, RuntimeError, OSError) as error:
             line = " ".join(str(error).split())[:200]
             raise UserError(f"cannot read the weights in {path}: {line}") from None
-        known = self.read_json("summary.json").get("sha256", {}).get(which)
+        known = self._known().get(which)
         if known is not None and known != model_digest(model):
             raise UserError(f"{path} is damaged: its weights are not those that were saved")
         return model.eval()
 
 
 def load(path: str | Path, which: str = "model") -> nn.Module:
-    """Return the trained global model of a run folder, in eval mode, on the CPU.
+    """Return a trained model of a run folder, in eval mode, on the CPU.
 
     Arguments:
         path: The run folder.
-        which: ``"model"`` for the kept model, ``"last"`` for that of the last round.
+        which: ``"model"`` for the kept model, ``"last"`` for that of the last round, or another
+            name as for :meth:`Run.model`.
     """
     return Run.open(path).model(which)
 

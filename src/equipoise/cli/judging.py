@@ -73,7 +73,10 @@ def evaluate(
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="model (the kept one) or last; with --model: the file of its weights."),
+        typer.Option(
+            help="model (the kept one), last, round-005, learner-clean or gamma-0.4 (the two "
+            "learners mixed), as far as the run has them; with --model: the file of its weights."
+        ),
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the records here.")] = None,
     data_dir: DataDir = None,
@@ -117,8 +120,7 @@ def evaluate(
                 "expected a run folder, or --model package.module:function --data ... "
                 "(see equipoise evaluate --help)"
             )
-        which = choice(weights or "model", "--weights", ("model", "last"))
-        subject = of_run(run, which, data_dir, console)
+        subject = of_run(run, weights or "model", data_dir, console)
     else:
         if run is not None or data is None:
             raise UserError("--model needs --data, and no run folder")

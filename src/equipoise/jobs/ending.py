@@ -1,12 +1,14 @@
-"""How a training ended: which round is kept, by what rule, and what went wrong."""
+"""How a training ended: which round is kept, by what rule, what went wrong, and the learners."""
 
-__all__ = ["RULES", "summary"]
+__all__ = ["RULES", "summary", "write_learners"]
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from equipoise.runs import Run
 from equipoise.training import Training
 from equipoise.training.collapse import warnings
+from equipoise.weights import learner_name
 
 RULES: dict[str, tuple[str, Callable[[Mapping[str, float]], float]]] = {
     "balanced": (
@@ -51,3 +53,15 @@ def summary(training: Training, keep: str) -> dict[str, Any]:
         "gradient_evaluations": sum(record["gradient_evaluations"] for record in history),
         "seconds": sum(sum(record["seconds"].values()) for record in history),
     }
+
+
+def write_learners(run: Run, training: Training) -> None:
+    """Write what the merge takes from each of several learners, at the end of the training.
+
+    After a last round of ``rounds`` that hands nothing over they are what was merged. Where the
+    training stopped early after a hand-over, or handed over after every step, each is the global
+    model.
+    """
+    if len(training.learners) > 1:
+        for name, learner in training.learners.items():
+            run.write_model(f"{learner_name(name)}.safetensors", learner.merged_part())

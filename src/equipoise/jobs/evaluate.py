@@ -87,7 +87,8 @@ def evaluate_run(
     Arguments:
         path: The run folder.
         data_dir: The folder of the data; by default that of the training.
-        which: ``"model"`` for the kept model, ``"last"`` for that of the last round.
+        which: The weights: ``"model"`` for the kept ones, or another name as for
+            :meth:`equipoise.runs.Run.model`.
         console: Where progress is shown; by default nowhere.
         options: Fields of :class:`Options`.
 
@@ -216,7 +217,8 @@ class _Job:
     def evaluate(self, threat: Threat) -> None:
         """Evaluate under one threat, together with what was found before on the same points."""
         names, options = list(self.options.attacks or ()), self.options
-        what = f"{self.run.path}, {threat}, n = {len(self.y)}"
+        which = "" if self.subject.which == "model" else f", {self.subject.which}"
+        what = f"{self.run.path}{which}, {threat}, n = {len(self.y)}"
         self.console.say(f"evaluating {what}: {', '.join(names) or 'clean'}")
         store = Store.of(self.run, threat, len(self.y), self.subject.which)
         asked = {
@@ -287,7 +289,7 @@ class _Job:
                 "--resume"
             )
         if not other and not about.get("finished") and not self.options.resume:
-            where = quote(str(self.run.path))
+            where = quote(str(self.run.path)) + _option(self.subject.which)
             self.console.warn(
                 "an earlier evaluation was interrupted; --resume would go on with it: "
                 f"equipoise evaluate {where} --resume"
@@ -304,11 +306,14 @@ class _Job:
         for folder in self.options.transfer:
             run, before = open_folder(folder), len(found)
             for store in Store.all(run):
-                _, result, tensors = store.read()
+                about, result, tensors = store.read()
                 if not self._same(result, tensors["x"], threat):
                     continue
-                found[f"{folder} ({result.threat})"] = result.x_adv[: len(self.y)].to(self.x)
-                if result.threat == threat and _undefended(run):
+                x_adv = result.x_adv[: len(self.y)].to(self.x)
+                kept = about.get("weights", "model") == "model"
+                which = "" if kept else f", {about['weights']}"
+                found[f"{folder} ({result.threat}{which})"] = x_adv
+                if result.threat == threat and _undefended(run) and (kept or control is None):
                     control = result.robust[: len(self.y)].to(self.y.device)
             if len(found) == before:
                 raise UserError(
@@ -326,6 +331,10 @@ class _Job:
 def _undefended(run: Run) -> bool:
     path = run.path / "recipe.yaml"
     return path.is_file() and recipe.read(path).get("method") == "standard"
+
+
+def _option(which: str) -> str:
+    return "" if which == "model" else f" --weights {quote(which)}"
 
 
 _WORDS = {

@@ -11,6 +11,7 @@ __all__ = ["Store", "seal", "sealed", "tensor_digest"]
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -44,14 +45,20 @@ class Store:
     @classmethod
     def of(cls, run: Run, threat: Threat, n: int, which: str) -> "Store":
         """Return the place of an evaluation."""
-        last = "-last" if which == "last" else ""
-        return cls(run, f"{threat.norm}-{threat.eps:.6g}-n{n}{last}")
+        other = "" if which == "model" else f"-{which}"
+        return cls(run, f"{threat.norm}-{threat.eps:.6g}-n{n}{other}")
 
     @classmethod
     def all(cls, run: Run) -> list["Store"]:
         """Return every evaluation in a folder, by name."""
         found = sorted((run.path / FOLDER).glob("*.safetensors"))
         return [cls(run, path.stem) for path in found]
+
+    @property
+    def which(self) -> str:
+        """Return the weights that were evaluated, as the file's name has them."""
+        known = re.fullmatch(r".+?-n\d+-(.+)", self.name)
+        return known[1] if known else "model"
 
     @property
     def path(self) -> Path:

@@ -17,6 +17,7 @@ from equipoise.models.foreign import import_model, load_weights
 from equipoise.progress import Console
 from equipoise.runs import Run
 from equipoise.threat import Norm
+from equipoise.weights import canonical
 
 OWN = "own-model.json"  # describes a model that was not trained here
 
@@ -31,7 +32,8 @@ class Subject:
         dataset: The data; only its test images are touched.
         norm: The norm to evaluate in where none is asked for.
         eps: The radius in that norm.
-        which: ``"model"`` for the kept weights, ``"last"`` for those of the last round.
+        which: The name of the weights: ``"model"`` for the kept ones; see
+            :mod:`equipoise.weights`.
     """
 
     run: Run
@@ -50,24 +52,36 @@ def open_folder(path: str | Path) -> Run:
 def of_run(path: str | Path, which: str, data_dir: str | Path | None, console: Console) -> Subject:
     """Return the model of a folder: of a training, or of an earlier evaluation.
 
+    Arguments:
+        path: The folder.
+        which: The weights, by a name as for :meth:`equipoise.runs.Run.model`.
+        data_dir: The folder of the data; None: that of the training.
+        console: Where warnings are shown.
+
     Raises:
         UserError: If there is no model, or its data are not found or have changed.
     """
     run = open_folder(path)
     if not (run.path / "recipe.yaml").is_file():
+        if which != "model":
+            raise UserError(
+                f"{run.path} holds evaluations of a model of your own: it has no weights {which!r}"
+            )
         return _again(run, data_dir)
+    model, which = run.model(which), canonical(which)  # first: a wrong name loads no data
     settings = recipe.parse(recipe.read(run.path / "recipe.yaml"))
     dataset = data.load(settings.data, data_dir or settings.data_dir)
     trained = run.read_json("provenance.json").get("data", {}).get("sha256")
     if trained and trained != dataset.sha256:
         raise UserError(f"{path} was trained on other data than is found now (checksums differ)")
     if not run.read_json("summary.json").get("finished"):
+        this = "its best model so far" if which == "model" else which
         console.warn(
-            f"{run.path} is not trained to its end; this is its best model so far. "
+            f"{run.path} is not trained to its end; this is {this}. "
             f"Go on with: equipoise train --resume {quote(str(run.path))}"
         )
     threat = settings.threat(dataset.eps)
-    return Subject(run, run.model(which), dataset, threat.norm, threat.eps, which)
+    return Subject(run, model, dataset, threat.norm, threat.eps, which)
 
 
 def of_model(

@@ -18,7 +18,7 @@ from equipoise.data import Dataset, Images, stratified_split
 from equipoise.errors import RunError, UserError
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
-from equipoise.jobs.ending import RULES, summary
+from equipoise.jobs.ending import RULES, summary, write_learners
 from equipoise.progress import Console
 from equipoise.provenance import provenance
 from equipoise.recipe import Recipe
@@ -27,6 +27,7 @@ from equipoise.threat import Threat
 from equipoise.training import Augment, Interrupted, Method, Probe, Training, Watch
 from equipoise.training.learner import derived_seed
 from equipoise.validation import Validator
+from equipoise.weights import round_name
 
 SAVE_SECONDS = 300.0
 PROBED = 256  # held-out images
@@ -76,7 +77,7 @@ def resume(path: str | Path, *, console: Console | None = None) -> Run:
     if state is None:
         console.warn(f"{path} has no sound state: starting from the beginning")
     else:
-        changed = recipes.differences(state["recipe"], recipe.to_dict())
+        changed = recipes.differences(recipes.completed(state["recipe"]), recipe.to_dict())
         if changed:
             what = "; ".join(changed)
             raise UserError(f"recipe.yaml is not the one {path} was begun with ({what})")
@@ -87,7 +88,7 @@ def resume(path: str | Path, *, console: Console | None = None) -> Run:
 def _refuse_another(out: Path, recipe: Recipe) -> None:
     """Raise a UserError if a folder belongs to another recipe, and say in what they differ."""
     if (out / "recipe.yaml").is_file():
-        there = recipes.read(out / "recipe.yaml")
+        there = recipes.completed(recipes.read(out / "recipe.yaml"))
         found = recipes.differences(there, recipe.to_dict())
         if found:
             raise UserError(
@@ -335,6 +336,9 @@ class _Job:
             self.run.write_model("last.safetensors", weights)
             if record["kept"]:
                 self.run.write_model("model.safetensors", weights)
+            every, t = self.recipe.snapshots, record["round"]
+            if every is not None and (t % every == 0 or training.over):
+                self.run.write_model(f"{round_name(t)}.safetensors", weights)
         self.run.write_state(training.state_dict() | {"recipe": self.recipe.to_dict()})
         if finished_round:
             self.run.append_line("log.jsonl", training.history[-1])
@@ -343,7 +347,8 @@ class _Job:
 
     def _finish(self) -> None:
         told = summary(self.training, self.keep)
-        told["sha256"] = {name: self._digest(name) for name in ("model", "last")}
+        write_learners(self.run, self.training)
+        told["sha256"] = {name: self._digest(name) for name in self.run.weights()}
         self.run.write_json("summary.json", told)
         for warning in told["warnings"]:
             self.console.warn(warning)

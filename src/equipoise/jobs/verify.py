@@ -83,7 +83,7 @@ def verify_run(
     found = []
     first = of_run(path, "model", data_dir, Console(quiet=True))
     for store in Store.all(first.run):
-        which = "last" if store.name.endswith("-last") else "model"
+        which = store.which
         if which not in subjects:
             subject = first if which == "model" else of_run(path, which, data_dir, console)
             subject.model.to(place)

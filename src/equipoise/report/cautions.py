@@ -5,6 +5,7 @@ __all__ = ["Caution", "cautions"]
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from shlex import quote
 
 from equipoise.report.checks import check_cautions
 from equipoise.report.results import WORST, Row, Threat, sections
@@ -79,6 +80,12 @@ def _split(warning: str) -> tuple[str, str]:
 
 def _evaluation(run: Run, row: Row | None) -> Iterator[_Finding]:
     if row is None:
+        if run.others and not run.records:
+            text = (
+                f"only the weights {join(run.others)} were evaluated, and a report tells of the "
+            )
+            text += f"kept model: `equipoise evaluate {quote(str(run.path))}` evaluates that."
+            yield run.name, "The kept model was not evaluated", text
         return
     if row.n < FEW:
         images = f"n\u00a0=\u00a0{count(row.n)}"
@@ -134,7 +141,7 @@ def _images_differ(runs: Sequence[Run]) -> bool:
 def _repetitions(runs: Sequence[Run]) -> dict[str, set[str | None]]:
     seeds: dict[str, set[str | None]] = {}
     for run in (run for run in runs if run.trained):
-        recipe = {k: v for k, v in run.recipe.items() if k != "seed"}
+        recipe = {k: v for k, v in run.recipe.items() if k not in ("seed", "snapshots")}
         key = json.dumps(recipe, sort_keys=True, default=str) if recipe else run.name
         seeds.setdefault(key, set()).add(run.seed)
     return seeds

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from equipoise.report.reading import budget, numbers, reason
-from equipoise.report.records_reader import Record, record
+from equipoise.report.records_reader import Record, record, told
 
 _WORST = "worst-case"
 _STATUSES = ("failed", "warning", "ok", "skipped")
@@ -60,7 +60,7 @@ class Evaluation:
 
 
 def read_evaluations(folder: Path, notes: list[str]) -> tuple[Evaluation, ...]:
-    """Return the evaluations of a run; those of the kept weights, where there are any.
+    """Return the evaluations of a run, of the weights that a report tells of.
 
     Arguments:
         folder: The folder with ``NAME.json`` beside ``NAME.safetensors``.
@@ -77,8 +77,8 @@ def read_evaluations(folder: Path, notes: list[str]) -> tuple[Evaluation, ...]:
                 f"`{where}` is damaged ({reason(error)}): its checks and costs are left out."
             )
     notes += _lonely(folder)
-    kept = [evaluation for evaluation in found if evaluation.weights != "last"]
-    return tuple(kept or found)
+    weights = told({evaluation.weights for evaluation in found})
+    return tuple(evaluation for evaluation in found if evaluation.weights == weights)
 
 
 def _lonely(folder: Path) -> list[str]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from equipoise.report.reading import reason
+from equipoise.report.records_reader import told
 from equipoise.report.results import CLEAN, Threat
 from equipoise.report.runs_reader import Run
 from equipoise.report.selection import attack_names, selections
@@ -87,6 +88,8 @@ def gallery(run: Run, threat: Threat | None, identity: str) -> Gallery | str | N
     """
     try:
         found = [_Stored.read(path) for path in run.examples]
+        weights = told({stored.weights for stored in found})
+        found = [stored for stored in found if stored.weights == weights]
         if not found:
             return None
         best = max(found, key=lambda stored: stored.rank(threat))
@@ -103,7 +106,7 @@ class _Stored:
     path: Path
     threat: Threat
     n: int
-    kept: bool
+    weights: str
     finished: bool
 
     @classmethod
@@ -113,12 +116,12 @@ class _Stored:
             n = int(file.get_slice("y").get_shape()[0])
         about = json.loads(metadata.get("about") or "{}")
         threat = str(metadata["norm"]), round(float(metadata["eps"]), 9)
-        kept, finished = about.get("weights") != "last", bool(about.get("finished", True))
-        return cls(path, threat, n, kept, finished)
+        weights, finished = about.get("weights") or "model", bool(about.get("finished", True))
+        return cls(path, threat, n, weights, finished)
 
     def rank(self, wanted: Threat | None) -> tuple[object, ...]:
         shown = self.threat == wanted
-        return self.kept, shown, self.threat[1], self.finished, self.n, self.path.name
+        return shown, self.threat[1], self.finished, self.n, self.path.name
 
 
 def png(image: Bytes) -> bytes:

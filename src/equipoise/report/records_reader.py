@@ -1,9 +1,9 @@
 """Records of an evaluation: one for each attack, with its stages where it is an ensemble."""
 
-__all__ = ["Record", "Stage", "latest", "record"]
+__all__ = ["Record", "Stage", "latest", "others", "record", "told"]
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,6 +155,24 @@ def _texts(value: Sequence[object] | None) -> tuple[str, ...]:
 
 
 def latest(records: Sequence[Record]) -> tuple[Record, ...]:
-    """Return the latest of equal records; those of the kept weights, where there are any."""
-    kept = [r for r in records if r.weights != "last"]
-    return tuple({(r.attack, r.threat, r.n, r.split): r for r in kept or records}.values())
+    """Return the latest of equal records, of the weights that a report tells of."""
+    weights = told({r.weights for r in records})
+    kept = [r for r in records if r.weights == weights]
+    return tuple({(r.attack, r.threat, r.n, r.split): r for r in kept}.values())
+
+
+def others(records: Sequence[Record]) -> tuple[str, ...]:
+    """Return the other weights that were evaluated, like ``round-005``, in their order."""
+    weights = dict.fromkeys(r.weights for r in records)
+    return tuple(name for name in weights if name != told(weights))
+
+
+def told(weights: Collection[str]) -> str:
+    """Return the weights that a report tells of: the kept ones, else those of the last round.
+
+    Numbers of others, of a round on the way or of a learner, are never taken for the model's.
+
+    Arguments:
+        weights: Those that were evaluated.
+    """
+    return "last" if "last" in weights and "model" not in weights else "model"

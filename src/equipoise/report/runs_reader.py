@@ -13,7 +13,7 @@ import yaml
 from equipoise.errors import UserError
 from equipoise.report.evaluations_reader import Evaluation, read_evaluations
 from equipoise.report.reading import Numbers, budget, checked, lines, mapping, numbers
-from equipoise.report.records_reader import Record, latest, record
+from equipoise.report.records_reader import Record, latest, others, record
 
 _OWN = "own-model.json"  # describes a model that was not trained here
 _SIGNS = ("recipe.yaml", "log.jsonl", "records.jsonl", _OWN)
@@ -70,6 +70,7 @@ class Run:
     rounds: tuple[Round, ...]
     summary: Summary | None
     records: tuple[Record, ...]
+    others: tuple[str, ...]  # the weights of records that are not told of
     evaluations: tuple[Evaluation, ...]
     examples: tuple[Path, ...]
     own: Mapping[str, Any]
@@ -193,6 +194,7 @@ def read_run(folder: Path) -> Run:
         )
     notes: list[str] = []
     summary = mapping(folder / "summary.json", json.loads)
+    records = lines(folder / "records.jsonl", record, notes)
     return Run(
         path=folder,
         name=folder.resolve().name,
@@ -201,7 +203,8 @@ def read_run(folder: Path) -> Run:
         config=mapping(folder / "config.json", json.loads),
         rounds=_rounds(lines(folder / "log.jsonl", _round, notes)),
         summary=checked(folder / "summary.json", _summary, summary) if summary else None,
-        records=latest(lines(folder / "records.jsonl", record, notes)),
+        records=latest(records),
+        others=others(records),
         evaluations=read_evaluations(folder / "evaluations", notes),
         examples=tuple(sorted((folder / "evaluations").glob("*.safetensors"))),
         own=mapping(folder / _OWN, json.loads),

@@ -158,6 +158,14 @@ class Learner:
                 if buffer is not None:
                     buffer.zero_()
 
+    def merged_part(self) -> dict[str, Tensor]:
+        """Return what the merge takes from it: its weights, or its running average.
+
+        The statistics of BatchNorm are its own, too, whatever the global model's are.
+        """
+        averages = dict(zip(self.share.names, self.share.average or (), strict=False))
+        return {name: averages.get(name, value) for name, value in self.state.items()}
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs."""
         return {

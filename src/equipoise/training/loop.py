@@ -4,7 +4,7 @@ A round is one pass over the training images. The learners take their steps side
 know nothing of one another; the global model is the sum of their shares at any moment. At the
 end of a round learners with a weak attack are probed; where one has collapsed, the round may be
 taken back. Then the global model and the learners are validated, the rule for t' is asked, and
-where a hand-over is due the learners go on from the global weights.
+where a hand-over is due and a round is to come the learners go on from the global weights.
 """
 
 __all__ = ["Training"]
@@ -199,7 +199,7 @@ class Training:
         verdict = self.method.verdict([*self.history, record], self.rounds)
         for sentence in verdict.sentences(t):
             self.watch.announce(sentence)
-        due = self.method.due(t, "round", verdict.round)
+        due = t < self.rounds and self.method.due(t, "round", verdict.round)
         if due:
             self._hand_over(weights, t)
         validation = probes.seconds + time.perf_counter() - began
