@@ -387,6 +387,20 @@ def test_three_runs_speak_a_sentence_each(tmp_path):
     assert len(set(styles_in(page(*runs, out=tmp_path / "r.html")))) == 3
 
 
+def test_of_many_runs_the_best_speak_and_the_rest_is_folded(tmp_path):
+    runs = [make_run(tmp_path, "standard", clean=0.984, worst=0.031)]
+    for i in range(7):
+        name = f"pgd-at-{i}"
+        runs.append(make_run(tmp_path, name, method="pgd-at", clean=0.9, worst=0.7 + i / 100))
+    html = page(*runs, out=tmp_path / "r.html")
+    told = text_of(html.partition('class="verdicts"')[2].partition("</header>")[0])
+    assert "Best under attack of 8 runs: pgd-at-6 keeps" in told
+    assert "Best on clean images of 8 runs: the undefended standard keeps" in told
+    assert "pgd-at-5" not in told
+    assert html.count("<summary>All 8 runs</summary>") == 2  # trainings and images
+    assert "Report on 8 runs" in html
+
+
 def styles_in(html):
     figure = html[html.index('id="fig-eps"') :]
     legend = figure[: figure.index("</ul>")]

@@ -23,11 +23,12 @@ from equipoise.report.figures import curves, eps_sweep
 from equipoise.report.gallery import Gallery, gallery
 from equipoise.report.markdown import tables
 from equipoise.report.records_reader import Record
-from equipoise.report.results import Row, headline_rows, sections, verdicts
+from equipoise.report.results import Row, best, headline_rows, sections, verdicts
 from equipoise.report.runs_reader import Run, read_runs
 from equipoise.report.stages import heading, stage_tables
 
 _MANY = 24  # classes; of more, the worst are shown first
+_MANY_RUNS = 6  # of more, a page tells the best at the top and folds what each run has of its own
 
 
 @dataclass(frozen=True)
@@ -88,14 +89,16 @@ def build(runs: Sequence[Path], out: Path) -> Path:
 
 def _render(runs: Sequence[Run]) -> str:
     rows, tables = headline_rows(runs), sections(runs)
+    names, many = [run.name for run in runs], len(runs) > _MANY_RUNS
     return (
         _environment()
         .get_template("page.html.j2")
         .render(
             _evaluations(runs, rows),
             runs=runs,
-            title="Report on " + wording.join([run.name for run in runs]),
-            verdicts=(*verdicts(list(rows.values())), *_unjudged(runs, rows)),
+            many=many,
+            title="Report on " + (f"{len(runs)} runs" if many else wording.join(names)),
+            verdicts=(*(best if many else verdicts)(list(rows.values())), *_unjudged(runs, rows)),
             cautions=cautions(runs, rows),
             sections=tables,
             marks=frozenset().union(*(table.marks for table in tables)),

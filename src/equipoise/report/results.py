@@ -7,6 +7,7 @@ __all__ = [
     "Row",
     "Section",
     "Threat",
+    "best",
     "ensemble_title",
     "headline_rows",
     "rows_of",
@@ -250,6 +251,31 @@ def verdicts(rows: Sequence[Row]) -> tuple[str, ...]:
         beside = f"; the undefended {plain[0].run.name} keeps {_kept(plain[0])}."
         return (_sentence(defended[0]) + beside,)
     return tuple(f"{_sentence(row)}." for row in (*defended, *plain))
+
+
+def best(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return which of many runs keep most under attack and most on clean images.
+
+    Only runs that were judged like the first one are compared, and that is said of the others.
+    """
+    alike = [row for row in rows if _alike(row, rows[0])] if rows else []
+    attacked = [row for row in alike if row.attacked]
+    found = []
+    if attacked:
+        found.append(("under attack", max(attacked, key=lambda row: _share(row.attacked))))
+    if any(row.clean for row in alike):
+        found.append(("on clean images", max(alike, key=lambda row: _share(row.clean))))
+    told = [
+        f"Best {where} of {len(alike)} runs: {_sentence(row).replace('The un', 'the un', 1)}."
+        for where, row in found
+    ]
+    if len(alike) < len(rows):
+        told.append(f"{len(rows) - len(alike)} more were judged otherwise: see the tables.")
+    return tuple(told)
+
+
+def _share(record: Record | None) -> float:
+    return record.accuracy if record else -1.0
 
 
 def _alike(one: Row, two: Row) -> bool:
