@@ -1,6 +1,29 @@
 """What is measured of verdicts and perturbations."""
 
-__all__ = ["interval"]
+__all__ = ["Discordance", "front", "hypervolume", "interval", "mcnemar"]
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from equipoise.errors import UserError
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Discordance:
+    """On how many of the same images two models differ.
+
+    Arguments:
+        only_first: How many only the first one gets right.
+        only_second: How many only the second one gets right.
+        p: The probability of a split at least as uneven, if neither were better.
+    """
+
+    only_first: int
+    only_second: int
+    p: float
 
 
 def interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -27,3 +50,107 @@ def interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, f
     low = 0.0 if successes == 0 else float(beta.ppf(tail, successes, n - successes + 1))
     high = 1.0 if successes == n else float(beta.ppf(1 - tail, successes + 1, n - successes))
     return low, high
+
+
+def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> Discordance:
+    """Return on how many images two models differ, with the exact two-sided test.
+
+    Images that both or neither get right say nothing of the difference. Of the others each is
+    as likely to favour the one as the other, if the models are equally good; the sum is taken
+    in whole numbers, without an approximation.
+
+    Example:
+        >>> mcnemar([True] * 6 + [False] * 4, [False] * 6 + [True, False, False, False])
+        Discordance(only_first=6, only_second=1, p=0.125)
+
+    Arguments:
+        a: What the first model gets right.
+        b: What the second one gets right, of the same images in the same order.
+
+    Returns:
+        The counts and p, which is 1 where the models never differ.
+
+    Raises:
+        UserError: If the verdicts are not of the same number of images.
+
+    References:
+        | Note on the Sampling Error of the Difference Between Correlated Proportions or
+        | Percentages (McNemar, 1947)
+        | https://doi.org/10.1007/BF02295996
+    """
+    if len(a) != len(b):
+        raise UserError(
+            f"expected verdicts on the same images, got {len(a)} and {len(b)}; "
+            "judge both models on the same ones"
+        )
+    first = sum(bool(one) and not other for one, other in zip(a, b, strict=True))
+    second = sum(bool(other) and not one for one, other in zip(a, b, strict=True))
+    n = first + second
+    tail = term = 1
+    for k in range(min(first, second)):
+        term = term * (n - k) // (k + 1)
+        tail += term
+    return Discordance(first, second, min(1.0, 2 * tail / 2**n))
+
+
+def front(points: Sequence[Point]) -> list[int]:
+    """Return which points no other one dominates, both coordinates maximised.
+
+    A point dominates another if it is at least as good in both and better in one; of equal points
+    none dominates the other, so all are kept.
+
+    Example:
+        >>> front([(0.9, 0.5), (0.8, 0.6), (0.8, 0.4), (0.7, 0.7)])
+        [3, 1, 0]
+
+    Arguments:
+        points: The points, e.g. (clean accuracy, robust accuracy).
+
+    Returns:
+        Their indices, by the first coordinate, the least first; equal points as they were given.
+
+    Raises:
+        UserError: If a coordinate is not a finite number.
+    """
+    _check(points)
+    order = sorted(range(len(points)), key=lambda i: (*points[i], -i), reverse=True)
+    kept: list[int] = []
+    for i in order:
+        best = points[kept[-1]] if kept else (math.inf, -math.inf)
+        if points[i][1] > best[1] or points[i] == best:
+            kept.append(i)
+    return sorted(kept, key=lambda i: (points[i][0], i))
+
+
+def hypervolume(points: Sequence[Point], reference: Point = (0.0, 0.0)) -> float:
+    """Return the area that the points dominate, both coordinates maximised.
+
+    Example:
+        >>> hypervolume([(1.0, 0.5), (0.5, 1.0)])
+        0.75
+
+    Arguments:
+        points: The points; of none the area is 0.
+        reference: Where the area begins: a point that is not above it in both coordinates adds
+            nothing.
+
+    Returns:
+        The area, in the product of the coordinates' units.
+
+    Raises:
+        UserError: If a coordinate is not a finite number.
+    """
+    _check([*points, reference])
+    left, bottom = reference
+    inside = [point for point in points if point[0] > left and point[1] > bottom]
+    area = 0.0
+    for x, y in (inside[i] for i in reversed(front(inside))):
+        area += (x - left) * (y - bottom)
+        bottom = y
+    return area
+
+
+def _check(points: Sequence[Point]) -> None:
+    for point in points:
+        if not all(map(math.isfinite, point)):
+            raise UserError(f"expected finite coordinates, got {point}; leave such points out")
