@@ -15,6 +15,7 @@ __all__ = [
     "LEARNERS",
     "MORE_LEARNERS",
     "MUTED",
+    "SERIES",
     "STEPS",
     "STRIP",
     "UNPERTURBED",
@@ -45,9 +46,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from equipoise.report.runs_reader import Run
 
 INK, MUTED, FAINT = "#f1a000", "#f1a001", "#f1a002"
-_SERIES = tuple(f"#f1b00{i}" for i in range(6))
+SERIES = tuple(f"#f1b00{i}" for i in range(6))
 _VARIABLES = {INK: "--ink", MUTED: "--muted", FAINT: "--rule"} | {
-    colour: f"--series-{i}" for i, colour in enumerate(_SERIES)
+    colour: f"--series-{i}" for i, colour in enumerate(SERIES)
 }
 DRAWING: Any = {  # newer matplotlib types the keys one by one
     "font.family": ["DejaVu Sans"],
@@ -111,22 +112,22 @@ class Figure:
 
 
 _RUN_STYLES = (
-    Style(_SERIES[0], (), "o"),
-    Style(_SERIES[1], (5, 2), "s"),
-    Style(_SERIES[2], (1.5, 1.5), "^"),
-    Style(_SERIES[3], (6, 2, 1.5, 2), "D"),
-    Style(_SERIES[4], (3, 1.5), "v"),
-    Style(_SERIES[5], (8, 3), "P"),
+    Style(SERIES[0], (), "o"),
+    Style(SERIES[1], (5, 2), "s"),
+    Style(SERIES[2], (1.5, 1.5), "^"),
+    Style(SERIES[3], (6, 2, 1.5, 2), "D"),
+    Style(SERIES[4], (3, 1.5), "v"),
+    Style(SERIES[5], (8, 3), "P"),
 )
 _UNDEFENDED = Style(MUTED, (2, 2), "X")
-LEARNERS = {"clean": Style(_SERIES[0], (4, 1.5)), "robust": Style(_SERIES[1], (1.5, 1.2))}
+LEARNERS = {"clean": Style(SERIES[0], (4, 1.5)), "robust": Style(SERIES[1], (1.5, 1.2))}
 MORE_LEARNERS = (
-    Style(_SERIES[2], (6, 2, 1.5, 2)),
-    Style(_SERIES[3], (3, 1.5)),
-    Style(_SERIES[4], (8, 3)),
+    Style(SERIES[2], (6, 2, 1.5, 2)),
+    Style(SERIES[3], (3, 1.5)),
+    Style(SERIES[4], (8, 3)),
 )
 GLOBAL = Style(INK, (), width=2.2)
-UNPERTURBED, ATTACKED = _SERIES[0], _SERIES[1]  # accuracy, as in the table of classes
+UNPERTURBED, ATTACKED = SERIES[0], SERIES[1]  # accuracy, as in the table of classes
 
 
 def style_of_run(runs: Sequence[Run]) -> dict[str, Style]:

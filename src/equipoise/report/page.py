@@ -1,10 +1,8 @@
 """The page: everything a report says, in reading order, as one HTML file that asks for nothing."""
 
-__all__ = ["ClassTable", "Training", "build"]
+__all__ = ["ClassTable", "Training", "build", "environment"]
 
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -26,6 +24,7 @@ from equipoise.report.records_reader import Record
 from equipoise.report.results import Row, best, headline_rows, sections, verdicts
 from equipoise.report.runs_reader import Run, read_runs
 from equipoise.report.stages import heading, stage_tables
+from equipoise.report.writing import write
 
 _MANY = 24  # classes; of more, the worst are shown first
 _MANY_RUNS = 6  # of more, a page tells the best at the top and folds what each run has of its own
@@ -83,7 +82,7 @@ def build(runs: Sequence[Path], out: Path) -> Path:
     if out.is_dir():
         raise UserError(f"{out} is a folder; name the file to write, e.g. {out / 'report.html'}")
     found = read_runs(runs)
-    _write(out, tables(found) if out.suffix == ".md" else _render(found))
+    write(out, tables(found) if out.suffix == ".md" else _render(found))
     return out
 
 
@@ -91,7 +90,7 @@ def _render(runs: Sequence[Run]) -> str:
     rows, tables = headline_rows(runs), sections(runs)
     names, many = [run.name for run in runs], len(runs) > _MANY_RUNS
     return (
-        _environment()
+        environment()
         .get_template("page.html.j2")
         .render(
             _evaluations(runs, rows),
@@ -131,9 +130,17 @@ def _evaluations(runs: Sequence[Run], rows: Mapping[str, Row]) -> dict[str, obje
     }
 
 
-def _environment() -> Environment:
+def environment(*packages: str) -> Environment:
+    """Return where templates and assets are found, with the filters of the house.
+
+    Arguments:
+        packages: Where to look for a file before it is looked for in this package.
+    """
+
     def source(name: str) -> str:
-        return files(__package__).joinpath(name).read_text(encoding="utf-8")
+        places = [files(package).joinpath(name) for package in (*packages, str(__package__))]
+        found = next((place for place in places if place.is_file()), places[-1])
+        return found.read_text(encoding="utf-8")
 
     environment = Environment(
         loader=FunctionLoader(source),
@@ -295,19 +302,3 @@ def _side_by_side(trees: Sequence[Mapping[str, object]]) -> SideBySide:
     names = dict.fromkeys(name for settings in flat for name in settings)
     rows = ((n, tuple(settings.get(n, wording.MISSING) for settings in flat)) for n in names)
     return SideBySide(tuple((name, values, len(set(values)) > 1) for name, values in rows))
-
-
-def _write(out: Path, text: str) -> None:
-    temporary = ""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, out)
-    except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        reason = error.strerror or str(error)
-        raise UserError(f"cannot write {out} ({reason}); choose another file") from error

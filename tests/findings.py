@@ -1,0 +1,211 @@
+"""Synthetic ``findings.json`` of every experiment, as ``equipoise reproduce`` writes them."""
+
+import json
+
+import numpy as np
+
+ATTACKS = ["pgd-20", "pgd-100", "mi-fgsm-20", "cw-inf-30", "apgd-ce", "apgd-dlr", "apgd-t"]
+ATTACKS += ["fab-t", "square", "autoattack"]
+HARDER = dict(zip(ATTACKS, (0.0, 0.3, -0.5, 1.2, 0.6, 1.6, 2.0, 1.7, -4.0, 2.2), strict=True))
+
+# Clean accuracy and accuracy under PGD-20, in percent.
+ENTRIES = {
+    "standard": (88.7, 2.0),
+    "fat": (85.7, 70.5),
+    "iat": (85.1, 61.2),
+    "generalist": (81.9, 66.1),
+    "a3gt": (82.9, 67.4),
+    "trades": (82.5, 70.4),
+    "mart": (79.0, 71.0),
+    "sat": (82.0, 70.3),
+    "yopo": (84.3, 66.1),
+    "pgd-at": (81.5, 70.0),
+    "pgd-at-averaged": (81.4, 70.2),
+    "mix-at-25": (86.7, 62.1),
+    "mix-at-50": (84.9, 68.1),
+}
+
+
+def panel(name="fashion-mnist", **more):
+    content = {"name": name, "title": "Fashion-MNIST, eps 0.1", "data": "fashion-mnist"}
+    content |= {"model": "small-cnn, width 1", "classes": 10, "norm": "linf", "eps": [0.1]}
+    content |= {"n": 500, "attacks": ATTACKS, "entries": list(ENTRIES), "seeds": [0, 1, 2]}
+    content |= {"budget": 2083840, "images": 19000}
+    content["facts"] = ["device: cpu", "versions: equipoise 0.1.0, torch 2.13.0"]
+    content["facts"].append("git commit: 0123456789ab")
+    return content | more
+
+
+class Maker:
+    """Rows with verdicts that agree with their counts; models agree on easy images."""
+
+    def __init__(self, seed=0):
+        self.rng = np.random.default_rng(seed)
+        self.easy = {}
+
+    def verdicts(self, share, n, like=0.85):
+        easy = self.easy.setdefault(n, self.rng.standard_normal(n))
+        score = like * easy + (1 - like**2) ** 0.5 * self.rng.standard_normal(n)
+        flags = np.zeros(n, np.uint8)
+        flags[np.argsort(-score)[: round(share * n)]] = 1
+        return flags
+
+    def row(self, entry, shares, *, panel="fashion-mnist", seed=0, eps=0.1, n=500, **more):
+        flags = {name: self.verdicts(share, n) for name, share in shares.items()}
+        content = {"panel": panel, "entry": entry, "method": entry, "seed": seed}
+        content |= {"weights": "model", "eps": eps, "n": n}
+        content["correct"] = {name: int(f.sum()) for name, f in flags.items()}
+        content["verdicts"] = {name: np.packbits(f).tobytes().hex() for name, f in flags.items()}
+        content |= {"rounds": 9, "round": None, "gamma": None, "t_start": None}
+        content |= {"gradient_evaluations": 2062080, "training_seconds": 141.0}
+        content |= {"evaluation_seconds": 160.25, "settings": {"keep": "last"}, "cmmr": None}
+        return content | more
+
+
+def whole(experiment, panels, rows, missing=(), **more):
+    content = {"format": 1, "experiment": experiment, "scale": "cpu", "planned": len(rows)}
+    content["command"] = f"equipoise reproduce {experiment} --scale cpu"
+    return content | {"missing": list(missing), "panels": panels, "rows": rows} | more
+
+
+def accuracies(clean, robust, attacks, shift=0.0):
+    shares = {"clean": (clean + shift) / 100}
+    for name in attacks:
+        shares[name] = max(0.0, robust - HARDER[name] + shift) / 100 if robust > 5 else 0.0
+    return shares
+
+
+def table2(maker):
+    rows = []
+    for seed, shift in ((0, 0.0), (1, 0.8), (2, -0.6)):
+        for entry, (clean, robust) in ENTRIES.items():
+            own = accuracies(clean, robust, ATTACKS, shift)
+            rows.append(maker.row(entry, own, seed=seed))
+    return whole("table2", [panel()], rows)
+
+
+def table3(maker):
+    attacks = ["pgd-20", "mi-fgsm-20", "autoattack"]
+    chosen = ["standard", "fat", "iat", "trades", "generalist", "a3gt", "pgd-at", "mix-at-50"]
+    panels, rows = [], []
+    for name, eps, loss in (("mnist-8-255", 8 / 255, 3.0), ("mnist-0.3", 0.3, 9.0)):
+        title = f"MNIST, eps {'8/255' if eps < 0.1 else '0.3'}"
+        own = {"title": title, "data": "mnist", "eps": [eps], "seeds": [0], "entries": chosen}
+        panels.append(panel(name, attacks=attacks, **own))
+        for entry in chosen:
+            clean = 99.0 if entry != "standard" else 99.2
+            shares = accuracies(clean, clean - loss, attacks)
+            rows.append(maker.row(entry, shares, panel=name, eps=eps))
+    return whole("table3", panels, rows)
+
+
+def fig2(maker, **clean_of):
+    rows = []
+    for entry in ("generalist", "a3gt", "fat", "pgd-at"):
+        clean, robust = ENTRIES[entry]
+        clean = clean_of.get(entry, clean)
+        for seed in (0, 1):
+            for t in (2, 4, 6, 8):
+                now = (clean - 6 / t) / 100, (robust - 60 / t) / 100
+                shares = {"clean": now[0], "autoattack": now[1]}
+                more = {"weights": f"round-{t:03d}", "round": t, "seed": seed}
+                rows.append(maker.row(entry, shares, **more))
+            shares = {"clean": clean / 100, "autoattack": robust / 100}
+            rows.append(maker.row(entry, shares, seed=seed))
+            if entry in ("generalist", "a3gt"):
+                for gamma in (0, 0.4, 0.7, 1):
+                    shares = {"clean": 0.88 - 0.06 * gamma, "autoattack": 0.4 + 0.3 * gamma**0.5}
+                    more = {"weights": f"gamma-{gamma}", "gamma": gamma, "seed": seed}
+                    rows.append(maker.row(entry, shares, **more))
+    here = panel(attacks=["autoattack"], seeds=[0, 1])
+    return whole("fig2", [here | {"entries": ["generalist", "a3gt", "fat", "pgd-at"]}], rows)
+
+
+def score(accuracy, clean, eps):
+    success = clean - accuracy
+    length = 0.8 * eps
+    raw = {"ass": 1 - 4 * eps, "mse": length**2, "ald2": 2 * length, "psnr": 60.0}
+    if eps:
+        raw["psnr"] = float(-20 * np.log10(length))
+    if success <= 0:
+        raw = dict.fromkeys(raw)
+    parts = dict.fromkeys(raw, min(1.0, 3 * eps) if success > 0 else None)
+    distortion = min(1.0, 3 * eps) if success > 0 else None
+    value = accuracy + 0.5 * success * (distortion or 0.0)
+    own = {"version": "cmmr-1", "score": value, "accuracy": accuracy, "success": success}
+    return own | {"distortion": distortion, "n": 500, "fooled": 1, **raw, "parts": parts}
+
+
+SCORED = ["a3gt", "trades", "fat-trades", "fat-mart", "yopo", "sat", "pgd-at-averaged"]
+
+
+def fig3(maker, experiment="fig3"):
+    radii = [round(0.01 * i, 2) for i in range(17)]
+    rows = []
+    for place, entry in enumerate(SCORED):
+        clean, robust = ENTRIES.get(entry, (84.0, 71.0))
+        for eps in radii:
+            accuracy = clean / 100 - (clean - robust) / 10 * eps - 12 * eps**2 - 0.002 * place
+            accuracy = max(0.0, accuracy) if eps else clean / 100
+            row = maker.row(entry, {"clean": clean / 100, "pgd-20": accuracy}, eps=eps)
+            rows.append(row | {"cmmr": score(row["correct"]["pgd-20"] / 500, clean / 100, eps)})
+    here = panel(attacks=["pgd-20"], seeds=[0], eps=radii, entries=SCORED)
+    return whole(experiment, [here], rows)
+
+
+ABLATED = ["pgd-20", "cw-inf-30", "autoattack"]
+
+
+def fig5(maker):
+    rows, names = [], []
+    for place, gamma in enumerate(([1, 1, 1, 0.4], [1, 0.8, 0.6, 0.4], [1, 1, 1, 0.7], [0.5])):
+        for c in (1, 3, 5, 10, 20):
+            name = f"gamma-{'-'.join(map(str, gamma))}-c{c}"
+            names.append(name)
+            shares = {"clean": 0.8 + 0.01 * place}
+            shares |= {
+                a: 0.66 - 0.02 * place - 0.002 * c - 0.01 * i for i, a in enumerate(ABLATED)
+            }
+            settings = {"gamma": gamma, "every": c, "count": "rounds", "inclusive": True}
+            more = {"rounds": 30, "t_start": 17 if c < 20 else 25, "settings": settings}
+            rows.append(maker.row(name, shares, **more))
+    here = panel(attacks=ABLATED, seeds=[0], entries=names)
+    return whole("fig5", [here], rows)
+
+
+def controls(maker):
+    given = {"a3gt": ({"rule": "stable", "window": 3, "ratio": 0.1}, 14)}
+    given["start-at-1"] = ({"rule": "fixed", "round": 1, "fraction": 0.625}, 1)
+    for part, start in ((0.25, 8), (0.5, 15), (0.75, 23)):
+        given[f"start-at-{part}"] = ({"rule": "fixed", "round": None, "fraction": part}, start)
+    given["never"] = ({"rule": "never"}, None)
+    for limit, first in ((0.5, None), (1.0, 9), (1.5, 4)):
+        for patience in (1, 3):
+            rule = {"rule": "threshold", "threshold": limit, "patience": patience}
+            start = None if first is None else first + patience
+            given[f"paper-lh{limit}-tnum{patience}"] = (rule, start)
+    rows = []
+    for entry, (rule, start) in given.items():
+        robust = 0.3 if start is None else 0.63 - 0.0005 * start
+        shares = {"clean": 0.81 + 0.0003 * (start or 0)}
+        shares |= {a: robust - 0.01 * i for i, a in enumerate(ABLATED)}
+        settings = {"start": rule, "every": 1}
+        rows.append(maker.row(entry, shares, t_start=start, rounds=30, settings=settings))
+    return whole("controls", [panel(attacks=ABLATED, seeds=[0], entries=list(given))], rows)
+
+
+def everything(seed=0):
+    """Return the findings of all experiments by name."""
+    maker = Maker(seed)
+    makers = {"table2": table2, "table3": table3, "fig2": fig2, "fig3": fig3}
+    made = {name: make(maker) for name, make in makers.items()}
+    made["fig4"] = {**made["fig3"], "experiment": "fig4"}
+    return made | {"fig5": fig5(maker), "controls": controls(maker)}
+
+
+def put(folder, content):
+    """Write findings where they belong, and return the folder of all."""
+    place = folder / content["experiment"]
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "findings.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder

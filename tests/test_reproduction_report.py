@@ -1,0 +1,557 @@
+"""The report of a reproduction: findings in; tables, pictures, verdicts and one page out."""
+
+import copy
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from math import comb
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+import findings as synthetic
+from browser import browser
+from equipoise.errors import UserError
+from equipoise.metrics import hypervolume, interval
+from equipoise.report import reproduction
+from equipoise.report.reproduction import ablation, judging, palette
+from equipoise.report.reproduction.claims import CLAIMS, judged
+from equipoise.report.reproduction.findings import EXPERIMENTS, read
+from equipoise.report.reproduction.measures import Cell, by_entry, cell, compare, standing
+
+TABLE = "table2-fashion-mnist"
+
+
+def put_all(folder, contents):
+    for content in contents.values():
+        synthetic.put(folder, content)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def given():
+    return synthetic.everything()
+
+
+@pytest.fixture(scope="module")
+def whole(given, tmp_path_factory):
+    folder = put_all(tmp_path_factory.mktemp("reproduction"), given)
+    assert reproduction.build(folder) == folder / "index.html"
+    return folder
+
+
+def text(path):
+    return path.read_text(encoding="utf-8")
+
+
+def records(path):
+    return list(csv.DictReader(text(path).splitlines()))
+
+
+def rows_of(content, entry, seed=None, **more):
+    wanted = {"entry": entry, "weights": "model", **more}
+    found = [r for r in content["rows"] if all(r[k] == v for k, v in wanted.items())]
+    return [r for r in found if seed is None or r["seed"] == seed]
+
+
+def flags(row, attack):
+    packed = np.frombuffer(bytes.fromhex(row["verdicts"][attack]), np.uint8)
+    return np.unpackbits(packed)[: row["n"]].astype(bool)
+
+
+def exact(first, second):
+    """McNemar's two-sided p, by the sum over all splits at least as uneven."""
+    n = first + second
+    far = [k for k in range(n + 1) if abs(2 * k - n) >= abs(first - second)]
+    return sum(comb(n, k) for k in far) / 2**n
+
+
+# --- files -----------------------------------------------------------------------------------
+
+
+def test_every_file_is_there_and_every_link_leads_to_one(whole):
+    for name in EXPERIMENTS:
+        assert (whole / name / f"{name}.md").is_file()
+    for picture in ("fig2/fig2", "fig3/fig3", "fig4/fig4", "fig5/fig5", "controls/controls"):
+        drawn = ElementTree.fromstring(text(whole / f"{picture}.svg"))  # noqa: S314
+        assert drawn.tag.endswith("svg")
+        assert (whole / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+    links = re.findall(r"\]\(([^)#][^)]*)\)", text(whole / "results.md"))
+    assert len(links) > 20
+    assert [link for link in links if not (whole / link).is_file()] == []
+    anchors = re.findall(r'href="([^"#:]+)"', text(whole / "index.html"))
+    assert len(anchors) > 40
+    assert [a for a in anchors if not (whole / a).is_file()] == []
+
+
+def test_equal_findings_give_equal_bytes(whole, given, tmp_path):
+    again = put_all(tmp_path, given)
+    reproduction.build(again)
+    files = sorted(p.relative_to(whole) for p in whole.rglob("*") if p.is_file())
+    assert files == sorted(p.relative_to(again) for p in again.rglob("*") if p.is_file())
+    assert [f for f in files if (whole / f).read_bytes() != (again / f).read_bytes()] == []
+
+
+def test_torch_is_not_imported():
+    code = "import sys, equipoise.report.reproduction; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "False\n"
+
+
+def test_pictures_on_white_have_the_colours_of_the_light_theme(whole):
+    css = text(Path(reproduction.__file__).parents[1] / "page.css")
+    light = dict(re.findall(r"(--[\w-]+): (#\w+);", css.split("@media")[0]))
+    file = palette.FILE
+    assert [light[f"--series-{i}"] for i in range(6)] == list(file.series)
+    own = (file.ink, file.muted, file.faint)
+    assert (light["--ink"], light["--muted"], light["--rule"]) == own
+    drawn = text(whole / "fig3/fig3.svg")
+    assert "#f1" not in drawn
+    assert "#ffffff" in drawn
+    inline = text(whole / "index.html")
+    assert "#f1a0" not in inline
+    assert "#f1b0" not in inline
+
+
+# --- tables ----------------------------------------------------------------------------------
+
+
+def test_numbers_of_table_2_are_those_of_the_findings(whole, given):
+    content = given["table2"]
+    found = {row["entry"]: row for row in records(whole / f"table2/{TABLE}.csv")}
+    assert list(found) == list(synthetic.ENTRIES)
+    for entry, row in found.items():
+        mine = rows_of(content, entry)
+        for attack in ("clean", "pgd-20", "autoattack"):
+            shares = [r["correct"][attack] / 500 for r in mine]
+            mean = sum(shares) / 3
+            assert float(row[attack]) == pytest.approx(mean)
+            assert float(row[f"{attack}_lowest"]) == min(shares)
+            assert float(row[f"{attack}_highest"]) == max(shares)
+            low, high = interval(round(mean * 500), 500)
+            assert float(row[f"{attack}_low95"]) == pytest.approx(low)
+            assert float(row[f"{attack}_high95"]) == pytest.approx(high)
+        assert (row["n"], row["seeds"]) == ("500", "0 1 2")
+
+
+def test_markdown_and_latex_say_the_same(whole, given):
+    shares = [r["correct"]["autoattack"] / 500 for r in rows_of(given["table2"], "a3gt")]
+    mean, low, high = (f"{100 * v:.1f}" for v in (sum(shares) / 3, min(shares), max(shares)))
+    markdown = next(x for x in text(whole / "table2/table2.md").splitlines() if "| a3gt |" in x)
+    assert f"*{mean}* ({low}..{high}) " in markdown
+    latex = text(whole / f"table2/{TABLE}.tex")
+    line = next(x for x in latex.splitlines() if x.startswith("a3gt &"))
+    assert f"\\textit{{{mean}}} {{\\scriptsize ({low}..{high}) [" in line
+    assert "C\\&W-30" in latex
+    assert latex.count("\\toprule") == latex.count("\\bottomrule") == 1
+    head = next(x for x in latex.splitlines() if x.startswith("entry &"))
+    assert head.count(" & ") == line.count(" & ") == 15
+
+
+def test_pairs_are_counted_image_by_image(whole, given):
+    content = given["table2"]
+    found = records(whole / f"table2/{TABLE}-pairs.csv")
+    rivals = ("generalist", "pgd-at-averaged", "mix-at-25", "mix-at-50")
+    assert len(found) == len(rivals) * 2 * 3
+    for row in found:
+        seed, attack = int(row["seed"]), row["attack"]
+        (ours,) = rows_of(content, "a3gt", seed)
+        (other,) = rows_of(content, row["against"], seed)
+        a, b = flags(ours, attack), flags(other, attack)
+        counts = int((a & ~b).sum()), int((b & ~a).sum())
+        assert (int(row["only_a3gt"]), int(row["only_other"])) == counts
+        assert float(row["p"]) == pytest.approx(exact(*counts))
+        assert float(row["difference"]) == pytest.approx(a.mean() - b.mean())
+
+
+def test_areas_are_of_the_seeds_that_a_family_shares(whole, given):
+    content = given["table2"]
+    row = next(r for r in records(whole / f"table2/{TABLE}-area.csv") if r["family"] == "mixed AT")
+    members = row["entries"].split()
+    assert set(members) == {"standard", "pgd-at-averaged", "mix-at-25", "mix-at-50"}
+    areas = []
+    for seed in (0, 1, 2):
+        mine = [rows_of(content, m, seed)[0]["correct"] for m in members]
+        points = [(c["clean"] / 500, c["autoattack"] / 500) for c in mine]
+        areas.append(hypervolume(points, (0.1, 0.0)))
+    assert float(row["area"]) == pytest.approx(sum(areas) / 3)
+    assert float(row["area_lowest"]) == pytest.approx(min(areas))
+
+
+def test_the_papers_numbers_have_a_difference_only_on_their_own_ground(whole):
+    other = records(whole / f"table2/{TABLE}-paper.csv")
+    assert {r["entry"] for r in other} == {"standard", "fat", "iat"}
+    assert all(r["difference"] == "" for r in other)
+    assert "No difference is given: the paper's numbers are of CIFAR-10" in text(
+        whole / "table2/table2.md"
+    )
+    same = records(whole / "table3/table3-mnist-8-255-paper.csv")
+    assert [(r["attack"], r["paper"]) for r in same] == [
+        ("clean", "0.992"),
+        ("mi-fgsm-20", "0.963"),
+        ("pgd-20", "0.9613"),
+    ]
+    assert all(
+        float(r["difference"]) == pytest.approx(float(r["here"]) - float(r["paper"])) for r in same
+    )
+    wide = records(whole / "table3/table3-mnist-0.3-paper.csv")
+    assert all(r["difference"] == "" for r in wide)
+
+
+# --- partial findings ------------------------------------------------------------------------
+
+
+def test_nothing_found_yet_is_a_page_all_the_same(given, tmp_path):
+    empty = {n: {**c, "rows": [], "missing": ["all of it"]} for n, c in given.items()}
+    page = text(reproduction.build(put_all(tmp_path, empty)))
+    claims = len(re.findall(r'<span class="stamp open">', page))
+    assert claims == sum(1 for _ in re.finditer('<li><span class="stamp', page)) > 20
+    assert "Missing: 1" in page
+    assert f"Of {claims} judgements on the paper&#39;s claims, 0 hold here, 0 do not, and" in page
+    assert "holds here</span>" not in page
+
+
+def test_what_is_missing_is_said_and_the_rest_is_shown(given, tmp_path):
+    content = copy.deepcopy(given["table2"])
+    line = "fashion-mnist/mart-seed2: training to do, evaluation to do"
+    content["missing"] = [line]
+    kept = []
+    for row in content["rows"]:
+        if row["entry"] == "generalist" or (row["entry"] == "mart" and row["seed"] == 2):
+            continue
+        if row["entry"] == "fat":
+            for part in ("correct", "verdicts"):
+                row[part] = {k: v for k, v in row[part].items() if k != "fab-t"}
+        if row["entry"] == "iat":
+            row["verdicts"] = {}
+        kept.append(row)
+    content["rows"] = kept
+    page = text(reproduction.build(synthetic.put(tmp_path, content)))
+    assert line in page
+    assert "0, 1 (1 missing)" in page
+    assert "– (3 missing)" in page
+    found = {row["entry"]: row for row in records(tmp_path / f"table2/{TABLE}.csv")}
+    assert found["generalist"]["clean"] == "" == found["fat"]["fab-t"]
+    assert found["mart"]["seeds"] == "0 1"
+    verdicts = {j.claim.text: j.opinion for j in judged(read(tmp_path / "table2/findings.json"))}
+    fab = next(o for t, o in verdicts.items() if "FAB-T." in t and "less" in t)
+    assert fab.verdict == judging.OPEN
+    assert "not measured: Generalist" in fab.text
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_part_of_the_rows_makes_a_page(given, experiment, tmp_path):
+    for i, share in enumerate((1, 2, 5, 9)):
+        content = given[experiment]
+        some = content["rows"][:: max(1, len(content["rows"]) // share)]
+        out = synthetic.put(tmp_path / str(i), {**content, "rows": some})
+        assert reproduction.build(out).stat().st_size > 5000
+
+
+def test_one_seed_has_no_range_but_an_interval(given, tmp_path):
+    content = copy.deepcopy(given["table2"])
+    content["rows"] = [r for r in content["rows"] if r["seed"] == 0]
+    for panel in content["panels"]:
+        panel["seeds"] = [0]
+    reproduction.build(synthetic.put(tmp_path, content))
+    line = next(
+        x for x in text(tmp_path / "table2/table2.md").splitlines() if x.startswith("| iat")
+    )
+    assert ".." not in line
+    assert "\\[" in line
+    assert "the mean over the seeds" not in text(tmp_path / "table2/table2.md")
+
+
+# --- damage ----------------------------------------------------------------------------------
+
+
+def damage(content, change):
+    broken = copy.deepcopy(content)
+    change(broken)
+    return broken
+
+
+DAMAGES = {
+    "format": (lambda c: c.update(format=7), r"expected format 1, got 7; make it again"),
+    "place": (lambda c: c.update(experiment="fig9"), r"expected the experiment table2, got"),
+    "panels": (lambda c: c.pop("panels"), r"no 'panels'"),
+    "count": (
+        lambda c: c["rows"][0]["correct"].update(clean=7),
+        r"7 images right under clean, but verdicts of",
+    ),
+    "bits": (lambda c: c["rows"][0]["verdicts"].update(clean="ff"), r"are not of 500 images"),
+    "hex": (lambda c: c["rows"][0]["verdicts"].update(clean="zz"), r"non-hexadecimal"),
+    "many": (lambda c: c["rows"][0]["correct"].update(clean=501), r"501 of 500 images"),
+    "stranger": (lambda c: c["rows"][0].update(panel="cifar10"), r"panel 'cifar10'"),
+    "twice": (lambda c: c["rows"].append(c["rows"][0]), r"same weights and radius"),
+    "n": (lambda c: c["rows"][0].update(n=0), r"is of 0 images"),
+    "rows": (lambda c: c.update(rows="all"), r"a list was expected, got str"),
+    "eps": (lambda c: c["rows"][0].update(eps=None), r"a finite number was expected"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damaged_findings_are_named_in_one_line(given, tmp_path, kind):
+    change, message = DAMAGES[kind]
+    place = tmp_path / "table2" / "findings.json"
+    place.parent.mkdir()
+    place.write_text(json.dumps(damage(given["table2"], change)), encoding="utf-8")
+    with pytest.raises(UserError, match=message) as caught:
+        reproduction.build(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert str(place) in str(caught.value)
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["findings.json"]
+
+
+def test_a_file_cut_short_and_a_folder_without_findings(tmp_path):
+    with pytest.raises(UserError, match="found none; make them with"):
+        reproduction.build(tmp_path)
+    (tmp_path / "fig2").mkdir()
+    (tmp_path / "fig2" / "findings.json").write_text('{"format": 1, "exper', encoding="utf-8")
+    with pytest.raises(UserError, match="is damaged"):
+        reproduction.build(tmp_path)
+
+
+def test_what_findings_hold_is_escaped(given, tmp_path):
+    content = copy.deepcopy(given["table2"])
+    content["panels"][0]["title"] = "<script>alert(1)</script> | _x_ & 100 %"
+    content["missing"] = ["<img src=x>"]
+    page = text(reproduction.build(synthetic.put(tmp_path, content)))
+    assert "<script>alert" not in page
+    assert "<img src=x>" not in page
+    assert "&lt;img src=x&gt;" in page
+
+
+# --- measures --------------------------------------------------------------------------------
+
+
+def constructed(tmp_path, experiment, shares, *, seeds=(0, 1), n=2000, panel=None, like=0.98):
+    """Findings whose entries have given accuracies on images that they agree on."""
+    maker = synthetic.Maker(3)
+    easy = maker.rng.standard_normal(n)
+    maker.easy[n] = easy
+    maker.verdicts = lambda share, n: synthetic.Maker.verdicts(maker, share, n, like)
+    rows = [
+        maker.row(entry, own, seed=seed, n=n) for seed in seeds for entry, own in shares.items()
+    ]
+    here = synthetic.panel(seeds=list(seeds), entries=list(shares), **(panel or {}))
+    content = synthetic.whole(experiment, [here], rows)
+    return read(synthetic.put(tmp_path, content) / experiment / "findings.json")
+
+
+def opinions(findings):
+    return {j.claim.text: j.opinion for j in judged(findings)}
+
+
+def verdict(findings, words):
+    (found,) = {o.verdict for t, o in opinions(findings).items() if words in t}
+    return found
+
+
+def test_a_mean_has_the_interval_of_one_seed():
+    found = Cell((0.5, 0.7), 100)
+    assert found.mean == pytest.approx(0.6)
+    assert found.interval == interval(60, 100)
+
+
+def test_close_to_the_best_is_what_the_test_does_not_tell_from_it(tmp_path):
+    shares = {"a3gt": {"clean": 0.9}, "fat": {"clean": 0.898}, "iat": {"clean": 0.8}}
+    found = constructed(tmp_path, "table2", shares)
+    entries = by_entry(found.rows)
+    assert standing(entries, "clean") == {"a3gt": "best", "fat": "close"}
+    assert compare(entries["a3gt"], entries["iat"], "clean").relation == "ahead"
+    assert compare(entries["iat"], entries["a3gt"], "clean").relation == "behind"
+    assert compare(entries["a3gt"], entries["fat"], "pgd-20").relation == "unknown"
+    assert cell(entries["a3gt"], "pgd-20") is None
+
+
+# --- claims ----------------------------------------------------------------------------------
+
+
+def test_there_are_claims_for_every_experiment_with_their_section():
+    assert {claim.experiment for claim in CLAIMS} == set(EXPERIMENTS)
+    assert all("section " in claim.section for claim in CLAIMS)
+
+
+def flat(clean, robust, **more):
+    return {"clean": clean, **dict.fromkeys(synthetic.ATTACKS, robust), **more}
+
+
+def test_claims_of_table_2_hold_where_the_numbers_are_the_papers(tmp_path):
+    shares = {"standard": flat(0.95, 0.0), "fat": flat(0.8, 0.45), "iat": flat(0.78, 0.4)}
+    shares |= {"generalist": flat(0.84, 0.5, **{"fab-t": 0.6}), "a3gt": flat(0.9, 0.55)}
+    found = constructed(tmp_path, "table2", shares)
+    assert {o.verdict for o in opinions(found).values()} == {judging.HOLDS}
+    assert all(
+        j.where == "Fashion-MNIST, eps 0.1 (the paper: CIFAR-10, ResNet-18)" for j in judged(found)
+    )
+
+
+def test_claims_of_table_2_fail_or_stay_open(tmp_path):
+    shares = {"standard": flat(0.95, 0.0, square=0.01), "fat": flat(0.9, 0.6)}
+    shares |= {"iat": flat(0.8, 0.4), "generalist": flat(0.85, 0.5), "a3gt": flat(0.8505, 0.5005)}
+    found = constructed(tmp_path, "table2", shares)
+    assert verdict(found, "0 % accuracy") == judging.FAILS
+    assert verdict(found, "second only") == judging.FAILS
+    assert verdict(found, "seven attacks") == judging.FAILS
+    assert verdict(found, "FAB-T.") == judging.OPEN
+    text = opinions(found)["The clean model has 0 % accuracy under every attack."].text
+    assert text == "It withstands something under Square 1.0\u00a0%."
+
+
+def test_claims_about_a_data_set_are_judged_on_it_alone(tmp_path):
+    names = ("fat", "iat", "generalist", "trades", "pgd-at", "yopo")
+    shares = {name: flat(0.9, 0.5) for name in names} | {"a3gt": flat(0.99, 0.9)}
+    found = constructed(tmp_path, "table3", shares, panel={"data": "mnist", "eps": [8 / 255]})
+    assert verdict(found, "MIA on MNIST") == verdict(found, "PGD on MNIST") == judging.HOLDS
+    assert verdict(found, "MIA on SVHN") == judging.OPEN
+    shares["trades"] = flat(0.9, 0.97)
+    panel = {"data": "svhn", "eps": [8 / 255]}
+    found = constructed(tmp_path, "table3", shares, panel=panel)
+    assert verdict(found, "second to TRADES under PGD on SVHN") == judging.HOLDS
+    assert verdict(found, "MIA on SVHN") == judging.FAILS
+
+
+def test_at_equal_robustness_clean_accuracy_decides(given, tmp_path):
+    found = read(synthetic.put(tmp_path, given["fig2"]) / "fig2" / "findings.json")
+    assert verdict(found, "A3GT keeps more") == judging.OPEN  # within the noise of 500 images
+    low = {"generalist": 70.0, "pgd-at": 70.0}
+    content = synthetic.fig2(synthetic.Maker(), **low)
+    content["rows"] = [r for r in content["rows"] if r["entry"] != "fat"]
+    lost = read(synthetic.put(tmp_path / "lost", content) / "fig2" / "findings.json")
+    assert verdict(lost, "A3GT keeps more") == judging.OPEN
+    content = synthetic.fig2(synthetic.Maker(), fat=70.0, **low)
+    held = read(synthetic.put(tmp_path / "held", content) / "fig2" / "findings.json")
+    assert verdict(held, "A3GT keeps more") == judging.HOLDS
+    content = synthetic.fig2(synthetic.Maker(), fat=90.0, **low)
+    found = read(synthetic.put(tmp_path, content) / "fig2" / "findings.json")
+    assert verdict(found, "A3GT keeps more") == judging.FAILS
+    text = next(o.text for t, o in opinions(found).items() if "A3GT keeps" in t)
+    levels = {}
+    for entry in ("a3gt", "fat"):
+        mine = [
+            (r["correct"]["clean"] / 500, r["correct"]["autoattack"] / 500)
+            for r in content["rows"]
+            if r["entry"] == entry and r["seed"] == 0 and r["gamma"] is None
+        ]
+        levels[entry] = mine
+    level = min(max(r for _, r in line) for line in levels.values())
+    best = {e: max(c for c, r in line if r >= level) for e, line in levels.items()}
+    assert f"−{100 * (best['fat'] - best['a3gt']):.1f} points to FAT" in text
+
+
+def scored(tmp_path, experiment, shift, n=5000):
+    """A3GT's score differs from all others by a shift, by radius."""
+    radii = [0.0, 0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.14, 0.16]
+    rows = []
+    maker = synthetic.Maker(1)
+    for entry in ("a3gt", "trades", "sat", "yopo", "fat-trades", "fat-mart"):
+        for eps in radii:
+            value = 0.8 - 2 * eps + (shift(entry, eps) if entry != "a3gt" else 0.0)
+            row = maker.row(entry, {"clean": 0.8, "pgd-20": value}, eps=eps, n=n)
+            rows.append(row | {"cmmr": {**synthetic.score(value, 0.8, eps), "score": value}})
+    names = list(dict.fromkeys(r["entry"] for r in rows))
+    here = synthetic.panel(eps=radii, seeds=[0], entries=names)
+    content = synthetic.whole(experiment, [here], rows)
+    return read(synthetic.put(tmp_path, content) / experiment / "findings.json")
+
+
+def test_scores_are_judged_region_by_region(tmp_path):
+    def as_the_paper_has_it(entry, eps):
+        ahead = {"trades", "sat"} if eps < 0.03 else {"fat-trades"} if eps < 0.08 else set()
+        if eps > 0.13:
+            ahead = {"yopo", "sat"}
+        return 0.06 if entry in ahead else -0.06
+
+    found = scored(tmp_path, "fig3", as_the_paper_has_it)
+    assert {o.verdict for o in opinions(found).values()} == {judging.HOLDS}
+    assert any("FAT-TRADES −0.060 ± " in o.text for o in opinions(found).values())
+    assert verdict(scored(tmp_path, "fig4", as_the_paper_has_it), "leads") == judging.FAILS
+    assert verdict(scored(tmp_path, "fig4", lambda *_: -0.06), "leads") == judging.HOLDS
+    level = scored(tmp_path, "fig4", lambda *_: 0.001)
+    assert verdict(level, "leads") == judging.OPEN
+
+
+def test_the_best_setting_is_judged_against_every_other(given, tmp_path):
+    found = read(synthetic.put(tmp_path, given["fig5"]) / "fig5" / "findings.json")
+    assert verdict(found, "PGD accuracy is best") == judging.OPEN
+    assert verdict(found, "Clean accuracy") in (judging.OPEN, judging.FAILS)
+    grid = ablation.grid(found, found.panels[0])
+    assert next(iter(grid)) == ablation.Setting((1.0, 1.0, 1.0, 0.4), 1)
+    assert len(grid) == 20
+    bare = [s.every for s, rows in grid.items() if rows[0].handovers == []]
+    assert bare == [20] * 4  # t' = 25, and no multiple of 20 between it and round 30
+    said = text(Path(reproduction.build(tmp_path)).parent / "fig5" / "fig5.md")
+    assert "No hand-over fell into the training of four settings: the learners" in said
+
+
+def test_hand_overs_are_counted_by_the_recipe(tmp_path):
+    maker = synthetic.Maker()
+    settings = {"gamma": [0.5], "every": 5, "count": "since-start", "inclusive": True}
+    others = ({}, {"count": "rounds"}, {"count": "rounds", "inclusive": False}, {})
+    rows = [
+        maker.row(name, {"clean": 0.5}, rounds=20, t_start=start, settings=settings | other)
+        for name, start, other in zip("abcd", (7, 7, 10, None), others, strict=True)
+    ]
+    content = synthetic.whole("fig5", [synthetic.panel()], rows)
+    found = read(synthetic.put(tmp_path, content) / "fig5" / "findings.json")
+    assert [row.handovers for row in found.rows] == [[7, 12, 17], [10, 15, 20], [15, 20], []]
+
+
+def test_start_rules_are_grouped_and_judged(given, whole, tmp_path):
+    found = read(synthetic.put(tmp_path, given["controls"]) / "controls" / "findings.json")
+    assert verdict(found, "preset hyper-parameters") == judging.FAILS
+    assert verdict(found, "adapts") == judging.OPEN
+    said = text(whole / "controls/controls.md")
+    assert "Of the paper's rule, two settings of 6 never start." in said
+    assert "of one seed each, so how much a seed alone moves it is not known here" in said
+    kinds = [row["kind"] for row in records(whole / "controls/controls-rules.csv")]
+    assert kinds == ["stable"] + ["fixed"] * 4 + ["never"] + ["threshold"] * 6
+
+
+# --- the page --------------------------------------------------------------------------------
+
+
+def test_the_page_asks_for_nothing_from_outside(whole):
+    page = text(whole / "index.html")
+    assert "default-src 'none'" in page
+    assert re.findall(r"<(?:link|script|img)[^>]+(?:src|href)=\"(?!data:)[^\"]*", page) == []
+    ids = re.findall(r'\sid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    for name in EXPERIMENTS:
+        assert f'href="#{name}"' in page
+        assert f'id="{name}"' in page
+
+
+@pytest.mark.browser
+def test_in_a_browser(whole):
+    out = whole / "index.html"
+    with browser() as view:
+        for width in (400, 1280):
+            for dark in (False, True):
+                view.show(out, width=width, dark=dark)
+                assert view.console() == []
+                asked = [url for url in view.requests() if not url.startswith("data:")]
+                assert asked == [out.resolve().as_uri()]
+                assert view.ask("document.documentElement.scrollWidth") <= width
+                drawn = "[...document.querySelectorAll('.chart svg')].map(s => s.clientHeight)"
+                assert len(view.ask(drawn)) == 9
+                assert min(view.ask(drawn)) > 150
+                if shots := os.environ.get("EQUIPOISE_SCREENSHOTS"):
+                    theme = "dark" if dark else "light"
+                    view.screenshot(Path(shots) / f"reproduction-{width}-{theme}.png")
+        table = "document.querySelector('#table2 .sortable')"
+        first = f"{table}.querySelector('tbody th').textContent"
+        before = view.ask(first)
+        view.ask(f"{table}.querySelectorAll('thead button')[3].focus()")
+        view.ask("document.activeElement.click()")
+        assert view.ask(f"{table}.querySelector('[aria-sort]').ariaSort") == "descending"
+        assert (before, view.ask(first)) == ("standard", "mart")
+        view.ask("document.activeElement.click()")
+        assert view.ask(f"{table}.querySelector('[aria-sort]').ariaSort") == "ascending"
+        assert view.ask(first) == "standard"
