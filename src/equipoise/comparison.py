@@ -37,6 +37,7 @@ class Judging:
         precision: The arithmetic of the search.
         batch_size: How many points are attacked at a time.
         individual: As for :func:`equipoise.evaluate`.
+        weights: Which of a run's weights, a name as for :meth:`equipoise.runs.Run.model`.
     """
 
     attacks: tuple[str, ...]
@@ -45,6 +46,7 @@ class Judging:
     precision: Precision = "auto"
     batch_size: int = 250
     individual: bool | None = None
+    weights: str = "model"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +181,8 @@ def _entry(name: Any, given: Any, base: Mapping[str, Any], problems: list[str]) 
 
 def _judging(given: Mapping[str, Any], problems: list[str]) -> Judging:
     """Return how the models are evaluated; without attacks where those are wrong."""
-    problems += _unknown(given, [f.name for f in fields(Judging)], "key of evaluate")
+    known = [f.name for f in fields(Judging) if f.name != "weights"]
+    problems += _unknown(given, known, "key of evaluate")
     attacks = _attacks(given.get("attacks"), problems)
     n = _whole(given.get("n"), "evaluate.n", 1, problems)
     size = _whole(given.get("batch_size"), "evaluate.batch_size", 1, problems)

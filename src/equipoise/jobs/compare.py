@@ -15,7 +15,7 @@ from rich.table import Table
 from equipoise import comparison
 from equipoise.comparison import Plan
 from equipoise.errors import RunError, UserError
-from equipoise.jobs.compare_crew import Crew, Failure, Stopped, claim
+from equipoise.jobs.compare_crew import Crew, Failure, Stopped, Work, claim
 from equipoise.jobs.compare_plan import items as plan_items
 from equipoise.jobs.compare_plan import refuse_others
 from equipoise.jobs.compare_runs import Item
@@ -111,7 +111,7 @@ class _Comparison:
         if failed:
             raise RunError(self._complaint(failed))
 
-    def _finished(self, item: Item) -> None:
+    def _finished(self, item: Work) -> None:
         found = self._write()
         row = next(row for row in found.rows if row.run == item.name)
         self.done += 1

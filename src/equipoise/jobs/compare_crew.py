@@ -1,6 +1,6 @@
 """The processes of a comparison: commands side by side, none of them left behind."""
 
-__all__ = ["Crew", "Failure", "Stopped", "claim", "spawn"]
+__all__ = ["Crew", "Failure", "Stopped", "Work", "claim", "spawn"]
 
 import fcntl
 import os
@@ -14,18 +14,45 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
 from equipoise.errors import RunError, UserError
 from equipoise.jobs import signals
-from equipoise.jobs.compare_runs import Item, Step
+from equipoise.jobs.compare_runs import Step
 from equipoise.progress import Console
+from equipoise.recipe import Recipe
 
 LOOK_SECONDS = 0.1
 SHOW_SECONDS = 1.0
 WAIT_SECONDS = 20.0
+
+
+class Work(Protocol):
+    """What a crew works off: commands, one after the other, until nothing is left to do."""
+
+    @property
+    def name(self) -> str:
+        """Return its name."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """Return what is trained."""
+
+    @property
+    def log(self) -> Path:
+        """Return the file that its commands write to."""
+
+    def step(self) -> Step | None:
+        """Return what is to be done next; None: nothing."""
+
+    def prepare(self) -> None:
+        """Make what the next step needs."""
+
+    def work(self) -> float:
+        """Return how much of it is done, in gradient evaluations."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +65,14 @@ class Failure:
         line: The last line that its command wrote.
     """
 
-    item: Item
+    item: Work
     phase: str
     line: str
 
 
 @dataclass
 class _Child:
-    item: Item
+    item: Work
     step: Step
     process: subprocess.Popen[bytes]
     told: bool = False  # to save and stop: once, for the second time means at once
@@ -70,14 +97,14 @@ class Crew:
 
     def __init__(
         self,
-        items: Sequence[Item],
+        items: Sequence[Work],
         *,
         workers: int,
         lock: int,
         console: Console,
         total: float,
         done: float,
-        finished: Callable[[Item], None],
+        finished: Callable[[Work], None],
     ) -> None:
         self.waiting = deque(items)
         self.workers, self.lock, self.console = workers, lock, console
@@ -115,14 +142,14 @@ class Crew:
             if step is not None:
                 self._start(item, step)
 
-    def _start(self, item: Item, step: Step) -> None:
+    def _start(self, item: Work, step: Step) -> None:
         item.prepare()
         with item.log.open("a", encoding="utf-8") as log:
             log.write(f"$ {shlex.join(['equipoise', *step.words])}\n")
         process = spawn(step.words, item.log, self._environment(item), self.lock)
         self.children.append(_Child(item, step, process))
 
-    def _environment(self, item: Item) -> Mapping[str, str]:
+    def _environment(self, item: Work) -> Mapping[str, str]:
         """Return a share of the threads, and where the data are, also for what was begun."""
         given = os.environ.get("OMP_NUM_THREADS", "")
         cores = int(given) if given.isdigit() else os.cpu_count() or 1
@@ -143,7 +170,7 @@ class Crew:
                 self.finished(child.item)
             elif self.stopped:
                 continue
-            elif code or step.phase == child.step.phase:
+            elif code or step == child.step:
                 self._failed(child, code)
             else:
                 self._start(child.item, step)

@@ -101,7 +101,8 @@ def refuse_others(found: Sequence[Item]) -> None:
     for item in found:
         folder = item.run.path
         if (folder / "recipe.yaml").is_file():
-            changed = _differences(recipes.read(folder / "recipe.yaml"), item.recipe)
+            there = recipes.completed(recipes.read(folder / "recipe.yaml"))
+            changed = _differences(there, item.recipe)
             if changed:
                 other.setdefault("; ".join(changed), []).append(str(folder))
         elif folder.exists() and not _empty(folder):

@@ -76,6 +76,12 @@ class Item:
         assert self.judging.eps is not None
         return Threat(self.recipe.norm, self.judging.eps)
 
+    @property
+    def store(self) -> Store:
+        """Return where its evaluation is kept."""
+        assert self.judging.n is not None
+        return Store.of(self.run, self.threat, self.judging.n, self.judging.weights)
+
     # How far it is
 
     def rounds(self) -> list[dict[str, Any]]:
@@ -89,7 +95,7 @@ class Item:
 
     def verdicts(self) -> dict[str, dict[str, Any]] | None:
         """Return the records of the evaluation by attack; None: it is not at its end."""
-        digest = self.run.read_json("summary.json").get("sha256", {}).get("model")
+        digest = self._digest()
         mine = [r for r in _lines(self.run.path / "records.jsonl") if self._same(r, digest)]
         asked = [STAGED] if self.judging.individual is False else list(self.judging.attacks)
         worst = [r for r in mine if r["attack"] == WORST and {*asked} <= {*r.get("attacks", ())}]
@@ -99,13 +105,20 @@ class Item:
             return None
         return {name: found[name] for name in ("clean", *asked)} | {WORST: (exact or worst)[-1]}
 
+    def _digest(self) -> str | None:
+        """Return the SHA-256 of the weights that are judged; None: there are none."""
+        try:
+            return self.run.digest(self.judging.weights)
+        except UserError:
+            return None
+
     def _same(self, record: Mapping[str, Any], digest: str | None) -> bool:
         """Tell whether a record is of this model under this protocol."""
         judging, eps = self.judging, record.get("eps")
         return (
             digest is not None
             and record.get("model_sha256") == digest
-            and record.get("weights") == "model"
+            and record.get("weights") == judging.weights
             and record.get("n") == judging.n
             and record.get("norm") == self.recipe.norm
             and eps == judging.eps
@@ -126,8 +139,7 @@ class Item:
 
     def _begun(self) -> bool:
         """Tell whether there is an evaluation of the same kind to go on with."""
-        assert self.judging.n is not None
-        store = Store.of(self.run, self.threat, self.judging.n, "model")
+        store = self.store
         try:
             about = store.about()
             summary = json.loads(store.summary.read_text(encoding="utf-8"))
@@ -137,7 +149,7 @@ class Item:
         asked = about.get("asked", {})
         return bool(
             about.get("version") == equipoise.__version__
-            and about.get("model_sha256") == self.run.read_json("summary.json")["sha256"]["model"]
+            and about.get("model_sha256") == self._digest()
             and asked.get("attacks") == list(self.judging.attacks)
             and asked.get("individual") == self.judging.individual
             and (asked.get("seed"), asked.get("passes")) == (0, None)
@@ -168,8 +180,7 @@ class Item:
             return self.gradients * min(1.0, len(self.rounds()) / self.recipe.rounds)
         if self.verdicts() is not None:
             return self.gradients + self.evaluation
-        assert self.judging.n is not None
-        path = Store.of(self.run, self.threat, self.judging.n, "model").summary
+        path = self.store.summary
         try:
             records = json.loads(path.read_text(encoding="utf-8"))["records"]
             done = records[-1]["backwards"]
@@ -208,6 +219,8 @@ class Item:
         words += ["--eps", repr(judging.eps), "-n", str(judging.n)]
         words += ["--precision", judging.precision, "--batch-size", str(judging.batch_size)]
         words += ["--device", self.recipe.device]
+        if judging.weights != "model":
+            words += ["--weights", judging.weights]
         if self.recipe.data_dir is not None:
             words += ["--data-dir", self.recipe.data_dir]
         if judging.individual is not None:

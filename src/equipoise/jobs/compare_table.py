@@ -1,6 +1,6 @@
 """What a comparison found: a row an entry, a row a run, and where the numbers come from."""
 
-__all__ = ["Found", "Row", "collect"]
+__all__ = ["Found", "Row", "collect", "origin_facts"]
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -170,13 +170,9 @@ class Found:
             "threat of the attacks": self._each(lambda i: str(i.threat)),
             "attacks": ", ".join(self.plan.judging.attacks) + self._how(),
             "budget": f"{budget:,.0f} gradient evaluations of a training" if budget else "none",
-            "device": _distinct(f"{o.get('device')}" for o in origins),
-            "threads": _distinct(str(o.get("threads")) for o in origins),
-            "versions": _distinct(_versions(o) for o in origins),
-            "git commit": _distinct(_commit(o) for o in origins),
-            "command": f"`{self.command}`",
         }
-        return [f"{key}: {value}" for key, value in facts.items() if value]
+        told = [f"{key}: {value}" for key, value in facts.items() if value]
+        return [*told, *origin_facts(origins), f"command: `{self.command}`"]
 
     def _finished(self) -> list[Item]:
         there = {row.run for row in self.rows}
@@ -266,6 +262,17 @@ def collect(plan: Plan, items: Sequence[Item], failures: Mapping[str, str], comm
         if verdicts is not None:
             rows.append(Row.of(item, verdicts))
     return Found(plan=plan, items=ordered, rows=rows, failures=failures, command=command)
+
+
+def origin_facts(origins: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return in lines where trainings come from, by their provenance: device and versions."""
+    facts = {
+        "device": _distinct(f"{o.get('device')}" for o in origins),
+        "threads": _distinct(str(o.get("threads")) for o in origins),
+        "versions": _distinct(_versions(o) for o in origins),
+        "git commit": _distinct(_commit(o) for o in origins),
+    }
+    return [f"{key}: {value}" for key, value in facts.items() if value]
 
 
 def _state(item: Item) -> tuple[str, str]:

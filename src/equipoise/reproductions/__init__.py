@@ -1,0 +1,180 @@
+"""The paper's tables and figures as plans: which trainings, judged how.
+
+``SCALE.yaml`` beside this file names pools of trainings, and for every experiment its views: of a
+pool some entries and seeds, and how they are judged. A pool is written like the plan of a
+comparison (:mod:`equipoise.comparison`); what is new in it:
+
+==============  ==============================================================================
+published       entries lie over the published settings of their methods for the pool's data
+grids           entries made of all combinations of some settings
+==============  ==============================================================================
+
+and in a view:
+
+==============  ==============================================================================
+entries         names of the pool's entries, with ``*`` for any ending; all by default
+eps             radii of the attacks; 0 is the clean accuracy
+snapshots       judge the global model of every round that the training kept, too
+gammas          judge new mixes of the learners' last weights, where there are two
+cmmr            compute the composite score of :mod:`equipoise.cmmr`
+==============  ==============================================================================
+"""
+
+__all__ = ["EXPERIMENTS", "SCALES", "View", "views"]
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib import resources
+from itertools import product
+from typing import Any
+
+import yaml
+
+from equipoise import comparison
+from equipoise import recipe as recipes
+from equipoise.comparison import Plan
+from equipoise.errors import UserError, nearest
+
+SCALES = {
+    "smoke": "digits, minutes: shows that everything runs",
+    "cpu": "Fashion-MNIST and MNIST with a small CNN, hours on two cores",
+    "full": "CIFAR-10, MNIST and SVHN with ResNet-18, as in the paper: days on a GPU",
+}
+EXPERIMENTS = {
+    "table2": "clean and robust accuracy of every method under every attack",
+    "table3": "the same on MNIST and SVHN, and on MNIST at 0.3",
+    "fig2": "clean against AutoAttack accuracy, along training and along the final gamma",
+    "fig3": "CMMR against eps",
+    "fig4": "CMMR as a radar at four radii",
+    "fig5": "the ablation over gamma and c",
+    "controls": "does it matter when the learners are synchronised?",
+}
+SLICE = {"rounds": 2, "limit": 640, "validation": 64, "batch_size": 64, "keep": "last"}
+SLICE_N = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What an experiment looks at: some trainings of a pool, and how they are judged.
+
+    Arguments:
+        experiment: The experiment.
+        pool: The name of the pool.
+        plan: Its entries of this view, their seeds and how they are judged.
+        eps: The radii of the attacks; none: that of the training.
+        snapshots: Whether kept global models of earlier rounds are judged, too.
+        gammas: New mixes of two learners that are judged.
+        cmmr: Whether the composite score is computed.
+    """
+
+    experiment: str
+    pool: str
+    plan: Plan
+    eps: tuple[float, ...] = ()
+    snapshots: bool = False
+    gammas: tuple[float, ...] = ()
+    cmmr: bool = False
+
+
+def views(scale: str, experiments: Sequence[str], *, slice_: bool = False) -> list[View]:
+    """Return what some experiments look at.
+
+    Arguments:
+        scale: A name of :data:`SCALES`.
+        experiments: Names of :data:`EXPERIMENTS`, or ``all``.
+        slice_: Whether trainings and evaluations are cut down to a trial.
+
+    Raises:
+        UserError: If a name is unknown.
+    """
+    if scale not in SCALES:
+        raise UserError(nearest(scale, SCALES, "scale"))
+    for name in experiments:
+        if name not in (*EXPERIMENTS, "all"):
+            raise UserError(nearest(name, [*EXPERIMENTS, "all"], "experiment"))
+    content = _content(scale)
+    wanted = [n for n in EXPERIMENTS if n in experiments or "all" in experiments]
+    return [
+        _view(name, given, content["pools"], slice_) for name in wanted for given in content[name]
+    ]
+
+
+@cache
+def _content(scale: str) -> Mapping[str, Any]:
+    text = resources.files(__name__).joinpath(f"{scale}.yaml").read_text(encoding="utf-8")
+    content: Mapping[str, Any] = yaml.safe_load(text)
+    return content
+
+
+def _view(
+    experiment: str, given: Mapping[str, Any], pools: Mapping[str, Any], slice_: bool
+) -> View:
+    pool = pools[given["pool"]]
+    entries = _entries(pool, slice_)
+    patterns = given.get("entries", ["*"])
+    chosen = [n for p in patterns for n in entries if fnmatchcase(n, p)]
+    assert all(any(fnmatchcase(n, p) for n in entries) for p in patterns), patterns
+    judged, seeds = dict(given["evaluate"]), given["seeds"]
+    if slice_:
+        judged["n"], seeds = SLICE_N, seeds[:1]
+    plan: dict[str, Any] = {
+        "title": pool["title"],
+        "entries": {name: entries[name] for name in dict.fromkeys(chosen)},
+        "seeds": seeds,
+        "evaluate": judged,
+    }
+    if "budget" in pool and not slice_:
+        plan["budget"] = pool["budget"]
+    return View(
+        experiment=experiment,
+        pool=given["pool"],
+        plan=comparison.parse(plan),
+        eps=tuple(given.get("eps", ())),
+        snapshots=given.get("snapshots", False),
+        gammas=tuple(given.get("gammas", ())),
+        cmmr=given.get("cmmr", False),
+    )
+
+
+def _entries(pool: Mapping[str, Any], slice_: bool) -> dict[str, dict[str, Any]]:
+    """Return the entries of a pool, everything that lies under them included."""
+    named = dict(pool.get("entries", {}))
+    for grid in pool.get("grids", ()):
+        named |= dict(_grid(grid))
+    return {name: _entry(name, own, pool, slice_) for name, own in named.items()}
+
+
+def _entry(
+    name: str, own: Mapping[str, Any], pool: Mapping[str, Any], slice_: bool
+) -> dict[str, Any]:
+    own = dict(own)
+    cost = own.pop("cost", None)
+    settings = recipes.combine({"method": name}, pool["base"], own)
+    if pool.get("published"):
+        settings = recipes.published(settings["method"], pool["base"]["data"]).under(settings)
+    if slice_:
+        settings |= SLICE | ({"snapshots": 1} if "snapshots" in settings else {})
+    return settings | ({"cost": cost} if cost is not None and not slice_ else {})
+
+
+def _grid(grid: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield an entry for each combination of a grid, with its name."""
+    keys = list(grid["over"])
+    for values in product(*grid["over"].values()):
+        name, entry = grid["name"], dict(grid["entry"])
+        for key, value in zip(keys, values, strict=True):
+            *parents, last = key.split(".")
+            place = entry
+            for parent in parents:
+                place[parent] = dict(place[parent])
+                place = place[parent]
+            place[last] = value
+            name = name.replace(f"{{{key}}}", _short(value))
+        yield name, entry
+
+
+def _short(value: Any) -> str:
+    """Return a value as a part of a name."""
+    return "-".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,161 @@
+"""Reproducing: the plans, the runs they share, what is found; the smallest scale end to end."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from equipoise import reproductions
+from equipoise.errors import UserError
+from equipoise.jobs.reproduce_runs import chains, looks
+from equipoise.reproductions import EXPERIMENTS, SCALES, views
+
+
+def command(*words, cwd):
+    run = (sys.executable, "-m", "equipoise", *map(str, words))
+    return subprocess.run(run, cwd=cwd, capture_output=True, text=True, timeout=280)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("slice_", [False, True])
+def test_every_plan_is_one_of_valid_recipes(scale, slice_):
+    found = views(scale, ["all"], slice_=slice_)
+    assert {view.experiment for view in found} == set(EXPERIMENTS)
+    for view in found:
+        for entry in view.plan.entries:
+            rounds = entry.rounds or 7
+            recipe = entry.recipe(rounds=rounds, seed=view.plan.seeds[0])
+            assert recipe.rounds == (2 if slice_ else rounds)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_entries_of_one_pool_are_one_recipe_in_every_experiment(scale):
+    known = {}
+    for view in views(scale, ["all"]):
+        for entry in view.plan.entries:
+            key = view.pool, entry.name
+            assert known.setdefault(key, entry.settings) == entry.settings
+            assert known[key] is not None
+
+
+def test_the_papers_methods_attacks_and_controls_are_there():
+    table2 = views("cpu", ["table2"])[0].plan
+    names = {entry.name for entry in table2.entries}
+    asked = {"standard", "fat", "iat", "generalist", "a3gt", "trades", "mart", "sat", "yopo"}
+    assert asked | {"pgd-at", "pgd-at-averaged", "mix-at-50"} <= names
+    assert table2.seeds == (0, 1, 2)
+    ablation = [entry.settings for entry in views("cpu", ["fig5"])[0].plan.entries]
+    assert {settings["every"] for settings in ablation} == {1, 3, 5, 10, 20}
+    assert any(tuple(settings["gamma"]) == (1, 1, 1, 0.4) for settings in ablation)
+    starts = [entry.settings for entry in views("cpu", ["controls"])[0].plan.entries]
+    fractions = {s["start"].get("fraction") for s in starts if "start" in s}
+    assert {0.25, 0.5, 0.625, 0.75} <= fractions
+    grid = [s["start"] for s in starts if s["method"] == "a3gt-paper"]
+    assert len({(start["threshold"], start["patience"]) for start in grid}) == len(grid) == 9
+
+
+@pytest.mark.parametrize(
+    ("scale", "names", "said"),
+    [("tiny", ["table2"], "did you mean"), ("smoke", ["table4"], "did you mean 'table")],
+)
+def test_unknown_names_are_refused_with_the_nearest(scale, names, said):
+    with pytest.raises(UserError, match=said if scale == "smoke" else "unknown scale"):
+        views(scale, names)
+
+
+def test_runs_are_shared_and_every_evaluation_stands_once(tmp_path):
+    found = [
+        look
+        for view in views("smoke", ["fig2", "fig3", "fig4"])
+        for look in looks(view, tmp_path, None)
+    ]
+    every = chains(found)
+    assert len(every) == len({chain.name for chain in every}) == 5
+    by_name = {chain.name: chain for chain in every}
+    assert [i.judging.eps for i in by_name["digits/trades-seed0"].items] == [
+        0.04,
+        0.08,
+        0.12,
+        0.16,
+    ]
+    merged = by_name["along-training/a3gt-seed0"]
+    weights = [item.judging.weights for item in merged.items]
+    assert weights == ["model", "round-002", "gamma-0", "gamma-0.5", "gamma-1"]
+    alone = by_name["along-training/pgd-at-seed0"]
+    assert [item.judging.weights for item in alone.items] == ["model", "round-002"]
+    assert merged.work() == 0
+    assert merged.step().phase == "training"
+
+
+def test_a_grid_names_what_it_is_made_of():
+    pool = {
+        "base": {"data": "digits", "rounds": 4},
+        "grids": [
+            {
+                "name": "g{gamma}-l{start.threshold}",
+                "entry": {"method": "a3gt-paper", "start": {"rule": "threshold"}},
+                "over": {"gamma": [[1, 0.4], [0.5]], "start.threshold": [0.5, 1.5]},
+            }
+        ],
+    }
+    entries = reproductions._entries(pool, False)
+    assert list(entries) == ["g1-0.4-l0.5", "g1-0.4-l1.5", "g0.5-l0.5", "g0.5-l1.5"]
+    assert entries["g0.5-l1.5"]["start"]["threshold"] == 1.5
+    assert entries["g1-0.4-l0.5"]["start"]["threshold"] == 0.5
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Figure 3 at the smallest scale, as a user makes it."""
+    where = tmp_path_factory.mktemp("reproduce")
+    done = command("reproduce", "fig3", "--workers", "2", cwd=where)
+    assert done.returncode == 0, done.stderr
+    return where / "runs/reproduce/smoke", done
+
+
+@pytest.mark.xdist_group("reproduce")
+def test_a_figure_from_recipe_to_page(made):
+    folder, done = made
+    assert "3 runs in all, 0 of them done" in " ".join(done.stdout.split())
+    assert (folder / "index.html").is_file()
+    assert (folder / "results.md").is_file()
+    content = json.loads((folder / "fig3/findings.json").read_text(encoding="utf-8"))
+    assert content["missing"] == []
+    rows = content["rows"]
+    assert len(rows) == 3 * 5
+    for row in rows:
+        for name, text in row["verdicts"].items():
+            bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[: row["n"]]
+            assert bits.sum() == row["correct"][name]
+        assert 0 <= row["cmmr"]["score"] <= 1
+    at_zero = [row for row in rows if row["eps"] == 0]
+    assert len(at_zero) == 3
+    assert all(row["cmmr"]["score"] == row["correct"]["clean"] / row["n"] for row in at_zero)
+    by_eps = sorted((r["eps"], r["cmmr"]["score"]) for r in rows if r["entry"] == "trades")
+    scores = [score for _, score in by_eps]
+    assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.xdist_group("reproduce")
+def test_a_repeated_command_does_nothing_again_and_runs_are_reused(made):
+    folder, _ = made
+    before = {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*.safetensors")}
+    again = command("reproduce", "fig3", "fig4", "--workers", "2", cwd=folder.parents[2])
+    assert again.returncode == 0, again.stderr
+    assert "3 runs in all, 3 of them done." in " ".join(again.stdout.split())
+    after = {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*.safetensors")}
+    assert after == before
+    assert (folder / "fig4/findings.json").is_file()
+
+
+@pytest.mark.xdist_group("reproduce")
+def test_missing_data_are_said_and_the_rest_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("EQUIPOISE_DATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    done = command("reproduce", "table3", "--scale", "full", "--plan", cwd=tmp_path)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "SVHN, eps 8/255 is left out" in done.stderr
