@@ -14,9 +14,12 @@ from equipoise.jobs.reproduce_runs import chains, looks
 from equipoise.reproductions import EXPERIMENTS, SCALES, views
 
 
+pytestmark = pytest.mark.timeout(900)  # trainings in processes of their own
+
+
 def command(*words, cwd):
     run = (sys.executable, "-m", "equipoise", *map(str, words))
-    return subprocess.run(run, cwd=cwd, capture_output=True, text=True, timeout=280)
+    return subprocess.run(run, cwd=cwd, capture_output=True, text=True, timeout=800)
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -64,6 +67,16 @@ def test_the_papers_methods_attacks_and_controls_are_there():
 def test_unknown_names_are_refused_with_the_nearest(scale, names, said):
     with pytest.raises(UserError, match=said if scale == "smoke" else "unknown scale"):
         views(scale, names)
+
+
+def test_only_some_entries():
+    found = views("cpu", ["all"], only=["a3gt", "mix-at-*"])
+    names = {view.pool: [entry.name for entry in view.plan.entries] for view in found}
+    assert names["fashion-mnist"] == ["a3gt"]  # of figure 4, the last that looks there
+    assert [e.name for e in found[0].plan.entries] == ["mix-at-25", "mix-at-50", "a3gt"]
+    assert {view.experiment for view in found} == set(EXPERIMENTS) - {"fig5"}
+    with pytest.raises(UserError, match="did you mean 'a3gt'"):
+        views("cpu", ["table2"], only=["agt"])
 
 
 def test_runs_are_shared_and_every_evaluation_stands_once(tmp_path):
@@ -159,3 +172,18 @@ def test_missing_data_are_said_and_the_rest_goes_on(tmp_path, monkeypatch):
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert "SVHN, eps 8/255 is left out" in done.stderr
+
+
+@pytest.mark.xdist_group("reproduce")
+def test_the_scale_of_the_paper_runs_as_a_slice(tmp_path):
+    stand_ins = Path(__file__).with_name("stand_ins.py")
+    words = ("reproduce", "table2", "--scale", "full", "--slice", "--only", "a3gt")
+    done = command("--import", stand_ins, *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs/reproduce/full-slice"
+    content = json.loads((folder / "table2/findings.json").read_text(encoding="utf-8"))
+    assert content["missing"] == []
+    assert {row["entry"] for row in content["rows"]} == {"a3gt"}
+    assert {row["settings"]["model"] for row in content["rows"]} == {"resnet-18"}
+    assert {row["rounds"] for row in content["rows"]} == {2}
+    assert (folder / "index.html").is_file()

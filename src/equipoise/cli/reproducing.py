@@ -44,6 +44,9 @@ def reproduce(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes.")] = Path(
         "runs/reproduce"
     ),
+    only: Annotated[
+        str | None, typer.Option(help="Entries, by commas, like a3gt,mix-at-*; all otherwise.")
+    ] = None,
     workers: Annotated[
         int, typer.Option(help="Runs side by side, each with its share of the threads.")
     ] = 1,
@@ -52,8 +55,8 @@ def reproduce(
         bool,
         typer.Option(
             "--slice",
-            help="Cut every training to 2 rounds of 512 images and every evaluation to 8: shows "
-            "that a scale runs here; the numbers mean nothing.",
+            help="Cut every training to 2 rounds of 512 images with an eighth of the width, every "
+            "evaluation to 8 images: shows that a scale runs here; the numbers mean nothing.",
         ),
     ] = False,
     plan: Annotated[
@@ -75,6 +78,7 @@ def reproduce(
         what,
         scale,
         out,
+        only=[name.strip() for name in (only or "").split(",") if name.strip()],
         workers=workers,
         data_dir=data_dir,
         slice_=slice_,

@@ -34,6 +34,7 @@ def reproduce(
     scale: str,
     out: Path,
     *,
+    only: Sequence[str] = (),
     workers: int = 1,
     data_dir: Path | None = None,
     slice_: bool = False,
@@ -48,6 +49,7 @@ def reproduce(
         experiments: Names of :data:`equipoise.reproductions.EXPERIMENTS`, or ``all``.
         scale: A name of :data:`equipoise.reproductions.SCALES`.
         out: The folder of all scales.
+        only: Names of entries, with ``*`` for any ending; none: all.
         workers: How many runs are worked on side by side.
         data_dir: The folder of the data; by default the usual places.
         slice_: Whether to cut trainings and evaluations down to a trial.
@@ -68,7 +70,7 @@ def reproduce(
     folder = out / (f"{scale}-slice" if slice_ else scale)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is not a folder; choose another --out")
-    wanted = views(scale, experiments, slice_=slice_)
+    wanted = views(scale, experiments, only=only, slice_=slice_)
     found, problems = _found(wanted, folder / "trainings", data_dir)
     for lines in problems.values():
         for line in lines:

@@ -51,7 +51,7 @@ EXPERIMENTS = {
     "fig5": "the ablation over gamma and c",
     "controls": "does it matter when the learners are synchronised?",
 }
-SLICE = {"rounds": 2, "limit": 640, "validation": 64, "batch_size": 64, "keep": "last"}
+SLICE = {"rounds": 2, "limit": 576, "validation": 64, "batch_size": 64, "width": 0.125}
 SLICE_N = 8
 
 
@@ -78,12 +78,16 @@ class View:
     cmmr: bool = False
 
 
-def views(scale: str, experiments: Sequence[str], *, slice_: bool = False) -> list[View]:
+def views(
+    scale: str, experiments: Sequence[str], *, only: Sequence[str] = (), slice_: bool = False
+) -> list[View]:
     """Return what some experiments look at.
 
     Arguments:
         scale: A name of :data:`SCALES`.
         experiments: Names of :data:`EXPERIMENTS`, or ``all``.
+        only: Names of entries, with ``*`` for any ending; none: all. Views that have none of
+            them are left out.
         slice_: Whether trainings and evaluations are cut down to a trial.
 
     Raises:
@@ -96,8 +100,17 @@ def views(scale: str, experiments: Sequence[str], *, slice_: bool = False) -> li
             raise UserError(nearest(name, [*EXPERIMENTS, "all"], "experiment"))
     content = _content(scale)
     wanted = [n for n in EXPERIMENTS if n in experiments or "all" in experiments]
+    every = [(name, given) for name in wanted for given in content[name]]
+    entries = [_chosen(given, content["pools"], slice_) for _, given in every]
+    kept = [{n: e for n, e in found.items() if _named(n, only or "*")} for found in entries]
+    known = dict.fromkeys(name for found in entries for name in found)
+    for pattern in only:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            raise UserError(nearest(pattern, known, "entry"))
     return [
-        _view(name, given, content["pools"], slice_) for name in wanted for given in content[name]
+        _view(name, given, content["pools"][given["pool"]], found, slice_)
+        for (name, given), found in zip(every, kept, strict=True)
+        if found
     ]
 
 
@@ -108,20 +121,33 @@ def _content(scale: str) -> Mapping[str, Any]:
     return content
 
 
-def _view(
-    experiment: str, given: Mapping[str, Any], pools: Mapping[str, Any], slice_: bool
-) -> View:
-    pool = pools[given["pool"]]
-    entries = _entries(pool, slice_)
+def _named(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _chosen(
+    given: Mapping[str, Any], pools: Mapping[str, Any], slice_: bool
+) -> dict[str, dict[str, Any]]:
+    """Return the entries of a view, in its order."""
+    entries = _entries(pools[given["pool"]], slice_)
     patterns = given.get("entries", ["*"])
-    chosen = [n for p in patterns for n in entries if fnmatchcase(n, p)]
     assert all(any(fnmatchcase(n, p) for n in entries) for p in patterns), patterns
+    return {n: entries[n] for p in patterns for n in entries if fnmatchcase(n, p)}
+
+
+def _view(
+    experiment: str,
+    given: Mapping[str, Any],
+    pool: Mapping[str, Any],
+    entries: Mapping[str, Any],
+    slice_: bool,
+) -> View:
     judged, seeds = dict(given["evaluate"]), given["seeds"]
     if slice_:
         judged["n"], seeds = SLICE_N, seeds[:1]
     plan: dict[str, Any] = {
         "title": pool["title"],
-        "entries": {name: entries[name] for name in dict.fromkeys(chosen)},
+        "entries": entries,
         "seeds": seeds,
         "evaluate": judged,
     }
@@ -131,11 +157,16 @@ def _view(
         experiment=experiment,
         pool=given["pool"],
         plan=comparison.parse(plan),
-        eps=tuple(given.get("eps", ())),
+        eps=_cut(given.get("eps", ()), slice_),
         snapshots=given.get("snapshots", False),
-        gammas=tuple(given.get("gammas", ())),
+        gammas=_cut(given.get("gammas", ()), slice_),
         cmmr=given.get("cmmr", False),
     )
+
+
+def _cut(values: Sequence[float], slice_: bool) -> tuple[float, ...]:
+    """Return values; of a slice the ends alone."""
+    return tuple(values[:1]) + tuple(values[-1:]) if slice_ and len(values) > 2 else tuple(values)
 
 
 def _entries(pool: Mapping[str, Any], slice_: bool) -> dict[str, dict[str, Any]]:
