@@ -13,7 +13,6 @@ from equipoise.errors import UserError
 from equipoise.jobs.reproduce_runs import chains, looks
 from equipoise.reproductions import EXPERIMENTS, SCALES, views
 
-
 pytestmark = pytest.mark.timeout(900)  # trainings in processes of their own
 
 
