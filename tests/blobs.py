@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from equipoise import models
 from equipoise.attacks import PGD
 from equipoise.data import Images
+from equipoise.execution import Execution
 from equipoise.learning import PGDAT, Clean
 from equipoise.methods import A3GT
 from equipoise.threat import Linf, Threat
@@ -85,6 +86,7 @@ def training(
         "seed": seed,
         "validate": constant,
         "value": lambda m: m["clean_accuracy"] + m["robust_accuracy"],
+        "execution": Execution(precision="float32"),
     }
     return Training(**usual | others)
 
@@ -116,5 +118,5 @@ def through_a_file(state: Any) -> Any:
 
 
 def without_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    skip = ("seconds", "images_per_second")
+    skip = ("seconds", "parts", "images_per_second")
     return [{k: v for k, v in record.items() if k not in skip} for record in history]

@@ -16,8 +16,10 @@ from equipoise import models
 from equipoise.attacks import PGD
 from equipoise.data import Images
 from equipoise.draws import GeneratorDraws
+from equipoise.execution import Execution
 from equipoise.models.core import Classifier, Normalize
 from equipoise.objectives import Batch, Objective
+from equipoise.stopwatch import Stopwatch
 from equipoise.threat import Threat
 from equipoise.training import Augment, Knots, Learner, LearnerSpec
 from problems import digits
@@ -215,7 +217,17 @@ def trained(
     images = Images((x[: steps * size] * 255).round().to(torch.uint8), y[: steps * size])
     spec = LearnerSpec(objective=objective, lr=lr, schedule=Knots((1.0, 0.5)), weight_decay=1e-3)
     own = deepcopy(net)
-    learner = Learner("robust", spec, own, seed=3, average=False, y=images.y, classes=10)
+    learner = Learner(
+        "robust",
+        spec,
+        own,
+        seed=3,
+        average=False,
+        y=images.y,
+        classes=10,
+        execution=Execution(precision="float32").resolved("cpu"),
+        stopwatch=Stopwatch(),
+    )
     learner.begin_round(len(images))
     for step in range(steps):
         at = step / steps

@@ -14,7 +14,7 @@ from equipoise.attacks.apgd import APGD, APGDCE, APGDDLR, APGDT
 from equipoise.attacks.apgd_l1 import phases
 from equipoise.draws import GeneratorDraws
 from equipoise.errors import UserError
-from equipoise.execution import Fast, fast
+from equipoise.execution import Execution, Fast, fast
 from equipoise.losses import margin
 from equipoise.threat import L1, L2, Linf, Threat
 from problems import held_out, linear_problem, small_layers, small_net
@@ -397,7 +397,10 @@ def test_no_lucky_pass_decides_about_a_random_model(form):
 @pytest.mark.parametrize("name", ATTACKS)
 def test_what_counts_as_fooled_fools_the_exact_model(name):
     net, (x, y) = net_of(), right_ones(60)
-    forms = [fast(net, x, "bfloat16"), Fast(net, Around(net, lambda z: z.roll(1, 1)), "float32")]
+    forms = [
+        fast(net, x, Execution(precision="bfloat16")),
+        Fast(net, Around(net, lambda z: z.roll(1, 1)), "float32"),
+    ]
     false_finds = 0
     for form in forms:
         sizes = counted(form)

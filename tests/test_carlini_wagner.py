@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from equipoise.attacks.carlini_wagner import CarliniWagnerL2
 from equipoise.errors import UserError
-from equipoise.execution import fast
+from equipoise.execution import Execution, fast
 from equipoise.losses import margin
 from equipoise.threat import L2, Linf, Threat
 from problems import LinearProblem, held_out, linear_problem, small_net, support
@@ -252,7 +252,7 @@ def test_a_descent_that_brings_nothing_ends_early():
 
 def test_what_the_search_form_finds_fools_the_model():
     net, (x, y) = small_net(), held_out(40)
-    form = fast(net, x, "bfloat16")
+    form = fast(net, x, Execution(precision="bfloat16"))
     assert form.precision == "bfloat16"
     x_adv = QUICK(form, x, y, THREAT)
     points, distances = QUICK.nearest(form, x, y, THREAT)

@@ -21,7 +21,7 @@ from equipoise.evaluation.checks import (
     transfer,
 )
 from equipoise.evaluation.checks.finding import finding, graded
-from equipoise.execution import fast
+from equipoise.execution import Execution, fast
 from equipoise.threat import L2, Linf, Threat
 
 ALARM = ("warning", "failed")
@@ -418,7 +418,7 @@ def test_probes_depend_neither_on_the_order_nor_on_the_search_form():
     plain = by_name(probes(zoo.undefended(), x, y, zoo.THREAT))
     order = torch.randperm(120, generator=torch.Generator().manual_seed(1))
     turned = by_name(probes(zoo.undefended(), x[order], y[order], zoo.THREAT))
-    form = fast(zoo.undefended(), x, "float32")
+    form = fast(zoo.undefended(), x, Execution(precision="float32"))
     quick = by_name(probes(form, x, y, zoo.THREAT))
     for name, found in plain.items():
         assert turned[name].measured == pytest.approx(found.measured, rel=1e-4), name

@@ -39,7 +39,7 @@ def copy(trained: Path, tmp_path: Path) -> Path:
 def history(folder: Path) -> list[dict[str, object]]:
     """Return the log without the times in it."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    skip = ("seconds", "images_per_second")
+    skip = ("seconds", "parts", "images_per_second")
     return [{k: v for k, v in line.items() if k not in skip} for line in lines]
 
 

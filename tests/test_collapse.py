@@ -26,6 +26,7 @@ from equipoise import data, models, objectives
 from equipoise.attacks import PGD
 from equipoise.data import Images
 from equipoise.draws import KeyedDraws
+from equipoise.execution import Execution
 from equipoise.jobs import train as job_module
 from equipoise.objectives import Batch
 from equipoise.progress import round_line
@@ -442,6 +443,7 @@ def trained(model: nn.Module, attack: PGD, lr: Knots, **others: Any) -> Training
         "seed": 0,
         "validate": constant,
         "value": lambda metrics: 0.0,
+        "execution": Execution(precision="float32"),
         "probe": Probe(x=held_out.pixels(), y=held_out.y),
     }
     job = Training(**usual | others)

@@ -1,15 +1,18 @@
 """The search form of a model: the same answers, the same gradients, and nothing changed."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from equipoise import models
+import equipoise as eq
+from equipoise import UserError, models
 from equipoise.attacks.core import misclassified
-from equipoise.execution import Fast, choose_precision, fast
-from equipoise.strided import Strided
+from equipoise.execution import Execution, Fast, fast
+from equipoise.execution.strided import Strided
 from problems import held_out, small_net
 
 
@@ -33,6 +36,8 @@ def lived_in(name: str, channels: int) -> nn.Module:
     return model.eval()
 
 
+FULL, SHORT = Execution(precision="float32"), Execution(precision="bfloat16")
+
 CASES = [("small-cnn", 1), ("small-cnn", 3), ("resnet-18", 3), ("preact-resnet-18", 3)]
 
 
@@ -41,7 +46,7 @@ def test_the_float32_form_is_the_model(name, channels):
     with torch.random.fork_rng([]):
         model = lived_in(name, channels)
         x = torch.rand(6, channels, 12, 16)
-    form = fast(model, x, "float32")
+    form = fast(model, x, FULL)
     assert form.search is not model
     with torch.no_grad():
         expected = model(x)
@@ -55,7 +60,7 @@ def test_the_short_form_is_near_the_model(name, channels):
     with torch.random.fork_rng([]):
         model = lived_in(name, channels)
         x = torch.rand(6, channels, 12, 16)
-    form = fast(model, x, "bfloat16")
+    form = fast(model, x, SHORT)
     assert form.precision == "bfloat16"
     with torch.no_grad():
         expected = model(x)
@@ -68,9 +73,9 @@ def test_the_short_form_is_near_the_model(name, channels):
 
 def test_batchnorm_is_folded_where_it_reads_what_a_convolution_wrote():
     model = lived_in("resnet-18", 3)
-    form = fast(model, torch.rand(2, 3, 12, 16), "float32")
+    form = fast(model, torch.rand(2, 3, 12, 16), FULL)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in form.search.modules())
-    preact = fast(lived_in("preact-resnet-18", 3), torch.rand(2, 3, 12, 16), "float32")
+    preact = fast(lived_in("preact-resnet-18", 3), torch.rand(2, 3, 12, 16), FULL)
     left = [m for m in preact.search.modules() if isinstance(m, nn.BatchNorm2d)]
     assert left  # those that stand before a convolution, after a sum
 
@@ -91,7 +96,7 @@ def test_what_cannot_be_folded_is_not():
     model = Twice().eval()
     model.norm.running_mean.fill_(0.7)
     x = torch.rand(4, 1, 8, 8)
-    form = fast(model, x, "float32")
+    form = fast(model, x, FULL)
     with torch.no_grad():
         assert torch.allclose(form(x), model(x), atol=1e-6)
     assert any(isinstance(m, nn.BatchNorm2d) for m in form.search.modules())
@@ -102,7 +107,7 @@ def test_the_model_is_not_changed():
     state = {k: v.clone() for k, v in model.state_dict().items()}
     modes = [m.training for m in model.modules()]
     x, _ = held_out(8)
-    form = fast(model, x, "bfloat16")
+    form = fast(model, x, SHORT)
     form(x)
     form.decide(x)
     assert modes == [m.training for m in model.modules()]
@@ -122,15 +127,15 @@ def test_models_that_cannot_be_copied_or_shortened_are_searched_as_they_are():
 
     x = torch.rand(4, 1, 8, 8)
     model = Stubborn()
-    form = fast(model, x, "bfloat16")
+    form = fast(model, x, SHORT)
     assert (form.search, form.precision) == (model, "float32")
     double = copy.deepcopy(small_net()).double()
-    assert fast(double, x.double(), "bfloat16").precision == "float32"
+    assert fast(double, x.double(), SHORT).precision == "float32"
 
 
 def test_passes_are_counted():
     x, _ = held_out(12)
-    form = fast(copy.deepcopy(small_net()), x, "float32")
+    form = fast(copy.deepcopy(small_net()), x, FULL)
     assert form.spent() == (0, 0)
     gradient(form, x)
     with torch.no_grad():
@@ -141,7 +146,7 @@ def test_passes_are_counted():
 
 
 def test_finds_of_the_search_form_are_shown_to_the_model():
-    x, y = held_out(30)
+    x, y = held_out(300)
     model = copy.deepcopy(small_net())
 
     class Wrong(nn.Module):
@@ -153,11 +158,138 @@ def test_finds_of_the_search_form_are_shown_to_the_model():
         logits, exact = form(x), model(x).argmax(1) != y
     assert bool((logits.argmax(1) != y).any())
     assert torch.equal(misclassified(form, x, logits, y), exact)
-    assert 0 < int(exact.sum()) < 30
+    assert 0 < int(exact.sum()) < 300
 
 
-def test_the_precision_is_one_of_two():
-    assert choose_precision(torch.device("cpu")) in ("float32", "bfloat16")
+# --- the policy ---
+
+
+def test_what_is_left_open_is_chosen_by_the_device():
+    chosen = Execution().resolved("cpu")
+    assert chosen.precision in ("float32", "bfloat16")
+    assert chosen.update == chosen.precision
+    assert (chosen.layout, chosen.compile) == ("channels_last", False)
+    assert chosen.resolved("cpu") == chosen
+
+
+def test_what_is_said_stays():
+    said = Execution(precision="float32", update="bfloat16", layout="contiguous")
+    assert said.resolved("cpu") == said
+    assert said.memory_format == torch.contiguous_format
+    assert str(said) == "search in float32, updates in bfloat16, contiguous"
+
+
+def test_what_does_not_exist_is_refused_all_at_once():
+    with pytest.raises(UserError) as caught:
+        Execution(precision="float16", layout="nhwc")
+    for word in ("precision must be one of", "'float16'", "layout must be one of", "'nhwc'"):
+        assert word in str(caught.value)
+
+
+# --- a form that follows its model ---
+
+
+@pytest.mark.parametrize("execution", [FULL, SHORT], ids=str)
+@pytest.mark.parametrize(("name", "channels"), CASES)
+def test_a_form_follows_the_weights_and_statistics_of_its_model(name, channels, execution):
+    with torch.random.fork_rng([]):
+        model = lived_in(name, channels)
+        x = torch.rand(6, channels, 12, 16)
+        first = fast(model, execution=execution)
+        with torch.no_grad():
+            first(x)
+            for tensor in [*model.parameters(), *model.buffers()]:
+                if tensor.is_floating_point() and tensor.ndim != 4:
+                    tensor.mul_(1.3).add_(0.01)
+                elif tensor.is_floating_point():
+                    tensor.mul_(0.8)
+        again = fast(model, execution=execution)
+        fresh = fast(model, x, execution)
+    assert again.search is first.search is not fresh.search
+    with torch.no_grad():
+        assert torch.equal(again(x), fresh(x))
+    assert torch.equal(gradient(again, x), gradient(fresh, x))
+
+
+def test_a_form_that_waits_for_inputs_is_the_one_made_with_them():
+    model, (x, _) = copy.deepcopy(small_net()), held_out(8)
+    waiting = fast(model, execution=SHORT)
+    assert waiting.waiting == SHORT
+    with torch.no_grad():
+        got = waiting(x)
+        assert torch.equal(got, fast(model, x, SHORT)(x))
+    assert waiting.waiting is None
+    assert waiting.precision == "bfloat16"
+
+
+def test_a_new_tensor_in_the_model_makes_a_new_form():
+    model, (x, _) = copy.deepcopy(small_net()), held_out(8)
+    with torch.no_grad():
+        fast(model, execution=FULL)(x)
+        model[-1].weight = nn.Parameter(torch.zeros_like(model[-1].weight))
+        form = fast(model, execution=FULL)
+        assert torch.allclose(form(x), model[-1].bias.expand(8, -1))
+
+
+def test_a_form_of_a_model_with_statistics_at_their_start_is_right_later():
+    """With statistics at 0 and 1 a norm does nothing: it must not pass for foldable then."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.conv(x)
+            return self.head((h + self.norm(h)).mean((2, 3)))
+
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model, x = Twice(), torch.rand(4, 1, 8, 8)
+    fast(model, execution=FULL)(x)
+    model.norm.running_mean.fill_(0.7)
+    with torch.no_grad():
+        assert torch.allclose(fast(model, execution=FULL)(x), model.eval()(x), atol=1e-6)
+
+
+def test_forms_do_not_keep_a_model_alive():
+    model, (x, _) = copy.deepcopy(small_net()), held_out(8)
+    fast(model, execution=FULL)(x)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_form_is_its_own_form():
+    form = fast(copy.deepcopy(small_net()))
+    assert fast(form) is form
+
+
+def test_an_attack_on_the_form_is_one_on_the_model():
+    model, (x, y) = copy.deepcopy(small_net()), held_out(64)
+    attack, threat = eq.attacks.PGD(steps=5, keep="last"), eq.Linf(0.1)
+    with torch.no_grad():
+        plain = model(attack(model, x, y, threat)).argmax(1) == y
+        quick = model(attack(eq.fast(model), x, y, threat)).argmax(1) == y
+    assert abs(int(plain.sum()) - int(quick.sum())) <= 2
+    assert plain.float().mean() < 0.9
+
+
+def test_a_form_that_cannot_be_compiled_says_what_is_missing(monkeypatch):
+    def broken(model: nn.Module) -> nn.Module:
+        def fails(x: Tensor) -> Tensor:
+            raise RuntimeError("no compiler\nfound")
+
+        wrapped = nn.Module()
+        wrapped.forward = fails
+        return wrapped
+
+    monkeypatch.setattr(torch, "compile", broken)
+    x, _ = held_out(8)
+    with pytest.raises(UserError, match=r"compile=on: .*\(no compiler\); .* use compile=off"):
+        fast(copy.deepcopy(small_net()), x, Execution(compile=True))
 
 
 # --- strided convolutions ---

@@ -15,7 +15,7 @@ from equipoise.attacks.fab import FAB, FABT
 from equipoise.attacks.fab_projections import project, project_l1, project_l2, project_linf
 from equipoise.draws import KeyedDraws
 from equipoise.errors import UserError
-from equipoise.execution import fast
+from equipoise.execution import Execution, fast
 from equipoise.losses import margin
 from equipoise.threat import L1, L2, Linf, Threat
 from problems import LinearProblem, held_out, linear_problem, small_net, support
@@ -500,7 +500,7 @@ def test_untargeted_steps_take_one_row_and_one_backward_pass_a_rival():
     net, (x, y) = copy.deepcopy(small_net()), held_out(20)
     right = net(x).argmax(1) == y
     x, y = x[right], y[right]
-    form = fast(net, x, "float32")
+    form = fast(net, x, Execution(precision="float32"))
     FAB(steps=3).nearest(form, x, y, Linf(0.05))
     assert form.backwards == 3 * 9 * len(x)
     assert FAB().rows_per_example(10) == 1
@@ -513,7 +513,7 @@ def test_untargeted_steps_take_one_row_and_one_backward_pass_a_rival():
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_what_the_search_form_finds_fools_the_model(norm, attack):
     net, (x, y) = small_net(), held_out(60)
-    form = fast(net, x, "bfloat16")
+    form = fast(net, x, Execution(precision="bfloat16"))
     assert form.precision == "bfloat16"
     judged: list[Tensor] = []
     decide = form.decide
@@ -536,7 +536,7 @@ def test_a_search_form_that_is_wrong_is_not_believed():
             return 1.0 - small_net()(x) * 0.01
 
     net, (x, y) = small_net(), held_out(20)
-    form = fast(net, x, "float32")
+    form = fast(net, x, Execution(precision="float32"))
     form.search = Wrong()
     x_adv = FABT(steps=5)(form, x, y, Linf(1e-4))
     right = net(x).argmax(1) == y

@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from equipoise import data, models
 from equipoise.data import Images
+from equipoise.execution import Execution
 from equipoise.explanation import explain, price
 from equipoise.jobs.train import train
 from equipoise.learning import LEARNERS
@@ -99,6 +100,7 @@ def training(given: Recipe, kind: str = "small-cnn", channels: int = 1, **more: 
         "seed": 0,
         "validate": constant,
         "value": lambda m: m["clean_accuracy"],
+        "execution": Execution(precision="float32"),
     }
     return Training(**usual | more)
 
@@ -170,8 +172,8 @@ def test_channels_and_models_without_batchnorm(method, kind, channels):
 def test_bfloat16_is_close_to_float32(method):
     losses = {}
     for precision in ("float32", "bfloat16"):
-        given = recipe(method, robust={"precision": precision}, rounds=1)
-        job = training(given)
+        given = recipe(method, rounds=1)
+        job = training(given, execution=Execution(precision=precision))
         job.run()
         losses[precision] = job.history[0]["learners"]["robust"]["loss"]
         assert all(torch.isfinite(value).all() for value in weights(job))

@@ -13,6 +13,7 @@ import naive
 from equipoise.attacks import PGD, CWInf
 from equipoise.draws import GeneratorDraws
 from equipoise.errors import UserError
+from equipoise.execution import Execution
 from equipoise.models import SmallCNN
 from equipoise.objectives import (
     IAT,
@@ -28,6 +29,7 @@ from equipoise.objectives import (
     Standard,
     Tau,
 )
+from equipoise.stopwatch import Stopwatch
 from equipoise.threat import L1, Linf
 from naive import Tape, backward, inner
 
@@ -48,7 +50,7 @@ ADDED: dict[str, dict[str, Any]] = {
     "awp": {"options": {"awp": 0.01}},
     "cutmix": {"options": {"cutmix": 0.5}},
     "erasing": {"options": {"erasing": 0.5}},
-    "bfloat16": {"precision": "bfloat16"},
+    "bfloat16": {"execution": Execution(precision="bfloat16")},
     "tau": {"tau": Tau((1,))},
     "omega": {"tau": Tau((1, 2)), "omega": 0.01},
 }
@@ -69,7 +71,10 @@ def made(name: str, *added: str, **settings: Any) -> Robust:
         settings |= {k: v for k, v in ADDED[one].items() if k != "options"}
     kind, own = EVERY[name]
     usual: dict[str, Any] = {"threat": THREAT, "attack": inner(), "options": Options(**options)}
-    return kind(**usual | own | settings)
+    execution = settings.pop("execution", Execution(precision="float32"))
+    objective = kind(**usual | own | settings)
+    objective.execute(execution, Stopwatch())
+    return objective
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -160,7 +165,7 @@ def test_searching_in_bfloat16_hardly_changes_the_loss(name):
     batch = naive.batch(60)
     losses = []
     for precision in ("float32", "bfloat16"):
-        net, objective = naive.model(seed=1), made(name, precision=precision)
+        net, objective = naive.model(seed=1), made(name, execution=Execution(precision=precision))
         objective.prepare(batch.y, 10)
         losses.append(backward(objective, net, batch, Tape()))
     assert all(loss.dtype == torch.float32 for loss in losses)
@@ -172,11 +177,21 @@ class Counting(SmallCNN):
 
     def __init__(self) -> None:
         super().__init__(size=(8, 8), width=0.25)
-        self.counted = 0
+        self._counted = [0]  # shared with copies
+
+    @property
+    def counted(self) -> int:
+        return self._counted[0]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Counting":
+        twin = Counting()
+        twin.load_state_dict(self.state_dict())
+        twin._counted = self._counted
+        return twin
 
     def trunk(self, h: Tensor) -> Tensor:
         if torch.is_grad_enabled():
-            self.counted += len(h)
+            self._counted[0] += len(h)
         return super().trunk(h)
 
 
@@ -290,7 +305,6 @@ CHANGED: list[tuple[str, dict[str, Any], str]] = [
     ("pgd-at", {"attack": inner(momentum=0.75)}, "0.75"),
     ("pgd-at", {"attack": inner(restarts=3)}, "3 restarts"),
     ("pgd-at", {"attack": PGD(steps=3)}, "best"),
-    ("pgd-at", {"precision": "bfloat16"}, "bfloat16"),
     ("pgd-at", {"tau": Tau((3, 5), (0.0, 0.25))}, "3 from 0, 5 from 0.25"),
     ("pgd-at", {"tau": Tau((3,)), "omega": 0.0625}, "0.0625"),
     ("pgd-at", {"options": Options(label_smoothing=0.25)}, "0.75"),

@@ -421,7 +421,7 @@ def test_settings_of_a_learner_may_stand_at_the_top():
     )
     assert short == long
     assert given("lr=0.2", method="standard").settings.clean.lr == 0.2
-    assert given("precision=bfloat16").settings.robust.precision == "bfloat16"
+    assert given("precision=bfloat16").precision == "bfloat16"
     assert "'lr' may be clean.lr or robust.lr: say which" in refused("lr=0.1")
     assert "did you mean beta?" in refused("bta=3", method="trades")
 
@@ -537,3 +537,12 @@ def test_friendly_training_begins_anywhere():
 
 def test_a_method_of_one_objective_keeps_it():
     assert "unknown objective 'mart'" in refused("robust=mart", method="trades")
+
+
+def test_recipes_of_runs_from_before_the_execution_policy_are_read():
+    today = given("precision=bfloat16", "update=float32", "layout=channels_last").to_dict()
+    before = {k: v for k, v in today.items() if k not in ("precision", "update", "layout")}
+    before |= {"robust": today["robust"] | {"precision": "bfloat16"}}
+    former = parse(before)
+    assert (former.precision, former.update) == ("bfloat16", "float32")
+    assert former.to_dict() == today

@@ -15,7 +15,7 @@ from equipoise.attacks.square import Square
 from equipoise.attacks.square_windows import Grid, Pyramids, Signs, pyramids, window_size
 from equipoise.draws import GeneratorDraws, KeyedDraws
 from equipoise.errors import UserError
-from equipoise.execution import Fast, fast
+from equipoise.execution import Execution, Fast, fast
 from equipoise.losses import margin
 from equipoise.threat import L1, L2, Linf, Threat
 from problems import held_out, linear_problem, small_layers, small_net
@@ -519,7 +519,7 @@ def test_a_point_without_numbers_is_left_for_one_with():
 def test_what_the_search_form_finds_fools_the_model(threat, precision):
     net, (x, y) = copy.deepcopy(small_net()), held_out(60)
     threat = replace(threat, eps=threat.eps * 0.6)
-    form = fast(net, x, precision)
+    form = fast(net, x, Execution(precision=precision))
     x_adv = Square(queries=120)(form, x, y, threat)
     assert threat.contains(x, x_adv).all()
     exactly, alone = (

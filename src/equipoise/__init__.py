@@ -20,6 +20,7 @@ __all__ = [
     "__version__",
     "attacks",
     "evaluate",
+    "fast",
     "load",
     "train",
 ]
@@ -32,6 +33,7 @@ from equipoise.errors import RunError, UserError
 if TYPE_CHECKING:
     from equipoise import attacks
     from equipoise.evaluation import evaluate
+    from equipoise.execution import fast
     from equipoise.jobs.train import train
     from equipoise.runs import load
     from equipoise.threat import L1, L2, Linf, Threat
@@ -42,6 +44,7 @@ _HOMES = {
     "Linf": "threat",
     "Threat": "threat",
     "evaluate": "evaluation",
+    "fast": "execution",
     "load": "runs",
     "train": "jobs.train",
 }

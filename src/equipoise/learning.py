@@ -32,7 +32,6 @@ from equipoise import objectives
 from equipoise.attacks.pgd import PGD
 from equipoise.errors import UserError
 from equipoise.objectives import Objective, Options, Tau
-from equipoise.objectives.robust import Precision
 from equipoise.threat import Norm, Threat
 from equipoise.training.method import LearnerSpec, check_factors, check_sgd
 from equipoise.training.schedule import Knots
@@ -125,7 +124,6 @@ class Robust(Learning):
         norm: The norm of its own threat; None: the recipe's.
         eps: The radius of its own threat; None: the recipe's.
         attack: The inner attack.
-        precision: The arithmetic of the inner attack's search.
         label_smoothing: The part of a label that is spread evenly over all classes.
         awp: Adversarial weight perturbation: how far, in lengths of the weights; 0: none.
         awp_from: The progress from which on weights are perturbed.
@@ -136,7 +134,6 @@ class Robust(Learning):
     norm: Norm | None = None
     eps: float | None = None
     attack: PGD = field(default_factory=inner_attack)
-    precision: Precision = "float32"
     label_smoothing: float = 0.0
     awp: float = 0.0
     awp_from: float = 0.0
@@ -172,7 +169,6 @@ class Robust(Learning):
         return self.kind(
             threat=self.against(threat),
             attack=self.attack,
-            precision=self.precision,
             options=options,
             **self.own,
         )

@@ -27,6 +27,7 @@ import yaml
 from equipoise import attacks
 from equipoise.data import DATASETS
 from equipoise.errors import UserError, nearest
+from equipoise.execution import Execution, Layout, Precision
 from equipoise.methods import METHODS
 from equipoise.models import MODELS
 from equipoise.presets import published
@@ -68,6 +69,12 @@ class Recipe:
             (catastrophic overfitting): ``announce`` it, or also ``rollback`` to the last sound
             round and go on with a stronger attack.
         device: ``auto``, ``cpu`` or ``cuda``.
+        precision: The arithmetic of the inner attacks' search; ``auto``: what the device is
+            quick at. See :class:`equipoise.execution.Execution`, also for the next three.
+        update: The arithmetic of the matrix products of a training step; ``auto``: that of the
+            search.
+        layout: How images lie in memory.
+        compile: Whether the search is compiled.
         settings: The settings of the method.
     """
 
@@ -89,6 +96,10 @@ class Recipe:
     snapshots: int | None = None
     on_collapse: Literal["announce", "rollback"] = "announce"
     device: str = "auto"
+    precision: Precision = "auto"
+    update: Precision = "auto"
+    layout: Layout = "auto"
+    compile: bool = False
     settings: Any = field(default=None, repr=False)  # Settings; validated by their own schema
 
     def __post_init__(self) -> None:
@@ -135,6 +146,12 @@ class Recipe:
         if self.model not in MODELS:
             problems.append(nearest(self.model, MODELS, "model"))
         return problems
+
+    @property
+    def execution(self) -> Execution:
+        """Return how models are run."""
+        names = ("precision", "update", "layout", "compile")
+        return Execution(**{name: getattr(self, name) for name in names})
 
     def threat(self, eps: float) -> Threat:
         """Return the threat, with ``eps`` where the recipe names none."""
@@ -205,7 +222,7 @@ def parse(given: Mapping[str, Any]) -> Recipe:
     Raises:
         UserError: With every error at once.
     """
-    given = dict(given)
+    given = _today(given)
     method = given.get("method")
     if method is None:
         raise UserError(f"the recipe names no method (known: {', '.join(METHODS)})")
@@ -221,6 +238,25 @@ def parse(given: Mapping[str, Any]) -> Recipe:
     if problems:
         raise UserError("; ".join(problems))
     return replace(cast(Recipe, recipe), settings=chosen)
+
+
+def _today(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe in which a learner's ``precision``, as recipes had it once, is the run's.
+
+    Updates were always in float32 then, and channels last.
+    """
+    run: dict[str, Any] = {}
+
+    def group(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        if "objective" in value and "precision" in value:
+            run.update(precision=value["precision"], update="float32", layout="channels_last")
+            value = {key: part for key, part in value.items() if key != "precision"}
+        return {key: group(part) for key, part in value.items()}
+
+    today = {key: group(value) for key, value in given.items()}
+    return run | today
 
 
 def completed(stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,15 +18,15 @@ EPILOG = """The plan:
   seeds: [0, 1]
   entries:
     standard: {}
-    pgd-at: &robust {precision: bfloat16}
-    pgd-at-averaged: {<<: *robust, method: pgd-at, alpha: 0.995}
+    pgd-at: {}
+    pgd-at-averaged: {method: pgd-at, alpha: 0.995}
   evaluate: {attacks: "pgd-100,autoattack", n: 1000}
 
 base is laid under every entry; an entry holds what a recipe may say, and its method is by default
 its name. budget is the gradient evaluations of a training: rounds that an entry does not give are
 budget / (cost of an image in a round x images of a round); `cost: 4.1` in an entry is what an
 image is expected to cost, where that shows only in the run. evaluate may also hold eps,
-precision, batch_size and individual. `<<: *robust` takes over what `&robust` names.
+precision, batch_size and individual.
 
 DIR gets a run folder for each entry and seed, which report, verify and evaluate read, and
 table.md, table.csv, comparison.json, report.html and logs/.

@@ -61,6 +61,14 @@ def evaluate(
         str,
         typer.Option(help="Of the search: float32, bfloat16 or auto. The judge is float32."),
     ] = "auto",
+    layout: Annotated[
+        str,
+        typer.Option(help="Of images in the search: channels_last, contiguous or auto."),
+    ] = "auto",
+    compile: Annotated[  # noqa: A002 - torch's name for it
+        bool,
+        typer.Option(help="Compile the search: a minute at first, for long evaluations."),
+    ] = False,
     passes: Annotated[
         int | None, typer.Option(help="Forward passes a verdict, for models that are random.")
     ] = None,
@@ -89,6 +97,7 @@ def evaluate(
     evaluations of the same weights on the same images included. Ctrl-C keeps what was found;
     --resume goes on inside the running attack.
     """
+    from equipoise.execution import LAYOUTS, PRECISIONS
     from equipoise.jobs.evaluate import Options, evaluate_subject
     from equipoise.jobs.subject import of_model, of_run
     from equipoise.tables import write_table
@@ -105,7 +114,9 @@ def evaluate(
         n=n,
         seed=seed,
         batch_size=batch_size,
-        precision=choice(precision, "--precision", ("auto", "float32", "bfloat16")),
+        precision=choice(precision, "--precision", PRECISIONS),
+        layout=choice(layout, "--layout", LAYOUTS),
+        compile=compile,
         passes=passes,
         checks=checks,
         transfer=transfer or (),

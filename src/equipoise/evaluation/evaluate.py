@@ -18,7 +18,7 @@ from equipoise.evaluation.judge import Judge
 from equipoise.evaluation.plan import Stage, plan
 from equipoise.evaluation.result import Result
 from equipoise.evaluation.search import Progress, Search
-from equipoise.execution import PRECISIONS, Precision
+from equipoise.execution import Execution, Layout, Precision
 from equipoise.threat import Threat
 
 
@@ -33,6 +33,8 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 250,
     precision: Precision = "float32",
+    layout: Layout = "auto",
+    compile: bool = False,  # noqa: A002 - torch's name for it
     passes: int | None = None,
     checks: bool = True,
     others: Mapping[str, Tensor] | None = None,
@@ -64,6 +66,9 @@ def evaluate(
         batch_size: How many points are attacked at a time: memory and time, not results.
         precision: The arithmetic of the search: ``"float32"``, ``"bfloat16"`` or ``"auto"``,
             which takes the quick one of the device. The judge's is float32 either way.
+        layout: How images lie in memory in the search: ``"channels_last"``, ``"contiguous"``, or
+            ``"auto"`` for the quick one.
+        compile: Whether the search is compiled: a minute at the start, for long evaluations.
         passes: The forward passes of a verdict, whose class probabilities are averaged; None:
             what the attacks ask for, 1 but for ``"autoattack-rand"``.
         checks: Whether to look for what would make the numbers untrustworthy.
@@ -86,8 +91,7 @@ def evaluate(
     found = attacks if isinstance(attacks, Mapping) else parse_list(without_clean(attacks))
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}")
-    if precision not in PRECISIONS:
-        raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    execution = Execution(precision=precision, layout=layout, compile=compile)
     check_norms(found, threat.norm)
     if not len(x):
         raise UserError("there are no examples to evaluate")
@@ -98,7 +102,7 @@ def evaluate(
     asked = max([getattr(attack, "passes", 1) for attack in found.values()], default=1)
     judge = Judge(model, batch_size, asked if passes is None else passes, seed)
     with seeded(seed, device):  # a random model draws from it; it is restored afterwards
-        search = Search(judge, x, y, threat, seed, precision, classes)
+        search = Search(judge, x, y, threat, seed, execution, classes)
         work = _Work(search, advance or (lambda progress: None), after)
         work.look(begun)
         if checks:

@@ -18,7 +18,7 @@ from equipoise.evaluation.judge import Judge
 from equipoise.evaluation.outcome import Outcome
 from equipoise.evaluation.plan import Stage
 from equipoise.evaluation.result import Result
-from equipoise.execution import Fast, Precision, fast
+from equipoise.execution import Execution, Fast, fast
 from equipoise.losses import margin
 from equipoise.threat import Threat
 
@@ -65,7 +65,7 @@ class Search:
         y: The labels, with shape (N,).
         threat: What the attacks are allowed.
         seed: The seed of their randomness.
-        precision: The arithmetic of the search.
+        execution: The form of the search.
         classes: The names of the classes, or nothing.
     """
 
@@ -76,12 +76,12 @@ class Search:
         y: Tensor,
         threat: Threat,
         seed: int,
-        precision: Precision,
+        execution: Execution,
         classes: Sequence[str],
     ) -> None:
         self.judge, self.x, self.y, self.threat, self.seed = judge, x, y, threat, seed
-        self.classes = classes
-        self.form: Fast = fast(judge.model, x, precision, passes=judge.passes)
+        self.classes, self.execution = classes, execution
+        self.form: Fast = fast(judge.model, x, execution, passes=judge.passes)
         self.k = 0
         self.lead = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         self.prediction = y
@@ -255,7 +255,8 @@ class Search:
     @cached_property
     def full(self) -> Fast:
         """Return the search form in float32."""
-        return fast(self.judge.model, self.x, "float32", passes=self.judge.passes)
+        execution = replace(self.execution, precision="float32")
+        return fast(self.judge.model, self.x, execution, passes=self.judge.passes)
 
     def _keep(self, index: Tensor, x_adv: Tensor, margins: Tensor, answer: Tensor) -> None:
         """Keep the allowed points with the smallest margin."""

@@ -126,5 +126,6 @@ def _differences(there: Mapping[str, Any], recipe: Recipe) -> list[str]:
     if recipe.data.endswith(".npz"):
         here["data"] = str(Path(recipe.data).expanduser().resolve())
     open_ = {key for key in ("eps", "keep") if here[key] is None} | {"data_dir"}
+    open_ |= {key for key in ("precision", "update", "layout") if here[key] == "auto"}
     left = {key: value for key, value in here.items() if key not in open_}
     return recipes.differences({k: v for k, v in there.items() if k not in open_}, left)

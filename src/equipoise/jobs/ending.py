@@ -1,8 +1,9 @@
 """How a training ended: which round is kept, by what rule, what went wrong, and the learners."""
 
-__all__ = ["RULES", "summary", "write_learners"]
+__all__ = ["RULES", "parts", "summary", "where_time_went", "write_learners"]
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from equipoise.runs import Run
@@ -52,7 +53,25 @@ def summary(training: Training, keep: str) -> dict[str, Any]:
         "warnings": ([never] if apart else []) + warnings(history),
         "gradient_evaluations": sum(record["gradient_evaluations"] for record in history),
         "seconds": sum(sum(record["seconds"].values()) for record in history),
+        "parts": parts(history),
     }
+
+
+def parts(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the seconds of each part of a training, the longest first."""
+    sums: dict[str, float] = defaultdict(float)
+    for record in history:
+        for name, seconds in record.get("parts", {}).items():
+            sums[name] += seconds
+        sums["validation"] += record["seconds"]["validation"]
+    return dict(sorted(sums.items(), key=lambda part: -part[1]))
+
+
+def where_time_went(sums: Mapping[str, float]) -> str:
+    """Return in a sentence what a training spent its time on."""
+    whole = sum(sums.values()) or 1.0
+    shares = (f"{name} {seconds / whole:.0%}" for name, seconds in sums.items())
+    return f"{whole:.0f} s: {', '.join(shares)}"
 
 
 def write_learners(run: Run, training: Training) -> None:

@@ -17,7 +17,7 @@ from equipoise import recipe
 from equipoise.attacks import check_norms, parse_list, without_clean
 from equipoise.errors import UserError
 from equipoise.evaluation import Result, evaluate
-from equipoise.execution import Precision
+from equipoise.execution import Layout, Precision
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.keeper import Keeper
@@ -45,6 +45,8 @@ class Options:
         seed: The seed of the attacks' randomness; None: 0, or that of what is resumed.
         batch_size: How many points are attacked at a time.
         precision: The arithmetic of the search; the judge's is float32 either way.
+        layout: How images lie in memory in the search.
+        compile: Whether the search is compiled.
         passes: The forward passes of a verdict; None: what the attacks ask for.
         checks: Whether to look for what would make the numbers untrustworthy.
         transfer: Folders of other evaluations whose examples are tried on this model.
@@ -60,6 +62,8 @@ class Options:
     seed: int | None = None
     batch_size: int = 250
     precision: Precision = "auto"
+    layout: Layout = "auto"
+    compile: bool = False
     passes: int | None = None
     checks: bool = True
     transfer: Sequence[str | Path] = ()
@@ -242,6 +246,8 @@ class _Job:
                 seed=self.seed,
                 batch_size=options.batch_size,
                 precision=options.precision,
+                layout=options.layout,
+                compile=options.compile,
                 passes=options.passes,
                 checks=options.checks and bool(names),
                 others=others,

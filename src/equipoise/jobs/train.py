@@ -4,7 +4,7 @@ __all__ = ["resume", "train"]
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -18,7 +18,7 @@ from equipoise.data import Dataset, Images, stratified_split
 from equipoise.errors import RunError, UserError
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
-from equipoise.jobs.ending import RULES, summary, write_learners
+from equipoise.jobs.ending import RULES, summary, where_time_went, write_learners
 from equipoise.progress import Console
 from equipoise.provenance import provenance
 from equipoise.recipe import Recipe
@@ -115,6 +115,7 @@ def _resolve(recipe: Recipe) -> tuple[Recipe, Dataset]:
             data_dir=None if recipe.data_dir is None else _absolute(recipe.data_dir),
             eps=eps,
             keep=keep,
+            **asdict(recipe.execution.resolved(choose_device(recipe.device))),
         ),
         dataset,
     )
@@ -205,6 +206,7 @@ class _Job:
             probe=Probe(x=x[probed], y=y[probed]),
             on_collapse=recipe.on_collapse,
             patience=recipe.patience,
+            execution=recipe.execution,
             watch=Watch(
                 step=console.advance,
                 announce=console.say,
@@ -310,6 +312,7 @@ class _Job:
                 for name, spec in self.training.method.learners.items()
             )
             self.console.say(f"threats of the learners: {', '.join(each)}")
+        self.console.say(f"runs with {self.training.execution}")
         self.console.say(
             f"validation on {len(split.validation)} held-out training images; kept: {self.rule}"
         )
@@ -358,6 +361,7 @@ class _Job:
             f"kept round {kept} ({self.rule}): clean {best['clean_accuracy']:.2%}, robust "
             f"{best['robust_accuracy']:.2%} on validation; {self.run.path}/model.safetensors"
         )
+        self.console.say(where_time_went(told["parts"]))
         self.console.say(f"next: equipoise evaluate {quote(str(self.run.path))}")
 
     def _digest(self, name: str) -> str:

@@ -1,12 +1,13 @@
 """What every model shares: normalisation as the first layer, and a stem and a trunk."""
 
-__all__ = ["Classifier", "Normalize"]
+__all__ = ["Classifier", "MapLinear", "Normalize"]
 
 from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 
 class Normalize(nn.Module):
@@ -28,6 +29,29 @@ class Normalize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise images with shape (B, C, H, W)."""
         return (x - self.mean) / self.std
+
+
+class MapLinear(nn.Linear):
+    """A linear layer of a feature map, for whatever layout the map has in memory.
+
+    It is ``Linear(C * H * W, out_features)`` of the flattened map, computed as the one position of
+    a convolution as large as the map: flattening would copy a map that has its channels last, and
+    its gradient would come back in another layout than the map's.
+
+    Arguments:
+        channels: C.
+        side: The height and width (H, W).
+        out_features: The features of the output.
+    """
+
+    def __init__(self, channels: int, side: tuple[int, int], out_features: int) -> None:
+        super().__init__(channels * side[0] * side[1], out_features)
+        self.window = (channels, *side)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features of shape (B, out_features) for maps of shape (B, C, H, W)."""
+        weight = self.weight.view(-1, *self.window)
+        return F.conv2d(x, weight, self.bias).flatten(1)
 
 
 class Classifier(nn.Module):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from equipoise.models.core import Classifier, Normalize
+from equipoise.models.core import Classifier, MapLinear, Normalize
 
 LARGEST_SIDE = 8  # features of larger images are averaged down to this side
 
@@ -46,7 +46,7 @@ class SmallCNN(Classifier):
         self.bn2 = nn.BatchNorm2d(2 * features)
         self.side = (min(size[0] // 4, LARGEST_SIDE), min(size[1] // 4, LARGEST_SIDE))
         hidden = max(1, round(128 * width))
-        self.fc1 = nn.Linear(2 * features * self.side[0] * self.side[1], hidden)
+        self.fc1 = MapLinear(2 * features, self.side, hidden)
         self.linear = nn.Linear(hidden, classes)
 
     def stem(self, x: Tensor) -> Tensor:
@@ -60,5 +60,5 @@ class SmallCNN(Classifier):
         h = F.relu(self.bn2(self.conv2(h)))
         if h.shape[2:] != self.side:
             h = F.adaptive_avg_pool2d(h, self.side)
-        out: Tensor = self.linear(F.relu(self.fc1(h.flatten(1))))
+        out: Tensor = self.linear(F.relu(self.fc1(h)))
         return out

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.draws import Draws
+from equipoise.execution import Execution
+from equipoise.stopwatch import Stopwatch
 from equipoise.threat import Threat
 
 
@@ -48,6 +50,18 @@ class Objective(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.level = 0
+        self.execution = Execution(precision="float32")
+        self.stopwatch = Stopwatch()
+
+    def execute(self, execution: Execution, stopwatch: Stopwatch) -> None:
+        """Say in which form models are searched, and what takes the time of the searches.
+
+        Arguments:
+            execution: The form; by default float32.
+            stopwatch: Counts the part ``"attack"``.
+        """
+        self.execution = execution
+        self.stopwatch = stopwatch
 
     @abstractmethod
     def forward(self, model: nn.Module, batch: Batch, draws: Draws) -> Iterator[Tensor]:

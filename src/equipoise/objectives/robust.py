@@ -1,12 +1,11 @@
 """What the objectives have in common that train on adversarial inputs."""
 
-__all__ = ["STARTS", "Precision", "Robust", "exact"]
+__all__ = ["STARTS", "Robust", "exact"]
 
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +14,12 @@ from equipoise.attacks.core import check_threat, guest
 from equipoise.attacks.pgd import NOISE, PGD, Ascended
 from equipoise.draws import Draws
 from equipoise.errors import UserError
+from equipoise.execution import fast
 from equipoise.objectives.core import Batch, Objective
 from equipoise.objectives.friendly import Tau, friendly
 from equipoise.objectives.labels import Labels
 from equipoise.objectives.options import Options, climbed
 from equipoise.threat import Threat, fraction
-
-Precision = Literal["float32", "bfloat16"]
 
 STARTS = {
     "uniform": "a uniform point of the ball",
@@ -34,14 +32,13 @@ class Robust(Objective):
     r"""An objective with an inner attack.
 
     A subclass says what is lost on a batch once the adversarial inputs are found. The attack
-    runs with the model in eval mode; ``attack.keep`` says which iterate is trained on, in all
-    papers here the last. With ``tau`` it is where the search ended.
+    searches the model's quick form (:func:`equipoise.execution.fast`) in eval mode;
+    ``attack.keep`` says which iterate is trained on, in all papers here the last. With ``tau``
+    it is where the search ended.
 
     Arguments:
         threat: What the adversarial inputs may be.
         attack: How they are searched for.
-        precision: The arithmetic of the search: ``"bfloat16"`` runs the model's matrix
-            products in it, under autocast; the update is in float32 either way.
         tau: The budget of friendly training, of which the search may spend so many steps on an
             example that is misclassified already; None: all steps are taken.
         omega: The noise that friendly training adds to each step.
@@ -56,7 +53,6 @@ class Robust(Objective):
         *,
         threat: Threat,
         attack: PGD,
-        precision: Precision = "float32",
         tau: Tau | None = None,
         omega: float = 0.0,
         options: Options | None = None,
@@ -64,7 +60,6 @@ class Robust(Objective):
         super().__init__()
         self.threat: Threat = threat
         self.attack = attack
-        self.precision = precision
         self.tau = tau
         self.omega = omega
         self.options = options or Options()
@@ -134,13 +129,14 @@ class Robust(Objective):
     def search(self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws) -> Tensor:
         """Return adversarial inputs for a batch."""
         x, y = batch.x, labels.y
-        low = self.precision == "bfloat16"
-        with guest(model), torch.autocast(x.device.type, torch.bfloat16, enabled=low):
-            losses = self.ascended(model, x, labels)
+        form = fast(model, execution=self.execution)
+        exactly = torch.autocast(x.device.type, enabled=False)  # the form has its own arithmetic
+        with self.stopwatch.inner("attack"), exactly, guest(form):
+            losses = self.ascended(form, x, labels)
             if self.tau is None:
-                return self.stronger.search(model, x, y, self.threat, draws, losses)
+                return self.stronger.search(form, x, y, self.threat, draws, losses)
             x_adv, self._spent = friendly(
-                model,
+                form,
                 x,
                 y,
                 self.threat,
@@ -223,7 +219,7 @@ class Robust(Objective):
         length = fraction(attack.step_length(self.threat))
         lines = [
             f"x' = {attack.steps} steps of {length} up {loss} from {STARTS[attack.start]},",
-            f"     within {self.threat}; model in eval mode, {self.precision}",
+            f"     within {self.threat}; model in eval mode",
         ]
         if attack.confidence is not None:
             lines.append(f"     a loss beyond {attack.confidence:g} is not worth more")

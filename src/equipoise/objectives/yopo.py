@@ -110,8 +110,12 @@ class YOPO(Robust):
 
     def _descend(self, model: Parted, x: Tensor, x_adv: Tensor, costate: Tensor) -> Tensor:
         """Take the n steps down the Hamiltonian, through the stem alone."""
+        with self.stopwatch.inner("attack"):
+            return self._descended(model, x, x_adv, costate)
+
+    def _descended(self, model: Parted, x: Tensor, x_adv: Tensor, costate: Tensor) -> Tensor:
         length = self.attack.step_length(self.threat)
-        low = self.precision == "bfloat16"
+        low = self.execution.resolved(x.device).precision == "bfloat16"
         for _ in range(self.attack.steps):
             x_adv = x_adv.detach().requires_grad_(True)
             with torch.autocast(x.device.type, torch.bfloat16, enabled=low):

@@ -35,6 +35,8 @@ __all__ = [
     "Probes",
     "collapse",
     "described",
+    "in_all",
+    "noted",
     "probed",
     "warnings",
 ]
@@ -140,6 +142,21 @@ def probed(
             if fall is not None:
                 falls[name] = fall
     return Probes(found, falls, time.perf_counter() - began)
+
+
+def noted(probes: Probes, taken_back: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the record of a round says of collapses: those that stay, those taken back."""
+    record: dict[str, Any] = {"rollbacks": taken_back} if taken_back else {}
+    return record | {"collapse": probes.falls} if probes.falls else record
+
+
+def in_all(
+    train: float, validation: float, taken_back: Sequence[Mapping[str, Any]]
+) -> dict[str, float]:
+    """Return the seconds of a round, with those of what was taken back."""
+    spent = [{"train": train, "validation": validation}]
+    spent += [back["seconds"] for back in taken_back]
+    return {key: sum(seconds[key] for seconds in spent) for key in spent[0]}
 
 
 def collapse(

@@ -2,7 +2,7 @@
 
 __all__ = ["NEVER", "Augment", "Learner", "derived_seed", "width"]
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from equipoise.attacks.core import guest
 from equipoise.data.core import Images, crop_flip, to_unit
 from equipoise.draws import GeneratorDraws
+from equipoise.execution import Execution
 from equipoise.objectives import Batch
+from equipoise.stopwatch import Stopwatch
 from equipoise.training.merge import Share, averaged_names
 from equipoise.training.method import LearnerSpec
 
@@ -43,6 +45,8 @@ class Learner:
         average: Whether its running average is merged rather than its weights.
         y: The labels of the training set, on the device, with shape (N,).
         classes: The number of classes.
+        execution: The form in which it is searched and updated, resolved.
+        stopwatch: Counts what takes the time.
     """
 
     def __init__(
@@ -55,6 +59,8 @@ class Learner:
         average: bool,
         y: Tensor,
         classes: int,
+        execution: Execution,
+        stopwatch: Stopwatch,
     ) -> None:
         device = y.device
         self.name = name
@@ -62,12 +68,15 @@ class Learner:
         self.model = model
         self.objective = spec.objective.to(device)
         self.objective.prepare(y, classes)  # what it makes may be parameters
+        self.objective.execute(execution, stopwatch)
+        self.execution = execution
         self.optimizer = torch.optim.SGD(
             [*model.parameters(), *self.objective.parameters()],
             lr=spec.lr,
             momentum=spec.momentum,
             weight_decay=spec.weight_decay,
             nesterov=spec.nesterov and spec.momentum > 0,
+            fused=device.type == "cuda",
         )
         self.generator = torch.Generator(device).manual_seed(derived_seed(seed, name))
         self.draws = GeneratorDraws(self.generator)
@@ -100,8 +109,8 @@ class Learner:
             group["lr"] = self.lr(batch.progress)
         self.model.train()
         reported: Tensor | None = None
-        for loss in self.objective(self.model, batch, self.draws):
-            loss.backward()
+        for loss in self._losses(batch):
+            loss.backward()  # type: ignore[no-untyped-call]
             reported = loss.detach() if reported is None else reported
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -111,6 +120,17 @@ class Learner:
         self.steps += 1
         bad = torch.where(torch.isfinite(reported), NEVER, float(self.steps))
         self.broken = torch.minimum(self.broken, bad)
+
+    def _losses(self, batch: Batch) -> Iterator[Tensor]:
+        """Yield the objective's losses, computed in the arithmetic of updates."""
+        losses = self.objective(self.model, batch, self.draws)
+        low = self.execution.update == "bfloat16"
+        while True:
+            with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=low):
+                loss = next(losses, None)
+            if loss is None:
+                return
+            yield loss
 
     def lr(self, progress: float) -> float:
         """Return the learning rate at a progress."""

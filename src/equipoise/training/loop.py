@@ -11,7 +11,7 @@ __all__ = ["Training"]
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -21,9 +21,11 @@ from torch import nn
 
 from equipoise.data.core import Images
 from equipoise.draws import GeneratorDraws
+from equipoise.execution import Execution
+from equipoise.stopwatch import Stopwatch
 from equipoise.threat import Threat
-from equipoise.training import batchnorm, soundness
-from equipoise.training.collapse import MOST, REMEDY, Probe, Probes, described, probed
+from equipoise.training import batchnorm, collapse, soundness
+from equipoise.training.collapse import Probe, Probes, described, noted
 from equipoise.training.learner import Augment, Learner, derived_seed, width
 from equipoise.training.merge import State, total
 from equipoise.training.method import Method
@@ -57,6 +59,7 @@ class Training:
         probe: Watches for catastrophic overfitting; None: nothing does.
         on_collapse: What follows a collapse: to ``"announce"`` it, or a ``"rollback"`` to the
             round before, with a stronger attack, three times at most.
+        execution: The form in which models are searched and updated.
         patience: After how many rounds without a larger value the training ends; None: never.
             Rounds before the first hand-over or the branch do not count. The schedules stay
             those of ``rounds``.
@@ -75,10 +78,13 @@ class Training:
     probe: Probe | None = None
     on_collapse: Literal["announce", "rollback"] = "announce"
     patience: int | None = None
+    execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:
         device = self.images.x.device
-        self.model = self.model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.execution = self.execution.resolved(device)
+        self.stopwatch = Stopwatch(device)
+        self.model = self.model.to(device).to(memory_format=self.execution.memory_format)  # type: ignore[call-overload]
         classes = width(self.model, self.images)
         average = self.method.merge.source == "average"
         self.learners = {
@@ -90,6 +96,8 @@ class Training:
                 average=average,
                 y=self.images.y,
                 classes=classes,
+                execution=self.execution,
+                stopwatch=self.stopwatch,
             )
             for name, spec in self.method.learners.items()
         }
@@ -110,7 +118,7 @@ class Training:
                 t = len(self.history) + 1
                 self._train_round(t)
                 probes = self._probe(t)
-                if probes.falls and self._may_go_back:
+                if probes.falls and self.sound is not None and self._rollbacks < collapse.MOST:
                     self._go_back(t, probes)
                     continue
                 self.history.append(self._close_round(t, probes))
@@ -127,6 +135,13 @@ class Training:
 
     def _train_round(self, t: int) -> None:
         began = time.perf_counter()
+        for _ in self.steps_of_round(t):
+            self._look(t, began)
+        self._check_sound(t, weights=True)
+        self.seconds += time.perf_counter() - began
+
+    def steps_of_round(self, t: int) -> Iterator[None]:
+        """Take the steps of round ``t`` that are left, one each time the next is asked for."""
         start = self.start.round
         weights = self.method.weights(t, self.rounds, start)
         active = [self.learners[name] for name in self.method.active(t)]
@@ -138,19 +153,22 @@ class Training:
             memory = self.method.merge.memory((t - 1) * self.steps + step)
             for learner in self.learners.values():
                 if learner in active:
-                    batch = learner.batch(
-                        self.images, self.augment, self.batch_size, step, progress
-                    )
-                    learner.step(batch)
-                weight = weights.get(learner.name, 0.0)
-                learner.share.add(learner.state, memory, weight)
+                    self._train(learner, step, progress)
+                with self.stopwatch.part("averaging"):
+                    weight = weights.get(learner.name, 0.0)
+                    learner.share.add(learner.state, memory, weight)
             self.left *= memory
             self.done = step + 1
             if each_step:
-                self._hand_over(weights, t)
-            self._look(t, began)
-        self._check_sound(t, weights=True)
-        self.seconds += time.perf_counter() - began
+                with self.stopwatch.part("averaging"):
+                    self._hand_over(weights, t)
+            yield
+
+    def _train(self, learner: Learner, step: int, progress: float) -> None:
+        with self.stopwatch.part("data"):
+            batch = learner.batch(self.images, self.augment, self.batch_size, step, progress)
+        with self.stopwatch.part("update"):
+            learner.step(batch)
 
     def _begin_round(self, t: int, active: list[Learner]) -> None:
         branch = self.method.branch
@@ -213,11 +231,15 @@ class Training:
             # at least as good as all before: of equal rounds the latest is kept
             "kept": self.value(record["global"]) >= max(self._values, default=-math.inf),
             "gradient_evaluations": sum(x["gradient_evaluations"] for x in learners.values()),
-            "seconds": self._seconds(self.seconds, validation),
+            "seconds": collapse.in_all(self.seconds, validation, self.taken_back),
+            "parts": self.stopwatch.sums(),
             "images_per_second": self.steps * self.batch_size / max(self.seconds, 1e-9),
         }
         self.seconds = 0.0
-        return record | self._collapses(t, probes)
+        self.stopwatch.restart()
+        for name, fall in probes.falls.items():
+            self.watch.warn(f"{described(name, t, fall)}; {collapse.REMEDY}")
+        return record | noted(probes, self.taken_back)
 
     def _learner_record(self, name: str, t: int, probes: Probes) -> dict[str, float]:
         learner = self.learners[name]
@@ -237,12 +259,6 @@ class Training:
     def _end(self, t: int) -> float:
         """Return the progress of the last step of a round."""
         return (t - 1 / self.steps) / self.rounds
-
-    def _seconds(self, train: float, validation: float) -> dict[str, float]:
-        """Return the seconds of a round, with those of what was taken back."""
-        spent = [{"train": train, "validation": validation}]
-        spent += [back["seconds"] for back in self.taken_back]
-        return {key: sum(seconds[key] for seconds in spent) for key in spent[0]}
 
     # Ending early, and going back
 
@@ -270,18 +286,7 @@ class Training:
         active = [self.learners[name] for name in self.method.active(t)]
         if self.probe is None:
             return Probes()
-        return probed(self.probe, active, self.history, self._end(t))
-
-    def _collapses(self, t: int, probes: Probes) -> dict[str, Any]:
-        """Announce collapses that stay; return what a record says of them."""
-        for name, fall in probes.falls.items():
-            self.watch.warn(f"{described(name, t, fall)}; {REMEDY}")
-        record: dict[str, Any] = {"rollbacks": self.taken_back} if self.taken_back else {}
-        return record | {"collapse": probes.falls} if probes.falls else record
-
-    @property
-    def _may_go_back(self) -> bool:
-        return self.sound is not None and self._rollbacks < MOST
+        return collapse.probed(self.probe, active, self.history, self._end(t))
 
     @property
     def _rollbacks(self) -> int:
@@ -364,12 +369,9 @@ class Training:
         """Return everything that a resumed run needs, as tensors and plain values."""
         return self._learners_state() | {
             "origin": self.origin,
-            "done": self.done,
-            "history": self.history,
-            "seconds": self.seconds,
+            "parts": self.stopwatch.sums(),
             "rng": self.randomness.state(),
-            "taken_back": self.taken_back,
-            "sound": self.sound,
+            **{name: getattr(self, name) for name in _PLAIN},
         }
 
     def _learners_state(self) -> dict[str, Any]:
@@ -388,12 +390,11 @@ class Training:
         self._load_learners(state)
         for name, value in state["origin"].items():
             self.origin[name].copy_(value)
-        self.done = state["done"]
-        self.history = state["history"]
-        self.seconds = state["seconds"]
+        for name in _PLAIN:
+            setattr(self, name, state[name])
+        self.stopwatch.restart(state["parts"])
         self.randomness.load(state["rng"])
-        self.taken_back = state["taken_back"]
-        self.sound = state["sound"]
 
 
+_PLAIN = ("done", "history", "seconds", "taken_back", "sound")
 _METRICS = ("clean_accuracy", "robust_accuracy", "clean_loss", "robust_loss")

@@ -1,11 +1,12 @@
-r"""A strided first convolution whose gradient with respect to its input is quick.
+r"""A strided convolution of few channels whose gradient with respect to its input is quick.
 
 For a convolution :math:`y_i = \sum_u w_u \, x_{s i + u - p}` the gradient at input :math:`j` is
 :math:`\sum_i w_{j + p - s i} \, g_i`. With :math:`j + p = s q + r` it is, for every phase
 :math:`r < s` apart, an ordinary convolution of :math:`g` with the weights
 :math:`w_{s t + r}`; the phases are then interleaved. Libraries compute the gradient of a layer
 with one or three input channels as slowly as one with sixteen; as a convolution from many
-channels to :math:`s^2` times the few it takes a third of the time on a CPU.
+channels to :math:`s^2` times the few it takes a third of the time on a CPU. In bfloat16 that
+still holds for sixteen channels.
 """
 
 __all__ = ["Strided"]
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-FEW = 4  # input channels
+FEW, FEW_SHORT = 4, 16  # input channels, in float32 and in bfloat16
 
 
 class Strided(nn.Module):
@@ -26,11 +27,18 @@ class Strided(nn.Module):
         conv: The convolution; see :meth:`suits`.
     """
 
+    phases: Tensor
+
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.conv = conv
         self.stride, self.pad = int(conv.stride[0]), int(conv.padding[0])
         self.register_buffer("phases", _phases(conv.weight.detach(), self.stride))
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Follow the weights of the convolution, which have changed."""
+        self.phases.copy_(_phases(self.conv.weight, self.stride))
 
     @staticmethod
     def suits(conv: nn.Module) -> bool:
@@ -39,7 +47,8 @@ class Strided(nn.Module):
             return False
         square = len({*conv.stride}) == len({*conv.padding}) == len({*conv.kernel_size}) == 1
         plain = conv.groups == 1 and {*conv.dilation} == {1} and conv.padding_mode == "zeros"
-        return square and plain and conv.in_channels <= FEW and conv.stride[0] > 1
+        few = FEW_SHORT if conv.weight.dtype == torch.bfloat16 else FEW
+        return square and plain and conv.in_channels <= few and conv.stride[0] > 1
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution of images with shape (B, C, H, W)."""
@@ -68,18 +77,30 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (phases,) = ctx.saved_tensors
         s, p, height, width = ctx.geometry
-        every = F.conv2d(grads[0], phases, padding=phases.shape[-1] - 1)
-        every = F.pixel_shuffle(every, s)
+        every = _interleaved(F.conv2d(grads[0], phases, padding=phases.shape[-1] - 1), s)
         lack = [max(0, p + size - every.shape[d]) for d, size in ((3, width), (2, height))]
         if any(lack):  # the last rows of the input that no window reached
             every = F.pad(every, (0, lack[0], 0, lack[1]))
-        return every[:, :, p : p + height, p : p + width], None, None, None, None, None
+        every = every[:, :, p : p + height, p : p + width]
+        whole = every.contiguous(memory_format=torch.channels_last)
+        return whole, None, None, None, None, None
+
+
+def _interleaved(phases: Tensor, s: int) -> Tensor:
+    """Return images (B, C, s H, s W) of their phases (B, s s C, H, W), channels last.
+
+    A pixel's channels, and those of its neighbours in a row, move as one block.
+    """
+    n, _, h, w = phases.shape
+    blocks = phases.permute(0, 2, 3, 1).reshape(n, h, w, s, -1)
+    return blocks.transpose(2, 3).reshape(n, s * h, s * w, -1).permute(0, 3, 1, 2)
 
 
 def _phases(weight: Tensor, s: int) -> Tensor:
-    """Return the weights of the convolutions of the gradient, (C s s, O, T, T)."""
+    """Return the weights of the convolutions of the gradient, (s s C, O, T, T)."""
     outputs, inputs, k, _ = weight.shape
     t = -(-k // s)
     padded = F.pad(weight, (0, s * t - k, 0, s * t - k))
     split = padded.view(outputs, inputs, t, s, t, s).flip(2, 4)
-    return split.permute(1, 3, 5, 0, 2, 4).reshape(inputs * s * s, outputs, t, t).contiguous()
+    phases = split.permute(3, 5, 1, 0, 2, 4).reshape(s * s * inputs, outputs, t, t)
+    return phases.contiguous(memory_format=torch.channels_last)

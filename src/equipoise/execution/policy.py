@@ -1,0 +1,81 @@
+"""How a model is run where it is searched and trained: one object, chosen by the device."""
+
+__all__ = ["LAYOUTS", "PRECISIONS", "Execution", "Layout", "Precision"]
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+
+from equipoise.errors import UserError
+
+Precision = Literal["auto", "float32", "bfloat16"]
+Layout = Literal["auto", "channels_last", "contiguous"]
+
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """The arithmetic, the layout and the compilation of everything that need not be exact.
+
+    Verdicts are no part of it: who is fooled is decided by the model itself, in float32.
+
+    Arguments:
+        precision: The arithmetic of an attack's search; ``"auto"`` is bfloat16 where the
+            processor multiplies matrices in it, else float32.
+        update: The arithmetic of the matrix products of a training step; weights, BatchNorm,
+            losses and the optimiser are float32 either way. ``"auto"`` is that of the search.
+        layout: How images lie in memory; ``"auto"`` is channels last.
+        compile: Whether the search form is compiled by torch.compile: a minute at the start,
+            and again for each new size of a batch.
+    """
+
+    precision: Precision = "auto"
+    update: Precision = "auto"
+    layout: Layout = "auto"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        known = {
+            "precision": PRECISIONS,
+            "update": PRECISIONS,
+            "layout": LAYOUTS,
+        }
+        wrong = [
+            f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
+            for name, choices in known.items()
+            if getattr(self, name) not in choices
+        ]
+        if wrong:
+            raise UserError("; ".join(wrong))
+
+    def resolved(self, device: torch.device | str) -> "Execution":
+        """Return what it comes to on a device, without any ``"auto"``."""
+        precision = self.precision
+        if precision == "auto":
+            precision = "bfloat16" if has_bfloat16(torch.device(device)) else "float32"
+        update = precision if self.update == "auto" else self.update
+        layout: Layout = "channels_last" if self.layout == "auto" else self.layout
+        return replace(self, precision=precision, update=update, layout=layout)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Return the layout of images as torch names it."""
+        return torch.contiguous_format if self.layout == "contiguous" else torch.channels_last
+
+    def __str__(self) -> str:
+        compiled = ", compiled" if self.compile else ""
+        return (
+            f"search in {self.precision}, updates in {self.update}, "
+            f"{self.layout.replace('_', ' ')}{compiled}"
+        )
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Tell whether a device multiplies matrices faster in bfloat16 than in float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16", False) or found.get("amx_bf16", False))

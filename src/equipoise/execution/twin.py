@@ -1,0 +1,257 @@
+r"""A copy of a model in another arithmetic and layout, which follows the model's weights.
+
+In the copy every BatchNorm that reads just what a convolution wrote is folded into that
+convolution: with the statistics :math:`\mu, \sigma^2` and the weights :math:`g, b` of the norm
+
+.. math:: s = g / \sqrt{\sigma^2 + \epsilon}, \qquad w' = s \, w, \qquad b' = b + s (c - \mu)
+
+for a convolution of weights :math:`w` and bias :math:`c`. Which they are is found by running
+the model once. Whether the convolution's output went elsewhere too cannot be seen so; folding is
+kept only if, with statistics drawn at random, the folded copy returns what the unfolded one does.
+The last linear layer stays in float32: attacks live on small differences of logits, and it costs
+next to nothing. The gradient of a strided first layer is taken by
+:mod:`equipoise.execution.strided`.
+"""
+
+__all__ = ["Twin", "run"]
+
+import copy
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.execution.modes import evaluating
+from equipoise.execution.policy import Execution
+from equipoise.execution.strided import Strided
+
+_CLOSE = 1e-4  # how far a folded copy may be from its model, relative to the largest logit
+_FEW = 8  # inputs that show how a model runs
+
+
+class Twin:
+    """A model in the form in which it is searched.
+
+    It holds the model's tensors, not the model: to be kept for as long as the model lives.
+
+    Arguments:
+        model: The model, on its device; it is not changed.
+        x: A few inputs.
+        execution: The form, resolved.
+
+    Raises:
+        Exception: Whatever a stranger's model does that cannot be copied, or run in this form.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor, execution: Execution) -> None:
+        x = x[:_FEW].detach()
+        self.precision = execution.precision
+        self.search: nn.Module = copy.deepcopy(model).eval()
+        for parameter in self.search.parameters():
+            parameter.requires_grad_(False)
+        self.folds: list[_Fold] = []
+        with suppress(Exception), torch.no_grad():
+            self._fold(model, x)
+        if x.ndim == 4:
+            self.search.to(memory_format=execution.memory_format)  # type: ignore[call-overload]
+        own, theirs = _tensors(self.search), _tensors(model)
+        folded = {f"{name}.{key}" for f in self.folds for name in f.names for key in _FOLDED}
+        self.sources = list(theirs.values())
+        followed = [name for name in own if name in theirs and name not in folded]
+        self._targets = [own[name] for name in followed]
+        self._followed = [theirs[name] for name in followed]
+        if execution.precision == "bfloat16":
+            _shorten(self.search, x)
+        self._strided = _strided(self.search)
+        self.refresh()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return logits for inputs of shape (B, ...)."""
+        return run(self.search, x, self.precision)
+
+    def follows(self, model: nn.Module) -> bool:
+        """Tell whether the tensors of a model are still those that were copied."""
+        theirs = list(_tensors(model).values())
+        return len(theirs) == len(self.sources) and all(
+            a is b for a, b in zip(theirs, self.sources, strict=True)
+        )
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Take over the model's present weights and statistics."""
+        torch._foreach_copy_(self._targets, self._followed)
+        for fold in self.folds:
+            fold.refresh()
+        for layer in self._strided:
+            layer.refresh()
+
+    def _fold(self, model: nn.Module, x: Tensor) -> None:
+        with evaluating(model):
+            pairs = _pairs(model, x)
+        if not pairs:
+            return
+        trial, x = copy.deepcopy(self.search).double(), x.double()
+        _scatter(trial)
+        expected = trial(x)
+        _folds(trial, trial, pairs)
+        if bool(((trial(x) - expected).abs() <= _CLOSE * expected.abs().max()).all()):
+            self.folds = _folds(self.search, model, pairs)
+
+
+def run(search: nn.Module, x: Tensor, precision: str) -> Tensor:
+    """Return what a model in search form says, with its matrix products in an arithmetic."""
+    low = precision == "bfloat16"
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=low):
+        logits: Tensor = search(x)
+    return logits
+
+
+_FOLDED = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """A convolution of the copy, and the convolution and norm that it stands for."""
+
+    names: tuple[str, str]
+    target: nn.Conv2d
+    conv: tuple[Tensor, Tensor | None]
+    norm: tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+    epsilon: float
+
+    def refresh(self) -> None:
+        """Compute the folded weights anew."""
+        weight, bias = self.conv
+        mean, variance, factor, shift = self.norm
+        scale = torch.rsqrt(variance + self.epsilon)
+        if factor is not None:
+            scale = scale * factor
+        self.target.weight.copy_(weight * scale.view(-1, 1, 1, 1))
+        moved = (-mean if bias is None else bias - mean) * scale
+        assert self.target.bias is not None
+        self.target.bias.copy_(moved if shift is None else moved + shift)
+
+
+def _folds(search: nn.Module, model: nn.Module, pairs: list[tuple[str, str]]) -> list[_Fold]:
+    """Fold the norms of ``search``; return how its weights follow from those of ``model``.
+
+    Both may be the same model.
+    """
+    folds = []
+    for names in pairs:
+        conv, norm = (model.get_submodule(name) for name in names)
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        written = conv.weight, conv.bias
+        target = search.get_submodule(names[0])
+        assert isinstance(target, nn.Conv2d)
+        target.bias = nn.Parameter(norm.running_mean.detach().clone(), requires_grad=False)
+        statistics = norm.running_mean, norm.running_var, norm.weight, norm.bias
+        fold = _Fold(names, target, written, statistics, norm.eps)
+        fold.refresh()
+        _replace(search, names[1], nn.Identity())
+        folds.append(fold)
+    return folds
+
+
+def _scatter(model: nn.Module) -> None:
+    """Give every BatchNorm statistics and weights of its own, so that none does nothing."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if not isinstance(module, nn.BatchNorm2d):
+            continue
+        for tensor, low, high in (
+            (module.running_mean, -0.5, 0.5),
+            (module.running_var, 0.7, 1.4),
+            (module.weight, 0.7, 1.3),
+            (module.bias, -0.5, 0.5),
+        ):
+            if tensor is not None:
+                drawn = torch.rand(tensor.shape, generator=generator) * (high - low) + low
+                tensor.copy_(drawn)
+
+
+def _pairs(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
+    """Return the names of convolutions and of the BatchNorms that read just what they wrote."""
+    wrote: dict[int, tuple[str, Tensor]] = {}
+    runs: dict[str, int] = {}
+    pairs: list[tuple[str, str]] = []
+    hooks = []
+
+    def watch(name: str, module: nn.Module) -> None:
+        def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            runs[name] = runs.get(name, 0) + 1
+            if isinstance(module, nn.Conv2d):
+                wrote[id(output)] = name, output  # kept alive: ids are not given twice
+            elif id(inputs[0]) in wrote:
+                pairs.append((wrote[id(inputs[0])][0], name))
+
+        hooks.append(module.register_forward_hook(after))
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d) or _has_statistics(module):
+            watch(name, module)
+    try:
+        model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [(a, b) for a, b in pairs if runs[a] == runs[b] == 1]
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    return isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
+
+
+def _shorten(model: nn.Module, x: Tensor) -> None:
+    """Keep the weights of convolutions and linear layers in bfloat16, but for the last one."""
+    with torch.no_grad():
+        try:
+            classes = model(x).shape[-1]
+        except Exception:
+            classes = -1
+    heads = [n for n, m in model.named_modules() if _is_linear(m) and m.out_features == classes]
+    for name, module in list(model.named_modules()):
+        if name in heads[-1:] and name:
+            _replace(model, name, _Full(module))
+        elif isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(torch.bfloat16)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear)
+
+
+class _Full(nn.Module):
+    """A linear layer that computes in float32 whatever the arithmetic around it."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            out: Tensor = self.inner(x.float())
+        return out
+
+
+def _strided(model: nn.Module) -> list[Strided]:
+    """Replace strided convolutions of few channels; return what stands in their place."""
+    layers = []
+    for name, module in list(model.named_modules()):
+        if name and Strided.suits(module):
+            layers.append(Strided(module))
+            _replace(model, name, layers[-1])
+    return layers
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)
