@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format bench clean
 
 demo: .venv/run ## train and attack two models on embedded data, write a report
 	$(BIN)/equipoise demo
@@ -22,6 +22,9 @@ check: .venv/dev
 format: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: .venv/dev ## ours against others, side by side; a quarter of an hour
+	$(BIN)/equipoise bench --out runs/bench.json
 
 clean:
 	rm -rf .venv build dist src/*.egg-info

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from equipoise import __version__
-from equipoise.cli import comparing, judging, looking, own, reproducing, training
+from equipoise.cli import benching, comparing, judging, looking, own, reproducing, training
 from equipoise.errors import RunError, UserError
 
 app = typer.Typer(
@@ -59,6 +59,7 @@ app.command(epilog=judging.EVALUATE_EPILOG)(judging.evaluate)
 app.command()(judging.verify)
 app.command(epilog=comparing.EPILOG)(comparing.compare)
 app.command(epilog=reproducing.EPILOG)(reproducing.reproduce)
+app.command(epilog=benching.EPILOG)(benching.bench)
 app.command()(looking.report)
 app.command("list")(looking.list_)
 data_app = typer.Typer(help="Find and get data sets.", invoke_without_command=True)
