@@ -164,6 +164,20 @@ def test_a_repeated_command_does_nothing_again_and_runs_are_reused(made):
 
 
 @pytest.mark.xdist_group("reproduce")
+def test_everything_at_the_smallest_scale_from_recipe_to_page(made):
+    folder, _ = made
+    done = command("reproduce", "all", "--workers", "2", cwd=folder.parents[2])
+    assert done.returncode == 0, done.stderr
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    for name in EXPERIMENTS:
+        content = json.loads((folder / name / "findings.json").read_text(encoding="utf-8"))
+        assert content["missing"] == []
+        assert content["rows"]
+        assert list((folder / name).glob("*.csv")) + list((folder / name).glob("*.svg"))
+        assert f'id="{name}' in page
+
+
+@pytest.mark.xdist_group("reproduce")
 def test_missing_data_are_said_and_the_rest_goes_on(tmp_path, monkeypatch):
     monkeypatch.setenv("EQUIPOISE_DATA", str(tmp_path))
     monkeypatch.chdir(tmp_path)

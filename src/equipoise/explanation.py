@@ -4,6 +4,8 @@ __all__ = ["explain", "price"]
 
 from collections.abc import Mapping
 
+import torch
+
 from equipoise.data import DATASETS
 from equipoise.errors import UserError
 from equipoise.methods import METHODS
@@ -45,7 +47,7 @@ def explain(recipe: Recipe) -> list[str]:
         lines += ["", *_learner(name, spec, recipe.rounds)]
     if len(method.learners) > 1 or method.merge.alpha:
         lines += ["", *_merge(method, recipe.rounds)]
-    return [*lines, "", _cost(method, recipe), *LEGEND]
+    return [*lines, "", _cost(method, recipe), _execution(recipe), *LEGEND]
 
 
 def _cost(method: Method, recipe: Recipe) -> str:
@@ -58,6 +60,14 @@ def _cost(method: Method, recipe: Recipe) -> str:
         f"image, "
         f"{total * batch:,} a batch of {batch}; {recipe.rounds} rounds"
     )
+
+
+def _execution(recipe: Recipe) -> str:
+    here = torch.cuda.is_available()
+    device = recipe.device if recipe.device != "auto" else "cuda" if here else "cpu"
+    if device.startswith("cuda") and not here:
+        return f"device {device} is not on this machine"
+    return f"on this machine: {recipe.execution.resolved(device)}"
 
 
 def price(method: str) -> int:
@@ -120,12 +130,14 @@ def _handover(merge: Merge) -> list[str]:
         return ["the learners are never handed the global weights"]
     counted = "t" if handover.count == "rounds" else "t - t'"
     since = "t >= t'" if handover.inclusive else "t > t'"
-    when = "at the end of" if handover.granularity == "round" else "after every step of"
+    rounds = handover.granularity == "round"
+    when = "at the end of" if rounds else "after every step of"
+    last = ", but for the last" if rounds else ""
     rule = dict(vars(merge.start))
     name = rule.pop("rule")
     due = f"{since} and ({counted}) mod {handover.every} = 0"
     return [
-        f"the learners go on from the global weights {when} rounds with {due}",
+        f"the learners go on from the global weights {when} rounds with {due}{last}",
         f"t' is found by the rule {name!r} ({_said(rule)})",
     ]
 

@@ -13,6 +13,7 @@ unused at the border of the range.
 __all__ = ["L1", "L2", "NORMS", "Linf", "Norm", "Threat", "fraction"]
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,10 +80,22 @@ class Threat:
         Returns:
             The projected points, with shape (B, ...).
         """
-        if self.norm == "linf":
-            lower = (x - self.eps).clamp_(min=self.low)
-            upper = (x + self.eps).clamp_(max=self.high)
-            return torch.minimum(torch.maximum(x_adv, lower), upper)
+        return self.projector(x)(x_adv)
+
+    def projector(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the projection for these clean inputs: to be made once for many steps.
+
+        Arguments:
+            x: The clean inputs, within the range, with shape (B, ...).
+        """
+        if self.norm != "linf":
+            return lambda x_adv: self._nearest(x, x_adv)
+        lower = (x - self.eps).clamp_(min=self.low)
+        upper = (x + self.eps).clamp_(max=self.high)
+        return lambda x_adv: torch.clamp(x_adv, lower, upper)
+
+    def _nearest(self, x: Tensor, x_adv: Tensor) -> Tensor:
+        """Project onto a ball of L2 or L1."""
         delta = (x_adv - x).flatten(1)
         room = torch.where(delta > 0, self.high - x.flatten(1), x.flatten(1) - self.low)
         size = delta.abs()

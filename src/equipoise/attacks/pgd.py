@@ -202,13 +202,14 @@ class PGD:
         x_adv = self.start_at(x, threat, draws)
         best, score = x_adv, _Score.lowest(y)
         direction = torch.zeros_like(x)
+        project, length = threat.projector(x), self.step_length(threat)
         for _ in range(self.steps):
             logits, values, grad = input_gradient(model, x_adv, losses)
             if self.keep == "best":
                 fooled = misclassified(model, x_adv, logits, y)
                 best, score = _better(best, score, x_adv, _Score.of(fooled, values))
             direction = self._direction(direction, grad)
-            x_adv = threat.project(x, x_adv + self.step_length(threat) * threat.ascent(direction))
+            x_adv = project(torch.add(x_adv, threat.ascent(direction), alpha=length))
         if self.keep == "last" and self.restarts == 1:
             return x_adv, score
         logits = model(x_adv)

@@ -76,7 +76,7 @@ class Learner:
             momentum=spec.momentum,
             weight_decay=spec.weight_decay,
             nesterov=spec.nesterov and spec.momentum > 0,
-            fused=device.type == "cuda",
+            fused=True,
         )
         self.generator = torch.Generator(device).manual_seed(derived_seed(seed, name))
         self.draws = GeneratorDraws(self.generator)
