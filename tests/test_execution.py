@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -275,6 +276,22 @@ def test_an_attack_on_the_form_is_one_on_the_model():
         quick = model(attack(eq.fast(model), x, y, threat)).argmax(1) == y
     assert abs(int(plain.sum()) - int(quick.sum())) <= 2
     assert plain.float().mean() < 0.9
+
+
+@pytest.mark.filterwarnings("ignore:<class 'torch.autograd:DeprecationWarning")
+def test_a_compiled_form_is_the_form_and_follows_its_model(monkeypatch):
+    """Traced and differentiated as when it is compiled, but run without a compiler."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    with torch.random.fork_rng([]):
+        model, x = lived_in("small-cnn", 1), torch.rand(6, 1, 12, 16)
+    plain, compiled = FULL, Execution(precision="float32", compile=True)
+    first = fast(model, x, compiled)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.9)
+    again, expected = fast(model, execution=compiled), fast(model, x, plain)
+    assert again.search is first.search
+    assert torch.allclose(gradient(again, x), gradient(expected, x), atol=1e-6)
 
 
 def test_a_form_that_cannot_be_compiled_says_what_is_missing(monkeypatch):

@@ -48,6 +48,7 @@ class Ascent:
         self, x: Tensor, start: Tensor, threat: Threat, steps: int, rho: float = 0.75
     ) -> None:
         self.x, self.threat, self.rho = x, threat, rho
+        self.project = threat.projector(x)
         self.now = self.before = self.best = start
         self.sizes = x.new_full((len(x), *[1] * (x.ndim - 1)), 2 * threat.eps)
         self.window = max(int(FIRST * steps), 1)
@@ -67,11 +68,11 @@ class Ascent:
     def step(self) -> None:
         """Move ``now`` by one step."""
         ahead = self.now + self.sizes * self.threat.ascent(self.grad)
-        ahead = self.threat.project(self.x, ahead)
+        ahead = self.project(ahead)
         if self.taken:
             inert = self.now - self.before
             ahead = self.now + (1 - INERTIA) * (ahead - self.now) + INERTIA * inert
-            ahead = self.threat.project(self.x, ahead)
+            ahead = self.project(ahead)
         self.now, self.before = ahead, self.now
         self.taken += 1
 
@@ -111,3 +112,4 @@ class Ascent:
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 setattr(self, name, value[rows])
+        self.project = self.threat.projector(self.x)

@@ -7,6 +7,7 @@ therefore run in any arithmetic and any layout: :class:`Fast` holds a model in t
 
 __all__ = ["Fast", "fast"]
 
+import warnings
 from contextlib import suppress
 from typing import cast
 from weakref import WeakKeyDictionary
@@ -164,9 +165,11 @@ def _twin(model: nn.Module, x: Tensor, execution: Execution) -> Twin | None:
 def _compile(twin: Twin, x: Tensor) -> None:
     """Compile a copy of a model, or raise a UserError."""
     twin.search = cast(nn.Module, torch.compile(twin.search))
+    few = x[:8].detach().requires_grad_()
     try:
-        with torch.no_grad():
-            twin(x[:8])
+        with warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("ignore")  # of the compiler's own parts
+            torch.autograd.grad(twin(few).float().sum(), few)
     except Exception as error:
         why = str(error).strip().split("\n")[0]
         raise UserError(
