@@ -177,7 +177,6 @@ def test_everything_at_the_smallest_scale_from_recipe_to_page(made):
         assert f'id="{name}' in page
 
 
-@pytest.mark.xdist_group("reproduce")
 def test_missing_data_are_said_and_the_rest_goes_on(tmp_path, monkeypatch):
     monkeypatch.setenv("EQUIPOISE_DATA", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -187,7 +186,6 @@ def test_missing_data_are_said_and_the_rest_goes_on(tmp_path, monkeypatch):
     assert "SVHN, eps 8/255 is left out" in done.stderr
 
 
-@pytest.mark.xdist_group("reproduce")
 def test_the_scale_of_the_paper_runs_as_a_slice(tmp_path):
     stand_ins = Path(__file__).with_name("stand_ins.py")
     words = ("reproduce", "table2", "--scale", "full", "--slice", "--only", "a3gt")

@@ -112,8 +112,9 @@ def friendly(
             draws = draws.select(goes)
             if not len(index):
                 break
-            step = attack.step_length(threat) * threat.ascent(grad[goes])
+            length = attack.step_length(threat)  # added as PGD does, to the last bit
+            moved = torch.add(point[goes], threat.ascent(grad[goes]), alpha=length)
             if omega:
-                step = step + omega * normal(draws, step)
-            x_adv[index] = threat.project(x[index], point[goes] + step)
+                moved = moved + omega * normal(draws, moved)
+            x_adv[index] = threat.project(x[index], moved)
     return x_adv, spent
