@@ -81,19 +81,20 @@ def test_batchnorm_is_folded_where_it_reads_what_a_convolution_wrote():
     assert left  # those that stand before a convolution, after a sum
 
 
+class Twice(nn.Module):
+    """Uses what the convolution wrote without the norm, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        return self.head((h + self.norm(h)).mean((2, 3)))
+
+
 def test_what_cannot_be_folded_is_not():
-    class Twice(nn.Module):
-        """Uses what the convolution wrote without the norm, too."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.norm = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
-            self.head = nn.Linear(4, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            h = self.conv(x)
-            return self.head((h + self.norm(h)).mean((2, 3)))
-
     model = Twice().eval()
     model.norm.running_mean.fill_(0.7)
     x = torch.rand(4, 1, 8, 8)
@@ -168,7 +169,8 @@ def test_finds_of_the_search_form_are_shown_to_the_model():
 def test_what_is_left_open_is_chosen_by_the_device():
     chosen = Execution().resolved("cpu")
     assert chosen.precision in ("float32", "bfloat16")
-    assert chosen.update == chosen.precision
+    assert chosen.update == "float32"
+    assert Execution(update="auto").resolved("cpu").update == chosen.precision
     assert (chosen.layout, chosen.compile) == ("channels_last", False)
     assert chosen.resolved("cpu") == chosen
 
@@ -234,17 +236,6 @@ def test_a_new_tensor_in_the_model_makes_a_new_form():
 
 def test_a_form_of_a_model_with_statistics_at_their_start_is_right_later():
     """With statistics at 0 and 1 a norm does nothing: it must not pass for foldable then."""
-
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.norm = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
-            self.head = nn.Linear(4, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            h = self.conv(x)
-            return self.head((h + self.norm(h)).mean((2, 3)))
-
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         model, x = Twice(), torch.rand(4, 1, 8, 8)

@@ -97,7 +97,7 @@ class Recipe:
     on_collapse: Literal["announce", "rollback"] = "announce"
     device: str = "auto"
     precision: Precision = "auto"
-    update: Precision = "auto"
+    update: Precision = "float32"
     layout: Layout = "auto"
     compile: bool = False
     settings: Any = field(default=None, repr=False)  # Settings; validated by their own schema

@@ -33,7 +33,7 @@ class Execution:
     """
 
     precision: Precision = "auto"
-    update: Precision = "auto"
+    update: Precision = "float32"
     layout: Layout = "auto"
     compile: bool = False
 
