@@ -234,6 +234,19 @@ def test_a_new_tensor_in_the_model_makes_a_new_form():
         assert torch.allclose(form(x), model[-1].bias.expand(8, -1))
 
 
+def test_a_model_that_is_cast_gets_a_new_form():
+    model, (x, _) = copy.deepcopy(small_net()), held_out(8)
+    with torch.no_grad():
+        fast(model, execution=FULL)(x)
+        model.double()
+        form = fast(model, execution=FULL)
+        assert torch.equal(form(x.double()), model(x.double()))
+        model.float()
+        again = fast(model, execution=FULL)
+        again(x)
+    assert again.search is not model
+
+
 def test_a_form_of_a_model_with_statistics_at_their_start_is_right_later():
     """With statistics at 0 and 1 a norm does nothing: it must not pass for foldable then."""
     with torch.random.fork_rng([]):

@@ -81,12 +81,12 @@ def bench(
     ] = "auto",
     update: Annotated[
         str, typer.Option(help="Of our training step: float32, bfloat16 or auto, as the search.")
-    ] = "auto",
+    ] = "float32",
     layout: Annotated[
         str, typer.Option(help="Of our side: channels_last, contiguous or auto.")
     ] = "auto",
     compile: Annotated[  # noqa: A002 - torch's name for it
-        bool, typer.Option(help="Compile our search: a minute at first.")
+        bool, typer.Option(help="Compile our search, which takes time at first.")
     ] = False,
     memory: Annotated[
         bool, typer.Option(help="Measure peak memory, in a process for each side.")

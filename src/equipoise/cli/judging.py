@@ -67,7 +67,7 @@ def evaluate(
     ] = "auto",
     compile: Annotated[  # noqa: A002 - torch's name for it
         bool,
-        typer.Option(help="Compile the search: a minute at first, for long evaluations."),
+        typer.Option(help="Compile the search, which takes time at first: for long evaluations."),
     ] = False,
     passes: Annotated[
         int | None, typer.Option(help="Forward passes a verdict, for models that are random.")

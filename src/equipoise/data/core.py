@@ -20,6 +20,7 @@ __all__ = [
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,6 +109,17 @@ class Dataset:
     def size(self) -> tuple[int, int]:
         """Height and width (H, W)."""
         return int(self.train.x.shape[2]), int(self.train.x.shape[3])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a model has to know of the data, as plain values: see :mod:`equipoise.models`."""
+        return {
+            "channels": self.channels,
+            "size": list(self.size),
+            "classes": len(self.classes),
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
 
 
 def to_unit(x: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def evaluate(
             which takes the quick one of the device. The judge's is float32 either way.
         layout: How images lie in memory in the search: ``"channels_last"``, ``"contiguous"``, or
             ``"auto"`` for the quick one.
-        compile: Whether the search is compiled: a minute at the start, for long evaluations.
+        compile: Whether the search is compiled, which takes time at first: for long evaluations.
         passes: The forward passes of a verdict, whose class probabilities are averaged; None:
             what the attacks ask for, 1 but for ``"autoattack-rand"``.
         checks: Whether to look for what would make the numbers untrustworthy.

@@ -140,7 +140,7 @@ _TWINS: WeakKeyDictionary[nn.Module, dict[Execution, Twin | None]] = WeakKeyDict
 
 
 def _kept(model: nn.Module) -> dict[Execution, Twin | None]:
-    """Return the forms of a model that were made before; None: it can have no such form."""
+    """Return the forms of a model that were made before; None of one that it cannot have."""
     try:
         return _TWINS.setdefault(model, {})
     except TypeError:  # a module that cannot be a key
@@ -149,13 +149,14 @@ def _kept(model: nn.Module) -> dict[Execution, Twin | None]:
 
 def _twin(model: nn.Module, x: Tensor, execution: Execution) -> Twin | None:
     """Return a copy of a model in a form, and keep it; None where there is none that works."""
+    if x.dtype != torch.float32:
+        return None
     twin = None
-    if x.dtype == torch.float32:
-        with suppress(Exception):  # whatever a stranger's model does, or an operation lacks
-            twin = Twin(model, x, execution.resolved(x.device))
-            with torch.no_grad():
-                works = bool(torch.isfinite(twin(x[:8])).all())
-            twin = twin if works else None
+    with suppress(Exception):  # whatever a stranger's model does, or an operation lacks
+        twin = Twin(model, x, execution.resolved(x.device))
+        with torch.no_grad():
+            works = bool(torch.isfinite(twin(x[:8])).all())
+        twin = twin if works else None
     if twin is not None and execution.compile:
         _compile(twin, x)
     _kept(model)[execution] = twin

@@ -58,7 +58,7 @@ class Twin:
             self.search.to(memory_format=execution.memory_format)  # type: ignore[call-overload]
         own, theirs = _tensors(self.search), _tensors(model)
         folded = {f"{name}.{key}" for f in self.folds for name in f.names for key in _FOLDED}
-        self.sources = list(theirs.values())
+        self._sources = [(tensor, *_kind(tensor)) for tensor in theirs.values()]
         followed = [name for name in own if name in theirs and name not in folded]
         self._targets = [own[name] for name in followed]
         self._followed = [theirs[name] for name in followed]
@@ -72,10 +72,14 @@ class Twin:
         return run(self.search, x, self.precision)
 
     def follows(self, model: nn.Module) -> bool:
-        """Tell whether the tensors of a model are still those that were copied."""
+        """Tell whether a model's tensors are still those that were copied, and as they were.
+
+        A model that is moved, or cast, keeps its parameters and changes what is in them.
+        """
         theirs = list(_tensors(model).values())
-        return len(theirs) == len(self.sources) and all(
-            a is b for a, b in zip(theirs, self.sources, strict=True)
+        return len(theirs) == len(self._sources) and all(
+            here is there and _kind(here) == tuple(kind)
+            for here, (there, *kind) in zip(theirs, self._sources, strict=True)
         )
 
     @torch.no_grad()
@@ -284,6 +288,10 @@ def _strided(model: nn.Module) -> list[Strided]:
             layers.append(Strided(module))
             _replace(model, name, layers[-1])
     return layers
+
+
+def _kind(tensor: Tensor) -> tuple[torch.device, torch.dtype]:
+    return tensor.device, tensor.dtype
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

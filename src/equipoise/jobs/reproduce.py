@@ -15,6 +15,7 @@ from rich.table import Table
 from equipoise import data, models
 from equipoise.attacks.core import guest
 from equipoise.errors import RunError, UserError
+from equipoise.execution import fast
 from equipoise.jobs.compare_crew import Crew, Failure, Stopped, Work, claim
 from equipoise.jobs.compare_plan import refuse_others
 from equipoise.jobs.device import choose_device
@@ -139,7 +140,7 @@ class _Reproduction:
         if left:
             lines += (
                 f"; left are about {work:,.0f} gradient evaluations, roughly "
-                f"{_duration(_seconds(left, workers))} with {workers} at a time"
+                f"{_roughly(_seconds(left, workers))} with {workers} at a time"
             )
         terminal.print(f"{lines}. Runs and report: {self.folder}", markup=False)
 
@@ -213,15 +214,8 @@ def _rate(recipe: Recipe) -> float:
     """Return how many gradient evaluations a second one thread does with a model."""
     dataset = data.load(recipe.data, recipe.data_dir)
     device = choose_device(recipe.device)
-    config = {
-        "channels": dataset.channels,
-        "size": list(dataset.size),
-        "classes": len(dataset.classes),
-        "width": recipe.width,
-        "mean": list(dataset.mean),
-        "std": list(dataset.std),
-    }
-    model = models.build(recipe.model, config).to(device)
+    config = dataset.settings | {"width": recipe.width}
+    model = fast(models.build(recipe.model, config).to(device), execution=recipe.execution)
     x = dataset.train.take(slice(recipe.batch_size)).to(device).pixels().requires_grad_()
     done, began, threads = 0, 0.0, torch.get_num_threads()
     torch.set_num_threads(1)
@@ -239,7 +233,8 @@ def _rate(recipe: Recipe) -> float:
     return done / (now - began)
 
 
-def _duration(seconds: float) -> str:
+def _roughly(seconds: float) -> str:
+    """Return a time in whole minutes: an estimate has no seconds."""
     minutes = max(1, round(seconds / 60))
     hours, rest = divmod(minutes, 60)
     return f"{hours} h {rest:02d} min" if hours else f"{rest} min"

@@ -224,14 +224,7 @@ class _Job:
 
     def _config(self) -> dict[str, Any]:
         """Return what is needed to build the model again."""
-        return {
-            "channels": self.dataset.channels,
-            "size": list(self.dataset.size),
-            "classes": len(self.dataset.classes),
-            "width": self.recipe.width,
-            "mean": list(self.dataset.mean),
-            "std": list(self.dataset.std),
-        }
+        return self.dataset.settings | {"width": self.recipe.width}
 
     def _new_model(self) -> nn.Module:
         with torch.random.fork_rng(range(torch.cuda.device_count())):

@@ -84,7 +84,7 @@ class Case:
     eps: float = 0.1
     device: str = "auto"
     precision: str = "auto"
-    update: str = "auto"
+    update: str = "float32"
     layout: str = "auto"
     compile: bool = False
     seed: int = 0
@@ -108,7 +108,7 @@ class Case:
         """Return how we run it, in another precision where one is given."""
         chosen: Any = {
             "precision": precision or self.precision,
-            "update": "auto" if precision else self.update,
+            "update": precision or self.update,
             "layout": self.layout,
             "compile": self.compile,
         }

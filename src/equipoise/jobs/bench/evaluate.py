@@ -235,16 +235,9 @@ def _digits(device: torch.device) -> nn.Module:
         "attack": {"steps": 5},
     }
     found, dataset = recipe.parse(given), data.load("digits")
-    settings = {
-        "channels": dataset.channels,
-        "size": dataset.size,
-        "classes": len(dataset.classes),
-        "mean": dataset.mean,
-        "std": dataset.std,
-    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = models.build("small-cnn", settings)
+        model = models.build("small-cnn", dataset.settings)
     trained = Training(
         method=found.settings.build(Threat("linf", dataset.eps), found.rounds),
         model=model,

@@ -72,7 +72,7 @@ class Options:
     threads: int | None = None
     device: str = "auto"
     precision: str = "auto"
-    update: str = "auto"
+    update: str = "float32"
     layout: str = "auto"
     compile: bool = False
     memory: bool = True
