@@ -65,7 +65,7 @@ def begun(folder: Path) -> bool:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_stopped_inside_an_attack_it_ends_with_the_same_bits(command, trained, tmp_path, how):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    words = ("--attacks", "apgd-ce-20,square-1000", "-n", 150, "--batch-size", 15, "--eps", 0.1)
+    words = ("--attacks", "apgd-ce-20,square-400", "-n", 150, "--batch-size", 15, "--eps", 0.1)
     more = ("--seed", 3, "--no-checks", "--precision", "float32")
     for folder in (whole, cut):
         shutil.copytree(trained, folder)
