@@ -9,8 +9,7 @@ for a convolution of weights :math:`w` and bias :math:`c`. Which they are is fou
 the model once. Whether the convolution's output went elsewhere too cannot be seen so; folding is
 kept only if, with statistics drawn at random, the folded copy returns what the unfolded one does.
 The last linear layer stays in float32: attacks live on small differences of logits, and it costs
-next to nothing. The gradient of a strided layer of few channels is taken by
-:mod:`equipoise.execution.strided`.
+next to nothing. What else stands in for a layer is in :mod:`equipoise.execution.layers`.
 """
 
 __all__ = ["Twin", "run"]
@@ -22,10 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from equipoise.execution import layers
 from equipoise.execution.modes import evaluating
 from equipoise.execution.policy import Execution
-from equipoise.execution.strided import Strided
-from equipoise.models.core import Normalize
 
 _CLOSE = 1e-4  # how far a folded copy may be from its model, relative to the largest logit
 _FEW = 8  # inputs that show how a model runs
@@ -64,7 +62,7 @@ class Twin:
         self._followed = [theirs[name] for name in followed]
         if execution.precision == "bfloat16":
             _shorten(self.search, x)
-        self._made: list[_Affine | Strided] = [*_affine(self.search), *_strided(self.search)]
+        self._made = layers.quicker(self.search, execution.layout)
         self.refresh()
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -157,7 +155,7 @@ def _folds(search: nn.Module, model: nn.Module, pairs: list[tuple[str, str]]) ->
         statistics = norm.running_mean, norm.running_var, norm.weight, norm.bias
         fold = _Fold(names, target, written, statistics, norm.eps)
         fold.refresh()
-        _replace(search, names[1], nn.Identity())
+        layers.replace(search, names[1], nn.Identity())
         folds.append(fold)
     return folds
 
@@ -221,7 +219,7 @@ def _shorten(model: nn.Module, x: Tensor) -> None:
     heads = [n for n, m in model.named_modules() if _is_linear(m) and m.out_features == classes]
     for name, module in list(model.named_modules()):
         if name in heads[-1:] and name:
-            _replace(model, name, _Full(module))
+            layers.replace(model, name, layers.Full(module))
         elif isinstance(module, nn.Conv2d | nn.Linear):
             module.to(torch.bfloat16)
 
@@ -230,74 +228,9 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear)
 
 
-class _Full(nn.Module):
-    """A linear layer that computes in float32 whatever the arithmetic around it."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            out: Tensor = self.inner(x.float())
-        return out
-
-
-class _Affine(nn.Module):
-    """The normalisation of the first layer as one product and sum: fewer passes over the images.
-
-    Arguments:
-        inner: The layer.
-    """
-
-    def __init__(self, inner: Normalize) -> None:
-        super().__init__()
-        self.inner = inner
-        self.register_buffer("factor", torch.empty_like(inner.std))
-        self.register_buffer("shift", torch.empty_like(inner.std))
-
-    factor: Tensor
-    shift: Tensor
-
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Follow the layer, whose mean and deviation may have changed."""
-        torch.reciprocal(self.inner.std, out=self.factor)
-        torch.mul(self.inner.mean, -self.factor, out=self.shift)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise images with shape (B, C, H, W)."""
-        return torch.addcmul(self.shift, x, self.factor)
-
-
-def _affine(model: nn.Module) -> list[_Affine]:
-    """Replace normalisations; return what stands in their place."""
-    layers = []
-    for name, module in list(model.named_modules()):
-        if name and isinstance(module, Normalize):
-            layers.append(_Affine(module))
-            _replace(model, name, layers[-1])
-    return layers
-
-
-def _strided(model: nn.Module) -> list[Strided]:
-    """Replace strided convolutions of few channels; return what stands in their place."""
-    layers = []
-    for name, module in list(model.named_modules()):
-        if name and Strided.suits(module):
-            layers.append(Strided(module))
-            _replace(model, name, layers[-1])
-    return layers
-
-
 def _kind(tensor: Tensor) -> tuple[torch.device, torch.dtype]:
     return tensor.device, tensor.dtype
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, module)

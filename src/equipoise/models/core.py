@@ -34,9 +34,9 @@ class Normalize(nn.Module):
 class MapLinear(nn.Linear):
     """A linear layer of a feature map, for whatever layout the map has in memory.
 
-    It is ``Linear(C * H * W, out_features)`` of the flattened map, computed as the one position of
-    a convolution as large as the map: flattening would copy a map that has its channels last, and
-    its gradient would come back in another layout than the map's.
+    It is ``Linear(C * H * W, out_features)`` of the flattened map. Flattening would copy a map
+    that has its channels last, and its gradient would come back in another layout than the map's;
+    such a map is read as it lies, by weights in its order.
 
     Arguments:
         channels: C.
@@ -50,8 +50,19 @@ class MapLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features of shape (B, out_features) for maps of shape (B, C, H, W)."""
-        weight = self.weight.view(-1, *self.window)
-        return F.conv2d(x, weight, self.bias).flatten(1)
+        if x.is_contiguous():
+            return F.linear(x.flatten(1), self.weight, self.bias)
+        return F.linear(self.channels_last(x), self.channels_last(self.maps), self.bias)
+
+    @property
+    def maps(self) -> Tensor:
+        """Return the weights as maps, of shape (out_features, C, H, W)."""
+        return self.weight.view(-1, *self.window)
+
+    @staticmethod
+    def channels_last(maps: Tensor) -> Tensor:
+        """Return maps as rows of shape (B, H * W * C): a view of those with channels last."""
+        return maps.permute(0, 2, 3, 1).flatten(1)
 
 
 class Classifier(nn.Module):
