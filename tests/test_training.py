@@ -188,7 +188,7 @@ def naively(
     world = learners["clean"].floats()
     running = {name: learner.floats() for name, learner in learners.items()}
     steps, handed = len(clean.batches) // rounds, 0
-    for s, (x, y, _, _) in enumerate(clean.batches):
+    for s, (x, y, *_) in enumerate(clean.batches):
         t, progress = s // steps + 1, s / (steps * rounds)
         learners["clean"].step(x, y, progress)
         x, y = robust.batches[s].x, robust.batches[s].y

@@ -2,6 +2,7 @@
 
 __all__ = ["explain", "price"]
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -52,13 +53,13 @@ def explain(recipe: Recipe) -> list[str]:
 
 def _cost(method: Method, recipe: Recipe) -> str:
     all_objectives = [spec.objective for spec in method.learners.values()]
-    total = sum(objective.cost for objective in all_objectives)
+    total = method.cost(recipe.rounds)
     friendly = any(isinstance(o, Robust) and (o.tau or o.options.awp_from) for o in all_objectives)
     batch = recipe.batch_size
     return (
-        f"cost: {'at most ' if friendly else ''}{total} gradient evaluation{'s' * (total > 1)} an "
-        f"image, "
-        f"{total * batch:,} a batch of {batch}; {recipe.rounds} rounds"
+        f"cost: {'at most ' if friendly else ''}{total:.4g} gradient "
+        f"evaluation{'s' * (total > 1)} an image, "
+        f"{total * batch:,.0f} a batch of {batch}; {recipe.rounds} rounds"
     )
 
 
@@ -71,9 +72,11 @@ def _execution(recipe: Recipe) -> str:
 
 
 def price(method: str) -> int:
-    """Return the gradient evaluations an image that a method takes by default, at most."""
-    built = METHODS[method]().build(Linf(8 / 255), 30)
-    return sum(spec.objective.cost for spec in built.learners.values())
+    """Return the gradient evaluations an image that a method takes by default, at most.
+
+    Of a method with a trunk it is the mean over the rounds.
+    """
+    return math.ceil(METHODS[method]().build(Linf(8 / 255), 30).cost(30))
 
 
 def _learner(name: str, spec: LearnerSpec, rounds: int) -> list[str]:
@@ -109,7 +112,11 @@ def _merge(method: Method, rounds: int) -> list[str]:
     first = f"the global model, after every step s: {step}"
     if len(names) == 1:
         return [first]
-    return [first, f"  of the learners' {mean}", *_weights(merge, rounds), *_handover(merge)]
+    if not merge.twice:
+        first = f"the global model: {parts}"
+        mean += f", which keep {merge.alpha:g} of themselves a step{warm}"
+    lines = [first, f"  of the learners' {mean}", *_weights(merge, rounds)]
+    return [*lines, *_branch(method), *_handover(merge, method.branch is not None)]
 
 
 def _weights(merge: Merge, rounds: int) -> list[str]:
@@ -124,21 +131,39 @@ def _weights(merge: Merge, rounds: int) -> list[str]:
     return lines
 
 
-def _handover(merge: Merge) -> list[str]:
+def _branch(method: Method) -> list[str]:
+    """Return in words when learners part that share a trunk."""
+    branch = method.branch
+    if branch is None:
+        return []
+    names = [name for name in method.learners if name != branch.trunk]
+    when = "t'" if branch.round is None else f"round {branch.round}"
+    parting = f"{' and '.join(names)} go on from its weights, average and momentum"
+    lines = [f"up to {when} there is one learner, the {branch.trunk}; then {parting}"]
+    lines += [
+        f"  {name} is trained on the batches of {spec.follows}, and on the x' found for it"
+        for name, spec in method.learners.items()
+        if spec.follows is not None
+    ]
+    schedules = "their schedules begin there" if branch.restart else "their schedules go on"
+    return [*lines, f"  {schedules}"]
+
+
+def _handover(merge: Merge, branched: bool) -> list[str]:
     handover = merge.handover
+    rule = dict(vars(merge.start))
+    found = f"t' is found by the rule {rule.pop('rule')!r} ({_said(rule)})"
     if handover.every is None:
-        return ["the learners are never handed the global weights"]
+        return ["the learners are never handed the global weights", *[found] * branched]
     counted = "t" if handover.count == "rounds" else "t - t'"
     since = "t >= t'" if handover.inclusive else "t > t'"
     rounds = handover.granularity == "round"
     when = "at the end of" if rounds else "after every step of"
     last = ", but for the last" if rounds else ""
-    rule = dict(vars(merge.start))
-    name = rule.pop("rule")
     due = f"{since} and ({counted}) mod {handover.every} = 0"
     return [
         f"the learners go on from the global weights {when} rounds with {due}{last}",
-        f"t' is found by the rule {name!r} ({_said(rule)})",
+        found,
     ]
 
 

@@ -29,11 +29,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
 from equipoise import learning
+from equipoise.branching import A3GTFront
 from equipoise.errors import UserError
 from equipoise.learning import Learning
 from equipoise.threat import Threat
 from equipoise.training.merge import Handover, Merge, Weights
-from equipoise.training.method import LearnerSpec, Method
+from equipoise.training.method import Method, named
 from equipoise.training.schedule import Knots
 from equipoise.training.start import Fixed, Never, Stable, Threshold
 
@@ -49,14 +50,6 @@ class Settings(Protocol):
     def build(self, threat: Threat, rounds: int) -> Method:
         """Return the method against a threat, for a training of so many rounds."""
         ...
-
-
-def _spec(name: str, how: Learning, threat: Threat) -> LearnerSpec:
-    """Return a learner against a threat; what is wrong with it is said with its name."""
-    try:
-        return how.spec(threat)
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +69,7 @@ class Averaged:
         merge = Merge(
             weights=Weights(knots={name: Knots((1.0,))}), alpha=self.alpha, warmup=self.warmup
         )
-        return Method(learners={name: _spec(name, how, threat)}, merge=merge)
+        return Method(learners={name: named(name, how, threat)}, merge=merge)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,7 +264,7 @@ class A3GT:
         if isinstance(self.start, Fixed) and (self.start.round or 0) > rounds:
             raise UserError(f"start.round={self.start.round} lies behind the last round, {rounds}")
         how: dict[str, Learning] = {"clean": self.clean, "robust": self.robust, **self.more}
-        learners = {name: _spec(name, learner, threat) for name, learner in how.items()}
+        learners = {name: named(name, learner, threat) for name, learner in how.items()}
         return Method(learners=learners, merge=self._merge())
 
     def _knots(self) -> dict[str, Knots]:
@@ -353,4 +346,5 @@ METHODS: dict[str, type[Settings]] = {
     "generalist": Generalist,
     "a3gt-paper": A3GTPaper,
     "a3gt": A3GT,
+    "a3gt-front": A3GTFront,
 }

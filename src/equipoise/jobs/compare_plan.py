@@ -87,8 +87,8 @@ def _item(
 
 def _cost(recipe: Recipe, threat: Threat) -> float:
     """Return the gradient evaluations that an image takes in a round."""
-    method = recipe.settings.build(threat, recipe.rounds)
-    return float(sum(spec.objective.cost for spec in method.learners.values()))
+    cost: float = recipe.settings.build(threat, recipe.rounds).cost(recipe.rounds)
+    return cost
 
 
 def refuse_others(found: Sequence[Item]) -> None:

@@ -7,6 +7,7 @@ __all__ = [
     "YOPO",
     "Adversarial",
     "Batch",
+    "Following",
     "Labels",
     "Mixed",
     "Objective",
@@ -20,6 +21,7 @@ __all__ = [
 
 from equipoise.objectives.adversarial import Adversarial
 from equipoise.objectives.core import Batch, Objective
+from equipoise.objectives.following import Following
 from equipoise.objectives.friendly import Tau
 from equipoise.objectives.iat import IAT
 from equipoise.objectives.labels import Labels

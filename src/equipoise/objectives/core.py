@@ -23,12 +23,15 @@ class Batch(NamedTuple):
         y: The labels, with shape (B,).
         index: The position of each example in the training set, with shape (B,).
         progress: The part of the training that is done, in [0, 1).
+        adversarial: For a learner that follows another: the adversarial inputs on which that one
+            has just trained, with the shape of ``x``; else None.
     """
 
     x: Tensor
     y: Tensor
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs
     progress: float
+    adversarial: Tensor | None = None
 
 
 class Objective(nn.Module):
@@ -43,6 +46,9 @@ class Objective(nn.Module):
 
     threat: Threat | None = None
     """What the adversarial inputs may be; None where there are none."""
+
+    found: Tensor | None = None
+    """The adversarial inputs of the last update, where a search of its own found them."""
 
     summed: int = 1
     """The passes whose gradients are summed in an update, by which the recipe's lr is divided."""

@@ -127,26 +127,30 @@ class Robust(Objective):
         return torch.where(odd, x_adv, batch.x)
 
     def search(self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws) -> Tensor:
-        """Return adversarial inputs for a batch."""
-        x, y = batch.x, labels.y
+        """Return adversarial inputs for a batch, and keep them as ``found``."""
         form = fast(model, execution=self.execution)
-        exactly = torch.autocast(x.device.type, enabled=False)  # the form has its own arithmetic
+        exactly = torch.autocast(batch.x.device.type, enabled=False)  # the form has its own
         with self.stopwatch.inner("attack"), exactly, guest(form):
-            losses = self.ascended(form, x, labels)
-            if self.tau is None:
-                return self.stronger.search(form, x, y, self.threat, draws, losses)
-            x_adv, self._spent = friendly(
-                form,
-                x,
-                y,
-                self.threat,
-                draws,
-                attack=self.attack,
-                losses=losses,
-                tau=self.tau(batch.progress) + self.level,
-                omega=self.omega,
-            )
-            return x_adv
+            self.found = self._searched(form, batch, labels, draws)
+        return self.found
+
+    def _searched(self, form: nn.Module, batch: Batch, labels: Labels, draws: Draws) -> Tensor:
+        x, y = batch.x, labels.y
+        losses = self.ascended(form, x, labels)
+        if self.tau is None:
+            return self.stronger.search(form, x, y, self.threat, draws, losses)
+        x_adv, self._spent = friendly(
+            form,
+            x,
+            y,
+            self.threat,
+            draws,
+            attack=self.attack,
+            losses=losses,
+            tau=self.tau(batch.progress) + self.level,
+            omega=self.omega,
+        )
+        return x_adv
 
     def ascended(self, model: nn.Module, x: Tensor, labels: Labels) -> Ascended:
         """Return what the attack maximises: see :meth:`PGD.search`. By default its own loss."""
@@ -170,6 +174,11 @@ class Robust(Objective):
         """Return the gradient evaluations of a search, an image, at most."""
         attack = self.attack if self.tau is not None else self.stronger
         return attack.steps * attack.restarts
+
+    @property
+    def shares(self) -> bool:
+        """Tell whether adversarial inputs are found before an update: others may follow."""
+        return self.searching > 0
 
     @property
     def updating(self) -> int:

@@ -185,6 +185,11 @@ class YOPO(Robust):
             f"sum over {self.passes} passes of: mean over the batch of CE(f(x + d), y){part}{stem}"
         ]
 
+    @property
+    def shares(self) -> bool:
+        """Return False: its adversarial inputs change with every pass of an update."""
+        return False
+
     def search_terms(self) -> list[str]:
         """Return what the inner loop does."""
         n, length = self.attack.steps, fraction(self._length)

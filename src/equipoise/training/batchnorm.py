@@ -1,14 +1,15 @@
 """Re-estimating the statistics of BatchNorm for merged weights."""
 
-__all__ = ["estimate", "has_batchnorm", "some_batches"]
+__all__ = ["Drawn", "estimate", "estimate_on", "has_batchnorm", "some_batches"]
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from equipoise.data.core import Images
-from equipoise.draws import Draws
+from equipoise.draws import Draws, GeneratorDraws
 from equipoise.objectives import Batch
 from equipoise.training.learner import Learner
 
@@ -74,6 +75,32 @@ def estimate(
     model.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+
+
+class Drawn(NamedTuple):
+    """Batches that a seed draws.
+
+    Arguments:
+        images: The training images, on the device.
+        size: The images of a batch.
+        seed: Of the batches, and of the attacks on them.
+        progress: The part of the training that is done.
+    """
+
+    images: Images
+    size: int
+    seed: int
+    progress: float
+
+
+def estimate_on(
+    model: nn.Module, learners: Mapping[str, Learner], weights: Mapping[str, float], drawn: Drawn
+) -> None:
+    """Do so on batches that are drawn, if the model has such statistics."""
+    if has_batchnorm(model):
+        generator = torch.Generator(drawn.images.x.device).manual_seed(drawn.seed)
+        batches = some_batches(drawn.images, drawn.size, generator, drawn.progress)
+        estimate(model, learners, weights, batches, GeneratorDraws(generator))
 
 
 def _mix(

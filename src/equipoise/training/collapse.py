@@ -36,6 +36,7 @@ __all__ = [
     "collapse",
     "described",
     "in_all",
+    "lost",
     "noted",
     "probed",
     "warnings",
@@ -142,6 +143,31 @@ def probed(
             if fall is not None:
                 falls[name] = fall
     return Probes(found, falls, time.perf_counter() - began)
+
+
+def lost(
+    t: int,
+    probes: Probes,
+    measures: Mapping[str, str],
+    spent: Mapping[str, int],
+    seconds: float,
+) -> dict[str, Any]:
+    """Return the record of a round that is taken back.
+
+    Arguments:
+        t: The round.
+        probes: What was found after it.
+        measures: For each learner that was fooled what is done about it, in words.
+        spent: The gradient evaluations of each learner in it.
+        seconds: How long its steps took.
+    """
+    return {
+        "to": t - 1,
+        "learners": probes.falls,
+        "measures": measures,
+        "gradient_evaluations": spent,
+        "seconds": {"train": seconds, "validation": probes.seconds},
+    }
 
 
 def noted(probes: Probes, taken_back: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

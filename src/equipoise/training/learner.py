@@ -87,6 +87,7 @@ class Learner:
         self.broken = torch.full((), NEVER, device=device)
         self.spent = torch.zeros((), dtype=torch.int64, device=device)
         self.steps = 0
+        self.since = 0.0  # the progress at which its schedule began
 
     def begin_round(self, n: int) -> None:
         """Draw the order of ``n`` images for a new round and forget the last round's sums."""
@@ -134,7 +135,8 @@ class Learner:
 
     def lr(self, progress: float) -> float:
         """Return the learning rate at a progress."""
-        return self.spec.lr * self.spec.schedule(progress)
+        way = max(0.0, progress - self.since) / (1 - self.since)
+        return self.spec.lr * self.spec.schedule(way)
 
     @property
     def loss(self) -> float:
@@ -162,10 +164,22 @@ class Learner:
         floats = [value for value in self.state.values() if value.is_floating_point()]
         return bool(torch.stack([torch.isfinite(value).all() for value in floats]).all())
 
-    def continue_from(self, other: "Learner") -> None:
-        """Take over another learner's weights, running average and momentum: the branch."""
+    def continue_from(self, other: "Learner", since: float = 0.0) -> None:
+        """Take over another learner's weights, running average and momentum: the branch.
+
+        The settings of its SGD stay its own. Where both search, it searches as hard as the other
+        had to at the end.
+
+        Arguments:
+            other: The trunk, of the same architecture.
+            since: The progress at which its schedule begins.
+        """
         self.model.load_state_dict(other.model.state_dict())
-        self.optimizer.load_state_dict(deepcopy(other.optimizer.state_dict()))
+        weights = list(self.model.parameters())
+        for here, there in zip(weights, other.model.parameters(), strict=True):
+            self.optimizer.state[here] = deepcopy(other.optimizer.state[there])
+        self.objective.level = max(self.objective.level, other.objective.level)
+        self.since = since
         if self.share.average is not None and other.share.average is not None:
             self.share.average = [value.clone() for value in other.share.average]
 
@@ -199,6 +213,7 @@ class Learner:
             "broken": self.broken,
             "spent": self.spent,
             "steps": self.steps,
+            "since": self.since,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -213,6 +228,7 @@ class Learner:
         self.broken = state["broken"].to(self.order.device)
         self.spent = state["spent"].to(self.order.device)
         self.steps = state["steps"]
+        self.since = state.get("since", 0.0)
 
 
 def width(model: nn.Module, images: Images) -> int:

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from equipoise.data.core import Images
-from equipoise.draws import GeneratorDraws
 from equipoise.execution import Execution
+from equipoise.objectives import Batch
 from equipoise.stopwatch import Stopwatch
 from equipoise.threat import Threat
 from equipoise.training import batchnorm, collapse, soundness
@@ -101,6 +101,7 @@ class Training:
             )
             for name, spec in self.method.learners.items()
         }
+        self.batches: dict[str, Batch] = {}  # of the present step
         self.origin = deepcopy(self.model.state_dict())
         self.left = 1.0
         self.done = 0
@@ -144,20 +145,21 @@ class Training:
         """Take the steps of round ``t`` that are left, one each time the next is asked for."""
         start = self.start.round
         weights = self.method.weights(t, self.rounds, start)
-        active = [self.learners[name] for name in self.method.active(t)]
+        active = self._active(t)
         each_step = self.method.due(t, "step", start)
         if self.done == 0:
             self._begin_round(t, active)
         for step in range(self.done, self.steps):
             progress = (t - 1 + step / self.steps) / self.rounds
             memory = self.method.merge.memory((t - 1) * self.steps + step)
+            kept = self.method.merge.kept(memory)
             for learner in self.learners.values():
                 if learner in active:
                     self._train(learner, step, progress)
                 with self.stopwatch.part("averaging"):
                     weight = weights.get(learner.name, 0.0)
-                    learner.share.add(learner.state, memory, weight)
-            self.left *= memory
+                    learner.share.add(learner.state, memory, weight, kept)
+            self.left *= kept
             self.done = step + 1
             if each_step:
                 with self.stopwatch.part("averaging"):
@@ -165,17 +167,25 @@ class Training:
             yield
 
     def _train(self, learner: Learner, step: int, progress: float) -> None:
+        leader = learner.spec.follows
         with self.stopwatch.part("data"):
-            batch = learner.batch(self.images, self.augment, self.batch_size, step, progress)
+            if leader is None:
+                batch = learner.batch(self.images, self.augment, self.batch_size, step, progress)
+            else:
+                found = self.learners[leader].objective.found
+                batch = self.batches[leader]._replace(adversarial=found)
+            self.batches[learner.name] = batch
         with self.stopwatch.part("update"):
             learner.step(batch)
 
     def _begin_round(self, t: int, active: list[Learner]) -> None:
-        branch = self.method.branch
-        if branch is not None and t == branch.round + 1:
+        branch, start = self.method.branch, self.start.round
+        parting = self.method.parted(t, start) and not self.method.parted(t - 1, start)
+        if branch is not None and parting:
+            since = (t - 1) / self.rounds if branch.restart else 0.0
             for learner in active:
                 if learner.name != branch.trunk:
-                    learner.continue_from(self.learners[branch.trunk])
+                    learner.continue_from(self.learners[branch.trunk], since)
             self.watch.announce(f"round {t}: the learners part from the trunk {branch.trunk!r}")
         for learner in active:
             learner.begin_round(len(self.images))
@@ -199,14 +209,12 @@ class Training:
 
     def _close_round(self, t: int, probes: Probes) -> dict[str, Any]:
         """Validate, decide on t', hand over, and return the record of the round."""
-        began = time.perf_counter()
-        before = self.start
+        began, before = time.perf_counter(), self.start
         weights = self.method.weights(t, self.rounds, before.round)
-        active = self.method.active(t)
-        learners = {name: self._learner_record(name, t, probes) for name in active}
+        learners = {x.name: self._learner_record(x.name, t, probes) for x in self._active(t)}
         merged = self.merged(weights, t)
         alone = len(self.learners) == 1 and self.method.merge.alpha == 0
-        known = {k: learners[active[0]][k] for k in _METRICS} if alone else None
+        known = {k: next(iter(learners.values()))[k] for k in _METRICS} if alone else None
         record: dict[str, Any] = {
             "round": t,
             "rounds": self.rounds,
@@ -215,7 +223,7 @@ class Training:
             "weights": weights,
         }
         verdict = self.method.verdict([*self.history, record], self.rounds)
-        for sentence in verdict.sentences(t):
+        for sentence in self.method.said(verdict, t):
             self.watch.announce(sentence)
         due = t < self.rounds and self.method.due(t, "round", verdict.round)
         if due:
@@ -283,10 +291,9 @@ class Training:
 
     def _probe(self, t: int) -> Probes:
         """Look at the learners with a weak attack."""
-        active = [self.learners[name] for name in self.method.active(t)]
         if self.probe is None:
             return Probes()
-        return collapse.probed(self.probe, active, self.history, self._end(t))
+        return collapse.probed(self.probe, self._active(t), self.history, self._end(t))
 
     @property
     def _rollbacks(self) -> int:
@@ -296,22 +303,14 @@ class Training:
     def _go_back(self, t: int, probes: Probes) -> None:
         """Restore the end of the round before; strengthen the attacks that were fooled."""
         assert self.sound is not None
-        spent = {name: self.learners[name].evaluations for name in self.method.active(t)}
+        spent = {learner.name: learner.evaluations for learner in self._active(t)}
         self._load_learners(deepcopy(self.sound))
         measures = {name: self.learners[name].objective.strengthen() for name in probes.falls}
         again = "rollback", t, self._rollbacks + 1
         for name, learner in self.learners.items():
             learner.generator.manual_seed(derived_seed(self.seed, name, *again))
         torch.manual_seed(derived_seed(self.seed, "global", *again))
-        self.taken_back.append(
-            {
-                "to": t - 1,
-                "learners": probes.falls,
-                "measures": measures,
-                "gradient_evaluations": spent,
-                "seconds": {"train": self.seconds, "validation": probes.seconds},
-            }
-        )
+        self.taken_back.append(collapse.lost(t, probes, measures, spent, self.seconds))
         self.done, self.seconds = 0, 0.0
         self._keep_sound()  # with the attacks as they are now
         self.watch.step(-self.steps * self.batch_size)
@@ -332,8 +331,12 @@ class Training:
 
     def _hand_over(self, weights: Mapping[str, float], t: int) -> None:
         state = self.merged(weights, t).state_dict()
-        for name in self.method.active(t):
-            self.learners[name].load_global(state, self.method.merge.handover.momentum)
+        for learner in self._active(t):
+            learner.load_global(state, self.method.merge.handover.momentum)
+
+    def _active(self, t: int) -> list[Learner]:
+        """Return the learners that train in round ``t``."""
+        return [self.learners[name] for name in self.method.active(t, self.start.round)]
 
     def merged_state(self) -> State:
         """Return the global weights at this moment."""
@@ -350,17 +353,11 @@ class Training:
             t: The round.
         """
         self.model.load_state_dict(self.merged_state())
-        wanted = self.method.merge.batchnorm == "estimate"
-        if wanted and batchnorm.has_batchnorm(self.model):
-            device = self.images.x.device
+        if self.method.merge.batchnorm == "estimate":
             # At the end of a round, before and after its steps are counted back, it is one model.
             seed = derived_seed(self.seed, "batchnorm", t, self.done % self.steps)
-            generator = torch.Generator(device).manual_seed(seed)
-            batches = batchnorm.some_batches(
-                self.images, self.batch_size, generator, t / self.rounds
-            )
-            draws = GeneratorDraws(generator)
-            batchnorm.estimate(self.model, self.learners, weights, batches, draws)
+            drawn = batchnorm.Drawn(self.images, self.batch_size, seed, t / self.rounds)
+            batchnorm.estimate_on(self.model, self.learners, weights, drawn)
         return self.model.eval()
 
     # Saving

@@ -115,6 +115,8 @@ class Merge:
         warmup: Whether the memory grows in, as :math:`\min(\alpha', (s + 1)/(s + 10))`.
         source: What is merged: the learners' ``"weights"`` (the paper's Eq. 4) or their running
             ``"average"`` (the Generalist code).
+        twice: Whether running averages, when they are merged, are averaged once more, as in the
+            Generalist code; else the global model is their weighted sum at the moment.
         start: The rule for :math:`t'`.
         handover: When the learners go on from the global weights.
         batchnorm: Statistics of the global model: ``"average"`` of the learners', or
@@ -125,6 +127,7 @@ class Merge:
     alpha: float = 0.0
     warmup: bool = True
     source: Literal["weights", "average"] = "weights"
+    twice: bool = True
     start: Start = field(default_factory=Never)
     handover: Handover = field(default_factory=Handover)
     batchnorm: Literal["average", "estimate"] = "average"
@@ -136,10 +139,18 @@ class Merge:
             )
         if not 0 <= self.alpha < 1:
             raise UserError(f"alpha must lie in [0, 1), got {self.alpha}")
+        if not self.twice and self.source != "average":
+            raise UserError(
+                "weights are averaged once, or never: twice=false is for source=average"
+            )
 
     def memory(self, step: int) -> float:
         r"""Return :math:`\alpha'` at a step, counted from 0 over the whole training."""
         return min(self.alpha, (step + 1) / (step + 10)) if self.warmup else self.alpha
+
+    def kept(self, memory: float) -> float:
+        """Return how much of the global model stays in a step with such a memory."""
+        return memory if self.twice else 0.0
 
 
 def averaged_names(model: nn.Module) -> list[str]:
@@ -172,14 +183,24 @@ class Share:
         self.average = [start[name].clone() for name in self.names] if average else None
 
     @torch.no_grad()
-    def add(self, state: Mapping[str, Tensor], memory: float, weight: float) -> None:
-        """Take one step: forget the past by ``memory`` and add the learner's present state."""
+    def add(
+        self, state: Mapping[str, Tensor], memory: float, weight: float, kept: float | None = None
+    ) -> None:
+        """Take one step: forget the past and add the learner's present state.
+
+        Arguments:
+            state: That state.
+            memory: What the running average keeps of itself, if there is one.
+            weight: How much the learner counts.
+            kept: What the part keeps of itself; None: as the average.
+        """
+        kept = memory if kept is None else kept
         values = [state[name] for name in self.names]
         if self.average is not None:
             torch._foreach_lerp_(self.average, values, 1 - memory)
             values = self.average
-        torch._foreach_mul_(self.parts, memory)
-        torch._foreach_add_(self.parts, values, alpha=(1 - memory) * weight)
+        torch._foreach_mul_(self.parts, kept)
+        torch._foreach_add_(self.parts, values, alpha=(1 - kept) * weight)
 
     def state_dict(self) -> dict[str, State]:
         """Return what a resumed run needs."""

@@ -37,15 +37,15 @@ class Verdict:
         found = [t for t in self.rounds.values() if t is not None]
         return max(found) if found and len(found) == len(self.rounds) else None
 
-    def sentences(self, t: int) -> list[str]:
-        """Return in words what was found in round ``t``."""
+    def sentences(self, t: int, then: str = "hand-over may begin") -> list[str]:
+        """Return in words what was found in round ``t``, and what follows t'."""
         said = []
         for name, found in self.rounds.items():
             if found == t:
                 symbol = SYMBOLS.get(name, "t")
                 why = self.reasons[name]
                 said.append(f"{symbol} = {t}: the {name} learner counts as stable ({why})")
-        return [*said, f"t' = {t}: hand-over may begin"] if self.round == t else said
+        return [*said, f"t' = {t}: {then}"] if self.round == t else said
 
 
 SYMBOLS = {"clean": "t_n", "robust": "t_r"}
@@ -91,9 +91,13 @@ class Fixed:
 
     def __call__(self, history: Mapping[str, Sequence[float]], rounds: int) -> Verdict:
         """Return the fixed round, known from the beginning."""
-        wanted = self.round or max(1, math.floor(self.fraction * rounds + 0.5))
+        wanted = self.latest(rounds)
         reason = f"fixed at round {wanted}"
         return Verdict(dict.fromkeys(history, wanted), dict.fromkeys(history, reason))
+
+    def latest(self, rounds: int) -> int:
+        """Return the round."""
+        return self.round or max(1, math.floor(self.fraction * rounds + 0.5))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +201,7 @@ class Stable:
 
     def __call__(self, history: Mapping[str, Sequence[float]], rounds: int) -> Verdict:
         """Return for each learner the first round at which it had stabilised."""
-        last = max(1, math.floor(self.deadline * rounds + 1e-9))
+        last = self.latest(rounds)
         found: dict[str, int | None] = {}
         reasons = {}
         for name, losses in history.items():
@@ -211,6 +215,10 @@ class Stable:
                 reason = f"still falling; deadline at round {last}"
             found[name], reasons[name] = t, reason
         return Verdict(found, reasons)
+
+    def latest(self, rounds: int) -> int:
+        """Return the round of the deadline."""
+        return max(1, math.floor(self.deadline * rounds + 1e-9))
 
     def _first(self, losses: Sequence[float]) -> int | None:
         smooth = [median(losses[max(0, t - 2) : t + 1]) for t in range(len(losses))]
