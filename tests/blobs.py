@@ -12,7 +12,7 @@ from equipoise.attacks import PGD
 from equipoise.data import Images
 from equipoise.execution import Execution
 from equipoise.learning import PGDAT, Clean
-from equipoise.methods import A3GT
+from equipoise.methods import A3GT, Settings
 from equipoise.threat import Linf, Threat
 from equipoise.training import Fixed, Method, Training
 
@@ -74,7 +74,7 @@ def measured(model: nn.Module, threat: Threat | None = None) -> dict[str, float]
 
 
 def training(
-    settings: A3GT | Method, rounds: int = 4, *, seed: int = 0, **others: Any
+    settings: Settings | Method, rounds: int = 4, *, seed: int = 0, **others: Any
 ) -> Training:
     method = settings if isinstance(settings, Method) else settings.build(THREAT, rounds)
     usual: dict[str, Any] = {

@@ -1,0 +1,471 @@
+"""a3gt-front: a trunk that parts into a robust branch and a clean one that follows it."""
+
+from copy import deepcopy
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from blobs import (
+    BATCH,
+    STEPS,
+    THREAT,
+    State,
+    finished,
+    measured,
+    same,
+    through_a_file,
+    training,
+    weights_of,
+    without_times,
+)
+from equipoise import objectives, recipe
+from equipoise.branching import A3GTFront, Following
+from equipoise.errors import UserError
+from equipoise.explanation import explain
+from equipoise.learning import FAT, PGDAT, YOPO, Clean, MixAT, inner_attack
+from equipoise.objectives import Batch
+from equipoise.threat import Threat
+from equipoise.training import (
+    Fixed,
+    Interrupted,
+    Method,
+    Stable,
+    Training,
+    Watch,
+)
+from equipoise.training.collapse import Probes
+from equipoise.weights import mix
+
+QUICK = inner_attack(steps=2)
+
+
+def front(**settings: Any) -> A3GTFront:
+    """Return settings with short searches that part after round 2."""
+    usual = {
+        "trunk": MixAT(weight=0.5, attack=QUICK),
+        "robust": MixAT(weight=0.9, attack=QUICK),
+        "start": Fixed(round=2),
+        "alpha": 0.8,
+    }
+    return A3GTFront(**(usual | settings))
+
+
+# What it is
+
+
+def listening(job: Training) -> dict[str, list[tuple[Batch, Tensor | None]]]:
+    """Let the learners of a training note what they are given, and what they found."""
+    noted: dict[str, list[tuple[Batch, Tensor | None]]] = {name: [] for name in job.learners}
+    for name, learner in job.learners.items():
+        step = learner.step
+
+        def noting(batch: Batch, name: str = name, step: Any = step) -> None:
+            step(batch)
+            noted[name].append((batch, job.learners[name].objective.found))
+
+        learner.step = noting  # type: ignore[method-assign]
+    return noted
+
+
+def test_the_clean_branch_is_given_the_very_tensors_that_the_robust_one_found():
+    job = training(front(), 4)
+    noted = listening(job)
+    job.run()
+    assert len(noted["trunk"]) == len(noted["robust"]) == len(noted["clean"]) == 2 * STEPS
+    for (led, found), (batch, own) in zip(noted["robust"], noted["clean"], strict=True):
+        assert batch.adversarial is found
+        assert batch.x is led.x
+        assert batch.y is led.y
+        assert own is None
+        assert found is not None
+        assert THREAT.contains(batch.x, found).all()
+        assert not torch.equal(found, batch.x)
+
+
+def plain_step(model: nn.Module, buffers: list[Tensor], x: Tensor, loss: Any, lr: float) -> None:
+    """Take a step of SGD with Nesterov momentum 0.9 and weight decay 5e-4, written out."""
+    model.train()
+    parameters = list(model.parameters())
+    grads = torch.autograd.grad(loss(model(x)), parameters)
+    with torch.no_grad():
+        for p, g, v in zip(parameters, grads, buffers, strict=True):
+            g = g + 5e-4 * p
+            v.mul_(0.9).add_(g)
+            p.sub_(lr * (g + 0.9 * v))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+def test_the_ends_are_those_of_a_loop_written_out(weight):
+    method = front(clean=Following(weight=weight)).build(THREAT, 4)
+    job = training(method, 4)
+    parted: dict[str, Any] = {}
+
+    def announce(sentence: str) -> None:
+        if "part from the trunk" in sentence:
+            for name in ("robust", "clean"):
+                learner = job.learners[name]
+                momentum = [
+                    learner.optimizer.state[p]["momentum_buffer"].clone()
+                    for p in learner.model.parameters()
+                ]
+                average = [value.clone() for value in learner.share.average or ()]
+                parted[name] = deepcopy(learner.model), momentum, average
+
+    job.watch = Watch(announce=announce)
+    noted = listening(job)
+    job.run()
+    for name, w in (("robust", 0.9), ("clean", weight)):
+        model, momentum, average = parted[name]
+        learner = job.learners[name]
+        for step, (batch, _) in enumerate(noted[name], 2 * STEPS):
+            found = noted["robust"][step - 2 * STEPS][1]
+            assert found is not None
+            x = torch.cat((batch.x, found)) if w else batch.x
+
+            def loss(logits: Tensor, batch: Batch = batch, w: float = w) -> Tensor:
+                ce = nn.functional.cross_entropy
+                clean = ce(logits[: len(batch.y)], batch.y)
+                return (1 - w) * clean + w * ce(logits[len(batch.y) :], batch.y) if w else clean
+
+            plain_step(model, momentum, x, loss, learner.lr(step / (4 * STEPS)))
+            memory = min(0.8, (step + 1) / (step + 10))
+            for value, key in zip(average, learner.share.names, strict=True):
+                value.mul_(memory).add_((1 - memory) * model.state_dict()[key])
+        for key, value in zip(learner.share.names, average, strict=True):
+            ours = learner.merged_part()[key]
+            assert torch.allclose(ours, value, rtol=1e-4, atol=1e-5), (name, key)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
+def test_the_global_model_is_the_mix_of_the_two_averages(gamma):
+    job = training(front(gamma=gamma), 4)
+    job.run()
+    ends = {name: job.learners[name].merged_part() for name in ("clean", "robust")}
+    expected = mix(ends["clean"], ends["robust"], gamma)
+    for key, value in job.merged_state().items():
+        if value.is_floating_point():
+            assert torch.allclose(value, expected[key], atol=1e-6), key
+    assert not torch.equal(ends["clean"]["fc1.weight"], ends["robust"]["fc1.weight"])
+
+
+def test_until_it_parts_the_global_model_is_the_average_of_the_trunk():
+    states: list[tuple[State, State]] = []
+    job = training(front(), 4)
+    job.watch = Watch(
+        save=lambda finished: states.append(
+            (
+                {k: v.clone() for k, v in job.merged_state().items()},
+                {k: v.clone() for k, v in job.learners["trunk"].merged_part().items()},
+            )
+        )
+    )
+    job.run()
+    for world, trunk in states[:2]:
+        for key, value in trunk.items():
+            if value.is_floating_point():
+                assert torch.allclose(world[key], value, atol=1e-6), key
+    assert [record["weights"] for record in job.history] == [
+        {"trunk": 1.0},
+        {"trunk": 1.0},
+        {"clean": 0.5, "robust": 0.5},
+        {"clean": 0.5, "robust": 0.5},
+    ]
+
+
+# When it parts
+
+
+@pytest.mark.parametrize(
+    ("rule", "parted"), [(Fixed(round=3), 4), (Fixed(fraction=0.5), 4), (Stable(deadline=0.4), 3)]
+)
+def test_it_parts_in_the_round_after_the_rule_has_spoken(rule, parted):
+    job = training(front(start=rule), 6)
+    said: list[str] = []
+    job.watch = Watch(announce=said.append)
+    job.run()
+    trained = [sorted(record["learners"]) for record in job.history]
+    assert trained == [["trunk"]] * (parted - 1) + [["clean", "robust"]] * (7 - parted)
+    assert any(f"round {parted}: the learners part from the trunk" in line for line in said)
+    assert any("the learners may part" in line for line in said)
+
+
+def losses(clean: list[float], robust: list[float]) -> Any:
+    """Return a validation of which the losses are known."""
+    seen: list[int] = []
+
+    def validate(model: nn.Module, threat: Threat | None) -> dict[str, float]:
+        if threat is not None:  # that of a robust learner, once a round
+            seen.append(1)
+        t = max(len(seen) - 1, 0)
+        return {
+            "clean_accuracy": 0.5,
+            "robust_accuracy": 0.5,
+            "clean_loss": clean[min(t, len(clean) - 1)],
+            "robust_loss": robust[min(t, len(robust) - 1)],
+        }
+
+    return validate
+
+
+def test_the_stable_rule_waits_for_the_slower_of_the_two_losses():
+    flat = [3.0, 1.0, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9]
+    falling = [3.0, 2.7, 2.4, 2.1, 1.8, 1.5, 1.2, 0.9, 0.6, 0.3]
+    rule = Stable(window=2, deadline=0.9)
+
+    def parting(clean: list[float], robust: list[float]) -> int:
+        job = training(front(start=rule), 10, validate=losses(clean, robust))
+        job.run()
+        return next(r["round"] for r in job.history if "clean" in r["learners"])
+
+    soon = parting(flat, flat)
+    assert soon < 8
+    assert parting(flat, falling) == 10  # forced: the deadline is round 9
+    assert parting(falling, flat) == 10
+
+
+def test_a_restarted_schedule_begins_at_the_branch_and_ends_with_the_training():
+    schedule = {"lr_factors": (1.0, 0.0), "lr_at": (0.0, 1.0)}
+    trunk = MixAT(weight=0.5, attack=QUICK, **schedule)  # type: ignore[arg-type]
+    robust = MixAT(weight=0.9, attack=QUICK, **schedule)  # type: ignore[arg-type]
+
+    def rates(restart: bool) -> list[float]:
+        job = training(front(trunk=trunk, robust=robust, restart=restart), 4)
+        rates: list[float] = []
+        step = job.learners["robust"].step
+
+        def noting(batch: Batch) -> None:
+            step(batch)
+            rates.append(job.learners["robust"].optimizer.param_groups[0]["lr"])
+
+        job.learners["robust"].step = noting  # type: ignore[method-assign]
+        job.run()
+        return rates
+
+    n = 4 * STEPS
+    on = [0.05 * (1 - s / n) for s in range(2 * STEPS, n)]
+    anew = [0.05 * (1 - s / (2 * STEPS)) for s in range(2 * STEPS)]
+    assert rates(False) == pytest.approx(on)
+    assert rates(True) == pytest.approx(anew)
+
+
+# What a branch takes over, and what stays its own
+
+
+def test_a_branch_keeps_the_settings_of_its_own_sgd():
+    robust = MixAT(weight=0.9, attack=QUICK, momentum=0.5, weight_decay=0.0, nesterov=False)
+    job = training(front(robust=robust), 3)
+    job.run()
+    (group,) = job.learners["robust"].optimizer.param_groups
+    assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.5, 0.0, False)
+    (group,) = job.learners["clean"].optimizer.param_groups
+    assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 5e-4, True)
+
+
+def test_an_attack_that_was_made_stronger_stays_so_behind_the_branch():
+    job = training(front(), 4)
+    job.learners["trunk"].objective.strengthen()
+    job.run()
+    robust = job.learners["robust"].objective
+    assert isinstance(robust, objectives.Mixed)
+    assert robust.level == 1
+    assert robust.stronger.steps == 4
+
+
+def test_a_round_that_is_taken_back_at_the_branch_parts_again(monkeypatch):
+    job = training(front(), 4)
+    job.on_collapse = "rollback"
+    falls = iter([False, False, True])
+
+    def probe(t: int) -> Probes:
+        fallen = {"robust": object()} if next(falls, False) else {}
+        return Probes(falls=fallen)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(job, "_probe", probe)
+    monkeypatch.setattr("equipoise.training.loop.described", lambda *a: "fooled")
+    said: list[str] = []
+    job.watch = Watch(announce=said.append)
+    job.run()
+    assert sum("part from the trunk" in line for line in said) == 2
+    assert len(job.history) == 4
+    assert job.learners["robust"].objective.level == 1
+    assert job.learners["trunk"].objective.level == 0
+
+
+# What it costs
+
+
+def test_the_search_is_paid_once():
+    job = training(front(), 4)
+    job.run()
+    n = STEPS * BATCH
+    spent = [
+        {name: x["gradient_evaluations"] for name, x in r["learners"].items()} for r in job.history
+    ]
+    assert spent[0] == {"trunk": 4 * n}
+    assert spent[3] == {"robust": 4 * n, "clean": 2 * n}
+    method = front().build(THREAT, 4)
+    total = sum(sum(record.values()) for record in spent)
+    assert method.cost(4) * 4 * n == total
+
+
+@pytest.mark.parametrize(
+    ("settings", "rounds", "cost"),
+    [({}, 4, (2 * 4 + 2 * 6) / 4), ({"clean": Following(weight=0.0)}, 4, 4.5)],
+)
+def test_the_planned_cost_is_a_mean_over_the_rounds(settings, rounds, cost):
+    assert front(**settings).build(THREAT, rounds).cost(rounds) == cost
+
+
+def test_without_a_trunk_the_planned_cost_is_the_sum_over_the_learners():
+    method = recipe.parse({"method": "a3gt", "data": "digits"}).settings.build(THREAT, 30)
+    assert method.cost(30) == sum(s.objective.cost for s in method.learners.values()) == 12
+
+
+# Going on
+
+RESUMED = [
+    front(),
+    front(start=Stable(window=1, deadline=0.5), restart=True),
+    front(every=1, momentum="zero"),
+    front(clean=MixAT(weight=0.1, attack=QUICK), batchnorm="estimate"),
+]
+
+
+@pytest.mark.parametrize("index", range(len(RESUMED)))
+@pytest.mark.parametrize("stop", [0, 2 * STEPS - 1, 2 * STEPS, 3 * STEPS + 1])
+def test_stopped_before_at_and_behind_the_branch_the_bits_are_the_same(index, stop):
+    whole = finished(RESUMED[index], 4, validate=measured)
+    saved: list[Any] = []
+    job = training(RESUMED[index], 4, validate=measured)
+    steps: list[int] = []
+    job.watch = Watch(
+        step=steps.append,
+        stop=lambda: len(steps) > stop,
+        save=lambda finished: saved.append(through_a_file(job.state_dict())),
+    )
+    with pytest.raises(Interrupted):
+        job.run()
+    again = training(deepcopy(RESUMED[index]), 4, validate=measured)
+    again.load_state_dict(saved[-1])
+    again.run()
+    assert same(weights_of(again), weights_of(whole))
+    assert without_times(again.history) == without_times(whole.history)
+
+
+def test_a_hand_over_makes_the_branches_one_again():
+    job = training(front(every=1), 4)
+    at: list[float] = []
+
+    def save(finished: bool) -> None:
+        robust, clean = (job.learners[name].state for name in ("robust", "clean"))
+        at.append(float((robust["fc1.weight"] - clean["fc1.weight"]).abs().max()))
+
+    job.watch = Watch(save=save)
+    job.run()
+    assert at[2] == 0.0
+    assert at[3] > 0.0  # the last round hands nothing over
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("settings", "rounds", "said"),
+    [
+        ({"start": Fixed(round=4)}, 4, "start.round"),
+        ({"start": Stable(deadline=1.0)}, 4, "start.deadline"),
+        ({"start": Stable()}, 1, "at least 2"),
+        ({"robust": YOPO()}, 4, "robust finds no adversarial inputs"),
+        ({"robust": MixAT(weight=0.0)}, 4, "robust finds no adversarial inputs"),
+        ({"robust": PGDAT(cutmix=0.5)}, 4, "robust changes its images"),
+        ({"robust": PGDAT(erasing=0.5)}, 4, "robust changes its images"),
+    ],
+)
+def test_what_cannot_part_or_lead_is_refused(settings, rounds, said):
+    with pytest.raises(UserError, match=said):
+        front(**settings).build(THREAT, rounds)
+
+
+@pytest.mark.parametrize(
+    "robust", [PGDAT(attack=QUICK), FAT(attack=QUICK), MixAT(weight=1.0, attack=QUICK)]
+)
+def test_whoever_searches_can_lead(robust):
+    job = training(front(robust=robust), 3)
+    job.run()
+    assert job.history[-1]["learners"]["clean"]["gradient_evaluations"] == 2 * STEPS * BATCH
+
+
+def test_the_clean_branch_may_learn_by_itself():
+    job = training(front(clean=Clean()), 3)
+    noted = listening(job)
+    job.run()
+    assert all(batch.adversarial is None for batch, _ in noted["clean"])
+    x = [batch.x for batch, _ in noted["robust"]]
+    assert not all(torch.equal(a, b.x) for a, (b, _) in zip(x, noted["clean"], strict=True))
+
+
+def followed(leader: str, order: tuple[str, ...]) -> Method:
+    method = front().build(THREAT, 4)
+    specs = dict(method.learners)
+    specs["clean"] = replace(specs["clean"], follows=leader)
+    return replace(method, learners={name: specs[name] for name in order})
+
+
+@pytest.mark.parametrize(
+    ("leader", "order"),
+    [
+        ("nobody", ("trunk", "robust", "clean")),
+        ("robust", ("trunk", "clean", "robust")),
+        ("clean", ("trunk", "robust", "clean")),
+    ],
+)
+def test_nobody_follows_whoever_comes_later_or_never(leader, order):
+    with pytest.raises(UserError, match=r"clean follows .*, which is no learner before it"):
+        followed(leader, order)
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.0, float("nan")])
+def test_a_weight_that_leaves_nothing_clean_is_refused(weight):
+    with pytest.raises(UserError, match=r"weight must lie in \[0, 1\)"):
+        objectives.Following(weight=weight)
+
+
+@pytest.mark.parametrize("gamma", [-0.1, 1.1])
+def test_a_gamma_that_is_no_share_is_refused(gamma):
+    with pytest.raises(UserError, match=r"gamma must lie in \[0, 1\]"):
+        front(gamma=gamma)
+
+
+# As a user meets it
+
+
+def test_its_recipe_says_all_of_it_and_is_read_again():
+    said = {"method": "a3gt-front", "data": "digits", "clean": {"weight": 0.2}, "start": 0.5}
+    found = recipe.parse(said)
+    assert isinstance(found.settings, A3GTFront)
+    assert found.settings.clean == Following(weight=0.2)
+    assert found.settings.start == Fixed(fraction=0.5)
+    other = recipe.parse({"method": "a3gt-front", "clean": {"objective": "mix-at"}})
+    assert isinstance(other.settings, A3GTFront)
+    assert other.settings.clean == MixAT()
+
+
+def test_explain_says_what_parts_when_and_who_follows_whom():
+    text = "\n".join(explain(recipe.parse({"method": "a3gt-front", "data": "digits"})))
+    assert "up to t' there is one learner, the trunk; then robust and clean go on" in text
+    assert "clean is trained on the batches of robust, and on the x' found for it" in text
+    assert "t' is found by the rule 'stable'" in text
+    assert "0.9 CE(f(x), y) + 0.1 CE(f(x'), y)" in text
+
+
+def test_the_branch_is_continuous():
+    states: list[Tensor] = []
+    job = training(front(gamma=0.7), 4)
+    job.watch = Watch(step=lambda images: states.append(job.merged_state()["fc1.weight"].clone()))
+    job.run()
+    steps = [float((b - a).abs().max()) for a, b in pairwise(states)]
+    assert steps[2 * STEPS - 1] < 5 * max(steps[: 2 * STEPS - 1])
