@@ -79,8 +79,10 @@ def write_learners(run: Run, training: Training) -> None:
 
     After a last round of ``rounds`` that hands nothing over they are what was merged. Where the
     training stopped early after a hand-over, or handed over after every step, each is the global
-    model.
+    model. A trunk that parted into others is none of them.
     """
-    if len(training.learners) > 1:
-        for name, learner in training.learners.items():
-            run.write_model(f"{learner_name(name)}.safetensors", learner.merged_part())
+    merged = training.method.merge.weights.knots
+    if len(merged) > 1:
+        for name in merged:
+            part = training.learners[name].merged_part()
+            run.write_model(f"{learner_name(name)}.safetensors", part)
