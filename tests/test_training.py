@@ -37,7 +37,8 @@ from equipoise.data import Dataset, Images
 from equipoise.draws import KeyedDraws
 from equipoise.errors import RunError, UserError
 from equipoise.jobs import ending
-from equipoise.jobs.train import Split, resume, train
+from equipoise.jobs.train import resume, train
+from equipoise.split import Split
 from equipoise.learning import PGDAT, Learning
 from equipoise.methods import A3GT, Generalist
 from equipoise.objectives import Batch
