@@ -11,9 +11,9 @@ Nothing heavy is imported before it is used.
 __version__ = "0.1.0"
 
 __all__ = [
-    "Front",
     "L1",
     "L2",
+    "Front",
     "Linf",
     "RunError",
     "Threat",

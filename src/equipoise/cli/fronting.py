@@ -54,7 +54,9 @@ def front(
         str | None,
         typer.Option(help="Attacks, by commas, each on what is left; two short multi-step ones."),
     ] = None,
-    n: Annotated[int | None, typer.Option("-n", "--n", help="The first N held-out images.")] = None,
+    n: Annotated[
+        int | None, typer.Option("-n", "--n", help="The first N held-out images.")
+    ] = None,
     points: Annotated[int, typer.Option(help="How many models to measure at most.")] = 9,
     beyond: Annotated[float, typer.Option(help="How far to go beyond the ends.")] = 0.0,
     batchnorm: BatchNorm = None,

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 Verdicts = NDArray[np.bool_]
 
-Z = 1.959964  # of a two-sided 95 % interval
+ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def barrier(verdicts: Mapping[float, Verdicts]) -> Barrier | None:
 
     The drop at :math:`\gamma` is a mean over images of
     :math:`(1 - \gamma) v_0 + \gamma v_1 - v_\gamma` with :math:`v` the verdicts, 0 or 1; its
-    interval is the normal one of that mean, so that what images have in common cancels.
+    interval is the normal one of that mean, so that what images have in common cancels. For the
+    deepest of m places it is taken at the level 0.05 / m, since it is the deepest of m.
 
     Arguments:
         verdicts: Who is classified correctly, by gamma, each with shape (n,), of the same images.
@@ -66,16 +67,18 @@ def barrier(verdicts: Mapping[float, Verdicts]) -> Barrier | None:
     Returns:
         The barrier; None where an end or all that is between was not measured.
     """
+    from scipy.stats import norm
+
     if not {0.0, 1.0} <= set(verdicts):
         return None
     first, last = (verdicts[end].astype(np.float64) for end in (0.0, 1.0))
+    between = {gamma: verdict for gamma, verdict in verdicts.items() if 0 < gamma < 1}
+    z = float(norm.isf(ALPHA / 2 / max(len(between), 1)))
     found = []
-    for gamma, verdict in verdicts.items():
-        if 0 < gamma < 1:
-            below = (1 - gamma) * first + gamma * last - verdict
-            drop = float(below.mean())
-            half = Z * float(below.std()) / math.sqrt(len(below))
-            found.append(Barrier(gamma, drop, drop - half, drop + half))
+    for gamma, verdict in between.items():
+        below = (1 - gamma) * first + gamma * last - verdict
+        drop, half = float(below.mean()), z * float(below.std()) / math.sqrt(len(below))
+        found.append(Barrier(gamma, drop, drop - half, drop + half))
     return max(found, key=lambda one: one.drop, default=None)
 
 

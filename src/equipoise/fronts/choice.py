@@ -3,6 +3,7 @@
 __all__ = ["FINEST", "LEAST", "following", "initial"]
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from equipoise.fronts.points import Point
 
@@ -43,7 +44,7 @@ def following(points: Sequence[Point]) -> float | None:
     order = sorted(points, key=lambda point: point.gamma)
     pairs = [
         (difference(a, b), b.gamma - a.gamma, a.gamma)
-        for a, b in zip(order, order[1:], strict=False)
+        for a, b in pairwise(order)
         if difference(a, b) > LEAST and b.gamma - a.gamma >= 2 * FINEST - 1e-12
     ]
     if not pairs:

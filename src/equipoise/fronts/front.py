@@ -15,7 +15,7 @@ from torch import nn
 from equipoise.errors import UserError
 from equipoise.evaluation import Judge
 from equipoise.fronts.ends import BatchNorms, Ends
-from equipoise.fronts.ledger import Ledger
+from equipoise.fronts.ledger import FOLDER, Ledger
 from equipoise.fronts.measure import Measured
 from equipoise.fronts.others import HeldOut, same_images
 from equipoise.fronts.picked import Picked
@@ -141,7 +141,8 @@ class Front:
         asked, runs = Survey(**how), [Run.open(other) for other in others]
         same_images(self.run, runs)
         subject = Subject(self.run, self.ends, self.images, self.batchnorm)
-        return survey(subject, asked, self.marks, runs, watch or Watch()).points
+        with _place(self.run).lock("measuring the front"):
+            return survey(subject, asked, self.marks, runs, watch or Watch()).points
 
     def model(self, gamma: float) -> nn.Module:
         r"""Return the model at a place of the line, in eval mode, on the CPU.
@@ -200,7 +201,8 @@ class Front:
             point = self._measured_at(constraint.value)
             choice = Choice(constraint, constraint.value, point)
         else:
-            record, reference = self.record, None
+            record = self.record
+            reference: Verdicts | None = None
             if constraint.kind == "max_clean_drop" and constraint.reference is None:
                 constraint, reference = self._standard(constraint, record)
             candidates = []
@@ -238,9 +240,7 @@ class Front:
             )
         return found[1]
 
-    def _standard(
-        self, constraint: Constraint, record: Record
-    ) -> tuple[Constraint, Verdicts]:
+    def _standard(self, constraint: Constraint, record: Record) -> tuple[Constraint, Verdicts]:
         """Return which images the reference model has right, and the constraint with its name."""
         if constraint.standard is None:
             other = next((o for o in record.others if o.method == "standard"), None)
@@ -270,3 +270,11 @@ def _last(path: Path) -> dict[str, Any]:
     return {}
 
 
+def _place(run: Run) -> Run:
+    """Make the folder of what is measured, whose lock keeps other measurements away."""
+    folder = Run(run.path / FOLDER)
+    try:
+        folder.path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder.path}: {error.strerror}") from None
+    return folder

@@ -78,9 +78,7 @@ class Ledger:
         Returns:
             The file, from the run folder.
         """
-        tensors: dict[str, Tensor] = {
-            key: getattr(measured, key).contiguous() for key in _TENSORS
-        }
+        tensors: dict[str, Tensor] = {key: getattr(measured, key).contiguous() for key in _TENSORS}
         metadata = {
             "identity": json.dumps(dict(identity)),
             "counts": json.dumps({key: getattr(measured, key) for key in _COUNTS}),

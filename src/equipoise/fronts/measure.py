@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-import equipoise
 from equipoise.attacks import Attack, check_norms
 from equipoise.attacks.core import check_inputs
 from equipoise.digests import tensor_digest
@@ -55,7 +54,7 @@ class Question:
             "attacks": [str(attack) for attack in self.attacks.values()],
             "seed": self.seed,
             "search": str(self.execution.resolved(self.x.device)),
-            "version": equipoise.__version__,
+            "format": 1,
         }
 
 

@@ -71,7 +71,9 @@ def same_images(run: Run, others: Sequence[Run]) -> None:
             continue
         theirs = _split_of(other)
         different = [
-            f"{key} {theirs[key]} there, {mine[key]} here" for key in mine if mine[key] != theirs[key]
+            f"{key} {theirs[key]} there, {mine[key]} here"
+            for key in mine
+            if mine[key] != theirs[key]
         ]
         if different:
             problems.append(f"{other.path} ({'; '.join(different)})")

@@ -276,16 +276,18 @@ def level(values: NDArray[np.float64]) -> float:
     """
     from scipy.stats import norm
 
-    spread = values.std(0)
-    varied = values[:, spread > 0]
-    if varied.shape[1] < 2:
-        return ALPHA / max(values.shape[1] - varied.shape[1] + 1, 1)
-    correlation = np.corrcoef(varied, rowvar=False)
+    m = values.shape[1]
+    if m == 1:
+        return ALPHA
+    correlation = np.eye(m)  # of a column that is the same everywhere nothing is known
+    varied = np.flatnonzero(values.std(0) > 0)
+    if len(varied) > 1:
+        correlation[np.ix_(varied, varied)] = np.corrcoef(values[:, varied], rowvar=False)
     sizes, directions = np.linalg.eigh(correlation)
     root = directions * np.sqrt(np.clip(sizes, 0, None))
-    drawn = np.random.default_rng(0).standard_normal((DRAWS, len(sizes))) @ root.T
+    drawn = np.random.default_rng(0).standard_normal((DRAWS, m)) @ root.T
     q = float(np.quantile(drawn.max(1), 1 - ALPHA))
-    return float(np.clip(norm.sf(q), ALPHA / values.shape[1], ALPHA))
+    return float(np.clip(norm.sf(q), ALPHA / m, ALPHA))
 
 
 def _difference(column: NDArray[np.float64], alpha: float) -> float:

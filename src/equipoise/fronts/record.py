@@ -135,6 +135,6 @@ class Record:
         except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
             line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise UserError(
-                f"{path} is damaged ({line}); measure again what of it is not kept: "
-                f"equipoise front {folder}"
+                f"{path} is damaged ({line}); remove it and repeat equipoise front {folder}: "
+                "what was measured is kept beside it"
             ) from None

@@ -42,8 +42,6 @@ class Survey:
         n: How many of the held-out images, in their order; None: all.
         points: How many models are measured at most.
         beyond: How far to go beyond the ends; 0: not.
-        batchnorm: Statistics of BatchNorm: the ends' averaged, or estimated anew for each model
-            on a mix of clean and adversarial training images. None: averaged, or as before.
         seed: The seed of attacks and estimates.
         batch_size: How many images are attacked at a time.
         precision: The arithmetic of the search; the judge's is float32.
@@ -68,7 +66,9 @@ class Survey:
         if self.batch_size < 1:
             problems.append(f"batch_size must be at least 1, got {self.batch_size}")
         if self.points < 3:
-            problems.append(f"points must be at least 3 (both ends and the middle), got {self.points}")
+            problems.append(
+                f"points must be at least 3 (both ends and the middle), got {self.points}"
+            )
         if self.norm is not None and self.eps is None:
             problems.append(f"a radius means another thing in {self.norm}: say which with eps")
         if not without_clean(self.attacks):

@@ -8,17 +8,14 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from equipoise.errors import UserError
 from equipoise.fronts import picture
 from equipoise.fronts.ends import BatchNorms
 from equipoise.fronts.front import Front
-from equipoise.fronts.ledger import FOLDER
 from equipoise.fronts.record import FILE, Record
 from equipoise.fronts.survey import Survey, Watch
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.progress import Console
-from equipoise.runs import Run
 from equipoise.weights import PAIR
 
 
@@ -71,9 +68,7 @@ def measure_front(
         f"images ({len(images.validation)} of {len(images.train) + len(images.validation)}); "
         "test images have no part in it"
     )
-    folder = _place(front.run)
     with (
-        folder.lock("measuring the front"),
         signals.handled(_interrupt, (signal.SIGTERM,)),
         console.attacking(),
     ):
@@ -89,16 +84,6 @@ def measure_front(
     files = picture.write(record, front.run.path)
     console.say(f"written: {front.run.path / FILE}, {', '.join(map(str, files))}")
     return record
-
-
-def _place(run: Run) -> Run:
-    """Make the folder of what is measured, whose lock keeps other measurements away."""
-    folder = Run(run.path / FOLDER)
-    try:
-        folder.path.mkdir(exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder.path}: {error.strerror}") from None
-    return folder
 
 
 def _interrupt(name: str) -> None:

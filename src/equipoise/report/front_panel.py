@@ -6,7 +6,6 @@ accuracies of one model at a time, a ring around its point, and what becomes of 
 
 __all__ = ["Panel", "Shown", "panel"]
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +90,9 @@ def panel(run: Run, identity: str) -> Panel | None:
         images, after, size = _images(run.path, record)
     except (OSError, SafetensorError, KeyError, ValueError, IndexError) as error:
         note = f"The images of the front could not be read ({reason(error)}); measure it again."
-    states = [_state(point, *pair) for point, pair in zip(record.points, _pairs(after), strict=True)]
+    states = (
+        _state(place, *pair) for place, pair in enumerate(zip(record.points, after, strict=True))
+    )
     return Panel(
         id=identity,
         run=run,
@@ -106,11 +107,7 @@ def panel(run: Run, identity: str) -> Panel | None:
     )
 
 
-def _pairs(after: Sequence[list[dict[str, Any]]]) -> list[tuple[int, list[dict[str, Any]]]]:
-    return list(enumerate(after))
-
-
-def _state(point: Point, place: int, images: list[dict[str, Any]]) -> dict[str, Any]:
+def _state(place: int, point: Point, images: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what the page shows of a point, as plain values."""
     clean, robust = (
         (wording.percent(value), wording.interval(bounds))
@@ -151,9 +148,7 @@ def _images(
     for point in record.points:
         with safe_open(str(folder / point.file), framework="np") as file:
             x_adv = file.get_slice("x_adv")
-            read = {
-                key: file.get_tensor(key) for key in ("prediction", "adversarial_prediction")
-            }
+            read = {key: file.get_tensor(key) for key in ("prediction", "adversarial_prediction")}
             after.append(
                 [
                     {

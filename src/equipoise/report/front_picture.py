@@ -78,9 +78,8 @@ def _named(record: Record) -> tuple[list[tuple[float, float]], list[str]]:
     for gamma, end in zip((0.0, 1.0), record.ends, strict=True):
         if gamma in by_gamma:
             named.append((by_gamma[gamma], _short(end)))
-    for mark in record.marks:
-        if mark.gamma in by_gamma:
-            named.append((by_gamma[mark.gamma], f"{mark.gamma:g}: {mark.what}"))
+    marked = [mark for mark in record.marks if mark.gamma in by_gamma]
+    named += [(by_gamma[mark.gamma], f"{mark.gamma:g}: {mark.what}") for mark in marked]
     named += [(other.point, _short(other.name)) for other in record.others]
     return [(p.robust_accuracy, p.clean_accuracy) for p, _ in named], [name for _, name in named]
 

@@ -67,7 +67,7 @@ def estimate(
 
 @torch.no_grad()
 def settle(model: nn.Module, inputs: Sequence[Tensor]) -> None:
-    """Replace a model's BatchNorm statistics by their mean over batches, and leave it in eval mode.
+    """Replace BatchNorm statistics by their mean over batches; the model is left in eval mode.
 
     Arguments:
         model: The model, changed in place.
