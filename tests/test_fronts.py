@@ -630,9 +630,12 @@ def test_images_that_are_gone_are_said_not_fatal(measured, tmp_path):
 
 
 @pytest.mark.browser
-def test_the_slider_moves_everything(fronted, tmp_path):
-    out = build([fronted], tmp_path / "report.html")
-    record = Record.read(fronted)
+def test_the_slider_moves_everything(run, tmp_path):
+    given = {"method": "standard", "data": "digits", "rounds": 12, "limit": 300, "validation": 60}
+    standard = train(parse(given | {"batch_size": 40, "width": 0.25}), tmp_path / "standard").path
+    measure_front(run, ends=[str(standard), "learner-robust"], **QUICK)
+    out = build([run], tmp_path / "report.html")
+    record = Record.read(run)
     assert record is not None
     with browser() as view:
         for width in (400, 1280):
@@ -661,7 +664,11 @@ def test_the_slider_moves_everything(fronted, tmp_path):
                 ".filter(r => r.style.visibility === 'visible').map(r => r.id)"
             )
             assert rings == [f"front-0-halo-{place}"]
-            said.append(view.ask("document.querySelector('.front img.attacked').src"))
+            said.append(
+                view.ask(
+                    "[...document.querySelectorAll('.front img.attacked')].map(i => i.src).join()"
+                )
+            )
             view.driver.find_element("css selector", ".front input").send_keys("\ue014")  # right
         assert len(set(said)) > 1
         broken = "[...document.images].filter(i => !i.complete || !i.naturalWidth).length"

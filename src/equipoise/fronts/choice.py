@@ -8,7 +8,7 @@ from itertools import pairwise
 from equipoise.fronts.points import Point
 
 FINEST = 1 / 64  # of the line: closer places say nothing new
-LEAST = 0.005  # a smaller step of accuracy between neighbours is not worth a measurement
+LEAST = 0.01  # a smaller step of accuracy between neighbours is not worth a measurement
 
 
 def initial(marked: Sequence[float], beyond: float) -> list[float]:

@@ -202,14 +202,14 @@ class Front:
             choice = Choice(constraint, constraint.value, point)
         else:
             record = self.record
-            reference: Verdicts | None = None
+            paired: Verdicts | None = None
             if constraint.kind == "max_clean_drop" and constraint.reference is None:
-                constraint, reference = self._standard(constraint, record)
+                constraint, paired = self._standard(constraint, record)
             candidates = []
             for point in record.points:
                 found = self._verdicts(point)
                 candidates.append(Candidate(point, found.correct.numpy(), found.robust.numpy()))
-            choice = choose(constraint, candidates, reference)
+            choice = choose(constraint, candidates, paired)
         return self._picked(choice)
 
     def _picked(self, choice: Choice) -> Picked:

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 from equipoise.fronts.points import Point
-from equipoise.fronts.record import Record
+from equipoise.fronts.record import Other, Record
 from equipoise.report import wording
 from equipoise.report.reproduction import pictures
 from equipoise.report.reproduction.content import Picture
@@ -31,6 +31,10 @@ def picture(record: Record, *, halos: bool = False, name: str = "front") -> Pict
         f"Every point of the line is one model, measured on {wording.count(record.n)} held-out "
         f"images ({threat}; {record.attack}); whiskers are 95 % intervals for these images."
     )
+    far = [other for other in record.others if other not in _near(record)]
+    if far:
+        told = [f"{_short(other.name)} ({_pair(other.point)})" for other in far]
+        caption += f" Far less robust and not drawn: {wording.join(told)}."
     return Picture(
         name,
         f"Clean against robust accuracy between {record.ends[0]} and {record.ends[1]}",
@@ -54,7 +58,7 @@ def _draw(palette: Palette, record: Record, halos: bool) -> Canvas:
         at = next((p for p in record.points if abs(p.gamma - mark.gamma) < 1e-9), None)
         if at is not None:
             _ring(axes, palette.ink, at, size=12, width=1.4)
-    for i, other in enumerate(record.others):
+    for i, other in enumerate(_near(record)):
         look = look_of(other.method, i)
         _whiskers(axes, look.of(palette), other.point)
         at_other = [other.point.robust_accuracy], [other.point.clean_accuracy]
@@ -79,9 +83,22 @@ def _named(record: Record) -> tuple[list[tuple[float, float]], list[str]]:
         if gamma in by_gamma:
             named.append((by_gamma[gamma], _short(end)))
     marked = [mark for mark in record.marks if mark.gamma in by_gamma]
-    named += [(by_gamma[mark.gamma], f"{mark.gamma:g}: {mark.what}") for mark in marked]
-    named += [(other.point, _short(other.name)) for other in record.others]
+    named += [(by_gamma[mark.gamma], f"gamma {mark.gamma:g}") for mark in marked]
+    named += [(other.point, _short(other.name)) for other in _near(record)]
     return [(p.robust_accuracy, p.clean_accuracy) for p, _ in named], [name for _, name in named]
+
+
+def _near(record: Record) -> list[Other]:
+    """Return the other runs that are drawn: one far less robust would leave the front no room."""
+    least = min((point.robust_accuracy for point in record.points), default=0.0)
+    return [other for other in record.others if 2 * other.point.robust_accuracy >= least]
+
+
+def _pair(point: Point) -> str:
+    clean, robust = (
+        wording.percent(value) for value in (point.clean_accuracy, point.robust_accuracy)
+    )
+    return f"{clean} clean, {robust} robust"
 
 
 def _short(name: str) -> str:
@@ -114,14 +131,6 @@ def _ring(
 
 
 def _spoken(record: Record) -> str:
-    told = [
-        f"gamma {point.gamma:g}: {wording.percent(point.clean_accuracy)} clean, "
-        f"{wording.percent(point.robust_accuracy)} robust"
-        for point in record.points
-    ]
-    beside = [
-        f"{_short(other.name)}: {wording.percent(other.point.clean_accuracy)} clean, "
-        f"{wording.percent(other.point.robust_accuracy)} robust"
-        for other in record.others
-    ]
+    told = [f"gamma {point.gamma:g}: {_pair(point)}" for point in record.points]
+    beside = [f"{_short(other.name)}: {_pair(other.point)}" for other in record.others]
     return f"Clean against robust accuracy. {'; '.join([*told, *beside])}."
