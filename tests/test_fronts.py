@@ -415,6 +415,7 @@ WRONG = {
     "--batchnorm averaged": "did you mean 'average'",
     "--ends learner-clean round-7": "unknown weights 'round-007'",
     "--with nowhere": "no run folder at nowhere",
+    "--ends last last": "the same weights",
 }
 
 

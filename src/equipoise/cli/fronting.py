@@ -40,9 +40,7 @@ Ends = Annotated[
 
 
 def front(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="The run folder: its learners, images, threat.")
-    ],
+    run: Annotated[Path, typer.Argument(help="The run folder: its learners, images, threat.")],
     ends: Ends = None,
     beside: Annotated[
         list[Path] | None,
@@ -107,7 +105,7 @@ def front(
 
 
 def pick(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder of the front.")],
+    run: Annotated[Path, typer.Argument(help="The run folder of the front.")],
     out: Annotated[Path, typer.Option(help="The folder of the picked model.")],
     max_clean_drop: Annotated[
         float | None,

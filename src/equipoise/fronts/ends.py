@@ -83,7 +83,7 @@ class Ends:
         robust: The end at gamma = 1.
 
     Raises:
-        UserError: If they are not of one architecture.
+        UserError: If they are not of one architecture, or are the same model.
     """
 
     clean: End
@@ -96,6 +96,11 @@ class Ends:
                 f"{self.clean.name} and {self.robust.name} are not of one architecture "
                 f"({'; '.join(problems)}): their weights cannot be mixed; choose two models that "
                 "differ in their training alone"
+            )
+        if model_digest(self.clean.model) == model_digest(self.robust.model):
+            raise UserError(
+                f"{self.clean.name} and {self.robust.name} have the same weights: there is "
+                "nothing between them (learners that took over the global model last are equal)"
             )
 
     @classmethod

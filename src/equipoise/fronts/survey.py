@@ -25,6 +25,10 @@ from equipoise.fronts.record import FILE, Mark, Other, Record
 from equipoise.runs import Run, model_digest
 from equipoise.threat import Norm, Threat
 
+# Quick and close to AutoAttack, where more steps of PGD are not: of 300 held-out images at
+# gamma = 0.4, 0.7 and 1 of short A3GT runs it left 5.3, 17.0 and 36.0 % on MNIST (eps 0.3; PGD-100
+# 8.3, 31.3 and 47.7, AutoAttack 4.7, 13.7 and 32.0) and 57.3, 64.0 and 66.0 % on Fashion-MNIST
+# (0.1; PGD-100 60.0, 65.0 and 66.7), for 7 to 56 gradients an image instead of 83 to 93.
 DEFAULT = ("apgd-ce-20", "apgd-t-20(targets=3)")
 FARTHEST = 1.0  # how far beyond an end a model may be
 SHOWN = 8  # images of a gallery
