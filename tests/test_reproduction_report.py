@@ -18,8 +18,8 @@ import findings as synthetic
 from browser import browser
 from equipoise.errors import UserError
 from equipoise.metrics import hypervolume, interval
-from equipoise.report import reproduction
 from equipoise.report.reproduction import ablation, judging, palette
+from equipoise.report.reproduction import page as reproduction
 from equipoise.report.reproduction.claims import CLAIMS, judged
 from equipoise.report.reproduction.findings import EXPERIMENTS, read
 from equipoise.report.reproduction.measures import Cell, by_entry, cell, compare, standing

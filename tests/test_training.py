@@ -37,7 +37,7 @@ from equipoise.data import Dataset, Images
 from equipoise.draws import KeyedDraws
 from equipoise.errors import RunError, UserError
 from equipoise.jobs import ending
-from equipoise.jobs.train import Split, resume, train
+from equipoise.jobs.train import resume, train
 from equipoise.learning import PGDAT, Learning
 from equipoise.methods import A3GT, Generalist
 from equipoise.objectives import Batch
@@ -45,6 +45,7 @@ from equipoise.progress import Console
 from equipoise.recipe import parse
 from equipoise.report.page import _kept
 from equipoise.report.runs_reader import read_run
+from equipoise.split import Split
 from equipoise.threat import L2, Linf, Threat
 from equipoise.training import (
     Branch,

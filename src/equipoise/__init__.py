@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 __all__ = [
     "L1",
     "L2",
+    "Front",
     "Linf",
     "RunError",
     "Threat",
@@ -34,11 +35,13 @@ if TYPE_CHECKING:
     from equipoise import attacks
     from equipoise.evaluation import evaluate
     from equipoise.execution import fast
+    from equipoise.fronts.front import Front
     from equipoise.jobs.train import train
     from equipoise.runs import load
     from equipoise.threat import L1, L2, Linf, Threat
 
 _HOMES = {
+    "Front": "fronts.front",
     "L1": "threat",
     "L2": "threat",
     "Linf": "threat",

@@ -13,13 +13,15 @@ learner-robust.safetensors  took from each of them last
 summary.json                how the training ended
 records.jsonl               one object an attack and radius, from ``equipoise evaluate``
 evaluations/                adversarial examples and verdicts, two files for each threat
+front.json, front/          the front between its learners, from ``equipoise front``
+picked.json                 in a folder of ``equipoise pick``: from what, and why
 ==========================  ==================================================================
 
 Each file is written beside its place, flushed, and renamed over it. A state carries the SHA-256
 of its content: one that was cut or damaged is recognised, and the previous one is used.
 """
 
-__all__ = ["Run", "load", "model_digest"]
+__all__ = ["PICKED", "Run", "load", "model_digest"]
 
 import errno
 import hashlib
@@ -43,6 +45,7 @@ from equipoise.errors import RunError, UserError
 
 MAGIC = b"equipoise-state-1\n"
 FORMAT = 1
+PICKED = "picked.json"
 
 
 class Run:
@@ -96,11 +99,14 @@ class Run:
         return run
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep other processes from training in the folder; the lock ends with the process.
+    def lock(self, doing: str = "training") -> Iterator[None]:
+        """Keep other processes from the same work in the folder; the lock ends with the process.
+
+        Arguments:
+            doing: The work, for the message.
 
         Raises:
-            UserError: If another process trains in it.
+            UserError: If another process is at it.
         """
         try:
             import fcntl
@@ -112,7 +118,7 @@ class Run:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
         except BlockingIOError:
-            raise UserError(f"another process is training in {self.path}") from None
+            raise UserError(f"another process is {doing} in {self.path}") from None
         finally:
             os.close(handle)
 

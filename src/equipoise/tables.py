@@ -1,10 +1,10 @@
 """Tables on the terminal."""
 
-__all__ = ["write_catalogue", "write_data", "write_settings", "write_table"]
+__all__ = ["write_catalogue", "write_data", "write_front", "write_settings", "write_table"]
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich import box
@@ -12,6 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from equipoise.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from equipoise.fronts.points import Point
+    from equipoise.fronts.record import Record as FrontRecord
 
 
 def write_table(records: Sequence[Mapping[str, Any]], title: str = "") -> None:
@@ -203,3 +207,38 @@ def _console() -> Console:
 
     width = None if sys.stdout.isatty() else 140
     return Console(highlight=False, soft_wrap=False, width=width)
+
+
+def write_front(record: "FrontRecord") -> None:
+    """Show a measured front: its points, other runs beside it, and the barrier in words.
+
+    Arguments:
+        record: The front.
+    """
+    from equipoise.threat import Threat
+
+    console, threat = _console(), Threat(record.norm, record.eps)  # type: ignore[arg-type]
+    table = _table(f"{threat}, n = {record.n}, held-out images; {record.attack}")
+    table.add_column("gamma")
+    for name in ("clean", "95 % interval", "robust", "95 % interval", "transferred", "searched"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    named = dict(zip((0.0, 1.0), record.ends, strict=True))
+    marks = {mark.gamma: mark.what for mark in record.marks}
+    for point in record.points:
+        told = [named.get(point.gamma, ""), marks.get(point.gamma, "")]
+        table.add_row(f"{point.gamma:g}", *_measures(point), ", ".join(filter(None, told)))
+    for other in record.others:
+        table.add_row("", *_measures(other.point), other.name)
+    console.print(table)
+    console.print(record.words, markup=False)
+
+
+def _measures(point: "Point") -> list[str]:
+    cells: list[str] = []
+    for value, (low, high) in (
+        (point.clean_accuracy, point.clean_interval),
+        (point.robust_accuracy, point.robust_interval),
+    ):
+        cells += [f"{value:.2%}", f"{low:.1%} .. {high:.1%}"]
+    return [*cells, str(point.transferred), str(point.searched)]

@@ -12,7 +12,16 @@ from typing import Annotated
 import typer
 
 from equipoise import __version__
-from equipoise.cli import benching, comparing, judging, looking, own, reproducing, training
+from equipoise.cli import (
+    benching,
+    comparing,
+    fronting,
+    judging,
+    looking,
+    own,
+    reproducing,
+    training,
+)
 from equipoise.errors import RunError, UserError
 
 app = typer.Typer(
@@ -57,6 +66,8 @@ app.command(epilog=training.TRAIN_EPILOG)(training.train)
 app.command(epilog=training.EXPLAIN_EPILOG)(training.explain)
 app.command(epilog=judging.EVALUATE_EPILOG)(judging.evaluate)
 app.command()(judging.verify)
+app.command(epilog=fronting.FRONT_EPILOG)(fronting.front)
+app.command(epilog=fronting.PICK_EPILOG)(fronting.pick)
 app.command(epilog=comparing.EPILOG)(comparing.compare)
 app.command(epilog=reproducing.EPILOG)(reproducing.reproduce)
 app.command(epilog=benching.EPILOG)(benching.bench)

@@ -17,8 +17,8 @@ from equipoise.data import Dataset
 from equipoise.errors import UserError
 from equipoise.jobs.compare_runs import Item
 from equipoise.jobs.device import choose_device
-from equipoise.jobs.train import Split
 from equipoise.recipe import Recipe
+from equipoise.split import Split
 from equipoise.threat import Threat
 
 

@@ -15,13 +15,14 @@ from torch import Tensor
 import equipoise
 from equipoise import recipe
 from equipoise.attacks import check_norms, parse_list, without_clean
+from equipoise.digests import tensor_digest
 from equipoise.errors import UserError
 from equipoise.evaluation import Result, evaluate
 from equipoise.execution import Layout, Precision
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.keeper import Keeper
-from equipoise.jobs.store import Store, tensor_digest
+from equipoise.jobs.store import Store
 from equipoise.jobs.subject import Subject, of_run, open_folder
 from equipoise.progress import Console
 from equipoise.provenance import provenance

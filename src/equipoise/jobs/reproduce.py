@@ -23,7 +23,7 @@ from equipoise.jobs.reproduce_findings import findings, write
 from equipoise.jobs.reproduce_runs import Chain, Look, chains, looks
 from equipoise.progress import Console
 from equipoise.recipe import Recipe
-from equipoise.report.reproduction import build
+from equipoise.report.reproduction.page import build
 from equipoise.reproductions import EXPERIMENTS, View, views
 
 MEASURED_SECONDS = 0.5

@@ -7,7 +7,7 @@ goes on from there. ``NAME.json`` beside it is the same for people and programs,
 images: records, costs and findings, with the SHA-256 of both files in it.
 """
 
-__all__ = ["Store", "seal", "sealed", "tensor_digest"]
+__all__ = ["Store", "seal", "sealed"]
 
 import hashlib
 import json
@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from equipoise.digests import content_digest
 from equipoise.errors import UserError
 from equipoise.evaluation import Finding, Outcome, Result
 from equipoise.runs import Run
@@ -93,7 +94,7 @@ class Store:
                 metadata = dict(file.metadata() or {})
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             said = metadata.pop("sha256")
-            if said != _digest(tensors, metadata):
+            if said != content_digest(tensors, metadata):
                 raise ValueError("its checksum differs")
             return json.loads(metadata["about"]), _result(tensors, metadata), tensors
         except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
@@ -102,7 +103,7 @@ class Store:
     def write(self, result: Result, x: Tensor, about: Mapping[str, Any], origin: Any) -> None:
         """Keep a result, whole or not at all, and its summary."""
         tensors, metadata = _tensors(result, x), _metadata(result, about)
-        metadata["sha256"] = _digest(tensors, metadata)
+        metadata["sha256"] = content_digest(tensors, metadata)
         payload = save(tensors, metadata=metadata)
         self.run.write(f"{FOLDER}/{self.path.name}", lambda file: file.write(payload))
         summary = {
@@ -132,20 +133,6 @@ def sealed(content: Mapping[str, Any]) -> bool:
     """Tell whether JSON content is what was sealed."""
     rest = {key: value for key, value in content.items() if key != "sha256"}
     return bool(seal(rest)["sha256"] == content.get("sha256"))
-
-
-def tensor_digest(value: Tensor) -> str:
-    """Return the SHA-256 of a tensor: type, shape and bytes."""
-    return _digest({"": value}, {})
-
-
-def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
-    for name, value in sorted(tensors.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        data = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
-        digest.update(data.numpy().data)
-    return digest.hexdigest()
 
 
 def _tensors(result: Result, x: Tensor) -> dict[str, Tensor]:

@@ -4,17 +4,17 @@ __all__ = ["resume", "train"]
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from equipoise import attacks, data, models
 from equipoise import recipe as recipes
-from equipoise.data import Dataset, Images, stratified_split
+from equipoise.data import Dataset
 from equipoise.errors import RunError, UserError
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
@@ -22,7 +22,8 @@ from equipoise.jobs.ending import RULES, summary, where_time_went, write_learner
 from equipoise.progress import Console
 from equipoise.provenance import provenance
 from equipoise.recipe import Recipe
-from equipoise.runs import FORMAT, Run, model_digest
+from equipoise.runs import FORMAT, PICKED, Run, model_digest
+from equipoise.split import Split, proportional
 from equipoise.threat import Threat
 from equipoise.training import Augment, Interrupted, Method, Probe, Training, Watch
 from equipoise.training.learner import derived_seed
@@ -50,6 +51,7 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
     """
     console = console or Console(quiet=True)
     recipe, dataset = _resolve(recipe)
+    _refuse_picked(Path(out))
     _refuse_another(Path(out), recipe)
     job = _Job(Run(out), recipe, dataset, console)  # what cannot be trained leaves no folder
     run = Run.create(out, recipe.to_yaml())
@@ -66,6 +68,7 @@ def resume(path: str | Path, *, console: Console | None = None) -> Run:
     """
     console = console or Console(quiet=True)
     run = Run.open(path)
+    _refuse_picked(run.path)
     given = recipes.read(run.path / "recipe.yaml")
     recipe, dataset = _resolve(recipes.parse(given))
     job = _Job(run, recipe, dataset, console)
@@ -83,6 +86,15 @@ def resume(path: str | Path, *, console: Console | None = None) -> Run:
             raise UserError(f"recipe.yaml is not the one {path} was begun with ({what})")
         job.training.load_state_dict(state)
     return job.run_to_end()
+
+
+def _refuse_picked(folder: Path) -> None:
+    """Raise a UserError for the folder of a picked model, which no training made."""
+    if (folder / PICKED).is_file():
+        raise UserError(
+            f"{folder} holds a model that was picked from a front ({PICKED} says from which): "
+            "there is no training to go on with; train in another --out, or pick again"
+        )
 
 
 def _refuse_another(out: Path, recipe: Recipe) -> None:
@@ -133,42 +145,6 @@ def _absolute(path: str) -> str:
     return str(Path(path).expanduser().resolve())
 
 
-@dataclass
-class Split:
-    """The training images, cut to the recipe's limit and parted into two.
-
-    Which images are held out depends on no seed: runs with other seeds validate on the same.
-    """
-
-    train: Images
-    validation: Images
-
-    @classmethod
-    def of(cls, recipe: Recipe, dataset: Dataset, device: torch.device) -> "Split":
-        images = dataset.train
-        least = 2 * len(dataset.classes)
-        if recipe.limit is not None and recipe.limit < least:
-            raise UserError(
-                f"limit must be at least {least}, two images a class, got {recipe.limit}"
-            )
-        if recipe.limit is not None and recipe.limit < len(images):
-            images = images.take(_some(images, recipe.limit, len(dataset.classes)))
-        held_out = max(min(recipe.validation, len(images) // 5), 1)
-        rest, held = stratified_split(images.y, held_out, derived_seed(0, "validation"))
-        if len(rest) < recipe.batch_size:
-            raise UserError(
-                f"batch_size={recipe.batch_size} is more than the {len(rest)} training images"
-            )
-        return cls(images.take(rest).to(device), images.take(held).to(device))
-
-
-def _some(images: Images, limit: int, classes: int) -> Tensor:
-    """Return the positions of so many images, in proportion of the classes."""
-    if limit > len(images) - classes:
-        return torch.arange(len(images))
-    return stratified_split(images.y, limit, derived_seed(0, "limit"))[1]
-
-
 class _Job:
     """A training in its run folder."""
 
@@ -190,7 +166,7 @@ class _Job:
         method = recipe.settings.build(threat, recipe.rounds)
         self.threats = _threats(method, threat)
         x, y = self.split.validation.pixels(), self.split.validation.y
-        probed = _some(self.split.validation, PROBED, len(dataset.classes)).to(self.device)
+        probed = proportional(self.split.validation, PROBED, len(dataset.classes)).to(self.device)
         self.training = Training(
             method=method,
             model=self._new_model(),

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from equipoise.data import Dataset
+from equipoise.digests import tensor_digest
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation import Judge, Result
 from equipoise.jobs.device import choose_device, deterministic
-from equipoise.jobs.store import Store, sealed, tensor_digest
+from equipoise.jobs.store import Store, sealed
 from equipoise.jobs.subject import Subject, of_run
 from equipoise.progress import Console
 from equipoise.runs import model_digest

@@ -4,7 +4,7 @@ The images are not chosen by eye but by the rules of :mod:`equipoise.report.sele
 opened lazily and only the images that are shown are read.
 """
 
-__all__ = ["Example", "Gallery", "Group", "gallery", "png"]
+__all__ = ["LARGE", "Example", "Gallery", "Group", "gallery", "image_uri", "png"]
 
 import base64
 import json
@@ -26,7 +26,7 @@ from equipoise.report.runs_reader import Run
 from equipoise.report.selection import attack_names, selections
 from equipoise.report.wording import norm_text, threat_text
 
-_LARGE = 96  # pixels; above, fewer images are shown and they are not enlarged
+LARGE = 96  # pixels; above, fewer images are shown and they are not enlarged
 _COLD, _PAPER, _WARM = (0, 92, 160), (246, 246, 244), (200, 70, 0)
 
 Pixels = NDArray[np.float64]
@@ -141,11 +141,20 @@ def png(image: Bytes) -> bytes:
     )
 
 
+def image_uri(pixels: NDArray[Any]) -> str:
+    """Return an image as a data URI.
+
+    Arguments:
+        pixels: The image in [0, 1], with shape (C, H, W).
+    """
+    return _uri(_colours(np.nan_to_num(np.asarray(pixels, np.float64))))
+
+
 def _gallery(file: Any, stored: _Stored, known: Sequence[str], identity: str) -> Gallery:
     metadata = file.metadata() or {}
     classes = json.loads(metadata.get("classes") or "[]") or list(known)
     _, channels, height, width = file.get_slice("x").get_shape()
-    chosen = selections(file, 2 if max(height, width) > _LARGE else 1)
+    chosen = selections(file, 2 if max(height, width) > LARGE else 1)
     scale = _scale(file, stored.threat, [i for kind in chosen for i in kind.indices])
     outcomes = attack_names([*json.loads(metadata.get("outcomes") or "{}")])
     attacks = outcomes or json.loads(metadata.get("attacks") or "[]")
@@ -170,7 +179,7 @@ def _gallery(file: Any, stored: _Stored, known: Sequence[str], identity: str) ->
         scale=scale,
         signed=channels == 1,
         size=(width, height),
-        pixelated=max(height, width) <= _LARGE,
+        pixelated=max(height, width) <= LARGE,
     )
 
 

@@ -18,6 +18,7 @@ from equipoise.report.cautions import cautions
 from equipoise.report.checks import check_lists
 from equipoise.report.drawing import Figure
 from equipoise.report.figures import curves, eps_sweep
+from equipoise.report.front_panel import panel
 from equipoise.report.gallery import Gallery, gallery
 from equipoise.report.markdown import tables
 from equipoise.report.records_reader import Record
@@ -103,6 +104,7 @@ def _render(runs: Sequence[Run]) -> str:
             marks=frozenset().union(*(table.marks for table in tables)),
             trainings=[_training(r, f"fig-curves-{i}") for i, r in enumerate(runs) if r.trained],
             sweep=eps_sweep(runs, "fig-eps"),
+            fronts=[found for i, r in enumerate(runs) if (found := panel(r, f"front-{i}"))],
             classes=_classes(list(rows.values())),
             recipes=_side_by_side([run.recipe for run in runs]),
             provenances=_side_by_side([run.provenance for run in runs]),
@@ -217,6 +219,7 @@ def _training(run: Run, identity: str) -> Training:
         ("Hand-overs", _handovers(run)),
         ("Model kept", _kept(run)),
         ("Effort", _effort(run)),
+        ("Picked", _picked(run)),
     )
     return Training(run, curves(run, identity), tuple((k, v) for k, v in facts if v))
 
@@ -248,6 +251,15 @@ def _kept(run: Run) -> str:
     if run.summary and run.summary.stopped_early:
         of = f"{len(run.rounds)} (stopped early; {run.planned} were planned)"
     return f"round {run.kept_round} of {of}{by}; test images had no part in it"
+
+
+def _picked(run: Run) -> str:
+    """Return from what a picked model is, and why it is that one."""
+    if not run.picked:
+        return ""
+    asked = run.picked.get("constraint") or {}
+    told = f"from the front of {run.picked.get('from')}: {run.picked.get('in_words')}"
+    return f"{told}. Asked for: {asked.get('in_words')}" if isinstance(asked, dict) else told
 
 
 def _effort(run: Run) -> str:

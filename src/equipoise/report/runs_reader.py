@@ -16,6 +16,7 @@ from equipoise.report.reading import Numbers, budget, checked, lines, mapping, n
 from equipoise.report.records_reader import Record, latest, others, record
 
 _OWN = "own-model.json"  # describes a model that was not trained here
+_PICKED = "picked.json"  # says from which front a model was picked, and why
 _SIGNS = ("recipe.yaml", "log.jsonl", "records.jsonl", _OWN)
 
 
@@ -74,6 +75,7 @@ class Run:
     evaluations: tuple[Evaluation, ...]
     examples: tuple[Path, ...]
     own: Mapping[str, Any]
+    picked: Mapping[str, Any]
     notes: tuple[str, ...]
 
     @property
@@ -208,6 +210,7 @@ def read_run(folder: Path) -> Run:
         evaluations=read_evaluations(folder / "evaluations", notes),
         examples=tuple(sorted((folder / "evaluations").glob("*.safetensors"))),
         own=mapping(folder / _OWN, json.loads),
+        picked=mapping(folder / _PICKED, json.loads),
         notes=tuple(notes),
     )
 

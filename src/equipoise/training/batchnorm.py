@@ -1,8 +1,8 @@
 """Re-estimating the statistics of BatchNorm for merged weights."""
 
-__all__ = ["Drawn", "estimate", "estimate_on", "has_batchnorm", "some_batches"]
+__all__ = ["Drawn", "estimate", "estimate_on", "has_batchnorm", "settle", "some_batches"]
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -63,15 +63,25 @@ def estimate(
         draws: The randomness of the attacks.
     """
     # All inputs first: an attack must not meet a model without statistics.
-    mixes = [_mix(model, learners, weights, batch, draws) for batch in batches]
+    settle(model, [_mix(model, learners, weights, batch, draws) for batch in batches])
+
+
+@torch.no_grad()
+def settle(model: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Replace BatchNorm statistics by their mean over batches; the model is left in eval mode.
+
+    Arguments:
+        model: The model, changed in place.
+        inputs: The batches, each with shape (B, C, H, W); each counts as much as any other.
+    """
     norms = [module for module in model.modules() if isinstance(module, Norm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the cumulative mean
     model.train()
-    for mix in mixes:
-        model(mix)
+    for batch in inputs:
+        model(batch)
     model.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

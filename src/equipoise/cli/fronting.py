@@ -1,0 +1,168 @@
+"""The front between two ends, and picking a model from it."""
+
+__all__ = ["FRONT_EPILOG", "PICK_EPILOG", "front", "pick"]
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from equipoise.cli.options import DataDir, Quiet, console_of
+from equipoise.errors import UserError
+
+if TYPE_CHECKING:
+    from equipoise.fronts.ends import BatchNorms
+
+FRONT_EPILOG = (
+    "Then: equipoise pick RUN --min-clean 0.88 --out runs/picked. Interrupted, the same command "
+    "goes on; with more --points it adds to what is there."
+)
+PICK_EPILOG = (
+    "The bounds hold for all measured models together, with 95 % probability, so that the choice "
+    "among them costs nothing. Exit code 1: no measured model meets the constraint."
+)
+
+BatchNorm = Annotated[
+    str | None,
+    typer.Option(
+        help="BatchNorm between the ends: average of theirs, or estimate on a mix of clean and "
+        "adversarial training images."
+    ),
+]
+Ends = Annotated[
+    tuple[str, str] | None,
+    typer.Option(
+        metavar="CLEAN ROBUST",
+        help="Two models of one architecture: run folders, .safetensors files in them, or "
+        "weights of RUN by name, like last or round-005.",
+    ),
+]
+
+
+def front(
+    run: Annotated[Path, typer.Argument(help="The run folder: its learners, images, threat.")],
+    ends: Ends = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option("--with", help="Measure this run's model, too; may be repeated."),
+    ] = None,
+    eps: Annotated[str | None, typer.Option(help="The radius; that of the training.")] = None,
+    norm: Annotated[str | None, typer.Option(help="linf, l2 or l1; that of the training.")] = None,
+    attacks: Annotated[
+        str | None,
+        typer.Option(help="Attacks, by commas, each on what is left; two short multi-step ones."),
+    ] = None,
+    n: Annotated[
+        int | None, typer.Option("-n", "--n", help="The first N held-out images.")
+    ] = None,
+    points: Annotated[int, typer.Option(help="How many models to measure at most.")] = 9,
+    beyond: Annotated[float, typer.Option(help="How far to go beyond the ends.")] = 0.0,
+    batchnorm: BatchNorm = None,
+    seed: Annotated[int, typer.Option(help="Seed of the attacks.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Images at a time: memory, not results.")] = 250,
+    precision: Annotated[
+        str, typer.Option(help="Of the search: float32, bfloat16 or auto. The judge is float32.")
+    ] = "auto",
+    data_dir: DataDir = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Measure every trade-off between a clean and a robust model, on held-out images.
+
+    The weights of two ends, by default the learners of RUN, are mixed; each mix is a model. More
+    are measured where neighbours differ most. What fooled a model is tried first at the next one.
+    A table is printed; front.json, front.svg and front.png are written to RUN.
+    """
+    from equipoise.execution import PRECISIONS
+    from equipoise.fronts.survey import DEFAULT
+    from equipoise.jobs.front import measure_front
+    from equipoise.tables import write_front
+    from equipoise.threat import NORMS
+    from equipoise.values import choice, numbers
+
+    radii = numbers(eps, "--eps") if eps else [None]
+    if len(radii) > 1:
+        raise UserError(f"a front has one radius; got --eps {eps}")
+    record = measure_front(
+        run,
+        ends=ends,
+        others=beside or (),
+        batchnorm=_batchnorm(batchnorm) or "average",
+        data_dir=data_dir,
+        device=device,
+        console=console_of(quiet),
+        eps=radii[0],
+        norm=choice(norm, "--norm", NORMS) if norm else None,
+        attacks=attacks or DEFAULT,
+        n=n,
+        points=points,
+        beyond=beyond,
+        seed=seed,
+        batch_size=batch_size,
+        precision=choice(precision, "--precision", PRECISIONS),
+    )
+    write_front(record)
+
+
+def pick(
+    run: Annotated[Path, typer.Argument(help="The run folder of the front.")],
+    out: Annotated[Path, typer.Option(help="The folder of the picked model.")],
+    max_clean_drop: Annotated[
+        float | None,
+        typer.Option(help="The most clean accuracy to lose, in percentage points, like 1.0."),
+    ] = None,
+    min_clean: Annotated[
+        float | None, typer.Option(help="The least clean accuracy, like 0.88.")
+    ] = None,
+    min_robust: Annotated[
+        float | None, typer.Option(help="The least robust accuracy, like 0.70.")
+    ] = None,
+    gamma: Annotated[
+        float | None, typer.Option(help="This model: 0 is the clean end, 1 the robust one.")
+    ] = None,
+    standard: Annotated[
+        Path | None,
+        typer.Option(help="With --max-clean-drop: the run of the model to lose from."),
+    ] = None,
+    reference: Annotated[
+        float | None, typer.Option(help="With --max-clean-drop: the accuracy to lose from.")
+    ] = None,
+    ends: Ends = None,
+    batchnorm: BatchNorm = None,
+    data_dir: DataDir = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Pick a model from a measured front, and write it as a run folder like any other.
+
+    The most robust model is picked whose 95 % lower bound of clean accuracy meets the constraint;
+    with --min-robust the most accurate one. Held-out images decide, test images never do.
+    """
+    from equipoise.jobs import pick as job
+
+    if max_clean_drop is not None and not 0 <= max_clean_drop < 100:
+        raise UserError(
+            f"--max-clean-drop is in percentage points, from 0 to 100, got {max_clean_drop:g}"
+        )
+    job.pick(
+        run,
+        out,
+        ends=ends,
+        batchnorm=_batchnorm(batchnorm),
+        data_dir=data_dir,
+        device=device,
+        console=console_of(quiet),
+        max_clean_drop=None if max_clean_drop is None else max_clean_drop / 100,
+        min_clean=min_clean,
+        min_robust=min_robust,
+        gamma=gamma,
+        standard=standard,
+        reference=reference,
+    )
+
+
+def _batchnorm(text: str | None) -> "BatchNorms | None":
+    from equipoise.values import choice
+
+    known = ("average", "estimate")
+    return None if text is None else cast("BatchNorms", choice(text, "--batchnorm", known))

@@ -1,0 +1,25 @@
+"""Checksums of tensors: what a file holds, whatever the file looks like."""
+
+__all__ = ["content_digest", "tensor_digest"]
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def tensor_digest(value: Tensor) -> str:
+    """Return the SHA-256 of a tensor: type, shape and bytes."""
+    return content_digest({"": value}, {})
+
+
+def content_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Return the SHA-256 of named tensors and of what is said of them."""
+    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        data = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
+        digest.update(data.numpy().data)
+    return digest.hexdigest()

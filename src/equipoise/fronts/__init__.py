@@ -1,0 +1,8 @@
+"""The front of models between two ends, and the choice of one of them.
+
+Two models of one architecture, a clean and a robust one, span a line of models: those with the
+weights between theirs. Measured on held-out images it is a front of trade-offs, from which a
+model is picked after the training is over.
+
+``points``, ``choice``, ``barrier`` and ``picture`` know no torch.
+"""

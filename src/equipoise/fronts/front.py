@@ -1,0 +1,280 @@
+"""The front between two ends as one object: measured, asked for a model, picked from."""
+
+__all__ = ["PAPER", "Front"]
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from shlex import quote
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from equipoise.errors import UserError
+from equipoise.evaluation import Judge
+from equipoise.fronts.ends import BatchNorms, Ends
+from equipoise.fronts.ledger import FOLDER, Ledger
+from equipoise.fronts.measure import Measured
+from equipoise.fronts.others import HeldOut, same_images
+from equipoise.fronts.picked import Picked
+from equipoise.fronts.picking import Candidate, Choice, Constraint, Verdicts, choose
+from equipoise.fronts.points import Point
+from equipoise.fronts.record import Mark, Record
+from equipoise.fronts.survey import FARTHEST, Subject, Survey, Watch, survey
+from equipoise.runs import Run, model_digest
+from equipoise.threat import Norm, Threat
+from equipoise.weights import PAIR
+
+PAPER = 0.4  # gamma at the end of the paper's training
+
+
+class Front:
+    r"""The models :math:`(1 - \gamma) \theta_n + \gamma \theta_r` between two ends.
+
+    Everything is measured on held-out training images; no test image has a part in it.
+
+    Example:
+        >>> front = eq.Front("runs/a3gt")
+        >>> front.measure(points=9)
+        >>> model = front.pick(min_clean=0.85).model
+
+    Arguments:
+        path: The run folder, whose held-out images and threat are used, and which keeps what is
+            measured.
+        ends: The clean and the robust end: run folders, .safetensors files in them, or weights of
+            ``path`` by name. None: those that were measured, or else the run's learners.
+        batchnorm: Statistics of BatchNorm between the ends: ``"average"``, or ``"estimate"``
+            on a mix of clean and adversarial training images. None: as was measured, or else
+            averaged.
+        data_dir: The folder of the data; by default that of the training.
+        device: Where models are run.
+
+    Raises:
+        UserError: If there are no two ends of one architecture.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        ends: Sequence[str | Path] | None = None,
+        batchnorm: BatchNorms | None = None,
+        data_dir: str | Path | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.run = Run.open(path)
+        self.data_dir, self.device = data_dir, torch.device(device)
+        known = Record.read(self.run.path)
+        names = tuple(str(end) for end in ends or (known.ends if known else PAIR))
+        if len(names) != 2:
+            raise UserError(f"expected two ends, got {len(names)}")
+        if batchnorm not in (None, "average", "estimate"):
+            raise UserError(f"batchnorm must be average or estimate, got {batchnorm!r}")
+        self.own = names == PAIR
+        self.ends = Ends.of_run(self.run) if self.own else Ends.of_two(names, self.run)
+        same_images(self.run, [self.ends.clean.run, self.ends.robust.run])
+        stored: BatchNorms = "average"
+        if known is not None and known.batchnorm == "estimate":
+            stored = "estimate"
+        self.batchnorm: BatchNorms = batchnorm or stored
+
+    @cached_property
+    def images(self) -> HeldOut:
+        """The images of the run, read when they are first needed."""
+        return HeldOut.of(self.run, self.data_dir, self.device)
+
+    @property
+    def record(self) -> Record:
+        """What was measured between these ends.
+
+        Raises:
+            UserError: If nothing was.
+        """
+        known = Record.read(self.run.path)
+        again = f"measure it: equipoise front {quote(str(self.run.path))}"
+        if known is None:
+            raise UserError(f"{self.run.path} has no measured front; {again}")
+        mine = tuple(end["sha256"] for end in self.ends.content())
+        if (known.sha256, known.batchnorm) != (mine, self.batchnorm):
+            between = "" if self.own else f" --ends {' '.join(map(quote, self.ends.names))}"
+            raise UserError(
+                f"the front in {self.run.path} is another one (between {' and '.join(known.ends)} "
+                f"as they were then, batchnorm={known.batchnorm}); {again}{between}"
+            )
+        return known
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """What was measured, by gamma."""
+        return self.record.points
+
+    @property
+    def marks(self) -> tuple[Mark, ...]:
+        """The places between a run's learners that have a meaning: its own gamma, the paper's."""
+        if not self.own:
+            return ()
+        last = _last(self.run.path / "log.jsonl").get("weights", {}).get("robust")
+        known = isinstance(last, int | float) and 0 <= last <= 1
+        if not known or abs(last - PAPER) < 1e-9:
+            what = "gamma of this run's last round, and the paper's" if known else "paper's gamma"
+            return (Mark(PAPER, what),)
+        return (
+            Mark(float(last), "gamma of this run's last round"),
+            Mark(PAPER, "paper's gamma"),
+        )
+
+    def measure(
+        self, *, others: Sequence[str | Path] = (), watch: Watch | None = None, **how: Any
+    ) -> tuple[Point, ...]:
+        """Measure the front on held-out images; what is known is not measured again.
+
+        Arguments:
+            others: Run folders whose kept models are measured beside it.
+            watch: Who is told how it goes on; None: nobody.
+            how: Fields of :class:`equipoise.fronts.survey.Survey`: ``points``, ``eps``, ``n``, ...
+
+        Returns:
+            The points, which are also kept in the run folder.
+        """
+        asked, runs = Survey(**how), [Run.open(other) for other in others]
+        same_images(self.run, runs)
+        subject = Subject(self.run, self.ends, self.images, self.batchnorm)
+        with _place(self.run).lock("measuring the front"):
+            return survey(subject, asked, self.marks, runs, watch or Watch()).points
+
+    def model(self, gamma: float) -> nn.Module:
+        r"""Return the model at a place of the line, in eval mode, on the CPU.
+
+        Arguments:
+            gamma: 0 is the clean end, 1 the robust one; up to 1 beyond either is allowed.
+
+        Raises:
+            UserError: If it lies farther away.
+        """
+        if not -FARTHEST <= gamma <= 1 + FARTHEST:
+            raise UserError(
+                f"gamma must lie in [{-FARTHEST:g}, {1 + FARTHEST:g}], 0 being the clean and 1 "
+                f"the robust end, got {gamma}"
+            )
+        if self.batchnorm == "average":
+            return self.ends.model(gamma)
+        known = self.record
+        subject = Subject(self.run, self.ends, self.images, self.batchnorm)
+        return subject.model(gamma, Threat(cast(Norm, known.norm), known.eps), known.seed).cpu()
+
+    def pick(
+        self,
+        *,
+        max_clean_drop: float | None = None,
+        min_clean: float | None = None,
+        min_robust: float | None = None,
+        gamma: float | None = None,
+        reference: float | None = None,
+        standard: str | Path | None = None,
+    ) -> Picked:
+        """Return the best measured model that meets a constraint: see :func:`choose`.
+
+        Arguments:
+            max_clean_drop: The most clean accuracy to lose, as a fraction, against a reference.
+            min_clean: The least clean accuracy, as a fraction.
+            min_robust: The least robust accuracy, as a fraction.
+            gamma: This model, whatever its accuracy.
+            reference: With ``max_clean_drop``: the accuracy to lose from.
+            standard: With ``max_clean_drop``: a run whose model is the reference. None: a
+                standard model that was measured beside the front.
+
+        Raises:
+            UserError: If not exactly one of the first four is given, or the reference is missing.
+            RunError: If no measured model meets the constraint; it names the nearest one.
+        """
+        constraint = Constraint.of(
+            max_clean_drop=max_clean_drop,
+            min_clean=min_clean,
+            min_robust=min_robust,
+            gamma=gamma,
+            reference=reference,
+            standard=None if standard is None else str(standard),
+        )
+        if constraint.kind == "gamma":
+            point = self._measured_at(constraint.value)
+            choice = Choice(constraint, constraint.value, point)
+        else:
+            record = self.record
+            paired: Verdicts | None = None
+            if constraint.kind == "max_clean_drop" and constraint.reference is None:
+                constraint, paired = self._standard(constraint, record)
+            candidates = []
+            for point in record.points:
+                found = self._verdicts(point)
+                candidates.append(Candidate(point, found.correct.numpy(), found.robust.numpy()))
+            choice = choose(constraint, candidates, paired)
+        return self._picked(choice)
+
+    def _picked(self, choice: Choice) -> Picked:
+        model, record = self.model(choice.gamma), Record.read(self.run.path)
+        if choice.point is not None and model_digest(model) != choice.point.sha256:
+            raise UserError(
+                f"the model at gamma = {choice.gamma:g} is not the one that was measured; measure "
+                f"again: equipoise front {quote(str(self.run.path))}"
+            )
+        origin: dict[str, Any] = {"ends": self.ends.content(), "batchnorm": self.batchnorm}
+        if record is not None and choice.point is not None:
+            how = record.content()
+            keys = ("norm", "eps", "attacks", "n", "seed", "data", "barrier")
+            origin |= {key: how[key] for key in keys}
+        return Picked(model, choice, self.run, origin)
+
+    def _measured_at(self, gamma: float) -> Point | None:
+        if Record.read(self.run.path) is None:
+            return None
+        return next((p for p in self.record.points if abs(p.gamma - gamma) < 1e-9), None)
+
+    def _verdicts(self, point: Point) -> Measured:
+        found = Ledger(self.run).read(point.file)
+        if found is None or found[0].get("model") != point.sha256:
+            raise UserError(
+                f"{self.run.path / point.file}, what was found at gamma = {point.gamma:g}, is "
+                f"damaged or gone; measure it again: equipoise front {quote(str(self.run.path))}"
+            )
+        return found[1]
+
+    def _standard(self, constraint: Constraint, record: Record) -> tuple[Constraint, Verdicts]:
+        """Return which images the reference model has right, and the constraint with its name."""
+        if constraint.standard is None:
+            other = next((o for o in record.others if o.method == "standard"), None)
+            if other is None:
+                raise UserError(
+                    "--max-clean-drop is a drop against what? Give a standard model with "
+                    "--standard runs/standard, or its accuracy with --reference 0.93"
+                )
+            return constraint.against(other.name), self._verdicts(other.point).correct.numpy()
+        run = Run.open(constraint.standard)
+        same_images(self.run, [run])
+        held_out = self.images.validation.take(slice(record.n))
+        logits = Judge(run.model().to(self.device)).logits(held_out.pixels())
+        return constraint, (logits.argmax(1) == held_out.y).cpu().numpy()
+
+
+def _last(path: Path) -> dict[str, Any]:
+    """Return the last object of a file of JSON lines; of none an empty one."""
+    if not path.is_file():
+        return {}
+    for line in reversed(path.read_text(encoding="utf-8").splitlines()):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue  # cut by a crash
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _place(run: Run) -> Run:
+    """Make the folder of what is measured, whose lock keeps other measurements away."""
+    folder = Run(run.path / FOLDER)
+    try:
+        folder.path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder.path}: {error.strerror}") from None
+    return folder

@@ -1,0 +1,179 @@
+"""Measuring one model on held-out images, warm: what fooled its neighbours is tried first."""
+
+__all__ = ["Measured", "Question", "measure", "retried"]
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from equipoise.attacks import Attack, check_norms
+from equipoise.attacks.core import check_inputs
+from equipoise.digests import tensor_digest
+from equipoise.evaluation import Judge, Progress
+from equipoise.evaluation.plan import plan
+from equipoise.evaluation.search import Search
+from equipoise.execution import Execution
+from equipoise.threat import Threat
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Question:
+    """What every model of a front is asked.
+
+    Arguments:
+        x: The held-out images in [0, 1], with shape (n, C, H, W), on the device of the models.
+        y: Their labels, with shape (n,).
+        threat: What the attacks are allowed.
+        attacks: The attacks by name; each attacks what withstood those before.
+        seed: The seed of their randomness.
+        execution: The form of the search.
+        batch_size: How many images are attacked at a time: memory, not results.
+    """
+
+    x: Tensor
+    y: Tensor
+    threat: Threat
+    attacks: Mapping[str, Attack]
+    seed: int = 0
+    execution: Execution
+    batch_size: int = 250
+
+    def __post_init__(self) -> None:
+        check_norms(self.attacks, self.threat.norm)
+        check_inputs(self.x, self.y, self.threat)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what an answer depends on beside the weights, as plain values."""
+        return {
+            "data": tensor_digest(self.x),
+            "labels": tensor_digest(self.y),
+            "norm": self.threat.norm,
+            "eps": repr(self.threat.eps),
+            "attacks": [str(attack) for attack in self.attacks.values()],
+            "seed": self.seed,
+            "search": str(self.execution.resolved(self.x.device)),
+            "format": 1,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The verdicts on one model, all on the CPU.
+
+    Arguments:
+        correct: Who is classified correctly, with shape (n,).
+        robust: Who of them withstood everything, with shape (n,).
+        prediction: The answers on clean images, with shape (n,).
+        adversarial_prediction: The answers on ``x_adv``, with shape (n,).
+        x_adv: For each image the allowed point with the smallest margin that was found, with
+            shape (n, C, H, W); where the clean image is misclassified it is that image.
+        transferred: How many neighbours' examples fooled.
+        searched: How many the first attack was run on.
+        forwards: Images that passed forward through the model in the searches.
+        backwards: Images that passed backward through it.
+        seconds: The time that attacks and transfers took.
+    """
+
+    correct: Tensor
+    robust: Tensor
+    prediction: Tensor
+    adversarial_prediction: Tensor
+    x_adv: Tensor
+    transferred: int = 0
+    searched: int = 0
+    forwards: int = 0
+    backwards: int = 0
+    seconds: float = 0.0
+
+
+WARM = "transfer"  # the outcome of neighbours' examples
+
+
+def measure(
+    model: nn.Module,
+    question: Question,
+    neighbours: Mapping[str, Tensor] | None = None,
+    advance: Callable[[Progress], None] = lambda progress: None,
+) -> Measured:
+    """Return who is classified correctly, and who of them withstands.
+
+    The neighbours' examples are tried first, forward alone: who is fooled by one of them, as the
+    model itself says in float32, is not searched. The others are, by the same attacks with the
+    same draws as without neighbours, so nobody counts as robust who would not have without
+    (but for the rounding of a batch that is made up differently).
+
+    Arguments:
+        model: From images to logits, in eval mode.
+        question: Images, threat and attacks.
+        neighbours: Adversarial examples of models nearby for the same images, by a name, with the
+            shape of the images.
+        advance: Told how far each attack is, after every batch.
+    """
+    q = question
+    judge = Judge(model, q.batch_size, seed=q.seed)
+    search = Search(judge, q.x, q.y, q.threat, q.seed, q.execution, ())
+    search.look(None)
+    if neighbours:
+        search.transfer({name: x_adv.to(q.x) for name, x_adv in neighbours.items()})
+    warm = (WARM,) if neighbours else ()
+    stages = [
+        replace(stage, after=(*warm, *stage.after))
+        for stage in plan(q.attacks, q.threat.norm, individual=False)
+    ]
+    for number, stage in enumerate(stages, 1):
+        for progress in search.run(stage):
+            advance(replace(progress, number=number, stages=len(stages)))
+    result = search.result(0)
+    outcomes = result.outcomes
+    first = outcomes[stages[0].name] if stages else None
+    return Measured(
+        correct=result.correct,
+        robust=result.robust,
+        prediction=result.prediction,
+        adversarial_prediction=result.adversarial_prediction,
+        x_adv=result.x_adv,
+        transferred=int(outcomes[WARM].broken.sum()) if WARM in outcomes else 0,
+        searched=int(first.attacked.sum()) if first is not None else 0,
+        forwards=sum(outcome.forwards for outcome in outcomes.values()),
+        backwards=sum(outcome.backwards for outcome in outcomes.values()),
+        seconds=sum(outcome.seconds for outcome in outcomes.values()),
+    )
+
+
+def retried(
+    model: nn.Module, question: Question, measured: Measured, neighbours: Mapping[str, Tensor]
+) -> Measured:
+    """Return verdicts with what was found at neighbours since then tried, too.
+
+    Arguments:
+        model: The model.
+        question: Images and threat.
+        measured: The verdicts on it.
+        neighbours: Adversarial examples of models nearby, as for :func:`measure`.
+    """
+    q, judge = question, Judge(model, question.batch_size, seed=question.seed)
+    robust, x_adv = measured.robust.clone(), measured.x_adv.clone()
+    answer, hits = measured.adversarial_prediction.clone(), 0
+    for points in neighbours.values():
+        rows = robust.nonzero()[:, 0]
+        if not len(rows):
+            break
+        there = rows.to(q.x.device)
+        tried = points[rows].to(q.x)
+        ruling = judge.rule(tried, q.y[there])
+        fooled = (judge.admit(q.x[there], tried, q.threat) & ruling.fooled).cpu()
+        hit = rows[fooled]
+        robust[hit], x_adv[hit] = False, tried.cpu()[fooled]
+        answer[hit] = ruling.answer.cpu()[fooled]
+        hits += len(hit)
+    if not hits:
+        return measured
+    return replace(
+        measured,
+        robust=robust,
+        x_adv=x_adv,
+        adversarial_prediction=answer,
+        transferred=measured.transferred + hits,
+    )

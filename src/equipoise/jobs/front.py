@@ -1,0 +1,92 @@
+"""Measuring the front between two ends as a job: point by point, kept in the run folder."""
+
+__all__ = ["measure_front"]
+
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from equipoise.fronts import picture
+from equipoise.fronts.ends import BatchNorms
+from equipoise.fronts.front import Front
+from equipoise.fronts.record import FILE, Record
+from equipoise.fronts.survey import Survey, Watch
+from equipoise.jobs import signals
+from equipoise.jobs.device import choose_device, deterministic
+from equipoise.progress import Console
+from equipoise.weights import PAIR
+
+
+def measure_front(
+    path: str | Path,
+    *,
+    ends: Sequence[str] | None = None,
+    others: Sequence[str | Path] = (),
+    batchnorm: BatchNorms = "average",
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    console: Console | None = None,
+    **how: Any,
+) -> Record:
+    """Measure the front of a run on its held-out images, and draw it.
+
+    Each point is kept when it is finished, so that an interruption costs no more than the one
+    that is being measured; the same call goes on.
+
+    Arguments:
+        path: The run folder.
+        ends: As for :class:`equipoise.fronts.front.Front`; None: the run's learners.
+        others: Run folders whose kept models are measured beside it.
+        batchnorm: Statistics of BatchNorm: averaged, or estimated anew.
+        data_dir: The folder of the data; by default that of the training.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        console: Where progress is shown; by default nowhere.
+        how: Fields of :class:`equipoise.fronts.survey.Survey`.
+
+    Returns:
+        The front, as ``front.json`` has it.
+
+    Raises:
+        UserError: If ends, images or settings will not do, or another process measures there.
+    """
+    console = console or Console(quiet=True)
+    Survey(**how)  # what will not do is said before anything is read
+    deterministic()
+    front = Front(
+        path,
+        ends=ends or PAIR,
+        batchnorm=batchnorm,
+        data_dir=data_dir,
+        device=choose_device(device),
+    )
+    watch = Watch(advance=console.attack, say=console.say, warn=console.warn)
+    images = front.images
+    console.say(
+        f"the front of {front.run.path} between {' and '.join(front.ends.names)}, on held-out "
+        f"images ({len(images.validation)} of {len(images.train) + len(images.validation)}); "
+        "test images have no part in it"
+    )
+    with (
+        signals.handled(_interrupt, (signal.SIGTERM,)),
+        console.attacking(),
+    ):
+        try:
+            front.measure(others=others, watch=watch, **how)
+        except KeyboardInterrupt:
+            console.say(
+                "what was measured is kept; the same command goes on: equipoise front "
+                f"{quote(str(front.run.path))} ..."
+            )
+            raise
+    record = front.record
+    files = picture.write(record, front.run.path)
+    console.say(f"written: {front.run.path / FILE}, {', '.join(map(str, files))}")
+    return record
+
+
+def _interrupt(name: str) -> None:
+    """End as Ctrl-C does: with every finished point kept."""
+    del name
+    raise KeyboardInterrupt

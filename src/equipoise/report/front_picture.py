@@ -1,0 +1,136 @@
+"""The picture of a front: clean against robust accuracy of every model between two ends."""
+
+__all__ = ["HALO", "picture"]
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+
+from equipoise.fronts.points import Point
+from equipoise.fronts.record import Other, Record
+from equipoise.report import wording
+from equipoise.report.reproduction import pictures
+from equipoise.report.reproduction.content import Picture
+from equipoise.report.reproduction.palette import Look, Palette, look_of
+from equipoise.report.reproduction.tradeoff import plane
+
+HALO = "halo"  # the names of the rings that a page shows around a point: halo-0, halo-1, ...
+_FRONT = Look(1, (), "o", 1.8)
+_SIZE = (560, 380)
+
+
+def picture(record: Record, *, halos: bool = False, name: str = "front") -> Picture:
+    """Return the picture of a front.
+
+    Arguments:
+        record: The front.
+        halos: Whether each point has a ring around it, by the name :data:`HALO` and its place.
+        name: The name of the picture.
+    """
+    threat = wording.threat_text(record.norm, record.eps)
+    caption = (
+        f"Every point of the line is one model, measured on {wording.count(record.n)} held-out "
+        f"images ({threat}; {record.attack}); whiskers are 95 % intervals for these images."
+    )
+    far = [other for other in record.others if other not in _near(record)]
+    if far:
+        told = [f"{_short(other.name)} ({_pair(other.point)})" for other in far]
+        caption += f" Far less robust and not drawn: {wording.join(told)}."
+    return Picture(
+        name,
+        f"Clean against robust accuracy between {record.ends[0]} and {record.ends[1]}",
+        lambda palette: _draw(palette, record, halos),
+        _spoken(record),
+        caption,
+    )
+
+
+def _draw(palette: Palette, record: Record, halos: bool) -> Canvas:
+    width, height = _SIZE
+    canvas = pictures.blank(palette, width, height)
+    axes = pictures.axes_at(canvas, palette, (58, 46, width - 80, height - 66), grid="both")
+    x = [point.robust_accuracy for point in record.points]
+    y = [point.clean_accuracy for point in record.points]
+    pictures.line(axes, palette, x, y, _FRONT)
+    for point in record.points:
+        _whiskers(axes, _FRONT.of(palette), point)
+    places, names = _named(record)
+    for mark in record.marks:
+        at = next((p for p in record.points if abs(p.gamma - mark.gamma) < 1e-9), None)
+        if at is not None:
+            _ring(axes, palette.ink, at, size=12, width=1.4)
+    for i, other in enumerate(_near(record)):
+        look = look_of(other.method, i)
+        _whiskers(axes, look.of(palette), other.point)
+        at_other = [other.point.robust_accuracy], [other.point.clean_accuracy]
+        pictures.point(axes, palette, *at_other, look, size=8.5)
+    if halos:
+        for i, point in enumerate(record.points):
+            _ring(axes, palette.ink, point, size=17, width=2.4, name=f"{HALO}-{i}")
+    plane(axes)
+    pictures.put_labels(
+        axes, names, places, [palette.ink] * len(names), busy=list(zip(x, y, strict=True))
+    )
+    axes.set_xlabel(f"robust accuracy ({record.attack})", color=palette.muted, fontsize=10)
+    axes.set_ylabel("clean accuracy", color=palette.muted, fontsize=10)
+    return canvas
+
+
+def _named(record: Record) -> tuple[list[tuple[float, float]], list[str]]:
+    """Return the points that have a name: the ends, the marks, other runs."""
+    by_gamma = {point.gamma: point for point in record.points}
+    named: list[tuple[Point, str]] = []
+    for gamma, end in zip((0.0, 1.0), record.ends, strict=True):
+        if gamma in by_gamma:
+            named.append((by_gamma[gamma], _short(end)))
+    marked = [mark for mark in record.marks if mark.gamma in by_gamma]
+    named += [(by_gamma[mark.gamma], f"gamma {mark.gamma:g}") for mark in marked]
+    named += [(other.point, _short(other.name)) for other in _near(record)]
+    return [(p.robust_accuracy, p.clean_accuracy) for p, _ in named], [name for _, name in named]
+
+
+def _near(record: Record) -> list[Other]:
+    """Return the other runs that are drawn: one far less robust would leave the front no room."""
+    least = min((point.robust_accuracy for point in record.points), default=0.0)
+    return [other for other in record.others if 2 * other.point.robust_accuracy >= least]
+
+
+def _pair(point: Point) -> str:
+    clean, robust = (
+        wording.percent(value) for value in (point.clean_accuracy, point.robust_accuracy)
+    )
+    return f"{clean} clean, {robust} robust"
+
+
+def _short(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2] or name
+
+
+def _whiskers(axes: Axes, colour: str, point: Point) -> None:
+    at = point.robust_accuracy, point.clean_accuracy
+    pictures.whiskers(axes, colour, at, point.clean_interval, up=True)
+    pictures.whiskers(axes, colour, at, point.robust_interval, up=False)
+
+
+def _ring(
+    axes: Axes, colour: str, point: Point, *, size: float, width: float, name: str = ""
+) -> None:
+    (ring,) = axes.plot(
+        [point.robust_accuracy],
+        [point.clean_accuracy],
+        linestyle="none",
+        marker="o",
+        markersize=size,
+        markerfacecolor="none",
+        markeredgecolor=colour,
+        markeredgewidth=width,
+        clip_on=False,
+        zorder=6,
+    )
+    if name:
+        ring.set_gid(name)
+
+
+def _spoken(record: Record) -> str:
+    told = [f"gamma {point.gamma:g}: {_pair(point)}" for point in record.points]
+    beside = [f"{_short(other.name)}: {_pair(other.point)}" for other in record.others]
+    return f"Clean against robust accuracy. {'; '.join([*told, *beside])}."
