@@ -183,12 +183,12 @@ def through_shares(
     start: State, steps: list[tuple[float, dict[str, float], dict[str, State]]], average: bool
 ) -> list[State]:
     shares = {name: Share(start, floats(start), average) for name in NAMES}
-    left, results = 1.0, []
+    shares[NAMES[-1]].carry(start)
+    results = []
     for memory, weights, states in steps:
         for name, share in shares.items():
             share.add(states[name], memory, weights.get(name, 0.0))
-        left *= memory
-        results.append(total(start, left, shares.values()))
+        results.append(total(shares.values(), start))
     return results
 
 

@@ -455,15 +455,15 @@ def test_estimating_statistics_changes_nothing_but_them():
     estimated = finished(small(start=Never(), batchnorm="estimate"), 3)
     weights = average.history[-1]["weights"]
     one = {k: v.clone() for k, v in average.merged(weights, 3).state_dict().items()}
-    other = estimated.merged(weights, 3).state_dict()
+    model = estimated.merged(weights, 3)
+    other = model.state_dict()
     for key in one:
         if "running" in key:
             assert not torch.equal(one[key], other[key]), key
         elif "num_batches" not in key:
             assert torch.equal(one[key], other[key]), key
-    modes = {module.training for module in estimated.model.modules()}
-    assert modes == {False}
-    assert {estimated.model.bn1.momentum, estimated.model.bn2.momentum} == {0.1}
+    assert {module.training for module in model.modules()} == {False}
+    assert {model.bn1.momentum, model.bn2.momentum} == {0.1}
 
 
 class Spy(objectives.Standard):
@@ -480,13 +480,12 @@ class Spy(objectives.Standard):
         return batch.x
 
 
-def spied() -> tuple[Training, dict[str, Spy]]:
-    job = training(small(), 2)
-    job.run()
+def spied() -> tuple[Training, nn.Module, dict[str, Spy]]:
+    job = finished(small(), 2)
     spies = {"clean": Spy(), "robust": Spy()}
     for name, spy in spies.items():
         job.learners[name].objective = spy
-    return job, spies
+    return job, job.merged({"clean": 0.5, "robust": 0.5}, 2), spies
 
 
 def some_batches(count: int = 5) -> list[Batch]:
@@ -505,28 +504,28 @@ def some_batches(count: int = 5) -> list[Batch]:
     ],
 )
 def test_statistics_are_estimated_on_inputs_in_proportion_of_the_weights(weights, expected):
-    job, spies = spied()
-    estimate(job.model, job.learners, weights, some_batches(), job.learners["clean"].draws)
+    job, model, spies = spied()
+    estimate(model, job.learners, weights, some_batches(), job.learners["clean"].draws)
     assert {name: spy.images for name, spy in spies.items()} == expected
 
 
 def test_estimated_statistics_are_the_means_over_the_batches():
-    job, _ = spied()
+    job, model, _ = spied()
     batches = some_batches()
     weights = {"clean": 0.5, "robust": 0.5}
-    estimate(job.model, job.learners, weights, batches, job.learners["clean"].draws)
+    estimate(model, job.learners, weights, batches, job.learners["clean"].draws)
     with torch.no_grad():
-        features = [job.model.stem(batch.x).transpose(0, 1).flatten(1) for batch in batches]
+        features = [model.stem(batch.x).transpose(0, 1).flatten(1) for batch in batches]
     mean = torch.stack([f.mean(1) for f in features]).mean(0)
     var = torch.stack([f.var(1) for f in features]).mean(0)
-    torch.testing.assert_close(job.model.bn1.running_mean, mean)
-    torch.testing.assert_close(job.model.bn1.running_var, var)
+    torch.testing.assert_close(model.bn1.running_mean, mean)
+    torch.testing.assert_close(model.bn1.running_var, var)
 
 
 def test_attacks_never_meet_a_model_without_statistics():
-    job, spies = spied()
+    job, model, spies = spied()
     weights = {"clean": 0.0, "robust": 1.0}
-    estimate(job.model, job.learners, weights, some_batches(), job.learners["clean"].draws)
+    estimate(model, job.learners, weights, some_batches(), job.learners["clean"].draws)
     assert all(bool(mean.abs().sum() > 0) for mean in spies["robust"].means)
 
 
@@ -728,6 +727,35 @@ def test_a_state_that_was_saved_is_not_changed_by_going_on():
     again.load_state_dict(states[0][0])
     again.run()
     assert same(weights_of(again), weights_of(job))
+
+
+def earlier(state: dict[str, Any], left: float, origin: State) -> dict[str, Any]:
+    """Return a state as it was when the initial weights stood beside the shares."""
+
+    def parted(moment: dict[str, Any]) -> dict[str, Any]:
+        moment = deepcopy(moment)
+        parts = moment["learners"]["robust"]["share"]["parts"]
+        for name, part in parts.items():
+            part -= left * origin[name]
+        return moment | {"left": left}
+
+    return parted(state) | {"origin": origin, "sound": state["sound"] and parted(state["sound"])}
+
+
+@pytest.mark.parametrize("on_collapse", ["announce", "rollback"])
+def test_a_state_of_an_earlier_version_goes_on(on_collapse):
+    saved: list[dict[str, Any]] = []
+    job = training(small(), 3, on_collapse=on_collapse)
+    job.watch = Watch(save=lambda finished: saved.append(through_a_file(job.state_dict())))
+    job.run()
+    state = saved[0]
+    assert (state["sound"] is not None) == (on_collapse == "rollback")
+    old = earlier(state, 0.25, new_model().state_dict())
+    again = training(small(), 3, on_collapse=on_collapse)
+    again.load_state_dict(old)
+    again.run()
+    for key, value in weights_of(job)["global"].items():
+        assert torch.allclose(weights_of(again)["global"][key], value, atol=1e-6), key
 
 
 def test_an_interrupted_training_goes_on_in_the_same_object():
@@ -976,8 +1004,8 @@ def test_objectives_are_prepared_once_before_the_optimiser():
     assert objective.seen.shape == (COUNT, 4)
     trained = job.learners["clean"].optimizer.param_groups[0]["params"]
     assert any(parameter is objective.head for parameter in trained)
-    assert job.model.training
-    assert all(torch.equal(v, before[k]) for k, v in job.model.state_dict().items())
+    assert model.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 # Several threats

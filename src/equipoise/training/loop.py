@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -27,7 +27,7 @@ from equipoise.threat import Threat
 from equipoise.training import batchnorm, collapse, soundness
 from equipoise.training.collapse import Probe, Probes, described, noted
 from equipoise.training.learner import Augment, Learner, derived_seed, width
-from equipoise.training.merge import State, total
+from equipoise.training.merge import State, carried, total
 from equipoise.training.method import Method
 from equipoise.training.randomness import GlobalRandom
 from equipoise.training.start import Verdict
@@ -44,7 +44,8 @@ class Training:
 
     Arguments:
         method: What to train.
-        model: The initial model; every learner and the global model start as copies of it.
+        model: The initial model; every learner and the global model start as copies of it. It is
+            not kept.
         images: The training images, on the device.
         rounds: The number of passes over them, the paper's E.
         batch_size: The images of a step; the rest of a round that fills no batch is left out,
@@ -66,7 +67,7 @@ class Training:
     """
 
     method: Method
-    model: nn.Module
+    model: InitVar[nn.Module]
     images: Images
     rounds: int
     batch_size: int
@@ -80,18 +81,18 @@ class Training:
     patience: int | None = None
     execution: Execution = field(default_factory=Execution)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, model: nn.Module) -> None:
         device = self.images.x.device
         self.execution = self.execution.resolved(device)
         self.stopwatch = Stopwatch(device)
-        self.model = self.model.to(device).to(memory_format=self.execution.memory_format)  # type: ignore[call-overload]
-        classes = width(self.model, self.images)
+        model = model.to(device).to(memory_format=self.execution.memory_format)  # type: ignore[call-overload]
+        classes = width(model, self.images)
         average = self.method.merge.source == "average"
         self.learners = {
             name: Learner(
                 name,
                 spec,
-                deepcopy(self.model),
+                deepcopy(model),
                 seed=self.seed,
                 average=average,
                 y=self.images.y,
@@ -102,8 +103,7 @@ class Training:
             for name, spec in self.method.learners.items()
         }
         self.batches: dict[str, Batch] = {}  # of the present step
-        self.origin = deepcopy(self.model.state_dict())
-        self.left = 1.0
+        self.learners[self.method.carrier].share.carry(model.state_dict())
         self.done = 0
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
@@ -159,7 +159,6 @@ class Training:
                 with self.stopwatch.part("averaging"):
                     weight = weights.get(learner.name, 0.0)
                     learner.share.add(learner.state, memory, weight, kept)
-            self.left *= kept
             self.done = step + 1
             if each_step:
                 with self.stopwatch.part("averaging"):
@@ -340,53 +339,47 @@ class Training:
 
     def merged_state(self) -> State:
         """Return the global weights at this moment."""
-        state = total(self.origin, self.left, [x.share for x in self.learners.values()])
+        shares = [learner.share for learner in self.learners.values()]
         first = next(iter(self.learners.values())).state
-        merged = set(next(iter(self.learners.values())).share.names)
-        return state | {k: v.clone() for k, v in first.items() if k not in merged}
+        return total(shares, first)
 
     def merged(self, weights: Mapping[str, float], t: int) -> nn.Module:
-        """Return the global model at this moment, in eval mode; it is the same object each time.
+        """Return the global model at this moment, in eval mode.
 
         Arguments:
             weights: How much each learner counts, for statistics that are re-estimated.
             t: The round.
         """
-        self.model.load_state_dict(self.merged_state())
+        model = deepcopy(next(iter(self.learners.values())).model)
+        model.load_state_dict(self.merged_state())
         if self.method.merge.batchnorm == "estimate":
             # At the end of a round, before and after its steps are counted back, it is one model.
             seed = derived_seed(self.seed, "batchnorm", t, self.done % self.steps)
             drawn = batchnorm.Drawn(self.images, self.batch_size, seed, t / self.rounds)
-            batchnorm.estimate_on(self.model, self.learners, weights, drawn)
-        return self.model.eval()
+            batchnorm.estimate_on(model, self.learners, weights, drawn)
+        return model.eval()
 
     # Saving
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs, as tensors and plain values."""
         return self._learners_state() | {
-            "origin": self.origin,
             "parts": self.stopwatch.sums(),
             "rng": self.randomness.state(),
             **{name: getattr(self, name) for name in _PLAIN},
         }
 
     def _learners_state(self) -> dict[str, Any]:
-        return {
-            "learners": {name: x.state_dict() for name, x in self.learners.items()},
-            "left": self.left,
-        }
+        return {"learners": {name: x.state_dict() for name, x in self.learners.items()}}
 
     def _load_learners(self, state: Mapping[str, Any]) -> None:
         for name, learner in self.learners.items():
             learner.load_state_dict(state["learners"][name])
-        self.left = state["left"]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state."""
+        state = carried(dict(state), self.method.carrier)
         self._load_learners(state)
-        for name, value in state["origin"].items():
-            self.origin[name].copy_(value)
         for name in _PLAIN:
             setattr(self, name, state[name])
         self.stopwatch.restart(state["parts"])

@@ -6,11 +6,11 @@ r"""Merging learners into one global model (the paper's Eq. 4 and 8).
 once a step. This is linear in the learners, so each learner can carry its own share
 
 .. math:: A_i \leftarrow \alpha' A_i + (1 - \alpha') w_i \theta_i,
-          \qquad \theta_g = \Big(\prod \alpha'\Big) \theta_0 + \sum_i A_i,
+          \qquad \theta_g = \sum_i A_i,
 
-and needs nothing of the others until weights are handed back. That is the paper's
-"asynchronous", exactly. Whatever the text leaves open is a field here; ``docs/decisions.md``
-lists the readings.
+where one of the shares begins as :math:`\theta_0` and the others at zero, and needs nothing of
+the others until weights are handed back. That is the paper's "asynchronous", exactly. Whatever
+the text leaves open is a field here; ``docs/decisions.md`` lists the readings.
 
 References:
     | A3GT: An Adaptive Asynchronous Generalized Adversarial Training Method (He et al., 2024)
@@ -19,11 +19,11 @@ References:
     | https://arxiv.org/abs/2303.13813
 """
 
-__all__ = ["Handover", "Merge", "Share", "State", "Weights", "averaged_names", "total"]
+__all__ = ["Handover", "Merge", "Share", "State", "Weights", "averaged_names", "carried", "total"]
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -183,6 +183,12 @@ class Share:
         self.average = [start[name].clone() for name in self.names] if average else None
 
     @torch.no_grad()
+    def carry(self, start: Mapping[str, Tensor]) -> None:
+        """Begin with the initial weights, which are in one of all shares."""
+        for name, part in zip(self.names, self.parts, strict=True):
+            part.copy_(start[name])
+
+    @torch.no_grad()
     def add(
         self, state: Mapping[str, Tensor], memory: float, weight: float, kept: float | None = None
     ) -> None:
@@ -215,20 +221,42 @@ class Share:
             value.copy_(state["average"][name])
 
 
-def total(start: Mapping[str, Tensor], left: float, shares: Iterable[Share]) -> State:
-    """Return the global weights: what is left of the start, and every learner's share.
+def total(shares: Iterable[Share], others: Mapping[str, Tensor]) -> State:
+    """Return the global weights: the sum of every learner's share.
 
     Arguments:
-        start: The initial state, with all its entries; those that no share has are kept.
-        left: The product of the memories of all steps so far.
         shares: The shares of the learners.
+        others: A state with all entries; those that no share has are taken from it.
     """
-    shares = list(shares)
-    merged = {name for share in shares for name in share.names}
-    result = {
-        name: value * left if name in merged else value.clone() for name, value in start.items()
-    }
-    for share in shares:
+    first, *rest = shares
+    parts = {name: part.clone() for name, part in zip(first.names, first.parts, strict=True)}
+    for share in rest:
         for name, part in zip(share.names, share.parts, strict=True):
-            result[name].add_(part)
-    return result
+            parts[name].add_(part)
+    return {name: parts[name] if name in parts else v.clone() for name, v in others.items()}
+
+
+def carried(state: dict[str, Any], carrier: str) -> dict[str, Any]:
+    """Return the state of a training by an earlier version in the form of today.
+
+    There the initial weights stood beside the shares, with what was left of them.
+
+    Arguments:
+        state: The state; it is not changed.
+        carrier: The learner in whose share they are.
+    """
+    if "left" not in state:
+        return state
+    origin = state["origin"]
+
+    def moved(moment: Mapping[str, Any]) -> dict[str, Any]:
+        learner = moment["learners"][carrier]
+        parts = {
+            name: part + moment["left"] * origin[name].to(part.device)
+            for name, part in learner["share"]["parts"].items()
+        }
+        share = learner["share"] | {"parts": parts}
+        return {**moment, "learners": moment["learners"] | {carrier: learner | {"share": share}}}
+
+    sound = None if state["sound"] is None else moved(state["sound"])
+    return moved(state) | {"sound": sound}

@@ -136,6 +136,14 @@ class Method:
                     f"start.threshold must name each of {sorted(merged)}, got {sorted(names)}"
                 )
 
+    @property
+    def carrier(self) -> str:
+        """Return the learner in whose share the initial weights are: whichever counts most."""
+        if self.branch is not None:
+            return self.branch.trunk
+        knots = self.merge.weights.knots
+        return max(knots, key=lambda name: knots[name](0.0))
+
     def _check_following(self) -> None:
         """Raise a UserError if a learner follows one that does not search before it."""
         before: dict[str, LearnerSpec] = {}
