@@ -26,7 +26,7 @@ from equipoise import objectives, recipe
 from equipoise.branching import A3GTFront, Following
 from equipoise.errors import UserError
 from equipoise.explanation import explain
-from equipoise.learning import FAT, PGDAT, YOPO, Clean, MixAT, inner_attack
+from equipoise.learning import FAT, PGDAT, TRADES, YOPO, Clean, MixAT, inner_attack
 from equipoise.objectives import Batch
 from equipoise.threat import Threat
 from equipoise.training import (
@@ -46,7 +46,6 @@ QUICK = inner_attack(steps=2)
 def front(**settings: Any) -> A3GTFront:
     """Return settings with short searches that part after round 2."""
     usual = {
-        "trunk": MixAT(weight=0.5, attack=QUICK),
         "robust": MixAT(weight=0.9, attack=QUICK),
         "start": Fixed(round=2),
         "alpha": 0.8,
@@ -229,11 +228,10 @@ def test_the_stable_rule_waits_for_the_slower_of_the_two_losses():
 
 def test_a_restarted_schedule_begins_at_the_branch_and_ends_with_the_training():
     schedule = {"lr_factors": (1.0, 0.0), "lr_at": (0.0, 1.0)}
-    trunk = MixAT(weight=0.5, attack=QUICK, **schedule)  # type: ignore[arg-type]
     robust = MixAT(weight=0.9, attack=QUICK, **schedule)  # type: ignore[arg-type]
 
     def rates(restart: bool) -> list[float]:
-        job = training(front(trunk=trunk, robust=robust, restart=restart), 4)
+        job = training(front(robust=robust, restart=restart), 4)
         rates: list[float] = []
         step = job.learners["robust"].step
 
@@ -259,8 +257,9 @@ def test_a_branch_keeps_the_settings_of_its_own_sgd():
     robust = MixAT(weight=0.9, attack=QUICK, momentum=0.5, weight_decay=0.0, nesterov=False)
     job = training(front(robust=robust), 3)
     job.run()
-    (group,) = job.learners["robust"].optimizer.param_groups
-    assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.5, 0.0, False)
+    for name in ("trunk", "robust"):
+        (group,) = job.learners[name].optimizer.param_groups
+        assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.5, 0.0, False)
     (group,) = job.learners["clean"].optimizer.param_groups
     assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 5e-4, True)
 
@@ -434,10 +433,20 @@ def test_a_weight_that_leaves_nothing_clean_is_refused(weight):
         objectives.Following(weight=weight)
 
 
-@pytest.mark.parametrize("gamma", [-0.1, 1.1])
-def test_a_gamma_that_is_no_share_is_refused(gamma):
-    with pytest.raises(UserError, match=r"gamma must lie in \[0, 1\]"):
-        front(gamma=gamma)
+@pytest.mark.parametrize("name", ["gamma", "trunk_weight"])
+@pytest.mark.parametrize("value", [-0.1, 1.1])
+def test_a_share_that_is_none_is_refused(name, value):
+    with pytest.raises(UserError, match=rf"{name} must lie in \[0, 1\]"):
+        front(**{name: value})
+
+
+def test_the_trunk_learns_and_searches_as_the_robust_branch_is_told_to():
+    method = front(robust=TRADES(beta=3.0, lr=0.02, attack=QUICK), trunk_weight=0.4)
+    trunk = method.build(THREAT, 4).learners["trunk"]
+    assert isinstance(trunk.objective, objectives.Mixed)
+    assert trunk.objective.weight == 0.4
+    assert trunk.objective.attack == QUICK
+    assert trunk.lr == 0.02
 
 
 # As a user meets it
@@ -449,6 +458,9 @@ def test_its_recipe_says_all_of_it_and_is_read_again():
     assert isinstance(found.settings, A3GTFront)
     assert found.settings.clean == Following(weight=0.2)
     assert found.settings.start == Fixed(fraction=0.5)
+    short = recipe.parse({"method": "a3gt-front", "attack": {"steps": 3}})
+    assert isinstance(short.settings, A3GTFront)
+    assert short.settings.robust.attack.steps == 3
     other = recipe.parse({"method": "a3gt-front", "clean": {"objective": "mix-at"}})
     assert isinstance(other.settings, A3GTFront)
     assert other.settings.clean == MixAT()

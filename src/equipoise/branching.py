@@ -19,7 +19,7 @@ References:
 
 __all__ = ["A3GTFront", "Following"]
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, Literal
 
 from equipoise import learning, objectives
@@ -29,10 +29,6 @@ from equipoise.training.merge import Handover, Merge, Weights
 from equipoise.training.method import Branch, Method, named
 from equipoise.training.schedule import Knots
 from equipoise.training.start import Fixed, Stable
-
-
-def _trunk() -> learning.MixAT:
-    return learning.MixAT(weight=0.5)
 
 
 def _robust() -> learning.MixAT:
@@ -67,7 +63,8 @@ class A3GTFront:
     measures what lies between the two, `equipoise pick` chooses from it.
 
     Arguments:
-        trunk: How the one learner learns before the branch.
+        trunk_weight: w of the one learner before the branch, whose loss is that of ``mix-at``; it
+            learns and searches as the robust branch is told to.
         robust: How the robust branch learns; any objective will do (``robust.objective``).
         clean: How the clean branch learns: ``following`` the robust one, or by itself
             (``clean.objective=mix-at`` or ``standard``).
@@ -83,7 +80,7 @@ class A3GTFront:
 
     paper: ClassVar[str] = "after He et al., 2024, doi:10.3390/electronics13204052"
     shown: ClassVar[tuple[str, ...]] = ("start.rule", "clean.weight", "robust.weight", "gamma")
-    trunk: learning.MixAT = field(default_factory=_trunk)
+    trunk_weight: float = 0.5
     robust: learning.Robust = field(default_factory=_robust)
     clean: Following | learning.MixAT | learning.Clean = field(default_factory=Following)
     gamma: float = 0.5
@@ -96,8 +93,10 @@ class A3GTFront:
     start: Stable | Fixed = field(default_factory=Stable)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.gamma <= 1:
-            raise UserError(f"gamma must lie in [0, 1], got {self.gamma}")
+        for name in ("gamma", "trunk_weight"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise UserError(f"{name} must lie in [0, 1], got {value}")
 
     def build(self, threat: Threat, rounds: int) -> Method:
         """Return the method."""
@@ -114,13 +113,18 @@ class A3GTFront:
             clean = replace(clean, follows="robust")
         return Method(
             learners={
-                "trunk": named("trunk", self.trunk, threat),
+                "trunk": named("trunk", self._trunk(), threat),
                 "robust": robust,
                 "clean": clean,
             },
             merge=self._merge(),
             branch=Branch(trunk="trunk", restart=self.restart),
         )
+
+    def _trunk(self) -> learning.MixAT:
+        shared = {f.name for f in fields(learning.MixAT)} - {"objective", "weight"}
+        alike = {name: getattr(self.robust, name) for name in shared if hasattr(self.robust, name)}
+        return learning.MixAT(weight=self.trunk_weight, **alike)
 
     def _merge(self) -> Merge:
         knots = {"clean": Knots((1 - self.gamma,)), "robust": Knots((self.gamma,))}

@@ -75,7 +75,7 @@ def written_out(
     """Return settings with their short forms written out, so that they can be laid over others.
 
     A kind that stands for its group becomes the group (``robust=trades``), and a setting that
-    only one of the method's learners may have goes to that learner (``beta=6``).
+    only one of the method's learners has, or else may have, goes to that learner (``beta=6``).
 
     Arguments:
         given: The settings.
@@ -93,6 +93,8 @@ def written_out(
     of = {role: _settings_of_any(hints[role]) for role in ROLES if role in known}
     for key in [key for key in result if key not in known and key not in names]:
         roles = [role for role, its in of.items() if key in its]
+        here = [role for role in roles if key in _present(schema, role, hints[role], result)]
+        roles = here or roles
         if len(roles) > 1:
             either = " or ".join(f"{role}.{key}" for role in roles)
             raise UserError(f"{key!r} may be {either}: say which")
@@ -107,6 +109,15 @@ def written_out(
 def _settings_of_any(hint: Any) -> set[str]:
     """Return the settings that some learner of a sort has."""
     return {f.name for kind in _variants(hint, "objective").values() for f in fields(kind)}
+
+
+def _present(schema: type, role: str, hint: Any, given: Mapping[str, Any]) -> set[str]:
+    """Return the settings of the kind of learner that is given, or else the usual one."""
+    group = given.get(role)
+    named = group.get("objective") if isinstance(group, Mapping) else None
+    name = named or getattr(schema(), role).objective
+    kind = _variants(hint, "objective").get(name)
+    return set() if kind is None else {f.name for f in fields(kind)}
 
 
 def tag_of(path: Sequence[str]) -> str | None:
