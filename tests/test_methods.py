@@ -45,6 +45,7 @@ THREE = {
     "alpha": 0.8,
 }
 ALL = [*METHODS, "three"]
+FEWEST = {"a3gt-front": 2}  # rounds, of methods that need more than one
 
 
 class Plain(Classifier):
@@ -172,10 +173,10 @@ def test_channels_and_models_without_batchnorm(method, kind, channels):
 def test_bfloat16_is_close_to_float32(method):
     losses = {}
     for precision in ("float32", "bfloat16"):
-        given = recipe(method, rounds=1)
+        given = recipe(method, rounds=FEWEST.get(method, 1))
         job = training(given, execution=Execution(precision=precision))
         job.run()
-        losses[precision] = job.history[0]["learners"]["robust"]["loss"]
+        losses[precision] = job.history[-1]["learners"]["robust"]["loss"]
         assert all(torch.isfinite(value).all() for value in weights(job))
         assert all(v.dtype != torch.bfloat16 for v in job.learners["robust"].state.values())
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)
@@ -210,23 +211,24 @@ class Watched(nn.Module):
 
 @pytest.mark.parametrize("method", ALL)
 def test_the_batch_is_left_alone_and_the_loss_is_the_one_reported(method):
-    job = training(recipe(method, rounds=1))
+    job = training(recipe(method, rounds=FEWEST.get(method, 1)))
     watched = {}
     for name, learner in job.learners.items():
         learner.objective = watched[name] = Watched(learner.objective)  # type: ignore[assignment]
     job.run()
     pool = images()
     for name, seen in watched.items():
-        reported = job.history[0]["learners"][name]["loss"]
+        (reported,) = (r["learners"][name]["loss"] for r in job.history if name in r["learners"])
         assert reported == pytest.approx(sum(seen.first) / len(seen.first), rel=1e-5)
         order = torch.cat(seen.orders)
-        assert torch.equal(order, job.learners[name].order[: len(order)])
+        drawn = job.learners[job.learners[name].spec.follows or name].order
+        assert torch.equal(order, drawn[: len(order)])
         assert len(order) == len(pool) // BATCH * BATCH
 
 
 @pytest.mark.parametrize("method", ALL)
 def test_the_evaluations_that_are_logged_are_those_that_were_made(method):
-    job = training(recipe(method, rounds=1))
+    job = training(recipe(method, rounds=FEWEST.get(method, 1)))
     counted = dict.fromkeys(job.learners, 0)
 
     def count(name: str, model: nn.Module) -> None:
@@ -242,7 +244,8 @@ def test_the_evaluations_that_are_logged_are_those_that_were_made(method):
     job.run()
     if method == "yopo":  # it goes through stem and trunk, not through forward
         counted = {"robust": 2 * job.steps * BATCH}
-    assert job.history[0]["gradient_evaluations"] == sum(counted.values())
+    logged = sum(record["gradient_evaluations"] for record in job.history)
+    assert logged == sum(counted.values())
 
 
 @pytest.mark.parametrize("objective", [name for name in LEARNERS if name != "standard"])
@@ -267,8 +270,10 @@ def test_explained_with_its_numbers(method):
     built = given.settings.build(Linf(8 / 255), 2)
     for spec in built.learners.values():
         assert all(line in text for line in spec.objective.formula())
-    total = sum(spec.objective.cost for spec in built.learners.values())
-    assert f"{total} gradient evaluation{'s' * (total > 1)} an image" in text
+    total = built.cost(2)
+    if built.branch is None:
+        assert total == sum(spec.objective.cost for spec in built.learners.values())
+    assert f"{total:g} gradient evaluation{'s' * (total > 1)} an image" in text
 
 
 def test_the_catalogue_says_what_a_user_needs(capsys):

@@ -59,7 +59,11 @@ def steps(*parts: tuple[int, float]) -> list[float]:
 
 def test_every_method_has_a_preset_for_every_data_set():
     for data in DATA:
-        assert [preset.method for preset in presets(data)] == list(METHODS)
+        assert [preset.method for preset in presets(data)] == [
+            name
+            for name in METHODS
+            if name != "a3gt-front"  # which nobody has published
+        ]
 
 
 @pytest.mark.parametrize("preset", EVERY, ids=IDS)

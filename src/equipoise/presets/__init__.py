@@ -83,7 +83,8 @@ def published(method: str, data: str) -> Preset:
         )
     known = {preset.method: preset for preset in presets(data)}
     if method not in known:
-        raise UserError(nearest(method, known, "method"))
+        close = nearest(method, known, "method with published settings")
+        raise UserError(f"{close}; without --published a method has its own defaults")
     return known[method]
 
 
