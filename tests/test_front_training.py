@@ -190,6 +190,7 @@ def test_it_parts_in_the_round_after_the_rule_has_spoken(rule, parted):
     assert trained == [["trunk"]] * (parted - 1) + [["clean", "robust"]] * (7 - parted)
     assert any(f"round {parted}: the learners part from the trunk" in line for line in said)
     assert any("the learners may part" in line for line in said)
+    assert any("the clean loss of the trunk counts as stable" in line for line in said)
 
 
 def losses(clean: list[float], robust: list[float]) -> Any:

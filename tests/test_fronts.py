@@ -553,6 +553,14 @@ def test_a_picked_model_is_a_run_like_any_other(command, measured, tmp_path):
     assert (ended.code, "exists; choose another --out" in ended.line) == (2, True)
 
 
+def test_without_out_the_picked_model_lies_beside_its_run(command, measured):
+    ended = command("pick", measured, "--gamma", "0.4", "-q")
+    assert ended.code == 0
+    out = measured.with_name(f"{measured.name}-picked")
+    assert {"picked.json", "model.safetensors"} <= {path.name for path in out.iterdir()}
+    assert "choose another --out" in command("pick", measured, "--gamma", "0.4").line
+
+
 def test_what_cannot_be_met_writes_nothing_and_exits_with_1(command, measured, tmp_path):
     ended = command("pick", measured, "--min-robust", "0.999", "--out", tmp_path / "p", "-q")
     assert ended.code == 1

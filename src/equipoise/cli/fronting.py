@@ -106,7 +106,9 @@ def front(
 
 def pick(
     run: Annotated[Path, typer.Argument(help="The run folder of the front.")],
-    out: Annotated[Path, typer.Option(help="The folder of the picked model.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of the picked model; RUN-picked.")
+    ] = None,
     max_clean_drop: Annotated[
         float | None,
         typer.Option(help="The most clean accuracy to lose, in percentage points, like 1.0."),
@@ -146,7 +148,7 @@ def pick(
         )
     job.pick(
         run,
-        out,
+        out or run.resolve().with_name(f"{run.resolve().name}-picked"),
         ends=ends,
         batchnorm=_batchnorm(batchnorm),
         data_dir=data_dir,

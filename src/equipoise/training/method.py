@@ -217,7 +217,8 @@ class Method:
     def said(self, verdict: Verdict, t: int) -> list[str]:
         """Return in words what a verdict found in round ``t``."""
         if self.branch is not None and self.branch.round is None:
-            return verdict.sentences(t, "the learners may part")
+            who = f"the {{}} loss of the {self.branch.trunk}"
+            return verdict.sentences(t, "the learners may part", who)
         return verdict.sentences(t)
 
     def due(self, t: int, granularity: Literal["round", "step"], start: int | None) -> bool:

@@ -37,14 +37,22 @@ class Verdict:
         found = [t for t in self.rounds.values() if t is not None]
         return max(found) if found and len(found) == len(self.rounds) else None
 
-    def sentences(self, t: int, then: str = "hand-over may begin") -> list[str]:
-        """Return in words what was found in round ``t``, and what follows t'."""
+    def sentences(
+        self, t: int, then: str = "hand-over may begin", who: str = "the {} learner"
+    ) -> list[str]:
+        """Return in words what was found in round ``t``.
+
+        Arguments:
+            t: The round.
+            then: What follows t'.
+            who: What is stable; a learner's name comes into the braces.
+        """
         said = []
         for name, found in self.rounds.items():
             if found == t:
                 symbol = SYMBOLS.get(name, "t")
                 why = self.reasons[name]
-                said.append(f"{symbol} = {t}: the {name} learner counts as stable ({why})")
+                said.append(f"{symbol} = {t}: {who.format(name)} counts as stable ({why})")
         return [*said, f"t' = {t}: {then}"] if self.round == t else said
 
 
