@@ -144,9 +144,10 @@ def test_no_norm_is_weaker_than_the_peer_as_it_is(peer, robust_digits, threat):
 @pytest.mark.parametrize("threat", [L2(0.6), L1(2.5)], ids=repr)
 def test_other_norms_agree_with_the_peer(peer, robust_digits, threat):
     net, x, y = robust_digits
-    attack = peer_attack(peer, net, threat, n_queries=1000, seed=0)
-    theirs = correct_after_peer(attack, net, x, y)
-    ours = correct_after_ours(net, x, y, threat, queries=1000, seed=0)
-    disagreed = (ours != theirs).nonzero()[:, 0].tolist()
-    assert points(ours) <= points(theirs) + 1.5, disagreed
-    assert points(ours) >= points(theirs) - 3, disagreed
+    differences = []
+    for seed in range(3):  # one search and another part in 7 % of the images, by chance
+        attack = peer_attack(peer, net, threat, n_queries=1000, seed=seed)
+        theirs = correct_after_peer(attack, net, x, y)
+        ours = correct_after_ours(net, x, y, threat, queries=1000, seed=seed)
+        differences.append(points(ours) - points(theirs))
+    assert -3 <= sum(differences) / 3 <= 1.5, differences
