@@ -251,6 +251,24 @@ def test_a_restarted_schedule_begins_at_the_branch_and_ends_with_the_training():
     assert rates(True) == pytest.approx(anew)
 
 
+def test_a_round_of_the_trunk_is_not_kept_in_the_place_of_the_front():
+    worth = [0.9, 0.8, 0.3, 0.2]  # of the global model, a round each
+
+    def value(metrics: dict[str, float]) -> float:
+        return metrics["clean_accuracy"]
+
+    def validate(model: nn.Module, threat: Threat | None) -> dict[str, float]:
+        names = ("clean_accuracy", "robust_accuracy", "clean_loss", "robust_loss")
+        found = dict.fromkeys(names, 0.5)
+        if threat is None and model is not job.learners["clean"].model:
+            found["clean_accuracy"] = worth[len(job.history)]
+        return found
+
+    job = training(front(), 4, validate=validate, value=value)
+    job.run()
+    assert [record["kept"] for record in job.history] == [True, False, True, False]
+
+
 # What a branch takes over, and what stays its own
 
 

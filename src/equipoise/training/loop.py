@@ -236,7 +236,7 @@ class Training:
             },
             "handover": due or self.method.due(t, "step", before.round),
             # at least as good as all before: of equal rounds the latest is kept
-            "kept": self.value(record["global"]) >= max(self._values, default=-math.inf),
+            "kept": self.value(record["global"]) >= self._best(set(learners)),
             "gradient_evaluations": sum(x["gradient_evaluations"] for x in learners.values()),
             "seconds": collapse.in_all(self.seconds, validation, self.taken_back),
             "parts": self.stopwatch.sums(),
@@ -287,6 +287,11 @@ class Training:
     @property
     def _values(self) -> list[float]:
         return [self.value(record["global"]) for record in self.history]
+
+    def _best(self, learners: set[str]) -> float:
+        """Return the largest value of the rounds so far; a trunk is no rival of its branches."""
+        rivals = (r for r in self.history if set(r["learners"]) == learners)
+        return max((self.value(record["global"]) for record in rivals), default=-math.inf)
 
     def _probe(self, t: int) -> Probes:
         """Look at the learners with a weak attack."""
