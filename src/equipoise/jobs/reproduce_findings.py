@@ -93,7 +93,7 @@ def _panel(mine: Sequence[Look], done: Sequence[Look]) -> dict[str, Any]:
         "eps": list(view.eps or [item.judging.eps]),
         "n": item.judging.n,
         "attacks": _attacks(view),
-        "entries": [entry.name for entry in view.plan.entries],
+        "entries": list(dict.fromkeys(e.name for x in mine for e in x.view.plan.entries)),
         "seeds": list(view.plan.seeds),
         "budget": view.plan.budget,
         "images": item.images,

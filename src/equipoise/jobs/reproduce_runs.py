@@ -110,8 +110,8 @@ def _weights(view: View, item: Item) -> list[str]:
     if view.snapshots and recipe.snapshots:
         rounds = range(recipe.snapshots, recipe.rounds, recipe.snapshots)
         chosen += [names.round_name(t) for t in rounds]
-    learners = recipe.settings.build(recipe.threat(0.1), recipe.rounds).learners
-    if view.gammas and {*learners} == {"clean", "robust"}:
+    merge = recipe.settings.build(recipe.threat(0.1), recipe.rounds).merge
+    if view.gammas and {*merge.weights.knots} == {"clean", "robust"}:
         chosen += [names.canonical(f"gamma-{gamma:g}") for gamma in view.gammas]
     return chosen
 

@@ -56,9 +56,9 @@ class SmallCNN(Classifier):
 
     def trunk(self, h: Tensor) -> Tensor:
         """Return the logits for an output of the stem."""
-        h = F.relu(self.bn1(h))
-        h = F.relu(self.bn2(self.conv2(h)))
+        h = F.relu(self.bn1(h), inplace=not h.requires_grad)  # new memory is dear
+        h = F.relu(self.bn2(self.conv2(h)), inplace=True)
         if h.shape[2:] != self.side:
             h = F.adaptive_avg_pool2d(h, self.side)
-        out: Tensor = self.linear(F.relu(self.fc1(h)))
+        out: Tensor = self.linear(F.relu(self.fc1(h), inplace=True))
         return out

@@ -15,7 +15,7 @@ and in a view:
 entries         names of the pool's entries, with ``*`` for any ending; all by default
 eps             radii of the attacks; 0 is the clean accuracy
 snapshots       judge the global model of every round that the training kept, too
-gammas          judge new mixes of the learners' last weights, where there are two
+gammas          judge new mixes of the last weights of a clean and a robust learner, too
 cmmr            compute the composite score of :mod:`equipoise.cmmr`
 ==============  ==============================================================================
 """
@@ -50,6 +50,7 @@ EXPERIMENTS = {
     "fig4": "CMMR as a radar at four radii",
     "fig5": "the ablation over gamma and c",
     "controls": "does it matter when the learners are synchronised?",
+    "front": "does one run hold the front of many trainings?",
 }
 SLICE = {"rounds": 2, "limit": 576, "validation": 64, "batch_size": 64, "width": 0.125}
 SLICE_N = 8
