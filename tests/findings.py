@@ -194,13 +194,48 @@ def controls(maker):
     return whole("controls", [panel(attacks=ABLATED, seeds=[0], entries=list(given))], rows)
 
 
+MIXES = {0: (86.0, 40.0), 0.25: (85.5, 55.0), 0.5: (84.5, 64.0), 0.75: (83.0, 68.0)}
+MIXES |= {1: (81.5, 69.0)}
+WEIGHTS = {
+    10: (86.2, 41.0),
+    30: (85.4, 58.0),
+    50: (84.2, 65.0),
+    70: (83.0, 67.0),
+    90: (81.0, 68.5),
+}
+
+
+def front(maker):
+    rows, names = [], ["a3gt-front"]
+
+    def add(entry, shares, **more):
+        given = {"clean": shares[0] / 100, "autoattack": shares[1] / 100}
+        rows.append(maker.row(entry, given, **more))
+
+    for seed in (0, 1, 2):
+        for gamma, shares in MIXES.items():
+            own = {} if gamma == 0.5 else {"weights": f"gamma-{gamma:g}", "gamma": gamma}
+            own |= {"settings": {"gamma": 0.5}, "gradient_evaluations": 3_000_000}
+            add("a3gt-front", shares, seed=seed, t_start=4, **own)
+        for w, shares in WEIGHTS.items():
+            add(f"mix-at-{w}", shares, seed=seed, settings={"weight": w / 100})
+        for beta in (1, 6):
+            add(f"trades-{beta}", (85 - beta, 60 + beta), seed=seed, settings={"beta": beta})
+        for entry in ("pgd-at-averaged", "a3gt", "generalist"):
+            add(entry, ENTRIES[entry], seed=seed, settings={"gamma": [1, 0.4]})
+    names += [f"mix-at-{w}" for w in WEIGHTS] + ["trades-1", "trades-6"]
+    names += ["pgd-at-averaged", "a3gt", "generalist"]
+    return whole("front", [panel(attacks=["autoattack"], entries=names)], rows)
+
+
 def everything(seed=0):
     """Return the findings of all experiments by name."""
     maker = Maker(seed)
     makers = {"table2": table2, "table3": table3, "fig2": fig2, "fig3": fig3}
     made = {name: make(maker) for name, make in makers.items()}
     made["fig4"] = {**made["fig3"], "experiment": "fig4"}
-    return made | {"fig5": fig5(maker), "controls": controls(maker)}
+    made |= {"fig5": fig5(maker), "controls": controls(maker)}
+    return made | {"front": front(maker)}
 
 
 def put(folder, content):

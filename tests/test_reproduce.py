@@ -10,6 +10,7 @@ import pytest
 
 from equipoise import reproductions
 from equipoise.errors import UserError
+from equipoise.jobs.reproduce_findings import findings
 from equipoise.jobs.reproduce_runs import chains, looks
 from equipoise.reproductions import EXPERIMENTS, SCALES, views
 
@@ -100,6 +101,33 @@ def test_runs_are_shared_and_every_evaluation_stands_once(tmp_path):
     assert [item.judging.weights for item in alone.items] == ["model", "round-002"]
     assert merged.work() == 0
     assert merged.step().phase == "training"
+
+
+def test_of_a_front_every_mix_is_judged_and_of_others_the_model(tmp_path):
+    found = [look for v in views("smoke", ["front"]) for look in looks(v, tmp_path, None)]
+    judged = {}
+    for look in found:
+        judged.setdefault(look.item.entry, []).append(look.item.judging.weights)
+    assert judged == {
+        "a3gt-front": ["model", "gamma-0", "gamma-1"],
+        "mix-at-10": ["model"],
+        "mix-at-90": ["model"],
+    }
+    content = findings("front", "smoke", found, command="", failures={})
+    assert [panel["entries"] for panel in content["panels"]] == [list(judged)]
+    assert content["planned"] == 5
+
+
+def test_the_run_with_the_front_has_a_third_of_what_five_trainings_take(tmp_path):
+    for view in views("cpu", ["front"]):
+        assert view.plan.budget is not None
+        for entry in view.plan.entries:
+            if entry.name == "a3gt-front":
+                recipe = entry.recipe()
+                method = recipe.settings.build(recipe.threat(0.1), recipe.rounds)
+                images = recipe.limit - recipe.validation
+                mixed = 5 * 7 * 12 * images
+                assert method.cost(recipe.rounds) * images * recipe.rounds <= mixed / 3
 
 
 def test_a_grid_names_what_it_is_made_of():

@@ -18,7 +18,7 @@ import findings as synthetic
 from browser import browser
 from equipoise.errors import UserError
 from equipoise.metrics import hypervolume, interval
-from equipoise.report.reproduction import ablation, judging, palette
+from equipoise.report.reproduction import ablation, fronts, judging, palette
 from equipoise.report.reproduction import page as reproduction
 from equipoise.report.reproduction.claims import CLAIMS, judged
 from equipoise.report.reproduction.findings import EXPERIMENTS, read
@@ -77,7 +77,14 @@ def exact(first, second):
 def test_every_file_is_there_and_every_link_leads_to_one(whole):
     for name in EXPERIMENTS:
         assert (whole / name / f"{name}.md").is_file()
-    for picture in ("fig2/fig2", "fig3/fig3", "fig4/fig4", "fig5/fig5", "controls/controls"):
+    for picture in (
+        "fig2/fig2",
+        "fig3/fig3",
+        "fig4/fig4",
+        "fig5/fig5",
+        "controls/controls",
+        "front/front",
+    ):
         drawn = ElementTree.fromstring(text(whole / f"{picture}.svg"))  # noqa: S314
         assert drawn.tag.endswith("svg")
         assert (whole / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
@@ -201,6 +208,83 @@ def test_the_papers_numbers_have_a_difference_only_on_their_own_ground(whole):
     )
     wide = records(whole / "table3/table3-mnist-0.3-paper.csv")
     assert all(r["difference"] == "" for r in wide)
+
+
+def test_one_run_is_compared_with_many_by_the_area_of_each_seed(whole, given):
+    found = records(whole / "front/front-area.csv")
+    members = {"one run": ["a3gt-front"], "TRADES": ["trades-1", "trades-6"]}
+    members["mixed AT"] = [f"mix-at-{w}" for w in synthetic.WEIGHTS]
+    for family, entries in members.items():
+        mine = [r for r in given["front"]["rows"] if r["entry"] in entries]
+        for seed in (0, 1, 2):
+            of_seed = [r for r in mine if r["seed"] == seed]
+            counts = [r["correct"] for r in of_seed]
+            points = [(c["clean"] / 500, c["autoattack"] / 500) for c in counts]
+            (row,) = (r for r in found if (r["family"], r["seed"]) == (family, str(seed)))
+            assert float(row["area"]) == pytest.approx(hypervolume(points, (0.1, 0.0)))
+            assert (int(row["trainings"]), int(row["models"])) == (len(entries), len(of_seed))
+            spent = {r["entry"]: r["gradient_evaluations"] for r in of_seed}
+            assert float(row["gradient_evaluations"]) == sum(spent.values())
+
+
+def of_front(content, tmp_path):
+    here = read(synthetic.put(tmp_path, content) / "front/findings.json")
+    one, rival = (
+        next(f for f in fronts.families(here, here.panels[0]) if f.name == name)
+        for name in (fronts.ONE_RUN, fronts.RIVAL)
+    )
+    return fronts.gap(one, rival, 10), text(reproduction.build(tmp_path).parent / "results.md")
+
+
+def test_the_interval_of_a_difference_of_areas_is_that_of_resampled_images(given, tmp_path):
+    gaps, _ = of_front(given["front"], tmp_path)
+    assert [found.seed for found in gaps] == [0, 1, 2]
+    content, rng = given["front"]["rows"], np.random.default_rng(5)
+    for found in gaps:
+        mine = [r for r in content if r["seed"] == found.seed]
+        drawn = []
+        for _ in range(400):
+            images = rng.integers(500, size=500)
+            areas = []
+            for start in ("a3gt-front", "mix-at"):
+                rows = [r for r in mine if r["entry"].startswith(start)]
+                both = [
+                    [flags(r, a)[images].mean() for a in ("clean", "autoattack")] for r in rows
+                ]
+                areas.append(hypervolume([tuple(map(float, p)) for p in both], (0.1, 0.0)))
+            drawn.append(areas[0] - areas[1])
+        assert found.interval == pytest.approx(np.quantile(drawn, (0.025, 0.975)), abs=0.004)
+        assert found.interval[0] < found.difference < found.interval[1]
+
+
+@pytest.mark.parametrize(
+    ("share", "robust", "said"),
+    [
+        (3_000_000, 500, "reached on every seed"),
+        (4_000_000, 500, "not reached: it took more"),
+        (3_000_000, 300, "reached on 0 of three seeds"),
+    ],
+)
+def test_whether_one_run_suffices_is_said_with_its_cost(given, tmp_path, share, robust, said):
+    content = copy.deepcopy(given["front"])
+    for row in content["rows"]:
+        if row["entry"] == "a3gt-front":
+            row["gradient_evaluations"] = share
+            row["verdicts"] = {}
+            row["correct"]["autoattack"] = min(robust, row["correct"]["clean"])
+    gaps, page = of_front(content, tmp_path)
+    assert [found.interval for found in gaps] == [None] * 3
+    assert [found.share for found in gaps] == [share / (5 * 2062080)] * 3
+    assert all((found.difference >= 0) == (robust == 500) for found in gaps)
+    assert said in page
+
+
+def test_a_seed_that_lacks_a_model_is_not_compared(given, tmp_path):
+    content = copy.deepcopy(given["front"])
+    content["rows"] = [r for r in content["rows"] if (r["entry"], r["seed"]) != ("mix-at-30", 1)]
+    gaps, page = of_front(content, tmp_path)
+    assert [found.seed for found in gaps] == [0, 2]
+    assert "0, 2 (1 missing)" in page
 
 
 # --- partial findings ------------------------------------------------------------------------

@@ -277,7 +277,8 @@ def test_a_square_changes_one_window_of_its_own_for_each_example(shape):
     size = window_size(0.1, grid)
     moves.best = x.clone()  # so that every pixel of the window changes
     generator = torch.Generator().manual_seed(0)
-    changed = (moves.propose(torch.rand(count, moves.numbers, generator=generator), 0.1) - x) != 0
+    moves.plan(torch.rand(1, count, moves.numbers, generator=generator), 0.1)
+    changed = (moves.propose() - x) != 0
     changed = changed.view(count, *shape)
     assert (changed.sum((1, 2, 3)) == shape[0] * math.prod(size)).all()
     rows, columns = changed.any(3).any(1), changed.any(2).any(1)
@@ -300,7 +301,8 @@ def test_mass_moves_between_windows_and_none_is_lost_inside_the_range(norm):
         generator = torch.Generator().manual_seed(0)
         for share in (0.8, 0.2, 0.05):
             before = moves.best.clone()
-            points = moves.propose(torch.rand(30, moves.numbers, generator=generator), share)
+            moves.plan(torch.rand(1, 30, moves.numbers, generator=generator), share)
+            points = moves.propose()
             assert (threat.distance(x, points) - 0.4).abs().max() < 1e-9
             assert not torch.equal(points, before)
             assert torch.equal(moves.best, before)  # until it is accepted

@@ -54,7 +54,8 @@ from equipoise.threat import Norm, Threat
 
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # steps
 _FULL = 10_000  # the number of queries for which the schedule was made
-_BLOCK = 64  # how many queries' numbers are drawn at a time
+_BLOCK = 64  # how many queries are planned at a time, at most
+_PLANNED = 2**17  # of how many pixels, which stay in a processor's cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +108,18 @@ class Square:
             step = step * _FULL // self.queries
         return math.ldexp(self.p_init, -bisect_left(_HALVED_AFTER, step))
 
+    def _alike(self, step: int, pixels: int) -> int:
+        """Return how many queries from a step on to plan at once: their windows are of one size.
+
+        Arguments:
+            step: The step, from 1.
+            pixels: The pixels of all examples, of which windows cover a share.
+        """
+        share = self.share(step - 1)
+        most = min(_BLOCK, self.queries - step, int(_PLANNED // max(share * pixels, 1)))
+        last = next((i for i in range(1, most) if self.share(step - 1 + i) != share), most)
+        return max(1, last)
+
     def _restarts(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, draws: Draws
     ) -> Tensor:
@@ -130,11 +143,14 @@ class Square:
         moves: Moves = kind(x.flatten(1), Grid.of(x.shape[1:]), threat)
         found, rows = _Found.nothing(x), torch.arange(len(x), device=x.device)
         points = moves.start(draws.uniform(_blank(x, moves.start_numbers)))
-        stream = _Stream(draws, x, moves.numbers, self.queries - 1)
+        stream = _Stream(draws, x, moves.numbers)
         scores = found.scores
         for step in range(self.queries):
             if step:
-                points = moves.propose(stream.next(), self.share(step - 1))
+                if not moves.planned:
+                    count = self._alike(step, len(rows) * x[0].numel())
+                    moves.plan(stream.draw(count), self.share(step - 1))
+                points = moves.propose()
             fooled, new = _judge(model, points.view(-1, *x.shape[1:]), y)
             better = fooled | (new > scores)
             scores = torch.where(better, new, scores)
@@ -173,35 +189,22 @@ class _Found(NamedTuple):
 
 
 class _Stream:
-    """The numbers of each query, drawn for many queries at a time, for those still searched."""
+    """The numbers of the queries, for those still searched."""
 
-    def __init__(self, draws: Draws, x: Tensor, numbers: int, queries: int) -> None:
-        self.draws, self.x, self.numbers, self.left = draws, x, numbers, queries
+    def __init__(self, draws: Draws, x: Tensor, numbers: int) -> None:
+        self.draws, self.x, self.numbers = draws, x, numbers
         self.rows = torch.arange(len(x), device=x.device)  # of the source
-        self.block = x.new_empty(0)
-        self.used = 0
 
-    def next(self) -> Tensor:
-        """Return numbers in [0, 1), with shape (B, numbers), for the next query."""
-        if self.used == len(self.block):
-            self._draw()
-        self.used += 1
-        return self.block[self.used - 1]
+    def draw(self, queries: int) -> Tensor:
+        """Return numbers in [0, 1), with shape (queries, B, numbers), for the next queries."""
+        self.draws = self.draws.select(self.rows)
+        self.x = self.x[self.rows]
+        self.rows = torch.arange(len(self.rows), device=self.rows.device)
+        return self.draws.uniform(_blank(self.x, queries, self.numbers)).transpose(0, 1)
 
     def take(self, rows: Tensor) -> None:
         """Go on with some examples alone."""
         self.rows = self.rows[rows]
-        if self.used < len(self.block):
-            self.block, self.used = self.block[self.used :, rows], 0
-
-    def _draw(self) -> None:
-        self.draws = self.draws.select(self.rows)
-        self.x = self.x[self.rows]
-        self.rows = torch.arange(len(self.rows), device=self.rows.device)
-        queries = min(_BLOCK, self.left)
-        self.left -= queries
-        block = self.draws.uniform(_blank(self.x, queries, self.numbers))
-        self.block, self.used = block.transpose(0, 1), 0
 
 
 def _blank(x: Tensor, *shape: int) -> Tensor:

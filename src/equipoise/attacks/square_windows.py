@@ -19,7 +19,7 @@ is too much everywhere: so the perturbation becomes sparse, without which the se
 __all__ = ["Grid", "Moves", "Pyramids", "Signs", "pyramids", "window_size"]
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from functools import lru_cache
 from typing import NamedTuple, Protocol, Self
 
@@ -49,13 +49,13 @@ class Grid(NamedTuple):
         return cls(shape[0], math.prod(shape[1:-1]), shape[-1])
 
     def corners(self, noise: Tensor, size: Size) -> tuple[Tensor, Tensor]:
-        """Return rows and columns, (B, 1), of windows that fit, from numbers in [0, 1), (B, 2)."""
-        rows = (noise[:, :1] * (self.height - size[0] + 1)).long()
-        columns = (noise[:, 1:] * (self.width - size[1] + 1)).long()
+        """Return rows and columns, (..., 1), of windows that fit, from numbers, (..., 2)."""
+        rows = (noise[..., :1] * (self.height - size[0] + 1)).long()
+        columns = (noise[..., 1:] * (self.width - size[1] + 1)).long()
         return rows, columns
 
     def positions(self, corner: tuple[Tensor, Tensor], size: Size) -> Tensor:
-        """Return where the pixels of windows lie, (B, c h w), channel by channel."""
+        """Return where the pixels of windows lie, (..., c h w), channel by channel."""
         rows, columns = corner
         return rows * self.width + columns + _offsets(self, size, rows.device)
 
@@ -95,12 +95,21 @@ class Moves(Protocol):
     best: Tensor
     """The best points, with shape (B, D)."""
 
+    @property
+    def planned(self) -> Sized:
+        """What is planned for the next queries, an item each."""
+        ...
+
     def start(self, noise: Tensor) -> Tensor:
         """Return the first points, (B, D), from numbers with shape (B, start_numbers)."""
         ...
 
-    def propose(self, noise: Tensor, share: float) -> Tensor:
-        """Return points, (B, D), that differ in a window, from numbers, (B, numbers)."""
+    def plan(self, noise: Tensor, share: float) -> None:
+        """Take the numbers of the next queries, (queries, B, numbers), and the windows' share."""
+        ...
+
+    def propose(self) -> Tensor:
+        """Return points, (B, D), that differ in a window, for the next query that is planned."""
         ...
 
     def accept(self, points: Tensor, better: Tensor) -> None:
@@ -126,6 +135,7 @@ class Signs:
         self.grid, self.threat = grid, threat
         self.numbers = 2 + grid.channels
         self.start_numbers = grid.channels * grid.width
+        self.planned: list[tuple[Tensor, Tensor]] = []
 
     def start(self, noise: Tensor) -> Tensor:
         """Return stripes: one sign for each channel and column."""
@@ -135,13 +145,19 @@ class Signs:
         self.best = torch.where(up, upper, lower)
         return self.best
 
-    def propose(self, noise: Tensor, share: float) -> Tensor:
-        """Return points with a new square, of one sign in each channel."""
+    def plan(self, noise: Tensor, share: float) -> None:
+        """Place squares and give them their pixels, which do not depend on the best points."""
         size = window_size(share, self.grid)
-        index = self.grid.positions(self.grid.corners(noise[:, :2], size), size)
-        up = (noise[:, 2:] >= 0.5).repeat_interleave(size[0] * size[1], dim=1)
-        upper, lower = self._ends(self.x.gather(1, index))
-        return self.best.scatter(1, index, torch.where(up, upper, lower))
+        index = self.grid.positions(self.grid.corners(noise[..., :2], size), size)
+        up = (noise[..., 2:] >= 0.5).repeat_interleave(size[0] * size[1], dim=-1)
+        upper, lower = self._ends(self.x.expand(len(noise), -1, -1).gather(2, index))
+        squares = torch.where(up, upper, lower)
+        self.planned = list(zip(index.unbind(), squares.unbind(), strict=True))[::-1]
+
+    def propose(self) -> Tensor:
+        """Return points with a new square, of one sign in each channel."""
+        index, squares = self.planned.pop()
+        return self.best.scatter(1, index, squares)
 
     def accept(self, points: Tensor, better: Tensor) -> None:
         """Keep proposed points."""
@@ -150,6 +166,7 @@ class Signs:
     def take(self, rows: Tensor) -> None:
         """Go on with some examples alone."""
         self.x, self.best = self.x[rows], self.best[rows]
+        self.planned = [(index[rows], squares[rows]) for index, squares in self.planned]
 
     def _ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
         eps = self.threat.eps
@@ -174,6 +191,8 @@ class Pyramids:
         self.tiles = grid.height // self.tile[0], grid.width // self.tile[1]
         self.start_numbers = math.prod(self.tiles) * (1 + grid.channels)
         self.spent = self.tried = torch.zeros(len(x), 1, dtype=torch.float64, device=x.device)
+        self.planned: list[Tensor] = []
+        self.share = 1.0
 
     def start(self, noise: Tensor) -> Tensor:
         """Return tiles, each with one orientation and a sign for each channel."""
@@ -192,9 +211,14 @@ class Pyramids:
         self.spent = self.tried = self._mass(self.best.double() - self.x.double())
         return self.best
 
-    def propose(self, noise: Tensor, share: float) -> Tensor:
+    def plan(self, noise: Tensor, share: float) -> None:
+        """Keep the numbers: how mass moves depends on the best points."""
+        self.planned, self.share = list(noise.unbind())[::-1], share
+
+    def propose(self) -> Tensor:
         """Return points with the mass of two windows, and what is unspent, in the first."""
-        size = window_size(share, self.grid, pyramids=True)
+        noise = self.planned.pop()
+        size = window_size(self.share, self.grid, pyramids=True)
         first, second = (self.grid.corners(noise[:, i : i + 2], size) for i in (0, 2))
         at, x, delta = self._look(first, size)
         at_second, x_second, delta_second = self._look(second, size)
@@ -218,6 +242,7 @@ class Pyramids:
     def take(self, rows: Tensor) -> None:
         """Go on with some examples alone."""
         self.x, self.best, self.spent = self.x[rows], self.best[rows], self.spent[rows]
+        self.planned = [noise[rows] for noise in self.planned]
 
     def _laid_out(self, delta: Tensor, taken: Tensor, noise: Tensor, size: Size) -> Tensor:
         """Return the new perturbations of windows, (B, c, n), from the old ones and the mass."""

@@ -21,6 +21,7 @@ EPILOG = """What there is:
   fig4      CMMR as a radar at eps .04, .08, .12, .16
   fig5      the ablation over gamma and c
   controls  does it matter when the learners are synchronised?
+  front     one run that holds a front against a training for each point of it
   all       everything, on one page
 
 Scales:

@@ -98,7 +98,9 @@ def _found(
             data.load(name, data_dir)
         except UserError as error:
             line = f"{view.experiment}: {view.plan.title} is left out: {error}"
-            problems.setdefault(view.experiment, []).append(line)
+            said = problems.setdefault(view.experiment, [])
+            if line not in said:
+                said.append(line)
             continue
         found += looks(view, trainings, data_dir)
     if not found:

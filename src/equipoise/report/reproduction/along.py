@@ -1,6 +1,6 @@
 """Figure 2: clean against AutoAttack accuracy along training, and along the final gamma."""
 
-__all__ = ["Line", "blocks", "equal_robustness", "lines"]
+__all__ = ["Line", "blocks", "equal_robustness", "joined", "lines"]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -71,20 +71,24 @@ def lines(findings: Findings, panel: Panel, kind: Kind) -> list[Line]:
             where = _where(row, kind)
             if where is not None and CLEAN in row.correct and ENSEMBLE in row.correct:
                 placed.setdefault(row.seed, {}).setdefault(where, row)
-        if not placed:
-            continue
-        most = max(map(len, placed.values()))
-        placed = {seed: points for seed, points in placed.items() if len(points) == most}
-        shared = sorted(set.intersection(*(set(points) for points in placed.values())))
-        if len(shared) < 2:
-            continue
-        seeds = {
-            seed: tuple(_point(points[where]) for where in shared)
-            for seed, points in placed.items()
-        }
-        n = min(row.n for points in placed.values() for row in points.values())
-        made.append(Line(entry, tuple(shared), seeds, n))
+        if placed and len((found := joined(entry, placed)).along) > 1:
+            made.append(found)
     return made
+
+
+def joined(name: str, placed: Mapping[int, Mapping[float, Row]]) -> Line:
+    """Return the line of some rows, of the seeds that have most of its points.
+
+    Arguments:
+        name: What it is called.
+        placed: By seed, the row at each place.
+    """
+    most = max(map(len, placed.values()))
+    placed = {seed: points for seed, points in placed.items() if len(points) == most}
+    shared = sorted(set.intersection(*(set(points) for points in placed.values())))
+    seeds = {seed: tuple(_point(rows[where]) for where in shared) for seed, rows in placed.items()}
+    n = min(row.n for rows in placed.values() for row in rows.values())
+    return Line(name, tuple(shared), seeds, n)
 
 
 def _where(row: Row, kind: Kind) -> float | None:

@@ -16,7 +16,7 @@ from equipoise.errors import UserError
 from equipoise.report.reading import checked, mapping
 
 FORMAT = 1
-EXPERIMENTS = ("table2", "table3", "fig2", "fig3", "fig4", "fig5", "controls")
+EXPERIMENTS = ("table2", "table3", "fig2", "fig3", "fig4", "fig5", "controls", "front")
 CLEAN, ENSEMBLE = "clean", "autoattack"
 _RAW = ("ass", "mse", "ald2", "psnr")
 

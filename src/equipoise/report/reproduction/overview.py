@@ -28,7 +28,7 @@ def tally(sections: Sequence[Section]) -> str:
     """Return in a sentence how the paper's claims fared."""
     claims = [claim for section in sections for claim in section.claims]
     if not claims:
-        return "Nothing has been found yet."
+        return "The paper claims nothing of what is here."
     count = {v: sum(c.opinion.verdict == v for c in claims) for v in (HOLDS, FAILS, OPEN)}
     verb = "holds" if count[HOLDS] == 1 else "hold"
     do = "does" if count[FAILS] == 1 else "do"

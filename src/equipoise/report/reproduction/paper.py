@@ -64,6 +64,7 @@ TITLES = {
     "fig4": "Figure 4: CMMR at four radii",
     "fig5": "Figure 5: gamma and c",
     "controls": "Controls: when to start",
+    "front": "One run, the whole front",
 }
 ABOUT = {
     "table2": "The paper compares an undefended model, FAT, IAT, Generalist and A3GT on CIFAR-10 "
@@ -83,6 +84,9 @@ ABOUT = {
     "controls": "Not in the paper: what its adaptive start t′ is worth. The same training "
     "starts to hand over at fixed rounds, never, by the paper's absolute threshold on the loss "
     "(l_h, for t_num rounds), and by the scale-free rule that is the default here.",
+    "front": "Not in the paper: a run of a3gt-front holds two branches of one trunk, and every "
+    "mix of their weights is a model (docs/fronts.md). Five of its mixes stand beside a training "
+    "of mixed AT, or of TRADES, for each point of a front, and beside single models.",
 }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from equipoise.report import wording
-from equipoise.report.reproduction import ablation, accuracy, along, scores, start_rules
+from equipoise.report.reproduction import ablation, accuracy, along, fronts, scores, start_rules
 from equipoise.report.reproduction.claims import Judged, judged
 from equipoise.report.reproduction.content import Block, Picture, Table
 from equipoise.report.reproduction.findings import Findings, Panel, Row
@@ -45,6 +45,7 @@ _MAKERS: dict[str, Callable[[Findings], list[Block]]] = {
     "fig4": scores.radars,
     "fig5": ablation.blocks,
     "controls": start_rules.blocks,
+    "front": fronts.blocks,
 }
 
 
