@@ -89,7 +89,7 @@ class A3GTFront:
     every: int | None = None
     momentum: Literal["keep", "zero"] = "keep"
     batchnorm: Literal["average", "estimate"] = "average"
-    restart: bool = False
+    restart: bool = True
     start: Stable | Fixed = field(default_factory=Stable)
 
     def __post_init__(self) -> None:

@@ -1,0 +1,109 @@
+"""Does what `equipoise pick` promises hold on test images? Independent trials, each a training.
+
+    python comparisons/pick_trials.py runs/picks --data fashion-mnist mnist --seeds 10
+
+Each trial trains a short run of a3gt-front on images, held-out images and weights of its own seed,
+measures its front and asks twice for a model: for one nearly as accurate as the clean end (half a
+point below its lower bound) and for one nearly as robust as the robust end (two points below).
+What is picked is judged on test images, under the attacks of the front. What is done is kept and
+not done again.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import equipoise as eq
+from equipoise import data
+from equipoise.errors import RunError
+from equipoise.metrics import interval
+from equipoise.threat import Threat
+
+EPS = {"fashion-mnist": "0.1", "mnist": "0.3", "digits": "0.15"}
+SETTINGS = ("limit=4000", "validation=1000", "rounds=4", "batch_size=128", "keep=last")
+
+
+def main() -> None:
+    """Run the trials that are left and print what all of them found."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("out", type=Path, help="where runs and results go")
+    parser.add_argument("--data", nargs="+", default=["fashion-mnist", "mnist"], choices=EPS)
+    parser.add_argument("--seeds", type=int, default=10, help="trials a data set")
+    parser.add_argument("-n", type=int, default=2000, help="test images")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="of the training")
+    asked = parser.parse_intermixed_args()
+    found = [
+        trial(asked.out, name, seed, asked.n, asked.settings)
+        for seed in range(1, asked.seeds + 1)
+        for name in asked.data
+    ]
+    for kind in ("min_clean", "min_robust"):
+        tell(kind, [each[kind] for each in found])
+
+
+def trial(out: Path, name: str, seed: int, n: int, settings: list[str]) -> dict[str, Any]:
+    """Return what a trial found, from its file where it has been done."""
+    run, file = out / f"{name}-{seed}", out / f"{name}-{seed}.json"
+    if file.exists():
+        known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return known
+    if not (run / "summary.json").exists():
+        own = (f"eps={EPS[name]}", *SETTINGS, f"seed={seed}", *settings)
+        words = ("train", "a3gt-front", "--data", name, "--model", "small-cnn", *own, "-q")
+        resumed = ("train", "--resume", str(run), "-q")
+        begun = (run / "recipe.yaml").exists()
+        again = resumed if begun else (*words, "--out", str(run))
+        subprocess.run((sys.executable, "-m", "equipoise", *again), check=True)
+    front = eq.Front(run)
+    points = front.measure(points=7)
+    ends = min(points, key=lambda p: p.gamma), max(points, key=lambda p: p.gamma)
+    wanted = {
+        "min_clean": ends[0].clean_interval[0] - 0.005,
+        "min_robust": ends[1].robust_interval[0] - 0.02,
+    }
+    result = {kind: judged(front, name, kind, value, n) for kind, value in wanted.items()}
+    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(file, result, flush=True)  # noqa: T201
+    return result
+
+
+def judged(front: eq.Front, name: str, kind: str, value: float, n: int) -> dict[str, Any]:
+    """Return a picked model's accuracy on test images, beside what was asked for."""
+    try:
+        clean = kind == "min_clean"
+        picked = front.pick(min_clean=value) if clean else front.pick(min_robust=value)
+    except RunError:
+        return {"wanted": value, "gamma": None}
+    test, record = data.load(name).test.take(slice(n)), front.record
+    result = eq.evaluate(
+        picked.model,
+        test.pixels(),
+        test.y,
+        threat=Threat("linf", record.eps),
+        attacks=list(record.attacks),
+        individual=False,
+        checks=False,
+    )
+    accuracy = result.clean_accuracy if clean else result.robust_accuracy
+    return {"wanted": value, "gamma": picked.gamma, "correct": round(accuracy * n), "n": n}
+
+
+def tell(kind: str, trials: list[dict[str, Any]]) -> None:
+    """Print how often a constraint could be met, and held."""
+    met = [each for each in trials if each["gamma"] is not None]
+    held = [each for each in met if each["correct"] >= each["wanted"] * each["n"]]
+    missed = [
+        f"{each['wanted']:.4f} wanted, {each['correct'] / each['n']:.4f} found "
+        f"(95 %: {interval(each['correct'], each['n'])[0]:.4f}.."
+        f"{interval(each['correct'], each['n'])[1]:.4f})"
+        for each in met
+        if each not in held
+    ]
+    print(f"{kind}: of {len(trials)} trials {len(met)} had a model; held in {len(held)}", *missed)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
