@@ -218,9 +218,14 @@ def front(maker):
             own |= {"settings": {"gamma": 0.5}, "gradient_evaluations": 3_000_000}
             add("a3gt-front", shares, seed=seed, t_start=4, **own)
         for w, shares in WEIGHTS.items():
-            add(f"mix-at-{w}", shares, seed=seed, settings={"weight": w / 100})
+            add(f"mix-at-{w}", shares, seed=seed, settings={"robust": {"weight": w / 100}})
         for beta in (1, 6):
-            add(f"trades-{beta}", (85 - beta, 60 + beta), seed=seed, settings={"beta": beta})
+            add(
+                f"trades-{beta}",
+                (85 - beta, 60 + beta),
+                seed=seed,
+                settings={"robust": {"beta": beta}},
+            )
         for entry in ("pgd-at-averaged", "a3gt", "generalist"):
             add(entry, ENTRIES[entry], seed=seed, settings={"gamma": [1, 0.4]})
     names += [f"mix-at-{w}" for w in WEIGHTS] + ["trades-1", "trades-6"]

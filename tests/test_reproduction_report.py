@@ -279,6 +279,15 @@ def test_whether_one_run_suffices_is_said_with_its_cost(given, tmp_path, share, 
     assert said in page
 
 
+def test_models_of_a_family_that_cannot_be_told_apart_are_refused(given, tmp_path):
+    content = copy.deepcopy(given["front"])
+    for row in content["rows"]:
+        if row["entry"].startswith("trades"):
+            row["settings"] = {"beta": 6}
+    with pytest.raises(UserError, match="no beta of trades-1, seed 0; make them again"):
+        reproduction.build(synthetic.put(tmp_path, content))
+
+
 def test_a_seed_that_lacks_a_model_is_not_compared(given, tmp_path):
     content = copy.deepcopy(given["front"])
     content["rows"] = [r for r in content["rows"] if (r["entry"], r["seed"]) != ("mix-at-30", 1)]

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 
+from equipoise.errors import UserError
 from equipoise.metrics import hypervolume
 from equipoise.report import wording
 from equipoise.report.reproduction import pictures, tradeoff
@@ -132,10 +133,19 @@ def families(findings: Findings, panel: Panel) -> list[Family]:
 
 
 def _place(row: Row, dial: str) -> float:
+    """Return what tells a model apart from the others of its family."""
+    if not dial:
+        return 0.0
     if dial == "gamma" and row.gamma is not None:
         return row.gamma
-    value = row.settings.get(dial)
-    return float(value) if isinstance(value, int | float) else 0.0
+    own = row.settings if dial == "gamma" else row.settings.get("robust", {})
+    value = own.get(dial) if isinstance(own, Mapping) else None
+    if not isinstance(value, int | float):
+        raise UserError(
+            f"the findings hold no {dial} of {row.entry}, seed {row.seed}; make them again with "
+            "`equipoise reproduce front`"
+        )
+    return float(value)
 
 
 def gap(one: Family, rival: Family, classes: int) -> list[Gap]:
