@@ -191,10 +191,16 @@ def test_a_repeated_command_does_nothing_again_and_runs_are_reused(made):
     assert (folder / "fig4/findings.json").is_file()
 
 
+# Of each experiment what it needs; that every method can be trained is tested elsewhere.
+SOME = "standard,pgd-at,trades,fat-trades,generalist,a3gt,start-at-1,never,gamma-0.5-c1"
+SOME += ",paper-lh0.5-tnum1,a3gt-front,mix-at-10"
+
+
 @pytest.mark.xdist_group("reproduce")
-def test_everything_at_the_smallest_scale_from_recipe_to_page(made):
+def test_every_experiment_at_the_smallest_scale_from_recipe_to_page(made):
     folder, _ = made
-    done = command("reproduce", "all", "--workers", "2", cwd=folder.parents[2])
+    words = ("reproduce", "all", "--only", SOME, "--workers", "2")
+    done = command(*words, cwd=folder.parents[2])
     assert done.returncode == 0, done.stderr
     page = (folder / "index.html").read_text(encoding="utf-8")
     for name in EXPERIMENTS:
