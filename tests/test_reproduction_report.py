@@ -262,7 +262,7 @@ def test_the_interval_of_a_difference_of_areas_is_that_of_resampled_images(given
     [
         (3_000_000, 500, "reached on every seed"),
         (4_000_000, 500, "not reached: it took more"),
-        (3_000_000, 300, "reached on 0 of three seeds"),
+        (3_000_000, 300, "reached on no seed"),
     ],
 )
 def test_whether_one_run_suffices_is_said_with_its_cost(given, tmp_path, share, robust, said):

@@ -14,7 +14,7 @@ from equipoise.errors import UserError
 from equipoise.metrics import hypervolume
 from equipoise.report import wording
 from equipoise.report.reproduction import pictures, tradeoff
-from equipoise.report.reproduction.along import Line, joined
+from equipoise.report.reproduction.along import Line, between, joined
 from equipoise.report.reproduction.content import (
     Block,
     Column,
@@ -243,8 +243,10 @@ def _draw(palette: Palette, found: Sequence[Family]) -> Canvas:
     labels: list[str] = []
     points: list[tuple[float, float]] = []
     colours: list[str] = []
+    busy: list[tuple[float, float]] = []
     for family in found:
         look, line = _LOOKS[family.name], family.line
+        busy += between(line)
         robust, clean = [r for _, r in line.means], [c for c, _ in line.means]
         pictures.line(axes, palette, robust, clean, look)
         if family.dial:
@@ -252,7 +254,7 @@ def _draw(palette: Palette, found: Sequence[Family]) -> Canvas:
             points += list(zip(robust, clean, strict=True))
             colours += [look.of(palette)] * len(line.along)
     tradeoff.plane(axes)
-    pictures.put_labels(axes, labels, points, colours)
+    pictures.put_labels(axes, labels, points, colours, busy)
     axes.set_xlabel("accuracy under AutoAttack", color=palette.muted, fontsize=10)
     axes.set_ylabel("clean accuracy", color=palette.muted, fontsize=10)
     pictures.legend(canvas, palette, {f.name: _LOOKS[f.name] for f in found}, (580, 380))
@@ -353,14 +355,20 @@ def _said(one: Family, rival: Family, gaps: Sequence[Gap], panel: Panel) -> str:
     cheap = len(shares) == len(gaps) and max(shares) <= BAR
     reached = sum(found.difference >= 0 for found in gaps)
     text += (
-        f". It took {100 * min(shares):.0f} to {100 * max(shares):.0f} % of their gradient "
-        "evaluations. At least their area, for a third of their evaluations or fewer, is "
+        f". It took {_range(shares)} % of their gradient evaluations. At least their area, for a "
+        "third of their evaluations or fewer, is "
     )
     if cheap and reached == len(gaps):
         return f"{text}reached on every seed."
     if not cheap:
         return f"{text}not reached: it took more."
-    return f"{text}reached on {reached} of {plural(len(gaps), 'seed')}."
+    how_often = f"{reached} of {plural(len(gaps), 'seed')}" if reached else "no seed"
+    return f"{text}reached on {how_often}."
+
+
+def _range(shares: Sequence[float]) -> str:
+    low, high = (f"{100 * share:.0f}" for share in (min(shares), max(shares)))
+    return low if low == high else f"{low} to {high}"
 
 
 def _of_seed(found: Gap) -> str:
