@@ -61,8 +61,8 @@ def trial(out: Path, name: str, seed: int, n: int, settings: list[str]) -> dict[
     points = front.measure(points=7)
     ends = min(points, key=lambda p: p.gamma), max(points, key=lambda p: p.gamma)
     wanted = {
-        "min_clean": ends[0].clean_interval[0] - 0.005,
-        "min_robust": ends[1].robust_interval[0] - 0.02,
+        "min_clean": max(0.0, ends[0].clean_interval[0] - 0.005),
+        "min_robust": max(0.0, ends[1].robust_interval[0] - 0.02),
     }
     result = {kind: judged(front, name, kind, value, n) for kind, value in wanted.items()}
     file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

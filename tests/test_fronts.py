@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -683,3 +685,22 @@ def test_the_slider_moves_everything(run, tmp_path):
         broken = "[...document.images].filter(i => !i.complete || !i.naturalWidth).length"
         assert view.ask(broken) == 0
         assert view.console() == []
+
+
+def test_trials_of_pick_are_kept_and_counted(tmp_path):
+    program = Path(__file__).parents[1] / "comparisons" / "pick_trials.py"
+    small = ("-n", "60", "limit=600", "validation=200", "rounds=2")
+    words = (sys.executable, program, "trials", "--data", "digits", "--seeds", "1", *small)
+    done = [
+        subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=250)
+        for _ in range(2)
+    ]
+    assert [run.returncode for run in done] == [0, 0], done[0].stderr
+    found = json.loads((tmp_path / "trials/digits-1.json").read_text(encoding="utf-8"))
+    first, again = (run.stdout.splitlines()[-2:] for run in done)
+    assert first == again
+    assert len(done[1].stdout.splitlines()) == 2  # nothing is done twice
+    for kind, line in zip(("min_clean", "min_robust"), again, strict=True):
+        met = found[kind]["gamma"] is not None
+        held = met and found[kind]["correct"] >= 60 * found[kind]["wanted"]
+        assert line.startswith(f"{kind}: of 1 trials {met:d} had a model; held in {held:d}")
