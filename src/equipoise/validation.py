@@ -2,7 +2,7 @@
 
 __all__ = ["Validator"]
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from equipoise.attacks import Attack
 from equipoise.attacks.core import guest
 from equipoise.draws import KeyedDraws
 from equipoise.errors import UserError
+from equipoise.execution import Execution, fast
 from equipoise.losses import cross_entropy
 from equipoise.threat import Threat
 
@@ -18,6 +19,8 @@ from equipoise.threat import Threat
 @dataclass(frozen=True, kw_only=True)
 class Validator:
     """Measures clean and robust accuracy and loss, the same way in every round.
+
+    Attacks search in the model's search form, and the model itself says what they found.
 
     Of several threats an image has to withstand all, and its robust loss is the largest. The
     randomness is keyed by the images: two models, two rounds, or two threats meet the same draws.
@@ -29,6 +32,7 @@ class Validator:
         attack: The attack.
         seed: The seed of its draws.
         batch_size: How many images are attacked at a time.
+        execution: The search form; it is never compiled, for a model may be a new one each round.
     """
 
     x: Tensor
@@ -36,7 +40,8 @@ class Validator:
     threats: tuple[Threat, ...]
     attack: Attack
     seed: int = 0
-    batch_size: int = 500
+    batch_size: int = 250
+    execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:
         if not self.threats:
@@ -51,11 +56,13 @@ class Validator:
         """
         threats = self.threats if threat is None else (threat,)
         sums = torch.zeros(4, dtype=torch.float64)
+        search = fast(model, execution=replace(self.execution, compile=False))
         with guest(model), torch.no_grad():
             for first in range(0, len(self.y), self.batch_size):
                 part = slice(first, first + self.batch_size)
                 x, y = self.x[part], self.y[part]
-                clean, robust = _measured(model, x, y), self._worst(model, x, y, threats)
+                clean = _measured(model, x, y)
+                robust = self._worst(model, search, x, y, threats)
                 sums += torch.stack([value.sum() for value in (*clean, *robust)]).cpu()
         correct, loss, withstood, robust_loss = (sums / max(len(self.y), 1)).tolist()
         return {
@@ -66,14 +73,19 @@ class Validator:
         }
 
     def _worst(
-        self, model: nn.Module, x: Tensor, y: Tensor, threats: tuple[Threat, ...]
+        self,
+        model: nn.Module,
+        search: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threats: tuple[Threat, ...],
     ) -> tuple[Tensor, Tensor]:
         """Return which images withstand every threat, and the largest loss of each."""
         withstood = torch.ones_like(y, dtype=torch.float64)
         losses = torch.full_like(withstood, -torch.inf)
         for threat in threats:
             draws = KeyedDraws.of(x, self.seed)
-            found = _measured(model, self.attack(model, x, y, threat, draws=draws), y)
+            found = _measured(model, self.attack(search, x, y, threat, draws=draws), y)
             withstood, losses = withstood * found[0], torch.maximum(losses, found[1])
         return withstood, losses
 

@@ -176,7 +176,11 @@ class _Job:
             seed=recipe.seed,
             augment=Augment(dataset.pad, dataset.flip),
             validate=Validator(
-                x=x, y=y, threats=self.threats, attack=attacks.parse(recipe.validation_attack)
+                x=x,
+                y=y,
+                threats=self.threats,
+                attack=attacks.parse(recipe.validation_attack),
+                execution=recipe.execution,
             ),
             value=value,
             probe=Probe(x=x[probed], y=y[probed]),
