@@ -292,6 +292,7 @@ def test_a_seed_that_lacks_a_model_is_not_compared(given, tmp_path):
     content = copy.deepcopy(given["front"])
     content["rows"] = [r for r in content["rows"] if (r["entry"], r["seed"]) != ("mix-at-30", 1)]
     gaps, page = of_front(content, tmp_path)
+    assert "on the two seeds there are" in page
     assert [found.seed for found in gaps] == [0, 2]
     assert "0, 2 (1 missing)" in page
 

@@ -358,12 +358,18 @@ def _said(one: Family, rival: Family, gaps: Sequence[Gap], panel: Panel) -> str:
         f". It took {_range(shares)} % of their gradient evaluations. At least their area, for a "
         "third of their evaluations or fewer, is "
     )
-    if cheap and reached == len(gaps):
-        return f"{text}reached on every seed."
     if not cheap:
         return f"{text}not reached: it took more."
-    how_often = f"{reached} of {plural(len(gaps), 'seed')}" if reached else "no seed"
-    return f"{text}reached on {how_often}."
+    return f"{text}reached on {_how_often(reached, len(gaps), len(panel.seeds))}."
+
+
+def _how_often(reached: int, found: int, planned: int) -> str:
+    if not reached:
+        return "no seed"
+    if reached < found:
+        return f"{reached} of {plural(found, 'seed')}"
+    there = f"the {plural(found, 'seed')} there {'is' if found == 1 else 'are'}"
+    return there if found < planned else "every seed"
 
 
 def _range(shares: Sequence[float]) -> str:
