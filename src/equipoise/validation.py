@@ -2,7 +2,7 @@
 
 __all__ = ["Validator"]
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ class Validator:
     attack: Attack
     seed: int = 0
     batch_size: int = 250
-    execution: Execution = field(default_factory=Execution)
+    execution: Execution = Execution(precision="float32")
 
     def __post_init__(self) -> None:
         if not self.threats:
