@@ -15,6 +15,8 @@ from equipoise.execution import Execution, fast
 from equipoise.losses import cross_entropy
 from equipoise.threat import Threat
 
+FLOAT32 = Execution(precision="float32")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Validator:
@@ -41,7 +43,7 @@ class Validator:
     attack: Attack
     seed: int = 0
     batch_size: int = 250
-    execution: Execution = Execution(precision="float32")
+    execution: Execution = FLOAT32
 
     def __post_init__(self) -> None:
         if not self.threats:
