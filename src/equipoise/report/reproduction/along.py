@@ -24,7 +24,7 @@ from equipoise.report.reproduction.content import (
 from equipoise.report.reproduction.findings import CLEAN, ENSEMBLE, Findings, Panel, Row
 from equipoise.report.reproduction.measures import average, by_entry, half_width
 from equipoise.report.reproduction.palette import Palette, look_of
-from equipoise.report.reproduction.phrases import capital, entry_name, figure, margin
+from equipoise.report.reproduction.phrases import area_item, capital, entry_name, figure, margin
 
 Kind = str  # "training" or "gamma"
 
@@ -225,13 +225,12 @@ def _areas(found: Mapping[Kind, list[Line]], panel: Panel, name: str) -> Table:
         for line in some:
             values = line.areas(panel.classes)
             mean = average(values)
-            spread = f"({min(values):.4f}..{max(values):.4f})" if len(values) > 1 else ""
             rows.append(
                 (
                     Item(line.entry),
                     Item(kind),
                     Item(str(len(line.along)), len(line.along)),
-                    Item(f"{mean:.4f}", mean, spread),
+                    area_item(values),
                 )
             )
             seeds = " ".join(map(str, line.seeds))

@@ -25,12 +25,19 @@ from equipoise.report.reproduction.content import (
     file_name,
 )
 from equipoise.report.reproduction.findings import CLEAN, ENSEMBLE, Findings, Panel, Row
-from equipoise.report.reproduction.measures import average, cell
+from equipoise.report.reproduction.measures import cell
 from equipoise.report.reproduction.palette import Look, Palette
-from equipoise.report.reproduction.phrases import number_item, plural, seeds, spread_item
+from equipoise.report.reproduction.phrases import (
+    area_item,
+    number_item,
+    plural,
+    seeds,
+    spread_item,
+)
 
 BAR = 1 / 3  # of the gradient evaluations of the rival's trainings
 ONE_RUN, RIVAL = "one run", "mixed AT"
+_BOTH = (CLEAN, ENSEMBLE)
 _DRAWN = 1000  # resamples of the images
 # Which entries stand for an idea, and what tells its points apart: a setting, or the mix.
 _FAMILIES = {
@@ -116,11 +123,7 @@ class Gap:
 
 def families(findings: Findings, panel: Panel) -> list[Family]:
     """Return the families of a panel that have a model with both accuracies."""
-    rows = [
-        row
-        for row in findings.of(panel, weights=None)
-        if CLEAN in row.correct and ENSEMBLE in row.correct
-    ]
+    rows = [row for row in findings.of(panel, weights=None) if {*_BOTH} <= {*row.correct}]
     made = []
     for name, (pattern, dial) in _FAMILIES.items():
         placed: dict[int, dict[float, Row]] = {}
@@ -178,7 +181,7 @@ def _interval(pair: Sequence[Sequence[Row]], classes: int) -> tuple[float, float
     """Return the 95 % interval of a difference of areas over images drawn with replacement."""
     rows = [row for some in pair for row in some]
     n = rows[0].n
-    if any({CLEAN, ENSEMBLE} - {*row.verdicts} or row.n != n for row in rows):
+    if any({*_BOTH} - {*row.verdicts} or row.n != n for row in rows):
         return None
     drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), _DRAWN) / n
     first, second = (_resampled(some, drawn, classes) for some in pair)
@@ -193,9 +196,6 @@ def _resampled(
     clean, robust = (drawn @ np.stack([row.verdicts[a] for row in rows], 1) for a in _BOTH)
     pairs = zip(clean.tolist(), robust.tolist(), strict=True)
     return np.array([_area(zip(*points, strict=True), classes) for points in pairs])
-
-
-_BOTH = (CLEAN, ENSEMBLE)
 
 
 def blocks(findings: Findings) -> list[Block]:
@@ -274,7 +274,7 @@ def _areas(found: Sequence[Family], panel: Panel, name: str) -> Table:
                 number_item([float(len(family.trainings(s))) for s in whole], "{:.0f}"),
                 number_item([float(len(family.rows[s])) for s in whole], "{:.0f}"),
                 number_item(cost),
-                _spread(values),
+                area_item(values),
             )
         )
         records += [
@@ -295,13 +295,6 @@ def _areas(found: Sequence[Family], panel: Panel, name: str) -> Table:
 _AREA_HEAD: tuple[object, ...] = (
     *("family", "seed", "trainings", "models", "gradient_evaluations", "area"),
 )
-
-
-def _spread(values: Sequence[float]) -> Item:
-    if not values:
-        return Item()
-    span = f"({min(values):.4f}..{max(values):.4f})" if len(values) > 1 else ""
-    return Item(f"{average(values):.4f}", average(values), span)
 
 
 def _points(found: Sequence[Family], panel: Panel, name: str) -> Table:

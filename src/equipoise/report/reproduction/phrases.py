@@ -2,6 +2,7 @@
 
 __all__ = [
     "MARKED",
+    "area_item",
     "attack_name",
     "capital",
     "difference",
@@ -142,6 +143,15 @@ def spread_item(found: Cell | None, mark: str = "") -> Item:
     small = [f"({span(found.lowest, found.highest)})"] if len(found.values) > 1 else []
     small.append(f"[{wording.interval(found.interval)}]")
     return Item(figure(found.mean), found.mean, "\n".join(small), mark)
+
+
+def area_item(values: Sequence[float]) -> Item:
+    """Return the mean of some areas, below it their range; nothing of none."""
+    if not values:
+        return Item()
+    mean = sum(values) / len(values)
+    span = f"({min(values):.4f}..{max(values):.4f})" if len(values) > 1 else ""
+    return Item(f"{mean:.4f}", mean, span)
 
 
 def number_item(values: Iterable[float | None], form: str = "{:,.0f}") -> Item:

@@ -18,7 +18,7 @@ from equipoise.report.reproduction.content import Block, Column, Item, Picture, 
 from equipoise.report.reproduction.findings import CLEAN, ENSEMBLE, Panel, Row
 from equipoise.report.reproduction.measures import Cell, average, cell
 from equipoise.report.reproduction.palette import Palette, look_of
-from equipoise.report.reproduction.phrases import entry_name, names
+from equipoise.report.reproduction.phrases import area_item, entry_name, names
 
 # Which entries stand for an idea: patterns of their names.
 FAMILIES = {
@@ -187,15 +187,12 @@ def _table(found: Mapping[str, Area], panel: Panel, name: str, title: str) -> Ta
     rows, records = [], [_HEAD]
     for family, area in found.items():
         mean = average(area.values) if area.values else None
-        spread = (
-            f"({min(area.values):.4f}..{max(area.values):.4f})" if len(area.values) > 1 else ""
-        )
         rows.append(
             (
                 Item(family),
                 Item(str(len(area.members)), len(area.members)),
                 Item(", ".join(area.leading)),
-                Item(f"{mean:.4f}", mean, spread) if mean is not None else Item(),
+                area_item(area.values),
             )
         )
         ends = (min(area.values), max(area.values)) if area.values else (None, None)
