@@ -4,6 +4,7 @@ import copy
 import gc
 import weakref
 from functools import partial
+from shutil import which
 
 import pytest
 import torch
@@ -12,8 +13,12 @@ from torch import Tensor, nn
 import equipoise as eq
 from equipoise import UserError, models
 from equipoise.attacks.core import misclassified
+from equipoise.draws import KeyedDraws
 from equipoise.execution import Execution, Fast, fast
 from equipoise.execution.strided import Strided
+from equipoise.objectives.core import Batch
+from equipoise.objectives.trades import TRADES
+from equipoise.stopwatch import Stopwatch
 from problems import held_out, small_net
 
 
@@ -282,35 +287,96 @@ def test_an_attack_on_the_form_is_one_on_the_model():
     assert plain.float().mean() < 0.9
 
 
-@pytest.mark.filterwarnings("ignore:<class 'torch.autograd:DeprecationWarning")
-def test_a_compiled_form_is_the_form_and_follows_its_model(monkeypatch):
-    """Traced and differentiated as when it is compiled, but run without a compiler."""
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """Trace and differentiate as when it is compiled, but run without a compiler."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+
+
+COMPILED = Execution(precision="float32", compile=True)
+UNTOLD = pytest.mark.filterwarnings("ignore:<class 'torch.autograd:DeprecationWarning")
+
+
+@UNTOLD
+@pytest.mark.usefixtures("no_compiler")
+def test_a_compiled_form_is_the_form_and_follows_its_model():
     with torch.random.fork_rng([]):
         model, x = lived_in("small-cnn", 1), torch.rand(6, 1, 12, 16)
-    plain, compiled = FULL, Execution(precision="float32", compile=True)
-    first = fast(model, x, compiled)
+    first = fast(model, x, COMPILED)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(0.9)
-    again, expected = fast(model, execution=compiled), fast(model, x, plain)
-    assert again.search is first.search
+    again, expected = fast(model, execution=COMPILED), fast(model, x, FULL)
+    assert again.compiled is first.compiled
     assert torch.allclose(gradient(again, x), gradient(expected, x), atol=1e-6)
 
 
+@UNTOLD
+@pytest.mark.usefixtures("no_compiler")
+@pytest.mark.parametrize("threat", [eq.Linf(0.1), eq.L2(0.5), eq.L1(3.0)], ids=str)
+@pytest.mark.parametrize("attack", [eq.attacks.PGD(steps=3, keep="last"), eq.attacks.PGD(steps=3)])
+def test_a_compiled_search_is_the_search(attack, threat):
+    model, (x, y) = copy.deepcopy(small_net()), held_out(32)
+    plain, compiled = fast(model, x, FULL), fast(model, x, COMPILED)
+    expected, found = (attack(form, x, y, threat) for form in (plain, compiled))
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert compiled.spent() == plain.spent()
+
+
+@UNTOLD
+@pytest.mark.usefixtures("no_compiler")
+def test_a_step_is_one_graph_for_all_batches_and_weights():
+    model, (x, y) = copy.deepcopy(small_net()), held_out(64)
+    attack, threat = eq.attacks.PGD(steps=3, keep="last"), eq.Linf(0.1)
+    counted = torch._dynamo.utils.counters
+    before = sum(counted["graph_break"].values())
+    attack(fast(model, x[:32], COMPILED), x[:32], y[:32], threat)
+    graphs = counted["stats"]["unique_graphs"]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.9)
+    found = attack(fast(model, execution=COMPILED), x[32:], y[32:], threat)
+    assert counted["stats"]["unique_graphs"] == graphs
+    assert sum(counted["graph_break"].values()) == before
+    assert torch.allclose(found, attack(fast(model, x, FULL), x[32:], y[32:], threat), atol=1e-6)
+
+
+@UNTOLD
+@pytest.mark.usefixtures("no_compiler")
+def test_a_training_with_compiled_steps_is_the_training():
+    model, (x, y) = copy.deepcopy(small_net()), held_out(32)
+    batch, found = Batch(x, y, torch.arange(32), 0.0), []
+    for execution in (FULL, COMPILED):
+        objective = TRADES(threat=eq.Linf(0.1), attack=eq.attacks.PGD(steps=3, start="noise"))
+        objective.execute(execution, Stopwatch())
+        found.append(objective.attacked(model, batch, KeyedDraws.of(x)))
+    assert torch.allclose(found[1], found[0], atol=1e-6)
+
+
 def test_a_form_that_cannot_be_compiled_says_what_is_missing(monkeypatch):
-    def broken(model: nn.Module) -> nn.Module:
-        def fails(x: Tensor) -> Tensor:
+    def broken(function, mode):
+        def fails(*given):
             raise RuntimeError("no compiler\nfound")
 
-        wrapped = nn.Module()
-        wrapped.forward = fails
-        return wrapped
+        return fails
 
     monkeypatch.setattr(torch, "compile", broken)
-    x, _ = held_out(8)
-    with pytest.raises(UserError, match=r"compile=on: .*\(no compiler\); .* use compile=off"):
-        fast(copy.deepcopy(small_net()), x, Execution(compile=True))
+    x, y = held_out(8)
+    form = fast(copy.deepcopy(small_net()), x, Execution(compile=True))
+    lacking = r"compile=on: .*\(no compiler\); .* use compile=off"
+    with pytest.raises(UserError, match=lacking):
+        form(x)
+    with pytest.raises(UserError, match=lacking):
+        eq.attacks.PGD(steps=1)(form, x, y, eq.Linf(0.1))
+
+
+@UNTOLD
+@pytest.mark.skipif(not which("c++"), reason="torch.compile needs a C++ compiler")
+def test_a_step_compiled_for_this_machine_is_the_step():
+    model, (x, y) = copy.deepcopy(small_net()), held_out(32)
+    attack, threat = eq.attacks.PGD(steps=3, keep="last"), eq.Linf(0.1)
+    expected = attack(fast(model, x, FULL), x, y, threat)
+    assert torch.allclose(attack(fast(model, x, COMPILED), x, y, threat), expected, atol=1e-5)
 
 
 # --- strided convolutions ---

@@ -14,12 +14,14 @@ __all__ = [
     "misclassified",
     "refuse",
     "seeded",
+    "stepping",
     "uncounted",
     "wrong_norms",
 ]
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -27,7 +29,7 @@ from torch import Tensor, nn
 
 from equipoise.draws import Draws
 from equipoise.errors import UserError
-from equipoise.execution import Fast
+from equipoise.execution import Fast, Network, Step
 from equipoise.threat import NORMS, Norm, Threat
 
 
@@ -107,8 +109,18 @@ def guest(model: nn.Module) -> Iterator[nn.Module]:
             module.training = mode
 
 
+def stepping(model: nn.Module, step: Step) -> Step:
+    """Return a step of a search as a function of all but the model, compiled where it is to be.
+
+    Arguments:
+        model: The model that is searched.
+        step: See :meth:`equipoise.execution.Fast.take`.
+    """
+    return partial(model.take, step) if isinstance(model, Fast) else partial(step, model)
+
+
 def input_gradient(
-    model: nn.Module, x: Tensor, objective: Callable[[Tensor], Tensor]
+    model: Network, x: Tensor, objective: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run one forward and one backward pass with respect to the input alone.
 

@@ -47,10 +47,12 @@ from equipoise.attacks.core import (
     input_gradient,
     misclassified,
     refuse,
+    stepping,
     uncounted,
     wrong_norms,
 )
 from equipoise.draws import Draws, KeyedDraws, normal
+from equipoise.execution import Network
 from equipoise.losses import LOSSES
 from equipoise.threat import Norm, Threat
 
@@ -202,25 +204,20 @@ class PGD:
         x_adv = self.start_at(x, threat, draws)
         best, score = x_adv, _Score.lowest(y)
         direction = torch.zeros_like(x)
-        project, length = threat.projector(x), self.step_length(threat)
+        settings = threat, self.step_length(threat), self.momentum
+        step, project = stepping(model, _step), threat.projector(x)
         for _ in range(self.steps):
-            logits, values, grad = input_gradient(model, x_adv, losses)
+            found = step(x_adv, direction, losses, project, *settings)
+            logits, values, direction, moved = found
             if self.keep == "best":
                 fooled = misclassified(model, x_adv, logits, y)
                 best, score = _better(best, score, x_adv, _Score.of(fooled, values))
-            direction = self._direction(direction, grad)
-            x_adv = project(torch.add(x_adv, threat.ascent(direction), alpha=length))
+            x_adv = moved
         if self.keep == "last" and self.restarts == 1:
             return x_adv, score
         logits = model(x_adv)
         last = _Score.of(misclassified(model, x_adv, logits, y), losses(logits))
         return (x_adv, last) if self.keep == "last" else _better(best, score, x_adv, last)
-
-    def _direction(self, direction: Tensor, grad: Tensor) -> Tensor:
-        if self.momentum is None:
-            return grad
-        length = Threat.lengths(grad, "l1").clamp_min(torch.finfo(grad.dtype).tiny)
-        return self.momentum * direction + grad / length
 
 
 def FGSM() -> PGD:  # noqa: N802 - the attack's name
@@ -241,6 +238,25 @@ def CWInf(*, steps: int = 30, confidence: float = 50.0) -> PGD:  # noqa: N802
 NOISE = 0.001  # the standard deviation of the start beside x, in units of the input
 
 _CHOICES = {"start": ("uniform", "zero", "noise"), "loss": tuple(LOSSES), "keep": ("best", "last")}
+
+
+def _step(
+    model: Network,
+    x_adv: Tensor,
+    direction: Tensor,
+    losses: Callable[[Tensor], Tensor],
+    project: Callable[[Tensor], Tensor],
+    threat: Threat,
+    length: float,
+    momentum: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return logits, losses, the direction climbed and where a step of ``length`` ends."""
+    logits, values, grad = input_gradient(model, x_adv, losses)
+    if momentum is not None:
+        scale = Threat.lengths(grad, "l1").clamp_min(torch.finfo(grad.dtype).tiny)
+        grad = momentum * direction + grad / scale
+    moved = torch.add(x_adv, threat.ascent(grad), alpha=length)
+    return logits, values, grad, project(moved)
 
 
 class _Score(NamedTuple):

@@ -7,15 +7,14 @@ therefore run in any arithmetic and any layout: :class:`Fast` holds a model in t
 
 __all__ = ["Fast", "fast"]
 
-import warnings
 from contextlib import suppress
-from typing import cast
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from equipoise.errors import UserError
+from equipoise.execution.compiled import Compiled, Step
 from equipoise.execution.modes import evaluating
 from equipoise.execution.policy import Execution
 from equipoise.execution.twin import Twin, run
@@ -41,6 +40,7 @@ class Fast(nn.Module):
         self.search = search
         self.precision = precision
         self.forwards = self.backwards = 0
+        self.compiled: Compiled | None = None
         self.waiting: Execution | None = None  # the form to take when inputs come
         self._exact = (model,)  # in a tuple: it is no part of this module
 
@@ -56,7 +56,29 @@ class Fast(nn.Module):
         self.forwards += len(x)
         if x.requires_grad:
             x.register_hook(self._count)  # type: ignore[no-untyped-call]
+        if self.compiled is not None:
+            return self.compiled.answer(x)
         return run(self.search, x, self.precision)
+
+    def take(self, step: Step, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        """Return what a step of a search returns, compiled as a whole where the form is.
+
+        Arguments:
+            step: A function of a module, points and ``rest``, which runs one forward and one
+                backward pass of the module at the points.
+            x: The points, with shape (B, ...).
+            rest: What else the step is given.
+
+        Raises:
+            UserError: If the step is to be compiled and cannot be.
+        """
+        if self.waiting is not None:
+            self._prepare(x)
+        if self.compiled is None:
+            return step(self, x, *rest)
+        self.forwards += len(x)
+        self.backwards += len(x)
+        return self.compiled.take(step, x, *rest)
 
     def decide(self, x: Tensor) -> Tensor:
         """Return the exact logits of inputs of shape (B, ...), without a gradient."""
@@ -83,7 +105,11 @@ class Fast(nn.Module):
         twin = _twin(self.exact, x, self.waiting)
         self.waiting = None
         if twin is not None:
-            self.search, self.precision = twin.search, twin.precision
+            self.follow(twin)
+
+    def follow(self, twin: Twin) -> None:
+        """Search a copy of the model."""
+        self.search, self.precision, self.compiled = twin.search, twin.precision, twin.compiled
 
 
 def fast(
@@ -109,9 +135,6 @@ def fast(
             quick at.
         passes: The forward passes of an exact answer.
 
-    Raises:
-        UserError: If the form is to be compiled and cannot be.
-
     Example:
         >>> x_adv = eq.attacks.PGD(steps=10)(eq.fast(model), x, y, threat)
     """
@@ -132,7 +155,7 @@ def fast(
         if twin is not None:
             twin.refresh()
     if twin is not None:
-        form.search, form.precision = twin.search, twin.precision
+        form.follow(twin)
     return form
 
 
@@ -158,22 +181,6 @@ def _twin(model: nn.Module, x: Tensor, execution: Execution) -> Twin | None:
             works = bool(torch.isfinite(twin(x[:8])).all())
         twin = twin if works else None
     if twin is not None and execution.compile:
-        _compile(twin, x)
+        twin.compiled = Compiled(twin)
     _kept(model)[execution] = twin
     return twin
-
-
-def _compile(twin: Twin, x: Tensor) -> None:
-    """Compile a copy of a model, or raise a UserError."""
-    twin.search = cast(nn.Module, torch.compile(twin.search))
-    few = x[:8].detach().requires_grad_()
-    try:
-        with warnings.catch_warnings(), torch.enable_grad():
-            warnings.simplefilter("ignore")  # of the compiler's own parts
-            torch.autograd.grad(twin(few).float().sum(), few)
-    except Exception as error:
-        why = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"compile=on: torch.compile cannot run here ({why}); it needs a C++ compiler on a "
-            "CPU and Triton on a GPU; use compile=off"
-        ) from None

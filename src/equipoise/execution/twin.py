@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.execution import layers
+from equipoise.execution.compiled import Compiled
 from equipoise.execution.modes import evaluating
 from equipoise.execution.policy import Execution
 
@@ -46,6 +47,7 @@ class Twin:
     def __init__(self, model: nn.Module, x: Tensor, execution: Execution) -> None:
         x = x[:_FEW].detach()
         self.precision = execution.precision
+        self.compiled: Compiled | None = None
         self.search: nn.Module = copy.deepcopy(model).eval()
         for parameter in self.search.parameters():
             parameter.requires_grad_(False)
