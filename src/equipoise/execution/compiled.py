@@ -75,6 +75,8 @@ class Compiled:
                 warnings.simplefilter("ignore")  # of the compiler's own parts
                 compiled = torch.compile(function, mode=mode)
                 found = compiled(*given)
+        except (UserError, MemoryError, torch.OutOfMemoryError):
+            raise
         except Exception as error:
             why = str(error).strip().split("\n")[0]
             raise UserError(

@@ -28,8 +28,8 @@ class Execution:
         update: The arithmetic of the matrix products of a training step; weights, BatchNorm,
             losses and the optimiser are float32 either way. ``"auto"`` is that of the search.
         layout: How images lie in memory; ``"auto"`` is channels last.
-        compile: Whether the search form is compiled by torch.compile, which takes time at
-            first, and again for a new size of a batch.
+        compile: Whether the search is compiled by torch.compile, a whole step of PGD as one
+            graph, which takes time at first, and again for a second size of a batch.
     """
 
     precision: Precision = "auto"
