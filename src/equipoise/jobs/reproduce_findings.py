@@ -142,7 +142,7 @@ def _rows(look: Look) -> list[dict[str, Any]]:
         "gradient_evaluations": summary.get("gradient_evaluations"),
         "training_seconds": sum(r["seconds"]["train"] for r in rounds),
         "evaluation_seconds": sum(o.seconds for o in result.outcomes.values()),
-        "settings": item.recipe.to_dict(),
+        "settings": {**item.recipe.to_dict(), "data_dir": None},
     }
     return [row, *([_unattacked(row)] if 0 in look.view.eps else [])]
 
