@@ -2,6 +2,8 @@
 
 import copy
 import gc
+import subprocess
+import sys
 import weakref
 from functools import partial
 from shutil import which
@@ -356,18 +358,25 @@ def test_a_training_with_compiled_steps_is_the_training():
 def test_a_form_that_cannot_be_compiled_says_what_is_missing(monkeypatch):
     def broken(function, mode):
         def fails(*given):
-            raise RuntimeError("no compiler\nfound")
+            raise RuntimeError("raised:\nno compiler\n\nat length")
 
         return fails
 
     monkeypatch.setattr(torch, "compile", broken)
     x, y = held_out(8)
     form = fast(copy.deepcopy(small_net()), x, Execution(compile=True))
-    lacking = r"compile=on: .*\(no compiler\); .* use compile=off"
+    lacking = r"compile=on: .*\(raised: no compiler\); .* use compile=off"
     with pytest.raises(UserError, match=lacking):
         form(x)
     with pytest.raises(UserError, match=lacking):
         eq.attacks.PGD(steps=1)(form, x, y, eq.Linf(0.1))
+
+
+def test_the_compiler_is_imported_by_whoever_compiles_alone():
+    asked = "import sys, equipoise.jobs.train; print('torch._dynamo' in sys.modules)"
+    command = [sys.executable, "-c", asked]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "False"
 
 
 @UNTOLD

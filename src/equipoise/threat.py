@@ -99,7 +99,8 @@ class Threat:
         delta = (x_adv - x).flatten(1)
         room = torch.where(delta > 0, self.high - x.flatten(1), x.flatten(1) - self.low)
         size = delta.abs()
-        moved = torch.copysign(_FITS[self.norm](size, room, self.eps), delta).view_as(x)
+        fit = _fit_l2 if self.norm == "l2" else _fit_l1
+        moved = torch.copysign(fit(size, room, self.eps), delta).view_as(x)
         projected = (x + moved).clamp_(self.low, self.high)
         # The rounding of x + moved may add up to more than the budget: round towards x.
         over = (projected.double() - x.double()).abs() > moved.abs().double()
@@ -207,7 +208,7 @@ def _fit_l2(size: Tensor, room: Tensor, eps: float) -> Tensor:
         free = torch.where(full, 0, size).square().sum(1, keepdim=True)
         grown = ((eps**2 - used).clamp_min(0) / free.clamp_min(1e-30)).sqrt().clamp_max(1)
         grown = torch.maximum(s, grown)
-        if bool((grown <= s * (1 + 1e-7)).all()):
+        if (grown <= s * (1 + 1e-7)).all():
             break
         s = grown
     return torch.minimum(s * size, room)
@@ -229,7 +230,7 @@ def _fit_l1(size: Tensor, room: Tensor, eps: float) -> Tensor:
         over = excess > 1e-12 * eps
         low, high = torch.where(over, t, low), torch.where(over, high, t)
         met = (excess.abs() <= 1e-12 * eps) | (high - low <= 1e-15) | ((t <= 0) & ~over)
-        if bool(met.all()):
+        if met.all():
             break
         slope = ((left > 0) & (left < room)).sum(1, keepdim=True)
         newton = t + excess / slope.clamp_min(1)
@@ -237,18 +238,3 @@ def _fit_l1(size: Tensor, room: Tensor, eps: float) -> Tensor:
         t = torch.where(met, t, torch.where(inside, newton, (low + high) / 2))
     fitted = torch.minimum((size - high).clamp_min(0), room)
     return fitted.to(dtype)
-
-
-_Fit = Callable[[Tensor, Tensor, float], Tensor]
-
-
-def _eager(fit: _Fit) -> _Fit:
-    """Keep what ends by looking at values out of compiled graphs."""
-    kept: _Fit = torch.compiler.disable(fit)  # type: ignore[no-untyped-call]
-    return kept
-
-
-_FITS: dict[Norm, _Fit] = {
-    "l2": _eager(_fit_l2),
-    "l1": _eager(_fit_l1),
-}

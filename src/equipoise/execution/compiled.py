@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch._dynamo
 from torch import Tensor
 
 from equipoise.errors import UserError
@@ -58,7 +57,9 @@ class Compiled:
         Raises:
             UserError: If the step cannot be compiled.
         """
-        with torch._dynamo.config.patch(trace_autograd_ops=True, recompile_limit=LIMIT):
+        from torch._dynamo import config  # seconds to import, which only compiling is to pay
+
+        with config.patch(trace_autograd_ops=True, recompile_limit=LIMIT):
             if x.device.type != "cuda":
                 found: tuple[Tensor, ...] = self._called(step, None, self.network, x, *rest)
                 return found
@@ -78,7 +79,7 @@ class Compiled:
         except (UserError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            why = str(error).strip().split("\n")[0]
+            why = " ".join(str(error).split("\n")[:2]).strip()  # the second says what is missing
             raise UserError(
                 f"compile=on: torch.compile cannot run here ({why}); it needs a C++ compiler on "
                 "a CPU and Triton on a GPU; use compile=off"

@@ -180,7 +180,5 @@ def _twin(model: nn.Module, x: Tensor, execution: Execution) -> Twin | None:
         with torch.no_grad():
             works = bool(torch.isfinite(twin(x[:8])).all())
         twin = twin if works else None
-    if twin is not None and execution.compile:
-        twin.compiled = Compiled(twin)
     _kept(model)[execution] = twin
     return twin

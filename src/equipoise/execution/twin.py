@@ -47,7 +47,7 @@ class Twin:
     def __init__(self, model: nn.Module, x: Tensor, execution: Execution) -> None:
         x = x[:_FEW].detach()
         self.precision = execution.precision
-        self.compiled: Compiled | None = None
+        self.compiled = Compiled(self) if execution.compile else None
         self.search: nn.Module = copy.deepcopy(model).eval()
         for parameter in self.search.parameters():
             parameter.requires_grad_(False)
