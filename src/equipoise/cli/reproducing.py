@@ -4,12 +4,14 @@ __all__ = ["EPILOG", "reproduce"]
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from equipoise.cli.options import DataDir, Quiet, console_of
+from equipoise.errors import UserError
 
 EPILOG = """What there is:
 
@@ -22,6 +24,7 @@ EPILOG = """What there is:
   fig5      the ablation over gamma and c
   controls  does it matter when the learners are synchronised?
   front     one run that holds a front against a training for each point of it
+  settings  does one setting of a front serve all data sets and networks?
   all       everything, on one page
 
 Scales:
@@ -47,6 +50,14 @@ def reproduce(
     ),
     only: Annotated[
         str | None, typer.Option(help="Entries, by commas, like a3gt,mix-at-*; all otherwise.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE",
+            help="Take an .npz file in the place of a data set, like cifar10=mine.npz; may be "
+            "repeated.",
+        ),
     ] = None,
     workers: Annotated[
         int, typer.Option(help="Runs side by side, each with its share of the threads.")
@@ -80,6 +91,7 @@ def reproduce(
         scale,
         out,
         only=[name.strip() for name in (only or "").split(",") if name.strip()],
+        files=_files(data or ()),
         workers=workers,
         data_dir=data_dir,
         slice_=slice_,
@@ -88,3 +100,14 @@ def reproduce(
         terminal=Terminal(highlight=False, width=None if sys.stdout.isatty() else 140),
         console=console_of(quiet),
     )
+
+
+def _files(given: Sequence[str]) -> dict[str, Path]:
+    """Return the files that are taken in the place of data sets, by their names."""
+    found = {}
+    for text in given:
+        name, equals, file = text.partition("=")
+        if not (name and equals and file.endswith(".npz")):
+            raise UserError(f"expected --data NAME=FILE.npz, like cifar10=mine.npz, got {text!r}")
+        found[name] = Path(file).expanduser().absolute()
+    return found

@@ -36,6 +36,7 @@ def reproduce(
     out: Path,
     *,
     only: Sequence[str] = (),
+    files: Mapping[str, Path] | None = None,
     workers: int = 1,
     data_dir: Path | None = None,
     slice_: bool = False,
@@ -51,6 +52,7 @@ def reproduce(
         scale: A name of :data:`equipoise.reproductions.SCALES`.
         out: The folder of all scales.
         only: Names of entries, with ``*`` for any ending; none: all.
+        files: ``.npz`` files that are taken in the place of a data set, by its name.
         workers: How many runs are worked on side by side.
         data_dir: The folder of the data; by default the usual places.
         slice_: Whether to cut trainings and evaluations down to a trial.
@@ -71,7 +73,7 @@ def reproduce(
     folder = out / (f"{scale}-slice" if slice_ else scale)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is not a folder; choose another --out")
-    wanted = views(scale, experiments, only=only, slice_=slice_)
+    wanted = views(scale, experiments, only=only, slice_=slice_, files=files)
     found, problems = _found(wanted, folder / "trainings", data_dir)
     for lines in problems.values():
         for line in lines:

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from equipoise import cmmr, distortion
 from equipoise import weights as names
 from equipoise.evaluation import Result
-from equipoise.jobs.compare_runs import Item
+from equipoise.jobs.compare_runs import WORST, Item
 from equipoise.jobs.compare_table import origin_facts
+from equipoise.jobs.reproduce_fronts import FrontItem
 from equipoise.jobs.reproduce_runs import Look
 from equipoise.reproductions import View
 from equipoise.runs import Run
@@ -55,6 +57,9 @@ def findings(
     rows: list[dict[str, Any]] = []
     scores = _scores(done)
     for look in done:
+        if isinstance(look.item, FrontItem):
+            rows += _between(look, look.item)
+            continue
         path = look.item.run.path
         rows += [{**row, "cmmr": scores.get((path, row["eps"]))} for row in _rows(look)]
     return {
@@ -86,13 +91,14 @@ def _panel(mine: Sequence[Look], done: Sequence[Look]) -> dict[str, Any]:
     return {
         "name": view.pool,
         "title": view.plan.title,
-        "data": item.recipe.data,
+        "data": Path(item.recipe.data).name,
         "model": f"{item.recipe.model}, width {item.recipe.width:g}",
         "classes": _classes(finished),
         "norm": item.recipe.norm,
         "eps": list(view.eps or [item.judging.eps]),
         "n": item.judging.n,
-        "attacks": _attacks(view),
+        "split": "test" if view.front is None else "held-out",
+        "attacks": _attacks(view) if view.front is None else [WORST],
         "entries": list(dict.fromkeys(e.name for x in mine for e in x.view.plan.entries)),
         "seeds": list(view.plan.seeds),
         "budget": view.plan.budget,
@@ -122,10 +128,28 @@ def _rows(look: Look) -> list[dict[str, Any]]:
     item = look.item
     _, result, _ = item.store.read()
     shown = _verdicts(look, result)
+    seconds = sum(o.seconds for o in result.outcomes.values())
+    row = _row(look, item.judging.weights, shown, seconds)
+    return [row, *([_unattacked(row)] if 0 in look.view.eps else [])]
+
+
+def _between(look: Look, item: FrontItem) -> list[dict[str, Any]]:
+    """Return the rows of the models between two learners."""
+    front = item.front()
+    assert front is not None, "only what is done is asked for"
+    return [
+        _row(look, names.canonical(f"gamma-{p.gamma!r}"), item.flags(p), p.seconds)
+        for p in front.points
+    ]
+
+
+def _row(
+    look: Look, which: str, shown: Mapping[str, NDArray[np.bool_]], seconds: float
+) -> dict[str, Any]:
+    """Return what is known of one model: of its training, and of what it got right."""
+    item = look.item
     summary, rounds = item.run.read_json("summary.json"), item.rounds()
-    start = rounds[-1].get("start", {}).get("round") if rounds else None
-    which = item.judging.weights
-    row = {
+    return {
         "panel": look.view.pool,
         "entry": item.entry,
         "method": item.recipe.method,
@@ -138,13 +162,16 @@ def _rows(look: Look) -> list[dict[str, Any]]:
         "rounds": len(rounds),
         "round": int(known[1]) if (known := names.ROUND.fullmatch(which)) else None,
         "gamma": names.gamma_of(which),
-        "t_start": start,
+        "t_start": rounds[-1].get("start", {}).get("round") if rounds else None,
         "gradient_evaluations": summary.get("gradient_evaluations"),
         "training_seconds": sum(r["seconds"]["train"] for r in rounds),
-        "evaluation_seconds": sum(o.seconds for o in result.outcomes.values()),
-        "settings": {**item.recipe.to_dict(), "data_dir": None},
+        "evaluation_seconds": seconds,
+        "settings": {
+            **item.recipe.to_dict(),
+            "data": Path(item.recipe.data).name,
+            "data_dir": None,
+        },
     }
-    return [row, *([_unattacked(row)] if 0 in look.view.eps else [])]
 
 
 def _unattacked(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,11 +181,12 @@ def _unattacked(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, "eps": 0.0, "correct": counts, "verdicts": bits, "evaluation_seconds": 0.0}
 
 
-def _verdicts(look: Look, result: Result) -> dict[str, Tensor]:
+def _verdicts(look: Look, result: Result) -> dict[str, NDArray[np.bool_]]:
     """Return who withstood by attack, stages under their own names."""
     found = {name.rpartition("/")[2]: flags for name, flags in result.verdicts.items()}
     wanted = [name for name in _attacks(look.view) if name in found]
-    return {"clean": result.correct, **{name: found[name] for name in wanted}}
+    shown = {"clean": result.correct, **{name: found[name] for name in wanted}}
+    return {name: flags.cpu().numpy() for name, flags in shown.items()}
 
 
 def _scores(done: Sequence[Look]) -> dict[tuple[Path, float], dict[str, Any]]:
@@ -191,8 +219,8 @@ def _measured(x: Tensor, x_adv: Tensor, robust: Tensor) -> dict[str, Any]:
     return {"robust": robust.tolist(), **raw}
 
 
-def _hex(flags: Tensor) -> str:
-    return np.packbits(flags.cpu().numpy().astype(np.uint8)).tobytes().hex()
+def _hex(flags: NDArray[np.bool_]) -> str:
+    return np.packbits(flags.astype(np.uint8)).tobytes().hex()
 
 
 def _once(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

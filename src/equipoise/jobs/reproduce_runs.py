@@ -9,6 +9,7 @@ from pathlib import Path
 from equipoise import weights as names
 from equipoise.jobs.compare_plan import items as plan_items
 from equipoise.jobs.compare_runs import Item, Step
+from equipoise.jobs.reproduce_fronts import FrontItem
 from equipoise.recipe import Recipe
 from equipoise.reproductions import View
 
@@ -96,6 +97,9 @@ def looks(view: View, folder: Path, data_dir: Path | None) -> list[Look]:
     """
     found = []
     for item in plan_items(view.plan, folder / view.pool, data_dir):
+        if view.front is not None:
+            found.append(Look(view, FrontItem.of(item, view.front)))
+            continue
         radii: list[float | None] = [eps for eps in view.eps if eps > 0]
         for eps in radii or [item.judging.eps]:
             for which in _weights(view, item):
@@ -117,10 +121,14 @@ def _weights(view: View, item: Item) -> list[str]:
 
 
 def chains(found: Iterable[Look]) -> list[Chain]:
-    """Return every training once, with all that is looked at, in the order of the looks."""
+    """Return every training once, with all that is looked at: all of the first seed come first.
+
+    So a reproduction that is broken off has something of every panel.
+    """
     grouped: dict[Path, list[Item]] = {}
     for look in found:
         items = grouped.setdefault(look.item.run.path, [])
         if look.item not in items:
             items.append(look.item)
-    return [Chain(tuple(items)) for items in grouped.values()]
+    every = [Chain(tuple(items)) for items in grouped.values()]
+    return sorted(every, key=lambda chain: chain.recipe.seed)

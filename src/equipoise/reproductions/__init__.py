@@ -17,6 +17,8 @@ eps             radii of the attacks; 0 is the clean accuracy
 snapshots       judge the global model of every round that the training kept, too
 gammas          judge new mixes of the last weights of a clean and a robust learner, too
 cmmr            compute the composite score of :mod:`equipoise.cmmr`
+front           measure so many models between the two learners, as ``equipoise front`` does: on
+                held-out training images instead of test images
 ==============  ==============================================================================
 """
 
@@ -28,6 +30,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from importlib import resources
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -51,6 +54,7 @@ EXPERIMENTS = {
     "fig5": "the ablation over gamma and c",
     "controls": "does it matter when the learners are synchronised?",
     "front": "does one run hold the front of many trainings?",
+    "settings": "does one setting of a front serve all data sets and networks?",
 }
 SLICE = {"rounds": 2, "limit": 576, "validation": 64, "batch_size": 64, "width": 0.125}
 SLICE_N = 8
@@ -68,6 +72,8 @@ class View:
         snapshots: Whether kept global models of earlier rounds are judged, too.
         gammas: New mixes of two learners that are judged.
         cmmr: Whether the composite score is computed.
+        front: How many models between two learners are measured on held-out images, instead of
+            any on test images; None: the other way round.
     """
 
     experiment: str
@@ -77,10 +83,16 @@ class View:
     snapshots: bool = False
     gammas: tuple[float, ...] = ()
     cmmr: bool = False
+    front: int | None = None
 
 
 def views(
-    scale: str, experiments: Sequence[str], *, only: Sequence[str] = (), slice_: bool = False
+    scale: str,
+    experiments: Sequence[str],
+    *,
+    only: Sequence[str] = (),
+    slice_: bool = False,
+    files: Mapping[str, Path] | None = None,
 ) -> list[View]:
     """Return what some experiments look at.
 
@@ -90,6 +102,7 @@ def views(
         only: Names of entries, with ``*`` for any ending; none: all. Views that have none of
             them are left out.
         slice_: Whether trainings and evaluations are cut down to a trial.
+        files: ``.npz`` files that are taken in the place of a data set, by its name.
 
     Raises:
         UserError: If a name is unknown.
@@ -100,16 +113,17 @@ def views(
         if name not in (*EXPERIMENTS, "all"):
             raise UserError(nearest(name, [*EXPERIMENTS, "all"], "experiment"))
     content = _content(scale)
+    pools = _replaced(content["pools"], files or {})
     wanted = [n for n in EXPERIMENTS if n in experiments or "all" in experiments]
     every = [(name, given) for name in wanted for given in content[name]]
-    entries = [_chosen(given, content["pools"], slice_) for _, given in every]
+    entries = [_chosen(given, pools, slice_) for _, given in every]
     kept = [{n: e for n, e in found.items() if _named(n, only or "*")} for found in entries]
     known = dict.fromkeys(name for found in entries for name in found)
     for pattern in only:
         if not any(fnmatchcase(name, pattern) for name in known):
             raise UserError(nearest(pattern, known, "entry"))
     return [
-        _view(name, given, content["pools"][given["pool"]], found, slice_)
+        _view(name, given, pools[given["pool"]], found, slice_)
         for (name, given), found in zip(every, kept, strict=True)
         if found
     ]
@@ -120,6 +134,20 @@ def _content(scale: str) -> Mapping[str, Any]:
     text = resources.files(__name__).joinpath(f"{scale}.yaml").read_text(encoding="utf-8")
     content: Mapping[str, Any] = yaml.safe_load(text)
     return content
+
+
+def _replaced(pools: Mapping[str, Any], files: Mapping[str, Path]) -> Mapping[str, Any]:
+    """Return the pools with files in the place of data sets, of which their titles tell."""
+    known = dict.fromkeys(pool["base"]["data"] for pool in pools.values())
+    for name in files:
+        if name not in known:
+            raise UserError(nearest(name, known, "data set of this scale"))
+    return {
+        name: {**pool, "file": files[data], "title": f"{pool['title']} ({files[data].name})"}
+        if (data := pool["base"]["data"]) in files
+        else pool
+        for name, pool in pools.items()
+    }
 
 
 def _named(name: str, patterns: Sequence[str]) -> bool:
@@ -162,6 +190,7 @@ def _view(
         snapshots=given.get("snapshots", False),
         gammas=_cut(given.get("gammas", ()), slice_),
         cmmr=given.get("cmmr", False),
+        front=given.get("front"),
     )
 
 
@@ -186,6 +215,8 @@ def _entry(
     settings = recipes.combine({"method": name}, pool["base"], own)
     if pool.get("published"):
         settings = recipes.published(settings["method"], pool["base"]["data"]).under(settings)
+    if "file" in pool:
+        settings |= {"data": str(pool["file"])}
     if slice_:
         settings |= SLICE | ({"snapshots": 1} if "snapshots" in settings else {})
     return settings | ({"cost": cost} if cost is not None and not slice_ else {})

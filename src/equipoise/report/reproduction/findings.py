@@ -1,6 +1,17 @@
 """``findings.json`` as checked values: what an experiment found, down to one bit an image."""
 
-__all__ = ["CLEAN", "ENSEMBLE", "EXPERIMENTS", "FORMAT", "Findings", "Panel", "Row", "read"]
+__all__ = [
+    "CLEAN",
+    "ENSEMBLE",
+    "EXPERIMENTS",
+    "FORMAT",
+    "SPLITS",
+    "WORST",
+    "Findings",
+    "Panel",
+    "Row",
+    "read",
+]
 
 import json
 import math
@@ -16,8 +27,9 @@ from equipoise.errors import UserError
 from equipoise.report.reading import checked, mapping
 
 FORMAT = 1
-EXPERIMENTS = ("table2", "table3", "fig2", "fig3", "fig4", "fig5", "controls", "front")
-CLEAN, ENSEMBLE = "clean", "autoattack"
+EXPERIMENTS = ("table2", "table3", "fig2", "fig3", "fig4", "fig5", "controls", "front", "settings")
+CLEAN, ENSEMBLE, WORST = "clean", "autoattack", "worst-case"
+SPLITS = ("test", "held-out")
 _RAW = ("ass", "mse", "ald2", "psnr")
 
 
@@ -33,7 +45,8 @@ class Panel:
         classes: How many classes there are.
         norm: The norm of the threat.
         eps: The radii, each a number.
-        n: The test images that were asked for; None: all of them.
+        n: The images that were asked for; None: all of them.
+        split: Which images those are: ``test``, or ``held-out`` training images.
         attacks: The attacks, in the order of the columns.
         entries: The entries, in the order of the rows.
         seeds: The seeds that were planned.
@@ -50,6 +63,7 @@ class Panel:
     norm: str
     eps: tuple[float, ...]
     n: int | None
+    split: str
     attacks: tuple[str, ...]
     entries: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -203,6 +217,9 @@ def _findings(content: Mapping[str, Any]) -> Findings:
 
 
 def _panel(value: Mapping[str, Any]) -> Panel:
+    split = str(value.get("split") or "test")
+    if split not in SPLITS:
+        raise ValueError(f"images of {split!r}: expected {' or '.join(SPLITS)}")
     return Panel(
         name=str(value["name"]),
         title=str(value.get("title") or value["name"]),
@@ -212,6 +229,7 @@ def _panel(value: Mapping[str, Any]) -> Panel:
         norm=str(value.get("norm", "linf")),
         eps=tuple(_finite(eps) for eps in _list(value.get("eps", []))),
         n=_whole(value.get("n")),
+        split=split,
         attacks=_texts(value.get("attacks", [])),
         entries=_texts(value.get("entries", [])),
         seeds=tuple(int(seed) for seed in _list(value.get("seeds", []))),

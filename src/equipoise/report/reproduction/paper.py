@@ -65,6 +65,7 @@ TITLES = {
     "fig5": "Figure 5: gamma and c",
     "controls": "Controls: when to start",
     "front": "One run, the whole front",
+    "settings": "One default for every front",
 }
 ABOUT = {
     "table2": "The paper compares an undefended model, FAT, IAT, Generalist and A3GT on CIFAR-10 "
@@ -87,6 +88,9 @@ ABOUT = {
     "front": "Not in the paper: a run of a3gt-front holds two branches of one trunk, and every "
     "mix of their weights is a model (docs/fronts.md). Five of its mixes stand beside a training "
     "of mixed AT, or of TRADES, for each point of a front, and beside single models.",
+    "settings": "Not in the paper: whether a3gt-front needs to be tuned. One setting at a time is "
+    "changed, and the front of the run is measured on held-out training images, so that no test "
+    "image has a part in what becomes the default (docs/fronts.md).",
 }
 
 

@@ -46,6 +46,7 @@ _MAKERS: dict[str, Callable[[Findings], list[Block]]] = {
     "fig5": ablation.blocks,
     "controls": start_rules.blocks,
     "front": fronts.blocks,
+    "settings": lambda findings: [],
 }
 
 
@@ -95,6 +96,15 @@ def _facts(findings: Findings) -> list[tuple[str, str]]:
     return facts
 
 
+_IMAGES: dict[str, Callable[[str], tuple[str, str]]] = {
+    "test": lambda n: ("test images", f"{n} of the test set, the same for all seeds"),
+    "held-out": lambda n: (
+        "held-out images",
+        f"{n} of the training set, in no training, the same for all seeds; no test images",
+    ),
+}
+
+
 def _of(panel: Panel, rows: Sequence[Row]) -> list[tuple[str, str]]:
     sizes = sorted({row.n for row in rows}) or ([panel.n] if panel.n else [])
     count = wording.join([wording.count(size) for size in sizes]) or "all"
@@ -106,7 +116,7 @@ def _of(panel: Panel, rows: Sequence[Row]) -> list[tuple[str, str]]:
         ("data", f"{panel.data}, {panel.classes} classes"),
         ("model", panel.model or wording.MISSING),
         ("threat", f"{wording.norm_text(panel.norm)}, eps {radii}"),
-        ("test images", f"{count} of the test set, the same for all seeds"),
+        _IMAGES[panel.split](count),
         ("seeds", told if found == sorted(panel.seeds) else f"{told} (planned: {planned})"),
     ]
     if panel.images:

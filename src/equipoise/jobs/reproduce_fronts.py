@@ -1,0 +1,102 @@
+"""Fronts as evaluations of a reproduction: measured on held-out images by ``equipoise front``."""
+
+__all__ = ["FrontItem"]
+
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.attacks import without_clean
+from equipoise.errors import UserError
+from equipoise.fronts.choice import following
+from equipoise.fronts.ledger import FOLDER, Ledger
+from equipoise.fronts.points import Point
+from equipoise.fronts.record import Record
+from equipoise.jobs.compare_runs import WORST, Item
+from equipoise.weights import PAIR
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontItem(Item):
+    """A training of two learners, with the models between them as its evaluation.
+
+    Arguments:
+        points: How many of them are measured at most.
+    """
+
+    points: int
+
+    @classmethod
+    def of(cls, item: Item, points: int) -> Self:
+        """Return a training that is judged by its front."""
+        given = {f.name: getattr(item, f.name) for f in fields(item)}
+        return cls(**given, points=points)
+
+    def front(self) -> Record | None:
+        """Return the measured front; None: it is not there as it is asked for."""
+        try:
+            known = Record.read(self.run.path)
+            digests = tuple(self.run.digest(name) for name in PAIR)
+        except UserError:
+            return None  # a damaged one is measured again
+        asked = (PAIR, digests, self._names(), self.judging.n, self.recipe.norm, self.judging.eps)
+        if known is None or asked != (
+            *(known.ends, known.sha256, known.attacks),
+            *(known.n, known.norm, known.eps),
+        ):
+            return None
+        enough = len(known.points) >= self.points or following(known.points) is None
+        return known if enough else None
+
+    def verdicts(self) -> dict[str, dict[str, Any]] | None:
+        """Return the record of the run's kept model, as it stands in the front; None: none."""
+        known = self.front()
+        return None if known is None else {WORST: known.content()}
+
+    def flags(self, point: Point) -> dict[str, NDArray[np.bool_]]:
+        """Return which images a model of the front gets right: clean, and under every attack.
+
+        Raises:
+            UserError: If what was kept of it is damaged.
+        """
+        found = Ledger(self.run).read(point.file)
+        if found is None:
+            raise UserError(
+                f"{self.run.path / point.file} is damaged; remove it and measure the front again"
+            )
+        return {"clean": found[1].correct.numpy(), WORST: found[1].robust.numpy()}
+
+    @property
+    def evaluation(self) -> float:
+        """Return a rough number of the gradient evaluations of all points."""
+        return self.points * super().evaluation
+
+    def work(self) -> float:
+        """Return how much of training and front is done, in gradient evaluations."""
+        if not self.trained:
+            return super().work()
+        if self.front() is not None:
+            return self.gradients + self.evaluation
+        there = len(list((self.run.path / FOLDER).glob("*.safetensors")))
+        return self.gradients + self.evaluation * min(1.0, there / self.points)
+
+    def state(self) -> tuple[str, str]:
+        """Return in words how far training and front are."""
+        if not self.trained or self.front() is not None:
+            return super().state()
+        return "done", "begun" if (self.run.path / FOLDER).is_dir() else "to do"
+
+    def _names(self) -> tuple[str, ...]:
+        return tuple(without_clean(self.judging.attacks))
+
+    def _evaluate(self) -> tuple[str, ...]:
+        judging = self.judging
+        words = ["front", str(self.run.path), "--attacks", ",".join(judging.attacks)]
+        words += ["--eps", repr(judging.eps), "-n", str(judging.n), "--points", str(self.points)]
+        words += ["--precision", judging.precision, "--batch-size", str(judging.batch_size)]
+        words += ["--device", self.recipe.device]
+        if self.recipe.data_dir is not None:
+            words += ["--data-dir", self.recipe.data_dir]
+        return tuple(words)
