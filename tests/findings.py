@@ -233,6 +233,30 @@ def front(maker):
     return whole("front", [panel(attacks=["autoattack"], entries=names)], rows)
 
 
+# By setting the (clean, robust) accuracies of its models from gamma 0 to 1, in percent.
+SETTINGS = {
+    "a3gt-front": [(85.0, 40.0), (84.0, 55.0), (81.0, 64.0)],
+    "part-at-.25": [(86.0, 30.0), (84.0, 52.0), (80.0, 66.0)],
+    "robust-1": [(83.0, 60.0), (82.0, 63.0), (82.0, 59.0)],
+}
+
+
+def settings(maker):
+    rows = []
+    names = ("settings-fashion-mnist", "settings-mnist")
+    for name in names:
+        for seed in (0, 1):
+            for entry, points in SETTINGS.items():
+                for gamma, (clean, robust) in zip((0.0, 0.5, 1.0), points, strict=True):
+                    more = 2 * (seed == 1 and entry == "part-at-.25")
+                    shares = {"clean": clean / 100, "worst-case": (robust + more) / 100}
+                    own = {"gamma": gamma, "weights": f"gamma-{gamma:g}", "seed": seed}
+                    rows.append(maker.row(entry, shares, panel=name, t_start=4, **own))
+    own = {"attacks": ["worst-case"], "entries": [*SETTINGS], "split": "held-out"}
+    panels = [panel(name, title=name, seeds=[0, 1], **own) for name in names]
+    return whole("settings", panels, rows)
+
+
 def everything(seed=0):
     """Return the findings of all experiments by name."""
     maker = Maker(seed)
@@ -240,7 +264,7 @@ def everything(seed=0):
     made = {name: make(maker) for name, make in makers.items()}
     made["fig4"] = {**made["fig3"], "experiment": "fig4"}
     made |= {"fig5": fig5(maker), "controls": controls(maker)}
-    return made | {"front": front(maker)}
+    return made | {"front": front(maker), "settings": settings(maker)}
 
 
 def put(folder, content):

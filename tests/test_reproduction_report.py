@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import itertools
 import json
 import os
 import re
@@ -84,6 +85,7 @@ def test_every_file_is_there_and_every_link_leads_to_one(whole):
         "fig5/fig5",
         "controls/controls",
         "front/front",
+        "settings/settings-fronts",
     ):
         drawn = ElementTree.fromstring(text(whole / f"{picture}.svg"))  # noqa: S314
         assert drawn.tag.endswith("svg")
@@ -297,6 +299,71 @@ def test_a_seed_that_lacks_a_model_is_not_compared(given, tmp_path):
     assert "0, 2 (1 missing)" in page
 
 
+def robust_at(points, clean):
+    """The most robust of all models that are clean enough, mixes of two neighbours included."""
+    best = 0.0
+    for (c0, r0), (c1, r1) in itertools.pairwise(sorted(points)):
+        for share in np.linspace(0, 1, 501):
+            if c0 + share * (c1 - c0) >= clean - 1e-9:
+                best = max(best, r0 + share * (r1 - r0))
+    return best
+
+
+def test_a_setting_is_compared_with_the_default_at_equal_clean_accuracy(whole, given):
+    rows = [r for r in given["settings"]["rows"] if r["panel"] == "settings-mnist"]
+
+    def points(entry, seed):
+        mine = [r for r in rows if (r["entry"], r["seed"]) == (entry, seed)]
+        return [(r["correct"]["clean"] / 500, r["correct"]["worst-case"] / 500) for r in mine]
+
+    found = records(whole / "settings/settings-mnist.csv")
+    assert len(found) == 6
+    for row in found:
+        entry, seed = row["setting"], int(row["seed"])
+        mine, default = points(entry, seed), points("a3gt-front", seed)
+        assert float(row["area"]) == pytest.approx(hypervolume(mine, (0.1, 0.0)))
+        most_clean, most_robust = max(mine), max(mine, key=lambda point: point[1])
+        assert (float(row["clean_end_clean"]), float(row["robust_end_robust"])) == pytest.approx(
+            (most_clean[0], most_robust[1])
+        )
+        if entry == "a3gt-front":
+            assert row["gain"] == ""
+            continue
+        ends = [max(some, key=lambda point: point[1])[0] for some in (mine, default)]
+        levels = np.linspace(min(ends), min(max(mine)[0], max(default)[0]), 200)
+        more = [robust_at(mine, c) - robust_at(default, c) for c in levels]
+        assert float(row["gain"]) == pytest.approx(np.mean(more), abs=0.002)
+    worst = records(whole / "settings/settings-regret.csv")
+    assert [(r["panel"], r["seed"]) for r in worst] == [
+        (f"settings-{data}", seed) for data in ("fashion-mnist", "mnist") for seed in "01"
+    ]
+    for row in worst:
+        rivals = [r for r in found if r["seed"] == row["seed"] and r["gain"]]
+        best = max(rivals, key=lambda r: float(r["gain"]))
+        assert (row["best_other"], row["gain"]) == (best["setting"], best["gain"])
+        assert float(row["gain_low"]) < float(row["gain"]) < float(row["gain_high"])
+
+
+@pytest.mark.parametrize(("more", "verdict"), [(0, "is reached"), (20, "is not reached")])
+def test_the_regret_of_the_default_is_said_with_its_bar(given, tmp_path, more, verdict):
+    content = copy.deepcopy(given["settings"])
+    for row in content["rows"]:
+        row["verdicts"] = {}
+        if row["entry"] == "part-at-.25":
+            row["correct"]["worst-case"] += more
+    page = text(reproduction.build(synthetic.put(tmp_path, content)).parent / "results.md")
+    assert f"At most one point in the median {verdict}" in page
+    assert "four cases in all" in page
+    assert "no test images" in page
+
+
+def test_images_of_no_known_kind_are_refused(given, tmp_path):
+    content = copy.deepcopy(given["settings"])
+    content["panels"][0]["split"] = "train"
+    with pytest.raises(UserError, match="images of 'train': expected test or held-out"):
+        reproduction.build(synthetic.put(tmp_path, content))
+
+
 # --- partial findings ------------------------------------------------------------------------
 
 
@@ -468,7 +535,10 @@ def test_close_to_the_best_is_what_the_test_does_not_tell_from_it(tmp_path):
 
 
 def test_there_are_claims_for_every_experiment_with_their_section():
-    assert {claim.experiment for claim in CLAIMS} == {*EXPERIMENTS} - {"front"}  # not the paper's
+    assert {claim.experiment for claim in CLAIMS} == {*EXPERIMENTS} - {
+        "front",
+        "settings",
+    }  # not the paper's
     assert all("section " in claim.section for claim in CLAIMS)
 
 

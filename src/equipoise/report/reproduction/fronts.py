@@ -202,7 +202,8 @@ def blocks(findings: Findings) -> list[Block]:
     """Return the picture, the areas, the points and what they say, panel by panel."""
     made: list[Block] = []
     for panel in findings.panels:
-        name = file_name(findings.experiment, panel.name if len(findings.panels) > 1 else "")
+        own = panel.name.removeprefix(f"{findings.experiment}-")
+        name = file_name(findings.experiment, own if len(findings.panels) > 1 else "")
         found = families(findings, panel)
         if not found:
             made.append(Text(f"{panel.title}: nothing has been judged yet."))

@@ -6,7 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from equipoise.report import wording
-from equipoise.report.reproduction import ablation, accuracy, along, fronts, scores, start_rules
+from equipoise.report.reproduction import (
+    ablation,
+    accuracy,
+    along,
+    fronts,
+    scores,
+    settings,
+    start_rules,
+)
 from equipoise.report.reproduction.claims import Judged, judged
 from equipoise.report.reproduction.content import Block, Picture, Table
 from equipoise.report.reproduction.findings import Findings, Panel, Row
@@ -46,7 +54,7 @@ _MAKERS: dict[str, Callable[[Findings], list[Block]]] = {
     "fig5": ablation.blocks,
     "controls": start_rules.blocks,
     "front": fronts.blocks,
-    "settings": lambda findings: [],
+    "settings": settings.blocks,
 }
 
 
