@@ -308,7 +308,7 @@ def _regret(gains: Mapping[Panel, Mapping[int, Sequence[Gain]]], experiment: str
                     Item(str(seed)),
                     Item(str(len(some) + 1)),
                     Item(best.entry if better else "the default"),
-                    Item(margin(best.value), best.value, interval) if better else Item("0.0", 0.0),
+                    Item(figure(best.value), best.value, interval) if better else Item("0.0", 0.0),
                 )
             )
             records.append(
@@ -343,7 +343,7 @@ def _said(gains: Mapping[Panel, Mapping[int, Sequence[Gain]]]) -> str:
     verb = "is" if middle <= BAR else "is not"
     return (
         f"Over {plural(panels, 'panel')} with their seeds, {plural(len(found), 'case')} in all, "
-        f"the median regret of the default is {margin(middle).lstrip('+')} points of robust "
-        f"accuracy at equal clean accuracy, the largest {margin(max(found)).lstrip('+')}. At most "
+        f"the median regret of the default is {figure(middle)} points of robust "
+        f"accuracy at equal clean accuracy, the largest {figure(max(found))}. At most "
         f"one point in the median {verb} reached."
     )
