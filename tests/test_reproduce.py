@@ -147,6 +147,25 @@ def test_a_grid_names_what_it_is_made_of():
     assert entries["g1-0.4-l0.5"]["start"]["threshold"] == 0.5
 
 
+def test_a_file_stands_in_for_a_data_set(tmp_path):
+    mine = tmp_path / "mine.npz"
+    found = views("cpu", ["settings"], files={"mnist": mine})
+    titles = {view.plan.title for view in found}
+    assert "MNIST, eps 0.3, small CNN (mine.npz)" in titles
+    assert "Fashion-MNIST, eps 0.1, small CNN" in titles
+    data = {v.pool: {e.settings["data"] for e in v.plan.entries} for v in found}
+    assert data["settings-mnist"] == data["settings-mnist-resnet"] == {str(mine)}
+    assert data["settings-fashion-mnist"] == {"fashion-mnist"}
+    published = views("full", ["table2"], files={"cifar10": mine})[0].plan.entries
+    usual = views("full", ["table2"])[0].plan.entries
+    assert [{**e.settings, "data": "cifar10"} for e in published] == [e.settings for e in usual]
+    with pytest.raises(UserError, match="did you mean 'mnist'"):
+        views("cpu", ["settings"], files={"mnst": mine})
+    done = command("reproduce", "settings", "--plan", "--data", "mnist", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "expected --data NAME=FILE.npz" in done.stderr
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Figure 3 at the smallest scale, as a user makes it."""
@@ -209,6 +228,29 @@ def test_every_experiment_at_the_smallest_scale_from_recipe_to_page(made):
         assert content["rows"]
         assert list((folder / name).glob("*.csv")) + list((folder / name).glob("*.svg"))
         assert f'id="{name}' in page
+
+
+@pytest.mark.xdist_group("reproduce")
+def test_of_settings_the_fronts_are_measured_on_held_out_images_and_kept(made):
+    folder, _ = made
+    words = ("reproduce", "settings", "--only", "a3gt-front")
+    done = command(*words, cwd=folder.parents[2])
+    assert done.returncode == 0, done.stderr
+    content = json.loads((folder / "settings/findings.json").read_text(encoding="utf-8"))
+    run = folder / "trainings/settings-digits/a3gt-front-seed0"
+    record = json.loads((run / "front.json").read_text(encoding="utf-8"))
+    assert content["panels"][0]["split"] == "held-out"
+    assert [row["gamma"] for row in content["rows"]] == [p["gamma"] for p in record["points"]]
+    for row, point in zip(content["rows"], record["points"], strict=True):
+        assert row["correct"] == {"clean": point["clean"], "worst-case": point["robust"]}
+    files = [run / point["file"] for point in record["points"]]
+    measured = {path: path.stat().st_mtime_ns for path in files}
+    (run / "front.json").unlink()  # its models are kept beside it
+    again = command(*words, cwd=folder.parents[2])
+    assert again.returncode == 0, again.stderr
+    assert "1 runs in all, 0 of them done" in " ".join(again.stdout.split())
+    assert json.loads((run / "front.json").read_text(encoding="utf-8")) == record
+    assert {path: path.stat().st_mtime_ns for path in measured} == measured
 
 
 def test_missing_data_are_said_and_the_rest_goes_on(tmp_path, monkeypatch):

@@ -40,7 +40,7 @@ class FrontItem(Item):
             known = Record.read(self.run.path)
             digests = tuple(self.run.digest(name) for name in PAIR)
         except UserError:
-            return None  # a damaged one is measured again
+            return None  # the command that measures says what is damaged
         asked = (PAIR, digests, self._names(), self.judging.n, self.recipe.norm, self.judging.eps)
         if known is None or asked != (
             *(known.ends, known.sha256, known.attacks),
