@@ -33,8 +33,8 @@ class Robust(Objective):
 
     A subclass says what is lost on a batch once the adversarial inputs are found. The attack
     searches the model's quick form (:func:`equipoise.execution.fast`) in eval mode;
-    ``attack.keep`` says which iterate is trained on, in all papers here the last. With ``tau``
-    it is where the search ended.
+    ``attack.keep`` says which iterate is trained on, in all papers here the last; with ``tau``
+    no other can be had.
 
     Arguments:
         threat: What the adversarial inputs may be.
@@ -73,6 +73,8 @@ class Robust(Objective):
         attack = self.attack
         if self.tau is not None and (attack.restarts > 1 or attack.momentum is not None):
             raise UserError("a search with tau takes neither attack.restarts nor attack.momentum")
+        if self.tau is not None and attack.keep == "best":
+            raise UserError("a search with tau ends where it stops: set attack.keep=last")
         if not (math.isfinite(self.omega) and self.omega >= 0):
             raise UserError(f"omega must be a finite number >= 0, got {self.omega}")
         if self.omega and self.tau is None:
@@ -236,7 +238,7 @@ class Robust(Objective):
             lines.append(f"     momentum {attack.momentum:g}")
         if attack.restarts > 1:
             lines.append(f"     {attack.restarts} restarts")
-        if attack.keep == "best" and self.tau is None:
+        if attack.keep == "best":
             lines.append("     the best iterate counts: misclassified ones first, then by loss")
         return lines + self._friendly_terms()
 

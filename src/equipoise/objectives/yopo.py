@@ -82,10 +82,11 @@ class YOPO(Robust):
         if self.options.awp:
             raise UserError("YOPO trains on every iterate of its attack: awp does not fit it")
         own = attack.loss == "ce" and attack.confidence is None and attack.momentum is None
-        if not own or attack.restarts > 1 or self.tau is not None:
+        if not own or attack.restarts > 1 or attack.keep == "best" or self.tau is not None:
             raise UserError(
-                "YOPO follows the gradient of its own loss: attack.loss, attack.confidence, "
-                "attack.restarts, attack.momentum and tau have no meaning here"
+                "YOPO trains on every iterate and follows the gradient of its own loss: "
+                "attack.keep=best, attack.loss, attack.confidence, attack.restarts, "
+                "attack.momentum and tau have no meaning here"
             )
         self.replays = self.summed = replays
         self.both_gradients = stem == "both"
