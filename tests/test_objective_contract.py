@@ -101,7 +101,7 @@ def test_all_options_combine_or_are_refused(name):
     [
         (Adversarial, {"tau": Tau((0,)), "attack": inner(restarts=2)}, "restarts"),
         (Adversarial, {"tau": Tau((0,)), "attack": inner(momentum=1.0)}, "momentum"),
-        (Adversarial, {"tau": Tau((0,)), "attack": inner(keep="best")}, "attack.keep=last"),
+        (Adversarial, {"tau": Tau((0,)), "attack": PGD(steps=3)}, "attack.keep=last"),
         (Adversarial, {"omega": 0.01}, "omega"),
         (Adversarial, {"omega": -0.01, "tau": Tau((0,))}, "omega"),
         (Adversarial, {"omega": float("nan"), "tau": Tau((0,))}, "omega"),
@@ -121,7 +121,7 @@ def test_all_options_combine_or_are_refused(name):
         (YOPO, {"attack": inner(loss="margin")}, "attack.loss"),
         (YOPO, {"attack": inner(restarts=2)}, "restarts"),
         (YOPO, {"attack": inner(momentum=0.5)}, "momentum"),
-        (YOPO, {"attack": inner(keep="best")}, "attack.keep=best"),
+        (YOPO, {"attack": PGD(steps=3)}, "attack.keep=best"),
     ],
 )  # fmt: skip
 def test_settings_without_a_meaning_are_refused_by_name(make, settings, named):
