@@ -215,17 +215,23 @@ class Item:
 
     def _evaluate(self) -> tuple[str, ...]:
         judging = self.judging
-        words = ["evaluate", str(self.run.path), "--attacks", ",".join(judging.attacks)]
-        words += ["--eps", repr(judging.eps), "-n", str(judging.n)]
-        words += ["--precision", judging.precision, "--batch-size", str(judging.batch_size)]
-        words += ["--device", self.recipe.device]
+        words = ["evaluate", str(self.run.path), *self._how()]
         if judging.weights != "model":
             words += ["--weights", judging.weights]
-        if self.recipe.data_dir is not None:
-            words += ["--data-dir", self.recipe.data_dir]
         if judging.individual is not None:
             words.append("--individual" if judging.individual else "--staged")
         return *words, *(["--resume"] if self._begun() else [])
+
+    def _how(self) -> list[str]:
+        """Return the options that say how models are attacked."""
+        judging = self.judging
+        words = ["--attacks", ",".join(judging.attacks)]
+        words += ["--eps", repr(judging.eps), "-n", str(judging.n)]
+        words += ["--precision", judging.precision, "--batch-size", str(judging.batch_size)]
+        words += ["--device", self.recipe.device]
+        if self.recipe.data_dir is not None:
+            words += ["--data-dir", self.recipe.data_dir]
+        return words
 
 
 def _price(attack: Attack, norm: Norm) -> float:

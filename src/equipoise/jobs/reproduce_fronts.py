@@ -92,11 +92,4 @@ class FrontItem(Item):
         return tuple(without_clean(self.judging.attacks))
 
     def _evaluate(self) -> tuple[str, ...]:
-        judging = self.judging
-        words = ["front", str(self.run.path), "--attacks", ",".join(judging.attacks)]
-        words += ["--eps", repr(judging.eps), "-n", str(judging.n), "--points", str(self.points)]
-        words += ["--precision", judging.precision, "--batch-size", str(judging.batch_size)]
-        words += ["--device", self.recipe.device]
-        if self.recipe.data_dir is not None:
-            words += ["--data-dir", self.recipe.data_dir]
-        return tuple(words)
+        return "front", str(self.run.path), *self._how(), "--points", str(self.points)
