@@ -41,17 +41,18 @@ class FrontItem(Item):
             digests = tuple(self.run.digest(name) for name in PAIR)
         except UserError:
             return None  # the command that measures says what is damaged
-        asked = (PAIR, digests, self._names(), self.judging.n, self.recipe.norm, self.judging.eps)
-        if known is None or asked != (
-            *(known.ends, known.sha256, known.attacks),
-            *(known.n, known.norm, known.eps),
-        ):
+        if known is None:
+            return None
+        judging = self.judging
+        models = (PAIR, digests, "average") == (known.ends, known.sha256, known.batchnorm)
+        threat = (self.recipe.norm, judging.eps) == (known.norm, known.eps)
+        if not (models and threat and (self._names(), judging.n) == (known.attacks, known.n)):
             return None
         enough = len(known.points) >= self.points or following(known.points) is None
         return known if enough else None
 
     def verdicts(self) -> dict[str, dict[str, Any]] | None:
-        """Return the record of the run's kept model, as it stands in the front; None: none."""
+        """Return the whole front as the worst case of its attacks; None: it is not at its end."""
         known = self.front()
         return None if known is None else {WORST: known.content()}
 
