@@ -704,7 +704,7 @@ def test_in_a_browser(whole):
                 assert asked == [out.resolve().as_uri()]
                 assert view.ask("document.documentElement.scrollWidth") <= width
                 drawn = "[...document.querySelectorAll('.chart svg')].map(s => s.clientHeight)"
-                assert len(view.ask(drawn)) == 10
+                assert len(view.ask(drawn)) == 11
                 assert min(view.ask(drawn)) > 150
                 if shots := os.environ.get("EQUIPOISE_SCREENSHOTS"):
                     theme = "dark" if dark else "light"
