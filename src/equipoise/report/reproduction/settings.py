@@ -209,7 +209,8 @@ def _draw(palette: Palette, panels: Mapping[Panel, Curves]) -> Canvas:
             clean, robust = _mean(found[entry].values())
             pictures.line(axes, palette, robust, clean, looks[entry], markers=False)
         tradeoff.plane(axes)
-        axes.set_title(panel.title, color=palette.ink, fontsize=10, loc="left", x=-0.22)
+        title = panel.title.partition(" (")[0]  # a file's name is too long here
+        axes.set_title(title, color=palette.ink, fontsize=10, loc="left", x=-0.22)
         axes.set_xlabel("robust accuracy", color=palette.muted, fontsize=10, labelpad=2)
     last = len(panels)
     corner = (246 * (last % 3) + 30, 260 * (rows - last // 3) - 18)
