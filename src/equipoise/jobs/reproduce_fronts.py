@@ -49,7 +49,8 @@ class FrontItem(Item):
         if not (models and threat and (self._names(), judging.n) == (known.attacks, known.n)):
             return None
         enough = len(known.points) >= self.points or following(known.points) is None
-        return known if enough else None
+        whole = all((self.run.path / point.file).is_file() for point in known.points)
+        return known if enough and whole else None
 
     def verdicts(self) -> dict[str, dict[str, Any]] | None:
         """Return the whole front as the worst case of its attacks; None: it is not at its end."""
@@ -65,7 +66,8 @@ class FrontItem(Item):
         found = Ledger(self.run).read(point.file)
         if found is None:
             raise UserError(
-                f"{self.run.path / point.file} is damaged; remove it and measure the front again"
+                f"{self.run.path / point.file} is damaged; remove it and repeat the command: "
+                "that model is measured again"
             )
         return {"clean": found[1].correct.numpy(), WORST: found[1].robust.numpy()}
 
