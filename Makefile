@@ -11,7 +11,7 @@ demo: .venv/run ## train and attack two models on embedded data, write a report
 	$(BIN)/equipoise demo
 
 test: .venv/dev check ## lint, types, layers, tests
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 check: .venv/dev
 	$(BIN)/ruff check .

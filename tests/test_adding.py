@@ -42,8 +42,6 @@ from equipoise.runs import Run
 from problems import held_out, small_net
 from test_recipe import refused
 
-pytestmark = pytest.mark.xdist_group("adding")  # the page is run once
-
 TEXT = (Path(__file__).parents[1] / "docs" / "adding.md").read_text(encoding="utf-8")
 TABLES: tuple[dict[str, Any], ...] = (METHODS, LEARNERS, ATTACKS, DATASETS, MODELS)
 QUICK = {

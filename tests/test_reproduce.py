@@ -175,7 +175,6 @@ def made(tmp_path_factory):
     return where / "runs/reproduce/smoke", done
 
 
-@pytest.mark.xdist_group("reproduce")
 def test_a_figure_from_recipe_to_page(made):
     folder, done = made
     assert "3 runs in all, 0 of them done" in " ".join(done.stdout.split())
@@ -198,7 +197,6 @@ def test_a_figure_from_recipe_to_page(made):
     assert scores == sorted(scores, reverse=True)
 
 
-@pytest.mark.xdist_group("reproduce")
 def test_a_repeated_command_does_nothing_again_and_runs_are_reused(made):
     folder, _ = made
     before = {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*.safetensors")}
@@ -214,7 +212,6 @@ def test_a_repeated_command_does_nothing_again_and_runs_are_reused(made):
 SOME = "trades,a3gt,start-at-1,gamma-0.5-c1,a3gt-front,mix-at-10"
 
 
-@pytest.mark.xdist_group("reproduce")
 def test_every_experiment_at_the_smallest_scale_from_recipe_to_page(made):
     folder, _ = made
     words = ("reproduce", "all", "--only", SOME, "--workers", "2")
@@ -229,7 +226,6 @@ def test_every_experiment_at_the_smallest_scale_from_recipe_to_page(made):
         assert f'id="{name}' in page
 
 
-@pytest.mark.xdist_group("reproduce")
 def test_of_settings_the_fronts_are_measured_on_held_out_images_and_kept(made):
     folder, _ = made
     words = ("reproduce", "settings", "--only", "a3gt-front")
