@@ -312,9 +312,8 @@ def _regret(gains: Mapping[Panel, Mapping[int, Sequence[Gain]]], experiment: str
                     Item(figure(best.value), best.value, interval) if better else Item("0.0", 0.0),
                 )
             )
-            records.append(
-                (panel.name, seed, len(some) + 1, best.entry, best.value, *(best.interval or ()))
-            )
+            ends = best.interval or (None, None)
+            records.append((panel.name, seed, len(some) + 1, best.entry, best.value, *ends))
     columns = (
         Column("where", False),
         *(Column(head, head != "best setting") for head in ("seed", "settings", "best setting")),
