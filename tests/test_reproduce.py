@@ -164,6 +164,10 @@ def test_a_file_stands_in_for_a_data_set(tmp_path):
     done = command("reproduce", "settings", "--plan", "--data", "mnist", cwd=tmp_path)
     assert done.returncode == 2
     assert "expected --data NAME=FILE.npz" in done.stderr
+    words = ("reproduce", "settings", "--scale", "cpu", "--plan", "--data", f"mnist={mine}")
+    done = command(*words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"cannot read {mine}" in done.stderr.strip().splitlines()[-1]
 
 
 @pytest.fixture(scope="module")

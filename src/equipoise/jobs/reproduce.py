@@ -92,13 +92,18 @@ def reproduce(
 def _found(
     wanted: Sequence[View], trainings: Path, data_dir: Path | None
 ) -> tuple[list[Look], dict[str, list[str]]]:
-    """Return all evaluations; a view whose data are not there is left out, and that is said."""
+    """Return all evaluations; a view whose data are not there is left out, and that is said.
+
+    A file that somebody names is not left out: there must be one.
+    """
     found, problems = list[Look](), dict[str, list[str]]()
     for view in wanted:
         name = view.plan.entries[0].settings["data"]
         try:
             data.load(name, data_dir)
         except UserError as error:
+            if name not in data.DATASETS:
+                raise
             line = f"{view.experiment}: {view.plan.title} is left out: {error}"
             said = problems.setdefault(view.experiment, [])
             if line not in said:
