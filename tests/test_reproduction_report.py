@@ -24,6 +24,7 @@ from equipoise.report.reproduction import page as reproduction
 from equipoise.report.reproduction.claims import CLAIMS, judged
 from equipoise.report.reproduction.findings import EXPERIMENTS, read
 from equipoise.report.reproduction.measures import Cell, by_entry, cell, compare, standing
+from equipoise.report.reproduction.settings import Gain, foreseen
 
 TABLE = "table2-fashion-mnist"
 
@@ -342,6 +343,36 @@ def test_a_setting_is_compared_with_the_default_at_equal_clean_accuracy(whole, g
         best = max(rivals, key=lambda r: float(r["gain"]))
         assert (row["best_other"], row["gain"]) == (best["setting"], best["gain"])
         assert float(row["gain_low"]) < float(row["gain"]) < float(row["gain_high"])
+
+
+def test_the_choice_of_the_other_seeds_is_not_made_by_what_it_is_measured_on(whole):
+    gains = {
+        (r["panel"], r["seed"], r["setting"]): float(r["gain"] or 0)
+        for data in ("fashion-mnist", "mnist")
+        for r in records(whole / f"settings/settings-{data}.csv")
+        for r["panel"] in [f"settings-{data}"]
+    }
+    rows = records(whole / "settings/settings-regret.csv")
+    for row in rows:
+        other = {"0": "1", "1": "0"}[row["seed"]]
+        there = {
+            e: v for (panel, seed, e), v in gains.items() if (panel, seed) == (row["panel"], other)
+        }
+        best = max(there.values())
+        assert there[row["others_choice"]] == best
+        here = gains[row["panel"], row["seed"], row["others_choice"]]
+        assert float(row["others_choice_gain"]) == here <= max(float(row["gain"]), 0)
+    assert len({row["others_choice"] for row in rows}) > 1
+
+
+def test_the_choice_of_others_is_a_mean_over_them_and_may_lose():
+    def of(**values):
+        return [Gain(entry, value) for entry, value in values.items()]
+
+    found = foreseen({0: of(a=0.04, b=-0.01), 1: of(a=-0.02, b=0.02), 2: of(a=0.01, b=-0.03)})
+    assert found == {0: Gain("a3gt-front", 0.0), 1: Gain("a", -0.02), 2: Gain("a", 0.01)}
+    assert foreseen({4: of(a=0.04)}) == {}
+    assert foreseen({0: of(a=0.04, c=0.5), 1: of(a=0.01)})[1] == Gain("a", 0.01)
 
 
 @pytest.mark.parametrize(("more", "verdict"), [(0, "is reached"), (20, "is not reached")])

@@ -232,10 +232,11 @@ def slow_pyramids(x: Tensor, best: Tensor, threat: Threat, numbers: list[float],
 
 @pytest.mark.parametrize("threat", [Linf(0.03), L2(0.3), L1(1.0)], ids=repr)
 @pytest.mark.parametrize("make", [double_net, coloured_net], ids=["digits", "coloured"])
-def test_the_search_is_its_formula(threat, make):
+@pytest.mark.parametrize("ahead", [1, 16])
+def test_the_search_is_its_formula(threat, make, ahead):
     net, x, y = make()
     x, y = x[:8], y[:8]
-    attack = Square(queries=90)
+    attack = Square(queries=90, ahead=ahead)
     draws = KeyedDraws.of(x).child("restart 0")
     moves = (Signs if threat.norm == "linf" else Pyramids)(
         x.flatten(1), Grid.of(x[0].shape), threat
@@ -278,7 +279,7 @@ def test_a_square_changes_one_window_of_its_own_for_each_example(shape):
     moves.best = x.clone()  # so that every pixel of the window changes
     generator = torch.Generator().manual_seed(0)
     moves.plan(torch.rand(1, count, moves.numbers, generator=generator), 0.1)
-    changed = (moves.propose() - x) != 0
+    changed = (moves.propose(torch.arange(count), torch.zeros(count).long()) - x) != 0
     changed = changed.view(count, *shape)
     assert (changed.sum((1, 2, 3)) == shape[0] * math.prod(size)).all()
     rows, columns = changed.any(3).any(1), changed.any(2).any(1)
@@ -302,12 +303,12 @@ def test_mass_moves_between_windows_and_none_is_lost_inside_the_range(norm):
         for share in (0.8, 0.2, 0.05):
             before = moves.best.clone()
             moves.plan(torch.rand(1, 30, moves.numbers, generator=generator), share)
-            points = moves.propose()
+            points = moves.propose(torch.arange(30), torch.zeros(30).long())
             assert (threat.distance(x, points) - 0.4).abs().max() < 1e-9
             assert not torch.equal(points, before)
             assert torch.equal(moves.best, before)  # until it is accepted
             better = torch.arange(30) % 2 == 0
-            moves.accept(points, better)
+            moves.accept(points, better.nonzero()[:, 0], better.nonzero()[:, 0])
             assert torch.equal(moves.best[better], points[better])
             assert torch.equal(moves.best[~better], before[~better])
             spent = (moves.best - x).abs().pow(moves.power).sum(1, keepdim=True)
@@ -322,7 +323,7 @@ def test_survivors_take_all_queries_and_the_fooled_leave_at_once(threat):
     net, (x, y) = copy.deepcopy(small_net()), held_out(80)
     threat = replace(threat, eps=threat.eps * 0.4)
     sizes = counted(net)
-    x_adv = Square(queries=70)(net, x, y, threat)
+    x_adv = Square(queries=70, ahead=1)(net, x, y, threat)
     made = list(sizes)
     survivors = int((~fooled_by(net, x_adv, y)).sum())
     assert 0 < survivors < 80
@@ -334,6 +335,33 @@ def test_survivors_take_all_queries_and_the_fooled_leave_at_once(threat):
     for k in (1, 3, 10, 40):
         left = int((~fooled_by(net, Square(queries=k)(net, x, y, threat), y)).sum())
         assert made[k] == left
+
+
+@EVERY
+@pytest.mark.parametrize("count", [1, 5, 40])
+def test_queries_ahead_make_the_same_search_in_fewer_passes(threat, count):
+    net, (x, y) = copy.deepcopy(small_net()).double(), held_out(count)
+    x, threat = x.double(), replace(threat, eps=threat.eps * 0.4)
+    sizes = counted(net)
+    one = Square(queries=300, ahead=1)(net, x, y, threat)
+    passes, tried = len(sizes), sum(sizes)
+    sizes.clear()
+    several = Square(queries=300)(net, x, y, threat)
+    assert (one - several).abs().max() < 1e-9
+    assert (one - x).abs().max() > 0
+    assert max(sizes) <= 192
+    assert tried <= sum(sizes) < 2 * tried
+    assert len(sizes) < passes / 3
+
+
+def test_queries_ahead_leave_the_memory_of_large_images_alone():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 500 * 500, 3))
+    sizes = counted(net)
+    x = torch.rand(1, 3, 500, 500)
+    y = net(x).argmax(1)
+    sizes.clear()
+    Square(queries=40)(net, x, y, Linf(1e-4))
+    assert sizes == [1] * 40
 
 
 def test_no_query_is_made_once_everything_is_fooled():
@@ -539,7 +567,7 @@ def test_a_search_form_that_is_wrong_is_not_believed():
     x, y = x[right], y[right]
     liar = Wrapped(lambda points: net(points) - 100 * nn.functional.one_hot(y[: len(points)], 10))
     sizes = counted(liar)
-    x_adv = Square(queries=25)(Fast(net, liar, "float32"), x, y, Linf(1e-4))
+    x_adv = Square(queries=25, ahead=1)(Fast(net, liar, "float32"), x, y, Linf(1e-4))
     assert sizes == [len(x)] * 25
     assert Linf(1e-4).contains(x, x_adv).all()
 
@@ -577,7 +605,7 @@ def test_attacks_leave_no_trace(threat, fails_at):
     handle = net[3].register_forward_pre_hook(look)
     before = state_of(net)
     x = x.requires_grad_(True)
-    attack, threat = Square(queries=30), replace(threat, eps=threat.eps / 20)
+    attack, threat = Square(queries=200), replace(threat, eps=threat.eps / 20)
     if fails_at is None:
         assert not attack(net, x, y, threat).requires_grad
     else:

@@ -19,7 +19,9 @@ Deviations from the authors' later code (of AutoAttack), none of which makes the
 - The first tiles for L2 and L1 cover as much of the image as whole tiles can, in the middle.
 - A point counts as misclassified by its largest logit, as everywhere here.
 
-``queries`` counts the forward passes of an example, the first point's included.
+``queries`` counts the points that are tried of an example, the first one included. Where a batch
+is small, several of them are tried in one pass, each from the best point so far, and those after
+one that is kept are tried once more from there: the same search, in fewer and fuller passes.
 
 References:
     | Square Attack: a query-efficient black-box adversarial attack via random search
@@ -56,6 +58,8 @@ _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # steps
 _FULL = 10_000  # the number of queries for which the schedule was made
 _BLOCK = 64  # how many queries are planned at a time, at most
 _PLANNED = 2**17  # of how many pixels, which stay in a processor's cache
+# Up to how many images, and pixels, a pass is worth filling with: elsewhere, and on a processor.
+_ROWS = ((512, 2**22), (192, 2**17))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +67,13 @@ class Square:
     """The Square attack.
 
     Arguments:
-        queries: The number of forward passes of an example that is not fooled, in each restart.
+        queries: The number of points tried of an example that is not fooled, in each restart.
         p_init: The share of the image that the first windows cover, in (0, 1].
         restarts: How often to search; all but the first only where nothing was found yet.
         rescale: Whether the schedule is stretched to ``queries`` from the 10 000 for which it
             was made. AutoAttack does not stretch it.
+        ahead: How many queries of an example one pass may try, where the batch is small; 1 tries
+            them one after the other. It decides on the time alone.
         norms: The norms for which the attack is defined.
     """
 
@@ -75,10 +81,11 @@ class Square:
     p_init: float = 0.8
     restarts: int = 1
     rescale: bool = False
+    ahead: int = 16
     norms: tuple[Norm, ...] = ("linf", "l2", "l1")
 
     def __post_init__(self) -> None:
-        problems = uncounted(self, "queries", "restarts")
+        problems = uncounted(self, "queries", "restarts", "ahead")
         known = isinstance(self.p_init, int | float) and math.isfinite(self.p_init)
         if not known or not 0 < self.p_init <= 1:
             problems.append(f"p_init must lie in (0, 1], got {self.p_init}")
@@ -139,32 +146,130 @@ class Square:
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, draws: Draws
     ) -> "_Found":
         """Search once; examples leave as soon as they are fooled."""
+        search = _Search(model, x, y, threat, draws)
+        search.begin()
+        step, pixels = 1, x[0].numel()
+        while step < self.queries and len(search.rows):
+            count = self._alike(step, len(search.rows) * pixels)
+            ahead = min(self.ahead, search.patience())
+            search.plan(count, self.share(step - 1))
+            room = _room(pixels, x.device)
+            if min(ahead, room // len(search.rows)) < 2:
+                search.together()
+            while due := search.due():
+                search.query(max(1, min(ahead, room // due)))
+            step += count
+        return search.end()
+
+
+def _room(pixels: int, device: torch.device) -> int:
+    """Return how many images of so many pixels a pass is worth filling with."""
+    most, size = _ROWS[device.type == "cpu"]
+    return min(most, size // pixels)
+
+
+class _Search:
+    """A search on its way, with the examples that are not fooled yet.
+
+    In a pass several queries of an example are tried at a time, each from the best point so far;
+    the first that is kept ends its turn, and those after it are tried again from there. So the
+    search is that of one query after the other, in fewer and larger passes.
+    """
+
+    def __init__(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, draws: Draws
+    ) -> None:
         kind = Signs if threat.norm == "linf" else Pyramids
-        moves: Moves = kind(x.flatten(1), Grid.of(x.shape[1:]), threat)
-        found, rows = _Found.nothing(x), torch.arange(len(x), device=x.device)
-        points = moves.start(draws.uniform(_blank(x, moves.start_numbers)))
-        stream = _Stream(draws, x, moves.numbers)
-        scores = found.scores
-        for step in range(self.queries):
-            if step:
-                if not moves.planned:
-                    count = self._alike(step, len(rows) * x[0].numel())
-                    moves.plan(stream.draw(count), self.share(step - 1))
-                points = moves.propose()
-            fooled, new = _judge(model, points.view(-1, *x.shape[1:]), y)
-            better = fooled | (new > scores)
-            scores = torch.where(better, new, scores)
-            moves.accept(points, better)
-            if bool(fooled.any()):
-                found.put(rows[fooled], moves.best[fooled], fooled[fooled], scores[fooled])
-                rest = (~fooled).nonzero()[:, 0]
-                rows, y, scores = rows[rest], y[rest], scores[rest]
-                moves.take(rest)
-                stream.take(rest)
-            if not len(rows):
-                return found
-        found.put(rows, moves.best, torch.zeros_like(rows, dtype=torch.bool), scores)
-        return found
+        self.moves: Moves = kind(x.flatten(1), Grid.of(x.shape[1:]), threat)
+        self.model, self.x, self.y, self.draws = model, x, y, draws
+        self.found = _Found.nothing(x)
+        self.rows = torch.arange(len(x), device=x.device)  # of the examples, in the results
+        self.scores = self.found.scores
+        self.count = 0  # of the queries that are planned
+        self.turns = torch.zeros_like(self.rows)  # how many of these each example has made
+        self.made = self.kept = 1  # how many they were together, and how many of them were kept
+
+    def begin(self) -> None:
+        """Try the first points."""
+        noise = self.draws.uniform(_blank(self.x, self.moves.start_numbers))
+        points = self.moves.start(noise)
+        self.stream = _Stream(self.draws, self.x, self.moves.numbers)
+        fooled, self.scores = self._judge(points, self.y)
+        self._leave(fooled.nonzero()[:, 0])
+
+    def plan(self, count: int, share: float) -> None:
+        """Plan the next queries of every example, with windows that cover a share of it."""
+        self.moves.plan(self.stream.draw(count), share)
+        self.count, self.turns = count, torch.zeros_like(self.rows)
+        self.made, self.kept = count * len(self.rows), 0
+
+    def patience(self) -> int:
+        """Return how many queries were made for one that was kept, when queries were last made."""
+        return self.made // max(self.kept, 1)
+
+    def together(self) -> None:
+        """Make all queries that are planned, one of every example at a time."""
+        for turn in range(self.count):
+            if not len(self.rows):
+                return
+            points = self.moves.propose(slice(None), turn)
+            fooled, scores = self._judge(points, self.y)
+            better = (fooled | (scores > self.scores)).nonzero()[:, 0]
+            self._keep(points, fooled, scores, better, better)
+        self.turns = torch.full_like(self.rows, self.count)
+
+    def due(self) -> int:
+        """Return how many examples have not made all queries that are planned."""
+        return int((self.turns < self.count).sum())
+
+    def query(self, ahead: int) -> None:
+        """Try the next queries of every example that has some left, and keep the first better."""
+        due = (self.turns < self.count).nonzero()[:, 0]
+        turns = self.turns[due, None] + torch.arange(ahead, device=due.device)
+        planned = turns < self.count
+        owners = due[:, None].expand_as(turns)[planned]
+        points = self.moves.propose(owners, turns[planned])
+        fooled, scores = self._judge(points, self.y[owners])
+        better = torch.zeros_like(planned)
+        better[planned] = fooled | (scores > self.scores[owners])
+        first, kept, tried = better.int().argmax(1), better.any(1), planned.sum(1)
+        self.turns[due] += torch.where(kept, first + 1, tried)
+        chosen = (tried.cumsum(0) - tried + first)[kept]
+        self._keep(points, fooled, scores, chosen, due[kept])
+
+    def _keep(
+        self, points: Tensor, fooled: Tensor, scores: Tensor, chosen: Tensor, examples: Tensor
+    ) -> None:
+        """Make the chosen points the best ones of some examples; those fooled leave."""
+        if not len(chosen):
+            return
+        self.kept += len(chosen)
+        self.moves.accept(points, chosen, examples)
+        self.scores[examples] = scores[chosen]
+        self._leave(examples[fooled[chosen]])
+
+    def end(self) -> "_Found":
+        """Return what was found, for all examples."""
+        lasting = torch.zeros_like(self.rows, dtype=torch.bool)
+        self.found.put(self.rows, self.moves.best, lasting, self.scores)
+        return self.found
+
+    def _judge(self, points: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return _judge(self.model, points.view(-1, *self.x.shape[1:]), y)
+
+    def _leave(self, examples: Tensor) -> None:
+        """Write down the examples that are fooled, and go on with the others alone."""
+        if not len(examples):
+            return
+        fooled = torch.zeros_like(self.rows, dtype=torch.bool)
+        fooled[examples] = True
+        best, scores = self.moves.best[fooled], self.scores[fooled]
+        self.found.put(self.rows[fooled], best, fooled[fooled], scores)
+        rest = (~fooled).nonzero()[:, 0]
+        self.rows, self.y, self.scores = self.rows[rest], self.y[rest], self.scores[rest]
+        self.turns = self.turns[rest]
+        self.moves.take(rest)
+        self.stream.take(rest)
 
 
 class _Found(NamedTuple):

@@ -19,7 +19,7 @@ is too much everywhere: so the perturbation becomes sparse, without which the se
 __all__ = ["Grid", "Moves", "Pyramids", "Signs", "pyramids", "window_size"]
 
 import math
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple, Protocol, Self
 
@@ -95,11 +95,6 @@ class Moves(Protocol):
     best: Tensor
     """The best points, with shape (B, D)."""
 
-    @property
-    def planned(self) -> Sized:
-        """What is planned for the next queries, an item each."""
-        ...
-
     def start(self, noise: Tensor) -> Tensor:
         """Return the first points, (B, D), from numbers with shape (B, start_numbers)."""
         ...
@@ -108,12 +103,23 @@ class Moves(Protocol):
         """Take the numbers of the next queries, (queries, B, numbers), and the windows' share."""
         ...
 
-    def propose(self) -> Tensor:
-        """Return points, (B, D), that differ in a window, for the next query that is planned."""
+    def propose(self, examples: Tensor | slice, turns: Tensor | int) -> Tensor:
+        """Return points, (N, D), that differ from the best ones in a window.
+
+        Arguments:
+            examples: Of which examples, with shape (N,), or a slice of them.
+            turns: Which of the queries that are planned, with shape (N,), or the same one of all.
+        """
         ...
 
-    def accept(self, points: Tensor, better: Tensor) -> None:
-        """Keep the points that were just proposed, where ``better``, with shape (B,)."""
+    def accept(self, points: Tensor, chosen: Tensor, examples: Tensor) -> None:
+        """Keep some of the points that were just proposed.
+
+        Arguments:
+            points: All of them, with shape (N, D).
+            chosen: Those to keep, positions with shape (K,).
+            examples: Whose best points they become, with shape (K,), each one once.
+        """
         ...
 
     def take(self, rows: Tensor) -> None:
@@ -135,7 +141,7 @@ class Signs:
         self.grid, self.threat = grid, threat
         self.numbers = 2 + grid.channels
         self.start_numbers = grid.channels * grid.width
-        self.planned: list[tuple[Tensor, Tensor]] = []
+        self.index = self.squares = x.new_empty((0, len(x), 0))
 
     def start(self, noise: Tensor) -> Tensor:
         """Return stripes: one sign for each channel and column."""
@@ -148,25 +154,24 @@ class Signs:
     def plan(self, noise: Tensor, share: float) -> None:
         """Place squares and give them their pixels, which do not depend on the best points."""
         size = window_size(share, self.grid)
-        index = self.grid.positions(self.grid.corners(noise[..., :2], size), size)
+        self.index = self.grid.positions(self.grid.corners(noise[..., :2], size), size)
         up = (noise[..., 2:] >= 0.5).repeat_interleave(size[0] * size[1], dim=-1)
-        upper, lower = self._ends(self.x.expand(len(noise), -1, -1).gather(2, index))
-        squares = torch.where(up, upper, lower)
-        self.planned = list(zip(index.unbind(), squares.unbind(), strict=True))[::-1]
+        upper, lower = self._ends(self.x.expand(len(noise), -1, -1).gather(2, self.index))
+        self.squares = torch.where(up, upper, lower)
 
-    def propose(self) -> Tensor:
+    def propose(self, examples: Tensor | slice, turns: Tensor | int) -> Tensor:
         """Return points with a new square, of one sign in each channel."""
-        index, squares = self.planned.pop()
-        return self.best.scatter(1, index, squares)
+        index, squares = self.index[turns, examples], self.squares[turns, examples]
+        return self.best[examples].scatter(1, index, squares)
 
-    def accept(self, points: Tensor, better: Tensor) -> None:
+    def accept(self, points: Tensor, chosen: Tensor, examples: Tensor) -> None:
         """Keep proposed points."""
-        self.best = torch.where(better[:, None], points, self.best)
+        self.best[examples] = points[chosen]
 
     def take(self, rows: Tensor) -> None:
         """Go on with some examples alone."""
         self.x, self.best = self.x[rows], self.best[rows]
-        self.planned = [(index[rows], squares[rows]) for index, squares in self.planned]
+        self.index, self.squares = self.index[:, rows], self.squares[:, rows]
 
     def _ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
         eps = self.threat.eps
@@ -191,7 +196,7 @@ class Pyramids:
         self.tiles = grid.height // self.tile[0], grid.width // self.tile[1]
         self.start_numbers = math.prod(self.tiles) * (1 + grid.channels)
         self.spent = self.tried = torch.zeros(len(x), 1, dtype=torch.float64, device=x.device)
-        self.planned: list[Tensor] = []
+        self.noise = x.new_empty((0, len(x), self.numbers))
         self.share = 1.0
 
     def start(self, noise: Tensor) -> Tensor:
@@ -208,46 +213,51 @@ class Pyramids:
         inner = delta[:, :, top : top + sides[0], left : left + sides[1]]
         inner.copy_(tiled.reshape(inner.shape))
         self.best = self._fill(delta.flatten(1))
-        self.spent = self.tried = self._mass(self.best.double() - self.x.double())
+        self.spent = self._mass(self.best.double() - self.x.double())
         return self.best
 
     def plan(self, noise: Tensor, share: float) -> None:
         """Keep the numbers: how mass moves depends on the best points."""
-        self.planned, self.share = list(noise.unbind())[::-1], share
+        self.noise, self.share = noise, share
 
-    def propose(self) -> Tensor:
+    def propose(self, examples: Tensor | slice, turns: Tensor | int) -> Tensor:
         """Return points with the mass of two windows, and what is unspent, in the first."""
-        noise = self.planned.pop()
+        noise, clean, best = self.noise[turns, examples], self.x[examples], self.best[examples]
         size = window_size(self.share, self.grid, pyramids=True)
         first, second = (self.grid.corners(noise[:, i : i + 2], size) for i in (0, 2))
-        at, x, delta = self._look(first, size)
-        at_second, x_second, delta_second = self._look(second, size)
+        at, x, delta = self._look(clean, best, first, size)
+        at_second, x_second, delta_second = self._look(clean, best, second, size)
         apart = ~_covered(second, first, size).view(len(x), 1, -1)
         taken = self._mass(delta) + self._mass(delta_second * apart)
-        delta = self._laid_out(delta, taken, noise[:, 4:], size)
-        points = self.best.scatter(1, at_second, x_second.flatten(1))
+        spent = self.spent[examples]
+        delta = self._laid_out(delta, taken, spent, noise[:, 4:], size)
+        points = best.scatter(1, at_second, x_second.flatten(1))
         if self.power == 1 and self.grid.channels > 1:
             pixels = (x.double() + delta).to(x.dtype)
-            return self._project(points.scatter_(1, at, pixels.flatten(1)))
+            points = self.threat.project(clean, points.scatter_(1, at, pixels.flatten(1)))
+            self.tried = self._mass(points.double() - clean.double())
+            return points
         moved = self._write(x, delta)
         gained = self._mass(moved.double() - x.double()) - taken
-        self.tried = self.spent + gained.sum(1)
+        self.tried = spent + gained.sum(1)
         return points.scatter_(1, at, moved.flatten(1))
 
-    def accept(self, points: Tensor, better: Tensor) -> None:
+    def accept(self, points: Tensor, chosen: Tensor, examples: Tensor) -> None:
         """Keep proposed points."""
-        self.best = torch.where(better[:, None], points, self.best)
-        self.spent = torch.where(better[:, None], self.tried, self.spent)
+        self.best[examples] = points[chosen]
+        self.spent[examples] = self.tried[chosen]
 
     def take(self, rows: Tensor) -> None:
         """Go on with some examples alone."""
         self.x, self.best, self.spent = self.x[rows], self.best[rows], self.spent[rows]
-        self.planned = [noise[rows] for noise in self.planned]
+        self.noise = self.noise[:, rows]
 
-    def _laid_out(self, delta: Tensor, taken: Tensor, noise: Tensor, size: Size) -> Tensor:
+    def _laid_out(
+        self, delta: Tensor, taken: Tensor, spent: Tensor, noise: Tensor, size: Size
+    ) -> Tensor:
         """Return the new perturbations of windows, (B, c, n), from the old ones and the mass."""
         channels = self.grid.channels
-        left = self.threat.eps**self.power - self.spent[:, :, None]
+        left = self.threat.eps**self.power - spent[:, :, None]
         target = (left / channels + taken).clamp_min(0)
         if self.power == 1:
             target = target * channels
@@ -255,11 +265,6 @@ class Pyramids:
         shape = pattern * _sign(noise[:, 1:] >= 0.5)[:, :, None]
         shape = shape + delta / self._root(self._mass(delta))
         return shape * self._root(target / self._mass(shape).clamp_min(_TINY))
-
-    def _project(self, points: Tensor) -> Tensor:
-        points = self.threat.project(self.x, points)
-        self.tried = self._mass(points.double() - self.x.double())
-        return points
 
     def _fill(self, delta: Tensor) -> Tensor:
         """Return allowed points along perturbations, (B, D), that use up the budget."""
@@ -269,11 +274,13 @@ class Pyramids:
             scale = scale.clamp_min(1)  # too much mass: the projection makes it sparse
         return self.threat.project(self.x, self.x + (scale * delta).to(self.x.dtype))
 
-    def _look(self, corner: tuple[Tensor, Tensor], size: Size) -> tuple[Tensor, Tensor, Tensor]:
+    def _look(
+        self, clean: Tensor, best: Tensor, corner: tuple[Tensor, Tensor], size: Size
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return positions, (B, c n), clean pixels and perturbations, (B, c, n), of windows."""
         index = self.grid.positions(corner, size)
-        x = self.x.gather(1, index)
-        delta = self.best.gather(1, index).double() - x.double()
+        x = clean.gather(1, index)
+        delta = best.gather(1, index).double() - x.double()
         shape = len(x), self.grid.channels, -1
         return index, x.view(shape), delta.view(shape)
 

@@ -4,7 +4,7 @@ A front is read as a curve: at a clean accuracy, the highest robust accuracy of 
 are at least as clean, straight between neighbours of which none is better in both.
 """
 
-__all__ = ["DEFAULT", "Curve", "Gain", "blocks", "curves", "gain", "regrets"]
+__all__ = ["DEFAULT", "Curve", "Gain", "blocks", "curves", "foreseen", "gain", "regrets"]
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from equipoise.report.reproduction.content import (
 from equipoise.report.reproduction.findings import CLEAN, WORST, Findings, Panel, Row
 from equipoise.report.reproduction.measures import average, by_entry
 from equipoise.report.reproduction.palette import Look, Palette, look_of
-from equipoise.report.reproduction.phrases import area_item, figure, margin, plural, seeds
+from equipoise.report.reproduction.phrases import area_item, figure, margin, plural, seeds, words
 
 DEFAULT = "a3gt-front"
 BAR = 0.01  # the median regret, in robust accuracy, that the default may have
@@ -157,6 +157,29 @@ def regrets(found: Curves) -> dict[int, list[Gain]]:
         ]
         if others:
             made[seed] = sorted(others, key=lambda gain: -gain.value)
+    return made
+
+
+def foreseen(gains: Mapping[int, Sequence[Gain]]) -> dict[int, Gain]:
+    """Return by seed what the setting that the other seeds would choose gains with this one.
+
+    Unlike the best one of :func:`regrets` it is not chosen by what it is measured on, so that
+    chance does not help it; it may be worse than the default.
+
+    Arguments:
+        gains: The result of :func:`regrets`; a seed that is alone is left out.
+    """
+    values = {seed: {g.entry: g.value for g in some} for seed, some in gains.items()}
+    made = {}
+    for seed, here in values.items():
+        others = [there for other, there in values.items() if other != seed]
+        if others:
+            shared = set.intersection(*map(set, [here, *others]))
+            means = {DEFAULT: 0.0} | {
+                entry: average([there[entry] for there in others]) for entry in sorted(shared)
+            }
+            best = max(means, key=lambda entry: means[entry])
+            made[seed] = Gain(best, here.get(best, 0.0))
     return made
 
 
@@ -299,8 +322,9 @@ def _margin(values: Sequence[float]) -> Item:
 def _regret(gains: Mapping[Panel, Mapping[int, Sequence[Gain]]], experiment: str) -> Table:
     rows, records = [], [_REGRET_HEAD]
     for panel, by_seed in gains.items():
+        told = foreseen(by_seed)
         for seed, some in by_seed.items():
-            best = some[0]
+            best, chosen = some[0], told.get(seed)
             better = best.value > 0
             interval = f"[{' to '.join(map(margin, best.interval))}]" if best.interval else ""
             rows.append(
@@ -310,29 +334,49 @@ def _regret(gains: Mapping[Panel, Mapping[int, Sequence[Gain]]], experiment: str
                     Item(str(len(some) + 1)),
                     Item(best.entry if better else "the default"),
                     Item(figure(best.value), best.value, interval) if better else Item("0.0", 0.0),
+                    *_chosen(chosen),
                 )
             )
             ends = best.interval or (None, None)
-            records.append((panel.name, seed, len(some) + 1, best.entry, best.value, *ends))
-    columns = (
-        Column("where", False),
-        *(Column(head, head != "best setting") for head in ("seed", "settings", "best setting")),
-        Column("regret"),
-    )
+            blind = (chosen.entry, chosen.value) if chosen else (None, None)
+            records.append(
+                (panel.name, seed, len(some) + 1, best.entry, best.value, *ends, *blind)
+            )
+    heads = ("where", "seed", "settings", "best setting", "regret", "others' choice", "its gain")
+    names = ("where", "best setting", "others' choice")
+    columns = tuple(Column(head, head not in names) for head in heads)
     note = (
         "Regret: points of robust accuracy that the best setting has more than the default, in "
         "the mean over the clean accuracies that both reach; in square brackets the 95 % interval "
         "of that difference. The best is chosen after the fact among settings that differ by "
         "chance, too, so that regrets err to the high side."
     )
-    title = "Regret of the default"
-    return Table(
-        file_name(experiment, "regret"), title, columns, tuple(rows), (note,), tuple(records)
+    other = (
+        "Others' choice: the setting that is best with the other seeds, and what it has more "
+        "than the default with this one. It is not chosen by what it is measured on, so that "
+        "chance does not help it."
     )
+    return Table(
+        file_name(experiment, "regret"),
+        "Regret of the default",
+        columns,
+        tuple(rows),
+        (note, other),
+        tuple(records),
+    )
+
+
+def _chosen(chosen: Gain | None) -> tuple[Item, Item]:
+    if chosen is None:
+        return Item(), Item()
+    if chosen.entry == DEFAULT:
+        return Item("the default"), Item("0.0", 0.0)
+    return Item(chosen.entry), Item(margin(chosen.value), chosen.value)
 
 
 _REGRET_HEAD: tuple[object, ...] = (
     *("panel", "seed", "settings", "best_other", "gain", "gain_low", "gain_high"),
+    *("others_choice", "others_choice_gain"),
 )
 
 
@@ -345,5 +389,18 @@ def _said(gains: Mapping[Panel, Mapping[int, Sequence[Gain]]]) -> str:
         f"Over {plural(panels, 'panel')} with their seeds, {plural(len(found), 'case')} in all, "
         f"the median regret of the default is {figure(middle)} points of robust "
         f"accuracy at equal clean accuracy, the largest {figure(max(found))}. At most "
-        f"one point in the median {verb} reached."
+        f"one point in the median {verb} reached.{_told(gains)}"
+    )
+
+
+def _told(gains: Mapping[Panel, Mapping[int, Sequence[Gain]]]) -> str:
+    """Return what the choices of the other seeds say of the default."""
+    blind = [gain.value for by_seed in gains.values() for gain in foreseen(by_seed).values()]
+    if not blind:
+        return ""
+    better = sum(value > 0 for value in blind)
+    return (
+        f" Who chooses by the other seeds gains {margin(median(blind))} points in the median of "
+        f"{plural(len(blind), 'case')}, {margin(average(blind))} in the mean, and is better off "
+        f"than with the default in {words(better)}."
     )
