@@ -22,9 +22,9 @@ from equipoise.metrics import hypervolume, interval
 from equipoise.report.reproduction import ablation, fronts, judging, palette
 from equipoise.report.reproduction import page as reproduction
 from equipoise.report.reproduction.claims import CLAIMS, judged
+from equipoise.report.reproduction.curves import Gain, foreseen
 from equipoise.report.reproduction.findings import EXPERIMENTS, read
 from equipoise.report.reproduction.measures import Cell, by_entry, cell, compare, standing
-from equipoise.report.reproduction.settings import Gain, foreseen
 
 TABLE = "table2-fashion-mnist"
 

@@ -58,8 +58,8 @@ _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # steps
 _FULL = 10_000  # the number of queries for which the schedule was made
 _BLOCK = 64  # how many queries are planned at a time, at most
 _PLANNED = 2**17  # of how many pixels, which stay in a processor's cache
-# Up to how many images, and pixels, a pass is worth filling with: elsewhere, and on a processor.
-_ROWS = ((512, 2**22), (192, 2**17))
+_ROOM = {"cpu": (192, 2**17)}  # up to how many images, and pixels, a pass is worth filling with
+_ROOM_ELSEWHERE = (512, 2**22)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +164,7 @@ class Square:
 
 def _room(pixels: int, device: torch.device) -> int:
     """Return how many images of so many pixels a pass is worth filling with."""
-    most, size = _ROWS[device.type == "cpu"]
+    most, size = _ROOM.get(device.type, _ROOM_ELSEWHERE)
     return min(most, size // pixels)
 
 
@@ -181,7 +181,9 @@ class _Search:
     ) -> None:
         kind = Signs if threat.norm == "linf" else Pyramids
         self.moves: Moves = kind(x.flatten(1), Grid.of(x.shape[1:]), threat)
-        self.model, self.x, self.y, self.draws = model, x, y, draws
+        self.model, self.shape, self.y = model, x.shape[1:], y
+        self.first = draws.uniform(_blank(x, self.moves.start_numbers))
+        self.stream = _Stream(draws, x, self.moves.numbers)
         self.found = _Found.nothing(x)
         self.rows = torch.arange(len(x), device=x.device)  # of the examples, in the results
         self.scores = self.found.scores
@@ -191,10 +193,7 @@ class _Search:
 
     def begin(self) -> None:
         """Try the first points."""
-        noise = self.draws.uniform(_blank(self.x, self.moves.start_numbers))
-        points = self.moves.start(noise)
-        self.stream = _Stream(self.draws, self.x, self.moves.numbers)
-        fooled, self.scores = self._judge(points, self.y)
+        fooled, self.scores = self._judge(self.moves.start(self.first), self.y)
         self._leave(fooled.nonzero()[:, 0])
 
     def plan(self, count: int, share: float) -> None:
@@ -255,7 +254,13 @@ class _Search:
         return self.found
 
     def _judge(self, points: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return _judge(self.model, points.view(-1, *self.x.shape[1:]), y)
+        """Return which points are misclassified, and minus their margins; NaN counts as worst."""
+        points = points.view(-1, *self.shape)
+        logits = self.model(points)
+        if logits.dtype in (torch.bfloat16, torch.float16):
+            logits = logits.float()  # margins are differences of logits: they need the digits
+        scores = torch.nan_to_num(margin(logits, y).double(), nan=-torch.inf)
+        return misclassified(self.model, points, logits, y), scores
 
     def _leave(self, examples: Tensor) -> None:
         """Write down the examples that are fooled, and go on with the others alone."""
@@ -315,12 +320,3 @@ class _Stream:
 def _blank(x: Tensor, *shape: int) -> Tensor:
     """Return a tensor to be drawn like: float32, however short the floats of x are."""
     return x.new_empty((len(x), *shape), dtype=torch.float32)
-
-
-def _judge(model: nn.Module, points: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which points are misclassified, and minus their margins; NaN counts as the worst."""
-    logits = model(points)
-    if logits.dtype in (torch.bfloat16, torch.float16):
-        logits = logits.float()  # margins are differences of logits: they need the digits
-    scores = torch.nan_to_num(margin(logits, y).double(), nan=-torch.inf)
-    return misclassified(model, points, logits, y), scores
