@@ -42,13 +42,13 @@ def interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, f
         | The Use of Confidence or Fiducial Limits (Clopper and Pearson, 1934)
         | https://doi.org/10.1093/biomet/26.4.404
     """
-    from scipy.stats import beta
+    from scipy.special import betaincinv  # scipy.stats has it, too, and takes a second to import
 
     if n == 0:
         return 0.0, 1.0
     tail = (1 - confidence) / 2
-    low = 0.0 if successes == 0 else float(beta.ppf(tail, successes, n - successes + 1))
-    high = 1.0 if successes == n else float(beta.ppf(1 - tail, successes + 1, n - successes))
+    low = 0.0 if successes == 0 else float(betaincinv(successes, n - successes + 1, tail))
+    high = 1.0 if successes == n else float(betaincinv(successes + 1, n - successes, 1 - tail))
     return low, high
 
 

@@ -20,6 +20,7 @@ __all__ = [
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, fields
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -263,7 +264,7 @@ def validate(schema: type, values: Mapping[str, Any], problems: list[str], path:
     """
     cleaned = {key: value if key in TEXT else number(value) for key, value in values.items()}
     try:
-        return TypeAdapter(schema).validate_python(cleaned)
+        return _adapter(schema).validate_python(cleaned)
     except ValidationError as error:
         for item in error.errors():
             where = path + ".".join(str(part) for part in item["loc"] if not _is_kind(part))
@@ -278,6 +279,11 @@ def validate(schema: type, values: Mapping[str, Any], problems: list[str], path:
             fit = {key: value for key, value in values.items() if key not in wrong}
             validate(schema, fit, problems, path)
     return None
+
+
+@cache  # making one takes far longer than using it, and a plan of a hundred runs makes few
+def _adapter(schema: type) -> TypeAdapter[Any]:
+    return TypeAdapter(schema)
 
 
 def _is_kind(part: Any) -> bool:

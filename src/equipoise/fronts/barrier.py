@@ -67,13 +67,13 @@ def barrier(verdicts: Mapping[float, Verdicts]) -> Barrier | None:
     Returns:
         The barrier; None where an end or all that is between was not measured.
     """
-    from scipy.stats import norm
+    from scipy.special import ndtri
 
     if not {0.0, 1.0} <= set(verdicts):
         return None
     first, last = (verdicts[end].astype(np.float64) for end in (0.0, 1.0))
     between = {gamma: verdict for gamma, verdict in verdicts.items() if 0 < gamma < 1}
-    z = float(norm.isf(ALPHA / 2 / max(len(between), 1)))
+    z = -float(ndtri(ALPHA / 2 / max(len(between), 1)))
     found = []
     for gamma, verdict in between.items():
         below = (1 - gamma) * first + gamma * last - verdict

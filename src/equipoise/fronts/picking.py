@@ -274,7 +274,7 @@ def level(values: NDArray[np.float64]) -> float:
     Returns:
         :math:`\alpha'`, between 0.05 / m and 0.05.
     """
-    from scipy.stats import norm
+    from scipy.special import ndtr
 
     m = values.shape[1]
     if m == 1:
@@ -287,16 +287,16 @@ def level(values: NDArray[np.float64]) -> float:
     root = directions * np.sqrt(np.clip(sizes, 0, None))
     drawn = np.random.default_rng(0).standard_normal((DRAWS, m)) @ root.T
     q = float(np.quantile(drawn.max(1), 1 - ALPHA))
-    return float(np.clip(norm.sf(q), ALPHA / m, ALPHA))
+    return float(np.clip(ndtr(-q), ALPHA / m, ALPHA))
 
 
 def _difference(column: NDArray[np.float64], alpha: float) -> float:
     """Return the lower bound of a paired difference, of values -1, 0 and 1."""
-    from scipy.stats import norm
+    from scipy.special import ndtri
 
     n = len(column) + 2
     less, more = (int((column < 0).sum()) + 1) / n, (int((column > 0).sum()) + 1) / n
-    middle, z = more - less, float(norm.isf(alpha))
+    middle, z = more - less, -float(ndtri(alpha))
     return middle - z * math.sqrt((more + less - middle**2) / n)
 
 
