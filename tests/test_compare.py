@@ -13,6 +13,7 @@ import yaml
 
 from equipoise import comparison, recipe
 from equipoise.errors import UserError
+from forks import FORKED
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,59 +33,6 @@ PLAN = {
     "evaluate": {"attacks": "pgd-2,fgsm", "n": 100},
 }
 PLAN["entries"]["averaged"]["attack"] = {"steps": 2}
-
-# The processes of a comparison as forks of its own, which saves their seconds of imports.
-FORKED = """
-import os, signal, sys
-from equipoise.jobs import compare_crew, tethered
-
-class Forked:
-    def __init__(self, words, log, environment, lock):
-        self.returncode, parent = None, os.getpid()
-        sys.stdout.flush()
-        self.pid = os.fork()
-        if not self.pid:
-            self.run(parent, words, log, environment)
-
-    def run(self, parent, words, log, environment):
-        code = 99
-        try:
-            os.setpgid(0, 0)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            for number in (1, 2):
-                os.dup2(file, number)
-            os.environ.update(environment)
-            sys.argv = ["tethered", str(parent), *words]
-            tethered.main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-
-    def poll(self):
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
-        return self.returncode
-
-    def wait(self):
-        if self.returncode is None:
-            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-    def terminate(self):
-        os.kill(self.pid, signal.SIGTERM)
-
-    def kill(self):
-        os.kill(self.pid, signal.SIGKILL)
-
-compare_crew.spawn = Forked
-compare_crew.LOOK_SECONDS = 0.01
-tethered.LOOK_SECONDS = 0.02
-"""
 
 
 def changed(**parts):

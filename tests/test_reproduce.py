@@ -13,11 +13,13 @@ from equipoise.errors import UserError
 from equipoise.jobs.reproduce_findings import findings
 from equipoise.jobs.reproduce_runs import chains, looks
 from equipoise.reproductions import EXPERIMENTS, SCALES, views
+from forks import FORKED
 
 pytestmark = pytest.mark.timeout(2400)  # trainings in processes of their own, on any machine
 
 
-def command(*words, cwd):
+def anew(*words, cwd):
+    """Run a command in processes that start anew, as a user does."""
     run = (sys.executable, "-m", "equipoise", *map(str, words))
     return subprocess.run(run, cwd=cwd, capture_output=True, text=True, timeout=2200)
 
@@ -147,7 +149,7 @@ def test_a_grid_names_what_it_is_made_of():
     assert entries["g1-0.4-l0.5"]["start"]["threshold"] == 0.5
 
 
-def test_a_file_stands_in_for_a_data_set(tmp_path):
+def test_a_file_stands_in_for_a_data_set(command, tmp_path):
     mine = tmp_path / "mine.npz"
     found = views("cpu", ["settings"], files={"mnist": mine})
     titles = {view.plan.title for view in found}
@@ -162,26 +164,26 @@ def test_a_file_stands_in_for_a_data_set(tmp_path):
     with pytest.raises(UserError, match="did you mean 'mnist'"):
         views("cpu", ["settings"], files={"mnst": mine})
     done = command("reproduce", "settings", "--plan", "--data", "mnist", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "expected --data NAME=FILE.npz" in done.stderr
+    assert done.code == 2
+    assert "expected --data NAME=FILE.npz" in done.err
     words = ("reproduce", "settings", "--scale", "cpu", "--plan", "--data", f"mnist={mine}")
     done = command(*words, cwd=tmp_path)
-    assert done.returncode == 2
-    assert f"cannot read {mine}" in done.stderr.strip().splitlines()[-1]
+    assert done.code == 2
+    assert f"cannot read {mine}" in done.err.strip().splitlines()[-1]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Figure 3 at the smallest scale, as a user makes it."""
+def made(command, tmp_path_factory):
+    """Figure 3 at the smallest scale."""
     where = tmp_path_factory.mktemp("reproduce")
-    done = command("reproduce", "fig3", "--workers", "2", cwd=where)
-    assert done.returncode == 0, done.stderr
+    done = command("reproduce", "fig3", "--workers", 2, before=FORKED, cwd=where)
+    assert done.code == 0, done.err
     return where / "runs/reproduce/smoke", done
 
 
 def test_a_figure_from_recipe_to_page(made):
     folder, done = made
-    assert "3 runs in all, 0 of them done" in " ".join(done.stdout.split())
+    assert "3 runs in all, 0 of them done" in " ".join(done.out.split())
     assert (folder / "index.html").is_file()
     assert (folder / "results.md").is_file()
     content = json.loads((folder / "fig3/findings.json").read_text(encoding="utf-8"))
@@ -201,12 +203,13 @@ def test_a_figure_from_recipe_to_page(made):
     assert scores == sorted(scores, reverse=True)
 
 
-def test_a_repeated_command_does_nothing_again_and_runs_are_reused(made):
+def test_a_repeated_command_does_nothing_again_and_runs_are_reused(command, made):
     folder, _ = made
     before = {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*.safetensors")}
-    again = command("reproduce", "fig3", "fig4", "--workers", "2", cwd=folder.parents[2])
-    assert again.returncode == 0, again.stderr
-    assert "3 runs in all, 3 of them done." in " ".join(again.stdout.split())
+    words = ("reproduce", "fig3", "fig4", "--workers", 2)
+    again = command(*words, before=FORKED, cwd=folder.parents[2])
+    assert again.code == 0, again.err
+    assert "3 runs in all, 3 of them done." in " ".join(again.out.split())
     after = {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*.safetensors")}
     assert after == before
     assert (folder / "fig4/findings.json").is_file()
@@ -216,11 +219,11 @@ def test_a_repeated_command_does_nothing_again_and_runs_are_reused(made):
 SOME = "trades,a3gt,start-at-1,gamma-0.5-c1,a3gt-front,mix-at-10"
 
 
-def test_every_experiment_at_the_smallest_scale_from_recipe_to_page(made):
+def test_every_experiment_at_the_smallest_scale_from_recipe_to_page(command, made):
     folder, _ = made
-    words = ("reproduce", "all", "--only", SOME, "--workers", "2")
-    done = command(*words, cwd=folder.parents[2])
-    assert done.returncode == 0, done.stderr
+    words = ("reproduce", "all", "--only", SOME, "--workers", 2)
+    done = command(*words, before=FORKED, cwd=folder.parents[2])
+    assert done.code == 0, done.err
     page = (folder / "index.html").read_text(encoding="utf-8")
     for name in EXPERIMENTS:
         content = json.loads((folder / name / "findings.json").read_text(encoding="utf-8"))
@@ -233,7 +236,7 @@ def test_every_experiment_at_the_smallest_scale_from_recipe_to_page(made):
 def test_of_settings_the_fronts_are_measured_on_held_out_images_and_kept(made):
     folder, _ = made
     words = ("reproduce", "settings", "--only", "a3gt-front")
-    done = command(*words, cwd=folder.parents[2])
+    done = anew(*words, cwd=folder.parents[2])
     assert done.returncode == 0, done.stderr
     content = json.loads((folder / "settings/findings.json").read_text(encoding="utf-8"))
     run = folder / "trainings/settings-digits/a3gt-front-seed0"
@@ -245,7 +248,7 @@ def test_of_settings_the_fronts_are_measured_on_held_out_images_and_kept(made):
     files = [run / point["file"] for point in record["points"]]
     measured = {path: path.stat().st_mtime_ns for path in files}
     files[0].unlink()  # what is kept of one model; the others stay
-    again = command(*words, cwd=folder.parents[2])
+    again = anew(*words, cwd=folder.parents[2])
     assert again.returncode == 0, again.stderr
     assert "1 runs in all, 0 of them done" in " ".join(again.stdout.split())
     found = {path: path.stat().st_mtime_ns for path in files}
@@ -255,19 +258,18 @@ def test_of_settings_the_fronts_are_measured_on_held_out_images_and_kept(made):
         assert (one["clean"], one["sha256"]) == (other["clean"], other["sha256"])
 
 
-def test_missing_data_are_said_and_the_rest_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setenv("EQUIPOISE_DATA", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    done = command("reproduce", "table3", "--scale", "full", "--plan", cwd=tmp_path)
-    assert done.returncode == 2
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert "SVHN, eps 8/255 is left out" in done.stderr
+def test_missing_data_are_said_and_the_rest_goes_on(command, tmp_path):
+    nowhere = {"EQUIPOISE_DATA": str(tmp_path)}
+    words = ("reproduce", "table3", "--scale", "full", "--plan")
+    done = command(*words, cwd=tmp_path, env=nowhere)
+    assert done.code == 2
+    assert "SVHN, eps 8/255 is left out" in done.line
 
 
 def test_the_scale_of_the_paper_runs_as_a_slice(tmp_path):
     stand_ins = Path(__file__).with_name("stand_ins.py")
     words = ("reproduce", "table2", "--scale", "full", "--slice", "--only", "a3gt")
-    done = command("--import", stand_ins, *words, cwd=tmp_path)
+    done = anew("--import", stand_ins, *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs/reproduce/full-slice"
     content = json.loads((folder / "table2/findings.json").read_text(encoding="utf-8"))
