@@ -1,6 +1,6 @@
 """From the plan of a comparison to its runs, with all that can be refused before the start."""
 
-__all__ = ["items", "refuse_others"]
+__all__ = ["Shelf", "items", "refuse_others"]
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,18 +22,39 @@ from equipoise.split import Split
 from equipoise.threat import Threat
 
 
-def items(plan: Plan, out: Path, data_dir: Path | None) -> list[Item]:
+class Shelf:
+    """Data sets, each of them read once."""
+
+    def __init__(self) -> None:
+        self._read: dict[tuple[str, str | None], Dataset] = {}
+
+    def load(self, name: str, data_dir: str | Path | None) -> Dataset:
+        """Return a data set; see :func:`equipoise.data.load`."""
+        place = None if data_dir is None else str(Path(data_dir).expanduser().absolute())
+        if (name, place) not in self._read:
+            path = Path(name).expanduser() if name.endswith(".npz") else name
+            self._read[name, place] = data.load(path, place)
+        return self._read[name, place]
+
+
+def items(plan: Plan, out: Path, data_dir: Path | None, shelf: Shelf | None = None) -> list[Item]:
     """Return the runs of a plan: every entry with the first seed, then with the next.
+
+    Arguments:
+        plan: The plan.
+        out: The folder of the comparison.
+        data_dir: The folder of the data; by default that of the recipes.
+        shelf: What other plans have read, to be read no more.
 
     Raises:
         UserError: If data, rounds or device will not do, with every error at once.
     """
-    loaded: dict[tuple[str, str | None], Dataset] = {}
+    shelf = shelf or Shelf()
     problems: list[str] = []
     first = []
     for entry in plan.entries:
         try:
-            first.append(_item(plan, entry, out, data_dir, loaded))
+            first.append(_item(plan, entry, out, data_dir, shelf))
         except UserError as error:
             if str(error) not in problems:
                 problems.append(str(error))
@@ -51,17 +72,13 @@ def _item(
     entry: Entry,
     out: Path,
     data_dir: Path | None,
-    loaded: dict[tuple[str, str | None], Dataset],
+    shelf: Shelf,
 ) -> Item:
     unbounded = plan.budget is not None and entry.rounds is None
     recipe = entry.recipe(rounds=MANY_ROUNDS if unbounded else None)
     if data_dir is not None:
         recipe = replace(recipe, data_dir=str(data_dir.expanduser().absolute()))
-    key = recipe.data, recipe.data_dir
-    if key not in loaded:
-        path = Path(recipe.data).expanduser() if recipe.data.endswith(".npz") else recipe.data
-        loaded[key] = data.load(path, recipe.data_dir)
-    dataset = loaded[key]
+    dataset = shelf.load(recipe.data, recipe.data_dir)
     choose_device(recipe.device)
     images = len(Split.of(recipe, dataset, torch.device("cpu")).train)
     images = (images // recipe.batch_size or 1) * recipe.batch_size

@@ -17,7 +17,7 @@ from equipoise.attacks.core import guest
 from equipoise.errors import RunError, UserError
 from equipoise.execution import fast
 from equipoise.jobs.compare_crew import Crew, Failure, Stopped, Work, claim
-from equipoise.jobs.compare_plan import refuse_others
+from equipoise.jobs.compare_plan import Shelf, refuse_others
 from equipoise.jobs.device import choose_device
 from equipoise.jobs.reproduce_findings import findings, write
 from equipoise.jobs.reproduce_runs import Chain, Look, chains, looks
@@ -96,11 +96,11 @@ def _found(
 
     A file that somebody names is not left out: there must be one.
     """
-    found, problems = list[Look](), dict[str, list[str]]()
+    found, problems, shelf = list[Look](), dict[str, list[str]](), Shelf()
     for view in wanted:
         name = view.plan.entries[0].settings["data"]
         try:
-            data.load(name, data_dir)
+            shelf.load(name, data_dir)
         except UserError as error:
             if name not in data.DATASETS:
                 raise
@@ -109,7 +109,7 @@ def _found(
             if line not in said:
                 said.append(line)
             continue
-        found += looks(view, trainings, data_dir)
+        found += looks(view, trainings, data_dir, shelf)
     if not found:
         raise UserError("; ".join(line for lines in problems.values() for line in lines))
     return found, problems

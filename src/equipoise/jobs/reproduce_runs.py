@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from equipoise import weights as names
+from equipoise.jobs.compare_plan import Shelf
 from equipoise.jobs.compare_plan import items as plan_items
 from equipoise.jobs.compare_runs import Item, Step
 from equipoise.jobs.reproduce_fronts import FrontItem
@@ -87,16 +88,19 @@ class Chain:
         return self.first.gradients + sum(i.work() - i.gradients for i in self.items)
 
 
-def looks(view: View, folder: Path, data_dir: Path | None) -> list[Look]:
+def looks(
+    view: View, folder: Path, data_dir: Path | None, shelf: Shelf | None = None
+) -> list[Look]:
     """Return every evaluation of a view.
 
     Arguments:
         view: The view.
         folder: The folder of the pools.
         data_dir: The folder of the data; by default that of the recipes.
+        shelf: What other views have read, to be read no more.
     """
     found = []
-    for item in plan_items(view.plan, folder / view.pool, data_dir):
+    for item in plan_items(view.plan, folder / view.pool, data_dir, shelf):
         if view.front is not None:
             found.append(Look(view, FrontItem.of(item, view.front)))
             continue
