@@ -14,12 +14,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import findings as synthetic
 from browser import browser
 from equipoise.errors import UserError
 from equipoise.metrics import hypervolume, interval
-from equipoise.report.reproduction import ablation, fronts, judging, palette
+from equipoise.report.reproduction import ablation, fronts, judging, palette, pictures
 from equipoise.report.reproduction import page as reproduction
 from equipoise.report.reproduction.claims import CLAIMS, judged
 from equipoise.report.reproduction.curves import Gain, foreseen
@@ -748,3 +749,31 @@ def test_in_a_browser(whole):
         view.ask("document.activeElement.click()")
         assert view.ask(f"{table}.querySelector('[aria-sort]').ariaSort") == "ascending"
         assert view.ask(first) == "standard"
+
+
+def test_names_stand_beside_their_points_and_on_no_line():
+    lines = [
+        [(0.245, 0.978), (0.449, 0.974), (0.592, 0.972), (0.691, 0.969), (0.746, 0.966)],
+        [(0.055, 0.971), (0.442, 0.965), (0.606, 0.959), (0.643, 0.951), (0.633, 0.941)],
+        [(0.577, 0.946), (0.621, 0.927), (0.581, 0.914), (0.517, 0.899), (0.422, 0.894)],
+    ]
+    canvas = pictures.blank(palette.FILE, 720, 400)
+    axes = pictures.axes_at(canvas, palette.FILE, (58, 46, 500, 340))
+    for line in lines:
+        axes.plot(*zip(*line, strict=True))
+    points = [point for line in lines for point in line]
+    busy = [place for line in lines for place in along(line)]
+    pictures.put_labels(axes, ["0.1", "0.3", "0.5", "0.7", "0.9"] * 3, points, ["k"] * 15, busy)
+    drawn = FigureCanvasAgg(canvas)
+    drawn.draw()
+    boxes = [text.get_window_extent(drawn.get_renderer()) for text in axes.texts]
+    assert len(boxes) == 15
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert not any(b.contains(*dot) for b in boxes for dot in axes.transData.transform(busy))
+
+
+def along(points):
+    """Return places along a line."""
+    shares = np.linspace(0, 1, 20)[:, None]
+    ends = itertools.pairwise(np.array(points))
+    return [tuple(place) for a, b in ends for place in (1 - shares) * a + shares * b]

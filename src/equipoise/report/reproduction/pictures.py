@@ -184,6 +184,7 @@ def put_labels(
     """
     canvas = axes.figure
     assert isinstance(canvas, Canvas), "the axes are in a drawing"
+    axes.autoscale_view()  # limits that are not given are set late, and move every place
     renderer: Any = FigureCanvasAgg(canvas).get_renderer()  # type: ignore[no-untyped-call]
     dots = [axes.transData.transform(p) for p in (*points, *busy)]
     taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in dots]
