@@ -393,7 +393,7 @@ def test_the_processes_of_one_that_was_killed_save_and_end(command, tmp_path):
     running.signal(signal.SIGKILL)
     running.wait()
     log = out / "logs" / "averaged-seed0.log"
-    wait_for(lambda: "equipoise: SIGTERM: stopped in round" in log.read_text())
+    wait_for(lambda: "equipoise: SIGTERM: stopped " in log.read_text())
     assert not (run / "summary.json").exists()
 
 
