@@ -3,7 +3,7 @@
 __all__ = ["BAR", "ONE_RUN", "RIVAL", "Family", "Gap", "blocks", "families", "gap"]
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -258,7 +258,11 @@ def _draw(palette: Palette, found: Sequence[Family]) -> Canvas:
     pictures.put_labels(axes, labels, points, colours, busy)
     axes.set_xlabel("accuracy under AutoAttack", color=palette.muted, fontsize=10)
     axes.set_ylabel("clean accuracy", color=palette.muted, fontsize=10)
-    pictures.legend(canvas, palette, {f.name: _LOOKS[f.name] for f in found}, (580, 380))
+    shown = {family.name: _LOOKS[family.name] for family in found}
+    for family in found:
+        if len(family.line.means) == 1:  # a point has no line
+            shown[family.name] = replace(shown[family.name], width=0)
+    pictures.legend(canvas, palette, shown, (580, 380))
     return canvas
 
 
