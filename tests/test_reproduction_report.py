@@ -762,7 +762,7 @@ def test_names_stand_beside_their_points_and_on_no_line():
     for line in lines:
         axes.plot(*zip(*line, strict=True))
     points = [point for line in lines for point in line]
-    busy = [place for line in lines for place in along(line)]
+    busy = [place for line in lines for place in pictures.along(line)]
     pictures.put_labels(axes, ["0.1", "0.3", "0.5", "0.7", "0.9"] * 3, points, ["k"] * 15, busy)
     drawn = FigureCanvasAgg(canvas)
     drawn.draw()
@@ -770,10 +770,3 @@ def test_names_stand_beside_their_points_and_on_no_line():
     assert len(boxes) == 15
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
     assert not any(b.contains(*dot) for b in boxes for dot in axes.transData.transform(busy))
-
-
-def along(points):
-    """Return places along a line."""
-    shares = np.linspace(0, 1, 20)[:, None]
-    ends = itertools.pairwise(np.array(points))
-    return [tuple(place) for a, b in ends for place in (1 - shares) * a + shares * b]

@@ -51,8 +51,9 @@ def _draw(palette: Palette, record: Record, halos: bool) -> Canvas:
     x = [point.robust_accuracy for point in record.points]
     y = [point.clean_accuracy for point in record.points]
     pictures.line(axes, palette, x, y, _FRONT)
+    busy = pictures.along(zip(x, y, strict=True))
     for point in record.points:
-        _whiskers(axes, _FRONT.of(palette), point)
+        busy += _whiskers(axes, _FRONT.of(palette), point)
     places, names = _named(record)
     for mark in record.marks:
         at = next((p for p in record.points if abs(p.gamma - mark.gamma) < 1e-9), None)
@@ -60,16 +61,14 @@ def _draw(palette: Palette, record: Record, halos: bool) -> Canvas:
             _ring(axes, palette.ink, at, size=12, width=1.4)
     for i, other in enumerate(_near(record)):
         look = look_of(other.method, i)
-        _whiskers(axes, look.of(palette), other.point)
+        busy += _whiskers(axes, look.of(palette), other.point)
         at_other = [other.point.robust_accuracy], [other.point.clean_accuracy]
         pictures.point(axes, palette, *at_other, look, size=8.5)
     if halos:
         for i, point in enumerate(record.points):
             _ring(axes, palette.ink, point, size=17, width=2.4, name=f"{HALO}-{i}")
     plane(axes)
-    pictures.put_labels(
-        axes, names, places, [palette.ink] * len(names), busy=list(zip(x, y, strict=True))
-    )
+    pictures.put_labels(axes, names, places, [palette.ink] * len(names), busy)
     axes.set_xlabel(f"robust accuracy ({record.attack})", color=palette.muted, fontsize=10)
     axes.set_ylabel("clean accuracy", color=palette.muted, fontsize=10)
     return canvas
@@ -105,10 +104,13 @@ def _short(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2] or name
 
 
-def _whiskers(axes: Axes, colour: str, point: Point) -> None:
-    at = point.robust_accuracy, point.clean_accuracy
+def _whiskers(axes: Axes, colour: str, point: Point) -> list[tuple[float, float]]:
+    """Draw both intervals of a point; return places along them."""
+    x, y = at = point.robust_accuracy, point.clean_accuracy
     pictures.whiskers(axes, colour, at, point.clean_interval, up=True)
     pictures.whiskers(axes, colour, at, point.robust_interval, up=False)
+    upright = pictures.along((x, end) for end in point.clean_interval)
+    return upright + pictures.along((end, y) for end in point.robust_interval)
 
 
 def _ring(

@@ -1,10 +1,9 @@
 """Figure 2: clean against AutoAttack accuracy along training, and along the final gamma."""
 
-__all__ = ["Line", "between", "blocks", "equal_robustness", "joined", "lines"]
+__all__ = ["Line", "blocks", "equal_robustness", "joined", "lines"]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
@@ -198,22 +197,13 @@ def _numbers(axes: Axes, palette: Palette, some: Sequence[Line]) -> None:
     for order, line in enumerate(some):
         last = len(line.along) - 1
         colour = look_of(line.entry, order).of(palette)
-        busy += between(line)
+        busy += pictures.along((r, c) for c, r in line.means)
         for i in range(last + 1) if last < 6 else sorted({0, last // 2, last}):
             clean, robust = line.means[i]
             names.append(f"{line.along[i]:g}")
             points.append((robust, clean))
             colours.append(colour)
     pictures.put_labels(axes, names, points, colours, busy)
-
-
-def between(line: Line) -> list[tuple[float, float]]:
-    """Return places (robust, clean) along a line, which labels had better leave free."""
-    return [
-        (r0 + (r1 - r0) * i / 12, c0 + (c1 - c0) * i / 12)
-        for (c0, r0), (c1, r1) in pairwise(line.means)
-        for i in range(13)
-    ]
 
 
 def _areas(found: Mapping[Kind, list[Line]], panel: Panel, name: str) -> Table:

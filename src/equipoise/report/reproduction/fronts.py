@@ -14,7 +14,7 @@ from equipoise.errors import UserError
 from equipoise.metrics import hypervolume
 from equipoise.report import wording
 from equipoise.report.reproduction import pictures, tradeoff
-from equipoise.report.reproduction.along import Line, between, joined
+from equipoise.report.reproduction.along import Line, joined
 from equipoise.report.reproduction.content import (
     Block,
     Column,
@@ -247,7 +247,7 @@ def _draw(palette: Palette, found: Sequence[Family]) -> Canvas:
     busy: list[tuple[float, float]] = []
     for family in found:
         look, line = _LOOKS[family.name], family.line
-        busy += between(line)
+        busy += pictures.along((r, c) for c, r in line.means)
         robust, clean = [r for _, r in line.means], [c for c, _ in line.means]
         pictures.line(axes, palette, robust, clean, look)
         if family.dial:

@@ -2,6 +2,7 @@
 
 __all__ = [
     "Place",
+    "along",
     "axes_at",
     "blank",
     "inline",
@@ -17,8 +18,9 @@ __all__ = [
 ]
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from io import BytesIO, StringIO
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -202,6 +204,15 @@ def put_labels(
         dx, dy, side = _SIDES[best]
         _label(axes, colour, safe(name), at, dx, dy, side)
         taken.append(box)
+
+
+def along(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return places along a line through points, which names had better leave free."""
+    return [
+        (x0 + (x1 - x0) * i / 12, y0 + (y1 - y0) * i / 12)
+        for (x0, y0), (x1, y1) in pairwise(points)
+        for i in range(13)
+    ]
 
 
 _SIDES: tuple[tuple[float, float, str], ...] = (

@@ -3,6 +3,7 @@
 __all__ = ["blocks"]
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from matplotlib.figure import Figure as Canvas
 
@@ -91,7 +92,8 @@ def _draw(palette: Palette, panels: Mapping[Panel, Curves]) -> Canvas:
 
 
 def _look(entry: str, place: int) -> Look:
-    return Look("ink", (), "o", 2.6) if entry == DEFAULT else look_of(entry, place)
+    look = Look("ink", (), "o", 2.6) if entry == DEFAULT else look_of(entry, place)
+    return replace(look, marker="")  # points are not marked
 
 
 def _settings(panel: Panel, found: Curves, gains: Mapping[int, Sequence[Gain]]) -> Table:
