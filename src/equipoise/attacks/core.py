@@ -9,6 +9,7 @@ __all__ = [
     "averaged",
     "check_inputs",
     "check_threat",
+    "confirmed",
     "guest",
     "input_gradient",
     "misclassified",
@@ -164,10 +165,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def misclassified(model: nn.Module, x_adv: Tensor, logits: Tensor, y: Tensor) -> Tensor:
-    """Tell which points are misclassified, with shape (B,).
-
-    Where ``model`` is the search form of a model, the points that it misclassifies are shown to
-    the model itself, whose answer counts: a search that ends there must not end in vain.
+    """Tell which points are misclassified, with shape (B,): see :func:`confirmed`.
 
     Arguments:
         model: The model that is searched.
@@ -175,12 +173,29 @@ def misclassified(model: nn.Module, x_adv: Tensor, logits: Tensor, y: Tensor) ->
         logits: What ``model`` returned for them, with shape (B, K).
         y: The labels, with shape (B,).
     """
-    wrong = logits.argmax(1) != y
-    if isinstance(model, Fast) and model.search is not model.exact:
-        rows = wrong.nonzero()[:, 0]
-        if len(rows):
-            wrong[rows] = model.decide(x_adv[rows]).argmax(1) != y[rows]
-    return wrong
+    return confirmed(model, x_adv, logits.argmax(1) != y, y)
+
+
+def confirmed(model: nn.Module, x_adv: Tensor, wrong: Tensor, y: Tensor) -> Tensor:
+    """Tell which of the points that a search takes for misclassified are so, with shape (B,).
+
+    Where ``model`` is the search form of a model, these points are shown to the model itself,
+    whose answer counts: a search that ends there must not end in vain.
+
+    Arguments:
+        model: The model that is searched.
+        x_adv: The points, with shape (B, ...).
+        wrong: Which of them ``model`` misclassifies, with shape (B,).
+        y: The labels, with shape (B,).
+    """
+    if not isinstance(model, Fast) or model.search is model.exact:
+        return wrong
+    rows = wrong.nonzero()[:, 0]
+    if not len(rows):
+        return wrong
+    sure = wrong.clone()
+    sure[rows] = model.decide(x_adv[rows]).argmax(1) != y[rows]
+    return sure
 
 
 def check_inputs(x: Tensor, y: Tensor, threat: Threat) -> None:

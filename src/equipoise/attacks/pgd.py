@@ -19,6 +19,12 @@ numbers mean what they say, MI-FGSM starts at x as in its paper, and a zero grad
 step rather than NaN. Starts are clipped to the range before the first gradient. By default the
 best iterate counts; ``keep="last"`` is the custom of the papers' codes.
 
+What a search form (:func:`equipoise.fast`) takes for misclassified is shown to the model itself,
+and no more once the model agrees. With ``keep="best"`` that is the strongest point, after the last
+step; where the model refuses it, the example is searched again from the same start, and every
+point that would be the best so far is shown. With ``keep="first"`` every point is, until the model
+agrees with one. Either way the same examples are fooled as if all points had been shown.
+
 References:
     | Explaining and Harnessing Adversarial Examples (Goodfellow et al., 2015)
     | https://arxiv.org/abs/1412.6572
@@ -30,22 +36,23 @@ References:
     | https://arxiv.org/abs/1608.04644
 """
 
-__all__ = ["FGSM", "MIFGSM", "PGD", "Ascended", "CWInf", "located"]
+__all__ = ["FGSM", "MIFGSM", "PGD", "Ascended", "CWInf", "for_verdicts", "located"]
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from equipoise.attacks.core import (
+    Attack,
     check_inputs,
     check_threat,
+    confirmed,
     guest,
     input_gradient,
-    misclassified,
     refuse,
     stepping,
     uncounted,
@@ -81,7 +88,9 @@ class PGD:
         confidence: :math:`\kappa`: a margin loss beyond it is not worth more. None: no limit.
         momentum: :math:`\mu`; None follows the gradient itself.
         keep: Which iterate counts: the ``"best"`` (misclassified first, then the largest loss;
-            one forward pass more, for the last iterate) or the ``"last"``.
+            one forward pass more, for the last iterate), the ``"first"`` that is misclassified
+            (the example then leaves the search; where there is none, the largest loss), or the
+            ``"last"``.
         norms: The norms for which the attack is defined.
     """
 
@@ -93,7 +102,7 @@ class PGD:
     loss: Literal["ce", "margin"] = "ce"
     confidence: float | None = None
     momentum: float | None = None
-    keep: Literal["best", "last"] = "best"
+    keep: Literal["best", "first", "last"] = "best"
     norms: tuple[Norm, ...] = ("linf", "l2", "l1")
 
     def __post_init__(self) -> None:
@@ -174,21 +183,14 @@ class PGD:
         losses: Ascended,
     ) -> Tensor:
         every = torch.arange(len(y), device=y.device)
-        x_adv, score = self._search(
-            model, x, y, threat, draws.child("restart 0"), located(losses, every)
-        )
+        x_adv, score = self._search(model, x, y, threat, draws.child("restart 0"), losses, every)
         for restart in range(1, self.restarts):
             rest = (~score.fooled).nonzero()[:, 0]
             if not len(rest):
                 break
             source = draws.child(f"restart {restart}").select(rest)
-            again, found = self._search(
-                model, x[rest], y[rest], threat, source, located(losses, rest)
-            )
-            better = found.beats(score.take(rest))
-            x_adv[rest[better]] = again[better]
-            for kept, new in zip(score, found, strict=True):
-                kept[rest[better]] = new[better]
+            again, found = self._search(model, x[rest], y[rest], threat, source, losses, rest)
+            _keep(x_adv, score, rest, again, found)
         return x_adv
 
     def _search(
@@ -198,11 +200,46 @@ class PGD:
         y: Tensor,
         threat: Threat,
         draws: Draws,
+        losses: Ascended,
+        index: Tensor,
+    ) -> "tuple[Tensor, _Score]":
+        """Search once; return the points kept and their scores, which only compare.
+
+        Arguments:
+            model: As for :meth:`search`, like the others.
+            x: The clean inputs that are searched from.
+            y: Their labels.
+            threat: The ball and the range.
+            draws: The randomness.
+            losses: What is maximised.
+            index: The positions of the inputs in the batch.
+        """
+        start = self.start_at(x, threat, draws)
+        if self.keep == "first":
+            return self._shown(model, x, y, start, threat, losses, index)
+        best, score = self._all_steps(model, x, y, start, threat, located(losses, index))
+        if self.keep == "last" and self.restarts == 1:
+            return best, score
+        sure = confirmed(model, best, score.fooled, y)
+        refused = (score.fooled & ~sure).nonzero()[:, 0]
+        score = _Score(sure, score.losses)
+        if len(refused) and self.keep == "best":
+            parts = x[refused], y[refused], start[refused]
+            again, found = self._shown(model, *parts, threat, losses, index[refused])
+            _keep(best, score, refused, again, found)
+        return best, score
+
+    def _all_steps(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        start: Tensor,
+        threat: Threat,
         losses: Callable[[Tensor], Tensor],
     ) -> "tuple[Tensor, _Score]":
-        """Search once; return the points kept and their scores, which only compare."""
-        x_adv = self.start_at(x, threat, draws)
-        best, score = x_adv, _Score.lowest(y)
+        """Take all steps; return the points kept, and their scores by the model searched alone."""
+        x_adv, best, score = start, start, _Score.lowest(y)
         direction = torch.zeros_like(x)
         settings = threat, self.step_length(threat), self.momentum
         step, project = stepping(model, _step), threat.projector(x)
@@ -210,14 +247,51 @@ class PGD:
             found = step(x_adv, direction, losses, project, *settings)
             logits, values, direction, moved = found
             if self.keep == "best":
-                fooled = misclassified(model, x_adv, logits, y)
-                best, score = _better(best, score, x_adv, _Score.of(fooled, values))
+                best, score = _better(best, score, x_adv, _Score.of(logits, values, y))
             x_adv = moved
         if self.keep == "last" and self.restarts == 1:
             return x_adv, score
         logits = model(x_adv)
-        last = _Score.of(misclassified(model, x_adv, logits, y), losses(logits))
+        last = _Score.of(logits, losses(logits), y)
         return (x_adv, last) if self.keep == "last" else _better(best, score, x_adv, last)
+
+    def _shown(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        start: Tensor,
+        threat: Threat,
+        losses: Ascended,
+        index: Tensor,
+    ) -> "tuple[Tensor, _Score]":
+        """Search once, and show the model what would be the best so far at every step.
+
+        With ``keep="first"`` an example leaves the search when the model has agreed.
+        """
+        best, score = start.clone(), _Score.lowest(y)
+        rows, point, direction = torch.arange(len(y), device=y.device), start, torch.zeros_like(x)
+        settings = threat, self.step_length(threat), self.momentum
+        step, project = stepping(model, _step), threat.projector(x)
+        for taken in range(self.steps + 1):
+            here = located(losses, index[rows])
+            if taken < self.steps:
+                logits, values, direction, moved = step(point, direction, here, project, *settings)
+            else:
+                logits = moved = model(point)
+                values = here(logits)
+            found = _Score.of(logits, values, y[rows])
+            asked = found.fooled & found.beats(score.take(rows))
+            found = _Score(confirmed(model, point, asked, y[rows]), found.losses)
+            _keep(best, score, rows, point, found)
+            point = moved
+            left = (~found.fooled).nonzero()[:, 0]
+            if self.keep == "first" and not len(left):
+                break
+            if self.keep == "first" and len(left) < len(rows):
+                rows, point, direction = rows[left], moved[left], direction[left]
+                project = threat.projector(x[rows])
+        return best, score
 
 
 def FGSM() -> PGD:  # noqa: N802 - the attack's name
@@ -235,9 +309,24 @@ def CWInf(*, steps: int = 30, confidence: float = 50.0) -> PGD:  # noqa: N802
     return PGD(steps=steps, loss="margin", confidence=confidence, norms=("linf",))
 
 
+def for_verdicts(attack: Attack) -> Attack:
+    """Return an attack that fools the same examples, and leaves each alone once it is fooled.
+
+    Its points are the first that were found rather than the strongest. Not for a model that is
+    random, or that is compiled: the one is fooled by luck, the other compiled for each batch size.
+    """
+    if type(attack) is PGD and attack.keep == "best":
+        return replace(attack, keep="first")
+    return attack
+
+
 NOISE = 0.001  # the standard deviation of the start beside x, in units of the input
 
-_CHOICES = {"start": ("uniform", "zero", "noise"), "loss": tuple(LOSSES), "keep": ("best", "last")}
+_CHOICES = {
+    "start": ("uniform", "zero", "noise"),
+    "loss": tuple(LOSSES),
+    "keep": ("best", "first", "last"),
+}
 
 
 def _step(
@@ -272,9 +361,9 @@ class _Score(NamedTuple):
         return cls(torch.zeros_like(y, dtype=torch.bool), losses)
 
     @classmethod
-    def of(cls, fooled: Tensor, losses: Tensor) -> Self:
+    def of(cls, logits: Tensor, losses: Tensor, y: Tensor) -> Self:
         """Return the scores of points; a loss that is NaN comes last."""
-        return cls(fooled, torch.nan_to_num(losses.double(), nan=-torch.inf))
+        return cls(logits.argmax(1) != y, torch.nan_to_num(losses.double(), nan=-torch.inf))
 
     def beats(self, other: Self) -> Tensor:
         """Tell which points are stronger, with shape (B,)."""
@@ -291,3 +380,11 @@ def _better(best: Tensor, score: _Score, x_adv: Tensor, found: _Score) -> tuple[
     mask = better.view(-1, *[1] * (x_adv.ndim - 1))
     chosen = (torch.where(better, new, old) for new, old in zip(found, score, strict=True))
     return torch.where(mask, x_adv, best), _Score(*chosen)
+
+
+def _keep(best: Tensor, score: _Score, rows: Tensor, x_adv: Tensor, found: _Score) -> None:
+    """Put points and their scores in the place of weaker ones at some positions."""
+    better = found.beats(score.take(rows)).nonzero()[:, 0]
+    best[rows[better]] = x_adv[better]
+    for kept, new in zip(score, found, strict=True):
+        kept[rows[better]] = new[better]

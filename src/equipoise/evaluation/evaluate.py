@@ -36,6 +36,7 @@ def evaluate(
     layout: Layout = "auto",
     compile: bool = False,  # noqa: A002 - torch's name for it
     passes: int | None = None,
+    strongest: bool = False,
     checks: bool = True,
     others: Mapping[str, Tensor] | None = None,
     control: Tensor | None = None,
@@ -71,6 +72,12 @@ def evaluate(
         compile: Whether the search is compiled, which takes time at first: for long evaluations.
         passes: The forward passes of a verdict, whose class probabilities are averaged; None:
             what the attacks ask for, 1 but for ``"autoattack-rand"``.
+        strongest: Whether PGD and its settings (MI-FGSM, CW-inf) search on for the point of the
+            largest loss once an example is fooled. The verdicts are the same; without, the first
+            point that fools the model is kept, which is nearer to its boundary. True where the
+            points themselves are measured or used again: for distortions, CMMR, or other models.
+            The other attacks always keep the first. It has no effect on models that are random
+            or compiled, whose searches always go on.
         checks: Whether to look for what would make the numbers untrustworthy.
         others: Adversarial examples of other models for the same inputs, by name, with the shape
             of ``x``: those that fool this model count, as the attack ``"transfer"``.
@@ -102,7 +109,7 @@ def evaluate(
     asked = max([getattr(attack, "passes", 1) for attack in found.values()], default=1)
     judge = Judge(model, batch_size, asked if passes is None else passes, seed)
     with seeded(seed, device):  # a random model draws from it; it is restored afterwards
-        search = Search(judge, x, y, threat, seed, execution, classes)
+        search = Search(judge, x, y, threat, seed, execution, classes, strongest=strongest)
         work = _Work(search, advance or (lambda progress: None), after)
         work.look(begun)
         if checks:

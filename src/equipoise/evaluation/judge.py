@@ -19,6 +19,9 @@ from equipoise.errors import UserError
 from equipoise.losses import margin
 from equipoise.threat import Threat
 
+_FEW = 8  # inputs that show whether a model repeats its answers
+_SAME = 1e-4  # of the largest logit: more than rounding
+
 
 @contextmanager
 def _full_float32() -> Iterator[None]:
@@ -77,6 +80,13 @@ class Judge:
                 return torch.cat([self.model(part) for part in parts])
             with seeded(self.seed, x.device):
                 return torch.cat([averaged(self.model, part, self.passes) for part in parts])
+
+    def repeats(self, x: Tensor) -> bool:
+        """Tell whether one pass decides, and a second over the same inputs agrees with it."""
+        if self.passes > 1:
+            return False
+        first, second = (self.logits(x[:_FEW]) for _ in range(2))
+        return bool(((first - second).abs() <= _SAME * first.abs().amax()).all())
 
     def admit(self, x: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
         """Tell which points an attack was allowed to propose, with shape (N,)."""

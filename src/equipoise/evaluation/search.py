@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from equipoise.attacks import Attack
+from equipoise.attacks.pgd import for_verdicts
 from equipoise.draws import KeyedDraws
 from equipoise.errors import UserError
 from equipoise.evaluation.checks import Finding, transfer
@@ -67,6 +68,7 @@ class Search:
         seed: The seed of their randomness.
         execution: The form of the search.
         classes: The names of the classes, or nothing.
+        strongest: As for :func:`equipoise.evaluate`.
     """
 
     def __init__(
@@ -78,10 +80,13 @@ class Search:
         seed: int,
         execution: Execution,
         classes: Sequence[str],
+        *,
+        strongest: bool = True,
     ) -> None:
         self.judge, self.x, self.y, self.threat, self.seed = judge, x, y, threat, seed
         self.classes, self.execution = classes, execution
         self.form: Fast = fast(judge.model, x, execution, passes=judge.passes)
+        self.whole = strongest or execution.compile
         self.k = 0
         self.lead = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         self.prediction = y
@@ -101,6 +106,7 @@ class Search:
         logits = self.judge.logits(self.x)
         self.judge.check(logits, self.y, len(self.classes) or None)
         self.k = logits.shape[1]
+        self.whole = self.whole or not self.judge.repeats(self.x)
         self.prediction = logits.argmax(1)
         self.lead = -margin(logits, self.y).double()
         self.answer = self.prediction.clone()
@@ -250,6 +256,7 @@ class Search:
         """
         x, y = self.x[index], self.y[index]
         draws = KeyedDraws.of(x, self.seed).child(str(attack))
+        attack = attack if self.whole else for_verdicts(attack)
         return attack(form, x.clone(), y.clone(), self.threat, draws=draws).to(x)
 
     @cached_property

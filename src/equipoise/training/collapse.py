@@ -76,7 +76,7 @@ class Probe:
 
     x: Tensor
     y: Tensor
-    attack: PGD = field(default_factory=lambda: PGD(steps=20))
+    attack: PGD = field(default_factory=lambda: PGD(steps=20, keep="first"))
     seed: int = 0
 
     def __call__(self, model: nn.Module, objective: Objective, progress: float) -> Found:

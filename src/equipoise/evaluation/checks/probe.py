@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.attacks.core import Attack
-from equipoise.attacks.pgd import PGD
+from equipoise.attacks.pgd import PGD, for_verdicts
 from equipoise.draws import KeyedDraws
 from equipoise.evaluation.checks.finding import listed
-from equipoise.evaluation.checks.model import correct_of
+from equipoise.evaluation.checks.model import correct_of, exact_of
+from equipoise.evaluation.judge import Judge
 from equipoise.threat import Threat
 
 
@@ -25,6 +26,7 @@ class Probe:
         self.draws = KeyedDraws.of(x, seed).child("probes")
         self.found = torch.zeros_like(y, dtype=torch.bool)
         self.known: dict[str, Tensor] = {}
+        self.repeats = Judge(exact_of(model), passes=passes).repeats(x)
 
     @property
     def n(self) -> int:
@@ -49,6 +51,7 @@ class Probe:
         if len(rows):
             x, y, allowed = self.x[rows], self.y[rows], threat or self.threat
             draws = self.draws.child(name).select(rows)
+            attack = for_verdicts(attack) if self.repeats else attack
             x_adv = attack(model or self.model, x, y, allowed, draws=draws)
             inside = allowed.contains(x, x_adv)
             fooled[rows] = inside & ~correct_of(self.model, x_adv, y, passes=self.passes)
