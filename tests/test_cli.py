@@ -76,7 +76,14 @@ def test_train_evaluate_report(command, copy):
         "--json", records,
     )  # fmt: skip
     assert ended.code == 0, ended.err
-    for text in ("fgsm", "pgd-3", "worst-case", "Linf(8/255), n = 100", "Linf(0.1)", "per class"):
+    for text in (
+        "fgsm",
+        "pgd-3",
+        "worst-case",
+        "Linf(8/255), a stratified sample of 100",
+        "Linf(0.1)",
+        "per class",
+    ):
         assert text in ended.out
     found = json.loads(records.read_text())
     assert [r["attack"] for r in found] == ["clean", "fgsm", "pgd-3", "worst-case"] * 2

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from equipoise import comparison, recipe
+from equipoise import comparison, data, recipe
 from equipoise.errors import UserError
 from forks import FORKED
 
@@ -222,7 +222,7 @@ def test_the_table_says_what_it_is_of_and_where_from(compared):
     for fact in (
         "## Two methods",
         "| averaged | pgd-at | 0, 1 | 2 |",
-        "test images: the first 100 of digits",
+        "test images: a stratified sample of 100 of 500 of digits, seed 0",
         "training images a round: 240",
         "model: small-cnn, width 0.25",
         "threat of the attacks: Linf(0.15)",
@@ -261,7 +261,7 @@ def test_another_protocol_judges_again_but_trains_nothing(command, again):
     ended = command("compare", plan, "--out", again, "--workers", 2, before=FORKED)
     assert ended.code == 0, ended.err
     assert {path: path.stat().st_mtime_ns for path in again.rglob("state.pt")} == states
-    assert "test images: the first 50" in ended.out
+    assert "test images: a stratified sample of 50 of 500" in ended.out
     for row in runs(again):
         found = records(again / row["run"])["staged"]
         assert row["accuracy"]["staged"] == found["accuracy"]
@@ -367,7 +367,11 @@ def undisturbed(command, tmp_path_factory):
 def test_killed_and_repeated_it_goes_on(command, undisturbed, tmp_path):
     plan, out = write(tmp_path, longer()), tmp_path / "out"
     last = out / "averaged-seed0"
-    begun = (last / "log.jsonl", last / "evaluations" / "linf-0.15-n100.json")
+    _, sample = data.draw(data.load("digits").test, 100)
+    begun = (
+        last / "log.jsonl",
+        last / "evaluations" / f"linf-0.15-n100-{sample.short}.json",
+    )
     for number, place in enumerate(begun):
         running = command.start("compare", plan, "--out", out, before=FORKED)
         wait_for(lambda place=place: lines(place) >= 2)

@@ -235,7 +235,7 @@ def forge(copy: Path, change) -> None:
 
 
 def clean_again(result):
-    x = data.load("digits").test.pixels()[:80]
+    x = data.draw(data.load("digits").test, 80)[0].pixels()
     return replace(result, x_adv=torch.where(result.robust[:, None, None, None], result.x_adv, x))
 
 
@@ -350,7 +350,8 @@ def test_a_model_of_ones_own_is_evaluated_resumed_and_verified(command, mine):
     ended = command("evaluate", *words, "--attacks", "pgd-3", "--eps", 0.1, cwd=mine)
     assert ended.code == 0, ended.err
     folder = mine / "runs" / "mine.net"
-    x, y = data.load("digits").test.pixels()[:60], data.load("digits").test.y[:60]
+    images, _ = data.draw(data.load("digits").test, 60)
+    x, y = images.pixels(), images.y
     (record,) = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()
                  if '"worst-case"' in line]  # fmt: skip
     expected = evaluate(small_net(), x, y, threat=eq.Linf(0.1), attacks="pgd-3", checks=False)

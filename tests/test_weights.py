@@ -10,7 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from equipoise import recipe
+from equipoise import data, recipe
 from equipoise.errors import UserError
 from equipoise.jobs.evaluate import evaluate_run
 from equipoise.jobs.store import Store
@@ -261,18 +261,25 @@ def test_a_period_of_snapshots_is_at_least_one_round():
 # --- evaluated ---
 
 
+def sample_of(n: int):
+    return data.draw(data.load("digits").test, n)[1]
+
+
 def test_a_mix_is_evaluated_by_name_and_verified(command, copy):
     words = ("--attacks", "fgsm", "-n", 100, "--eps", 0.1, "--weights", "gamma-.5")
     ended = command("evaluate", copy, *words)
     assert ended.code == 0, ended.err
-    assert "gamma-0.5, Linf(0.1), n = 100" in ended.err
+    assert "gamma-0.5, Linf(0.1), a stratified sample of 100 of" in ended.err
     lines = [json.loads(line) for line in (copy / "records.jsonl").read_text().splitlines()]
     assert {line["weights"] for line in lines} == {"gamma-0.5"}
     assert {line["model_sha256"] for line in lines} == {Run(copy).digest("gamma-0.5")}
-    assert [store.name for store in Store.all(Run(copy))] == ["linf-0.1-n100-gamma-0.5"]
+    sample = sample_of(100)
+    assert [store.name for store in Store.all(Run(copy))] == [
+        f"linf-0.1-n100-{sample.short}-gamma-0.5"
+    ]
     ended = command("verify", copy)
     assert ended.code == 0, ended.err
-    assert "linf-0.1-n100-gamma-0.5: verified" in ended.err
+    assert f"linf-0.1-n100-{sample.short}-gamma-0.5: verified" in ended.err
     ended = command("evaluate", copy, "--resume", "--weights", "gamma-0.5", "--quiet")
     assert ended.code == 0, ended.err
     assert "no evaluation to go on with" in command("evaluate", copy, "--resume").line
@@ -282,13 +289,16 @@ def test_evaluations_of_several_weights_stand_apart(copy):
     for which in ("model", "last", "round-3", "learner-clean", "gamma-1"):
         evaluate_run(copy, which=which, attacks="fgsm", eps=[0.1], n=60, checks=False)
     names = [None, "last", "round-003", "learner-clean", "gamma-1"]
-    places = {f"linf-0.1-n60-{name}" if name else "linf-0.1-n60" for name in names}
+    start = f"linf-0.1-n60-{sample_of(60).short}"
+    places = {f"{start}-{name}" if name else start for name in names}
     found = Store.all(Run(copy))
     assert {store.name for store in found} == places
     assert {store.which for store in found} == {name or "model" for name in names}
     assert len(verify_run(copy)) == 5
     threat = Threat("linf", 0.1)
-    one, other = (Store.of(Run(copy), threat, 60, which) for which in ("model", "learner-clean"))
+    one, other = (
+        Store.of(Run(copy), threat, sample_of(60), which) for which in ("model", "learner-clean")
+    )
     shutil.copy(other.path, one.path)
     shutil.copy(other.summary, one.summary)
     with pytest.raises(Exception, match="the weights of the model are not those"):

@@ -32,7 +32,8 @@ class Judging:
 
     Arguments:
         attacks: Names as for :func:`equipoise.attacks.parse`.
-        n: How many test images, in their official order; None: all.
+        n: How many test images, as a stratified sample; None: all.
+        first: Whether they are the first of the test set instead.
         eps: The radius; None: that of the training.
         precision: The arithmetic of the search.
         batch_size: How many points are attacked at a time.
@@ -42,6 +43,7 @@ class Judging:
 
     attacks: tuple[str, ...]
     n: int | None = None
+    first: bool = False
     eps: float | None = None
     precision: Precision = "auto"
     batch_size: int = 250
@@ -188,6 +190,9 @@ def _judging(given: Mapping[str, Any], problems: list[str]) -> Judging:
     size = _whole(given.get("batch_size"), "evaluate.batch_size", 1, problems)
     eps = _positive(given.get("eps"), "evaluate.eps", problems)
     precision, individual = given.get("precision", "auto"), given.get("individual")
+    first = given.get("first", False)
+    if not isinstance(first, bool):
+        problems.append(f"evaluate.first: expected true or false, got {first!r}")
     if precision not in PRECISIONS:
         problems.append(f"evaluate: {nearest(str(precision), PRECISIONS, 'precision')}")
     if not isinstance(individual, bool | None):
@@ -200,6 +205,7 @@ def _judging(given: Mapping[str, Any], problems: list[str]) -> Judging:
     return Judging(
         attacks=attacks,
         n=n,
+        first=first is True,
         eps=eps,
         precision=cast(Precision, precision),
         batch_size=size or Judging.batch_size,

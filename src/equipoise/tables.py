@@ -36,11 +36,16 @@ def write_table(records: Sequence[Mapping[str, Any]], title: str = "") -> None:
 
 
 def _accuracies(records: Sequence[Mapping[str, Any]], title: str) -> Table:
+    from equipoise.sample import Sample
     from equipoise.threat import Threat
 
     first = records[0]
     threat = Threat(first["norm"], first["eps"])
-    table = _table(f"{title + ': ' if title else ''}{threat}, n = {first['n']}, test images")
+    given = first.get("sample")
+    images = f"{first['n']:,} images"
+    if given:
+        images = Sample.of_content(given).words("test images")
+    table = _table(f"{title + ': ' if title else ''}{threat}, {images}")
     table.add_column("attack")
     for name in ("accuracy", "95 % interval", "worst class", "seconds"):
         table.add_column(name, justify="right")

@@ -41,7 +41,13 @@ def evaluate(
         str | None, typer.Option(help="Radii, by commas, like 8/255; that of the training.")
     ] = None,
     norm: Annotated[str | None, typer.Option(help="linf, l2 or l1; that of the training.")] = None,
-    n: Annotated[int | None, typer.Option("-n", help="The first N test images; all.")] = None,
+    n: Annotated[
+        int | None,
+        typer.Option("-n", help="N test images, a stratified sample; all of them."),
+    ] = None,
+    first: Annotated[
+        bool, typer.Option("--first", help="With -n: the first N of the test set instead.")
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted evaluation.")
     ] = False,
@@ -112,6 +118,7 @@ def evaluate(
         eps=numbers(eps, "--eps") if eps else (),
         norm=choice(norm, "--norm", NORMS) if norm else None,
         n=n,
+        first=first,
         seed=seed,
         batch_size=batch_size,
         precision=choice(precision, "--precision", PRECISIONS),

@@ -17,7 +17,9 @@ __all__ = [
     "Source",
     "Status",
     "crop_flip",
+    "draw",
     "get",
+    "image_digests",
     "load",
     "status",
     "stratified_split",
@@ -31,6 +33,7 @@ from pathlib import Path
 from equipoise.data import cifar, digits, mnist, npz, svhn
 from equipoise.data.core import Dataset, Images, crop_flip, stratified_split
 from equipoise.data.fetch import REMOTES, Remote, fetch
+from equipoise.data.sampling import draw, image_digests
 from equipoise.errors import UserError, nearest
 
 

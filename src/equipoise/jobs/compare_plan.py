@@ -13,11 +13,12 @@ import torch
 from equipoise import data
 from equipoise import recipe as recipes
 from equipoise.comparison import MANY_ROUNDS, Entry, Plan
-from equipoise.data import Dataset
+from equipoise.data import Dataset, draw
 from equipoise.errors import UserError
 from equipoise.jobs.compare_runs import Item
 from equipoise.jobs.device import choose_device
 from equipoise.recipe import Recipe
+from equipoise.sample import Sample
 from equipoise.split import Split
 from equipoise.threat import Threat
 
@@ -27,6 +28,7 @@ class Shelf:
 
     def __init__(self) -> None:
         self._read: dict[tuple[str, str | None], Dataset] = {}
+        self._drawn: dict[tuple[int, int | None, bool], Sample] = {}
 
     def load(self, name: str, data_dir: str | Path | None) -> Dataset:
         """Return a data set; see :func:`equipoise.data.load`."""
@@ -35,6 +37,13 @@ class Shelf:
             path = Path(name).expanduser() if name.endswith(".npz") else name
             self._read[name, place] = data.load(path, place)
         return self._read[name, place]
+
+    def sample(self, dataset: Dataset, n: int | None, first: bool) -> Sample:
+        """Return which test images of a data set of the shelf are taken."""
+        key = (id(dataset), n, first)
+        if key not in self._drawn:
+            self._drawn[key] = draw(dataset.test, n, first=first)[1]
+        return self._drawn[key]
 
 
 def items(plan: Plan, out: Path, data_dir: Path | None, shelf: Shelf | None = None) -> list[Item]:
@@ -88,15 +97,17 @@ def _item(
         assert plan.budget is not None
         rounds = max(1, math.floor(plan.budget / (cost * images) + 0.5))
         recipe = replace(entry.recipe(rounds=rounds), data_dir=recipe.data_dir)
-    n = plan.judging.n or len(dataset.test)
-    if n > len(dataset.test):
+    n = plan.judging.n
+    if n is not None and n > len(dataset.test):
         raise UserError(f"evaluate.n must lie in 1..{len(dataset.test)}, got {n}")
-    judging = replace(plan.judging, n=n, eps=plan.judging.eps or threat.eps)
+    sample = shelf.sample(dataset, n, plan.judging.first)
+    judging = replace(plan.judging, n=sample.n, eps=plan.judging.eps or threat.eps)
     return Item(
         entry=entry.name,
         recipe=recipe,
         out=out,
         judging=judging,
+        sample=sample,
         images=images,
         gradients=recipe.rounds * cost * images,
     )

@@ -17,6 +17,7 @@ from equipoise.evaluation.plan import STAGED, plan
 from equipoise.jobs.store import Store
 from equipoise.recipe import Recipe
 from equipoise.runs import Run
+from equipoise.sample import Sample
 from equipoise.threat import Norm, Threat
 
 WORST = "worst-case"
@@ -44,6 +45,7 @@ class Item:
         recipe: What is trained.
         out: The folder of the comparison.
         judging: How it is evaluated, with radius and number of images filled in.
+        sample: Which test images it is evaluated on.
         images: The training images of a round.
         gradients: The gradient evaluations that the training is reckoned to take.
     """
@@ -52,6 +54,7 @@ class Item:
     recipe: Recipe
     out: Path
     judging: Judging
+    sample: Sample
     images: int
     gradients: float
 
@@ -79,8 +82,7 @@ class Item:
     @property
     def store(self) -> Store:
         """Return where its evaluation is kept."""
-        assert self.judging.n is not None
-        return Store.of(self.run, self.threat, self.judging.n, self.judging.weights)
+        return Store.of(self.run, self.threat, self.sample, self.judging.weights)
 
     # How far it is
 
@@ -119,7 +121,7 @@ class Item:
             digest is not None
             and record.get("model_sha256") == digest
             and record.get("weights") == judging.weights
-            and record.get("n") == judging.n
+            and record.get("sample") == self.sample.content()
             and record.get("norm") == self.recipe.norm
             and eps == judging.eps
             and record.get("seed") == 0
@@ -227,6 +229,7 @@ class Item:
         judging = self.judging
         words = ["--attacks", ",".join(judging.attacks)]
         words += ["--eps", repr(judging.eps), "-n", str(judging.n)]
+        words += ["--first"] if judging.first else []
         words += ["--precision", judging.precision, "--batch-size", str(judging.batch_size)]
         words += ["--device", self.recipe.device]
         if self.recipe.data_dir is not None:

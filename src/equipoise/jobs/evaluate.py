@@ -15,6 +15,7 @@ from torch import Tensor
 import equipoise
 from equipoise import recipe
 from equipoise.attacks import check_norms, parse_list, without_clean
+from equipoise.data import draw, image_digests
 from equipoise.digests import tensor_digest
 from equipoise.errors import UserError
 from equipoise.evaluation import Result, evaluate
@@ -41,7 +42,9 @@ class Options:
             that are defined for the norm, or those with which a resumed evaluation began.
         eps: The radii; none: the subject's.
         norm: The norm; None: the subject's.
-        n: How many test images, in their official order; None: all.
+        n: How many test images, as a stratified sample: see :func:`equipoise.data.draw`; None:
+            all.
+        first: Whether the first ``n`` of the test set are taken instead.
         individual: As for :func:`equipoise.evaluate`.
         seed: The seed of the attacks' randomness; None: 0, or that of what is resumed.
         batch_size: How many points are attacked at a time.
@@ -59,6 +62,7 @@ class Options:
     eps: Sequence[float] = ()
     norm: Norm | None = None
     n: int | None = None
+    first: bool = False
     individual: bool | None = None
     seed: int | None = None
     batch_size: int = 250
@@ -107,7 +111,7 @@ def evaluate_run(
 
 
 def evaluate_subject(subject: Subject, options: Options, console: Console) -> list[dict[str, Any]]:
-    """Evaluate a model on the first ``n`` test images, in one or several radii.
+    """Evaluate a model on ``n`` test images, in one or several radii.
 
     What is found is kept after every few batches, so that nothing is lost when the job is
     interrupted. Earlier verdicts on the same weights and images count in the worst case.
@@ -153,8 +157,10 @@ def _begun(subject: Subject, options: Options) -> tuple[Options, list[Threat]]:
     found = [
         about
         for about in found
-        if about["weights"] == subject.which
+        if "sample" in about  # what older versions left cannot be gone on with
+        and about["weights"] == subject.which
         and options.n in (None, about["n"])
+        and (not options.first or about["sample"]["seed"] is None)
         and options.norm in (None, about["norm"])
         and (not options.eps or float(about["eps"]) in options.eps)
     ]
@@ -173,11 +179,12 @@ def _begun(subject: Subject, options: Options) -> tuple[Options, list[Threat]]:
                 f"what was begun has {key} {value}, not {mine}: go on with that, or start anew "
                 "without --resume"
             )
-    mine = [a for a in found if (a["n"], a["norm"]) == (first["n"], first["norm"])]
+    mine = [a for a in found if (a["sample"], a["norm"]) == (first["sample"], first["norm"])]
     done = {float(about["eps"]) for about in mine if about["finished"]}
     radii = [eps for eps in options.eps or first["asked"]["eps"] if eps not in done]
     threats = [Threat(first["norm"], eps) for eps in radii or [float(first["eps"])]]
-    return replace(options, **asked, n=first["n"]), threats
+    which = {"n": first["n"], "first": first["sample"]["seed"] is None}
+    return replace(options, **asked, **which), threats
 
 
 class _Job:
@@ -188,16 +195,14 @@ class _Job:
     def __init__(self, subject: Subject, options: Options, console: Console) -> None:
         self.subject, self.options, self.console = subject, options, console
         self.run, test = subject.run, subject.dataset.test
-        if options.n is not None and not 1 <= options.n <= len(test):
-            raise UserError(f"-n must lie in 1..{len(test)}, got {options.n}")
         deterministic()
         device = choose_device(options.device)
         self.model = subject.model.to(device)
-        images = test.take(slice(options.n))
+        images, self.sample = draw(test, options.n, first=options.first)
         there, every = (len(set(labels.tolist())) for labels in (images.y, test.y))
         if there < every and len(images) >= every:
             console.warn(
-                f"the first {len(images)} test images hold {there} of {every} classes: their "
+                f"{self.sample.words('test images')}, hold {there} of {every} classes: their "
                 "accuracy says little about the others; leave -n out"
             )
         self.x, self.y = images.pixels().to(device), images.y.to(device)
@@ -205,6 +210,7 @@ class _Job:
         self.records = []
         self.about = {
             "n": len(self.y),
+            "sample": self.sample.content(),
             "weights": subject.which,
             "model_sha256": model_digest(self.model),
             "data_sha256": tensor_digest(self.x),
@@ -213,6 +219,7 @@ class _Job:
         }
         self.origin = {
             "split": "test",
+            "sample": self.sample.content(),
             "weights": subject.which,
             "model_sha256": self.about["model_sha256"],
             "data_sha256": subject.dataset.sha256["test_x"],
@@ -223,9 +230,9 @@ class _Job:
         """Evaluate under one threat, together with what was found before on the same points."""
         names, options = list(self.options.attacks or ()), self.options
         which = "" if self.subject.which == "model" else f", {self.subject.which}"
-        what = f"{self.run.path}{which}, {threat}, n = {len(self.y)}"
+        what = f"{self.run.path}{which}, {threat}, {self.sample.words('test images')}"
         self.console.say(f"evaluating {what}: {', '.join(names) or 'clean'}")
-        store = Store.of(self.run, threat, len(self.y), self.subject.which)
+        store = Store.of(self.run, threat, self.sample, self.subject.which)
         asked = {
             "attacks": names,
             "individual": options.individual,
@@ -314,25 +321,33 @@ class _Job:
             run, before = open_folder(folder), len(found)
             for store in Store.all(run):
                 about, result, tensors = store.read()
-                if not self._same(result, tensors["x"], threat):
+                within = result.threat.norm == threat.norm and result.threat.eps <= threat.eps
+                rows = self._among(tensors["x"], result.y) if within else None
+                if rows is None:
                     continue
-                x_adv = result.x_adv[: len(self.y)].to(self.x)
+                x_adv = result.x_adv[rows].to(self.x)
                 kept = about.get("weights", "model") == "model"
                 which = "" if kept else f", {about['weights']}"
                 found[f"{folder} ({result.threat}{which})"] = x_adv
                 if result.threat == threat and _undefended(run) and (kept or control is None):
-                    control = result.robust[: len(self.y)].to(self.y.device)
+                    control = result.robust[rows].to(self.y.device)
             if len(found) == before:
                 raise UserError(
-                    f"--transfer {folder}: it holds no adversarial examples for the same "
-                    f"{len(self.y)} images within {threat}; evaluate it first"
+                    f"--transfer {folder}: it holds no adversarial examples for the same images "
+                    f"({self.sample.words('test images')}) within {threat}; evaluate it first"
                 )
         return found, control
 
-    def _same(self, result: Result, x: Tensor, threat: Threat) -> bool:
-        n = len(self.y)
-        within = result.threat.norm == threat.norm and result.threat.eps <= threat.eps
-        return within and len(x) >= n and torch.equal(x[:n].to(self.x), self.x)
+    def _among(self, x: Tensor, y: Tensor) -> Tensor | None:
+        """Return the places of my images among others; None: some are not there."""
+        there = {pair: row for row, pair in enumerate(_named(x, y))}
+        rows = [there.get(pair, -1) for pair in _named(self.x, self.y)]
+        return None if -1 in rows else torch.tensor(rows)
+
+
+def _named(x: Tensor, y: Tensor) -> list[tuple[bytes, int]]:
+    """Return what tells each image from another with its label, wherever it lies."""
+    return list(zip(image_digests(x), y.tolist(), strict=True))
 
 
 def _undefended(run: Run) -> bool:
@@ -348,6 +363,7 @@ _WORDS = {
     "model_sha256": "model (its weights differ)",
     "data_sha256": "data (the images differ)",
     "labels_sha256": "labels",
+    "sample": "sample of the images",
     "version": "version of equipoise",
     "eps": "eps",
     "norm": "norm",

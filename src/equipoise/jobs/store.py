@@ -26,6 +26,7 @@ from equipoise.digests import content_digest
 from equipoise.errors import UserError
 from equipoise.evaluation import Finding, Outcome, Result
 from equipoise.runs import Run
+from equipoise.sample import Sample
 from equipoise.threat import Threat
 
 FOLDER = "evaluations"
@@ -33,7 +34,7 @@ _PLAIN = tuple(f.name for f in fields(Outcome) if f.name not in ("verdict", "att
 
 
 class Store:
-    """The file of one evaluation: one model, one threat, the first n test images.
+    """The file of one evaluation: one model, one threat, one sample of the test images.
 
     Arguments:
         run: The folder it is in.
@@ -44,10 +45,10 @@ class Store:
         self.run, self.name = run, name
 
     @classmethod
-    def of(cls, run: Run, threat: Threat, n: int, which: str) -> "Store":
+    def of(cls, run: Run, threat: Threat, sample: Sample, which: str) -> "Store":
         """Return the place of an evaluation."""
         other = "" if which == "model" else f"-{which}"
-        return cls(run, f"{threat.norm}-{threat.eps:.6g}-n{n}{other}")
+        return cls(run, f"{threat.norm}-{threat.eps:.6g}-n{sample.n}-{sample.short}{other}")
 
     @classmethod
     def all(cls, run: Run) -> list["Store"]:
@@ -58,8 +59,8 @@ class Store:
     @property
     def which(self) -> str:
         """Return the weights that were evaluated, as the file's name has them."""
-        known = re.fullmatch(r".+?-n\d+-(.+)", self.name)
-        return known[1] if known else "model"
+        known = re.fullmatch(r".+?-n\d+(?:-(?:[0-9a-f]{8}|first))?(?:-(.+))?", self.name)
+        return (known and known[1]) or "model"
 
     @property
     def path(self) -> Path:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equipoise.data import Dataset
+from equipoise.data import Dataset, Images, draw
 from equipoise.digests import tensor_digest
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation import Judge, Result
@@ -26,6 +26,7 @@ from equipoise.jobs.store import Store, sealed
 from equipoise.jobs.subject import Subject, of_run
 from equipoise.progress import Console
 from equipoise.runs import model_digest
+from equipoise.sample import Sample
 
 UNDECIDED = 1e-4  # margins within this share of the logits may turn with the batch they are in
 
@@ -37,6 +38,7 @@ class Verified:
     Arguments:
         name: The evaluation.
         n: The number of images.
+        images: Which of the test images they are, in words.
         robust: How many of them were counted as robust.
         examples: How many adversarial examples were looked at.
         problems: What is wrong, a sentence each; nothing for a sound evaluation.
@@ -46,6 +48,7 @@ class Verified:
 
     name: str
     n: int = 0
+    images: str = ""
     robust: int = 0
     examples: int = 0
     problems: list[str] = field(default_factory=list)
@@ -108,7 +111,8 @@ def _line(verified: Verified) -> str:
     ties = f", {verified.ties} of them by less than rounding" if verified.ties else ""
     return (
         f"{verified.name}: verified, robust accuracy {share:.2%} ({verified.robust} of "
-        f"{verified.n}), {verified.examples} adversarial examples{ties}{end}"
+        f"{verified.n}), {verified.examples} adversarial examples{ties}, on "
+        f"{verified.images}{end}"
     )
 
 
@@ -120,6 +124,7 @@ def _verify(store: Store, subject: Subject, device: torch.device, batch_size: in
         verified.problems.append(str(error))
         return verified
     verified.n, verified.robust = len(result.y), int(result.robust.sum())
+    verified.images = _images(about)
     verified.finished = bool(about.get("finished"))
     _summary(store, verified)
     verified.problems += _origin(about, tensors, subject, subject.dataset)
@@ -127,6 +132,14 @@ def _verify(store: Store, subject: Subject, device: torch.device, batch_size: in
         judge = Judge(subject.model, batch_size, result.passes, result.seed)
         _examples(verified, result, tensors["x"].to(device), judge)
     return verified
+
+
+def _images(about: dict[str, Any]) -> str:
+    """Return in words which images were evaluated; older versions took the first ones."""
+    try:
+        return Sample.of_content(about["sample"]).words("test images")
+    except (KeyError, TypeError, ValueError):
+        return "the first test images"
 
 
 def _summary(store: Store, verified: Verified) -> None:
@@ -146,8 +159,12 @@ def _summary(store: Store, verified: Verified) -> None:
 def _origin(
     about: dict[str, Any], tensors: dict[str, Tensor], subject: Subject, dataset: Dataset
 ) -> list[str]:
-    test = dataset.test.take(slice(about["n"]))
+    try:
+        test, sample = _drawn(about, dataset)
+    except (UserError, KeyError, TypeError, ValueError):
+        return ["it does not say which of the test images were evaluated"]
     known = {
+        "the sample": (about.get("sample", sample.content()), sample.content()),
         "the weights of the model": (about["model_sha256"], model_digest(subject.model)),
         "the stored images": (tensor_digest(tensors["x"]), tensor_digest(test.pixels())),
         "the stored labels": (tensor_digest(tensors["y"]), tensor_digest(test.y)),
@@ -156,6 +173,16 @@ def _origin(
     return [
         f"{what} are not those that were evaluated" for what, (a, b) in known.items() if a != b
     ]
+
+
+def _drawn(about: dict[str, Any], dataset: Dataset) -> tuple[Images, Sample]:
+    """Draw the images of an evaluation again; older versions took the first ones."""
+    if "sample" not in about:
+        return dataset.test.take(slice(about["n"])), Sample(
+            n=about["n"], of=len(dataset.test), seed=None, sha256=""
+        )
+    seed = about["sample"]["seed"]
+    return draw(dataset.test, about["n"], first=seed is None, seed=seed or 0)
 
 
 def _examples(verified: Verified, result: Result, x: Tensor, judge: Judge) -> None:

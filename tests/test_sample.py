@@ -1,0 +1,276 @@
+"""Which images an evaluation takes: a stratified sample that depends on nothing but the images."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from equipoise import data
+from equipoise.data import Images, draw
+from equipoise.errors import RunError, UserError
+from equipoise.jobs.evaluate import evaluate_run
+from equipoise.jobs.store import Store
+from equipoise.jobs.verify import verify_run
+from equipoise.runs import Run
+from equipoise.sample import Sample
+
+COUNTS = {
+    "even": [30] * 10,
+    "one large, many small": [900, *[10] * 10],
+    "long tail": [500, 250, 120, 60, 30, 15, 7, 3, 1],
+    "one class": [40],
+    "a class of one": [200, 1],
+    "more classes than images of one": [2] * 60,
+}
+
+
+def images_of(counts, seed: int = 0) -> Images:
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.cat([torch.full((n,), k) for k, n in enumerate(counts)])
+    y = y[torch.randperm(len(y), generator=generator)]
+    return Images(torch.randint(0, 256, (len(y), 1, 4, 4), generator=generator).byte(), y)
+
+
+def shuffled(images: Images, seed: int) -> Images:
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return images.take(order)
+
+
+@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+def test_every_prefix_is_stratified_to_within_one_image_a_class(counts):
+    images = images_of(counts)
+    every, sample = draw(images, None)
+    assert (sample.n, sample.of) == (len(images), len(images))
+    taken = torch.nn.functional.one_hot(every.y, len(counts)).cumsum(0)
+    n = torch.arange(1, len(images) + 1)[:, None]
+    exact = n * torch.tensor(counts)  # times the number of images: whole numbers
+    assert int((taken * len(images) - exact).abs().max()) < len(images)
+
+
+@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+def test_the_sample_of_n_is_the_beginning_of_every_larger_one(counts):
+    images = images_of(counts)
+    every, _ = draw(images, None)
+    for n in {1, 2, len(images) // 3, len(images) - 1, len(images)}:
+        part, sample = draw(images, n)
+        assert sample.n == n
+        assert torch.equal(part.x, every.x[:n])
+        assert torch.equal(part.y, every.y[:n])
+
+
+@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+def test_the_order_of_the_file_has_no_part_in_it(counts):
+    images = images_of(counts)
+    for n in (1, len(images) // 2, None):
+        one, sample = draw(images, n)
+        for seed in (1, 2):
+            other, again = draw(shuffled(images, seed), n)
+            assert again == sample
+            assert torch.equal(other.x, one.x)
+            assert torch.equal(other.y, one.y)
+
+
+def test_bytes_and_the_same_values_as_floats_give_the_same_sample():
+    images = images_of([20, 20])
+    one, sample = draw(images, 15)
+    other, again = draw(Images(images.pixels(), images.y), 15)
+    assert again == sample
+    assert torch.equal(other.x, one.pixels())
+
+
+def test_all_images_are_taken_once():
+    images = images_of([20, 30, 7])
+    every, sample = draw(images, len(images))
+    key = images.x.reshape(len(images), -1).tolist()
+    assert sorted(every.x.reshape(len(images), -1).tolist()) == sorted(key)
+    assert draw(images, len(images), first=True)[1] == sample == draw(images, None)[1]
+
+
+def test_a_seed_draws_another_sample_and_the_same_one_again():
+    images = images_of([100, 100])
+    one, other = draw(images, 50, seed=1), draw(images, 50, seed=2)
+    assert one[1].sha256 != other[1].sha256 != draw(images, 50)[1].sha256
+    assert draw(images, 50, seed=1)[1] == one[1]
+    assert draw(images, None, seed=1)[1].sha256 == draw(images, None)[1].sha256  # all: the same
+
+
+def test_the_sample_does_not_follow_the_file():
+    images = images_of([500] * 10)
+    marked = Images(torch.arange(5000).reshape(-1, 1, 1, 1).float() / 5000, images.y)
+    place = draw(marked, 1000)[0].x.reshape(-1).double()
+    assert abs(float(place.mean()) - 0.5) < 4 * (1 / 12 / 1000) ** 0.5
+    assert abs(float(place[:100].mean()) - 0.5) < 4 * (1 / 12 / 100) ** 0.5
+
+
+def test_copies_of_an_image_do_not_stand_side_by_side():
+    base = images_of([50, 50])
+    ten = Images(base.x.repeat(10, 1, 1, 1), base.y.repeat(10))
+    part, sample = draw(ten, 100)
+    again, same = draw(shuffled(ten, 3), 100)
+    assert torch.equal(part.x, again.x)
+    assert sample == same
+    different = len({tuple(image) for image in part.x.reshape(100, -1).tolist()})
+    # 100 of 1,000 without regard for copies are 65 different ones on average.
+    assert different > 50
+
+
+def test_the_same_image_with_several_labels_is_drawn_the_same_whatever_the_order():
+    x = torch.zeros(40, 1, 2, 2, dtype=torch.uint8)
+    images = Images(x, torch.arange(40) % 4)
+    labels = draw(images, 10)[0].y
+    assert torch.equal(draw(shuffled(images, 5), 10)[0].y, labels)
+    assert sorted(torch.bincount(labels, minlength=4).tolist()) == [2, 2, 3, 3]
+
+
+def test_first_is_the_order_of_the_file():
+    images = images_of([30, 30])
+    part, sample = draw(images, 25, first=True)
+    assert torch.equal(part.x, images.x[:25])
+    assert (sample.seed, sample.short) == (None, "first")
+    assert sample.words("test images") == "the first 25 of 60 test images"
+    assert draw(images, 25)[1].words() == "a stratified sample of 25 of 60 images, seed 0"
+    assert draw(images, None)[1].words() == "all 60 images"
+    assert Sample.of_content(json.loads(json.dumps(sample.content()))) == sample
+
+
+@pytest.mark.parametrize("n", [0, -1, 61])
+def test_a_number_of_images_that_is_not_there_is_refused(n):
+    for first in (False, True):
+        with pytest.raises(UserError, match=r"1\.\.60"):
+            draw(images_of([30, 30]), n, first=first)
+
+
+# --- evaluations ---
+
+
+def evaluations(folder: Path) -> dict[str, dict]:
+    """Return what evaluations of a folder are of, by name."""
+    return {store.name: store.about() for store in Store.all(Run(folder))}
+
+
+def test_evaluations_are_named_and_verified_by_their_sample(command, trained, tmp_path):
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    words = ("evaluate", run, "--attacks", "fgsm", "--no-checks", "-n", 40)
+    sampled = command(*words, "--eps", "0.1,0.2", "--json", tmp_path / "a.json")
+    assert sampled.code == 0, sampled.err
+    first = command(*words, "--eps", 0.1, "--first", "--json", tmp_path / "b.json")
+    assert first.code == 0, first.err
+    test = data.load("digits").test
+    sample, start = draw(test, 40)[1], draw(test, 40, first=True)[1]
+    assert {*evaluations(run)} == {
+        f"linf-0.1-n40-{sample.sha256[:8]}",
+        f"linf-0.2-n40-{sample.sha256[:8]}",
+        "linf-0.1-n40-first",
+    }
+    for path, expected in ((tmp_path / "a.json", sample), (tmp_path / "b.json", start)):
+        for record in json.loads(path.read_text()):
+            assert Sample.of_content(record["sample"]) == expected
+    assert sample.words("test images") in sampled.out
+    assert start.words("test images") in first.out
+    verified = verify_run(run)
+    assert sorted(found.images for found in verified) == sorted(
+        s.words("test images") for s in (sample, sample, start)
+    )
+
+
+def test_what_is_gone_on_with_is_on_the_same_images(trained, tmp_path):
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    how = {"attacks": "fgsm", "eps": [0.1], "checks": False}
+    evaluate_run(run, n=30, first=True, **how)
+    with pytest.raises(UserError, match="no evaluation to go on with"):
+        evaluate_run(run, n=31, resume=True)
+    records = evaluate_run(run, resume=True)
+    assert {record["sample"]["seed"] for record in records} == {None}
+    evaluate_run(run, n=30, **how)
+    (name,) = {*evaluations(run)} - {"linf-0.1-n30-first"}
+    assert evaluations(run)[name]["sample"]["seed"] == 0
+    records = evaluate_run(run, n=30, resume=True, first=True)
+    assert {record["sample"]["seed"] for record in records} == {None}
+
+
+def test_verdicts_on_a_sample_stay_what_they_are_in_a_larger_one(trained, tmp_path):
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    how = {"attacks": "pgd-3", "eps": [0.1], "checks": False, "precision": "float32"}
+    for n in (50, 90):
+        evaluate_run(run, n=n, **how)
+    small, large = (store.read() for store in Store.all(Run(run)))
+    assert torch.equal(small[2]["x"], large[2]["x"][:50])
+    apart = small[1].robust != large[1].robust[:50]
+    assert int(apart.sum()) <= 1  # a near-tie may turn with its batch
+
+
+@pytest.mark.parametrize("change", ["seed", "of", "sha256", "n", "lost", "text"])
+def test_another_sample_than_is_said_is_found(trained, tmp_path, change):
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    evaluate_run(run, n=30, attacks="fgsm", eps=[0.1], checks=False)
+    (store,) = Store.all(Run(run))
+    about, result, tensors = store.read()
+    said = {"seed": {"seed": None}, "of": {"of": 30}, "sha256": {"sha256": "0" * 64}}
+    about["sample"] |= said.get(change, {})
+    if change == "n":
+        about["n"] = 10**9
+    if change == "lost":
+        del about["sample"]["seed"]
+    if change == "text":
+        about["sample"] = "all"
+    store.write(result, tensors["x"], about, {})
+    with pytest.raises(RunError, match=r"sample|stored images|which of the test images"):
+        verify_run(run)
+
+
+def test_an_evaluation_of_an_older_version_is_verified_on_the_first_images(trained, tmp_path):
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    evaluate_run(run, n=30, first=True, attacks="fgsm", eps=[0.1], checks=False)
+    (store,) = Store.all(Run(run))
+    about, result, tensors = store.read()
+    del about["sample"]
+    old = Store(Run(run), "linf-0.1-n30")
+    old.write(result, tensors["x"], about, {})
+    store.path.unlink()
+    store.summary.unlink()
+    (found,) = verify_run(run)
+    assert (found.n, found.robust) == (30, int(result.robust.sum()))
+    with pytest.raises(UserError, match="no evaluation to go on with"):
+        evaluate_run(run, resume=True)
+
+
+def own(folder: Path, images: Images, name: str) -> None:
+    """Write a data set whose test images are these."""
+    np.savez(
+        folder / name,
+        x_train=images.x.numpy(), y_train=images.y.numpy(),
+        x_test=images.x.numpy(), y_test=images.y.numpy(),
+    )  # fmt: skip
+
+
+def test_examples_are_found_by_image_in_another_order_and_in_a_larger_sample(command, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "torch.manual_seed(0)\nnet = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))\n"
+    )
+    images = images_of([40, 40, 40])
+    own(tmp_path, images, "a.npz")
+    own(tmp_path, shuffled(images, 1), "b.npz")
+
+    def evaluated(name: str, out: str, *words) -> int:
+        ended = command(
+            "evaluate", "--model", "mine:net", "--data", name, "--out", out, "--eps", 0.1,
+            "--no-checks", "--attacks", "fgsm", *words, cwd=tmp_path,
+        )  # fmt: skip
+        return int(ended.code)
+
+    assert evaluated("a.npz", "all") == 0
+    assert evaluated("b.npz", "first", "-n", 50, "--first", "--transfer", "all") == 0
+    assert evaluated("b.npz", "sampled", "-n", 50, "--transfer", "all") == 0
+    assert evaluated("b.npz", "other", "-n", 51, "--transfer", "sampled") == 2  # one is not there
+    for name in ("first", "sampled"):
+        (store,) = Store.all(Run(tmp_path / name))
+        _, result, _ = store.read()
+        (transfer,) = [o for name, o in result.outcomes.items() if name.startswith("transfer")]
+        # The same model: its own examples fool it again, so the search is left nothing to add.
+        again = result.outcomes["fgsm"].verdict & result.correct
+        assert torch.equal(transfer.verdict & result.correct, again)
+        assert int(result.robust.sum()) < int(result.correct.sum())
