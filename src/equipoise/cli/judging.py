@@ -2,6 +2,7 @@
 
 __all__ = ["EVALUATE_EPILOG", "evaluate", "verify"]
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,13 +14,19 @@ from equipoise.errors import RunError, UserError
 
 EVALUATE_EPILOG = (
     "AutoAttack: --attacks autoattack. Table 2 of a paper, each attack alone and as a "
-    "stage: --attacks pgd-20,autoattack --individual. A model of your own: --model "
+    "stage: --attacks pgd-20,autoattack --individual. A model of your own: equipoise evaluate "
     "package.module:function --weights FILE --data cifar10 --eps 8/255."
 )
 
 
 def evaluate(
-    run: Annotated[Path | None, typer.Argument(help="The run folder.")] = None,
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RUN|MODEL",
+            help="The run folder; or a model of your own, package.module:function, an nn.Module.",
+        ),
+    ] = None,
     attacks: Annotated[
         str | None,
         typer.Option(
@@ -53,14 +60,27 @@ def evaluate(
     ] = False,
     model: Annotated[
         str | None,
-        typer.Option(help="A model of your own: package.module:function, an nn.Module."),
+        typer.Option(help="The same as MODEL by its position."),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="With --model: a data set, or the path of an .npz.")
+        str | None, typer.Option(help="With MODEL: a data set, or the path of an .npz.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="With --model: the folder of the results.")
+        Path | None, typer.Option(help="With MODEL: the folder of the results.")
     ] = None,
+    normalise: Annotated[
+        str | None,
+        typer.Option(
+            help="With MODEL: put the normalisation of this data set in front of it (imagenet, "
+            "cifar10, cifar100, svhn, mnist, fashion-mnist, clip, half); none: not even that of "
+            "the weights file.",
+        ),
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(help="With MODEL and --std: the same by values, one a channel, by commas."),
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="With MODEL and --mean.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the attacks; 0.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time: memory, not results.")] = 250,
     precision: Annotated[
@@ -89,7 +109,8 @@ def evaluate(
         str | None,
         typer.Option(
             help="model (the kept one), last, round-005, learner-clean or gamma-0.4 (the two "
-            "learners mixed), as far as the run has them; with --model: the file of its weights."
+            "learners mixed), as far as the run has them; with MODEL: the file of its weights, or "
+            "FILE:KEY."
         ),
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the records here.")] = None,
@@ -106,6 +127,7 @@ def evaluate(
     from equipoise.execution import LAYOUTS, PRECISIONS
     from equipoise.jobs.evaluate import Options, evaluate_subject
     from equipoise.jobs.subject import of_model, of_run
+    from equipoise.models.normalisation import asked_for
     from equipoise.tables import write_table
     from equipoise.threat import NORMS
     from equipoise.values import choice, numbers
@@ -132,23 +154,41 @@ def evaluate(
     )
     console = console_of(quiet)
     options.check()
-    if model is None:
-        if run is None or data is not None or out is not None:
+    run, spec = _run_or_model(what, model)
+    asked = asked_for(normalise, mean, std)
+    if spec is None:
+        if run is None or data is not None or out is not None or asked is not None:
             raise UserError(
-                "expected a run folder, or --model package.module:function --data ... "
-                "(see equipoise evaluate --help)"
+                "expected a run folder, or --model package.module:function --data ... (with it "
+                "--out, --normalise, --mean, --std; see equipoise evaluate --help)"
             )
         subject = of_run(run, weights or "model", data_dir, console)
     else:
         if run is not None or data is None:
             raise UserError("--model needs --data, and no run folder")
-        file = Path(weights) if weights else None
-        subject = of_model(model, weights=file, data_name=data, data_dir=data_dir, out=out)
+        subject = of_model(
+            spec,
+            weights=weights,
+            data_name=data,
+            data_dir=data_dir,
+            out=out,
+            normalise=asked,
+            say=console.say,
+        )
         console.say(f"results go to {subject.run.path}")
     records = evaluate_subject(subject, options, console)
     if json is not None:  # first: a closed pipe ends the table
         _write_json(json, records)
     write_table(records)
+
+
+def _run_or_model(what: str | None, model: str | None) -> tuple[Path | None, str | None]:
+    """Return the run folder and the model that are named, by position or by --model."""
+    if what is None or Path(what).is_dir() or not re.fullmatch(r"[\w.]+:\w+", what):
+        return None if what is None else Path(what), model
+    if model is not None:
+        raise UserError(f"the model is given twice: {what} and --model {model}")
+    return None, what
 
 
 def verify(

@@ -3,6 +3,7 @@
 __all__ = ["Subject", "of_model", "of_run", "open_folder"]
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -13,13 +14,22 @@ from torch import nn
 from equipoise import data, recipe
 from equipoise.data import Dataset
 from equipoise.errors import UserError
-from equipoise.models.foreign import import_model, load_weights
+from equipoise.models.foreign import (
+    MUTE,
+    Asked,
+    import_model,
+    load_weights,
+    put_in_front,
+    weights_of,
+)
+from equipoise.models.normalisation import Constants
 from equipoise.progress import Console
 from equipoise.runs import Run
 from equipoise.threat import Norm
 from equipoise.weights import canonical
 
 OWN = "own-model.json"  # describes a model that was not trained here
+_BEFORE = {"weights_key": ""}  # what folders of earlier versions do not say
 
 
 @dataclass(frozen=True)
@@ -87,44 +97,55 @@ def of_run(path: str | Path, which: str, data_dir: str | Path | None, console: C
 def of_model(
     spec: str,
     *,
-    weights: Path | None,
+    weights: str | Path | None,
     data_name: str,
     data_dir: str | Path | None,
     out: Path | None,
+    normalise: Asked = None,
+    say: Callable[[str], None] = MUTE,
 ) -> Subject:
     """Return a model of the user's own, with a folder for its results.
 
     Arguments:
         spec: ``package.module:function``.
-        weights: A file of weights; None: the function has loaded them.
+        weights: A file of weights, or FILE:KEY; None: the function has loaded them.
         data_name: A data set's name, or the path of an .npz file.
         data_dir: The folder of the data.
         out: The folder of the results; by default ``runs/`` with the function's name.
+        normalise: As for :func:`equipoise.models.foreign.load_weights`.
+        say: Told how weights and normalisation were understood, a line each; the folder's
+            ``own-model.json`` has these lines, too.
 
     Raises:
         UserError: If model, weights or data will not do, or the folder is another's.
     """
-    model, dataset = _load(spec, weights, data_name, data_dir)
+    file, key = weights_of(weights) if weights else (None, "")
+    told: list[str] = []
+    model, dataset = _load(spec, weights, normalise, data_name, data_dir, told.append)
     folder = Path("runs") / spec.replace(":", ".").replace("/", ".") if out is None else out
     about = {
         "format": 1,
         "model": spec,
-        "weights": str(weights.absolute()) if weights else None,
-        "weights_sha256": _sha256(weights) if weights else None,
+        "weights": str(file.absolute()) if file else None,
+        "weights_key": key,
+        "weights_sha256": _sha256(file) if file else None,
+        "normalise": normalise.content() if isinstance(normalise, Constants) else normalise,
         "data": data_name if data_name in data.DATASETS else str(Path(data_name).absolute()),
         "data_dir": str(data_dir) if data_dir else None,
     }
     run = Run(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         known = run.read_json(OWN) if folder.is_dir() else {}
-        if known != about:
+        if not known or any(known.get(key, _BEFORE.get(key)) != about[key] for key in about):
             raise UserError(f"{folder} holds something else; choose another --out")
     else:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror}") from None
-        run.write_json(OWN, about)
+        run.write_json(OWN, {**about, "remarks": told})
+    for line in told:
+        say(line)
     return Subject(run, model, dataset, "linf", dataset.eps)
 
 
@@ -136,17 +157,30 @@ def _again(run: Run, data_dir: str | Path | None) -> Subject:
     weights = Path(about["weights"]) if about["weights"] else None
     if weights and weights.is_file() and _sha256(weights) != about.get("weights_sha256"):
         raise UserError(f"{weights} has changed since {run.path} was evaluated")
-    model, dataset = _load(about["model"], weights, about["data"], data_dir or about["data_dir"])
+    asked = about.get("normalise")
+    normalise = Constants.of(asked) if isinstance(asked, dict) else asked
+    key = about.get("weights_key")
+    source = f"{weights}:{key}" if key else weights
+    place = data_dir or about["data_dir"]
+    model, dataset = _load(about["model"], source, normalise, about["data"], place)
     return Subject(run, model, dataset, "linf", dataset.eps)
 
 
 def _load(
-    spec: str, weights: Path | None, data_name: str, data_dir: Any
+    spec: str,
+    weights: str | Path | None,
+    normalise: Asked,
+    data_name: str,
+    data_dir: Any,
+    say: Callable[[str], None] = MUTE,
 ) -> tuple[nn.Module, Dataset]:
-    model = import_model(spec)
+    model, dataset = import_model(spec), data.load(data_name, data_dir)
+    how: dict[str, Any] = {"channels": dataset.channels, "say": say}
     if weights is not None:
-        model = load_weights(model, weights)
-    return model.cpu(), data.load(data_name, data_dir)
+        model = load_weights(model, weights, normalise=normalise, **how)
+    elif isinstance(normalise, Constants):
+        model = put_in_front(model, normalise, **how)
+    return model.cpu(), dataset
 
 
 def _sha256(path: Path) -> str:

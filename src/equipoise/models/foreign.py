@@ -2,34 +2,38 @@
 
 What is understood of a weights file: safetensors, or a file of ``torch.save`` that holds tensors
 alone (``weights_only``, nothing is unpickled); the state under ``state_dict``, ``net``, ``model``,
-``model_state_dict`` or by itself; names with ``module.`` or ``model.`` before them; and the
-constants ``mu`` and ``sigma`` of a normalisation, which become the model's first layer where it
-has none.
+... or by itself, and an average of it first (``state_dict_ema``); names with anything before them
+(``model.``, ``net.``, ``1.``), and with what DataParallel and ``torch.compile`` put into them; a
+whole model, or the one submodule that holds all of its parameters; and the constants of a
+normalisation, like ``mu`` and ``sigma``, which become the model's first layer only where it has
+no place for them and does not normalise by itself.
 """
 
-__all__ = ["import_model", "load_weights"]
+__all__ = ["MUTE", "Asked", "import_model", "load_weights", "put_in_front", "weights_of"]
 
 import importlib
+import math
 import os
-import pickle
 import sys
-from collections.abc import Mapping
-from itertools import product
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
+from typing import Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from equipoise.errors import UserError
-from equipoise.models.core import Normalize
+from equipoise.models.checkpoint import Fit, best_fit, few, read_state, said, unwrapped
+from equipoise.models.normalisation import Constants, held_in, in_front, pairs
 
-KEYS = ("state_dict", "net", "model", "model_state_dict")
-PREFIXES = ("module.", "model.")
-CONSTANTS = (("mu", "sigma"), ("mean", "std"))
+COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")
+LOSSES = ("criterion.", "loss.", "loss_fn.")  # weights of classes, which no model has
+Asked = Constants | Literal["none"] | None
+"""A normalisation that is asked for, none at all, or nothing said about it."""
+
+MUTE: Callable[[str], None] = lambda line: None  # noqa: E731
 
 
 def import_model(spec: str) -> nn.Module:
@@ -51,7 +55,7 @@ def import_model(spec: str) -> nn.Module:
     try:
         made = importlib.import_module(module)
     except Exception as error:
-        raise UserError(f"cannot import {module}: {_said(error)}") from error
+        raise UserError(f"cannot import {module}: {said(error)}") from error
     if not hasattr(made, name):
         known = [key for key, value in vars(made).items() if callable(value) and key[0] != "_"]
         raise UserError(f"{module} has no {name}; it has {', '.join(sorted(known)) or 'nothing'}")
@@ -59,99 +63,294 @@ def import_model(spec: str) -> nn.Module:
     try:
         model = found if isinstance(found, nn.Module) else found()
     except Exception as error:
-        raise UserError(f"{spec} failed: {_said(error)}; it takes no arguments") from error
+        raise UserError(f"{spec} failed: {said(error)}; it takes no arguments") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"{spec} returned {type(model).__name__}; expected an nn.Module")
     return model.eval()
 
 
-def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
+def weights_of(source: str | Path) -> tuple[Path, str]:
+    """Return the file of ``FILE`` or ``FILE:KEY``, and the key, empty where there is none."""
+    text = str(source)
+    file, _, key = text.rpartition(":")
+    if file and not Path(text).exists() and Path(file).is_file():
+        return Path(file), key
+    return Path(text), ""
+
+
+def load_weights(
+    model: nn.Module,
+    source: str | Path,
+    *,
+    normalise: Asked = None,
+    channels: int | None = None,
+    say: Callable[[str], None] = MUTE,
+) -> nn.Module:
     """Return a model with the weights of a file; all names must fit.
 
     Arguments:
         model: The model; its parameters are changed.
-        path: The file.
+        source: The file, or ``FILE:KEY`` with the key of the weights in it.
+        normalise: Constants to put in front, whatever the file has; ``"none"``: no normalisation
+            is put in front; None: that of the file, where the model has none.
+        channels: The channels of the images; None: what the first convolution takes, if any.
+        say: Told what was chosen, a line each.
 
     Returns:
-        The model, behind a normalisation where the file holds one that the model lacks.
+        The model in eval mode, behind a normalisation where the file holds one that the model
+        lacks.
 
     Raises:
         UserError: If the file cannot be read safely, or its names or shapes do not fit.
     """
-    state = _stripped(_state(Path(path)), set(model.state_dict()))
-    state, first = _normalisation(state, set(model.state_dict()))
-    try:
-        lacks, strange = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise UserError(f"{path} does not fit the model: {_said(error)}") from None
-    lacks = [name for name in lacks if not name.endswith("num_batches_tracked")]
-    if lacks or strange:
-        parts = [f"lacks {_few(lacks)}"] if lacks else []
-        parts += [f"has {_few(strange)}, which the model has not"] if strange else []
-        raise UserError(f"{path} does not fit the model: it {' and '.join(parts)}")
-    return (nn.Sequential(first, model) if first else model).eval()
+    path, key = weights_of(source)
+    state = read_state(path, key, say)
+    bare = {name: state[full] for name, full in unwrapped(state).items()}
+    asked = "none" if isinstance(normalise, Constants) else normalise
+    loading = _Loading(model, path, bare, asked, channels or _channels(model), say)
+    first = loading.run()
+    if isinstance(normalise, Constants):
+        return put_in_front(model, normalise, channels, say).eval()
+    return (model if first is None else in_front(model, first)).eval()
 
 
-def _state(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a weights file by name."""
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            found: Any = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+def put_in_front(
+    model: nn.Module,
+    constants: Constants,
+    channels: int | None = None,
+    say: Callable[[str], None] = MUTE,
+) -> nn.Module:
+    """Return a model behind a normalisation that was asked for, and say so.
+
+    Raises:
+        UserError: If the constants do not fit the channels.
+    """
+    constants.check(channels or _channels(model))
+    say(f"the model's first layer is the normalisation by {constants}, as asked for")
+    where = held_in(model, constants)
+    if where:
+        say(f"it holds these constants already ({where}): if it uses them it normalises twice")
+    return in_front(model, constants)
+
+
+@dataclass
+class _Loading:
+    """The loading of a state, by names without what wrappers add, into a model."""
+
+    model: nn.Module
+    path: Path
+    state: dict[str, Tensor]
+    normalise: Literal["none"] | None
+    channels: int | None
+    say: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        held = self.model.state_dict()
+        self.outside = unwrapped(held)
+        self.wanted = {name: held[full] for name, full in self.outside.items()}
+        self.learnt = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+
+    def run(self) -> Constants | None:
+        """Load; return the normalisation that the model lacks."""
+        fits = best_fit(self.model, self.state, self.wanted)
+        fit = self._one_of(fits)
+        given = {name: self.state[inside] for name, inside in fit.names.items()}
+        rest = self._rest(fit, fits)
+        first = self._normalisation(fit, given, rest)
+        for name in list(rest):  # what torch converts by itself, like weight_g, or nobody knows
+            given[fit.place + name.removeprefix(fit.prefix)] = rest[name]
+        self._load(fit, given)
+        if fit.place:
+            self.say(f"the weights of {self.path} are those of {fit.place[:-1]}")
+        return first
+
+    def _one_of(self, fits: Sequence[Fit]) -> Fit:
+        """Return the fit that is meant: they may be copies, or averages beside raw weights."""
+        if not fits:
+            return Fit("", "", {})
+        copies = all(
+            one.place == other.place
+            and all(self._equal(one.names[name], other.names[name]) for name in one.names)
+            for one, other in combinations(fits, 2)
+        )
+        averages = [fit for fit in fits if fit.averaged]
+        if copies:
+            return min(fits, key=lambda fit: len(fit.prefix))
+        prefixes = [fit.prefix[:-1] or "(no prefix)" for fit in fits]
+        if len(averages) == 1:
+            raw = [fit.prefix[:-1] for fit in fits if not fit.averaged and fit.prefix]
+            other = f"; --weights {self.path}:{raw[0]} takes those" if raw else ""
+            self.say(
+                f"{self.path}: the average {averages[0].prefix[:-1]} is taken, not the raw "
+                f"weights beside it{other}"
+            )
+            return averages[0]
         raise UserError(
-            f"{path} is damaged or holds more than tensors, which is not read for safety; save "
-            "model.state_dict() alone, or as safetensors"
-        ) from None
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, BadZipFile) as error:
-        raise UserError(f"cannot read {path}: {_said(error)}") from None
-    for key in KEYS:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-            break
-    if not isinstance(found, Mapping):
-        raise UserError(f"{path} holds {type(found).__name__}; expected a state_dict")
-    state = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
-    if not state:
-        raise UserError(f"{path} holds no tensors under their names; it has {_few(list(found))}")
-    return state
+            f"{self.path} holds several weights that fit the model: {', '.join(prefixes)}; "
+            f"choose, like --weights {self.path}:{prefixes[-1]}"
+        )
 
+    def _equal(self, one: str, other: str) -> bool:
+        return torch.equal(self.state[one], self.state[other])
 
-def _stripped(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
-    """Return the state without what wrappers have put before the names."""
-    best, fits = state, len(wanted & set(state))
-    for first, second in product(("", *PREFIXES), repeat=2):
-        shorter = {
-            name.removeprefix(first).removeprefix(second): value for name, value in state.items()
-        }
-        if len(shorter) == len(state) and len(wanted & set(shorter)) > fits:
-            best, fits = shorter, len(wanted & set(shorter))
-    return best
+    def _rest(self, fit: Fit, fits: Sequence[Fit]) -> dict[str, Tensor]:
+        """Return what of the file has no place in the model and no other explanation."""
+        used = {inside for each in fits for inside in each.names.values()}
+        rest = {name: value for name, value in self.state.items() if name not in used}
+        losses = [name for name in rest if name.startswith(LOSSES)]
+        if losses and fit.names:
+            self.say(f"{few(losses)} in {self.path} belong to a loss and are left out")
+        counters = [name for name in rest if name.rpartition(".")[2] in COUNTERS]
+        return {name: rest[name] for name in rest if name not in (*losses, *counters)}
 
+    def _normalisation(
+        self, fit: Fit, given: dict[str, Tensor], rest: dict[str, Tensor]
+    ) -> Constants | None:
+        """Take the constants of a normalisation out of the rest; return those to put in front."""
+        mine = [pair for pair in pairs(rest) if self._at_the_top(pair[0], fit, rest)]
+        found = {pair: self._constants(rest[pair[0]], rest[pair[1]]) for pair in mine}
+        usable = {pair: constants for pair, constants in found.items() if constants}
+        if not usable:
+            return None
+        (pair, constants), *others = usable.items()
+        if any(not constants.equals(other) for _, other in others):
+            return None  # which? they stay among the names that do not fit
+        for names in usable:
+            for name in names:
+                rest.pop(name, None)
+        what = f"{pair[0]} and {pair[1]} in {self.path}"
+        if self.normalise == "none":
+            self.say(f"{what} are a normalisation, which is left out as asked for")
+            return None
+        if self._placed(constants, given, what):
+            return None
+        where = held_in(self.model, constants)
+        if where:
+            self.say(f"{what} are left out: the model normalises by itself, by {where}")
+            return None
+        self._check(constants, what)
+        self.say(
+            f"{what} become the model's first layer, the normalisation by {constants}: it has no "
+            f"place for them and does not hold them; --normalise none leaves them out"
+        )
+        return constants
 
-def _normalisation(
-    state: dict[str, Tensor], wanted: set[str]
-) -> tuple[dict[str, Tensor], Normalize | None]:
-    """Return the rest of the state, and the normalisation that the model has no place for."""
-    for mean, std in CONSTANTS:
-        names = [
-            next((n for n in state if n.rpartition(".")[2] == part and n not in wanted), "")
-            for part in (mean, std)
+    def _at_the_top(self, name: str, fit: Fit, rest: Mapping[str, Tensor]) -> bool:
+        """Tell whether constants sit beside the weights, or in a layer of their own there."""
+        place, dot, _ = name.rpartition(".")
+        if fit.prefix.startswith(place + dot):
+            return True
+        alone = sum(other.startswith(place + dot) for other in self.state) == 2
+        return alone and place.count(".") <= fit.prefix.count(".")
+
+    @staticmethod
+    def _constants(mean: Tensor, std: Tensor) -> Constants | None:
+        """Return constants of one value a channel; None of tensors that are something else."""
+        flat = all(sum(size != 1 for size in value.shape) <= 1 for value in (mean, std))
+        if not flat or mean.numel() != std.numel() or not mean.numel():
+            return None
+        if not (mean.is_floating_point() and std.is_floating_point()):
+            return None
+        values = [tuple(value.flatten().double().tolist()) for value in (mean, std)]
+        if not all(map(math.isfinite, (*values[0], *values[1]))) or min(values[1]) <= 0:
+            return None
+        return Constants(*values)
+
+    def _placed(self, constants: Constants, given: dict[str, Tensor], what: str) -> bool:
+        """Put constants where the model has a place for them that the file leaves empty."""
+        empty = pairs(name for name in self.wanted if name not in given)
+        fitting = [
+            pair
+            for pair in empty
+            if all(self.wanted[name].numel() == len(constants.mean) for name in pair)
         ]
-        if all(names):
-            values = [state[name].flatten().float().tolist() for name in names]
-            rest = {name: value for name, value in state.items() if name not in names}
-            return rest, Normalize(*values)
-    return state, None
+        if len(fitting) != 1:
+            return False
+        for name, values in zip(fitting[0], constants, strict=True):
+            there = self.wanted[name]
+            given[name] = torch.tensor(values, dtype=torch.float64).view(there.shape)
+        self.say(f"{what} are taken for the model's {fitting[0][0]} and {fitting[0][1]}")
+        return True
+
+    def _check(self, constants: Constants, what: str) -> None:
+        try:
+            constants.check(self.channels)
+        except UserError as error:
+            raise UserError(
+                f"{what} cannot be the model's first layer: {error}; give --normalise none, or "
+                "--mean and --std"
+            ) from None
+
+    def _load(self, fit: Fit, given: Mapping[str, Tensor]) -> None:
+        odd = [
+            name
+            for name, value in given.items()
+            if name in self.wanted
+            and self.wanted[name].is_floating_point()
+            and not value.is_floating_point()
+        ]
+        if odd:
+            raise UserError(
+                f"{self.path} holds {given[odd[0]].dtype} where the model has floating-point "
+                f"numbers ({few(odd)}); save the weights of the model before it was quantised"
+            )
+        state = {self.outside.get(name, name): value for name, value in given.items()}
+        try:
+            lacks, strange = self.model.load_state_dict(state, strict=False)
+        except RuntimeError as error:
+            raise UserError(f"{self.path} does not fit the model: {said(error)}") from None
+        inside = {full: name for name, full in self.outside.items()}
+        missing = [inside[full] for full in lacks if not full.endswith("num_batches_tracked")]
+        stays = [name for name in missing if self._may_stay(name, fit)]
+        missing = [name for name in missing if name not in stays]
+        if missing or strange:
+            parts = [f"lacks {few(missing)}"] if missing else []
+            parts += [f"has {few(strange)}, which the model has not"] if strange else []
+            raise UserError(
+                f"{self.path} does not fit the model: it {' and '.join(parts)}"
+                f"{self._submodules(fit)}"
+            )
+        if stays:
+            self.say(f"{few(stays)} of the model stay as the function made them")
+
+    def _may_stay(self, name: str, fit: Fit) -> bool:
+        """Tell whether a tensor that the file lacks may stay: constants, and what is no weight."""
+        last = name.rpartition(".")[2]
+        if self.outside[name] in self.learnt or last in ("running_mean", "running_var"):
+            return False
+        constants = {each for pair in pairs(self.wanted) for each in pair}
+        return not name.startswith(fit.place) or name in constants
+
+    def _submodules(self, fit: Fit) -> str:
+        """Return in words which submodules the file would fit, where it fits not the model."""
+        names = {name.removeprefix(fit.prefix) for name in self.state}
+        parts = {
+            place: {name for name in module.state_dict() if not name.endswith(COUNTERS)}
+            for place, module in self.model.named_modules()
+            if place
+        }
+        shapes = {n.removeprefix(fit.prefix): v.shape for n, v in self.state.items()}
+        held = dict(self.model.named_modules())
+        fitting = [
+            place
+            for place, inner in parts.items()
+            if inner
+            and inner <= names
+            and {name for name in names if not name.endswith(COUNTERS)} == inner
+            and all(held[place].state_dict()[name].shape == shapes[name] for name in inner)
+        ]
+        if not fitting:
+            return ""
+        both = f"any of {', '.join(fitting)}" if len(fitting) > 1 else fitting[0]
+        return (
+            f"; it fits {both}, which would leave the rest as the function made it: load it in "
+            "the function"
+        )
 
 
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
-
-
-def _said(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+def _channels(model: nn.Module) -> int | None:
+    """Return how many channels the first convolution of a model takes; None without one."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+    return None

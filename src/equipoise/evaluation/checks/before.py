@@ -65,8 +65,8 @@ def before(
         if out.ndim != 2 or len(out) != len(y) or out.shape[1] < 2 or int(y.max()) >= out.shape[1]:
             return found
         found.append(outputs.few_classes(out.shape[1]))
-        if found[0].status == "ok":
-            found[:1] = attempt("range", lambda: _ranges(model, x, y, threat, found[0]))
+        if bool(x.isfinite().all()):
+            found[:1] = attempt("range", lambda: inputs.scaling(model, x, y, threat, found[0]))
         correct = out.argmax(1) == y
         shown = sampled(x, correct if bool(correct.any()) else ~correct, SHOWN, seed)
         x, y = x[shown], y[shown]
@@ -90,12 +90,6 @@ def _forward(
     return found + attempt(
         "eval-mode", lambda: outputs.eval_mode(model, changed, original_training)
     )
-
-
-def _ranges(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seen: Finding) -> Finding:
-    """Return what the scaling says where it says something, otherwise what the range said."""
-    scaled = inputs.scaling(model, x, y, threat)
-    return seen if scaled.status == "ok" else scaled
 
 
 def _slopes(

@@ -1,0 +1,292 @@
+"""Normalisation of models that were not made here: its constants, in a file or in the model.
+
+A model counts as normalising by itself if one of its modules holds the constants: as a buffer,
+a parameter or a plain attribute; as a tensor, a list or a tuple; or inside an object that the
+module holds, like torchvision's ``Normalize``. Configurations are not looked into: timm's name
+the constants that the *caller* is to apply.
+"""
+
+__all__ = ["NAMED", "Constants", "asked_for", "held_in", "in_front", "pairs"]
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import FunctionType, MethodType, ModuleType
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from torch import Tensor, nn
+
+from equipoise.errors import UserError, nearest
+from equipoise.models.core import Normalize
+from equipoise.values import numbers
+
+DEEPEST = 4  # an object in a list in an object of a module is still looked at
+LONGEST = 256  # longer lists are data, not constants
+SAME = 1e-3  # how far constants may lie apart that are the same but for the digits written
+
+PAIRS = (
+    ("mu", "sigma"),
+    ("mean", "std"),
+    ("new_mean", "new_std"),
+    ("_mean", "_std"),
+    ("means", "stds"),
+    ("means", "sds"),
+    ("mu", "std"),
+    ("mean", "sigma"),
+    ("image_mean", "image_std"),
+    ("pixel_mean", "pixel_std"),
+    ("data_mean", "data_std"),
+    ("norm_mean", "norm_std"),
+    ("normalize_mean", "normalize_std"),
+)
+"""What the two constants are called in files and models that are seen often."""
+
+_MODULE = frozenset(vars(nn.Module()))
+_SETTINGS = ("cfg", "config", "hparams", "args", "meta")  # they describe; nothing is computed
+_MEANS = ("mean", "mu", "shift", "loc")
+_STDS = ("std", "sigma", "sd", "scale", "var")
+
+
+class Constants(NamedTuple):
+    r"""The constants of :math:`(x - \mu) / \sigma`, one value a channel, for inputs in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, written: Mapping[str, Any]) -> "Constants":
+        """Return the constants that a JSON file has."""
+        try:
+            mean, std = (tuple(map(float, written[name])) for name in cls._fields)
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"expected a normalisation of mean and std, got {written}") from None
+        return cls(mean, std).check()
+
+    def __str__(self) -> str:
+        mean, std = (", ".join(f"{value:.4g}" for value in part) for part in self)
+        return f"mean {mean} and std {std}"
+
+    def content(self) -> dict[str, list[float]]:
+        """Return the constants as plain values, which :meth:`of` reads back."""
+        return {name: list(values) for name, values in self._asdict().items()}
+
+    def equals(self, other: "Constants") -> bool:
+        """Tell whether two are the same, but for the digits that were written."""
+        return _same(self.mean, other.mean) and _same(self.std, other.std)
+
+    def check(self, channels: int | None = None) -> "Constants":
+        """Return the constants.
+
+        Arguments:
+            channels: How many channels the images have; None: not known.
+
+        Raises:
+            UserError: If they cannot be meant: other numbers of values, a std that is not
+                positive, a mean outside [0, 1].
+        """
+        n = len(self.mean)
+        if len(self.std) != n or channels not in (None, n):
+            raise UserError(
+                f"a normalisation takes a mean and a std for each channel, got {n} and "
+                f"{len(self.std)} values" + (f" for {channels} channels" if channels else "")
+            )
+        if not all(math.isfinite(value) for part in self for value in part):
+            raise UserError(f"a normalisation takes finite numbers, got {self}")
+        if any(value <= 0 for value in self.std):
+            raise UserError(f"std must be positive, got {self}")
+        if any(not 0 <= value <= 1 for value in self.mean):
+            hint = " (divide mean and std by 255?)" if max(self.mean) > 1 else ""
+            raise UserError(f"mean must lie in [0, 1], as images do, got {self}{hint}")
+        return self
+
+
+NAMED = {
+    "imagenet": Constants((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": Constants((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": Constants((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "svhn": Constants((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    "clip": Constants((0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)),
+    "half": Constants((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "mnist": Constants((0.1307,), (0.3081,)),
+    "fashion-mnist": Constants((0.2860,), (0.3530,)),
+    "half-grey": Constants((0.5,), (0.5,)),
+}
+"""Constants that are known by a name; ``half`` scales to [-1, 1]."""
+
+
+def asked_for(
+    normalise: str | None, mean: str | None, std: str | None
+) -> Constants | Literal["none"] | None:
+    """Return the normalisation that options ask for; None where they leave it open.
+
+    Arguments:
+        normalise: A name of :data:`NAMED`, or ``none``.
+        mean: A value a channel, by commas.
+        std: Likewise.
+
+    Raises:
+        UserError: If they cannot be meant, or not together.
+    """
+    if normalise is not None:
+        if mean is not None or std is not None:
+            raise UserError("give --normalise, or --mean and --std, not both")
+        if normalise == "none":
+            return "none"
+        if normalise not in NAMED:
+            raise UserError(
+                nearest(normalise, [*NAMED, "none"], "normalisation")
+                + "; others: --mean 0.5,0.5,0.5 --std 0.25,0.25,0.25"
+            )
+        return NAMED[normalise]
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None:
+        raise UserError("--mean and --std belong together: give both")
+    return Constants(tuple(numbers(mean, "--mean")), tuple(numbers(std, "--std"))).check()
+
+
+def in_front(model: nn.Module, constants: Constants) -> nn.Module:
+    """Return the model behind a normalisation, in its mode and arithmetic, where it is."""
+    first = Normalize(*constants)
+    held = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if held is not None:
+        first = first.to(held.device)
+        if held.dtype.itemsize > first.mean.dtype.itemsize:  # never rounded further
+            first = first.to(held.dtype)
+    return nn.Sequential(first, model).train(model.training)
+
+
+def pairs(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Return which names are those of a mean and its std: they sit together in one place."""
+    known, found = set(names), []
+    for name in sorted(known):
+        place, dot, last = name.rpartition(".")
+        for mean, std in PAIRS:
+            if last == mean and place + dot + std in known:
+                found.append((name, place + dot + std))
+    return found
+
+
+def held_in(model: nn.Module, constants: Constants) -> str:
+    """Return where a model holds these constants, or an empty string.
+
+    They may be stored times 255, and the std as one over it.
+    """
+    for place, module in model.named_modules():
+        values = list(_values(module, "", DEEPEST, set()))
+        for mean in _found(values, constants.mean, _MEANS):
+            for std in _found(values, constants.std, _STDS, inverse=True):
+                if mean != std:
+                    dot = "." if place else ""
+                    return f"{place}{dot}{mean} and {place}{dot}{std}"
+    return ""
+
+
+def _found(
+    values: Iterable[tuple[str, tuple[float, ...]]],
+    wanted: tuple[float, ...],
+    words: tuple[str, ...],
+    inverse: bool = False,
+) -> list[str]:
+    """Return the names under which values are held.
+
+    One value that is the same in all channels is found by name alone: 0.5 may be anything.
+    """
+    plain = len(set(wanted)) == 1
+    forms = [wanted, tuple(255 * value for value in wanted)]
+    if inverse:
+        forms += [tuple(1 / value for value in form) for form in forms]
+    found = []
+    for name, held in values:
+        last = name.rpartition(".")[2].lower()
+        if plain and not any(word in last for word in words):
+            continue
+        full = held * len(wanted) if plain and len(held) == 1 else held
+        if any(_same(full, form) for form in forms):
+            found.append(name)
+    return found
+
+
+def _same(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Tell whether numbers are equal, within :data:`SAME` of the larger of 1 and their size."""
+    return len(one) == len(other) and all(
+        abs(a - b) <= SAME * max(1.0, abs(b)) for a, b in zip(one, other, strict=True)
+    )
+
+
+def _values(
+    holder: Any, name: str, depth: int, seen: set[int]
+) -> Iterator[tuple[str, tuple[float, ...]]]:
+    """Yield the small groups of numbers that something holds, with their names."""
+    if id(holder) in seen or depth < 0:
+        return
+    seen.add(id(holder))
+    for key, value in _parts(holder):
+        where = f"{name}.{key}" if name else key
+        held = _numbers(value)
+        if held:
+            yield where, held
+        else:
+            yield from _values(value, where, depth - 1, seen)
+
+
+def _parts(holder: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what something holds, by name; nothing of what only describes."""
+    for key, value in _all_parts(holder):
+        if not key.lower().endswith(_SETTINGS) and not key.startswith("__"):
+            yield key, value
+
+
+def _all_parts(holder: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(holder, Mapping | list | tuple) and len(holder) > LONGEST:
+        return
+    if isinstance(holder, Mapping):
+        yield from ((str(key), value) for key, value in holder.items())
+    elif isinstance(holder, list | tuple):
+        yield from ((str(number), value) for number, value in enumerate(holder))
+    elif isinstance(holder, functools.partial):
+        yield from _all_parts(holder.keywords)
+        yield from _all_parts(holder.args)
+    elif isinstance(holder, FunctionType):
+        cells = zip(holder.__code__.co_freevars, holder.__closure__ or (), strict=True)
+        yield from ((key, value) for key, cell in cells for value in _content(cell))
+    elif not isinstance(holder, type | ModuleType | MethodType | Tensor | np.ndarray | str):
+        yield from _attributes(holder)
+
+
+def _content(cell: Any) -> list[Any]:
+    try:
+        return [cell.cell_contents]
+    except ValueError:  # not yet filled
+        return []
+
+
+def _attributes(holder: Any) -> Iterator[tuple[str, Any]]:
+    """Yield attributes of an object, those of its class included; of a module no submodules."""
+    module = isinstance(holder, nn.Module)
+    if module:
+        yield from holder._buffers.items()
+        yield from holder._parameters.items()
+    for owner in (holder, *type(holder).__mro__):
+        theirs = getattr(owner, "__module__", "").partition(".")[0]
+        if owner is not holder and theirs in ("torch", "builtins", "abc", "typing"):
+            continue
+        for key, value in list(getattr(owner, "__dict__", {}).items()):
+            if not (module and key in _MODULE) and not isinstance(value, property):
+                yield key, value
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    """Return the numbers of a value that may be one a channel; nothing of any other."""
+    if isinstance(value, Tensor | np.ndarray):
+        if math.prod(value.shape) not in range(1, 65) or sum(d != 1 for d in value.shape) > 1:
+            return ()
+        value = value.reshape(-1).tolist()
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        return (float(value),)
+    if isinstance(value, list | tuple) and 0 < len(value) <= 64:
+        kinds: Callable[[Any], bool] = lambda v: isinstance(v, float | int | Tensor)  # noqa: E731
+        if all(kinds(v) and (not isinstance(v, Tensor) or v.numel() == 1) for v in value):
+            return tuple(float(v) for v in value)
+    return ()
