@@ -54,3 +54,12 @@ compare_crew.spawn = Forked
 compare_crew.LOOK_SECONDS = 0.01
 tethered.LOOK_SECONDS = 0.02
 """
+
+# As on a system that has neither: also for what was imported before.
+BLOCKED = """
+import sys
+from equipoise import locks
+sys.modules["fcntl"] = sys.modules["resource"] = locks.fcntl = None
+for name in [name for name in sys.modules if name.partition(".")[0] == "filelock"]:
+    del sys.modules[name]
+"""

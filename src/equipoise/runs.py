@@ -21,7 +21,7 @@ Each file is written beside its place, flushed, and renamed over it. A state car
 of its content: one that was cut or damaged is recognised, and the previous one is used.
 """
 
-__all__ = ["PICKED", "Run", "load", "model_digest"]
+__all__ = ["PICKED", "Run", "is_free", "load", "model_digest"]
 
 import errno
 import hashlib
@@ -42,6 +42,7 @@ from torch import Tensor, nn
 from equipoise import models
 from equipoise import weights as names
 from equipoise.errors import RunError, UserError
+from equipoise.locks import free_of_locks, locked
 
 MAGIC = b"equipoise-state-1\n"
 FORMAT = 1
@@ -66,7 +67,7 @@ class Run:
             UserError: If it is there already, or cannot be written.
         """
         run = cls(path)
-        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+        if not is_free(run.path):
             raise UserError(
                 f"{path} exists; choose another --out, or go on with it: "
                 f"equipoise train --resume {quote(str(path))}"
@@ -99,28 +100,28 @@ class Run:
         return run
 
     @contextmanager
-    def lock(self, doing: str = "training") -> Iterator[None]:
+    def lock(
+        self, doing: str = "training", name: str = "run", wait: float = 0.0
+    ) -> Iterator[None]:
         """Keep other processes from the same work in the folder; the lock ends with the process.
+
+        It is to be taken before anything is read that the work depends on.
 
         Arguments:
             doing: The work, for the message.
+            name: The name of the lock: works with different names do not disturb one another.
+            wait: How many seconds to wait for the other process.
 
         Raises:
-            UserError: If another process is at it.
+            UserError: If another process is at it, or the folder cannot be written to.
         """
         try:
-            import fcntl
-        except ImportError:  # not on this system
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path}: {error.strerror}") from None
+        busy = f"another process is {doing} in {self.path}: let it end, or stop it"
+        with locked(self.path / f".{name}.lock", busy, wait=wait):
             yield
-            return
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-        except BlockingIOError:
-            raise UserError(f"another process is {doing} in {self.path}") from None
-        finally:
-            os.close(handle)
 
     # Reading
 
@@ -306,6 +307,11 @@ def load(path: str | Path, which: str = "model") -> nn.Module:
             name as for :meth:`Run.model`.
     """
     return Run.open(path).model(which)
+
+
+def is_free(path: Path) -> bool:
+    """Tell whether a folder can be made there, or is empty but for traces of a stopped start."""
+    return not path.exists() or (path.is_dir() and free_of_locks(path))
 
 
 def model_digest(model: nn.Module) -> str:

@@ -1,7 +1,8 @@
-"""How long the parts of a training take, without waiting for the device in between."""
+"""How long the parts of a training take, without waiting for the device in between; and memory."""
 
-__all__ = ["Stopwatch"]
+__all__ = ["Stopwatch", "peak_memory"]
 
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -80,3 +81,13 @@ class Stopwatch:
         self._sums[name] += seconds
         if outer is not None:
             self._sums[outer] -= seconds
+
+
+def peak_memory() -> int:
+    """Return the most memory that this process has held, in bytes; 0 where no system tells."""
+    try:
+        import resource
+    except ImportError:  # not on this system
+        return 0
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held if sys.platform == "darwin" else held * 1024

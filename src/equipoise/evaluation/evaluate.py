@@ -2,8 +2,6 @@
 
 __all__ = ["evaluate"]
 
-import resource
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -19,6 +17,7 @@ from equipoise.evaluation.plan import Stage, plan
 from equipoise.evaluation.result import Result
 from equipoise.evaluation.search import Progress, Search
 from equipoise.execution import Execution, Layout, Precision
+from equipoise.stopwatch import peak_memory
 from equipoise.threat import Threat
 
 
@@ -225,7 +224,7 @@ class _Work:
 
     def result(self) -> Result:
         """Return what was found so far."""
-        return self.search.result(_memory())
+        return self.search.result(peak_memory())
 
 
 def _failure(name: str, error: Exception, result: Result) -> RunError:
@@ -241,9 +240,3 @@ def _failure(name: str, error: Exception, result: Result) -> RunError:
 
 def _line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
-
-
-def _memory() -> int:
-    """Return the most memory this process has held, in bytes."""
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return held if sys.platform == "darwin" else held * 1024

@@ -12,7 +12,7 @@ from torch import nn
 
 from equipoise.errors import UserError
 from equipoise.fronts.picking import Choice
-from equipoise.runs import PICKED, Run, model_digest
+from equipoise.runs import PICKED, Run, is_free, model_digest
 
 _COPIED = ("config.json", "provenance.json")
 
@@ -48,7 +48,11 @@ class Picked:
             UserError: If it is something else, or cannot be written.
         """
         path = Path(out)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        with Run(path).lock("making a run"):
+            return self._write(path)
+
+    def _write(self, path: Path) -> Run:
+        if not is_free(path):
             raise UserError(f"{path} exists; choose another --out, or remove it")
         recipe = (self.run.path / "recipe.yaml").read_text(encoding="utf-8")
         run, digest = Run.create(path, recipe), model_digest(self.model)

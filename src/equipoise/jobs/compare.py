@@ -64,6 +64,7 @@ def compare(
     if plan_only:
         return
     with claim(out, console) as lock:
+        refuse_others(items)  # again: another comparison may have made them meanwhile
         _Comparison(plan, items, out, command, terminal, console).run(workers, lock)
 
 
@@ -84,7 +85,7 @@ class _Comparison:
         self.failures: dict[str, str] = {}
         self.done = 0
 
-    def run(self, workers: int, lock: int) -> None:
+    def run(self, workers: int, lock: tuple[int, ...]) -> None:
         """Work off what is left, and write the table."""
         left = [item for item in self.items if item.step() is not None]
         self.done = len(self.items) - len(left)

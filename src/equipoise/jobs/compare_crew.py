@@ -2,7 +2,6 @@
 
 __all__ = ["Crew", "Failure", "Stopped", "Work", "claim", "spawn"]
 
-import fcntl
 import os
 import shlex
 import signal
@@ -22,6 +21,7 @@ from rich.table import Column
 from equipoise.errors import RunError, UserError
 from equipoise.jobs import signals
 from equipoise.jobs.compare_runs import Step
+from equipoise.locks import locked
 from equipoise.progress import Console
 from equipoise.recipe import Recipe
 
@@ -88,7 +88,7 @@ class Crew:
     Arguments:
         items: The runs that are not finished.
         workers: How many are worked on side by side.
-        lock: The handle of the lock on the folder; the processes hold it, too, to their end.
+        lock: Handles of the lock on the folder; the processes hold it, too, to their end.
         console: Where progress is shown.
         total: The work of the whole comparison, in gradient evaluations.
         done: How much of it the other runs have done.
@@ -100,7 +100,7 @@ class Crew:
         items: Sequence[Work],
         *,
         workers: int,
-        lock: int,
+        lock: tuple[int, ...],
         console: Console,
         total: float,
         done: float,
@@ -254,7 +254,7 @@ class Crew:
 
 
 def spawn(
-    words: Sequence[str], log: Path, environment: Mapping[str, str], lock: int
+    words: Sequence[str], log: Path, environment: Mapping[str, str], lock: tuple[int, ...]
 ) -> subprocess.Popen[bytes]:
     """Start a command that ends with this process.
 
@@ -262,7 +262,7 @@ def spawn(
         words: The words after ``equipoise``.
         log: The file that its output is added to.
         environment: What is changed in the environment.
-        lock: A handle that it holds open.
+        lock: Handles that it holds open.
     """
     tethered = (sys.executable, "-m", "equipoise.jobs.tethered", str(os.getpid()), *words)
     with log.open("ab") as file:
@@ -273,44 +273,31 @@ def spawn(
             stderr=file,
             env=os.environ | environment,
             process_group=0,  # Ctrl-C is for this process, which tells them
-            pass_fds=(lock,),
+            pass_fds=lock,
         )
 
 
 @contextmanager
-def claim(out: Path, console: Console) -> Iterator[int]:
+def claim(out: Path, console: Console) -> Iterator[tuple[int, ...]]:
     """Keep other comparisons out of a folder, until the last process that works in it has ended.
 
+    Processes of a comparison that was killed are given time to save.
+
     Yields:
-        The handle of the lock, to be handed on.
+        The handles of the lock, to be handed on.
 
     Raises:
         UserError: If another comparison works there, or the folder cannot be made.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        handle = os.open(out, os.O_RDONLY)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}") from None
-    try:
-        _wait(handle, out, console)
-        yield handle
-    finally:
-        os.close(handle)
+    busy = f"another comparison works in {out}"
 
+    def waiting() -> None:
+        console.say(f"{busy}: waiting for it to save and end")
 
-def _wait(handle: int, out: Path, console: Console) -> None:
-    """Take the lock; processes of a comparison that was killed are given time to save."""
-    until, told = time.monotonic() + WAIT_SECONDS, False
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise UserError(f"another comparison works in {out}; let it end") from None
-            if not told:
-                console.say(f"another comparison works in {out}: waiting for it to save and end")
-                told = True
-            time.sleep(LOOK_SECONDS)
-        else:
-            return
+    lock = out / ".comparison.lock"
+    with locked(lock, f"{busy}; let it end", wait=WAIT_SECONDS, waiting=waiting) as handles:
+        yield handles

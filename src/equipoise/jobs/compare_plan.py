@@ -18,6 +18,7 @@ from equipoise.errors import UserError
 from equipoise.jobs.compare_runs import Item
 from equipoise.jobs.device import choose_device
 from equipoise.recipe import Recipe
+from equipoise.runs import is_free
 from equipoise.sample import Sample
 from equipoise.split import Split
 from equipoise.threat import Threat
@@ -133,16 +134,11 @@ def refuse_others(found: Sequence[Item]) -> None:
             changed = _differences(there, item.recipe)
             if changed:
                 other.setdefault("; ".join(changed), []).append(str(folder))
-        elif folder.exists() and not _empty(folder):
+        elif not is_free(folder):
             problems.append(f"{folder} is not a run folder, and not empty")
     problems += [f"another recipe is in {', '.join(f)} ({what})" for what, f in other.items()]
     if problems:
         raise UserError(f"{'; '.join(problems)}: choose another --out, or remove what differs")
-
-
-def _empty(folder: Path) -> bool:
-    """Tell whether a folder holds nothing but what was cut off while it was written."""
-    return folder.is_dir() and all(path.match(".*.part") for path in folder.iterdir())
 
 
 def _differences(there: Mapping[str, Any], recipe: Recipe) -> list[str]:

@@ -4,6 +4,7 @@ __all__ = ["Options", "evaluate_run", "evaluate_subject"]
 
 import signal
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -132,7 +133,11 @@ def evaluate_subject(subject: Subject, options: Options, console: Console) -> li
         threats = [Threat(norm, eps) for eps in options.eps or [subject.eps]]
     options = replace(options, attacks=_attacks(options.attacks, threats[0].norm))
     job = _Job(subject, replace(options, eps=[t.eps for t in threats]), console)
-    with signals.handled(_interrupt, (signal.SIGTERM,)):
+    with ExitStack() as locks:
+        stores = {store.name: store for store in map(job.store, threats)}
+        for store in stores.values():  # all of them, before anything is read
+            locks.enter_context(store.lock())
+        locks.enter_context(signals.handled(_interrupt, (signal.SIGTERM,)))
         for threat in threats:
             job.evaluate(threat)
     return job.records
@@ -226,13 +231,17 @@ class _Job:
             "versions": provenance(str(device), self.seed),
         }
 
+    def store(self, threat: Threat) -> Store:
+        """Return the place of an evaluation."""
+        return Store.of(self.run, threat, self.sample, self.subject.which)
+
     def evaluate(self, threat: Threat) -> None:
         """Evaluate under one threat, together with what was found before on the same points."""
         names, options = list(self.options.attacks or ()), self.options
         which = "" if self.subject.which == "model" else f", {self.subject.which}"
         what = f"{self.run.path}{which}, {threat}, {self.sample.words('test images')}"
         self.console.say(f"evaluating {what}: {', '.join(names) or 'clean'}")
-        store = Store.of(self.run, threat, self.sample, self.subject.which)
+        store = self.store(threat)
         asked = {
             "attacks": names,
             "individual": options.individual,
@@ -275,7 +284,8 @@ class _Job:
         """Add records to the run's."""
         for record in records:
             self.records.append({**record, **self.origin})
-            self.run.append_line("records.jsonl", self.records[-1])
+            with self.run.lock("writing its records", "records", wait=60):
+                self.run.append_line("records.jsonl", self.records[-1])
 
     def of(self, threat: Threat) -> dict[str, Any]:
         """Return what verdicts must agree in to be of the same model and points."""

@@ -13,6 +13,7 @@ from equipoise.fronts.front import Front
 from equipoise.fronts.picked import Picked
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.progress import Console
+from equipoise.runs import is_free
 
 
 def pick(
@@ -47,7 +48,7 @@ def pick(
     """
     console = console or Console(quiet=True)
     place = Path(out)
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+    if not is_free(place):
         raise UserError(f"{place} exists; choose another --out, or remove it")
     deterministic()
     front = Front(

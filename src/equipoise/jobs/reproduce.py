@@ -86,6 +86,7 @@ def reproduce(
     if plan_only:
         return None
     with claim(folder, console) as lock:
+        refuse_others([chain.first for chain in every])  # made meanwhile by another reproduction
         return job.run(workers, lock)
 
 
@@ -153,7 +154,7 @@ class _Reproduction:
             )
         terminal.print(f"{lines}. Runs and report: {self.folder}", markup=False)
 
-    def run(self, workers: int, lock: int) -> Path:
+    def run(self, workers: int, lock: tuple[int, ...]) -> Path:
         """Work off what is left, write findings and report."""
         left = [chain for chain in self.every if not chain.done]
         self.done = len(self.every) - len(left)

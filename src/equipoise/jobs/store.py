@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,15 @@ class Store:
     def summary(self) -> Path:
         """Return the path of the summary."""
         return self.path.with_suffix(".json")
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep other processes from this evaluation; to be taken before anything of it is read.
+
+        Raises:
+            UserError: If another process is at it.
+        """
+        what = f"evaluating {self.name}"
+        return Run(self.run.path / FOLDER).lock(what, self.name)
 
     def about(self) -> dict[str, Any]:
         """Return what the stored evaluation is of, without a look at its tensors.

@@ -54,9 +54,10 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
     _refuse_picked(Path(out))
     _refuse_another(Path(out), recipe)
     job = _Job(Run(out), recipe, dataset, console)  # what cannot be trained leaves no folder
-    run = Run.create(out, recipe.to_yaml())
-    run.write_json("provenance.json", job.provenance())
-    return job.run_to_end()
+    with job.run.lock():
+        Run.create(out, recipe.to_yaml())
+        job.run.write_json("provenance.json", job.provenance())
+        return job.run_to_end()
 
 
 def resume(path: str | Path, *, console: Console | None = None) -> Run:
@@ -66,9 +67,13 @@ def resume(path: str | Path, *, console: Console | None = None) -> Run:
         path: The run folder.
         console: Where progress is shown; by default nowhere.
     """
-    console = console or Console(quiet=True)
     run = Run.open(path)
     _refuse_picked(run.path)
+    with run.lock():
+        return _resume(run, console or Console(quiet=True))
+
+
+def _resume(run: Run, console: Console) -> Run:
     given = recipes.read(run.path / "recipe.yaml")
     recipe, dataset = _resolve(recipes.parse(given))
     job = _Job(run, recipe, dataset, console)
@@ -78,12 +83,12 @@ def resume(path: str | Path, *, console: Console | None = None) -> Run:
     job.compare(before)
     state = run.read_state(console.warn)
     if state is None:
-        console.warn(f"{path} has no sound state: starting from the beginning")
+        console.warn(f"{run.path} has no sound state: starting from the beginning")
     else:
         changed = recipes.differences(recipes.completed(state["recipe"]), recipe.to_dict())
         if changed:
             what = "; ".join(changed)
-            raise UserError(f"recipe.yaml is not the one {path} was begun with ({what})")
+            raise UserError(f"recipe.yaml is not the one {run.path} was begun with ({what})")
         job.training.load_state_dict(state)
     return job.run_to_end()
 
@@ -260,7 +265,7 @@ class _Job:
         per_round = training.steps * recipe.batch_size
         begun = done * per_round + training.done * recipe.batch_size
         bar = self.console.progress(recipe.rounds * per_round, begun)
-        with self.run.lock(), signals.handled(self._asked), bar:
+        with signals.handled(self._asked), bar:
             try:
                 training.run()
             except Interrupted as error:

@@ -9,7 +9,6 @@ __all__ = ["LEAST", "measured", "peak_of", "told"]
 import gc
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 
 from equipoise.errors import RunError
+from equipoise.stopwatch import peak_memory
 
 COMMAND = (sys.executable, "-m", "equipoise", "bench", "--memory-of", "-")
 LEAST = 32 * 2**20
@@ -70,9 +70,9 @@ def peak_of(work: Callable[[], Any], device: torch.device) -> int:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     _forget_peak()
-    before = _status("VmRSS") or _highest()
+    before = _status("VmRSS") or peak_memory()
     work()
-    return max(0, (_status("VmHWM") or _highest()) - before)
+    return max(0, (_status("VmHWM") or peak_memory()) - before)
 
 
 def _forget_peak() -> None:
@@ -90,8 +90,3 @@ def _status(key: str) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * _KIB for line in lines if line.startswith(key)), 0)
-
-
-def _highest() -> int:
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return held if sys.platform == "darwin" else held * _KIB

@@ -1,0 +1,74 @@
+"""Systems that have neither ``fcntl`` nor ``resource``, like Windows."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from forks import BLOCKED, FORKED
+
+WITHOUT = """
+import sys
+sys.modules["fcntl"] = sys.modules["resource"] = None
+"""
+
+IN_PYTHON = """
+import torch
+import equipoise as eq
+net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+x, y = torch.rand(12, 1, 4, 4), torch.arange(12) % 3
+with torch.no_grad():
+    y = net(x).argmax(1)
+result = eq.evaluate(net, x, y, threat=eq.Linf(0.5), attacks=["pgd-5"])
+assert len(result.robust) == 12
+"""
+
+PLAN = """
+title: small
+base: {data: digits, limit: 200, validation: 40, rounds: 1, width: 0.25, batch_size: 40}
+entries: {standard: {}}
+evaluate: {attacks: pgd-1, n: 20, individual: true}
+"""
+
+
+@pytest.fixture
+def python(tmp_path):
+    def run(*words, code=""):
+        """Run Python with what Windows lacks out of reach, in its children as well."""
+        (tmp_path / "site").mkdir(exist_ok=True)
+        (tmp_path / "site" / "sitecustomize.py").write_text(WITHOUT)
+        path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
+        ended = subprocess.run(
+            [sys.executable, *words] if words else [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.returncode == 0, ended.stderr
+        return ended
+
+    return run
+
+
+def test_import_and_evaluate(python):
+    python(code=IN_PYTHON)
+
+
+def test_compare(python, tmp_path):
+    (tmp_path / "plan.yaml").write_text(PLAN)
+    python("-m", "equipoise", "compare", "plan.yaml", "--out", "out", "-q")
+    assert (tmp_path / "out" / "table.csv").read_text().count("\n") == 2
+    log = (tmp_path / "out" / "logs" / "standard-seed0.log").read_text()
+    assert "Error" not in log
+    assert not list((tmp_path / "out").rglob(".*.lock"))
+
+
+def test_reproduce(command, tmp_path):
+    words = "reproduce fig3 --scale smoke --only trades --slice --out out -q"
+    ended = command(*words.split(), cwd=tmp_path, before=FORKED + BLOCKED)
+    assert ended.code == 0, ended.err
+    assert (tmp_path / "out" / "smoke-slice" / "index.html").is_file()
+    assert not list((tmp_path / "out").rglob(".*.lock"))
