@@ -10,7 +10,7 @@ other: projecting first onto the ball and then onto the range leaves the L1 and 
 unused at the border of the range.
 """
 
-__all__ = ["L1", "L2", "NORMS", "Linf", "Norm", "Threat", "fraction"]
+__all__ = ["L1", "L2", "NORMS", "Linf", "Norm", "Threat", "fraction", "towards"]
 
 import math
 from collections.abc import Callable
@@ -26,7 +26,7 @@ Norm = Literal["linf", "l2", "l1"]
 
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 
-# float32 images carry rounding errors of at most 2^-25 a pixel; the judge allows for them.
+# Values within [-1, 1] carry rounding errors of at most 2^-25 each; the judge allows for them.
 TOLERANCE = 1e-6
 
 
@@ -90,9 +90,22 @@ class Threat:
         """
         if self.norm != "linf":
             return lambda x_adv: self._nearest(x, x_adv)
-        lower = (x - self.eps).clamp_(min=self.low)
-        upper = (x + self.eps).clamp_(max=self.high)
+        lower, upper = self.ends(x)
         return lambda x_adv: torch.clamp(x_adv, lower, upper)
+
+    def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the lowest and the highest values of a Linf ball within the range.
+
+        They are rounded towards ``x``: with the rounding of x + eps to the nearest number the
+        ball would be left, on a range of 0..255 by up to 8e-6.
+
+        Arguments:
+            x: The clean inputs, within the range, of any shape.
+        """
+        lower, upper = (
+            towards(x, (x.double() + move).to(x.dtype), self.eps) for move in (-self.eps, self.eps)
+        )
+        return lower.clamp_(min=self.low), upper.clamp_(max=self.high)
 
     def _nearest(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """Project onto a ball of L2 or L1."""
@@ -102,9 +115,8 @@ class Threat:
         fit = _fit_l2 if self.norm == "l2" else _fit_l1
         moved = torch.copysign(fit(size, room, self.eps), delta).view_as(x)
         projected = (x + moved).clamp_(self.low, self.high)
-        # The rounding of x + moved may add up to more than the budget: round towards x.
-        over = (projected.double() - x.double()).abs() > moved.abs().double()
-        return torch.where(over, torch.nextafter(projected, x), projected)
+        # The rounding of x + moved may add up to more than the budget.
+        return towards(x, projected, moved.abs().double())
 
     def ascent(self, grad: Tensor) -> Tensor:
         r"""Return the step of length one along which a loss grows.
@@ -149,15 +161,35 @@ class Threat:
             x_adv: The points to judge, with shape (B, ...).
 
         Returns:
-            Booleans with shape (B,). The ball is judged with a tolerance of 1e-6 for the
-            rounding of float32 (times eps where eps > 1), the range exactly.
+            Booleans with shape (B,). The ball is judged with the :meth:`tolerance`, the range
+            exactly.
         """
         if x.shape != x_adv.shape:
             raise UserError(f"expected x_adv of shape {tuple(x.shape)}, got {tuple(x_adv.shape)}")
         flat = x_adv.flatten(1)
         inside = ((flat >= self.low) & (flat <= self.high)).all(dim=1)  # NaN compares false
-        radius = self.eps + TOLERANCE * max(1.0, self.eps) if self.eps > 0 else 0.0
+        radius = self.eps + self.tolerance(x, x_adv) if self.eps > 0 else 0.0
         return inside & (self.distance(x, x_adv) <= radius)
+
+    def tolerance(self, x: Tensor, x_adv: Tensor) -> Tensor:
+        """Return by how much rounding may carry points out of the ball, float64 with shape (B,).
+
+        It is 1e-6: times eps where eps > 1, times the width of a range narrower than 1. Floats
+        beyond 1 are farther apart than those below, so that on a range that goes beyond [-1, 1]
+        half the distance of one float to the next is added for each value that was moved, summed
+        as the norm sums.
+
+        Arguments:
+            x: The clean inputs, with shape (B, ...).
+            x_adv: The points to judge, with shape (B, ...).
+        """
+        least = TOLERANCE * max(min(1.0, self.high - self.low), self.eps)
+        if -1 <= self.low and self.high <= 1:
+            return torch.full((len(x),), least, dtype=torch.float64, device=x.device)
+        size = torch.maximum(x.abs(), x_adv.abs())
+        gap = torch.nextafter(size, torch.full_like(size, torch.inf)).double() - size.double()
+        rounding = torch.where(x_adv != x, gap / 2, 0.0)
+        return least + self.lengths(rounding, self.norm).flatten()
 
     @staticmethod
     def lengths(delta: Tensor, norm: Norm) -> Tensor:
@@ -180,6 +212,18 @@ def L2(eps: float) -> Threat:  # noqa: N802
 def L1(eps: float) -> Threat:  # noqa: N802
     """The absolute values of the perturbation may sum to at most ``eps``."""
     return Threat("l1", eps)
+
+
+def towards(x: Tensor, moved: Tensor, most: Tensor | float) -> Tensor:
+    """Return moved values, each one float nearer to x where it is farther away than ``most``.
+
+    Arguments:
+        x: The clean values.
+        moved: What rounding made of x and a move, with the shape of ``x``.
+        most: The lengths of the moves, in float64.
+    """
+    over = (moved.double() - x.double()).abs() > most
+    return torch.where(over, torch.nextafter(moved, x), moved)
 
 
 def fraction(eps: float) -> str:

@@ -111,8 +111,7 @@ class APGD:
     ) -> Tensor:
         """Return the strongest ``x_adv`` found for every example: see :class:`Attack`."""
         check_threat(self, threat)
-        check_inputs(x, y, threat)
-        x = x.detach()
+        x = check_inputs(x, y, threat).detach()
         if not len(x) or threat.eps == 0:
             return x.clone()
         draws = KeyedDraws.of(x) if draws is None else draws

@@ -5,7 +5,7 @@ minimises
 
 .. math:: \|x' - x\|_2^2 + c \, \max\bigl(\kappa + z_y(x') - \max_{i \ne y} z_i(x'), 0\bigr)
 
-over :math:`w`, and a binary search finds for each example the smallest :math:`c` that still
+over :math:`w`, with distances in units of the range, and a binary search finds for each example the smallest :math:`c` that still
 succeeds. The shortest misclassified point on all the ways counts.
 
 The cost is up to ``binary_search_steps * steps`` forward and backward passes: by default 9 x 200
@@ -88,7 +88,7 @@ class CarliniWagnerL2:
         Where nothing was found within the radius, the shortest way out, or the last point, is
         projected into the threat. The attack draws no random numbers.
         """
-        self._check(x, y, threat)
+        x = self._check(x, y, threat)
         if not len(x) or threat.eps == 0:
             return x.detach().clone()
         with guest(model), torch.no_grad():
@@ -114,7 +114,7 @@ class CarliniWagnerL2:
             Points with the shape of ``x``, and distances in float64 with shape (B,): zero where
             x itself is misclassified, infinite (and the point x) where nothing was found.
         """
-        self._check(x, y, threat)
+        x = self._check(x, y, threat)
         if not len(x):
             return x.detach().clone(), torch.zeros(0, dtype=torch.float64, device=x.device)
         with guest(model), torch.no_grad():
@@ -123,10 +123,10 @@ class CarliniWagnerL2:
         points[lost] = x.detach()[lost]
         return points, threat.distance(x, points).masked_fill(lost, math.inf)
 
-    def _check(self, x: Tensor, y: Tensor, threat: Threat) -> None:
+    def _check(self, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
         if threat.norm not in self.norms:
             raise UserError(f"{self} is defined for {', '.join(self.norms)}, not {threat.norm}")
-        check_inputs(x, y, threat)
+        return check_inputs(x, y, threat)
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class _Search:
     def _descend(self, on: _Descent) -> None:
         """Take the steps of one descent; keep what is found on the way."""
         middle, half = self._range()
-        window = max(self.attack.steps // 10, 1)
+        window, unit = max(self.attack.steps // 10, 1), (2 * half) ** 2
         for step in range(self.attack.steps):
             tanh = on.w.tanh()
             point = (middle + half * tanh).clamp_(self.threat.low, self.threat.high)
@@ -212,8 +212,8 @@ class _Search:
             )
             self._keep(on, point, logits, penalty)
             delta = point - on.x
-            loss = delta.square().sum(1) + on.c[:, 0] * penalty
-            grad = (2 * delta + on.c * grad.flatten(1)) * half * (1 - tanh.square())
+            loss = delta.square().sum(1) / unit + on.c[:, 0] * penalty
+            grad = (2 * delta / unit + on.c * grad.flatten(1)) * half * (1 - tanh.square())
             on = self._adam(on, torch.nan_to_num(grad, 0.0, 0.0, 0.0), step + 1)
             stays = ~self.done[on.index]
             if step % window == 0:

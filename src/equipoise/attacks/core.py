@@ -20,6 +20,7 @@ __all__ = [
     "wrong_norms",
 ]
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -32,6 +33,10 @@ from equipoise.draws import Draws
 from equipoise.errors import UserError
 from equipoise.execution import Fast, Network, Step
 from equipoise.threat import NORMS, Norm, Threat
+
+
+ROUNDING = 1e-6  # of the range: as far as rounding carries values out of it
+SLIGHT = 0.01  # of the range: as far as filters and compression do
 
 
 class Normed(Protocol):
@@ -198,8 +203,17 @@ def confirmed(model: nn.Module, x_adv: Tensor, wrong: Tensor, y: Tensor) -> Tens
     return sure
 
 
-def check_inputs(x: Tensor, y: Tensor, threat: Threat) -> None:
-    """Raise a UserError for inputs or labels that no attack can work with."""
+def check_inputs(x: Tensor, y: Tensor, threat: Threat) -> Tensor:
+    """Return the inputs, with what leaves the range by rounding alone set to its border.
+
+    Arguments:
+        x: The inputs, with shape (B, ...).
+        y: The labels, int64, with shape (B,).
+        threat: The range.
+
+    Raises:
+        UserError: For inputs or labels that no attack can work with.
+    """
     if not x.is_floating_point():
         raise UserError(f"expected x as floats within the range, got {x.dtype}; divide by 255?")
     if y.ndim != 1 or y.dtype != torch.int64:
@@ -210,12 +224,23 @@ def check_inputs(x: Tensor, y: Tensor, threat: Threat) -> None:
         raise UserError(f"expected a label for each input, got {len(x)} inputs, {len(y)} labels")
     if not bool(torch.isfinite(x).all()):
         raise UserError("x holds NaN or infinite values; clean the data first")
-    if not len(x):
-        return
+    if not x.numel():
+        return x
     least, most = x.detach().min().item(), x.detach().max().item()
-    if least < threat.low or most > threat.high:
-        got = f"[{least:.4g}, {most:.4g}]"
-        raise UserError(
-            f"expected x within [{threat.low:g}, {threat.high:g}], got {got}; "
-            "undo the normalisation of the inputs and make it the model's first layer"
+    low, high = torch.tensor([threat.low, threat.high], dtype=x.dtype).tolist()  # rounded as x is
+    out = max(low - least, most - high)
+    if out <= 0:
+        return x
+    share, box = out / (threat.high - threat.low), f"[{threat.low:g}, {threat.high:g}]"
+    if share <= ROUNDING:
+        warnings.warn(
+            f"x leaves {box} by {out:.2g}, as rounding does: it was set to the border",
+            stacklevel=3,
         )
+        return x.clamp(threat.low, threat.high)
+    remedy = f"x.clamp({threat.low:g}, {threat.high:g}) brings it back"
+    if share > SLIGHT:
+        remedy = "undo the normalisation of the inputs and make it the model's first layer"
+    raise UserError(
+        f"expected x within {box}, got [{least:.4g}, {most:.4g}], out by {out:.2g}; {remedy}"
+    )

@@ -104,7 +104,7 @@ class AutoAttack:
         :func:`equipoise.evaluate` does the same, keeps the verdicts of each stage, and judges
         apart from the search.
         """
-        check_inputs(x, y, threat)
+        x = check_inputs(x, y, threat)
         draws = KeyedDraws.of(x) if draws is None else draws
         best, lowest = x.clone(), torch.full_like(y, torch.inf, dtype=torch.float64)
         left = torch.arange(len(x), device=x.device)

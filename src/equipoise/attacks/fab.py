@@ -99,7 +99,7 @@ class FAB:
         Where nothing was found within the radius, the nearest points beyond it are brought into
         the threat, and the one with the largest margin comes back.
         """
-        self._check(x, y, threat)
+        x = self._check(x, y, threat)
         if not len(x) or threat.eps == 0:
             return x.detach().clone()
         with guest(model), torch.no_grad():
@@ -124,7 +124,7 @@ class FAB:
             Points with the shape of ``x``, and distances in float64 with shape (B,): zero where
             x itself is misclassified, infinite (and the point x) where nothing was found.
         """
-        self._check(x, y, threat)
+        x = self._check(x, y, threat)
         if not len(x):
             return x.detach().clone(), torch.zeros(0, dtype=torch.float64, device=x.device)
         with guest(model), torch.no_grad():
@@ -150,9 +150,9 @@ class FAB:
         rows = self.rows_per_example(classes)
         return [f"FAB-T has {rows} target{'s' * (rows > 1)} instead of {self.targets}"]
 
-    def _check(self, x: Tensor, y: Tensor, threat: Threat) -> None:
+    def _check(self, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
         check_threat(self, threat)
-        check_inputs(x, y, threat)
+        return check_inputs(x, y, threat)
 
 
 def FABT(*, steps: int = 100, restarts: int = 1, targets: int = 9) -> FAB:  # noqa: N802

@@ -100,7 +100,8 @@ class Search:
 
     def __init__(self, attack: "FAB", model: nn.Module, threat: Threat, *, nearest: bool) -> None:
         self.attack, self.model, self.threat, self.nearest = attack, model, threat, nearest
-        self.limit = math.inf if nearest else threat.eps * (1 + 1e-5) + 1e-5
+        largest = max(1.0, abs(threat.low), abs(threat.high))  # floats round by their size
+        self.limit = math.inf if nearest else threat.eps * (1 + 1e-5) + 1e-5 * largest
 
     def __call__(self, x: Tensor, y: Tensor, draws: Draws) -> _Found:
         """Return the points that were found for inputs of shape (N, ...)."""

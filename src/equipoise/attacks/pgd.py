@@ -83,7 +83,8 @@ class PGD:
         step_factor: The default length of a step, in units of eps / steps.
         restarts: How often to search; all but the first only where nothing was found yet.
         start: Where to start: ``"uniform"`` in the ball, at x (``"zero"``), or beside x
-            (``"noise"``): at x + 0.001 N(0, 1), as TRADES does, whose loss has no gradient at x.
+            (``"noise"``): at x + 0.001 N(0, 1), in units of the range, as TRADES does, whose
+            loss has no gradient at x.
         loss: ``"ce"`` or ``"margin"``.
         confidence: :math:`\kappa`: a margin loss beyond it is not worth more. None: no limit.
         momentum: :math:`\mu`; None follows the gradient itself.
@@ -123,7 +124,7 @@ class PGD:
     ) -> Tensor:
         """Return the strongest ``x_adv`` found for every example: see :class:`Attack`."""
         check_threat(self, threat)
-        check_inputs(x, y, threat)
+        x = check_inputs(x, y, threat)
         if not len(x):
             return x.clone()
         return self.search(model, x, y, threat, KeyedDraws.of(x) if draws is None else draws)
@@ -159,7 +160,8 @@ class PGD:
         if self.start == "uniform":
             return threat.start(x, draws.uniform(x))
         if self.start == "noise":
-            return threat.project(x, x + NOISE * normal(draws, x))
+            noise = NOISE * (threat.high - threat.low) * normal(draws, x)
+            return threat.project(x, x + noise)
         return x.clone()
 
     def step_length(self, threat: Threat) -> float:
@@ -320,7 +322,7 @@ def for_verdicts(attack: Attack) -> Attack:
     return attack
 
 
-NOISE = 0.001  # the standard deviation of the start beside x, in units of the input
+NOISE = 0.001  # the standard deviation of the start beside x, in units of the range
 
 _CHOICES = {
     "start": ("uniform", "zero", "noise"),

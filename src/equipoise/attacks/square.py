@@ -98,7 +98,7 @@ class Square:
     ) -> Tensor:
         """Return the strongest ``x_adv`` found for every example: see :class:`Attack`."""
         check_threat(self, threat)
-        check_inputs(x, y, threat)
+        x = check_inputs(x, y, threat)
         if not x.numel() or threat.eps == 0:
             return x.detach().clone()
         draws = KeyedDraws.of(x) if draws is None else draws

@@ -26,7 +26,7 @@ from typing import NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
-from equipoise.threat import Threat
+from equipoise.threat import Threat, towards
 
 Size = tuple[int, int]  # height and width of a window, in pixels
 
@@ -137,18 +137,17 @@ class Signs:
     """
 
     def __init__(self, x: Tensor, grid: Grid, threat: Threat) -> None:
-        self.x, self.best = x, x
-        self.grid, self.threat = grid, threat
+        self.best, self.grid = x, grid
         self.numbers = 2 + grid.channels
         self.start_numbers = grid.channels * grid.width
         self.index = self.squares = x.new_empty((0, len(x), 0))
+        self.lower, self.upper = threat.ends(x)
 
     def start(self, noise: Tensor) -> Tensor:
         """Return stripes: one sign for each channel and column."""
         channels, height, width = self.grid
         up = (noise >= 0.5).view(-1, channels, 1, width).expand(-1, -1, height, -1).flatten(1)
-        upper, lower = self._ends(self.x)
-        self.best = torch.where(up, upper, lower)
+        self.best = torch.where(up, self.upper, self.lower)
         return self.best
 
     def plan(self, noise: Tensor, share: float) -> None:
@@ -156,7 +155,10 @@ class Signs:
         size = window_size(share, self.grid)
         self.index = self.grid.positions(self.grid.corners(noise[..., :2], size), size)
         up = (noise[..., 2:] >= 0.5).repeat_interleave(size[0] * size[1], dim=-1)
-        upper, lower = self._ends(self.x.expand(len(noise), -1, -1).gather(2, self.index))
+        lower, upper = (
+            end.expand(len(noise), -1, -1).gather(2, self.index)
+            for end in (self.lower, self.upper)
+        )
         self.squares = torch.where(up, upper, lower)
 
     def propose(self, examples: Tensor | slice, turns: Tensor | int) -> Tensor:
@@ -170,12 +172,10 @@ class Signs:
 
     def take(self, rows: Tensor) -> None:
         """Go on with some examples alone."""
-        self.x, self.best = self.x[rows], self.best[rows]
+        self.best, self.lower, self.upper = (
+            state[rows] for state in (self.best, self.lower, self.upper)
+        )
         self.index, self.squares = self.index[:, rows], self.squares[:, rows]
-
-    def _ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        eps = self.threat.eps
-        return (x + eps).clamp_(max=self.threat.high), (x - eps).clamp_(min=self.threat.low)
 
 
 class Pyramids:
@@ -288,8 +288,7 @@ class Pyramids:
         """Return perturbed pixels within the range, rounded towards the clean ones."""
         clean = x.double()
         moved = (clean + delta).clamp_(self.threat.low, self.threat.high).to(x.dtype)
-        over = (moved.double() - clean).abs() > delta.abs()
-        return torch.where(over, torch.nextafter(moved, x), moved)
+        return towards(x, moved, delta.abs())
 
     def _pattern(self, size: Size, turned: Tensor) -> Tensor:
         return pyramids(size, self.power, turned.device)[turned.long()]

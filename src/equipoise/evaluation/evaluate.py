@@ -101,7 +101,7 @@ def evaluate(
     check_norms(found, threat.norm)
     if not len(x):
         raise UserError("there are no examples to evaluate")
-    check_inputs(x, y, threat)
+    x = check_inputs(x, y, threat)
     device, dtype = _place(model, x)
     x, y = x.to(device, dtype), y.to(device)
     stages = plan(found, threat.norm, individual)
