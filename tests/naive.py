@@ -167,8 +167,16 @@ def ascend(
         point = point.detach().requires_grad_()
         (grad,) = torch.autograd.grad(loss(net(point)).sum(), point)
         point = point.detach() + length * grad.sign()
-        point = torch.clamp(torch.clamp(point - x, -threat.eps, threat.eps) + x, 0, 1)
+        point = torch.clamp(torch.clamp(point, *ball(x, threat.eps)), 0, 1)
     return point.detach()
+
+
+def ball(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return the least and the largest floats that are within eps of x."""
+    wide = x.double()
+    lower, upper = (wide - eps).to(x.dtype), (wide + eps).to(x.dtype)
+    lower = torch.where(lower.double() < wide - eps, torch.nextafter(lower, x), lower)
+    return lower, torch.where(upper.double() > wide + eps, torch.nextafter(upper, x), upper)
 
 
 # Training

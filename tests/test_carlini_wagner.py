@@ -181,8 +181,7 @@ def test_another_range_works():
             return problem.model((x + 1) / 4)
 
     wide = Threat("l2", 2.0, low=-1.0, high=3.0)
-    attack = replace(QUICK, initial_const=16 * QUICK.initial_const)  # lengths are squared
-    found = attack.nearest(Shifted(), 4 * problem.x - 1, problem.y, wide)[1]
+    found = QUICK.nearest(Shifted(), 4 * problem.x - 1, problem.y, wide)[1]
     expected = QUICK.nearest(problem.model, problem.x, problem.y, THREAT)[1]
     assert torch.allclose(found, 4 * expected, rtol=1e-4)
 

@@ -1127,3 +1127,26 @@ CIFAR10 = {
     "train_y": "2b7cd2f24487317614016b72ffd53071c3062f592f0eb300c18a770d41ae1253",
     "test_y": "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5",
 }
+
+
+@pytest.mark.parametrize("value", [-2.98e-8, 1.0000001])
+def test_npz_brings_back_what_rounding_has_carried_out_of_the_range(tmp_path, value):
+    x = np.full((20, 8, 8), 0.5, np.float32)
+    x[0, 0, 0] = value
+    np.savez(tmp_path / "a.npz", x=x, y=np.arange(20) % 2)
+    with pytest.warns(UserWarning, match="set to the border"):
+        dataset = load(tmp_path / "a.npz")
+    both = torch.cat([dataset.train.x, dataset.test.x])
+    assert both.min() == min(0.5, max(value, 0))
+    assert both.max() == max(0.5, min(value, 1))
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(1.002, "out by 0.002; x.clip"), (-0.4, "out by 0.4")]
+)
+def test_npz_says_by_how_much_the_range_is_left(tmp_path, value, said):
+    x = np.full((20, 8, 8), 0.5, np.float64)
+    x[0, 0, 0] = value
+    np.savez(tmp_path / "a.npz", x=x, y=np.arange(20) % 2)
+    with pytest.raises(UserError, match=said):
+        load(tmp_path / "a.npz")

@@ -301,8 +301,8 @@ def naive_yopo(m: int, n: int, stem: str) -> ByHand:
             for _ in range(n):
                 point = point.detach().requires_grad_()
                 (down,) = torch.autograd.grad((net.stem(point) * p).sum(), point)
-                moved = point.detach() - length * down.sign() - batch.x
-                point = (batch.x + moved.clamp(-THREAT.eps, THREAT.eps)).clamp(0, 1)
+                moved = point.detach() - length * down.sign()
+                point = torch.clamp(moved, *naive.ball(batch.x, THREAT.eps)).clamp(0, 1)
             if stem == "both":
                 own = -(net.stem(point) * p).sum()
                 grads = torch.autograd.grad(own, parameters, allow_unused=True)

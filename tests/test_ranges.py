@@ -16,7 +16,7 @@ from equipoise.attacks import parse
 from equipoise.attacks.core import check_inputs
 from equipoise.errors import UserError
 from equipoise.threat import Threat, towards
-from problems import NORMS, LinearProblem, linear_problem, small_net, held_out
+from problems import NORMS, LinearProblem, held_out, linear_problem, small_net
 
 RANGES = [(0.0, 255.0), (1000.0, 1001.0), (-1.0, 1.0), (-500.0, 1500.0), (0.0, 1e-3)]
 RADII = {"linf": 0.06, "l2": 0.4, "l1": 0.8}
@@ -48,8 +48,13 @@ def moved(ends: tuple[float, float], norm: str) -> tuple[nn.Module, Tensor, Line
     unit = ((x.double() - low) / (high - low)).clamp(0, 1)
     problem = LinearProblem(double.model, unit, single.y)
     weight = double.model.weight.detach()
-    float_apart = max(abs(low), abs(high), high - low) * 2.0**-23 / (high - low)
-    return Moved(single.model, low, high), x, problem, float_apart * (weight[0] - weight[1]).abs().sum()
+    apart = max(abs(low), abs(high), high - low) * 2.0**-23 / (high - low)  # of two floats
+    return (
+        Moved(single.model, low, high),
+        x,
+        problem,
+        apart * (weight[0] - weight[1]).abs().sum(),
+    )
 
 
 @norms

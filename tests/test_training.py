@@ -64,6 +64,7 @@ from equipoise.training import (
 )
 from equipoise.training.batchnorm import estimate
 from equipoise.validation import Validator
+from naive import ball
 
 # A naive re-implementation: two models, two optimisers by hand, averages over full states
 
@@ -126,7 +127,7 @@ def naive_pgd(model: nn.Module, x: Tensor, y: Tensor, noise: Tensor, steps: int)
         point = point.detach().requires_grad_()
         (grad,) = torch.autograd.grad(nn.functional.cross_entropy(model(point), y), point)
         point = point.detach() + 2.5 * EPS / steps * grad.sign()
-        point = torch.clamp(torch.clamp(point - x, -EPS, EPS) + x, 0, 1)
+        point = torch.clamp(torch.clamp(point, *ball(x, EPS)), 0, 1)
     return point.detach()
 
 

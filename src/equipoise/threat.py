@@ -10,7 +10,18 @@ other: projecting first onto the ball and then onto the range leaves the L1 and 
 unused at the border of the range.
 """
 
-__all__ = ["L1", "L2", "NORMS", "Linf", "Norm", "Threat", "fraction", "towards"]
+__all__ = [
+    "L1",
+    "L2",
+    "NORMS",
+    "ROUNDING",
+    "SLIGHT",
+    "Linf",
+    "Norm",
+    "Threat",
+    "fraction",
+    "towards",
+]
 
 import math
 from collections.abc import Callable
@@ -28,6 +39,9 @@ NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 
 # Values within [-1, 1] carry rounding errors of at most 2^-25 each; the judge allows for them.
 TOLERANCE = 1e-6
+
+ROUNDING = 1e-6  # of the range: as far as rounding carries inputs out of it
+SLIGHT = 0.01  # of the range: as far as filters and compression do
 
 
 @dataclass(frozen=True)
@@ -184,7 +198,7 @@ class Threat:
             x_adv: The points to judge, with shape (B, ...).
         """
         least = TOLERANCE * max(min(1.0, self.high - self.low), self.eps)
-        if -1 <= self.low and self.high <= 1:
+        if self.low >= -1 and self.high <= 1:
             return torch.full((len(x),), least, dtype=torch.float64, device=x.device)
         size = torch.maximum(x.abs(), x_adv.abs())
         gap = torch.nextafter(size, torch.full_like(size, torch.inf)).double() - size.double()

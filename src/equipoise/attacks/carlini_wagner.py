@@ -5,8 +5,9 @@ minimises
 
 .. math:: \|x' - x\|_2^2 + c \, \max\bigl(\kappa + z_y(x') - \max_{i \ne y} z_i(x'), 0\bigr)
 
-over :math:`w`, with distances in units of the range, and a binary search finds for each example the smallest :math:`c` that still
-succeeds. The shortest misclassified point on all the ways counts.
+over :math:`w`, with distances in units of the range, and a binary search finds for each example
+the smallest :math:`c` that still succeeds. The shortest misclassified point on all the ways
+counts.
 
 The cost is up to ``binary_search_steps * steps`` forward and backward passes: by default 9 x 200
 = 1800, against the authors' 9 x 10000 with a step size of 0.01; with that, so few steps would

@@ -32,11 +32,7 @@ from torch import Tensor, nn
 from equipoise.draws import Draws
 from equipoise.errors import UserError
 from equipoise.execution import Fast, Network, Step
-from equipoise.threat import NORMS, Norm, Threat
-
-
-ROUNDING = 1e-6  # of the range: as far as rounding carries values out of it
-SLIGHT = 0.01  # of the range: as far as filters and compression do
+from equipoise.threat import NORMS, ROUNDING, SLIGHT, Norm, Threat
 
 
 class Normed(Protocol):

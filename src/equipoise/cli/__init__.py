@@ -6,6 +6,7 @@ Heavy imports stand inside the commands, so that ``--help`` is quick.
 __all__ = ["app", "main"]
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -82,6 +83,7 @@ app.command()(looking.demo)
 
 def main() -> None:
     """Run the command line; errors are one line, with exit code 2 or 1."""
+    warnings.formatwarning = lambda message, *where: f"WARNING: {message}\n"
     try:
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

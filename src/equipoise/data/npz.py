@@ -17,6 +17,7 @@ and ``flip`` (augmentation, default none). Nothing is unpickled.
 
 __all__ = ["read"]
 
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ import torch
 
 from equipoise.data.core import Dataset, Images, fingerprint, moments, scrambled, stratified_split
 from equipoise.errors import UserError
+from equipoise.threat import ROUNDING, SLIGHT
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
@@ -147,12 +149,21 @@ def _checked(x: Array, what: str) -> Array:
             f"{what}: {int((~np.isfinite(x)).sum())} values of the images are not finite"
         )
     low, high = float(x.min()), float(x.max())
-    if low < 0 or high > 1:
+    out = max(-low, high - 1)
+    if out > ROUNDING:
+        looks = "normalised: undo that" if low < 0 else "0..255: divide by 255"
+        remedy = "x.clip(0, 1) brings them back" if out <= SLIGHT else f"they look {looks}"
         raise UserError(
-            f"{what}: floating images must lie in [0, 1], got {low:.4g}..{high:.4g}; they look "
-            + ("normalised: undo that" if low < 0 else "0..255: divide by 255")
+            f"{what}: floating images must lie in [0, 1], got {low:.4g}..{high:.4g}, out by "
+            f"{out:.2g}; {remedy}"
         )
-    return x.astype(np.float32)
+    if out > 0:
+        warnings.warn(
+            f"{what}: images leave [0, 1] by {out:.2g}, as rounding does: they were set to the "
+            "border",
+            stacklevel=2,
+        )
+    return x.clip(0, 1).astype(np.float32)
 
 
 def _channels_first(x: Array, what: str) -> Array:

@@ -16,6 +16,7 @@ from equipoise import attacks, data, models
 from equipoise import recipe as recipes
 from equipoise.data import Dataset
 from equipoise.errors import RunError, UserError
+from equipoise.evaluation.checks.inputs import in_range
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.ending import RULES, summary, where_time_went, write_learners
@@ -51,6 +52,11 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
     """
     console = console or Console(quiet=True)
     recipe, dataset = _resolve(recipe)
+    if recipe.validation > max(len(dataset.train), Recipe.validation):
+        raise UserError(
+            f"validation={recipe.validation} is more than the {len(dataset.train)} training "
+            "images of the data; at most a fifth of them is held out"
+        )
     _refuse_picked(Path(out))
     _refuse_another(Path(out), recipe)
     job = _Job(Run(out), recipe, dataset, console)  # what cannot be trained leaves no folder
@@ -284,6 +290,9 @@ class _Job:
             f" of {self.training.steps} steps, {recipe.model}, {threat}, {self.device}"
             + (f"; going on after round {done}" if done or self.training.done else "")
         )
+        seen = in_range(self.split.validation.pixels(), threat)
+        if seen.status != "ok":
+            self.console.warn(f"{seen.check}: {seen.message}; {seen.remedy}")
         if len(self.threats) > 1:
             each = (
                 f"{name} {spec.objective.threat or 'on clean images'}"
@@ -291,8 +300,11 @@ class _Job:
             )
             self.console.say(f"threats of the learners: {', '.join(each)}")
         self.console.say(f"runs with {self.training.execution}")
+        less = len(split.validation) < recipe.validation
+        cut = f", a fifth of all: validation={recipe.validation} is more" if less else ""
         self.console.say(
-            f"validation on {len(split.validation)} held-out training images; kept: {self.rule}"
+            f"validation on {len(split.validation)} held-out training images{cut}; "
+            f"kept: {self.rule}"
         )
 
     def _description(self) -> dict[str, Any]:
