@@ -1,19 +1,27 @@
 """Which images an evaluation takes: a stratified sample that depends on nothing but the images."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
 
 from equipoise import data
 from equipoise.data import Images, draw, image_digests
+from equipoise.data.sampling import SEED
+from equipoise.digests import tensor_digest
 from equipoise.errors import RunError, UserError
+from equipoise.fronts.front import Front
+from equipoise.fronts.record import Record
 from equipoise.jobs.evaluate import evaluate_run
 from equipoise.jobs.store import Store
 from equipoise.jobs.verify import verify_run
+from equipoise.metrics import interval
 from equipoise.runs import Run
 from equipoise.sample import Sample
 
@@ -44,7 +52,7 @@ def test_every_prefix_is_stratified_to_within_one_image_a_class(counts):
     images = images_of(counts)
     every, sample = draw(images, None)
     assert (sample.n, sample.of) == (len(images), len(images))
-    taken = torch.nn.functional.one_hot(every.y, len(counts)).cumsum(0)
+    taken = nn.functional.one_hot(every.y, len(counts)).cumsum(0)
     n = torch.arange(1, len(images) + 1)[:, None]
     exact = n * torch.tensor(counts)  # times the number of images: whole numbers
     assert int((taken * len(images) - exact).abs().max()) < len(images)
@@ -91,7 +99,7 @@ def test_all_images_are_taken_once():
 
 def test_a_seed_draws_another_sample_and_the_same_one_again():
     images = images_of([100, 100])
-    one, other = draw(images, 50, seed=1), draw(images, 50, seed=2)
+    one, other = draw(images, 50, seed=1), draw(images, 50, seed=3)
     assert one[1].sha256 != other[1].sha256 != draw(images, 50)[1].sha256
     assert draw(images, 50, seed=1)[1] == one[1]
     assert draw(images, None, seed=1)[1].sha256 == draw(images, None)[1].sha256  # all: the same
@@ -131,7 +139,7 @@ def test_first_is_the_order_of_the_file():
     assert torch.equal(part.x, images.x[:25])
     assert (sample.seed, sample.short) == (None, "first")
     assert sample.words("test images") == "the first 25 of 60 test images"
-    assert draw(images, 25)[1].words() == "a stratified sample of 25 of 60 images, seed 0"
+    assert draw(images, 25)[1].words() == "a stratified sample of 25 of 60 images, seed 2"
     assert draw(images, None)[1].words() == "all 60 images"
     assert Sample.of_content(json.loads(json.dumps(sample.content()))) == sample
 
@@ -186,7 +194,7 @@ def test_what_is_gone_on_with_is_on_the_same_images(trained, tmp_path):
     assert {record["sample"]["seed"] for record in records} == {None}
     evaluate_run(run, n=30, **how)
     (name,) = {*evaluations(run)} - {"linf-0.1-n30-first"}
-    assert evaluations(run)[name]["sample"]["seed"] == 0
+    assert evaluations(run)[name]["sample"]["seed"] == SEED
     records = evaluate_run(run, n=30, resume=True, first=True)
     assert {record["sample"]["seed"] for record in records} == {None}
 
@@ -277,3 +285,60 @@ def test_examples_are_found_by_image_in_another_order_and_in_a_larger_sample(com
         # The same linear model: its examples fool it again, and a query at random adds nothing.
         assert robust(name) == {image: there[image] for image in robust(name)}
     assert sum(robust("sampled").values()) < sum(robust("alone").values())
+
+
+# --- fronts ---
+
+
+def test_a_front_is_measured_on_a_sample_of_the_held_out_images(trained, tmp_path):
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    front, how = Front(run), {"attacks": "pgd-1", "points": 4, "n": 25}
+    front.measure(**how)
+    held_out, sampled = front.images.validation, Record.read(run)
+    drawn, sample = draw(held_out, 25)
+    assert sampled.sample == sample
+    assert sampled.data == tensor_digest(drawn.pixels())
+    assert sampled.images == sample.words("held-out images")
+    front.measure(first=True, **how)
+    first = Record.read(run)
+    assert (first.sample.n, first.sample.seed) == (25, None)
+    assert first.data == tensor_digest(held_out.pixels(slice(25)))
+    # A front of an older version does not say which: the first ones, and its models are picked.
+    content = json.loads((run / "front.json").read_text())
+    del content["sample"]
+    (run / "front.json").write_text(json.dumps(content))
+    assert Record.read(run).images == "the first 25 held-out images"
+    assert front.pick(max_clean_drop=0.9, standard=run).choice.point is not None
+    (run / "front.json").write_text(json.dumps(content | {"sample": sample.content()}))
+    with pytest.raises(UserError, match="held-out images are not those"):
+        front.pick(max_clean_drop=0.9, standard=run)
+
+
+REAL = Path(os.environ.get("EQUIPOISE_DATA") or Path(__file__).parents[2] / "shared" / "data")
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not (REAL / "mnist").is_dir(), reason="MNIST is not here")
+def test_a_sample_of_mnist_estimates_what_all_images_give_and_the_first_ones_do_not():
+    mnist = data.load("mnist", REAL)
+    x, y = mnist.train.pixels(slice(0, 8960)), mnist.train.y[:8960]
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 10))
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    for _ in range(3):
+        for i in range(0, 8960, 128):
+            optimizer.zero_grad()
+            cross_entropy(net(x[i : i + 128]), y[i : i + 128]).backward()
+            optimizer.step()
+
+    def robust(images: Images) -> int:
+        x = images.pixels().requires_grad_()
+        (gradient,) = torch.autograd.grad(cross_entropy(net(x), images.y, reduction="sum"), x)
+        answers = net((x + 0.05 * gradient.sign()).clamp(0, 1)).argmax(1)
+        return int((answers == images.y).sum())
+
+    true = robust(mnist.test) / len(mnist.test)
+    low, high = interval(robust(draw(mnist.test, 500)[0]), 500)
+    assert low <= true <= high
+    low, high = interval(robust(draw(mnist.test, 500, first=True)[0]), 500)
+    assert not low <= true <= high

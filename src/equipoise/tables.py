@@ -223,7 +223,7 @@ def write_front(record: "FrontRecord") -> None:
     from equipoise.threat import Threat
 
     console, threat = _console(), Threat(record.norm, record.eps)  # type: ignore[arg-type]
-    table = _table(f"{threat}, n = {record.n}, held-out images; {record.attack}")
+    table = _table(f"{threat}, {record.images}; {record.attack}")
     table.add_column("gamma")
     for name in ("clean", "95 % interval", "robust", "95 % interval", "transferred", "searched"):
         table.add_column(name, justify="right")

@@ -67,7 +67,8 @@ def bench(
         str | None, typer.Option(help="With --what evaluate: linf, l2 or l1; that of the run.")
     ] = None,
     images: Annotated[
-        int | None, typer.Option(help="With --what evaluate: the first N test images; 500.")
+        int | None,
+        typer.Option(help="With --what evaluate: N test images, a stratified sample; 500."),
     ] = None,
     sides: Annotated[
         str | None,

@@ -53,8 +53,12 @@ def front(
         typer.Option(help="Attacks, by commas, each on what is left; two short multi-step ones."),
     ] = None,
     n: Annotated[
-        int | None, typer.Option("-n", "--n", help="The first N held-out images.")
+        int | None,
+        typer.Option("-n", "--n", help="N held-out images, a stratified sample; all of them."),
     ] = None,
+    first: Annotated[
+        bool, typer.Option("--first", help="With -n: the first N held-out images instead.")
+    ] = False,
     points: Annotated[int, typer.Option(help="How many models to measure at most.")] = 9,
     beyond: Annotated[float, typer.Option(help="How far to go beyond the ends.")] = 0.0,
     batchnorm: BatchNorm = None,
@@ -95,6 +99,7 @@ def front(
         norm=choice(norm, "--norm", NORMS) if norm else None,
         attacks=attacks or DEFAULT,
         n=n,
+        first=first,
         points=points,
         beyond=beyond,
         seed=seed,

@@ -18,6 +18,7 @@ __all__ = [
     "Status",
     "crop_flip",
     "draw",
+    "drawn_again",
     "get",
     "image_digests",
     "load",
@@ -33,7 +34,7 @@ from pathlib import Path
 from equipoise.data import cifar, digits, mnist, npz, svhn
 from equipoise.data.core import Dataset, Images, crop_flip, stratified_split
 from equipoise.data.fetch import REMOTES, Remote, fetch
-from equipoise.data.sampling import draw, image_digests
+from equipoise.data.sampling import draw, drawn_again, image_digests
 from equipoise.errors import UserError, nearest
 
 

@@ -12,6 +12,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from equipoise.data import drawn_again
+from equipoise.digests import tensor_digest
 from equipoise.errors import UserError
 from equipoise.evaluation import Judge
 from equipoise.fronts.ends import BatchNorms, Ends
@@ -222,7 +224,7 @@ class Front:
         origin: dict[str, Any] = {"ends": self.ends.content(), "batchnorm": self.batchnorm}
         if record is not None and choice.point is not None:
             how = record.content()
-            keys = ("norm", "eps", "attacks", "n", "seed", "data", "barrier")
+            keys = ("norm", "eps", "attacks", "n", "sample", "seed", "data", "barrier")
             origin |= {key: how[key] for key in keys}
         return Picked(model, choice, self.run, origin)
 
@@ -252,7 +254,12 @@ class Front:
             return constraint.against(other.name), self._verdicts(other.point).correct.numpy()
         run = Run.open(constraint.standard)
         same_images(self.run, [run])
-        held_out = self.images.validation.take(slice(record.n))
+        held_out, _ = drawn_again(self.images.validation, record.n, record.sample)
+        if tensor_digest(held_out.pixels()) != record.data:
+            raise UserError(
+                f"the held-out images are not those that the front in {self.run.path} was "
+                f"measured on; measure it again: equipoise front {quote(str(self.run.path))}"
+            )
         logits = Judge(run.model().to(self.device)).logits(held_out.pixels())
         return constraint, (logits.argmax(1) == held_out.y).cpu().numpy()
 

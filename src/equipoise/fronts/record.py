@@ -11,6 +11,7 @@ from typing import Any, Self
 from equipoise.errors import UserError
 from equipoise.fronts.barrier import Barrier, in_words
 from equipoise.fronts.points import Point
+from equipoise.sample import Sample
 
 FILE = "front.json"
 FORMAT = 1
@@ -55,6 +56,7 @@ class Record:
         eps: Its radius, in units of the input.
         attacks: The attacks by name; each attacked what withstood those before.
         n: The number of held-out images.
+        sample: Which of the held-out images; None: the first n, by an older version.
         data: The checksum of these images.
         batchnorm: Whether statistics of BatchNorm are averaged or estimated anew.
         seed: The seed of all that is random.
@@ -83,6 +85,14 @@ class Record:
     robust_barrier: Barrier | None = None
     gallery: str = ""
     classes: tuple[str, ...] = ()
+    sample: Sample | None = None
+
+    @property
+    def images(self) -> str:
+        """The held-out images in words."""
+        if self.sample is None:
+            return f"the first {self.n:,} held-out images"
+        return self.sample.words("held-out images")
 
     @property
     def words(self) -> str:
@@ -116,6 +126,8 @@ class Record:
             Other(other["name"], other["method"], Point.of(other["point"]))
             for other in given["others"]
         )
+        if given.get("sample") is not None:
+            given["sample"] = Sample.of_content(given["sample"])
         for name in ("clean_barrier", "robust_barrier"):
             given[name] = None if given[name] is None else Barrier(**given[name])
         return cls(**given)

@@ -11,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from equipoise.attacks import parse_list, without_clean
+from equipoise.data import draw
 from equipoise.errors import UserError
 from equipoise.evaluation import Progress
 from equipoise.execution import Execution, Precision
@@ -43,7 +44,8 @@ class Survey:
         eps: The radius of the threat; None: that of the training.
         norm: Its norm; None: that of the training.
         attacks: Names as for :func:`equipoise.attacks.parse`; each attacks what is left.
-        n: How many of the held-out images, in their order; None: all.
+        n: How many of the held-out images, as a stratified sample; None: all.
+        first: Whether they are the first of the held-out images instead.
         points: How many models are measured at most.
         beyond: How far to go beyond the ends; 0: not.
         seed: The seed of attacks and estimates.
@@ -55,6 +57,7 @@ class Survey:
     norm: Norm | None = None
     attacks: Sequence[str] | str = DEFAULT
     n: int | None = None
+    first: bool = False
     points: int = 9
     beyond: float = 0.0
     seed: int = 0
@@ -182,7 +185,7 @@ class _Work:
         held_out = subject.images.validation
         if asked.n is not None and asked.n > len(held_out):
             raise UserError(f"n must lie in 1..{len(held_out)} held-out images, got {asked.n}")
-        images = held_out.take(slice(asked.n))
+        images, self.sample = draw(held_out, asked.n, first=asked.first)
         names = without_clean(asked.attacks)
         self.attacks = parse_list(names)
         self.question = Question(
@@ -239,6 +242,7 @@ class _Work:
             eps=q.threat.eps,
             attacks=tuple(self.attacks),
             n=len(q.y),
+            sample=self.sample,
             data=str(self.identity["data"]),
             batchnorm=subject.batchnorm,
             seed=q.seed,

@@ -164,7 +164,7 @@ class Found:
         origins = [item.run.read_json("provenance.json") for item in self._finished()]
         facts = {
             "accuracy": f"in percent{spread}",
-            "test images": self._each(lambda i: i.sample.words(f"of {i.recipe.data}")),
+            "test images": self._each(lambda i: i.sample.words(f"images of {i.recipe.data}")),
             "training images a round": self._each(lambda i: f"{i.images:,}"),
             "model": self._each(lambda i: f"{i.recipe.model}, width {i.recipe.width:g}"),
             "threat of the attacks": self._each(lambda i: str(i.threat)),

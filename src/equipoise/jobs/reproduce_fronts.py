@@ -15,6 +15,7 @@ from equipoise.fronts.ledger import FOLDER, Ledger
 from equipoise.fronts.points import Point
 from equipoise.fronts.record import Record
 from equipoise.jobs.compare_runs import WORST, Item
+from equipoise.sample import Sample
 from equipoise.weights import PAIR
 
 
@@ -46,7 +47,8 @@ class FrontItem(Item):
         judging = self.judging
         models = (PAIR, digests, "average") == (known.ends, known.sha256, known.batchnorm)
         threat = (self.recipe.norm, judging.eps) == (known.norm, known.eps)
-        if not (models and threat and (self._names(), judging.n) == (known.attacks, known.n)):
+        how = (self._names(), judging.n) == (known.attacks, known.n)
+        if not (models and threat and how and self._drawn(known.sample)):
             return None
         enough = len(known.points) >= self.points or following(known.points) is None
         whole = all((self.run.path / point.file).is_file() for point in known.points)
@@ -90,6 +92,12 @@ class FrontItem(Item):
         if not self.trained or self.front() is not None:
             return super().state()
         return "done", "begun" if (self.run.path / FOLDER).is_dir() else "to do"
+
+    def _drawn(self, sample: Sample | None) -> bool:
+        """Tell whether a run's held-out images were chosen as is asked for."""
+        if sample is None:
+            return False
+        return sample.n == sample.of or (sample.seed is None) == self.judging.first
 
     def _names(self) -> tuple[str, ...]:
         return tuple(without_clean(self.judging.attacks))

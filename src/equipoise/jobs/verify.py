@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equipoise.data import Dataset, Images, draw
+from equipoise.data import Dataset, drawn_again
 from equipoise.digests import tensor_digest
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation import Judge, Result
@@ -135,11 +135,21 @@ def _verify(store: Store, subject: Subject, device: torch.device, batch_size: in
 
 
 def _images(about: dict[str, Any]) -> str:
-    """Return in words which images were evaluated; older versions took the first ones."""
+    """Return in words which images were evaluated."""
     try:
-        return Sample.of_content(about["sample"]).words("test images")
+        known = _sample(about)
     except (KeyError, TypeError, ValueError):
-        return "the first test images"
+        return "test images that it does not name"
+    return known.words("test images") if known else f"the first {about['n']} test images"
+
+
+def _sample(about: dict[str, Any]) -> Sample | None:
+    """Return which images were evaluated; None: those of an older version, the first ones.
+
+    Raises:
+        KeyError, TypeError, ValueError: If that is damaged.
+    """
+    return Sample.of_content(about["sample"]) if "sample" in about else None
 
 
 def _summary(store: Store, verified: Verified) -> None:
@@ -160,11 +170,12 @@ def _origin(
     about: dict[str, Any], tensors: dict[str, Tensor], subject: Subject, dataset: Dataset
 ) -> list[str]:
     try:
-        test, sample = _drawn(about, dataset)
+        known_sample = _sample(about)
+        test, sample = drawn_again(dataset.test, about["n"], known_sample)
     except (UserError, KeyError, TypeError, ValueError):
         return ["it does not say which of the test images were evaluated"]
     known = {
-        "the sample": (about.get("sample", sample.content()), sample.content()),
+        "the sample": (known_sample, sample),
         "the weights of the model": (about["model_sha256"], model_digest(subject.model)),
         "the stored images": (tensor_digest(tensors["x"]), tensor_digest(test.pixels())),
         "the stored labels": (tensor_digest(tensors["y"]), tensor_digest(test.y)),
@@ -173,16 +184,6 @@ def _origin(
     return [
         f"{what} are not those that were evaluated" for what, (a, b) in known.items() if a != b
     ]
-
-
-def _drawn(about: dict[str, Any], dataset: Dataset) -> tuple[Images, Sample]:
-    """Draw the images of an evaluation again; older versions took the first ones."""
-    if "sample" not in about:
-        return dataset.test.take(slice(about["n"])), Sample(
-            n=about["n"], of=len(dataset.test), seed=None, sha256=""
-        )
-    seed = about["sample"]["seed"]
-    return draw(dataset.test, about["n"], first=seed is None, seed=seed or 0)
 
 
 def _examples(verified: Verified, result: Result, x: Tensor, judge: Judge) -> None:

@@ -28,8 +28,8 @@ def picture(record: Record, *, halos: bool = False, name: str = "front") -> Pict
     """
     threat = wording.threat_text(record.norm, record.eps)
     caption = (
-        f"Every point of the line is one model, measured on {wording.count(record.n)} held-out "
-        f"images ({threat}; {record.attack}); whiskers are 95 % intervals for these images."
+        f"Every point of the line is one model, measured on {record.images} "
+        f"({threat}; {record.attack}); whiskers are 95 % intervals for these images."
     )
     far = [other for other in record.others if other not in _near(record)]
     if far:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise import data, models, recipe
-from equipoise.data.core import Dataset
+from equipoise.data import Dataset, draw
 from equipoise.errors import UserError
 from equipoise.evaluation import evaluate
 from equipoise.execution import Execution
@@ -55,7 +55,7 @@ class Judging:
     Arguments:
         run: A run folder; None: a small network on the embedded digits, trained on the spot.
         data_dir: The folder of the data; None: the usual places.
-        images: How many of the first test images.
+        images: How many test images, as a stratified sample; all where there are fewer.
         norm: ``linf``, ``l2`` or ``l1``; None: that of the run.
         eps: The radius; None: that of the run.
         batch_size: The images attacked at a time.
@@ -115,7 +115,7 @@ class Judging:
         eps: float | None,
         device: torch.device,
     ) -> Judged:
-        images = dataset.test.take(slice(self.images)).to(device)
+        images = draw(dataset.test, min(self.images, len(dataset.test)))[0].to(device)
         chosen = choice(self.norm or norm, "--norm", NORMS)
         radius = self.eps or eps or dataset.eps
         return Judged(model=model, x=images.pixels(), y=images.y, threat=Threat(chosen, radius))
