@@ -21,6 +21,7 @@ from equipoise.jobs.bench.case import Case
 from equipoise.jobs.bench.growth_figure import picture
 from equipoise.jobs.bench.plain_loop import PlainLoop
 from equipoise.jobs.bench.plan import Options, plan, smaller
+from equipoise.jobs.bench.stranger import STRANGER, ResNet18
 from equipoise.jobs.bench.timing import Measured, Side, alternate, ratios, records, spread
 from equipoise.jobs.bench.work import work_of
 from equipoise.progress import Console
@@ -71,6 +72,8 @@ def test_a_case_is_the_same_problem_each_time_and_leaves_the_random_state_alone(
     assert not torch.equal(replace(TINY, seed=1).build().x, one.x)
     assert not one.model.training
     assert torch.equal(one.x, one.images.pixels())
+    with torch.no_grad():
+        assert torch.equal(one.model(one.x).argmax(1), one.y)  # an attack has work with each
 
 
 @pytest.mark.parametrize("name", attack.SIDES)
@@ -111,6 +114,30 @@ def test_ours_and_bare_passes_run_as_many_passes_in_one_form(name, monkeypatch):
     wanted = "float32" if name == "ours-float32" else "bfloat16"
     assert {form.precision for form in forms} == {wanted}
     assert f"search in {wanted}" in side.about
+
+
+def test_the_strangers_network_is_the_resnet_18_of_its_paper():
+    net = ResNet18()
+    # The sum over the layers: 3x3 stem and blocks of 64, 128, 256 and 512, norms, linear.
+    assert sum(weight.numel() for weight in net.parameters()) == 11_173_962
+    problem = replace(TINY, model=STRANGER, channels=3, width=0.125).build()
+    assert problem.model(problem.x).shape == (6, 10)
+    (side,), _ = attack.sides(TINY, problem, ["ours"])
+    assert attack.loss_of(problem, side.run()) > attack.loss_of(problem, problem.x)
+
+
+def test_an_evaluation_in_the_bench_does_all_steps(monkeypatch):
+    problem, results = TINY.build(), []
+
+    def watched(*args, **kwargs):
+        results.append(evaluate_(*args, **kwargs))
+        return results[-1]
+
+    evaluate_ = attack.evaluate
+    monkeypatch.setattr(attack, "evaluate", watched)
+    side = attack.sides(TINY, problem, ["ours-evaluate"])[0][0]
+    side.run()
+    assert sum(r.outcomes["pgd"].backwards for r in results) == side.gradients
 
 
 def test_pgd_as_one_writes_it_down_is_that_of_torchattacks():
@@ -309,14 +336,19 @@ def test_bars_compare_with_the_fastest_and_the_leanest_peer():
     peaks = {"ours": 60, "torchattacks": 100, "foolbox": 40}
     for name, mib in peaks.items():
         record["sides"][name]["peak_memory"] = mib * 2**20
-    speed, overhead, lean = bars([record])
-    assert (speed["found"], speed["reached"]) == (2.25, False)
+    speed, short, overhead, lean = bars([record])
+    assert (speed["wanted"], speed["found"], speed["reached"]) == (1.2, 2.25, True)
+    assert (short["wanted"], short["found"], short["reached"]) == (2.3, None, None)
+    speed, short = bars([record | {"has_bfloat16": True}])[:2]
+    assert (speed["wanted"], speed["found"], speed["reached"]) == (1.2, None, None)
+    assert (short["wanted"], short["found"], short["reached"]) == (2.3, 2.25, False)
+    speed = bars([record])[0]
     assert speed["bar"].endswith("foolbox")
-    assert (overhead["found"], overhead["reached"]) == (1.5, False)
+    assert (overhead["wanted"], overhead["found"], overhead["reached"]) == (1.15, 1.5, False)
     assert (lean["found"], lean["reached"]) == (1.5, False)
     record["sides"]["ours"]["peak_memory"] = 3
     record["sides"]["foolbox"]["peak_memory"] = memory.LEAST // 9
-    assert bars([record])[2]["found"] == 1  # too little to be told apart
+    assert bars([record])[-1]["found"] == 1  # too little to be told apart
     fast = bar_record("train", ours=[1.0], plain_loop=[2.5])
     assert bars([fast])[0]["reached"] is True
 
@@ -472,7 +504,7 @@ def test_the_file_holds_everything(tmp_path):
         assert side["peak_memory"] == 7 * 2**20
         assert side["useful_flops"] == 2 * bench["useful_flops_an_image"]["attacking"]
         assert math.isfinite(side["loss"])
-    assert len(content["bars"]) == 3
+    assert len(content["bars"]) == 4
     assert "times ours" in run_job.shown
     assert "1 threads" in run_job.shown
 
@@ -545,6 +577,7 @@ def test_the_suite_is_attack_and_train_on_two_networks_and_evaluate():
     assert found == [
         ("attack", "small-cnn"),
         ("attack", "resnet-18"),
+        ("attack", "stranger-resnet-18"),
         ("train", "small-cnn"),
         ("train", "resnet-18"),
         ("evaluate", None),
@@ -594,6 +627,7 @@ def test_a_process_of_its_own_measures_a_side():
         (["runs/x", "--what", "attack"], "RUN is for --what evaluate"),
         (["--what", "train", "--images", "5"], "--images is for --what evaluate"),
         (["--sides", "foolbox"], "--sides needs --what"),
+        (["--what", "train", "--model", "stranger-resnet-18"], "it is not trained"),
         (["--what", "attack", "--sides", "folbox"], "did you mean 'foolbox'"),
         (["--what", "attack", "--eps", "0"], "eps must lie in (0, 1]"),
         (["--eps", "1/255,2/255"], "--eps takes one number"),

@@ -1,6 +1,7 @@
 """Searches that show the model a point once: the verdicts of those that show it every point."""
 
 import copy
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,9 @@ from equipoise.attacks.core import guest, input_gradient
 from equipoise.attacks.pgd import for_verdicts
 from equipoise.draws import KeyedDraws
 from equipoise.execution import Execution, Fast, fast
+from equipoise.jobs.evaluate import evaluate_run
+from equipoise.jobs.store import Store
+from equipoise.runs import Run
 from equipoise.threat import Threat
 from problems import held_out, small_net
 
@@ -185,3 +189,15 @@ def test_only_pgd_that_keeps_its_best_point_is_changed():
         pass
 
     assert for_verdicts(Own()).keep == "best"
+
+
+def test_the_command_keeps_the_strongest_points_where_they_are_asked_for(trained, tmp_path):
+    margins = {}
+    for strongest in (False, True):
+        folder = tmp_path / str(strongest)
+        shutil.copytree(trained, folder)
+        evaluate_run(folder, attacks=["pgd-10"], n=60, eps=[0.2], strongest=strongest)
+        _, result, _ = Store.all(Run.open(folder))[0].read()
+        margins[strongest] = result.margin[result.correct & ~result.robust]
+    assert len(margins[True]) == len(margins[False]) > 10
+    assert float(margins[True].mean()) < float(margins[False].mean())

@@ -15,15 +15,17 @@ from equipoise.errors import UserError
 EPILOG = """What there is:
 
 \b
-  attack    PGD: ours, the bare passes it consists of, torchattacks, foolbox
+  attack    PGD() on eq.fast(model), on the model itself and in eq.evaluate, the bare
+            passes it consists of, torchattacks, foolbox
   train     a step of A3GT: ours, and a loop as one writes it with torchattacks
   evaluate  standard AutoAttack: ours with and without checks, and pyautoattack;
             verdicts are compared image by image
   growth    time and memory of our PGD against batch size, images, steps, classes
             and pixels: powers, and a figure beside the file
 
-Without --what: attack and train on small-cnn and resnet-18, and evaluate on the
-embedded digits; and what of the house's bars was reached. A slow machine fails nothing.
+Without --what: attack and train on small-cnn and resnet-18, attack on stranger-resnet-18
+(a plain ResNet-18 of the bench), and evaluate on the embedded digits; and what of the
+house's bars was reached. A slow machine fails nothing.
 
 Peers that are not installed are named with the command that installs them. Peak memory
 is measured in a process of its own for each side.
@@ -43,7 +45,10 @@ def bench(
         str | None, typer.Option(help="attack, train, evaluate or growth; all but the last.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="A network: see `equipoise list models`; small-cnn.")
+        str | None,
+        typer.Option(
+            help="A network: see `equipoise list models`; or stranger-resnet-18; small-cnn."
+        ),
     ] = None,
     width: Annotated[
         float | None, typer.Option(help="A factor on its features; 1, for growth 0.25.")

@@ -98,6 +98,14 @@ def evaluate(
     passes: Annotated[
         int | None, typer.Option(help="Forward passes a verdict, for models that are random.")
     ] = None,
+    strongest: Annotated[
+        bool,
+        typer.Option(
+            "--strongest",
+            help="Keep the points of the largest loss that PGD finds rather than the first that "
+            "fool: for distortions, CMMR and --transfer. The verdicts are the same.",
+        ),
+    ] = False,
     checks: Annotated[
         bool, typer.Option(help="Look for what would make the numbers untrustworthy.")
     ] = True,
@@ -147,6 +155,7 @@ def evaluate(
         layout=choice(layout, "--layout", LAYOUTS),
         compile=compile,
         passes=passes,
+        strongest=strongest,
         checks=checks,
         transfer=transfer or (),
         resume=resume,

@@ -217,7 +217,8 @@ class Item:
 
     def _evaluate(self) -> tuple[str, ...]:
         judging = self.judging
-        words = ["evaluate", str(self.run.path), *self._how()]
+        words = ["evaluate", str(self.run.path)]
+        words += ["--strongest", *self._how()]  # distortions are read from the points
         if judging.weights != "model":
             words += ["--weights", judging.weights]
         if judging.individual is not None:

@@ -53,6 +53,7 @@ class Options:
         layout: How images lie in memory in the search.
         compile: Whether the search is compiled.
         passes: The forward passes of a verdict; None: what the attacks ask for.
+        strongest: As for :func:`equipoise.evaluate`.
         checks: Whether to look for what would make the numbers untrustworthy.
         transfer: Folders of other evaluations whose examples are tried on this model.
         resume: Whether to go on with an interrupted evaluation.
@@ -71,6 +72,7 @@ class Options:
     layout: Layout = "auto"
     compile: bool = False
     passes: int | None = None
+    strongest: bool = False
     checks: bool = True
     transfer: Sequence[str | Path] = ()
     resume: bool = False
@@ -266,6 +268,7 @@ class _Job:
                 layout=options.layout,
                 compile=options.compile,
                 passes=options.passes,
+                strongest=options.strongest,
                 checks=options.checks and bool(names),
                 others=others,
                 control=control,

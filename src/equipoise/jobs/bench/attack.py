@@ -1,4 +1,9 @@
-"""PGD side by side: ours, bare passes of the form that ours searches in, and the peers."""
+"""PGD side by side: ours as it is called, bare passes of the form it searches in, and the peers.
+
+Ours is ``PGD(steps)(eq.fast(model), ...)``; ``ours-plain`` gives it the model itself, and
+``ours-evaluate`` is ``eq.evaluate``, where no example is left alone once it is fooled, so that
+all sides do the same work. The bare passes are the steps' and one forward pass.
+"""
 
 __all__ = ["PEERS", "SIDES", "loss_of", "plain_pgd", "sides"]
 
@@ -12,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from equipoise.attacks.core import guest
 from equipoise.attacks.pgd import PGD
+from equipoise.evaluation import evaluate
 from equipoise.execution import fast
 from equipoise.jobs.bench import peers
 from equipoise.jobs.bench.case import Case, Problem
@@ -21,7 +27,15 @@ from equipoise.threat import Threat
 
 Run = Callable[[Tensor, Tensor], Tensor]
 
-SIDES = ("ours", "bare passes", "ours-float32", "torchattacks", "foolbox")
+SIDES = (
+    "ours",
+    "bare passes",
+    "ours-plain",
+    "ours-evaluate",
+    "ours-float32",
+    "torchattacks",
+    "foolbox",
+)
 PEERS = ("torchattacks", "foolbox")
 FEW = 64  # images that are looked at together afterwards
 _PGD = {"torchattacks": peers.torchattacks_pgd, "foolbox": peers.foolbox_pgd}
@@ -33,7 +47,7 @@ def sides(
     """Return who attacks, and how to install whoever is not there.
 
     A run attacks all images of the problem, in batches, from random starts with steps of
-    2.5 eps / steps, and returns the adversarial images. All but ours are given the plain model.
+    2.5 eps / steps, and returns the adversarial images. The peers are given the plain model.
 
     Arguments:
         case: What is benched.
@@ -80,8 +94,13 @@ def _run(
     device = problem.x.device
     about = str(execution.resolved(device))
     if name == "bare passes":
-        return _bare(case, problem), f"{case.steps} passes forward and back, {about}"
-    attack = PGD(steps=case.steps, keep="last")
+        return _bare(case, problem), f"{case.steps} passes forward and back, one forward, {about}"
+    if name == "ours-evaluate":
+        return _evaluated(case, problem), f"eq.evaluate without checks, {about}"
+    attack = PGD(steps=case.steps)
+    if name == "ours-plain":
+        run = partial(attack, problem.model, threat=problem.threat)
+        return run, "float32, the model as it is"
 
     def ours(x: Tensor, y: Tensor) -> Tensor:
         return attack(fast(problem.model, execution=execution), x, y, problem.threat)
@@ -89,8 +108,30 @@ def _run(
     return ours, about
 
 
+def _evaluated(case: Case, problem: Problem) -> Run:
+    """Return an evaluation by the attack, of whose points the strongest are wanted."""
+
+    def run(x: Tensor, y: Tensor) -> Tensor:
+        result = evaluate(
+            problem.model,
+            x,
+            y,
+            threat=problem.threat,
+            attacks={"pgd": PGD(steps=case.steps)},
+            strongest=True,
+            checks=False,
+            batch_size=case.batch_size,
+            precision=case.execution().precision,
+            layout=case.execution().layout,
+            compile=case.compile,
+        )
+        return result.x_adv.to(x)
+
+    return run
+
+
 def _bare(case: Case, problem: Problem) -> Run:
-    """Return passes forward and back to the input, in the form that ours searches in."""
+    """Return passes forward and back to the input, and one forward, in the form of ours."""
     form = fast(problem.model, execution=case.execution())
 
     def run(x: Tensor, y: Tensor) -> Tensor:
@@ -99,6 +140,8 @@ def _bare(case: Case, problem: Problem) -> Run:
                 inputs = x.detach().requires_grad_()
                 loss = F.cross_entropy(form(inputs).float(), y, reduction="sum")
                 torch.autograd.grad(loss, inputs)
+            with torch.no_grad():
+                form(x)
         return x
 
     return run

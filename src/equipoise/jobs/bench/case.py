@@ -1,6 +1,6 @@
 """What is benched: a network, images, labels and a threat, made anew from a few plain values."""
 
-__all__ = ["DEFAULTS", "Case", "Problem", "default_of"]
+__all__ = ["DEFAULTS", "MODELS", "Case", "Problem", "default_of"]
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,13 +13,15 @@ from equipoise import models
 from equipoise.data.core import Images
 from equipoise.errors import UserError
 from equipoise.execution import Execution
+from equipoise.jobs.bench.stranger import STRANGER, ResNet18
 from equipoise.jobs.device import choose_device
 from equipoise.threat import Threat
 
+MODELS = (*models.MODELS, STRANGER)
 _OTHERS = {"channels": 3, "size": 32, "eps": 8 / 255}
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     name: {"channels": 1, "size": 28, "eps": 0.1} if name == "small-cnn" else _OTHERS
-    for name in models.MODELS
+    for name in MODELS
 }
 LARGEST_EPS = 1.0
 
@@ -35,7 +37,8 @@ class Problem:
 
     Arguments:
         model: The network, in eval mode, in float32, as torch lays it out.
-        images: The images as bytes, with their labels.
+        images: The images as bytes, with the labels that the network gives them: an attack has to
+            work for each.
         x: The same images as floats in [0, 1], with shape (N, C, H, W).
         threat: The ball and the range.
     """
@@ -56,7 +59,7 @@ class Case:
     """What to bench on.
 
     Arguments:
-        model: A name of ``equipoise list models``; its weights are as they are drawn at first.
+        model: A name of :data:`MODELS`; its weights are as they are drawn at first.
         width: The factor on its number of features.
         channels: The channels of an image.
         size: The pixels of an image a side.
@@ -123,21 +126,29 @@ class Case:
             UserError: If there is no such model or device, or the sizes do not fit.
         """
         device = choose_device(self.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            model = self._network().to(device).eval()
+        generator = torch.Generator().manual_seed(self.seed)
+        n = self.images or self.batch_size
+        shape = (n, self.channels, self.size, self.size)
+        pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8).to(device)
+        images = Images(pixels, torch.zeros(n, dtype=torch.int64, device=device))
+        with torch.no_grad():
+            parts = torch.split(images.pixels(), self.batch_size)
+            labels = torch.cat([model(part).argmax(1) for part in parts])
+        images = Images(pixels, labels)
+        return Problem(
+            model=model, images=images, x=images.pixels(), threat=Threat("linf", self.eps)
+        )
+
+    def _network(self) -> nn.Module:
+        if self.model == STRANGER:
+            return ResNet18(self.channels, self.classes, self.width)
         settings = {
             "channels": self.channels,
             "size": (self.size, self.size),
             "classes": self.classes,
             "width": self.width,
         }
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            model = models.build(self.model, settings).to(device).eval()
-        generator = torch.Generator().manual_seed(self.seed)
-        n = self.images or self.batch_size
-        shape = (n, self.channels, self.size, self.size)
-        pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
-        labels = torch.randint(self.classes, (n,), generator=generator)
-        images = Images(pixels, labels).to(device)
-        return Problem(
-            model=model, images=images, x=images.pixels(), threat=Threat("linf", self.eps)
-        )
+        return models.build(self.model, settings)

@@ -13,6 +13,7 @@ from rich.console import Console as Terminal
 
 from equipoise.errors import RunError, UserError
 from equipoise.execution import Execution
+from equipoise.execution.policy import has_bfloat16
 from equipoise.jobs.bench import attack, evaluate, growth, memory, table, train
 from equipoise.jobs.bench.bars import bars
 from equipoise.jobs.bench.case import Case, Problem
@@ -164,6 +165,7 @@ class _Job:
         if isinstance(subject, Problem):
             work = work_of(subject.model, subject.x, subject.y)
             record["useful_flops_an_image"] = vars(work)
+            record["has_bfloat16"] = has_bfloat16(self.device)
         sides, absent = _made(one.what, one.case, subject, one.sides, work)
         record |= {"sides": {}, "absent": absent}
         self.console.say(f"{one.title}: {', '.join(side.name for side in sides)}")

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from equipoise import models
 from equipoise.errors import UserError, nearest
 from equipoise.jobs.bench import attack, evaluate, train
-from equipoise.jobs.bench.case import Case, default_of
+from equipoise.jobs.bench.case import MODELS, Case, default_of
 from equipoise.jobs.bench.evaluate import Judging
+from equipoise.jobs.bench.stranger import STRANGER
 
 WHATS = ("attack", "train", "evaluate", "growth")
 SUITE_MODELS = ("small-cnn", "resnet-18")
@@ -82,8 +82,10 @@ class Options:
     def __post_init__(self) -> None:
         if self.what is not None and self.what not in WHATS:
             raise UserError(nearest(self.what, WHATS, "--what"))
-        if self.model is not None and self.model not in models.MODELS:
-            raise UserError(nearest(self.model, models.MODELS, "model"))
+        if self.model is not None and self.model not in MODELS:
+            raise UserError(nearest(self.model, MODELS, "model"))
+        if self.model == STRANGER and self.what not in ("attack", "growth"):
+            raise UserError(f"--model {STRANGER} needs --what attack or growth: it is not trained")
         if self.repeats < 1:
             raise UserError(f"-n must be at least 1, got {self.repeats}")
         if self.threads is not None and self.threads < 1:
@@ -170,7 +172,8 @@ def plan(options: Options) -> list[Bench]:
             found.append(Bench(what=what, title=f"growth of PGD, {_network(case)}", case=case))
         else:
             asked = [options.model] if options.model else []
-            standing = SUITE_MODELS if options.what is None else ("small-cnn",)
+            standing = list(SUITE_MODELS) if options.what is None else ["small-cnn"]
+            standing += [STRANGER] if (options.what, what) == (None, "attack") else []
             found += [_of_model(options, what, model) for model in asked or standing]
     return found
 
