@@ -356,12 +356,13 @@ def test_a_model_of_ones_own_is_evaluated_resumed_and_verified(command, mine):
                  if '"worst-case"' in line]  # fmt: skip
     expected = evaluate(small_net(), x, y, threat=eq.Linf(0.1), attacks="pgd-3", checks=False)
     assert abs(record["robust"] - int(expected.robust.sum())) <= 1
-    assert command("evaluate", folder, "--resume", cwd=mine).code == 0
-    assert command("verify", folder, cwd=mine).code == 0
+    assert command("evaluate", folder, "--resume", "--trust", cwd=mine).code == 0
+    assert command("verify", folder, "--model", "mine:net", cwd=mine).code == 0
+    assert command("verify", folder, "--trust").code == 0  # wherever it is called
     page = command("report", folder, "--out", mine / "page.html", cwd=mine)
     assert page.code == 0, page.err
     (mine / "w.pt").write_bytes((mine / "w.pt").read_bytes() + b" ")
-    assert "has changed" in command("verify", folder, cwd=mine).line
+    assert "has changed" in command("verify", folder, "--trust", cwd=mine).line
 
 
 @pytest.mark.parametrize(

@@ -474,7 +474,7 @@ def test_the_command_says_and_records_what_it_chose(command, tmp_path):
     assert other.code == 0, other.err
     about = json.loads((tmp_path / "other" / "own-model.json").read_text())
     assert about["normalise"] == {"mean": [0.2], "std": [0.5]}
-    again = command("verify", "other", cwd=tmp_path)
+    again = command("verify", "other", "--trust", cwd=tmp_path)
     assert again.code == 0, again.err
 
 

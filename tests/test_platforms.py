@@ -59,6 +59,8 @@ def test_import_and_evaluate(python):
 
 def test_compare(python, tmp_path):
     (tmp_path / "plan.yaml").write_text(PLAN)
+    for name in ("yaml", "torch", "typer", "rich", "safetensors"):  # not taken from where one is
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported by chance')")
     python("-m", "equipoise", "compare", "plan.yaml", "--out", "out", "-q")
     assert (tmp_path / "out" / "table.csv").read_text().count("\n") == 2
     log = (tmp_path / "out" / "logs" / "standard-seed0.log").read_text()

@@ -1,4 +1,13 @@
-"""``python -m equipoise``."""
+"""``python -m equipoise``, or this file itself, without the current folder among the modules."""
+
+import os
+import sys
+
+if sys.path[:1] in ([""], [os.getcwd()]):
+    del sys.path[0]  # nothing is to be imported because it lies where a command is run
+if not __package__:
+    top = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    sys.path.append(top)  # last: it hides nothing
 
 from equipoise.cli import main
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise import __version__
+from equipoise.own import imported
 
 
 def provenance(device: str, seed: int) -> dict[str, Any]:
@@ -36,6 +37,7 @@ def provenance(device: str, seed: int) -> dict[str, Any]:
         "git_dirty": dirty,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": seed,
+        "import": imported(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
 

@@ -15,6 +15,7 @@ __all__ = [
     "parse",
     "published",
     "read",
+    "stored",
 ]
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,9 @@ from equipoise.errors import UserError, nearest
 from equipoise.execution import Execution, Layout, Precision
 from equipoise.methods import METHODS
 from equipoise.models import MODELS
+from equipoise.own import explained
 from equipoise.presets import published
+from equipoise.runs import Run
 from equipoise.schema import TEXT, collect, lay, plain, settings_of, tag_of, validate, written_out
 from equipoise.threat import Norm, Threat
 from equipoise.values import mapping, number
@@ -179,6 +182,16 @@ def read(path: Path) -> dict[str, Any]:
         UserError: If it is not there, not a mapping, or gives a key twice.
     """
     return mapping(path, "recipe")
+
+
+def stored(run: Run) -> Recipe:
+    """Return the recipe of a run folder.
+
+    Raises:
+        UserError: If it cannot be read, or needs a file of the user's own that was not given.
+    """
+    with explained(run.made_with()):
+        return parse(read(run.path / "recipe.yaml"))
 
 
 def overrides(items: Sequence[str]) -> dict[str, Any]:

@@ -15,13 +15,14 @@ records.jsonl               one object an attack and radius, from ``equipoise ev
 evaluations/                adversarial examples and verdicts, two files for each threat
 front.json, front/          the front between its learners, from ``equipoise front``
 picked.json                 in a folder of ``equipoise pick``: from what, and why
+own-model.json              in a folder of evaluations of a model that was not trained here
 ==========================  ==================================================================
 
 Each file is written beside its place, flushed, and renamed over it. A state carries the SHA-256
 of its content: one that was cut or damaged is recognised, and the previous one is used.
 """
 
-__all__ = ["PICKED", "Run", "is_free", "load", "model_digest"]
+__all__ = ["OWN", "PICKED", "Run", "is_free", "load", "model_digest"]
 
 import errno
 import hashlib
@@ -43,10 +44,12 @@ from equipoise import models
 from equipoise import weights as names
 from equipoise.errors import RunError, UserError
 from equipoise.locks import free_of_locks, locked
+from equipoise.own import explained
 
 MAGIC = b"equipoise-state-1\n"
 FORMAT = 1
 PICKED = "picked.json"
+OWN = "own-model.json"  # describes a model that was not trained here
 
 
 class Run:
@@ -137,6 +140,14 @@ class Run:
         if not isinstance(content, dict):
             raise UserError(f"expected a mapping in {path}, got {type(content).__name__}")
         return content
+
+    def made_with(self) -> dict[str, Any] | None:
+        """Return the file of ``--import`` that the folder names: its path and SHA-256."""
+        for name in ("provenance.json", OWN):
+            found = self.read_json(name).get("import")
+            if isinstance(found, dict) and "file" in found:
+                return found
+        return None
 
     def read_state(self, announce: Callable[[str], None]) -> dict[str, Any] | None:
         """Return the state of the training, or the one before where that is damaged.
@@ -286,7 +297,8 @@ class Run:
         if which not in there:
             raise UserError(f"{names.refusal(which, there)} in {self.path}")
         path = self.path / f"{which}.safetensors"
-        model = models.build(config["model"], config["settings"])
+        with explained(self.made_with()):
+            model = models.build(config["model"], config["settings"])
         try:
             model.load_state_dict(load_file(path))
         except (SafetensorError, RuntimeError, OSError) as error:

@@ -12,14 +12,13 @@ from typing import Annotated
 
 import typer
 
-from equipoise import __version__
+from equipoise import __version__, own
 from equipoise.cli import (
     benching,
     comparing,
     fronting,
     judging,
     looking,
-    own,
     reproducing,
     training,
 )

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from equipoise.cli.options import DataDir, Quiet, console_of
+from equipoise.cli.options import DataDir, Quiet, Trust, console_of
 from equipoise.errors import UserError
 
 EPILOG = """What there is:
@@ -98,6 +98,7 @@ def bench(
         bool, typer.Option(help="Measure peak memory, in a process for each side.")
     ] = True,
     seed: Annotated[int, typer.Option(help="Seed of weights, images and attacks.")] = 0,
+    trust: Trust = False,
     data_dir: DataDir = None,
     out: Annotated[
         Path, typer.Option(metavar="FILE", help="Everything as JSON, each single time included.")
@@ -123,6 +124,8 @@ def bench(
     from equipoise.execution import LAYOUTS, PRECISIONS
     from equipoise.jobs.bench.job import bench as job
     from equipoise.jobs.bench.plan import Options
+    from equipoise.own import run_trusted
+    from equipoise.runs import Run
     from equipoise.values import choice
 
     options = Options(
@@ -150,6 +153,8 @@ def bench(
         seed=seed,
         data_dir=data_dir,
     )
+    if trust and run is not None:
+        run_trusted(Run.open(run).made_with(), console_of(quiet).warn)
     terminal = Terminal(highlight=False, width=None if sys.stdout.isatty() else 140)
     job(options, out, terminal=terminal, console=console_of(quiet))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from equipoise.cli.options import DataDir, Quiet, console_of
+from equipoise.cli.options import DataDir, Quiet, Trust, console_of
 from equipoise.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def front(
     ] = "auto",
     data_dir: DataDir = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure every trade-off between a clean and a robust model, on held-out images.
@@ -94,6 +95,7 @@ def front(
         batchnorm=_batchnorm(batchnorm) or "average",
         data_dir=data_dir,
         device=device,
+        trust=trust,
         console=console_of(quiet),
         eps=radii[0],
         norm=choice(norm, "--norm", NORMS) if norm else None,
@@ -138,6 +140,7 @@ def pick(
     batchnorm: BatchNorm = None,
     data_dir: DataDir = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
     """Pick a model from a measured front, and write it as a run folder like any other.
@@ -158,6 +161,7 @@ def pick(
         batchnorm=_batchnorm(batchnorm),
         data_dir=data_dir,
         device=device,
+        trust=trust,
         console=console_of(quiet),
         max_clean_drop=None if max_clean_drop is None else max_clean_drop / 100,
         min_clean=min_clean,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from equipoise.cli.options import DataDir, Quiet, console_of
+from equipoise.cli.options import DataDir, Quiet, Trust, console_of
 from equipoise.errors import RunError, UserError
 
 EVALUATE_EPILOG = (
@@ -60,7 +60,10 @@ def evaluate(
     ] = False,
     model: Annotated[
         str | None,
-        typer.Option(help="The same as MODEL by its position."),
+        typer.Option(
+            help="The same as MODEL by its position; or the model of a RUN that is of one of your "
+            "own."
+        ),
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="With MODEL: a data set, or the path of an .npz.")
@@ -122,6 +125,7 @@ def evaluate(
         ),
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the records here.")] = None,
+    trust: Trust = False,
     data_dir: DataDir = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     quiet: Quiet = False,
@@ -162,19 +166,22 @@ def evaluate(
         device=device,
     )
     console = console_of(quiet)
-    options.check()
+    if not trust:  # else a file that the folder names may add attacks
+        options.check()
     run, spec = _run_or_model(what, model)
     asked = asked_for(normalise, mean, std)
-    if spec is None:
-        if run is None or data is not None or out is not None or asked is not None:
-            raise UserError(
-                "expected a run folder, or --model package.module:function --data ... (with it "
-                "--out, --normalise, --mean, --std; see equipoise evaluate --help)"
-            )
-        subject = of_run(run, weights or "model", data_dir, console)
+    for_model = any(given is not None for given in (data, out, asked))
+    if (run is None and spec is None) or (run is not None and for_model):
+        raise UserError(
+            "expected a run folder, or --model package.module:function --data ... (with it "
+            "--out, --normalise, --mean, --std; see equipoise evaluate --help)"
+        )
+    if run is not None:
+        kept = weights or "model"
+        subject = of_run(run, kept, data_dir, console, model=spec, trust=trust)
+    elif spec is None or data is None:
+        raise UserError("--model needs --data, or the run folder of its evaluations")
     else:
-        if run is not None or data is None:
-            raise UserError("--model needs --data, and no run folder")
         subject = of_model(
             spec,
             weights=weights,
@@ -202,6 +209,11 @@ def _run_or_model(what: str | None, model: str | None) -> tuple[Path | None, str
 
 def verify(
     run: Annotated[Path, typer.Argument(help="The run folder.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="The model, where the folder is of one of your own, as evaluated."),
+    ] = None,
+    trust: Trust = False,
     data_dir: DataDir = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     quiet: Quiet = False,
@@ -213,7 +225,14 @@ def verify(
     """
     from equipoise.jobs.verify import verify_run
 
-    verify_run(run, data_dir=data_dir, device=device, console=console_of(quiet))
+    verify_run(
+        run,
+        data_dir=data_dir,
+        device=device,
+        model=model,
+        trust=trust,
+        console=console_of(quiet),
+    )
 
 
 def _write_json(path: Path, records: list[dict[str, Any]]) -> None:

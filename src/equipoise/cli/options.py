@@ -1,6 +1,6 @@
 """What several commands share."""
 
-__all__ = ["DataDir", "Quiet", "console_of"]
+__all__ = ["DataDir", "Quiet", "Trust", "console_of"]
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +14,13 @@ DataDir = Annotated[
     Path | None, typer.Option(help="Folder of the data; the usual places otherwise.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but warnings.")]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Run the code of its owner that the folder names; without it no folder runs any.",
+    ),
+]
 
 
 def console_of(quiet: bool) -> "Console":

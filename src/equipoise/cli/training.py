@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from equipoise.cli.options import DataDir, Quiet, console_of
+from equipoise.cli.options import DataDir, Quiet, Trust, console_of
 from equipoise.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def train(
             help="Begin with the published settings; see `equipoise list presets METHOD`.",
         ),
     ] = False,
+    trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a method, or a recipe, in a new run folder; or go on with one.
@@ -54,8 +55,10 @@ def train(
     if resume is not None:
         if what or settings or given or out or published:
             raise UserError("--resume goes on with the recipe of the folder; give it nothing else")
-        job.resume(resume, console=console_of(quiet))
+        job.resume(resume, trust=trust, console=console_of(quiet))
         return
+    if trust:
+        raise UserError("--trust is about a folder: it goes with --resume")
     if what is None or out is None:
         raise UserError("expected METHOD or RECIPE.yaml, and --out runs/NAME (or --resume)")
     recipe, remarks = _recipe(what, given, settings, published)

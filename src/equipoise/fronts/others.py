@@ -42,7 +42,7 @@ class HeldOut:
         Raises:
             UserError: If they are not found, or are not those it was trained on.
         """
-        recipe = recipes.parse(recipes.read(run.path / "recipe.yaml"))
+        recipe = recipes.stored(run)
         dataset = data.load(recipe.data, data_dir or recipe.data_dir)
         trained = run.read_json("provenance.json").get("data", {}).get("sha256")
         if trained and trained != dataset.sha256:
@@ -85,7 +85,7 @@ def same_images(run: Run, others: Sequence[Run]) -> None:
 
 
 def _split_of(run: Run) -> dict[str, object]:
-    recipe = recipes.parse(recipes.read(run.path / "recipe.yaml"))
+    recipe = recipes.stored(run)
     content = run.read_json("provenance.json").get("data", {}).get("sha256", {})
     split: dict[str, object] = {key: getattr(recipe, key) for key in _SPLIT}
     known = {key: content.get(key) for key in ("train_x", "train_y") if key in content}

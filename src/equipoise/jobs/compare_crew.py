@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Column
 
 from equipoise.errors import RunError, UserError
-from equipoise.jobs import signals
+from equipoise.jobs import signals, tethered
 from equipoise.jobs.compare_runs import Step
 from equipoise.locks import locked
 from equipoise.progress import Console
@@ -264,10 +264,10 @@ def spawn(
         environment: What is changed in the environment.
         lock: Handles that it holds open.
     """
-    tethered = (sys.executable, "-m", "equipoise.jobs.tethered", str(os.getpid()), *words)
+    command = (sys.executable, "-P", tethered.__file__, str(os.getpid()), *words)
     with log.open("ab") as file:
         return subprocess.Popen(
-            tethered,
+            command,
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import equipoise
-from equipoise import recipe
+from equipoise import own, recipe
 from equipoise.attacks import check_norms, parse_list, without_clean
 from equipoise.data import draw, image_digests
 from equipoise.digests import tensor_digest
@@ -91,6 +91,8 @@ def evaluate_run(
     *,
     data_dir: str | Path | None = None,
     which: str = "model",
+    model: str | None = None,
+    trust: bool = False,
     console: Console | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
@@ -101,6 +103,8 @@ def evaluate_run(
         data_dir: The folder of the data; by default that of the training.
         which: The weights: ``"model"`` for the kept ones, or another name as for
             :meth:`equipoise.runs.Run.model`.
+        model: As for :func:`equipoise.jobs.subject.of_run`, as is the next.
+        trust: Whether to run the code that the folder names.
         console: Where progress is shown; by default nowhere.
         options: Fields of :class:`Options`.
 
@@ -109,8 +113,10 @@ def evaluate_run(
     """
     console = console or Console(quiet=True)
     asked = Options(**options)
-    asked.check()
-    return evaluate_subject(of_run(path, which, data_dir, console), asked, console)
+    if not trust:  # else a file that the folder names may add attacks
+        asked.check()
+    subject = of_run(path, which, data_dir, console, model=model, trust=trust)
+    return evaluate_subject(subject, asked, console)
 
 
 def evaluate_subject(subject: Subject, options: Options, console: Console) -> list[dict[str, Any]]:
@@ -186,6 +192,8 @@ def _begun(subject: Subject, options: Options) -> tuple[Options, list[Threat]]:
                 f"what was begun has {key} {value}, not {mine}: go on with that, or start anew "
                 "without --resume"
             )
+    with own.explained(first["asked"].get("import")):
+        parse_list(asked["attacks"])
     mine = [a for a in found if (a["sample"], a["norm"]) == (first["sample"], first["norm"])]
     done = {float(about["eps"]) for about in mine if about["finished"]}
     radii = [eps for eps in options.eps or first["asked"]["eps"] if eps not in done]
@@ -230,7 +238,7 @@ class _Job:
             "weights": subject.which,
             "model_sha256": self.about["model_sha256"],
             "data_sha256": subject.dataset.sha256["test_x"],
-            "versions": provenance(str(device), self.seed),
+            "versions": provenance(str(device), self.seed) | {"source": subject.source},
         }
 
     def store(self, threat: Threat) -> Store:
@@ -250,6 +258,7 @@ class _Job:
             "seed": self.seed,
             "passes": options.passes,
             "eps": list(options.eps),
+            "import": own.imported(),
         }
         about = {**self.of(threat), "asked": asked}
         others, control = self._others(threat)

@@ -8,6 +8,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from equipoise import own
 from equipoise.fronts import picture
 from equipoise.fronts.ends import BatchNorms
 from equipoise.fronts.front import Front
@@ -16,6 +17,7 @@ from equipoise.fronts.survey import Survey, Watch
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.progress import Console
+from equipoise.runs import Run
 from equipoise.weights import PAIR
 
 
@@ -27,6 +29,7 @@ def measure_front(
     batchnorm: BatchNorms = "average",
     data_dir: str | Path | None = None,
     device: str = "auto",
+    trust: bool = False,
     console: Console | None = None,
     **how: Any,
 ) -> Record:
@@ -42,6 +45,7 @@ def measure_front(
         batchnorm: Statistics of BatchNorm: averaged, or estimated anew.
         data_dir: The folder of the data; by default that of the training.
         device: ``auto``, ``cpu`` or ``cuda``.
+        trust: Whether to run the files of ``--import`` that the folder and the others name.
         console: Where progress is shown; by default nowhere.
         how: Fields of :class:`equipoise.fronts.survey.Survey`.
 
@@ -52,6 +56,9 @@ def measure_front(
         UserError: If ends, images or settings will not do, or another process measures there.
     """
     console = console or Console(quiet=True)
+    if trust:
+        for folder in (path, *others):
+            own.run_trusted(Run.open(folder).made_with(), console.warn)
     Survey(**how)  # what will not do is said before anything is read
     deterministic()
     front = Front(

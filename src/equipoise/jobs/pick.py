@@ -7,13 +7,14 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from equipoise import own
 from equipoise.errors import UserError
 from equipoise.fronts.ends import BatchNorms
 from equipoise.fronts.front import Front
 from equipoise.fronts.picked import Picked
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.progress import Console
-from equipoise.runs import is_free
+from equipoise.runs import Run, is_free
 
 
 def pick(
@@ -24,6 +25,7 @@ def pick(
     batchnorm: BatchNorms | None = None,
     data_dir: str | Path | None = None,
     device: str = "auto",
+    trust: bool = False,
     console: Console | None = None,
     **constraint: Any,
 ) -> Picked:
@@ -36,6 +38,7 @@ def pick(
         batchnorm: None: as was measured.
         data_dir: The folder of the data; by default that of the training.
         device: ``auto``, ``cpu`` or ``cuda``.
+        trust: Whether to run the file of ``--import`` that the folder names.
         console: Where it is said what was picked; by default nowhere.
         constraint: As for :meth:`equipoise.fronts.front.Front.pick`.
 
@@ -51,6 +54,8 @@ def pick(
     if not is_free(place):
         raise UserError(f"{place} exists; choose another --out, or remove it")
     deterministic()
+    if trust:
+        own.run_trusted(Run.open(path).made_with(), console.warn)
     front = Front(
         path, ends=ends, batchnorm=batchnorm, data_dir=data_dir, device=choose_device(device)
     )

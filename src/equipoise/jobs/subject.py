@@ -3,20 +3,23 @@
 __all__ = ["Subject", "of_model", "of_run", "open_folder"]
 
 import hashlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
+from types import ModuleType
 from typing import Any
 
 from torch import nn
 
-from equipoise import data, recipe
+from equipoise import data, own, recipe
 from equipoise.data import Dataset
 from equipoise.errors import UserError
 from equipoise.models.foreign import (
     MUTE,
     Asked,
+    from_here,
     import_model,
     load_weights,
     put_in_front,
@@ -24,11 +27,12 @@ from equipoise.models.foreign import (
 )
 from equipoise.models.normalisation import Constants
 from equipoise.progress import Console
-from equipoise.runs import Run
+from equipoise.runs import OWN, Run, is_free
 from equipoise.threat import Norm
 from equipoise.weights import canonical
 
-OWN = "own-model.json"  # describes a model that was not trained here
+WAIT_SECONDS = 10.0
+Load = Callable[[str], ModuleType]
 _BEFORE = {"weights_key": ""}  # what folders of earlier versions do not say
 
 
@@ -44,6 +48,7 @@ class Subject:
         eps: The radius in that norm.
         which: The name of the weights: ``"model"`` for the kept ones; see
             :mod:`equipoise.weights`.
+        source: The file that an own model's code is from, and its SHA-256; None: there is none.
     """
 
     run: Run
@@ -52,6 +57,7 @@ class Subject:
     norm: Norm
     eps: float
     which: str = "model"
+    source: dict[str, str] | None = None
 
 
 def open_folder(path: str | Path) -> Run:
@@ -59,37 +65,65 @@ def open_folder(path: str | Path) -> Run:
     return Run.open(path, ("recipe.yaml", OWN))
 
 
-def of_run(path: str | Path, which: str, data_dir: str | Path | None, console: Console) -> Subject:
+def of_run(
+    path: str | Path,
+    which: str,
+    data_dir: str | Path | None,
+    console: Console,
+    *,
+    model: str | None = None,
+    trust: bool = False,
+) -> Subject:
     """Return the model of a folder: of a training, or of an earlier evaluation.
+
+    No code is run because a folder names it.
 
     Arguments:
         path: The folder.
         which: The weights, by a name as for :meth:`equipoise.runs.Run.model`.
         data_dir: The folder of the data; None: that of the training.
         console: Where warnings are shown.
+        model: For evaluations of a model of the user's own: that model again.
+        trust: Whether to run the code that the folder names instead.
 
     Raises:
-        UserError: If there is no model, or its data are not found or have changed.
+        UserError: If there is no model, or its data are not found or have changed; or if the
+            folder needs code that the user has not given.
     """
     run = open_folder(path)
-    if not (run.path / "recipe.yaml").is_file():
-        if which != "model":
-            raise UserError(
-                f"{run.path} holds evaluations of a model of your own: it has no weights {which!r}"
-            )
-        return _again(run, data_dir)
+    made = run.made_with()
+    if trust:
+        own.run_trusted(made, console.warn)
+    if (run.path / "recipe.yaml").is_file():
+        if model is not None:
+            raise UserError(f"{run.path} has a model of its own: leave --model out")
+        return _trained(run, which, data_dir, console)
+    if which != "model":
+        raise UserError(
+            f"{run.path} holds evaluations of a model of your own: it has no weights {which!r}"
+        )
+    with own.explained(made):
+        return _again(run, data_dir, console, model, trust)
+
+
+def _trained(run: Run, which: str, data_dir: str | Path | None, console: Console) -> Subject:
     model, which = run.model(which), canonical(which)  # first: a wrong name loads no data
-    settings = recipe.parse(recipe.read(run.path / "recipe.yaml"))
+    settings = recipe.stored(run)
     dataset = data.load(settings.data, data_dir or settings.data_dir)
     trained = run.read_json("provenance.json").get("data", {}).get("sha256")
     if trained and trained != dataset.sha256:
-        raise UserError(f"{path} was trained on other data than is found now (checksums differ)")
+        raise UserError(
+            f"{run.path} was trained on other data than is found now (checksums differ)"
+        )
     if not run.read_json("summary.json").get("finished"):
         this = "its best model so far" if which == "model" else which
         console.warn(
             f"{run.path} is not trained to its end; this is {this}. "
             f"Go on with: equipoise train --resume {quote(str(run.path))}"
         )
+    line = own.changed(run.made_with(), own.imported())
+    if line:
+        console.warn(f"{run.path}: {line}")
     threat = settings.threat(dataset.eps)
     return Subject(run, model, dataset, threat.norm, threat.eps, which)
 
@@ -133,27 +167,28 @@ def of_model(
         "data": data_name if data_name in data.DATASETS else str(Path(data_name).absolute()),
         "data_dir": str(data_dir) if data_dir else None,
     }
+    source = own.source(spec.partition(":")[0])
     run = Run(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        known = run.read_json(OWN) if folder.is_dir() else {}
-        if not known or any(known.get(key, _BEFORE.get(key)) != about[key] for key in about):
-            raise UserError(f"{folder} holds something else; choose another --out")
-    else:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write to {folder}: {error.strerror}") from None
-        run.write_json(OWN, {**about, "remarks": told})
-    for line in told:
+    with run.lock("making it ready", "own", wait=WAIT_SECONDS):
+        if is_free(folder):
+            code = {"source": source, "import": own.imported()}
+            run.write_json(OWN, {**about, **code, "remarks": told})
+        known = run.read_json(OWN)
+    if not known or any(known.get(key, _BEFORE.get(key)) != about[key] for key in about):
+        raise UserError(f"{folder} holds something else; choose another --out")
+    for line in filter(None, [*told, own.changed(known.get("source"), source)]):
         say(line)
-    return Subject(run, model, dataset, "linf", dataset.eps)
+    return Subject(run, model, dataset, "linf", dataset.eps, source=source)
 
 
-def _again(run: Run, data_dir: str | Path | None) -> Subject:
+def _again(
+    run: Run, data_dir: str | Path | None, console: Console, given: str | None, trust: bool
+) -> Subject:
     about = run.read_json(OWN)
     missing = [key for key in ("model", "weights", "data") if key not in about]
     if missing:
         raise UserError(f"{run.path / OWN} is damaged: it lacks {', '.join(missing)}")
+    spec, load = _trusted(run, about, trust) if given is None else (given, from_here)
     weights = Path(about["weights"]) if about["weights"] else None
     if weights and weights.is_file() and _sha256(weights) != about.get("weights_sha256"):
         raise UserError(f"{weights} has changed since {run.path} was evaluated")
@@ -162,8 +197,29 @@ def _again(run: Run, data_dir: str | Path | None) -> Subject:
     key = about.get("weights_key")
     source = f"{weights}:{key}" if key else weights
     place = data_dir or about["data_dir"]
-    model, dataset = _load(about["model"], source, normalise, about["data"], place)
-    return Subject(run, model, dataset, "linf", dataset.eps)
+    model, dataset = _load(spec, source, normalise, about["data"], place, load=load)
+    code = own.source(spec.partition(":")[0])
+    line = own.changed(about.get("source"), code)
+    if line:
+        console.warn(f"{run.path}: {line}")
+    return Subject(run, model, dataset, "linf", dataset.eps, source=code)
+
+
+def _trusted(run: Run, about: Mapping[str, Any], trust: bool) -> tuple[str, Load]:
+    """Return the name of the model that a folder names, and what imports it if that is wanted."""
+    spec, made = str(about["model"]), about.get("source")
+    if not re.fullmatch(r"[\w.]+:\w+", spec):
+        raise UserError(f"{run.path / OWN} is damaged: its model is no package.module:function")
+    if not trust:
+        raise UserError(
+            f"{run.path} was made with --model {spec} ({own.in_words(made)}), and no code is run "
+            f"because a folder names it: look at it, then add --trust, or --model {spec}"
+        )
+    if not isinstance(made, Mapping) or "file" not in made:
+        raise UserError(
+            f"{run.path} does not say from which file {spec} is: give it with --model {spec}"
+        )
+    return spec, own.trusted_module(Path(str(made["file"])))
 
 
 def _load(
@@ -173,8 +229,9 @@ def _load(
     data_name: str,
     data_dir: Any,
     say: Callable[[str], None] = MUTE,
+    load: Load = from_here,
 ) -> tuple[nn.Module, Dataset]:
-    model, dataset = import_model(spec), data.load(data_name, data_dir)
+    model, dataset = import_model(spec, load), data.load(data_name, data_dir)
     how: dict[str, Any] = {"channels": dataset.channels, "say": say}
     if weights is not None:
         model = load_weights(model, weights, normalise=normalise, **how)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from equipoise import attacks, data, models
+from equipoise import attacks, data, models, own
 from equipoise import recipe as recipes
 from equipoise.data import Dataset
 from equipoise.errors import RunError, UserError
@@ -66,22 +66,24 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
         return job.run_to_end()
 
 
-def resume(path: str | Path, *, console: Console | None = None) -> Run:
+def resume(path: str | Path, *, trust: bool = False, console: Console | None = None) -> Run:
     """Go on with an interrupted training; it ends with the weights of an uninterrupted one.
 
     Arguments:
         path: The run folder.
+        trust: Whether to run the file of ``--import`` that the folder names.
         console: Where progress is shown; by default nowhere.
     """
-    run = Run.open(path)
+    run, console = Run.open(path), console or Console(quiet=True)
     _refuse_picked(run.path)
+    if trust:
+        own.run_trusted(run.made_with(), console.warn)
     with run.lock():
-        return _resume(run, console or Console(quiet=True))
+        return _resume(run, console)
 
 
 def _resume(run: Run, console: Console) -> Run:
-    given = recipes.read(run.path / "recipe.yaml")
-    recipe, dataset = _resolve(recipes.parse(given))
+    recipe, dataset = _resolve(recipes.stored(run))
     job = _Job(run, recipe, dataset, console)
     before = run.read_json("provenance.json")
     if not before:
@@ -96,6 +98,10 @@ def _resume(run: Run, console: Console) -> Run:
             what = "; ".join(changed)
             raise UserError(f"recipe.yaml is not the one {run.path} was begun with ({what})")
         job.training.load_state_dict(state)
+    line = own.changed(before.get("import"), own.imported())
+    if line:
+        console.warn(f"{run.path}: {line}")
+        run.write_json("provenance.json", {**before, "resumed_with": own.imported()})
     return job.run_to_end()
 
 

@@ -62,6 +62,8 @@ def verify_run(
     data_dir: str | Path | None = None,
     device: str = "auto",
     batch_size: int = 500,
+    model: str | None = None,
+    trust: bool = False,
     console: Console | None = None,
 ) -> list[Verified]:
     """Verify every evaluation in a folder.
@@ -71,6 +73,8 @@ def verify_run(
         data_dir: The folder of the data; by default that of the training.
         device: ``auto``, ``cpu`` or ``cuda``.
         batch_size: How many images are looked at together.
+        model: As for :func:`equipoise.jobs.subject.of_run`, as is the next.
+        trust: Whether to run the code that the folder names.
         console: Where progress is shown; by default nowhere.
 
     Returns:
@@ -85,11 +89,12 @@ def verify_run(
     place = choose_device(device)
     subjects: dict[str, Subject] = {}
     found = []
-    first = of_run(path, "model", data_dir, Console(quiet=True))
+    code: dict[str, Any] = {"model": model, "trust": trust}
+    first = of_run(path, "model", data_dir, Console(quiet=True), **code)
     for store in Store.all(first.run):
         which = store.which
         if which not in subjects:
-            subject = first if which == "model" else of_run(path, which, data_dir, console)
+            subject = first if which == "model" else of_run(path, which, data_dir, console, **code)
             subject.model.to(place)
             subjects[which] = subject
         verified = _verify(store, subjects[which], place, batch_size)

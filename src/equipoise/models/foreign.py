@@ -9,7 +9,15 @@ normalisation, like ``mu`` and ``sigma``, which become the model's first layer o
 no place for them and does not normalise by itself.
 """
 
-__all__ = ["MUTE", "Asked", "import_model", "load_weights", "put_in_front", "weights_of"]
+__all__ = [
+    "MUTE",
+    "Asked",
+    "from_here",
+    "import_model",
+    "load_weights",
+    "put_in_front",
+    "weights_of",
+]
 
 import importlib
 import math
@@ -19,6 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
 import torch
@@ -36,13 +45,19 @@ Asked = Constants | Literal["none"] | None
 MUTE: Callable[[str], None] = lambda line: None  # noqa: E731
 
 
-def import_model(spec: str) -> nn.Module:
-    """Return the model that ``package.module:function`` returns, or is.
+def from_here(module: str) -> ModuleType:
+    """Import a module that the user names; the current folder is looked in, too."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    return importlib.import_module(module)
 
-    The current folder is looked in, too.
+
+def import_model(spec: str, load: Callable[[str], ModuleType] = from_here) -> nn.Module:
+    """Return the model that ``package.module:function`` returns, or is.
 
     Arguments:
         spec: A module and in it a function without arguments, a class, or a model.
+        load: Imports the module.
 
     Raises:
         UserError: If it cannot be imported, or gives no model.
@@ -50,10 +65,10 @@ def import_model(spec: str) -> nn.Module:
     module, colon, name = spec.partition(":")
     if not colon or not module or not name:
         raise UserError(f"expected --model package.module:function, got {spec!r}")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
-        made = importlib.import_module(module)
+        made = load(module)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"cannot import {module}: {said(error)}") from error
     if not hasattr(made, name):

@@ -5,7 +5,6 @@ __all__ = ["SIDES", "Judged", "Judging", "agreement", "noted", "sentences", "sid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +19,7 @@ from equipoise.execution import Execution
 from equipoise.jobs.bench import peers
 from equipoise.jobs.bench.timing import Measured, Side
 from equipoise.jobs.device import choose_device
-from equipoise.runs import load
+from equipoise.runs import Run, load
 from equipoise.threat import NORMS, Threat
 from equipoise.training import Training
 from equipoise.values import choice
@@ -102,7 +101,7 @@ class Judging:
         device = choose_device(self.device)
         if self.run is None:
             return self._cut(_digits(device), data.load("digits"), "linf", None, device)
-        given = recipe.parse(recipe.read(Path(self.run) / "recipe.yaml"))
+        given = recipe.stored(Run.open(self.run))
         dataset = data.load(given.data, self.data_dir or given.data_dir)
         model = load(self.run).to(device).eval()
         return self._cut(model, dataset, given.norm, given.eps, device)

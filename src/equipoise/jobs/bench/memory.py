@@ -17,10 +17,12 @@ from typing import Any
 
 import torch
 
+import equipoise
 from equipoise.errors import RunError
 from equipoise.stopwatch import peak_memory
 
-COMMAND = (sys.executable, "-m", "equipoise", "bench", "--memory-of", "-")
+MAIN = str(Path(equipoise.__file__).with_name("__main__.py"))
+COMMAND = (sys.executable, "-P", MAIN, "bench", "--memory-of", "-")
 LEAST = 32 * 2**20
 _KIB = 1024
 

@@ -1,0 +1,200 @@
+"""Code of the user's own: run when the user asks for it, and named by what is made with it.
+
+A folder only names such code, by path and SHA-256. What a folder names is never run because it is
+named there: the user gives it with ``--import`` or ``--model``, or says ``--trust``.
+"""
+
+__all__ = [
+    "VARIABLE",
+    "changed",
+    "explained",
+    "imported",
+    "in_words",
+    "run",
+    "run_trusted",
+    "source",
+    "trusted_module",
+]
+
+import hashlib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.abc import PathEntryFinder
+from importlib.machinery import FileFinder, ModuleSpec, SourceFileLoader
+from importlib.util import module_from_spec
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any
+
+from equipoise.errors import UserError
+
+VARIABLE = "EQUIPOISE_IMPORT"
+"""The variable with the path of the user's own file, which ``--import`` sets."""
+
+Source = Mapping[str, Any]
+"""A file of code: ``file``, its path, and ``sha256``."""
+
+_run: list[dict[str, str]] = []
+
+
+def run(path: Path) -> None:
+    """Run a Python file as a module of its own name, here and in the processes of a command.
+
+    It is the text of the file that is run, no compiled file beside it.
+
+    Raises:
+        UserError: If it is not there, or fails.
+    """
+    path = path.absolute()
+    there = getattr(sys.modules.get(path.stem), "__file__", None)
+    if path.stem in sys.modules and there != str(path):
+        raise UserError(
+            f"--import {path}: a module {path.stem!r} is there already; rename the file"
+        )
+    if not path.is_file() or path.suffix != ".py":
+        raise UserError(f"--import {path}: expected a Python file")
+    text = path.read_bytes()
+    spec = ModuleSpec(path.stem, SourceFileLoader(path.stem, str(path)), origin=str(path))
+    spec.has_location = True
+    module = module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        exec(compile(text, path, "exec", dont_inherit=True), module.__dict__)  # noqa: S102
+    except Exception as error:
+        raise UserError(f"--import {path}: {type(error).__name__}: {error}") from error
+    os.environ[VARIABLE] = str(path)
+    _run.append({"file": str(path), "sha256": hashlib.sha256(text).hexdigest()})
+
+
+def imported() -> dict[str, str] | None:
+    """Return the file that was run last, with its SHA-256; None: none was."""
+    return dict(_run[-1]) if _run else None
+
+
+def source(module: str) -> dict[str, str] | None:
+    """Return the source file of a module that is imported; None: it has none."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    digest = _digest(file)
+    return {"file": str(Path(str(file)).absolute()), "sha256": digest} if digest else None
+
+
+def in_words(found: Source | None) -> str:
+    """Return a source that a folder names, for a message: path, SHA-256, and how it is now."""
+    if not isinstance(found, Mapping) or "file" not in found:
+        return "it is not recorded from which file"
+    file, digest = (_harmless(found.get(key)) for key in ("file", "sha256"))
+    now = _digest(str(found["file"]))
+    state = "" if now == digest else ", which is not there" if now is None else f", now {now}"
+    return f"{file}, SHA-256 {digest}{state}"
+
+
+def changed(made: Source | None, now: Source | None) -> str:
+    """Return a warning if a source is another than that which a folder names; else nothing."""
+    if not made or not now or made.get("sha256") == now["sha256"]:
+        return ""
+    return (
+        f"the code is another than it was: {_harmless(made.get('file'))} had SHA-256 "
+        f"{_harmless(made.get('sha256'))}, and {now['file']} has {now['sha256']}"
+    )
+
+
+@contextmanager
+def explained(made: Source | None) -> Iterator[None]:
+    """Add to what is refused inside that a folder was made with a file of its owner's.
+
+    Arguments:
+        made: The file that the folder names; None: none.
+    """
+    try:
+        yield
+    except UserError as error:
+        known = imported()
+        if not made or (known and known["sha256"] == made.get("sha256")):
+            raise
+        raise UserError(
+            f"{error}. This was made with --import ({in_words(made)}): look at that file, then "
+            f"add --trust, or equipoise --import {_harmless(made.get('file'))}"
+        ) from None
+
+
+def run_trusted(made: Source | None, warn: Callable[[str], None]) -> None:
+    """Run the file that a folder was made with, because the user trusts the folder.
+
+    Arguments:
+        made: The file; None: none, and nothing is run.
+        warn: Told when it is another than it was.
+    """
+    if not made or any(known["sha256"] == made.get("sha256") for known in _run):
+        return
+    run(Path(str(made.get("file"))))
+    line = changed(made, imported())
+    if line:
+        warn(line)
+
+
+def trusted_module(file: Path) -> Callable[[str], ModuleType]:
+    """Return what imports a module from the file that a folder names.
+
+    Only the text of files is run, no compiled file beside it; other modules are found from the
+    folder that the module's name begins in.
+
+    Arguments:
+        file: The file.
+    """
+
+    def load(module: str) -> ModuleType:
+        place = file.parent if file.name == "__init__.py" else file.with_suffix("")
+        parts = module.split(".")
+        root = place.parents[len(parts) - 1] if len(parts) <= len(place.parents) else place
+        if place != root.joinpath(*parts) or not file.is_file():
+            raise UserError(f"there is no module {module} at {file}: give it with --model")
+        if str(root) not in sys.path:
+            sys.path_hooks.insert(0, _only_text(root))
+            sys.path.append(str(root))  # last: it hides nothing that is installed
+            for known in [key for key in sys.path_importer_cache if _below(key, root)]:
+                del sys.path_importer_cache[known]
+        made = importlib.import_module(module)
+        if Path(str(made.__file__)).resolve() != file.resolve():
+            raise UserError(f"another module {module} is there already: {made.__file__}")
+        return made
+
+    return load
+
+
+class _Text(SourceFileLoader):
+    """Loads the text of a module, no compiled file."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return compile(self.get_data(path), path, "exec", dont_inherit=True)
+
+
+def _only_text(root: Path) -> Callable[[str], PathEntryFinder]:
+    finder = FileFinder.path_hook((_Text, [".py"]))
+
+    def hook(path: str) -> PathEntryFinder:
+        if not _below(path, root):
+            raise ImportError(path)
+        return finder(path)
+
+    return hook
+
+
+def _below(path: str, root: Path) -> bool:
+    return Path(path).is_relative_to(root)
+
+
+def _digest(file: object) -> str | None:
+    path = Path(str(file))
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    except OSError:
+        return None
+
+
+def _harmless(value: object) -> str:
+    """Return what a stranger wrote, without what would steer a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in str(value))[:300]
