@@ -154,6 +154,7 @@ def make_run(
     classes=CLASSES,
     eps=(0.05, 0.1, 0.15),
     n=1000,
+    **more,
 ):
     """A finished and evaluated run."""
     folder = root / name
@@ -169,7 +170,8 @@ def make_run(
     write_json(folder / "summary.json", summary(learners))
     for e in eps:
         accuracy = clean - (clean - worst) * e / max(eps)
-        append(folder / "records.jsonl", *evaluation(clean, accuracy, eps=e, n=n, classes=classes))
+        told = evaluation(clean, accuracy, eps=e, n=n, classes=classes, **more)
+        append(folder / "records.jsonl", *told)
     images(folder / "evaluations" / "linf-0.15.safetensors", classes=classes)
     return folder
 
@@ -436,6 +438,43 @@ def test_best_is_marked_where_intervals_are_apart(tmp_path):
     }
     assert marks["worst-case"] == ["best", ""]
     assert marks["clean"] == ["", "close"]
+
+
+FIRST = {"n": 500, "of": 10_000, "seed": None, "sha256": "11" * 32}
+SAMPLE = {"n": 500, "of": 10_000, "seed": 2, "sha256": "22" * 32}
+
+
+def test_runs_on_other_images_stand_in_tables_of_their_own(tmp_path):
+    given = {"a": SAMPLE, "b": SAMPLE, "c": FIRST}
+    folders = [
+        make_run(tmp_path, name, method="pgd-at", worst=0.5 + i / 5, n=500, sample=sample)
+        for i, (name, sample) in enumerate(given.items())
+    ]
+    runs = read_runs(folders)
+    found = sections(runs)[-2:]  # of the largest budget
+    rows = {frozenset(row.run.name for row, _ in section.rows): section for section in found}
+    assert rows.keys() == {frozenset("ab"), frozenset("c")}
+    alone = rows[frozenset("c")]
+    assert alone.marks == frozenset()  # c has the highest numbers, of other images
+    text = text_of(page(*folders, out=tmp_path / "report.html"))
+    for told in (
+        "L∞, eps = 0.15, a stratified sample of 500 of 10,000 images, seed 2",
+        "L∞, eps = 0.15, the first 500 of 10,000 images",
+        "a sample of 500 of 10,000",
+        "Different samples",
+        "Judged on other images and not drawn: c",
+    ):
+        assert told in text, told
+    written = build(folders, tmp_path / "tables.md").read_text(encoding="utf-8")
+    assert "a stratified sample of 500 of 10,000 images, seed 2" in written
+    assert "the first 500 of 10,000 images" in written
+
+
+def test_equal_records_of_other_images_do_not_replace_one_another(tmp_path):
+    folder = make_run(tmp_path, "a3gt", n=500, sample=SAMPLE, eps=(0.15,))
+    append(folder / "records.jsonl", record("pgd-20", 0.4567, n=500, sample=FIRST))
+    found = [r for r in read_runs([folder])[0].records if r.attack == "pgd-20"]
+    assert [r.sample.seed for r in found] == [2, None]
 
 
 def test_one_run_has_no_best(tmp_path):

@@ -88,8 +88,7 @@ def _evaluation(run: Run, row: Row | None) -> Iterator[_Finding]:
             yield run.name, "The kept model was not evaluated", text
         return
     if row.n < FEW:
-        images = f"n\u00a0=\u00a0{count(row.n)}"
-        text = f"with {images} the intervals are wide; evaluate {count(FEW)} images or more."
+        text = f"with {row.told} the intervals are wide; evaluate {count(FEW)} images or more."
         yield run.name, "Few images", text
     for warning in dict.fromkeys(w for r in run.records for w in r.warnings):
         yield (run.name, *_split(warning))
@@ -121,6 +120,11 @@ def _together(runs: Sequence[Run], headline: Mapping[str, Row]) -> Iterator[_Fin
     if max(map(len, _repetitions(runs).values()), default=2) < 2:
         text = "each recipe was trained once; part of a difference can be the luck of a seed."
         yield "", "One seed", text
+    if len({row.images for row in headline.values()}) > 1:
+        told = "; ".join(f"{name}: {row.told}" for name, row in headline.items())
+        text = f"the runs were judged on different images ({told}): only numbers of one table can "
+        text += "be compared."
+        yield "", "Different samples", text
     if _images_differ(runs):
         text = "the checksums of the evaluated images differ; the runs cannot be compared closely."
         yield "", "Different images", text

@@ -9,7 +9,7 @@ from shlex import quote
 from equipoise.report.evaluations_reader import Evaluation, Finding
 from equipoise.report.results import Threat
 from equipoise.report.runs_reader import Run
-from equipoise.report.wording import closed, count, duration, large, threat_text
+from equipoise.report.wording import closed, count, duration, images_text, large, threat_text
 
 _ALARMS = {"failed": "Check failed", "warning": "Check warns"}
 
@@ -85,7 +85,7 @@ def _alarms(evaluation: Evaluation) -> tuple[Finding, ...]:
 
 
 def _title(evaluation: Evaluation) -> str:
-    return f"{threat_text(*evaluation.threat)}, n\u00a0=\u00a0{count(evaluation.n)}"
+    return f"{threat_text(*evaluation.threat)}, {images_text(evaluation.n, evaluation.sample)}"
 
 
 def said(finding: Finding) -> str:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from equipoise.report.reading import budget, numbers, reason
 from equipoise.report.records_reader import Record, record, told
+from equipoise.sample import Sample
 
 _WORST = "worst-case"
 _STATUSES = ("failed", "warning", "ok", "skipped")
@@ -40,11 +41,12 @@ class Distances:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One evaluation: one model, one threat, the first ``n`` test images."""
+    """One evaluation: one model, one threat, one sample of the test images."""
 
     name: str
     threat: tuple[str, float]
     n: int
+    sample: Sample | None
     finished: bool
     weights: str
     records: tuple[Record, ...]
@@ -106,14 +108,16 @@ def _evaluation(path: Path, content: Mapping[str, Any]) -> Evaluation:
     if eps is None:
         raise ValueError(f"eps is {about['eps']}")
     weights = str(about.get("weights") or "model")
+    given = {"weights": weights, "sample": about.get("sample")}
     origin = content.get("origin") or {}
     return Evaluation(
         name=path.stem,
         threat=(str(about["norm"]), round(eps, 9)),
         n=int(about["n"]),
+        sample=Sample.of_content(about["sample"]) if about.get("sample") else None,
         finished=bool(about.get("finished")),
         weights=weights,
-        records=tuple(record({"weights": weights, **r}) for r in content.get("records") or ()),
+        records=tuple(record({**given, **r}) for r in content.get("records") or ()),
         findings=_findings(content.get("findings") or ()),
         memory=int(numbers(content).get("memory", 0)),
         versions=dict(origin.get("versions") or {}),

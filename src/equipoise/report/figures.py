@@ -32,7 +32,7 @@ from equipoise.report.drawing import (
     to_svg,
 )
 from equipoise.report.records_reader import Record
-from equipoise.report.results import CLEAN, WORST, sweep
+from equipoise.report.results import CLEAN, WORST, rows_of, sweep
 from equipoise.report.runs_reader import Round, Run
 
 
@@ -215,6 +215,9 @@ def eps_sweep(runs: Sequence[Run], identity: str) -> Figure | None:
         return None
     keys = tuple(Key(run.name, styles[run.name]) for run in runs if run.name in shown)
     caption = "Bands are 95 % intervals; lines join measured points; eps = 0 is clean accuracy."
+    others = [run.name for run in runs if run.name not in shown and rows_of(run)]
+    if others:
+        caption += f" Judged on other images and not drawn: {wording.join(others)}."
     return Figure(identity, caption, keys, tuple(panels))
 
 

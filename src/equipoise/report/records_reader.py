@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from equipoise.report.reading import budget
+from equipoise.sample import Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,7 @@ class Record:
     norm: str | None = None
     eps: float | None = None
     split: str = "test"
+    sample: Sample | None = None
     settings: str = ""
     interval: tuple[float, float] | None = None
     per_class: Mapping[str, float]
@@ -80,6 +82,11 @@ class Record:
         return (self.norm, round(self.eps, 9)) if self.norm and self.eps else None
 
     @property
+    def images(self) -> tuple[int, str]:
+        """What is the same for records of the same images: their number and checksum."""
+        return self.n, self.sample.sha256 if self.sample else ""
+
+    @property
     def entire(self) -> bool:
         """Whether it speaks for itself: the first stage of an ensemble met all correct images."""
         first = self.stages[0] if self.stages else None
@@ -102,6 +109,7 @@ def record(value: Mapping[str, Any]) -> Record:
         norm=value.get("norm"),
         eps=budget(value.get("eps")),
         split=str(value.get("split") or "test"),
+        sample=Sample.of_content(value["sample"]) if value.get("sample") else None,
         settings=str(value.get("settings") or ""),
         interval=_bounds(value.get("interval")),
         per_class={str(k): float(v["accuracy"]) for k, v in classes.items() if v.get("n", 1)},
@@ -158,7 +166,7 @@ def latest(records: Sequence[Record]) -> tuple[Record, ...]:
     """Return the latest of equal records, of the weights that a report tells of."""
     weights = told({r.weights for r in records})
     kept = [r for r in records if r.weights == weights]
-    return tuple({(r.attack, r.threat, r.n, r.split): r for r in kept}.values())
+    return tuple({(r.attack, r.threat, r.images, r.split): r for r in kept}.values())
 
 
 def others(records: Sequence[Record]) -> tuple[str, ...]:

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 
 from equipoise.report.records_reader import Record, Stage
 from equipoise.report.runs_reader import Run
-from equipoise.report.wording import count, interval, join, percent, threat_text
+from equipoise.report.wording import images_text, interval, join, percent, threat_text
+from equipoise.sample import Sample
 
 CLEAN = "clean"
 WORST = "worst-case"
@@ -41,7 +42,18 @@ class Row:
     threat: Threat | None
     split: str
     n: int
+    sample: Sample | None
     records: Mapping[str, Record]
+
+    @property
+    def images(self) -> tuple[int, str]:
+        """What is the same for rows of the same images: their number and checksum."""
+        return self.n, self.sample.sha256 if self.sample else ""
+
+    @property
+    def told(self) -> str:
+        """How many images, and which, in a few words."""
+        return images_text(self.n, self.sample)
 
     @property
     def clean(self) -> Record | None:
@@ -66,7 +78,6 @@ class Cell:
 
     record: Record | None
     mark: Mark = ""
-    other_n: int | None = None
 
     @property
     def text(self) -> str:
@@ -81,16 +92,25 @@ class Cell:
 
 @dataclass(frozen=True)
 class Section:
-    """The table of one budget: its columns are attacks, its rows are runs."""
+    """The table of one budget on the same images: its columns are attacks, its rows runs.
+
+    Arguments:
+        threat: The budget.
+        images: Which images they are, in words; empty where that goes without saying.
+        columns: The attacks.
+        rows: The runs.
+    """
 
     threat: Threat | None
+    images: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Row, tuple[Cell, ...]], ...]
 
     @property
     def title(self) -> str:
-        """The budget, as it is printed."""
-        return threat_text(*self.threat) if self.threat else "No perturbation"
+        """The budget and the images, as they are printed."""
+        budget = threat_text(*self.threat) if self.threat else "No perturbation"
+        return f"{budget}, {self.images}" if self.images else budget
 
     @property
     def marks(self) -> frozenset[Mark]:
@@ -137,58 +157,60 @@ def strongest(records: Iterable[Record]) -> Record | None:
 
 
 def rows_of(run: Run) -> tuple[Row, ...]:
-    """Return what was measured for a run, one row per budget, split and number of images."""
-    groups: dict[tuple[Threat | None, str, int], dict[str, Record]] = {}
+    """Return what was measured for a run, one row per budget, split and sample of images."""
+    groups: dict[tuple[Threat | None, str, tuple[int, str]], dict[str, Record]] = {}
     for record in run.records:
-        threat = record.threat
-        groups.setdefault((threat, record.split, record.n), {})[record.attack] = record
+        key = record.threat, record.split, record.images
+        groups.setdefault(key, {})[record.attack] = record
     perturbed = any(threat for threat, _, _ in groups)
-    return tuple(
-        Row(run, threat, split, n, _with_clean(run, split, n, records))
-        for (threat, split, n), records in groups.items()
-        if threat or not perturbed
-    )
+    rows = []
+    for (threat, split, images), records in groups.items():
+        if threat or not perturbed:
+            sample = next(iter(records.values())).sample
+            found = _with_clean(run, split, images, records)
+            rows.append(Row(run, threat, split, images[0], sample, found))
+    return tuple(rows)
 
 
-def _with_clean(run: Run, split: str, n: int, records: dict[str, Record]) -> dict[str, Record]:
+def _with_clean(
+    run: Run, split: str, images: tuple[int, str], records: dict[str, Record]
+) -> dict[str, Record]:
     # Clean accuracy is the same at every budget, and may have been recorded at another one.
     if CLEAN in records:
         return records
-    clean = [r for r in run.records if r.attack == CLEAN and r.split == split]
-    found = max(clean, key=lambda r: (r.n == n, r.n), default=None)
+    clean = (r for r in run.records if (r.attack, r.split, r.images) == (CLEAN, split, images))
+    found = next(clean, None)
     return {CLEAN: found, **records} if found else records
 
 
 def sections(runs: Sequence[Run]) -> tuple[Section, ...]:
-    """Return one table per budget, small budgets first."""
-    rows = [row for run in runs for row in rows_of(run)]
-    threats = sorted({row.threat or ("", 0.0) for row in rows})
-    return tuple(
-        _section(
-            threat if threat[0] else None, [r for r in rows if (r.threat or ("", 0.0)) == threat]
-        )
-        for threat in threats
-    )
+    """Return one table per budget and sample of images, small budgets and many images first."""
+    tables: dict[tuple[Threat, tuple[int, str]], list[Row]] = {}
+    for row in (row for run in runs for row in rows_of(run)):
+        tables.setdefault((row.threat or ("", 0.0), row.images), []).append(row)
+    several = Counter(threat for threat, _ in tables)
+    order = sorted(tables, key=lambda key: (key[0], -key[1][0], key[1][1]))
+    return tuple(_section(tables[key], several[key[0]] > 1) for key in order)
 
 
-def _section(threat: Threat | None, rows: Sequence[Row]) -> Section:
+def _section(rows: Sequence[Row], several: bool) -> Section:
+    threat, sample = rows[0].threat, rows[0].sample
+    images = rows[0].told if several else ""
+    if sample is not None:
+        images = sample.words("images")
     names = dict.fromkeys(name for row in rows for name in row.records)
     attacks = [name for name in names if name not in (CLEAN, WORST)]
     columns = tuple(n for n in (CLEAN, *attacks, WORST) if n in names)
     marks = {name: _marks([row.records.get(name) for row in rows]) for name in columns}
     return Section(
         threat,
+        images,
         columns,
         tuple(
-            (row, tuple(_cell(row, name, marks[name][i]) for name in columns))
+            (row, tuple(Cell(row.records.get(name), marks[name][i]) for name in columns))
             for i, row in enumerate(rows)
         ),
     )
-
-
-def _cell(row: Row, name: str, mark: Mark) -> Cell:
-    record = row.records.get(name)
-    return Cell(record, mark, record.n if record and record.n != row.n else None)
 
 
 def _marks(records: Sequence[Record | None]) -> list[Mark]:
@@ -282,7 +304,7 @@ def _alike(one: Row, two: Row) -> bool:
     def terms(row: Row) -> tuple[object, ...]:
         judge = row.attacked
         attacks = (judge.attack, set(judge.attacks)) if judge else ()
-        return row.threat, row.split, row.n, attacks, row.clean is None
+        return row.threat, row.split, row.images, attacks, row.clean is None
 
     return terms(one) == terms(two)
 
@@ -295,7 +317,7 @@ def _kept(row: Row) -> str:
 def _sentence(row: Row) -> str:
     who = f"The undefended {row.run.name}" if row.run.undefended else row.run.name
     clean = f"{percent(row.clean.accuracy)} clean" if row.clean else ""
-    images = f"n\u00a0=\u00a0{count(row.n)}"
+    images = row.told
     if row.attacked is None or row.threat is None:
         return f"{who} keeps {clean} ({images}); it has not been attacked"
     under = f"{percent(row.attacked.accuracy)} under {_judge(row)}"
@@ -324,15 +346,19 @@ def sweep(runs: Sequence[Run], norm: str) -> tuple[str, dict[str, dict[float, Re
     """Return accuracy by budget for every run that was judged in a norm, and under what.
 
     The measure is the worst case where each run has one at every budget it was judged at, or
-    else the strongest attack that all of them share. Budget 0 is clean accuracy.
+    else the strongest attack that all of them share. Budget 0 is clean accuracy. All are of the
+    same images, those on which most was measured; what is of others is left out.
 
     Returns:
         Name of the measure, and for each run its records by budget.
     """
     rows: dict[str, dict[float, Row]] = {}
+    judged = (row for run in runs for row in rows_of(run))
+    known = Counter(r.images for r in judged if r.threat and r.threat[0] == norm and r.attacked)
+    images = max(known, key=lambda images: (known[images], images), default=None)
     for run in runs:
-        for row in sorted(rows_of(run), key=lambda r: r.n):
-            if row.threat and row.threat[0] == norm and row.attacked:
+        for row in rows_of(run):
+            if row.threat and row.threat[0] == norm and row.attacked and row.images == images:
                 rows.setdefault(run.name, {})[row.threat[1]] = row
     every = [row for by_eps in rows.values() for row in by_eps.values()]
     measure = _measure(every)

@@ -39,9 +39,9 @@ class StageTable:
 
     @property
     def threat(self) -> str:
-        """The budget and the number of images, as they are printed."""
+        """The budget and the images, as they are printed."""
         assert self.row.threat is not None, "an ensemble attacks at a budget"
-        return f"{threat_text(*self.row.threat)}, n\u00a0=\u00a0{count(self.row.n)}"
+        return f"{threat_text(*self.row.threat)}, {self.row.told}"
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -103,14 +103,14 @@ def _found(run: Run) -> Iterator[tuple[Row, Record, bool]]:
     for row in rows_of(run):
         for record in row.records.values():
             if record.stages and row.threat:
-                known.add((row.threat, row.n, record.attack))
+                known.add((row.threat, row.images, record.attack))
                 yield row, record, not all(stage.finished for stage in record.stages)
     # What was interrupted inside an ensemble has not reached the records yet.
     for evaluation in run.evaluations:
         records = {record.attack: record for record in evaluation.records}
-        row = Row(run, evaluation.threat, "test", evaluation.n, records)
+        row = Row(run, evaluation.threat, "test", evaluation.n, evaluation.sample, records)
         for record in records.values():
-            key = (row.threat, row.n, record.attack)
+            key = (row.threat, row.images, record.attack)
             if record.stages and not evaluation.finished and key not in known:
                 yield row, record, True
 
@@ -155,7 +155,7 @@ def _bars(table: StageTable) -> list[Bar]:
         for name, value, bounds in alone
     ]
     clean = table.row.clean
-    if clean and clean.n == table.row.n:
+    if clean:
         text = percent(clean.accuracy)
         rows.insert(0, Bar(CLEAN, clean.accuracy, text, True, interval=clean.interval))
     together = [r for r in _together(table) if r.entire]

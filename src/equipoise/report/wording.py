@@ -7,6 +7,7 @@ __all__ = [
     "duration",
     "eps_text",
     "flatten",
+    "images_text",
     "interval",
     "join",
     "large",
@@ -19,6 +20,8 @@ __all__ = [
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from equipoise.sample import Sample
 
 MISSING = "–"
 _SPACE = "\u00a0"  # no-break: a number and its unit stay on one line
@@ -58,6 +61,19 @@ def eps_text(eps: float) -> str:
     if 0 < steps <= 255 and abs(255 * eps - steps) < 1e-4:
         return f"{steps}/255"
     return f"{eps:.4g}"
+
+
+def images_text(n: int, sample: Sample | None) -> str:
+    """Return how many images were looked at, and which, e.g. ``a sample of 500 of 10,000``.
+
+    Arguments:
+        n: How many.
+        sample: Which; None where it is not known.
+    """
+    if sample is None or sample.n == sample.of:
+        return f"n{_SPACE}={_SPACE}{count(n)}"
+    what = "the first" if sample.seed is None else "a sample of"
+    return f"{what} {count(n)} of {count(sample.of)}"
 
 
 def norm_text(norm: str) -> str:
