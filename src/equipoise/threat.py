@@ -26,6 +26,7 @@ __all__ = [
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 import torch
@@ -72,6 +73,7 @@ class Threat:
             raise UserError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
         if not self.low < self.high:
             raise UserError(f"low must be below high, got [{self.low}, {self.high}]")
+        object.__setattr__(self, "eps", _radius(self.eps))
         if not math.isfinite(self.eps) or self.eps < 0:
             raise UserError(f"eps must be a finite number >= 0, got {self.eps}")
         span = self.high - self.low
@@ -213,19 +215,31 @@ class Threat:
         return lengths.view(-1, *[1] * (delta.ndim - 1))
 
 
-def Linf(eps: float) -> Threat:  # noqa: N802 - written like the norm
+def Linf(eps: float | str) -> Threat:  # noqa: N802 - written like the norm
     """Every pixel may move by at most ``eps``."""
-    return Threat("linf", eps)
+    return Threat("linf", _radius(eps))
 
 
-def L2(eps: float) -> Threat:  # noqa: N802
+def L2(eps: float | str) -> Threat:  # noqa: N802
     """The perturbation may have a Euclidean length of at most ``eps``."""
-    return Threat("l2", eps)
+    return Threat("l2", _radius(eps))
 
 
-def L1(eps: float) -> Threat:  # noqa: N802
+def L1(eps: float | str) -> Threat:  # noqa: N802
     """The absolute values of the perturbation may sum to at most ``eps``."""
-    return Threat("l1", eps)
+    return Threat("l1", _radius(eps))
+
+
+def _radius(eps: float | str) -> float:
+    """Return a radius that may be written as text, such as 8/255."""
+    if isinstance(eps, str):
+        try:
+            return float(Fraction(eps))
+        except (ValueError, ZeroDivisionError):
+            raise UserError(f"eps must be a number such as 0.03 or 8/255, got {eps!r}") from None
+    if isinstance(eps, bool):
+        raise UserError(f"eps must be a number such as 0.03 or 8/255, got {eps}")
+    return eps
 
 
 def towards(x: Tensor, moved: Tensor, most: Tensor | float) -> Tensor:

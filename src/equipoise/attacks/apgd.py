@@ -111,11 +111,12 @@ class APGD:
     ) -> Tensor:
         """Return the strongest ``x_adv`` found for every example: see :class:`Attack`."""
         check_threat(self, threat)
-        x = check_inputs(x, y, threat).detach()
+        x, y = check_inputs(x, y, threat)
+        x = x.detach()
         if not len(x) or threat.eps == 0:
             return x.clone()
         draws = KeyedDraws.of(x) if draws is None else draws
-        with guest(model), torch.no_grad():
+        with guest(model) as model, torch.no_grad():
             targets = self._targets(model, x, y)
             finds = _Finds(x)
             for restart in range(self.restarts):

@@ -89,10 +89,10 @@ class CarliniWagnerL2:
         Where nothing was found within the radius, the shortest way out, or the last point, is
         projected into the threat. The attack draws no random numbers.
         """
-        x = self._check(x, y, threat)
+        x, y = self._check(x, y, threat)
         if not len(x) or threat.eps == 0:
             return x.detach().clone()
-        with guest(model), torch.no_grad():
+        with guest(model) as model, torch.no_grad():
             points, distance = _Search(self, model, threat, nearest=False)(x.detach(), y)
             beyond = (distance > 0).nonzero()[:, 0]
             points[beyond] = threat.project(x.detach()[beyond], points[beyond])
@@ -115,16 +115,16 @@ class CarliniWagnerL2:
             Points with the shape of ``x``, and distances in float64 with shape (B,): zero where
             x itself is misclassified, infinite (and the point x) where nothing was found.
         """
-        x = self._check(x, y, threat)
+        x, y = self._check(x, y, threat)
         if not len(x):
             return x.detach().clone(), torch.zeros(0, dtype=torch.float64, device=x.device)
-        with guest(model), torch.no_grad():
+        with guest(model) as model, torch.no_grad():
             points, distance = _Search(self, model, threat, nearest=True)(x.detach(), y)
         lost = distance.isinf()
         points[lost] = x.detach()[lost]
         return points, threat.distance(x, points).masked_fill(lost, math.inf)
 
-    def _check(self, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
+    def _check(self, x: Tensor, y: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
         if threat.norm not in self.norms:
             raise UserError(f"{self} is defined for {', '.join(self.norms)}, not {threat.norm}")
         return check_inputs(x, y, threat)

@@ -6,12 +6,14 @@ BatchNorm and the global random state are after an attack what they were before.
 
 __all__ = [
     "Attack",
+    "NoGradient",
     "averaged",
     "check_inputs",
     "check_threat",
     "confirmed",
     "guest",
     "input_gradient",
+    "input_gradients",
     "misclassified",
     "refuse",
     "seeded",
@@ -24,15 +26,29 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from equipoise.attacks.given import tensors
 from equipoise.draws import Draws
 from equipoise.errors import UserError
-from equipoise.execution import Fast, Network, Step
+from equipoise.execution import (
+    Fast,
+    Network,
+    NoGradient,
+    Step,
+    as_is,
+    ask,
+    frozen,
+    gradient,
+    outside_inference,
+    seeded,
+)
 from equipoise.threat import NORMS, ROUNDING, SLIGHT, Norm, Threat
+
+_SHORT = (torch.bfloat16, torch.float16)
 
 
 class Normed(Protocol):
@@ -95,20 +111,23 @@ def check_threat(attack: "Normed", threat: Threat) -> None:
 
 
 @contextmanager
-def guest(model: nn.Module) -> Iterator[nn.Module]:
-    """Use a model in eval mode with frozen parameters, and leave it as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        model.eval()
-        for parameter in wanted:
-            parameter.requires_grad_(False)
-        yield model
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)
-        for module, mode in modes:
-            module.training = mode
+def guest(model: nn.Module) -> Iterator[Fast]:
+    """Use a model in eval mode with frozen parameters, and leave it as it was.
+
+    What is yielded answers with logits whatever the model returns, and leaves its input alone.
+    """
+    form = as_is(model)
+    form.unsure = True
+    modules = dict.fromkeys([*form.exact.modules(), *form.search.modules()])
+    modes = [(module, module.training) for module in modules]
+    with outside_inference(), frozen(form.exact, form.search):
+        try:
+            form.exact.eval()
+            form.search.eval()
+            yield form
+        finally:
+            for module, mode in modes:
+                module.training = mode
 
 
 def stepping(model: nn.Module, step: Step) -> Step:
@@ -118,7 +137,7 @@ def stepping(model: nn.Module, step: Step) -> Step:
         model: The model that is searched.
         step: See :meth:`equipoise.execution.Fast.take`.
     """
-    return partial(model.take, step) if isinstance(model, Fast) else partial(step, model)
+    return partial(as_is(model).take, step)
 
 
 def input_gradient(
@@ -127,42 +146,68 @@ def input_gradient(
     """Run one forward and one backward pass with respect to the input alone.
 
     The losses are summed, so that no example's gradient depends on the size of the batch. Where
-    a gradient is not finite it counts as zero.
+    a gradient is not finite it counts as zero. Every model that has a gradient gives it: the
+    input is copied, ``torch.inference_mode`` is left, and where ``torch.autograd.grad`` is
+    refused ``backward`` is called, which leaves nothing behind on parameters.
 
     Arguments:
-        model: The model, frozen.
+        model: The model, frozen; inside a compiled step, what is compiled.
         x: The inputs, with shape (B, ...).
         objective: From logits, with shape (B, K), to losses, with shape (B,).
 
     Returns:
         The logits, the losses and the gradients of the losses, detached.
+
+    Raises:
+        NoGradient: If the model answers and has no gradient.
     """
-    with torch.enable_grad():
-        x = x.detach().requires_grad_(True)
-        logits = model(x)
-        if logits.dtype in (torch.bfloat16, torch.float16):
-            logits = logits.float()  # losses are differences of logits: they need the digits
-        losses = objective(logits)
-        (grad,) = torch.autograd.grad(losses.sum(), x)
-    return (
-        logits.detach(),
-        losses.detach(),
-        torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0),
-    )
+    if isinstance(model, nn.Module):
+        return as_is(model).gradient(x, objective)
+    return gradient(model, x, objective)
+
+
+def input_gradients(
+    model: nn.Module, x: Tensor, objectives: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the losses and gradients of several objectives, after one forward pass for all.
+
+    Arguments:
+        model: The model, frozen.
+        x: The inputs, with shape (B, ...).
+        objectives: From logits, with shape (B, K), to losses, with shape (B, R).
+
+    Raises:
+        NoGradient: If the model answers and has no gradient.
+    """
+    done, points = 0, x.detach().requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            logits = model(points)
+            losses = objectives(logits.float() if logits.dtype in _SHORT else logits)
+    except Exception:
+        input_gradient(model, x, partial(_column, objectives, 0))  # says what is missing
+        raise
+    columns = losses.unbind(1)
+    try:
+        for done, column in enumerate(columns):
+            more = done < len(columns) - 1
+            (grad,) = torch.autograd.grad(column.sum(), points, retain_graph=more)
+            yield column.detach(), torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception:  # the form fails, or there are checkpoints, or there is no gradient
+        for at in range(done, len(columns)):
+            yield input_gradient(model, x, partial(_column, objectives, at))[1:]
+
+
+def _column(objectives: Callable[[Tensor], Tensor], at: int, logits: Tensor) -> Tensor:
+    return objectives(logits)[:, at]
 
 
 def averaged(model: nn.Module, x: Tensor, passes: int) -> Tensor:
     """Return the logarithm of the class probabilities averaged over several passes, (B, K)."""
-    total = sum(model(x).double().softmax(1) for _ in range(passes))
+    total = sum(ask(model, x).double().softmax(1) for _ in range(passes))
     return (torch.as_tensor(total) / passes).log().to(x.dtype)
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global random state, which a random model draws from, and restore it after."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def misclassified(model: nn.Module, x_adv: Tensor, logits: Tensor, y: Tensor) -> Tensor:
@@ -199,17 +244,18 @@ def confirmed(model: nn.Module, x_adv: Tensor, wrong: Tensor, y: Tensor) -> Tens
     return sure
 
 
-def check_inputs(x: Tensor, y: Tensor, threat: Threat) -> Tensor:
-    """Return the inputs, with what leaves the range by rounding alone set to its border.
+def check_inputs(x: Any, y: Any, threat: Threat) -> tuple[Tensor, Tensor]:
+    """Return inputs and labels as tensors; what leaves the range by rounding is at its border.
 
     Arguments:
-        x: The inputs, with shape (B, ...).
-        y: The labels, int64, with shape (B,).
+        x: The inputs, as a tensor, an array or a list, with shape (B, ...).
+        y: The labels, likewise, int64, with shape (B,).
         threat: The range.
 
     Raises:
         UserError: For inputs or labels that no attack can work with.
     """
+    x, y = tensors(x, y)
     if not x.is_floating_point():
         raise UserError(f"expected x as floats within the range, got {x.dtype}; divide by 255?")
     if y.ndim != 1 or y.dtype != torch.int64:
@@ -221,19 +267,19 @@ def check_inputs(x: Tensor, y: Tensor, threat: Threat) -> Tensor:
     if not bool(torch.isfinite(x).all()):
         raise UserError("x holds NaN or infinite values; clean the data first")
     if not x.numel():
-        return x
+        return x, y
     least, most = x.detach().min().item(), x.detach().max().item()
     low, high = torch.tensor([threat.low, threat.high], dtype=x.dtype).tolist()  # rounded as x is
     out = max(low - least, most - high)
     if out <= 0:
-        return x
+        return x, y
     share, box = out / (threat.high - threat.low), f"[{threat.low:g}, {threat.high:g}]"
     if share <= ROUNDING:
         warnings.warn(
             f"x leaves {box} by {out:.2g}, as rounding does: it was set to the border",
             stacklevel=3,
         )
-        return x.clamp(threat.low, threat.high)
+        return x.clamp(threat.low, threat.high), y
     remedy = f"x.clamp({threat.low:g}, {threat.high:g}) brings it back"
     if share > SLIGHT:
         remedy = "undo the normalisation of the inputs and make it the model's first layer"

@@ -104,7 +104,7 @@ class AutoAttack:
         :func:`equipoise.evaluate` does the same, keeps the verdicts of each stage, and judges
         apart from the search.
         """
-        x = check_inputs(x, y, threat)
+        x, y = check_inputs(x, y, threat)
         draws = KeyedDraws.of(x) if draws is None else draws
         best, lowest = x.clone(), torch.full_like(y, torch.inf, dtype=torch.float64)
         left = torch.arange(len(x), device=x.device)
@@ -123,5 +123,5 @@ class AutoAttack:
 def _margins(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     if not len(x):
         return x.new_empty(0, dtype=torch.float64)
-    with guest(model), torch.no_grad():
+    with guest(model) as model, torch.no_grad():
         return -margin(model(x).double(), y)

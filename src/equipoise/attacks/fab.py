@@ -99,10 +99,10 @@ class FAB:
         Where nothing was found within the radius, the nearest points beyond it are brought into
         the threat, and the one with the largest margin comes back.
         """
-        x = self._check(x, y, threat)
+        x, y = self._check(x, y, threat)
         if not len(x) or threat.eps == 0:
             return x.detach().clone()
-        with guest(model), torch.no_grad():
+        with guest(model) as model, torch.no_grad():
             search = Search(self, model, threat, nearest=False)
             return search(x.detach(), y, KeyedDraws.of(x) if draws is None else draws).points
 
@@ -124,10 +124,10 @@ class FAB:
             Points with the shape of ``x``, and distances in float64 with shape (B,): zero where
             x itself is misclassified, infinite (and the point x) where nothing was found.
         """
-        x = self._check(x, y, threat)
+        x, y = self._check(x, y, threat)
         if not len(x):
             return x.detach().clone(), torch.zeros(0, dtype=torch.float64, device=x.device)
-        with guest(model), torch.no_grad():
+        with guest(model) as model, torch.no_grad():
             search = Search(self, model, threat, nearest=True)
             found = search(x.detach(), y, KeyedDraws.of(x) if draws is None else draws)
         distances = threat.distance(x, found.points)
@@ -150,7 +150,7 @@ class FAB:
         rows = self.rows_per_example(classes)
         return [f"FAB-T has {rows} target{'s' * (rows > 1)} instead of {self.targets}"]
 
-    def _check(self, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
+    def _check(self, x: Tensor, y: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
         check_threat(self, threat)
         return check_inputs(x, y, threat)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.core import guest, input_gradient, misclassified
+from equipoise.attacks.core import guest, input_gradient, input_gradients, misclassified
 from equipoise.attacks.fab_projections import project
 from equipoise.draws import Draws
 from equipoise.execution import Fast
@@ -291,23 +291,15 @@ def _nearest_plane(
     Returns:
         Values with shape (B,) and gradients with the shape of ``points``.
     """
-    with torch.enable_grad():
-        points = points.detach().requires_grad_(True)
-        logits = model(points)
-        values = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-        values = values.gather(1, rivals) - values.gather(1, y)
-        sums = values.sum(0).unbind()
-    least = torch.full_like(values[:, 0], math.inf)
+    least = points.new_full((len(points),), math.inf)
     value, w = torch.zeros_like(least), torch.zeros_like(points)
-    for rival in range(rivals.shape[1]):
-        more = rival < rivals.shape[1] - 1
-        (grad,) = torch.autograd.grad(sums[rival], points, retain_graph=more)
-        grad = torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
-        far = values[:, rival].detach()
+    planes = input_gradients(model, points, lambda z: z.gather(1, rivals) - z.gather(1, y))
+    for far, grad in planes:
         length = _lengths(grad.flatten(1), _DUAL[norm])[:, 0]
         distance = far.abs() / length.clamp_min(_LEAST_SLOPE)
         nearer = (distance < least).nonzero()[:, 0]
-        least[nearer], value[nearer] = distance[nearer].to(least.dtype), far[nearer]
+        least[nearer] = distance[nearer].to(least.dtype)
+        value[nearer] = far[nearer].to(value.dtype)
         w[nearer] = grad[nearer]
     return value, w.detach()
 

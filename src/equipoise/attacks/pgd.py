@@ -124,7 +124,7 @@ class PGD:
     ) -> Tensor:
         """Return the strongest ``x_adv`` found for every example: see :class:`Attack`."""
         check_threat(self, threat)
-        x = check_inputs(x, y, threat)
+        x, y = check_inputs(x, y, threat)
         if not len(x):
             return x.clone()
         return self.search(model, x, y, threat, KeyedDraws.of(x) if draws is None else draws)
@@ -152,7 +152,7 @@ class PGD:
                 the positions of their examples in the batch, with shape (N,), to losses (N,).
         """
         losses = losses or (lambda logits, index: self.losses(logits, y[index]))
-        with guest(model), torch.no_grad():
+        with guest(model) as model, torch.no_grad():
             return self._restarts(model, x.detach(), y, threat, draws, losses)
 
     def start_at(self, x: Tensor, threat: Threat, draws: Draws) -> Tensor:

@@ -98,11 +98,11 @@ class Square:
     ) -> Tensor:
         """Return the strongest ``x_adv`` found for every example: see :class:`Attack`."""
         check_threat(self, threat)
-        x = check_inputs(x, y, threat)
+        x, y = check_inputs(x, y, threat)
         if not x.numel() or threat.eps == 0:
             return x.detach().clone()
         draws = KeyedDraws.of(x) if draws is None else draws
-        with guest(model), torch.no_grad():
+        with guest(model) as model, torch.no_grad():
             return self._restarts(model, x.detach(), y, threat, draws)
 
     def notes(self, classes: int) -> list[str]:

@@ -4,27 +4,33 @@ __all__ = ["evaluate"]
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from equipoise.attacks import Attack, check_norms, parse_list, without_clean
-from equipoise.attacks.core import check_inputs, seeded
+from equipoise.attacks.core import NoGradient, check_inputs, seeded
+from equipoise.attacks.given import examples
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation import checks as checking
 from equipoise.evaluation.judge import Judge
 from equipoise.evaluation.plan import Stage, plan
 from equipoise.evaluation.result import Result
 from equipoise.evaluation.search import Progress, Search
-from equipoise.execution import Execution, Layout, Precision
+from equipoise.execution import Execution, Layout, Precision, as_module, outside_inference
 from equipoise.stopwatch import peak_memory
 from equipoise.threat import Threat
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch.utils.data import DataLoader, Dataset
+
 
 def evaluate(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    model: nn.Module | Callable[[Tensor], Any],
+    x: "Tensor | NDArray[Any] | DataLoader[Any] | Dataset[Any]",
+    y: "Tensor | NDArray[Any] | Sequence[int] | None" = None,
     *,
     threat: Threat,
     attacks: Mapping[str, Attack] | Sequence[str] | str = ("pgd-20",),
@@ -53,10 +59,12 @@ def evaluate(
     of the examples, but for the rounding of floating point.
 
     Arguments:
-        model: From inputs within the threat's range to logits, with shape (N, K); it is used in
-            eval mode and left as it was. It may be on any device.
-        x: The inputs, with shape (N, ...).
-        y: The labels, int64, with shape (N,).
+        model: From inputs within the threat's range to logits, with shape (N, K), as a tensor,
+            as ``logits`` of an object or a dict, or as the first of a tuple; it is used in eval
+            mode and left as it was. It may be on any device. A plain function is taken as it is.
+        x: The inputs, with shape (N, ...), as a tensor or an array; or a DataLoader or a Dataset
+            of inputs and labels, which is read to its end.
+        y: The labels, whole numbers, with shape (N,); None where ``x`` has them.
         threat: What the attacks are allowed.
         attacks: Names as for :func:`equipoise.attacks.parse`, or attacks by names of your own;
             ``"clean"`` is always measured.
@@ -99,15 +107,20 @@ def evaluate(
         raise UserError(f"batch_size must be at least 1, got {batch_size}")
     execution = Execution(precision=precision, layout=layout, compile=compile)
     check_norms(found, threat.norm)
+    model = as_module(model)
+    x, y = examples(x, y)
     if not len(x):
         raise UserError("there are no examples to evaluate")
-    x = check_inputs(x, y, threat)
+    x, y = check_inputs(x, y, threat)
     device, dtype = _place(model, x)
     x, y = x.to(device, dtype), y.to(device)
     stages = plan(found, threat.norm, individual)
     asked = max([getattr(attack, "passes", 1) for attack in found.values()], default=1)
     judge = Judge(model, batch_size, asked if passes is None else passes, seed)
-    with seeded(seed, device):  # a random model draws from it; it is restored afterwards
+    with (
+        outside_inference(),
+        seeded(seed, device),
+    ):  # a random model draws from it; it is restored afterwards
         search = Search(judge, x, y, threat, seed, execution, classes, strongest=strongest)
         work = _Work(search, advance or (lambda progress: None), after)
         work.look(begun)
@@ -159,6 +172,9 @@ class _Work:
                 for progress in self.search.run(stage):
                     self.advance(replace(progress, number=number, stages=len(stages)))
                     self._keep()
+            except NoGradient as error:
+                self.search.skip(stage, error)
+                self._keep()
             except (UserError, MemoryError, torch.OutOfMemoryError, KeyboardInterrupt):
                 self._keep()
                 raise

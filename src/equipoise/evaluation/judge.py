@@ -7,7 +7,7 @@ float64 model), with autocast off, whatever arithmetic the attack searched with.
 __all__ = ["Judge", "Ruling"]
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from equipoise.attacks.core import averaged, guest, seeded
 from equipoise.errors import UserError
+from equipoise.execution import ask, own, said
 from equipoise.losses import margin
 from equipoise.threat import Threat
 
@@ -77,7 +78,7 @@ class Judge:
         exact = torch.autocast(x.device.type, enabled=False)
         with guest(self.model), torch.no_grad(), exact, _full_float32():
             if self.passes == 1:
-                return torch.cat([self.model(part) for part in parts])
+                return torch.cat([ask(self.model, part) for part in parts])
             with seeded(self.seed, x.device):
                 return torch.cat([averaged(self.model, part, self.passes) for part in parts])
 
@@ -87,6 +88,18 @@ class Judge:
             return False
         first, second = (self.logits(x[:_FEW]) for _ in range(2))
         return bool(((first - second).abs() <= _SAME * first.abs().amax()).all())
+
+    def taken(self, x: Tensor) -> str:
+        """Say what of the model's output is taken for its logits, where it is no tensor.
+
+        Arguments:
+            x: One input, with shape (1, ...).
+        """
+        if own(self.model):
+            return ""
+        with guest(self.model), torch.no_grad(), seeded(self.seed, x.device), suppress(Exception):
+            return said(self.model, x)
+        return ""  # a model that fails on a single input answered a batch
 
     def admit(self, x: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
         """Tell which points an attack was allowed to propose, with shape (N,)."""

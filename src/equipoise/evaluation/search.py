@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from equipoise.attacks import Attack
+from equipoise.attacks.core import NoGradient
 from equipoise.attacks.pgd import for_verdicts
 from equipoise.draws import KeyedDraws
 from equipoise.errors import UserError
 from equipoise.evaluation.checks import Finding, transfer
+from equipoise.evaluation.checks.finding import finding
 from equipoise.evaluation.judge import Judge
 from equipoise.evaluation.outcome import Outcome
 from equipoise.evaluation.plan import Stage
@@ -96,6 +98,8 @@ class Search:
         self.distance = torch.zeros_like(self.margin)
         self.outcomes: dict[str, Outcome] = {}
         self.findings: dict[str, Finding] = {}
+        self.skipped: list[str] = []  # attacks that could not follow the model
+        self.short = self.form.precision != "float32"
 
     def look(self, begun: Result | None) -> None:
         """Look at the clean inputs, refuse outputs that cannot be logits, and go on from before.
@@ -104,6 +108,8 @@ class Search:
             begun: What an interrupted evaluation has found.
         """
         logits = self.judge.logits(self.x)
+        if taken := self.judge.taken(self.x[:1]):
+            self.note([finding("outputs", "ok", taken)])
         self.judge.check(logits, self.y, len(self.classes) or None)
         self.k = logits.shape[1]
         self.whole = self.whole or not self.judge.repeats(self.x)
@@ -123,8 +129,8 @@ class Search:
 
     def note(self, findings: Sequence[Finding]) -> None:
         """Keep what checks have found; a later answer of a check replaces an earlier one."""
-        for finding in findings:
-            self.findings[finding.check] = finding
+        for found in findings:
+            self.findings[found.check] = found
 
     @property
     def correct(self) -> Tensor:
@@ -143,7 +149,8 @@ class Search:
         """Run one attack on the examples that are its own, a batch at a time."""
         wanted = self.correct
         for name in stage.after:
-            wanted = wanted & self.outcomes[name].verdict
+            if name in self.outcomes:  # else it was skipped
+                wanted = wanted & self.outcomes[name].verdict
         outcome = self.outcomes.get(stage.name) or self._begin(stage)
         if outcome.settings != self._settings(stage.attack):
             raise UserError(
@@ -166,6 +173,19 @@ class Search:
             yield self._progress(stage.name, done, total)
         self.outcomes[stage.name] = replace(outcome, finished=True)
         yield self._progress(stage.name, total, total)
+
+    def skip(self, stage: Stage, error: NoGradient) -> None:
+        """Leave an attack out that cannot follow the model, and say so.
+
+        What it has found by then stays; an outcome without any is none.
+        """
+        outcome = self.outcomes[stage.name]
+        if not bool(outcome.attacked.any()):
+            del self.outcomes[stage.name]
+        self.skipped.append(stage.name)
+        message = f"{error.seen}; left out: {', '.join(self.skipped)}"
+        count = len(self.skipped)
+        self.note([finding("gradients", "failed", message, error.remedy, skipped=count)])
 
     def transfer(self, others: Mapping[str, Tensor]) -> None:
         """Try points that were made against other models on what has withstood so far.
@@ -204,9 +224,8 @@ class Search:
         )
 
     def _settings(self, attack: Attack) -> str:
-        low = self.form.precision != "float32"
-        how = f"searched in {self.form.precision}, near a boundary in float32 too"
-        return f"{attack}, {how}" if low else f"{attack}"
+        how = "searched in bfloat16, near a boundary in float32 too"
+        return f"{attack}, {how}" if self.short else f"{attack}"
 
     def _size(self, attack: Attack) -> int:
         """Return how many examples are attacked together, so that their rows fill a batch."""
@@ -215,7 +234,7 @@ class Search:
 
     def _near(self, outcome: Outcome) -> Tensor:
         """Return the examples that a search in short arithmetic left near a boundary."""
-        if self.form.precision == "float32":
+        if not self.short:
             return torch.empty(0, dtype=torch.int64, device=self.x.device)
         near = outcome.attacked & outcome.verdict & (self.margin < NEAR * self.lead)
         return near.nonzero()[:, 0]
@@ -224,12 +243,19 @@ class Search:
         began = time.perf_counter()
         outcome = self._decide(index, self._propose(attack, index, form), outcome)
         forwards, backwards = form.spent()
+        self._told(form)
         return replace(
             outcome,
             forwards=outcome.forwards + forwards,
             backwards=outcome.backwards + backwards,
             seconds=outcome.seconds + time.perf_counter() - began,
         )
+
+    def _told(self, form: Fast) -> None:
+        """Say why the model is searched as it is, where it is and could be quicker."""
+        if form.given_up:
+            message = f"the model itself is searched, not its quicker form: {form.given_up}"
+            self.note([finding("search-form", "ok", message)])
 
     def _decide(self, index: Tensor, x_adv: Tensor, outcome: Outcome) -> Outcome:
         """Let the judge decide on points for some of the examples, and keep the strongest."""
@@ -301,7 +327,7 @@ class Search:
             findings=tuple(self.findings.values()),
             seed=self.seed,
             passes=self.judge.passes,
-            precision=self.form.precision,
+            precision="bfloat16" if self.short else "float32",
             memory=memory,
             classes=self.classes,
         )

@@ -1,8 +1,10 @@
 """How models are run where they are searched and trained: quickly, while verdicts stay exact."""
 
 from equipoise.execution.compiled import Network, Step
-from equipoise.execution.form import Fast, fast
-from equipoise.execution.modes import evaluating
+from equipoise.execution.form import Fast, as_is, fast
+from equipoise.execution.gradient import NoGradient, gradient
+from equipoise.execution.modes import evaluating, frozen, outside_inference, seeded
+from equipoise.execution.outputs import as_module, ask, own, said
 from equipoise.execution.policy import LAYOUTS, PRECISIONS, Execution, Layout, Precision
 
 __all__ = [
@@ -12,8 +14,18 @@ __all__ = [
     "Fast",
     "Layout",
     "Network",
+    "NoGradient",
     "Precision",
     "Step",
+    "as_is",
+    "as_module",
+    "ask",
     "evaluating",
     "fast",
+    "frozen",
+    "gradient",
+    "outside_inference",
+    "own",
+    "said",
+    "seeded",
 ]

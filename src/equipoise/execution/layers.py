@@ -1,6 +1,10 @@
-"""Layers that say what others say, for a model whose weights are not learnt: quicker ways."""
+"""Layers that say what others say, for a model whose weights are not learnt: quicker ways.
 
-__all__ = ["Affine", "Full", "Layer", "Mapped", "quicker", "replace"]
+A layer becomes such a one by a change of its class, as torch's parametrisations do it: it keeps
+its weights, its hooks and all its attributes, and is an instance of what it was.
+"""
+
+__all__ = ["Affine", "Folded", "Full", "Layer", "Mapped", "become", "plain", "quicker"]
 
 from typing import Protocol
 
@@ -13,99 +17,103 @@ from equipoise.models.core import MapLinear, Normalize
 
 
 class Layer(Protocol):
-    """What stands in the place of a layer and is made from its weights."""
+    """A layer that is in part made from its own weights."""
+
+    def prepare(self) -> None:
+        """Make what it needs."""
 
     def refresh(self) -> None:
-        """Follow the layer, whose weights have changed."""
+        """Follow its weights, which have changed."""
+
+
+class Folded(nn.BatchNorm2d):
+    """A norm that the convolution before it has already applied."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what it is given, with shape (B, C, H, W)."""
+        return x
 
 
 class Full(nn.Module):
     """A linear layer that computes in float32 whatever the arithmetic around it."""
 
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
     def forward(self, x: Tensor) -> Tensor:
         """Return features in float32 for features of shape (B, ...)."""
         with torch.autocast(x.device.type, enabled=False):
-            out: Tensor = self.inner(x.float())
+            out: Tensor = super().forward(x.float())  # of the layer that it is
         return out
 
 
-class Affine(nn.Module):
-    """The normalisation of the first layer as one product and sum: fewer passes over the images.
-
-    Arguments:
-        inner: The layer.
-    """
-
-    def __init__(self, inner: Normalize) -> None:
-        super().__init__()
-        self.inner = inner
-        self.register_buffer("factor", torch.empty_like(inner.std))
-        self.register_buffer("shift", torch.empty_like(inner.std))
+class Affine(Normalize):
+    """The normalisation of the first layer as one product and sum: a pass fewer over images."""
 
     factor: Tensor
     shift: Tensor
 
+    def prepare(self) -> None:
+        """Make room for the factor and the shift."""
+        self.register_buffer("factor", torch.empty_like(self.std))
+        self.register_buffer("shift", torch.empty_like(self.std))
+
     @torch.no_grad()
     def refresh(self) -> None:
-        """Follow the layer, whose mean and deviation may have changed."""
-        torch.reciprocal(self.inner.std, out=self.factor)
-        torch.mul(self.inner.mean, -self.factor, out=self.shift)
+        """Follow its mean and deviation, which may have changed."""
+        torch.reciprocal(self.std, out=self.factor)
+        torch.mul(self.mean, -self.factor, out=self.shift)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise images with shape (B, C, H, W)."""
         return torch.addcmul(self.shift, x, self.factor)
 
 
-class Mapped(nn.Module):
-    """A linear layer of maps that have their channels last, with its weights in that order.
+class Mapped(MapLinear):
+    """A linear layer of maps that have their channels last, with its weights in that order."""
 
-    Arguments:
-        inner: The layer.
-    """
+    ordered: Tensor
 
-    weight: Tensor
-
-    def __init__(self, inner: MapLinear) -> None:
-        super().__init__()
-        self.inner = inner
-        self.register_buffer("weight", torch.empty_like(inner.weight))
+    def prepare(self) -> None:
+        """Make room for the weights in order."""
+        self.register_buffer("ordered", torch.empty_like(self.weight))
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Follow the weights of the layer, which have changed."""
-        self.weight.copy_(self.inner.channels_last(self.inner.maps))
+        """Follow its weights, which have changed."""
+        self.ordered.copy_(self.channels_last(self.maps))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features of shape (B, out_features) for maps of shape (B, C, H, W)."""
-        return F.linear(self.inner.channels_last(x), self.weight, self.inner.bias)
+        return F.linear(self.channels_last(x), self.ordered, self.bias)
 
 
 def quicker(model: nn.Module, layout: str) -> list[Layer]:
-    """Put quicker layers in the place of those that have one; return them, to be refreshed."""
+    """Let the layers that have a quicker way take it; return them, to be refreshed."""
     made: list[Layer] = []
     for name, module in list(model.named_modules()):
-        layer = _quicker(module, layout) if name else None
-        if layer is not None:
-            made.append(layer)
-            replace(model, name, layer)
+        kind = _quicker(module, layout) if name else None
+        if kind is not None:
+            become(module, kind)
+            module.prepare()
+            made.append(module)
     return made
 
 
-def _quicker(module: nn.Module, layout: str) -> Affine | Mapped | Strided | None:
-    if isinstance(module, Normalize):
-        return Affine(module)
-    if isinstance(module, MapLinear) and layout == "channels_last":
-        return Mapped(module)
-    if isinstance(module, nn.Conv2d) and Strided.suits(module):
-        return Strided(module)
+def _quicker(module: nn.Module, layout: str) -> type[nn.Module] | None:
+    if type(module) is Normalize:
+        return Affine
+    if type(module) is MapLinear and layout == "channels_last":
+        return Mapped
+    if type(module) is nn.Conv2d and plain(module) and Strided.suits(module):
+        return Strided
     return None
 
 
-def replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module in the place of the one with a name such as ``block.0.conv``."""
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, module)
+def plain(module: nn.Module) -> bool:
+    """Tell whether the weights of a layer are its own parameters, and no computed ones."""
+    return "weight" in module._parameters and "parametrizations" not in module._modules
+
+
+def become(module: nn.Module, kind: type[nn.Module]) -> None:
+    """Let a layer be of another kind: a class of its own class, or one to put before it."""
+    if not issubclass(kind, type(module)):
+        kind = type(kind.__name__, (kind, type(module)), {})
+    object.__setattr__(module, "__class__", kind)

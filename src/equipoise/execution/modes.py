@@ -1,10 +1,11 @@
-"""A model in eval mode for a while."""
+"""A model, and the state of torch around it, in another mode for a while."""
 
-__all__ = ["evaluating"]
+__all__ = ["evaluating", "frozen", "outside_inference", "seeded"]
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+import torch
 from torch import nn
 
 
@@ -19,3 +20,36 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in modes:
             module.training = True
+
+
+@contextmanager
+def frozen(*models: nn.Module) -> Iterator[None]:
+    """Let no parameter of some models require a gradient, and restore those that did."""
+    wanted = [
+        parameter
+        for model in models
+        for parameter in model.parameters()
+        if parameter.requires_grad and not parameter.is_inference()
+    ]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+
+
+def outside_inference() -> AbstractContextManager[object]:
+    """Leave ``torch.inference_mode``, in which nothing can be differentiated, for a while."""
+    if torch.is_inference_mode_enabled():
+        return torch.inference_mode(False)
+    return nullcontext()
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the global random state, which a random model draws from, and restore it after."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

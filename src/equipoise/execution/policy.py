@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
+from torch import nn
 
 from equipoise.errors import UserError
+from equipoise.execution.outputs import own
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Layout = Literal["auto", "channels_last", "contiguous"]
@@ -27,7 +29,9 @@ class Execution:
             processor multiplies matrices in it, else float32.
         update: The arithmetic of the matrix products of a training step; weights, BatchNorm,
             losses and the optimiser are float32 either way. ``"auto"`` is that of the search.
-        layout: How images lie in memory; ``"auto"`` is channels last.
+        layout: How images lie in memory; ``"auto"`` is channels last for a model of the
+            project's own. Another model is trained contiguous, and searched with channels last
+            only where it consists of convolutions that this speeds up, and answers the same.
         compile: Whether the search is compiled by torch.compile, a whole step of PGD as one
             graph, which takes time at first, and again for a second size of a batch.
     """
@@ -51,13 +55,20 @@ class Execution:
         if wrong:
             raise UserError("; ".join(wrong))
 
-    def resolved(self, device: torch.device | str) -> "Execution":
-        """Return what it comes to on a device, without any ``"auto"``."""
+    def resolved(self, device: torch.device | str, model: nn.Module | None = None) -> "Execution":
+        """Return what it comes to on a device, without any ``"auto"``.
+
+        Arguments:
+            device: The device.
+            model: The model that is trained; None: one of the project's own.
+        """
         precision = self.precision
         if precision == "auto":
             precision = "bfloat16" if has_bfloat16(torch.device(device)) else "float32"
         update = precision if self.update == "auto" else self.update
-        layout: Layout = "channels_last" if self.layout == "auto" else self.layout
+        layout = self.layout
+        if layout == "auto":
+            layout = "channels_last" if model is None or own(model) else "contiguous"
         return replace(self, precision=precision, update=update, layout=layout)
 
     @property

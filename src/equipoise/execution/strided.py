@@ -20,25 +20,10 @@ from torch.nn import functional as F  # noqa: N812
 FEW, FEW_SHORT = 4, 16  # input channels, in float32 and in bfloat16
 
 
-class Strided(nn.Module):
-    """The same convolution, for whoever needs the gradient of its input alone.
-
-    Arguments:
-        conv: The convolution; see :meth:`suits`.
-    """
+class Strided(nn.Conv2d):
+    """The same convolution, for whoever needs the gradient of its input alone."""
 
     phases: Tensor
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self.conv = conv
-        self.stride, self.pad = int(conv.stride[0]), int(conv.padding[0])
-        self.register_buffer("phases", _phases(conv.weight.detach(), self.stride))
-
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Follow the weights of the convolution, which have changed."""
-        self.phases.copy_(_phases(self.conv.weight, self.stride))
 
     @staticmethod
     def suits(conv: nn.Module) -> bool:
@@ -50,16 +35,24 @@ class Strided(nn.Module):
         few = FEW_SHORT if conv.weight.dtype == torch.bfloat16 else FEW
         return square and plain and conv.in_channels <= few and conv.stride[0] > 1
 
+    def prepare(self) -> None:
+        """Become what it is, of a convolution that :meth:`suits`."""
+        self.register_buffer("phases", _phases(self.weight.detach(), int(self.stride[0])))
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Follow its own weights, which have changed."""
+        self.phases.copy_(_phases(self.weight, int(self.stride[0])))
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution of images with shape (B, C, H, W)."""
-        bias = self.conv.bias
         out: Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]
-            x.to(self.conv.weight.dtype),
-            self.conv.weight,
-            bias,
+            x.to(self.weight.dtype),
+            self.weight,
+            self.bias,
             self.phases,
-            self.stride,
-            self.pad,
+            int(self.stride[0]),
+            int(self.padding[0]),
         )
         return out
 

@@ -9,10 +9,10 @@ for a convolution of weights :math:`w` and bias :math:`c`. Which they are is fou
 the model once. Whether the convolution's output went elsewhere too cannot be seen so; folding is
 kept only if, with statistics drawn at random, the folded copy returns what the unfolded one does.
 The last linear layer stays in float32: attacks live on small differences of logits, and it costs
-next to nothing. What else stands in for a layer is in :mod:`equipoise.execution.layers`.
+next to nothing. Which layers have a quicker way is in :mod:`equipoise.execution.layers`.
 """
 
-__all__ = ["Twin", "run"]
+__all__ = ["FEW", "Twin", "convolves", "run"]
 
 import copy
 from contextlib import suppress
@@ -22,12 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.execution import layers
-from equipoise.execution.compiled import Compiled
+from equipoise.execution.compiled import Compiled, Network
 from equipoise.execution.modes import evaluating
+from equipoise.execution.outputs import ask
 from equipoise.execution.policy import Execution
 
 _CLOSE = 1e-4  # how far a folded copy may be from its model, relative to the largest logit
-_FEW = 8  # inputs that show how a model runs
+FEW = 8  # inputs that show how a model runs
+_WIDE = 8  # channels of input from which on a convolution is quicker with channels last
+_MOST = 0.5  # of the products of a model in such convolutions, from which on the model is
 
 
 class Twin:
@@ -45,8 +48,13 @@ class Twin:
     """
 
     def __init__(self, model: nn.Module, x: Tensor, execution: Execution) -> None:
-        x = x[:_FEW].detach()
+        x = x[:FEW].detach()
         self.precision = execution.precision
+        self.memory_format = (
+            torch.preserve_format
+            if execution.layout == "channels_last"
+            else torch.contiguous_format
+        )
         self.compiled = Compiled(self) if execution.compile else None
         self.search: nn.Module = copy.deepcopy(model).eval()
         for parameter in self.search.parameters():
@@ -57,19 +65,26 @@ class Twin:
         if x.ndim == 4:
             self.search.to(memory_format=execution.memory_format)  # type: ignore[call-overload]
         own, theirs = _tensors(self.search), _tensors(model)
-        folded = {f"{name}.{key}" for f in self.folds for name in f.names for key in _FOLDED}
+        folded = {f"{f.names[0]}.{key}" for f in self.folds for key in ("weight", "bias")}
         self._sources = [(tensor, *_kind(tensor)) for tensor in theirs.values()]
         followed = [name for name in own if name in theirs and name not in folded]
         self._targets = [own[name] for name in followed]
         self._followed = [theirs[name] for name in followed]
-        if execution.precision == "bfloat16":
-            _shorten(self.search, x)
+        head = _shortened(self.search, x) if execution.precision == "bfloat16" else None
         self._made = layers.quicker(self.search, execution.layout)
+        if head is not None:
+            layers.become(head, layers.Full)
         self.refresh()
+        quicker = bool(self.folds or self._made) or execution.layout == "channels_last"
+        lent = any(tensor.is_inference() for tensor in theirs.values())
+        self.gains = quicker or lent or execution.precision == "bfloat16" or execution.compile
+
+    gains: bool
+    """Whether anything is quicker than in the model, or works where it does not."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return logits for inputs of shape (B, ...)."""
-        return run(self.search, x, self.precision)
+        return run(self.search, x, self.precision, self.memory_format)
 
     def follows(self, model: nn.Module) -> bool:
         """Tell whether a model's tensors are still those that were copied, and as they were.
@@ -98,21 +113,22 @@ class Twin:
             return
         trial, x = copy.deepcopy(self.search).double(), x.double()
         _scatter(trial)
-        expected = trial(x)
+        expected = ask(trial, x)
         _folds(trial, trial, pairs)
-        if bool(((trial(x) - expected).abs() <= _CLOSE * expected.abs().max()).all()):
+        if bool(((ask(trial, x) - expected).abs() <= _CLOSE * expected.abs().max()).all()):
             self.folds = _folds(self.search, model, pairs)
 
 
-def run(search: nn.Module, x: Tensor, precision: str) -> Tensor:
+def run(
+    search: Network,
+    x: Tensor,
+    precision: str,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Tensor:
     """Return what a model in search form says, with its matrix products in an arithmetic."""
     low = precision == "bfloat16"
     with torch.autocast(x.device.type, torch.bfloat16, enabled=low):
-        logits: Tensor = search(x)
-    return logits
-
-
-_FOLDED = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+        return ask(search, x, memory_format)
 
 
 @dataclass(frozen=True)
@@ -157,7 +173,7 @@ def _folds(search: nn.Module, model: nn.Module, pairs: list[tuple[str, str]]) ->
         statistics = norm.running_mean, norm.running_var, norm.weight, norm.bias
         fold = _Fold(names, target, written, statistics, norm.eps)
         fold.refresh()
-        layers.replace(search, names[1], nn.Identity())
+        layers.become(search.get_submodule(names[1]), layers.Folded)
         folds.append(fold)
     return folds
 
@@ -197,10 +213,10 @@ def _pairs(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
         hooks.append(module.register_forward_hook(after))
 
     for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d) or _has_statistics(module):
+        if _simple(module, nn.Conv2d) or _has_statistics(module):
             watch(name, module)
     try:
-        model(x)
+        ask(model, x)
     finally:
         for hook in hooks:
             hook.remove()
@@ -208,22 +224,68 @@ def _pairs(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
 
 
 def _has_statistics(module: nn.Module) -> bool:
-    return isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
+    """Tell whether a layer is a BatchNorm that can be folded."""
+    return _simple(module, nn.BatchNorm2d) and module.running_mean is not None
 
 
-def _shorten(model: nn.Module, x: Tensor) -> None:
-    """Keep the weights of convolutions and linear layers in bfloat16, but for the last one."""
+def _simple(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Tell whether a layer is of just that kind, and nobody looks at what it is given."""
+    watched = module._forward_hooks or module._forward_pre_hooks
+    return type(module) is kind and not watched and "parametrizations" not in module._modules
+
+
+def convolves(model: nn.Module, x: Tensor) -> bool:
+    """Tell whether most of a model's products are in convolutions that channels last speed up.
+
+    Those are the ones of many channels whose kernels see all of them. What is counted is the same
+    whenever it is; the time of a few passes is not, and would change the last bits of a search.
+
+    Arguments:
+        model: The model, in eval mode.
+        x: A few inputs, with shape (B, ...).
+    """
+    counts = [0, 0]  # the products of all layers, and of such convolutions
+
+    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        of_each = weight.shape[1:].numel()
+        counts[0] += output.numel() * of_each
+        if isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.in_channels >= _WIDE:
+            counts[1] += output.numel() * of_each
+
+    kinds = nn.Conv2d | nn.Conv1d | nn.Linear
+    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, kinds)]
+    try:
+        ask(model, x[:1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return counts[1] > _MOST * counts[0]
+
+
+def _shortened(model: nn.Module, x: Tensor) -> nn.Module | None:
+    """Keep the weights of convolutions and linear layers in bfloat16; return the last one.
+
+    The last linear layer keeps float32.
+    """
     with torch.no_grad():
         try:
-            classes = model(x).shape[-1]
+            classes = ask(model, x).shape[-1]
         except Exception:
             classes = -1
-    heads = [n for n, m in model.named_modules() if _is_linear(m) and m.out_features == classes]
-    for name, module in list(model.named_modules()):
-        if name in heads[-1:] and name:
-            layers.replace(model, name, layers.Full(module))
-        elif isinstance(module, nn.Conv2d | nn.Linear):
+    heads = [
+        m for n, m in model.named_modules() if n and _is_linear(m) and m.out_features == classes
+    ]
+    head = heads[-1] if heads else None
+    for module in list(model.modules()):
+        if (
+            module is not head
+            and isinstance(module, nn.Conv2d | nn.Linear)
+            and layers.plain(module)
+        ):
             module.to(torch.bfloat16)
+    return head
 
 
 def _is_linear(module: nn.Module) -> bool:

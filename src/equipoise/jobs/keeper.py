@@ -111,8 +111,13 @@ class Keeper:
 
     def _warn(self, findings: Sequence[Finding]) -> None:
         for finding in findings:
-            if finding.status in ("warning", "failed") and finding not in self.warned:
+            if finding in self.warned:
+                continue
+            if finding.status in ("warning", "failed"):
                 self.work.console.warn(f"{finding.check}: {finding.message}; {finding.remedy}")
+                self.warned.append(finding)
+            elif finding.check in _SAID:
+                self.work.console.say(f"{finding.check}: {finding.message}")
                 self.warned.append(finding)
 
     def _checked(self, findings: Sequence[Finding]) -> None:
@@ -122,6 +127,9 @@ class Keeper:
                 counts[finding.status] = counts.get(finding.status, 0) + 1
             told = ", ".join(f"{count} {status}" for status, count in counts.items())
             self.work.console.say(f"checks of the evaluation: {told}")
+
+
+_SAID = ("outputs", "search-form")  # what is said though nothing is wrong
 
 
 def _outcomes(result: Result | None) -> Mapping[str, Any]:

@@ -83,7 +83,7 @@ class Training:
 
     def __post_init__(self, model: nn.Module) -> None:
         device = self.images.x.device
-        self.execution = self.execution.resolved(device)
+        self.execution = self.execution.resolved(device, model)
         self.stopwatch = Stopwatch(device)
         model = model.to(device).to(memory_format=self.execution.memory_format)  # type: ignore[call-overload]
         classes = width(model, self.images)

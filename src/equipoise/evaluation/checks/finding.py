@@ -26,6 +26,8 @@ CHECKS: dict[str, str] = {
     "repeatable": "C2",
     "logits": "C3",
     "range": "C4",
+    "outputs": "C3",
+    "search-form": "C25",
     "gradients": "C6",
     "saturation": "C6",
     "smooth": "C7",

@@ -22,7 +22,7 @@ from equipoise.attacks.core import seeded
 from equipoise.draws import KeyedDraws
 from equipoise.evaluation.checks.finding import Finding, finding
 from equipoise.evaluation.judge import Judge
-from equipoise.execution import Fast
+from equipoise.execution import Fast, ask
 from equipoise.losses import margin
 
 
@@ -61,8 +61,7 @@ class Divided(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return smaller logits for inputs with shape (B, ...)."""
-        out: Tensor = self.inner(x) / self.divisor
-        return out
+        return ask(self.inner, x) / self.divisor
 
 
 def sampled(x: Tensor, allowed: Tensor, size: int, seed: int) -> Tensor:

@@ -1,0 +1,107 @@
+"""Inputs and labels as people have them: tensors, arrays, lists, a data set or a loader."""
+
+__all__ = ["examples", "tensors"]
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from equipoise.errors import UserError
+from equipoise.execution import outside_inference
+
+_PAIRS = "a DataLoader or a Dataset of (input, label)"
+
+
+def examples(x: Any, y: Any) -> tuple[Tensor, Tensor]:
+    """Return inputs and labels as tensors; a loader or a data set is read to its end.
+
+    Arguments:
+        x: The inputs, or a loader or a data set of inputs and labels.
+        y: The labels; None with a loader or a data set.
+
+    Raises:
+        UserError: If they cannot be read as inputs and labels.
+    """
+    loaded = isinstance(x, DataLoader | Dataset)
+    if loaded and y is not None:
+        raise UserError(f"expected no y beside {type(x).__name__}, which has the labels")
+    if not loaded and y is None:
+        raise UserError(f"expected labels y, or {_PAIRS} in the place of x and y")
+    if not loaded:
+        return tensors(x, y)
+    pairs = list(_pairs(x))
+    if not pairs:
+        raise UserError(f"{type(x).__name__} holds no examples")
+    join = torch.cat if isinstance(x, DataLoader) else torch.stack
+    try:
+        return join([one for one, _ in pairs]), join([label for _, label in pairs])
+    except RuntimeError as error:
+        raise UserError(f"the inputs of {type(x).__name__} differ in shape ({error})") from None
+
+
+def tensors(x: Any, y: Any) -> tuple[Tensor, Tensor]:
+    """Return inputs and labels as tensors that can take part in a gradient.
+
+    Arguments:
+        x: Inputs as a tensor, an array or a list, with shape (N, ...). Arrays of float64, which
+            is NumPy's default, become what torch has by default.
+        y: Labels as a tensor, an array or a list, with shape (N,).
+
+    Raises:
+        UserError: If they cannot be read so.
+    """
+    if isinstance(x, DataLoader | Dataset):
+        raise UserError(
+            f"an attack takes tensors x and y, got {type(x).__name__}; loop over its batches, or "
+            "give it to eq.evaluate"
+        )
+    x, y = _tensor(x, "x"), _labels(y)
+    with outside_inference():
+        return (x.clone() if x.is_inference() else x), (y.clone() if y.is_inference() else y)
+
+
+def _pairs(data: "DataLoader[Any] | Dataset[Any]") -> Iterator[tuple[Tensor, Tensor]]:
+    items = data if isinstance(data, DataLoader) else _items(data)
+    for item in items:
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise UserError(f"expected {_PAIRS}, got items of {_described(item)}")
+        yield _tensor(item[0], "an input"), _labels(item[1])
+
+
+def _items(data: "Dataset[Any]") -> Iterable[Any]:
+    if not hasattr(data, "__len__"):
+        raise UserError(f"{type(data).__name__} has no length; give a DataLoader of it")
+    return (data[i] for i in range(len(data)))
+
+
+def _tensor(value: Any, what: str) -> Tensor:
+    """Return a tensor, an array or a list as a tensor."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
+        value = torch.stack(list(value)) if len({v.shape for v in value}) == 1 else value
+    try:
+        found = torch.as_tensor(value if isinstance(value, Tensor) else np.asarray(value))
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(
+            f"expected {what} as a tensor or an array of numbers, got {_described(value)}"
+        ) from None
+    return found.to(torch.get_default_dtype()) if found.dtype == torch.float64 else found
+
+
+def _labels(value: Any) -> Tensor:
+    """Return labels as a tensor; whole numbers that are no tensor become int64."""
+    if isinstance(value, Tensor):
+        return value
+    found = _tensor(value, "labels y")
+    whole = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
+    return found.long() if whole else found
+
+
+def _described(value: Any) -> str:
+    name = type(value).__name__
+    return f"{name} of {len(value)} parts" if isinstance(value, tuple | list | dict) else name

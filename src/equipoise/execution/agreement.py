@@ -1,0 +1,74 @@
+"""Whether a form of a model says what the model says."""
+
+__all__ = ["apart"]
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.execution.compiled import Network
+from equipoise.execution.gradient import NoGradient, differentiated
+from equipoise.execution.modes import seeded
+from equipoise.execution.outputs import ask
+from equipoise.execution.twin import Twin
+
+# How far logits, without their mean, may be apart, relative to the largest; and how far the
+# directions of the gradients of a batch, as one minus their cosine. Short arithmetic rounds to
+# 2^-9 in every layer.
+_LOGITS = {"float32": 1e-3, "bfloat16": 0.15}
+_GRADIENTS = {"float32": 0.02, "bfloat16": 0.3}
+_ROUNDING = 1e-5  # of the largest logit, in float32
+
+
+def apart(twin: Twin, model: nn.Module, x: Tensor, *, gradients: bool) -> str:
+    """Return in words how the answers of a form and of its model differ, or nothing.
+
+    Arguments:
+        twin: The form.
+        model: The model, in eval mode.
+        x: A few inputs, with shape (B, ...).
+        gradients: Whether to compare gradients, too.
+
+    Raises:
+        Exception: Whatever either of them raises.
+    """
+
+    def exact(x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return ask(model, x)
+
+    with torch.no_grad():
+        mine, theirs = (_same_draws(network, x).double() for network in (twin, exact))
+    if mine.shape != theirs.shape or mine.ndim != 2:
+        return f"it returns logits of shape {tuple(mine.shape)}, not {tuple(theirs.shape)}"
+    level = theirs.abs().max()
+    mine, theirs = (z - z.mean(1, keepdim=True) for z in (mine, theirs))
+    largest = (mine - theirs).abs().max()
+    if not bool(largest <= _LOGITS[twin.precision] * theirs.abs().max() + _ROUNDING * level):
+        return f"its logits differ by {largest / theirs.abs().max():.2g} of the largest"
+    return _slopes_apart(twin, exact, x) if gradients else ""
+
+
+def _slopes_apart(twin: Twin, exact: Network, x: Tensor) -> str:
+    """Return in words how the gradients differ, or nothing; as little where there is none."""
+    try:
+        wanted = _slope(exact, x)
+    except NoGradient:
+        return ""
+    got = _slope(twin, x)
+    if not bool(wanted.any()) and not bool(got.any()):
+        return ""
+    cosine = torch.nn.functional.cosine_similarity(got, wanted, dim=0, eps=1e-300)
+    if bool(cosine >= 1 - _GRADIENTS[twin.precision]):
+        return ""
+    return f"its gradients point elsewhere (cosine {float(cosine):.2f})"
+
+
+def _slope(network: Network, x: Tensor) -> Tensor:
+    with seeded(0, x.device):
+        found = differentiated(network, x, lambda z: z.logsumexp(1), [False, True])
+    return found[2].double().flatten()
+
+
+def _same_draws(network: Network, x: Tensor) -> Tensor:
+    with seeded(0, x.device):
+        return network(x)

@@ -1,0 +1,130 @@
+"""The gradient of a loss with respect to the inputs, of any model that has one."""
+
+__all__ = ["NoGradient", "differentiated", "gradient"]
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from equipoise.errors import UserError
+from equipoise.execution.compiled import Network
+from equipoise.execution.modes import outside_inference
+
+Differentiated = tuple[Tensor, Tensor, Tensor]
+"""Logits, losses and the gradients of the losses, detached."""
+
+
+class NoGradient(UserError):
+    """A model answers, but no gradient of its answers can be computed.
+
+    Arguments:
+        error: What was raised when it was tried.
+    """
+
+    remedy = "use an attack without gradients (square)"
+
+    def __init__(self, error: Exception) -> None:
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        self.seen = f"no gradient of the model's output reaches its input ({why})"
+        super().__init__(f"{self.seen}; {self.remedy}")
+
+
+def gradient(
+    network: Network, x: Tensor, objective: Callable[[Tensor], Tensor], *, backward: bool = False
+) -> Differentiated:
+    """Run one forward and one backward pass with respect to the input alone.
+
+    The losses are summed, so that no example's gradient depends on the size of the batch. Where
+    a gradient is not finite it counts as zero.
+
+    Arguments:
+        network: From inputs to logits, frozen.
+        x: The inputs, with shape (B, ...).
+        objective: From logits, with shape (B, K), to losses, with shape (B,).
+        backward: Call ``backward``, which leaves gradients with whatever requires them, in the
+            place of ``torch.autograd.grad``.
+    """
+    x, logits, losses = _answered(network, x, objective)
+    return _found(logits, losses, _grad(losses, x, backward))
+
+
+def differentiated(
+    network: Network, x: Tensor, objective: Callable[[Tensor], Tensor], ways: list[bool]
+) -> Differentiated:
+    """Return the same in a way that the network allows.
+
+    Checkpoints with ``use_reentrant=True`` refuse ``torch.autograd.grad`` and allow ``backward``.
+
+    Arguments:
+        network: From inputs to logits, frozen.
+        x: The inputs, with shape (B, ...).
+        objective: From logits, with shape (B, K), to losses, with shape (B,).
+        ways: Which values of ``backward`` to try, in order; only the one that works is left.
+
+    Raises:
+        NoGradient: If the network answers and has no gradient.
+        Exception: Whatever the network raises where it does not answer either.
+    """
+    with outside_inference():
+        x = x.clone() if x.is_inference() else x
+        for backward in list(ways):
+            try:
+                point, logits, losses = _answered(network, x, objective)
+            except (UserError, MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:
+                _blame(network, x, objective)
+                raise NoGradient(error) from error
+            try:
+                found = _found(logits, losses, _grad(losses, point, backward))
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:
+                if backward == ways[-1]:
+                    raise NoGradient(error) from error
+            else:
+                ways[:] = [backward]
+                return found
+    raise AssertionError("there is no way left")
+
+
+def _answered(
+    network: Network, x: Tensor, objective: Callable[[Tensor], Tensor]
+) -> Differentiated:
+    """Return the inputs, which ask for a gradient, and the logits and losses for them."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        logits = network(x)
+        if logits.dtype in (torch.bfloat16, torch.float16):
+            logits = logits.float()  # losses are differences of logits: they need the digits
+        return x, logits, objective(logits)
+
+
+def _grad(losses: Tensor, x: Tensor, backward: bool) -> Tensor:
+    with torch.enable_grad():
+        if not backward:
+            return torch.autograd.grad(losses.sum(), x)[0]
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        assert x.grad is not None
+        return x.grad
+
+
+def _found(logits: Tensor, losses: Tensor, grad: Tensor) -> Differentiated:
+    grad = torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
+    return logits.detach(), losses.detach(), grad
+
+
+def _blame(network: Network, x: Tensor, objective: Callable[[Tensor], Tensor]) -> None:
+    """Return where a network fails whenever a gradient is asked for, and only then.
+
+    Raises:
+        Exception: What the network raises otherwise, now or a moment ago.
+    """
+    with torch.no_grad():
+        objective(network(x))
+    try:
+        _answered(network, x, objective)
+    except Exception:
+        return
+    raise  # it failed by chance: what is being handled is its own
