@@ -55,7 +55,8 @@ def trial(out: Path, name: str, seed: int, n: int, settings: list[str]) -> dict[
         known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return known
     if not (run / "summary.json").exists():
-        own = (f"eps={EPS[name]}", *SETTINGS, f"seed={seed}", *settings)
+        every = (f"eps={EPS[name]}", *SETTINGS, f"seed={seed}", *settings)
+        own = {item.partition("=")[0]: item for item in every}.values()  # the last one counts
         words = ("train", "a3gt-front", "--data", name, "--model", "small-cnn", *own, "-q")
         resumed = ("train", "--resume", str(run), "-q")
         begun = (run / "recipe.yaml").exists()

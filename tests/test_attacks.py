@@ -647,7 +647,10 @@ def test_lists_keep_order_and_commas_inside_brackets():
         steps=20, restarts=5, step_size=2 / 255
     )
     assert parse_list(["pgd-2", "fgsm"]) == {"pgd-2": PGD(steps=2), "fgsm": FGSM()}
-    assert parse_list("") == {}
+    assert parse_list([]) == {}
+    for nothing in ("", " , "):
+        with pytest.raises(UserError, match="no attack is named"):
+            parse_list(nothing)
 
 
 def test_all_errors_of_a_list_come_at_once():

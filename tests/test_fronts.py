@@ -520,9 +520,22 @@ def test_a_constraint_is_given_once_and_makes_sense():
         ({"min_robust": -0.1}, "must be an accuracy"),
         ({"min_clean": 0.5, "reference": 0.9}, "belongs to --max-clean-drop"),
         ({"max_clean_drop": 0.1, "reference": 0.9, "standard": "x"}, "not both"),
+        ({"max_clean_drop": 1.0, "reference": 0.9}, "write one point as 0.01 or 1%"),
+        ({"max_clean_drop": "100%", "reference": 0.9}, "write one point as 0.01 or 1%"),
+        ({"min_clean": True}, "takes an accuracy like 0.01 or 1%"),
+        ({"min_robust": "much"}, "takes an accuracy like 0.01 or 1%"),
     ):
         with pytest.raises(UserError, match=said):
             wanted(**given)
+
+
+def test_accuracies_are_parts_of_one_or_percents():
+    assert wanted(max_clean_drop="1%", reference="93%") == wanted(
+        max_clean_drop=0.01, reference=0.93
+    )
+    assert wanted(min_clean=" 88 % ") == wanted(min_clean="0.88") == wanted(min_clean=0.88)
+    assert wanted(min_robust="100%").value == wanted(min_robust=1).value == 1
+    assert wanted(min_clean="0.5%").value == 0.005
 
 
 def test_a_picked_model_is_a_run_like_any_other(command, measured, tmp_path):
@@ -569,8 +582,12 @@ def test_what_cannot_be_met_writes_nothing_and_exits_with_1(command, measured, t
     assert "cannot be met; the nearest is gamma = " in ended.line
     assert not (tmp_path / "p").exists()
     for words, said in (
-        ("--max-clean-drop 1.0", "--standard runs/standard, or its accuracy with --reference"),
-        ("--max-clean-drop 150 --reference .9", "percentage points"),
+        ("--max-clean-drop 1%", "--standard runs/standard, or its accuracy with --reference"),
+        ("--max-clean-drop 1.0 --reference .9", "one point as 0.01 or 1%"),
+        ("--max-clean-drop 2 --reference .9", "did you mean 0.02, or 2%"),
+        ("--max-clean-drop 150% --reference .9", "must be an accuracy in [0, 1]"),
+        ("--min-clean -3%", "must be an accuracy in [0, 1]"),
+        ("--min-clean .5% --reference 93", "did you mean 0.93, or 93%"),
         ("--min-clean 88", "did you mean 0.88"),
         ("", "expected exactly one of"),
         ("--min-clean .5 --gamma .4", "got --min-clean and --gamma"),

@@ -442,7 +442,8 @@ def test_later_layers_win_in_either_form(layers, beta):
 
 def test_what_is_given_twice_is_refused():
     assert "beta is given twice" in refused("beta=3", "robust.beta=4", method="trades")
-    assert overrides(["lr=1", "lr=2"]) == {"lr": 2}  # words may be added to a command
+    with pytest.raises(UserError, match="lr is given twice: as 1 and as '2'"):
+        overrides(["lr=1", "lr=2"])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The two ways a job can fail, and the exit code each one has on the command line."""
 
-__all__ = ["RunError", "UserError", "nearest"]
+__all__ = ["RunError", "UserError", "nearest", "short"]
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -20,6 +20,15 @@ class RunError(RuntimeError):
     result: Any = None
 
 
+def short(value: object, most: int = 80) -> str:
+    """Return a value as it is written in Python, cut where it would not fit in a message."""
+    try:
+        text = repr(value)
+    except ValueError:  # a number of more digits than Python writes out
+        text = f"a number of {type(value).__name__}"
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+
+
 def nearest(name: str, known: Iterable[str], what: str) -> str:
     """Return the message for an unknown name, with the nearest known one.
 
@@ -29,6 +38,6 @@ def nearest(name: str, known: Iterable[str], what: str) -> str:
         what: The kind of thing that is named, e.g. ``"method"``.
     """
     names = sorted(known)
-    close = get_close_matches(name, names, n=1, cutoff=0.5)
+    close = get_close_matches(name[:100], names, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"unknown {what} {name!r}{hint} (known: {', '.join(names)})"
+    return f"unknown {what} {short(name)}{hint} (known: {', '.join(names)})"

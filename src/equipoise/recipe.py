@@ -27,7 +27,7 @@ import yaml
 
 from equipoise import attacks
 from equipoise.data import DATASETS
-from equipoise.errors import UserError, nearest
+from equipoise.errors import UserError, nearest, short
 from equipoise.execution import Execution, Layout, Precision
 from equipoise.methods import METHODS
 from equipoise.models import MODELS
@@ -36,7 +36,7 @@ from equipoise.presets import published
 from equipoise.runs import Run
 from equipoise.schema import TEXT, collect, lay, plain, settings_of, tag_of, validate, written_out
 from equipoise.threat import Norm, Threat
-from equipoise.values import mapping, number
+from equipoise.values import MOST, check_seed, mapping, number
 
 WIDEST = 64
 
@@ -119,10 +119,13 @@ class Recipe:
         """Return what is wrong with the numbers, a sentence each."""
         problems = [
             f"{name} must be at least {least}, got {value}"
-            for name, least in (("rounds", 1), ("batch_size", 2), ("validation", 1), ("seed", 0))
+            for name, least in (("rounds", 1), ("batch_size", 2), ("validation", 1))
             for value in [getattr(self, name)]
             if value < least
         ]
+        collect(problems, lambda: check_seed(self.seed))
+        if self.rounds > MOST:
+            problems.append(f"rounds must be at most {MOST}, got {self.rounds}")
         for name in ("limit", "patience", "snapshots"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -195,12 +198,18 @@ def stored(run: Run) -> Recipe:
 
 
 def overrides(items: Sequence[str]) -> dict[str, Any]:
-    """Return ``a.b=c`` items as a nested mapping; of one that is given again the last counts."""
+    """Return ``a.b=c`` items as a nested mapping.
+
+    Raises:
+        UserError: For an item that is no ``key=value``, has no value, or is given twice.
+    """
     result: dict[str, Any] = {}
     for item in items:
         path, equals, value = item.partition("=")
         if not equals or not path:
-            raise UserError(f"expected key=value, got {item!r}")
+            raise UserError(f"expected key=value, got {short(item)}")
+        if not value.strip():
+            raise UserError(f"{item} has no value; write {path}=none for nothing")
         *parents, key = path.strip().split(".")
         place = result
         for depth, parent in enumerate(parents):
@@ -210,6 +219,8 @@ def overrides(items: Sequence[str]) -> dict[str, Any]:
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
                 raise UserError(f"{path}: {parent} is given both as a value and as a group")
+        if key in place:
+            raise UserError(f"{path} is given twice: as {short(place[key])} and as {short(value)}")
         place[key] = value if not parents and key in TEXT else number(value)
     return result
 

@@ -17,7 +17,7 @@ __all__ = [
     "written_out",
 ]
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from difflib import get_close_matches
 from functools import cache
@@ -25,7 +25,7 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from equipoise.errors import UserError, nearest
+from equipoise.errors import UserError, nearest, short
 from equipoise.learning import LEARNERS, Robust
 from equipoise.values import number
 
@@ -201,7 +201,7 @@ def _no_group(
     group: str, tag: str, known: Mapping[str, type], usual: Mapping[str, Any], value: Any
 ) -> str:
     if tag == "rule":
-        return f"{group}: expected a rule ({', '.join(known)}) or a round, got {value!r}"
+        return f"{group}: expected a rule ({', '.join(known)}) or a round, got {short(value)}"
     return f"{group} is a group of settings; set {group}.{next(iter(usual))} and so on"
 
 
@@ -264,13 +264,16 @@ def validate(schema: type, values: Mapping[str, Any], problems: list[str], path:
     """
     cleaned = {key: value if key in TEXT else number(value) for key, value in values.items()}
     try:
-        return _adapter(schema).validate_python(cleaned)
+        found = _adapter(schema).validate_python(cleaned)
+        misread = [f"{path}{line}" for line in _misread(cleaned, found)]
+        problems += [line for line in misread if line not in problems]
+        return None if misread else found
     except ValidationError as error:
         for item in error.errors():
             where = path + ".".join(str(part) for part in item["loc"] if not _is_kind(part))
             where = where.removesuffix(".")
             text = str(item["msg"]).removeprefix("Value error, ")
-            value = "" if item["type"] == "value_error" else f", got {item['input']!r}"
+            value = "" if item["type"] == "value_error" else f", got {short(item['input'])}"
             line = f"{where}: {text}{value}" if where else f"{text}{value}"
             if line not in problems:
                 problems.append(line)
@@ -279,6 +282,20 @@ def validate(schema: type, values: Mapping[str, Any], problems: list[str], path:
             fit = {key: value for key, value in values.items() if key not in wrong}
             validate(schema, fit, problems, path)
     return None
+
+
+def _misread(given: Any, found: Any, path: str = "") -> Iterator[str]:
+    """Yield a line for each number that was made of something that is none, like ``yes``."""
+    if isinstance(found, int | float) and not isinstance(found, bool):
+        if isinstance(given, bool | str):
+            yield f"{path}: expected a number like 10, 0.1 or 8/255, got {short(given)}"
+    elif isinstance(given, Mapping):
+        for key, value in given.items():
+            inner = found.get(key) if isinstance(found, Mapping) else getattr(found, key, None)
+            yield from _misread(value, inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(given, list | tuple) and isinstance(found, list | tuple):
+        for value, inner in zip(given, found, strict=True):
+            yield from _misread(value, inner, path)
 
 
 @cache  # making one takes far longer than using it, and a plan of a hundred runs makes few

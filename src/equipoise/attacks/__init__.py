@@ -36,7 +36,7 @@ from equipoise.attacks.ensemble import AutoAttack
 from equipoise.attacks.fab import FAB, FABT
 from equipoise.attacks.pgd import FGSM, MIFGSM, PGD, CWInf
 from equipoise.attacks.square import Square
-from equipoise.errors import UserError, nearest
+from equipoise.errors import UserError, nearest, short
 from equipoise.threat import NORMS
 from equipoise.values import number
 
@@ -83,7 +83,7 @@ def parse(spec: str) -> Attack:
     """
     match = _SPEC.fullmatch(spec.strip().lower())
     if match is None:
-        raise UserError(f"cannot read the attack {spec!r}; write it like pgd-20(restarts=5)")
+        raise UserError(f"cannot read the attack {short(spec)}; write it like pgd-20(restarts=5)")
     if match["name"] not in ATTACKS:
         raise UserError(nearest(match["name"], ATTACKS, "attack"))
     options = _options(match["options"] or "")
@@ -91,13 +91,20 @@ def parse(spec: str) -> Attack:
     known = inspect.signature(make).parameters
     if match["steps"]:
         counted = next((name for name in _COUNTED if name in known), "steps")
-        options[counted] = int(match["steps"])
+        if counted in options:
+            raise UserError(f"{short(spec)} gives {counted} twice: in the name and as an option")
+        options[counted] = number(match["steps"])
     problems = [
         nearest(key, known, f"option of {match['name']}")
         if known
         else f"{match['name']} has no options, got {key}"
         for key in options
         if key not in known
+    ]
+    problems += [
+        f"{key} must be a number, got {value}"
+        for key, value in options.items()
+        if isinstance(value, bool) and key in known and "bool" not in str(known[key].annotation)
     ]
     if problems:
         raise UserError("; ".join(problems))
@@ -122,8 +129,17 @@ def parse_list(specs: str | Sequence[str]) -> dict[str, Attack]:
 
 
 def split_names(specs: str | Sequence[str]) -> list[str]:
-    """Return the names in a list, or in a string with commas, in lower case."""
+    """Return the names in a list, or in a string with commas, in lower case.
+
+    Raises:
+        UserError: If a string names nothing.
+    """
     if isinstance(specs, str):
+        if not specs.strip(" ,"):
+            raise UserError(
+                f"no attack is named, got {specs!r}; write names like pgd-20, or clean for the "
+                "clean accuracy alone"
+            )
         specs = re.split(r",(?![^()]*\))", specs)
     return [spec.strip().lower() for spec in specs if spec.strip()]
 
@@ -149,7 +165,9 @@ def _options(text: str) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for item in filter(None, (item.strip() for item in text.split(","))):
         key, equals, value = item.partition("=")
-        if not equals:
-            raise UserError(f"cannot read the option {item!r}; write it like restarts=5")
+        if not equals or not value.strip():
+            raise UserError(f"cannot read the option {short(item)}; write it like restarts=5")
+        if key.strip() in options:
+            raise UserError(f"the option {key.strip()} is given twice")
         options[key.strip()] = number(value.strip())
     return options

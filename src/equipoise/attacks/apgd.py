@@ -54,6 +54,7 @@ from equipoise.attacks.core import (
     check_threat,
     guest,
     input_gradient,
+    is_number,
     misclassified,
     refuse,
     uncounted,
@@ -100,7 +101,7 @@ class APGD:
         if self.loss is not None and self.loss not in losses:
             aim = "" if self.targets is None else " with targets"
             problems.append(f"loss{aim} must be one of {', '.join(losses)}, got {self.loss!r}")
-        if not isinstance(self.rho, int | float) or not 0 <= self.rho <= 1:
+        if not is_number(self.rho) or not 0 <= self.rho <= 1:
             problems.append(f"rho must be a number in [0, 1], got {self.rho}")
         if self.largereps not in (None, True, False):
             problems.append(f"largereps must be true, false or none, got {self.largereps!r}")

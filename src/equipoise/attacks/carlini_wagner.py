@@ -30,7 +30,15 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.core import check_inputs, guest, input_gradient, misclassified
+from equipoise.attacks.core import (
+    check_inputs,
+    guest,
+    input_gradient,
+    is_number,
+    misclassified,
+    refuse,
+    uncounted,
+)
 from equipoise.draws import Draws
 from equipoise.errors import UserError
 from equipoise.losses import margin
@@ -64,22 +72,15 @@ class CarliniWagnerL2:
     norms: tuple[Norm, ...] = ("l2",)
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name} must be at least 1 and whole, got {value}"
-            for name in ("steps", "binary_search_steps")
-            for value in [getattr(self, name)]
-            if not isinstance(value, int) or value < 1
-        ]
+        problems = uncounted(self, "steps", "binary_search_steps")
         for name in ("confidence", "lr", "initial_const"):
             value = getattr(self, name)
-            known = isinstance(value, int | float) and math.isfinite(value)
-            if not known or value < 0 or (value == 0 and name != "confidence"):
+            if not is_number(value) or value < 0 or (value == 0 and name != "confidence"):
                 least = ">= 0" if name == "confidence" else "> 0"
                 problems.append(f"{name} must be a finite number {least}, got {value}")
         if tuple(self.norms) != ("l2",):
             problems.append(f"norms must be ('l2',), got {self.norms!r}")
-        if problems:
-            raise UserError("; ".join(problems))
+        refuse(problems)
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, draws: Draws | None = None

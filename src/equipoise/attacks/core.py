@@ -14,6 +14,7 @@ __all__ = [
     "guest",
     "input_gradient",
     "input_gradients",
+    "is_number",
     "misclassified",
     "refuse",
     "seeded",
@@ -22,6 +23,7 @@ __all__ = [
     "wrong_norms",
 ]
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +35,7 @@ from torch import Tensor, nn
 
 from equipoise.attacks.given import tensors
 from equipoise.draws import Draws
-from equipoise.errors import UserError
+from equipoise.errors import UserError, short
 from equipoise.execution import (
     Fast,
     Network,
@@ -47,6 +49,7 @@ from equipoise.execution import (
     seeded,
 )
 from equipoise.threat import NORMS, ROUNDING, SLIGHT, Norm, Threat
+from equipoise.values import MOST
 
 _SHORT = (torch.bfloat16, torch.float16)
 
@@ -83,12 +86,23 @@ class Attack(Protocol):
 
 def uncounted(attack: object, *names: str) -> list[str]:
     """Return what is wrong with settings that count something, a sentence each."""
-    return [
-        f"{name} must be at least 1 and whole, got {value}"
-        for name in names
-        for value in [getattr(attack, name)]
-        if not isinstance(value, int) or value < 1
+    found = [(name, getattr(attack, name)) for name in names]
+    least = [
+        f"{name} must be at least 1 and whole, got {short(value)}"
+        for name, value in found
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1
     ]
+    return least + [
+        f"{name} must be at most {MOST}, got {short(value)}"
+        for name, value in found
+        if isinstance(value, int) and value > MOST
+    ]
+
+
+def is_number(value: object) -> bool:
+    """Tell whether a setting is a finite number; true and false are none."""
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return known and -math.inf < value < math.inf  # type: ignore[operator]
 
 
 def wrong_norms(norms: Sequence[str]) -> list[str]:

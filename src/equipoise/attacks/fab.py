@@ -47,6 +47,7 @@ from equipoise.attacks.core import (
     check_inputs,
     check_threat,
     guest,
+    is_number,
     refuse,
     uncounted,
     wrong_norms,
@@ -86,8 +87,7 @@ class FAB:
         problems = uncounted(self, *counts)
         for name, least, most in (("alpha_max", 0, 1), ("eta", 1, math.inf), ("beta", 0, 1)):
             value = getattr(self, name)
-            known = isinstance(value, int | float) and math.isfinite(value)
-            if not known or not least <= value <= most:
+            if not is_number(value) or not least <= value <= most:
                 problems.append(f"{name} must be a number in [{least}, {most}], got {value}")
         refuse(problems + wrong_norms(self.norms))
 

@@ -38,7 +38,6 @@ References:
 
 __all__ = ["FGSM", "MIFGSM", "PGD", "Ascended", "CWInf", "for_verdicts", "located"]
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Self
@@ -53,12 +52,14 @@ from equipoise.attacks.core import (
     confirmed,
     guest,
     input_gradient,
+    is_number,
     refuse,
     stepping,
     uncounted,
     wrong_norms,
 )
 from equipoise.draws import Draws, KeyedDraws, normal
+from equipoise.errors import short
 from equipoise.execution import Network
 from equipoise.losses import LOSSES
 from equipoise.threat import Norm, Threat
@@ -110,9 +111,13 @@ class PGD:
         problems = uncounted(self, "steps", "restarts")
         for name in ("step_size", "step_factor", "confidence", "momentum"):
             value = getattr(self, name)
-            known = isinstance(value, int | float) and math.isfinite(value) and value >= 0
-            if not known and (value is not None or name == "step_factor"):
-                problems.append(f"{name} must be a finite number >= 0, got {value}")
+            if value is None and name != "step_factor":
+                continue
+            least = ">" if name in ("step_size", "step_factor") else ">="
+            if not is_number(value) or value < 0 or (value == 0 and least == ">"):
+                problems.append(f"{name} must be a finite number {least} 0, got {short(value)}")
+            elif name == "momentum" and value > 1:
+                problems.append(f"momentum must lie in [0, 1], got {value:g}")
         for name, known_names in _CHOICES.items():
             value = getattr(self, name)
             if value not in known_names:

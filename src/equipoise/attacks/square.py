@@ -44,6 +44,7 @@ from equipoise.attacks.core import (
     check_inputs,
     check_threat,
     guest,
+    is_number,
     misclassified,
     refuse,
     uncounted,
@@ -86,8 +87,7 @@ class Square:
 
     def __post_init__(self) -> None:
         problems = uncounted(self, "queries", "restarts", "ahead")
-        known = isinstance(self.p_init, int | float) and math.isfinite(self.p_init)
-        if not known or not 0 < self.p_init <= 1:
+        if not is_number(self.p_init) or not 0 < self.p_init <= 1:
             problems.append(f"p_init must lie in (0, 1], got {self.p_init}")
         if not isinstance(self.rescale, bool):
             problems.append(f"rescale must be true or false, got {self.rescale!r}")

@@ -62,7 +62,7 @@ def front(
     points: Annotated[int, typer.Option(help="How many models to measure at most.")] = 9,
     beyond: Annotated[float, typer.Option(help="How far to go beyond the ends.")] = 0.0,
     batchnorm: BatchNorm = None,
-    seed: Annotated[int, typer.Option(help="Seed of the attacks.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the attacks.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Images at a time: memory, not results.")] = 250,
     precision: Annotated[
         str, typer.Option(help="Of the search: float32, bfloat16 or auto. The judge is float32.")
@@ -85,7 +85,7 @@ def front(
     from equipoise.threat import NORMS
     from equipoise.values import choice, numbers
 
-    radii = numbers(eps, "--eps") if eps else [None]
+    radii = [None] if eps is None else numbers(eps, "--eps")
     if len(radii) > 1:
         raise UserError(f"a front has one radius; got --eps {eps}")
     record = measure_front(
@@ -98,8 +98,8 @@ def front(
         trust=trust,
         console=console_of(quiet),
         eps=radii[0],
-        norm=choice(norm, "--norm", NORMS) if norm else None,
-        attacks=attacks or DEFAULT,
+        norm=None if norm is None else choice(norm, "--norm", NORMS),
+        attacks=DEFAULT if attacks is None else attacks,
         n=n,
         first=first,
         points=points,
@@ -117,14 +117,14 @@ def pick(
         Path | None, typer.Option(help="The folder of the picked model; RUN-picked.")
     ] = None,
     max_clean_drop: Annotated[
-        float | None,
-        typer.Option(help="The most clean accuracy to lose, in percentage points, like 1.0."),
+        str | None,
+        typer.Option(help="The most clean accuracy to lose, like 0.01 or 1%."),
     ] = None,
     min_clean: Annotated[
-        float | None, typer.Option(help="The least clean accuracy, like 0.88.")
+        str | None, typer.Option(help="The least clean accuracy, like 0.88 or 88%.")
     ] = None,
     min_robust: Annotated[
-        float | None, typer.Option(help="The least robust accuracy, like 0.70.")
+        str | None, typer.Option(help="The least robust accuracy, like 0.7 or 70%.")
     ] = None,
     gamma: Annotated[
         float | None, typer.Option(help="This model: 0 is the clean end, 1 the robust one.")
@@ -134,7 +134,7 @@ def pick(
         typer.Option(help="With --max-clean-drop: the run of the model to lose from."),
     ] = None,
     reference: Annotated[
-        float | None, typer.Option(help="With --max-clean-drop: the accuracy to lose from.")
+        str | None, typer.Option(help="With --max-clean-drop: the accuracy to lose from.")
     ] = None,
     ends: Ends = None,
     batchnorm: BatchNorm = None,
@@ -150,10 +150,6 @@ def pick(
     """
     from equipoise.jobs import pick as job
 
-    if max_clean_drop is not None and not 0 <= max_clean_drop < 100:
-        raise UserError(
-            f"--max-clean-drop is in percentage points, from 0 to 100, got {max_clean_drop:g}"
-        )
     job.pick(
         run,
         out or run.resolve().with_name(f"{run.resolve().name}-picked"),
@@ -163,7 +159,7 @@ def pick(
         device=device,
         trust=trust,
         console=console_of(quiet),
-        max_clean_drop=None if max_clean_drop is None else max_clean_drop / 100,
+        max_clean_drop=max_clean_drop,
         min_clean=min_clean,
         min_robust=min_robust,
         gamma=gamma,

@@ -149,8 +149,8 @@ def evaluate(
     options = Options(
         attacks=attacks,
         individual=individual,
-        eps=numbers(eps, "--eps") if eps else (),
-        norm=choice(norm, "--norm", NORMS) if norm else None,
+        eps=() if eps is None else numbers(eps, "--eps"),
+        norm=None if norm is None else choice(norm, "--norm", NORMS),
         n=n,
         first=first,
         seed=seed,

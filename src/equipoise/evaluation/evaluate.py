@@ -21,6 +21,7 @@ from equipoise.evaluation.search import Progress, Search
 from equipoise.execution import Execution, Layout, Precision, as_module, outside_inference
 from equipoise.stopwatch import peak_memory
 from equipoise.threat import Threat
+from equipoise.values import check_seed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -105,6 +106,7 @@ def evaluate(
     found = attacks if isinstance(attacks, Mapping) else parse_list(without_clean(attacks))
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}")
+    check_seed(seed)
     execution = Execution(precision=precision, layout=layout, compile=compile)
     check_norms(found, threat.norm)
     model = as_module(model)

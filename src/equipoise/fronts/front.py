@@ -169,19 +169,20 @@ class Front:
     def pick(
         self,
         *,
-        max_clean_drop: float | None = None,
-        min_clean: float | None = None,
-        min_robust: float | None = None,
+        max_clean_drop: float | str | None = None,
+        min_clean: float | str | None = None,
+        min_robust: float | str | None = None,
         gamma: float | None = None,
-        reference: float | None = None,
+        reference: float | str | None = None,
         standard: str | Path | None = None,
     ) -> Picked:
         """Return the best measured model that meets a constraint: see :func:`choose`.
 
         Arguments:
-            max_clean_drop: The most clean accuracy to lose, as a fraction, against a reference.
-            min_clean: The least clean accuracy, as a fraction.
-            min_robust: The least robust accuracy, as a fraction.
+            max_clean_drop: The most clean accuracy to lose against a reference: ``0.01`` or
+                ``"1%"``, as all accuracies here.
+            min_clean: The least clean accuracy.
+            min_robust: The least robust accuracy.
             gamma: This model, whatever its accuracy.
             reference: With ``max_clean_drop``: the accuracy to lose from.
             standard: With ``max_clean_drop``: a run whose model is the reference. None: a

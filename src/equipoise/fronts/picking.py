@@ -51,6 +51,7 @@ from numpy.typing import NDArray
 from equipoise.errors import RunError, UserError
 from equipoise.fronts.points import Point
 from equipoise.metrics import interval
+from equipoise.values import share
 
 Kind = Literal["max_clean_drop", "min_clean", "min_robust", "gamma"]
 Verdicts = NDArray[np.bool_]
@@ -79,19 +80,19 @@ class Constraint:
     def of(
         cls,
         *,
-        max_clean_drop: float | None,
-        min_clean: float | None,
-        min_robust: float | None,
+        max_clean_drop: float | str | None,
+        min_clean: float | str | None,
+        min_robust: float | str | None,
         gamma: float | None,
-        reference: float | None,
+        reference: float | str | None,
         standard: str | None,
     ) -> Self:
-        """Return the one constraint that was given.
+        """Return the one constraint that was given; accuracies as for :func:`share`.
 
         Raises:
             UserError: If there is none or more than one, or it can hold for no model.
         """
-        asked: dict[Kind, float | None] = {
+        asked: dict[Kind, float | str | None] = {
             "max_clean_drop": max_clean_drop,
             "min_clean": min_clean,
             "min_robust": min_robust,
@@ -103,19 +104,23 @@ class Constraint:
             got = " and ".join(f"--{kind.replace('_', '-')}" for kind in given) or "none"
             raise UserError(f"expected exactly one of {options}; got {got}")
         ((kind, value),) = given.items()
-        problems = [
-            f"{name.replace('_', '-')} must be an accuracy in [0, 1], got {number:g}"
-            + (f"; did you mean {number / 100:g}?" if 1 < number <= 100 else "")
-            for name, number in (*given.items(), ("reference", reference))
-            if number is not None and name != "gamma" and not 0 <= number <= 1
-        ]
+        problems, read = [], dict[str, float]()
+        for name, number in (*given.items(), ("reference", reference)):
+            if number is not None and name != "gamma":
+                try:
+                    read[name] = share(number, f"--{name.replace('_', '-')}")
+                except UserError as error:
+                    problems.append(str(error))
+        if read.get("max_clean_drop") == 1:
+            problems.append("--max-clean-drop of 1 is all accuracy; write one point as 0.01 or 1%")
         if kind != "max_clean_drop" and (reference is not None or standard is not None):
             problems.append("a reference belongs to --max-clean-drop alone")
         if reference is not None and standard is not None:
             problems.append("give --reference or --standard, not both")
         if problems:
             raise UserError("; ".join(problems))
-        return cls(kind, value, reference, standard)
+        bound = float(value) if kind == "gamma" else read[kind]
+        return cls(kind, bound, read.get("reference"), standard)
 
     def against(self, standard: str) -> Self:
         """Return the constraint with the run that is its reference."""

@@ -30,6 +30,7 @@ from equipoise.progress import Console
 from equipoise.provenance import provenance
 from equipoise.runs import Run, model_digest
 from equipoise.threat import Norm, Threat
+from equipoise.values import check_seed
 
 DEFAULT = ("fgsm", "pgd-20", "mi-fgsm-10", "cw-inf-30")
 
@@ -80,6 +81,8 @@ class Options:
 
     def check(self) -> None:
         """Refuse attacks that do not exist, before anything is read."""
+        if self.seed is not None:
+            check_seed(self.seed, "--seed")
         if self.attacks is not None:
             found = parse_list(without_clean(self.attacks))
             if self.norm is not None:

@@ -22,6 +22,8 @@ def check_sgd(lr: float, momentum: float, weight_decay: float) -> None:
         for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay))
         if not math.isfinite(value) or value < 0 or (name == "lr" and value == 0)
     ]
+    if 1 <= momentum < math.inf:
+        problems.append(f"momentum must be below 1, got {momentum}: the steps would never end")
     if problems:
         raise UserError("; ".join(problems))
 
