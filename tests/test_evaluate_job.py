@@ -18,10 +18,11 @@ from equipoise import data
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation import evaluate
 from equipoise.jobs.evaluate import evaluate_run
-from equipoise.jobs.store import Store, seal, sealed
+from equipoise.jobs.store import Store
 from equipoise.jobs.verify import verify_run
 from equipoise.models.foreign import import_model, load_weights
 from equipoise.runs import Run, model_digest
+from equipoise.sealed import is_sealed, seal
 from problems import small_layers, small_net
 
 QUICK = "pgd-3,apgd-t-4,square-20"
@@ -263,7 +264,7 @@ def test_forged_examples_are_found_by_forward_passes(copy, change, said):
 def test_a_forged_number_is_found(copy):
     path = stored(copy).with_suffix(".json")
     content = json.loads(path.read_text())
-    assert sealed(content)
+    assert is_sealed(content)
     content.pop("sha256")
     content["records"][-1]["robust"] += 1
     path.write_text(json.dumps(seal(content)))

@@ -1,13 +1,11 @@
 """The report on an evaluation: stages, checks, cost, hard and easy images, models of one's own."""
 
-import json
 import os
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from browser import browser
 from equipoise.errors import UserError
@@ -21,10 +19,9 @@ from equipoise.report.results import headline_rows, verdicts
 from equipoise.report.runs_reader import read_run, read_runs
 from equipoise.report.selection import attack_names
 from equipoise.report.stages import heading, stage_tables
+from judgements import judge
 from test_report import (
-    CLASSES,
     HOSTILE,
-    append,
     images,
     make_run,
     page,
@@ -65,7 +62,8 @@ def ensemble(*, individual=True, name="autoattack", n=1000, left=LEFT, **more):
 def judged(*, individual=True, eps=0.15, n=1000, **more):
     """All records of an evaluation by pgd-20 and AutoAttack."""
     whole = ensemble(individual=individual, eps=eps, n=n)
-    found = [record("clean", 0.975, eps=eps, n=n), record("pgd-20", 0.9, eps=eps, n=n)]
+    single = record("pgd-20", 0.9, eps=eps, n=n, forwards=30_000, backwards=15_000, seconds=75.0)
+    found = [record("clean", 0.975, eps=eps, n=n), single]
     names = ["pgd-20", "autoattack"]
     if individual:
         found += [record(s["attack"], s["alone"], eps=eps, n=n) for s in whole["stages"]]
@@ -73,8 +71,7 @@ def judged(*, individual=True, eps=0.15, n=1000, **more):
     worst = record(
         "worst-case", 0.855, eps=eps, n=n, attacks=names, passes=1, precision="bfloat16"
     )
-    worst |= {"forwards": 3_600_000, "backwards": 1_800_000, "seconds": 85.0, "seed": 7}
-    return [{**r, **more} for r in (*found, whole, worst)]
+    return [{**r, "seed": 7, **more} for r in (*found, whole, worst)]
 
 
 def finding(check, status="ok", message="all is well", remedy=""):
@@ -82,48 +79,22 @@ def finding(check, status="ok", message="all is well", remedy=""):
     return said | {"remedy": remedy, "measured": {}}
 
 
-def evaluate(run, *, eps=0.15, n=1000, findings=(), records=(), finished=True, weights="model"):
-    """Write what an evaluation leaves: the summary, and tensors of 60 images."""
-    last = "-last" if weights == "last" else ""
-    path = run / "evaluations" / f"linf-{eps:g}-n{n}{last}.safetensors"
-    about = {"norm": "linf", "eps": repr(eps), "n": n, "weights": weights, "finished": finished}
-    tensors(path, eps, about)
-    versions = {
-        "device": "cpu (an example)",
-        "command": "equipoise evaluate r --attacks autoattack",
-    }
-    content = {"format": 1, "about": about, "finished": True, "records": list(records)}
-    content |= {
-        "findings": list(findings),
-        "memory": 400 * 2**20,
-        "origin": {"versions": versions},
-    }
-    write_json(path.with_suffix(".json"), content)
-    return path
-
-
-def tensors(path, eps, about=None, **options):
-    """Give images what an evaluation measures of each: the margin, the distance, who broke it."""
-    images(path, eps=eps, **options)
-    values = load_file(path)
-    fooled = values["correct"].astype(bool) & ~values["robust"].astype(bool)
-    index = np.arange(len(fooled))
-    margin = np.where(fooled, -0.01 * (1 + index), 0.02 * (1 + index))
-    margin[~values["correct"].astype(bool)] = np.inf
-    outcomes = {"pgd-20": {}, **{f"autoattack/{name}": {} for name in STAGES}}
-    values |= {"margin": margin, "distance": np.full(len(index), eps)}
-    values |= {"broken_by": np.where(fooled, index % 5, -1)}
-    metadata = {"norm": "linf", "eps": repr(eps), "classes": json.dumps(CLASSES)}
-    metadata |= {"outcomes": json.dumps(outcomes), "about": json.dumps(about or {})}
-    save_file(values, path, metadata=metadata)
+def evaluate(run, *, eps=0.15, n=1000, findings=(), records=(), **options):
+    """Write what an evaluation leaves; without records a clean one."""
+    records = records or [record("clean", 0.975, eps=eps, n=n)]
+    judge(run, *records, findings=findings, **options)
 
 
 def evaluated(root, name="a3gt", *, findings=(), individual=True, **options):
     run = make_run(root, name, method="a3gt", eps=())
-    (run / "evaluations" / "linf-0.15.safetensors").unlink()
-    records = judged(individual=individual)
-    append(run / "records.jsonl", *records)
-    evaluate(run, records=records, findings=findings, **options)
+    evaluate(run, records=judged(individual=individual), findings=findings, **options)
+    return run
+
+
+def pictured(root, **options):
+    """A run with 60 images, of which those that are fooled are broken by attack after attack."""
+    run = make_run(root, "a3gt", eps=())
+    images(run / "evaluations" / "linf-0.15-n60.safetensors", **options)
     return run
 
 
@@ -195,7 +166,7 @@ def test_notes_of_a_stage_are_remarks(tmp_path):
     run = evaluated(tmp_path)
     whole = ensemble()
     whole["stages"][1]["notes"] = ["3 classes: the margin replaces dlr"]
-    append(run / "records.jsonl", whole)
+    judge(run, whole)
     assert "apgd-t: 3 classes: the margin replaces dlr." in first_table(run).remarks
 
 
@@ -203,7 +174,7 @@ def test_an_ensemble_after_other_attacks_does_not_speak_for_itself(tmp_path):
     run = evaluated(tmp_path)
     whole = ensemble(individual=False)
     whole["stages"][0]["alone"] = None
-    append(run / "records.jsonl", whole)
+    judge(run, whole)
     figure = first_table(run).figure()
     assert len(figure.panels) == 1
     spoken = re.search('aria-label="([^"]+)"', figure.panels[0].svg)[1]
@@ -214,7 +185,7 @@ def test_an_ensemble_after_other_attacks_does_not_speak_for_itself(tmp_path):
 
 def test_the_shown_budget_comes_first_and_others_are_folded(tmp_path):
     run = evaluated(tmp_path)
-    append(run / "records.jsonl", *judged(eps=0.05), *judged(n=200))
+    judge(run, *judged(eps=0.05), *judged(n=200))
     tables = stage_tables(read_run(run), ("linf", 0.15), "f")
     assert [(t.row.threat[1], t.row.n) for t in tables] == [
         (0.15, 1000),
@@ -233,7 +204,7 @@ def test_the_shown_budget_comes_first_and_others_are_folded(tmp_path):
 
 def test_several_ensembles_are_told_apart(tmp_path):
     run = evaluated(tmp_path)
-    append(run / "records.jsonl", ensemble(name="autoattack-plus"))
+    judge(run, *judged(), ensemble(name="autoattack-plus"))
     tables = stage_tables(read_run(run), ("linf", 0.15), "f")
     assert [t.title for t in tables] == ["AutoAttack", "AutoAttack-plus"]
     assert heading(tables) == "Ensembles, stage by stage"
@@ -241,9 +212,9 @@ def test_several_ensembles_are_told_apart(tmp_path):
 
 def test_a_stage_and_an_attack_of_the_same_name_are_two_bars(tmp_path):
     run = evaluated(tmp_path, individual=False)
-    append(run / "records.jsonl", record("apgd-ce", 0.7))
+    judge(run, record("apgd-ce", 0.9))
     spoken = re.search('aria-label="([^"]+)"', first_table(run).figure().panels[0].svg)[1]
-    assert "apgd-ce 70.0" in spoken
+    assert "apgd-ce 90.0" in spoken
     assert "autoattack/apgd-ce 88.0" in spoken
 
 
@@ -253,17 +224,14 @@ def test_verdicts_name_the_ensemble(tmp_path):
 
     run = evaluated(tmp_path)
     assert "85.5 % under AutoAttack and pgd-20 at eps = 0.15" in verdict(run)
-    names = ["fgsm", "pgd-20", *STAGES, "autoattack"]
-    append(run / "records.jsonl", record("worst-case", 0.8, attacks=names))
+    judge(run, record("fgsm", 0.9), record("worst-case", 0.8))
     assert "80.0 % under the worst of 6 attacks, AutoAttack among them at" in verdict(run)
 
 
-def test_old_runs_have_neither_stages_nor_checks(tmp_path):
+def test_without_an_ensemble_there_are_no_stages(tmp_path):
     html = page(make_run(tmp_path, "a3gt"), out=tmp_path / "report.html")
-    for identity in ("stages", "checks"):
-        assert f'id="{identity}"' not in html
-        assert f'href="#{identity}"' not in html
-    assert "Easiest to fool" not in html
+    assert 'id="stages"' not in html
+    assert 'href="#stages"' not in html
     assert "Incomplete file" not in html
 
 
@@ -271,12 +239,11 @@ def test_old_runs_have_neither_stages_nor_checks(tmp_path):
 
 
 def test_an_interrupted_evaluation_is_shown_as_far_as_it_came(tmp_path):
-    run = evaluated(tmp_path, "my run")
-    (run / "records.jsonl").unlink()
-    append(run / "records.jsonl", *judged()[:2])
+    run = make_run(tmp_path, "my run", method="a3gt", eps=())
     partial = ensemble(left=LEFT[:2])
     partial["stages"][1] |= {"finished": False, "alone": None}
     evaluate(run, records=[*judged()[:2], partial], finished=False)
+    assert {r.attack for r in read_run(run).records} == {"clean", "pgd-20"}
     table = first_table(run)
     assert table.interrupted
     assert table.remarks[0].startswith("Interrupted during apgd-t")
@@ -292,41 +259,19 @@ def test_an_evaluation_that_ended_is_no_caution(tmp_path):
     assert "Evaluation not finished" not in told(evaluated(tmp_path))
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("{", "is damaged"),
-        ("[]", "is damaged"),
-        ('{"about": {"norm": "linf", "n": 3}}', "no 'eps'"),
-        ('{"about": {"norm": "linf", "n": 3, "eps": "x"}}', "eps is x"),
-        ('{"about": {"norm": "linf", "n": 3, "eps": "1"}, "records": [{}]}', "no 'attack'"),
-        ('{"about": {"norm": "linf", "n": 3, "eps": "1"}, "findings": [{}]}', "no 'check'"),
-        (None, "is missing"),
-    ],
-)
-def test_a_damaged_summary_is_a_note(tmp_path, content, words):
+def test_a_damaged_evaluation_is_a_note(tmp_path):
     run = evaluated(tmp_path)
-    (path,) = (run / "evaluations").glob("*.json")
-    path.unlink() if content is None else path.write_text(content, encoding="utf-8")
-    text = told(run)["Incomplete file"].text
-    assert words in text
-    assert "evaluations/linf-0.15-n1000.json" in text
-    text = text_of(page(run, out=tmp_path / "report.html"))
-    assert "AutoAttack, stage by stage" in text, "the records still have it"
-    assert "Easiest to fool" in text
-
-
-def test_a_summary_without_its_images(tmp_path):
-    run = evaluated(tmp_path)
-    next((run / "evaluations").glob("*.safetensors")).unlink()
-    html = page(run, out=tmp_path / "report.html")
-    assert 'id="gallery"' not in html
-    assert read_run(run).evaluations[0].distances is None
+    (path,) = (run / "evaluations").glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+    note = told(run)["Incomplete file"].text
+    assert "evaluations/linf-0.15-n1000.safetensors` is damaged" in note
+    assert "AutoAttack" not in text_of(page(run, out=tmp_path / "report.html"))
 
 
 def test_weights_of_the_last_round_give_way_to_the_kept(tmp_path):
     run = evaluated(tmp_path)
-    evaluate(run, n=5000, weights="last", findings=[finding("lost", "failed", "gone")])
+    last = [record("clean", 0.975, n=5000, weights="last")]
+    evaluate(run, records=last, findings=[finding("lost", "failed", "gone")])
     assert [e.n for e in read_run(run).evaluations] == [1000]
     assert "Check failed: lost" not in told(run)
     assert gallery(read_run(run), ("linf", 0.15), "g").finished
@@ -392,10 +337,8 @@ def test_cost_and_how_to_check_again(tmp_path):
     run = evaluated(tmp_path, "my run")
     (checked,) = check_lists(read_run(run), None)
     facts = {name: text.replace("\u00a0", " ") for name, text in checked.facts}
-    fooled = sum(i % 11 != 0 and i % 3 != 0 for i in range(60))
     assert facts == {
-        "Distances": f"of {fooled} images that are fooled: median 0.15, largest 0.15 "
-        "(L∞, eps = 0.15)",
+        "Distances": "of 120 images that are fooled: median 0.15, largest 0.15 (L∞, eps = 0.15)",
         "Passes": "3.6 million images forward, 1.8 million backward",
         "Time": "1 min 25 s in the attacks",
         "Peak memory": "400 MiB",
@@ -412,7 +355,7 @@ def test_what_findings_and_stages_say_is_escaped(tmp_path):
     run = evaluated(tmp_path, findings=[bad, finding("range", message="<em>fine</em>")])
     whole = ensemble(name=f"autoattack-{HOSTILE}")
     whole["stages"][0] |= {"attack": HOSTILE, "settings": "<s>", "notes": ["<q>"]}
-    append(run / "records.jsonl", whole, record(f"{HOSTILE * 2}", 0.1))
+    judge(run, whole, record(f"{HOSTILE * 2}", 0.9))
     html = page(run, out=tmp_path / "report.html")
     for raw in ("<script>alert", "<b>x", "<i>run", "<u>", "<em>fine", "<s>", "<q>"):
         assert raw not in html
@@ -461,7 +404,7 @@ def groups_of(run):
 
 
 def test_easiest_and_hardest_follow_their_rules(tmp_path):
-    groups = groups_of(evaluated(tmp_path))
+    groups = groups_of(pictured(tmp_path))
     fooled = [i for i in range(60) if i % 11 and i % 3]
     # Margins fall with the index here, and the attack that broke an image is its index modulo 5.
     assert indices(groups["Easiest to fool"]) == sorted(fooled, key=lambda i: (i % 5, -i))[:8]
@@ -472,7 +415,7 @@ def test_easiest_and_hardest_follow_their_rules(tmp_path):
 
 
 def test_below_an_image_stands_what_was_measured(tmp_path):
-    groups = groups_of(evaluated(tmp_path))
+    groups = groups_of(pictured(tmp_path))
     first = groups["Hardest to fool"].examples[0]
     assert first.index == 4
     assert first.note == "broken first by square; distance 0.15, margin \u22120.05"
@@ -480,13 +423,7 @@ def test_below_an_image_stands_what_was_measured(tmp_path):
 
 
 def test_no_image_is_both_easiest_and_hardest(tmp_path):
-    run = evaluated(tmp_path)
-    (path,) = (run / "evaluations").glob("*.safetensors")
-    values = load_file(path)
-    values["robust"][:] = values["correct"]
-    values["robust"][[1, 2, 4, 5, 7]] = 0
-    about = {"about": "{}", "norm": "linf", "eps": "0.15", "outcomes": "{}"}
-    save_file(values, path, metadata=about)
+    run = pictured(tmp_path, few={1, 2, 4, 5, 7})
     groups = groups_of(run)
     easy, hard = indices(groups["Easiest to fool"]), indices(groups["Hardest to fool"])
     assert len(easy) == len(hard) == 2
@@ -495,31 +432,22 @@ def test_no_image_is_both_easiest_and_hardest(tmp_path):
 
 
 def test_where_nothing_was_found_nothing_is_nearly_fooled(tmp_path):
-    run = evaluated(tmp_path)
-    (path,) = (run / "evaluations").glob("*.safetensors")
-    values = load_file(path)
-    values["robust"] = values["correct"].astype(np.uint8)
-    values["margin"][:] = np.inf
-    save_file(values, path, metadata={"norm": "linf", "eps": "0.15", "outcomes": "{}"})
+    run = pictured(tmp_path, few=set(), margin=np.full(60, np.inf))
     groups = groups_of(run)
     assert set(groups) == {"Fooled", "Withstood"}
     assert groups["Withstood"].examples[0].note == "no perturbed image was found"
 
 
 def test_of_large_images_fewer_are_shown(tmp_path):
-    run = evaluated(tmp_path)
-    (path,) = (run / "evaluations").glob("*.safetensors")
-    tensors(path, 0.15, shape=(3, 128, 128), n=40)
+    run = pictured(tmp_path, shape=(3, 128, 128), n=40)
     sizes = [len(g.examples) for g in gallery(read_run(run), ("linf", 0.15), "g").groups]
     assert sizes == [4, 2, 2, 2, 2]
 
 
 def test_the_images_of_the_largest_evaluation_at_the_budget_are_shown(tmp_path):
-    run = evaluated(tmp_path)
-    evaluate(run, n=300)
-    evaluate(run, eps=0.3)
-    path = run / "evaluations" / "linf-0.15-n300.safetensors"
-    tensors(path, 0.15, {"finished": True}, n=30)
+    run = pictured(tmp_path)
+    images(run / "evaluations" / "linf-0.15-n30.safetensors", n=30)
+    images(run / "evaluations" / "linf-0.3-n60.safetensors", eps=0.3)
     shown = gallery(read_run(run), ("linf", 0.15), "g")
     assert shown.threat.replace("\u00a0", " ") == "L∞, eps = 0.15"
     assert "of 60" in shown.groups[0].number
@@ -535,7 +463,6 @@ def test_stages_keep_the_name_of_their_ensemble_where_another_has_theirs():
 
 def test_a_model_of_ones_own_was_not_trained_here(tmp_path):
     run = own(tmp_path)
-    append(run / "records.jsonl", *judged())
     evaluate(run, records=judged())
     html = page(run, out=tmp_path / "report.html")
     text = text_of(html)

@@ -1,6 +1,6 @@
 """Where a result comes from: versions, device, code. No torch is imported until it is asked."""
 
-__all__ = ["describe_device", "provenance"]
+__all__ = ["provenance"]
 
 import platform
 import shlex
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise import __version__
+from equipoise.machine import machine
 from equipoise.own import imported
 
 
@@ -22,17 +23,13 @@ def provenance(device: str, seed: int) -> dict[str, Any]:
         seed: The seed.
     """
     import numpy
-    import torch
 
     commit, dirty = _git()
     return {
         "equipoise": __version__,
+        **machine(device),
         "python": platform.python_version(),
-        "torch": torch.__version__,
         "numpy": numpy.__version__,
-        "device": describe_device(device),
-        "threads": torch.get_num_threads(),
-        "platform": f"{platform.system()} {platform.machine()}",
         "git_commit": commit,
         "git_dirty": dirty,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -40,24 +37,6 @@ def provenance(device: str, seed: int) -> dict[str, Any]:
         "import": imported(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
-
-
-def describe_device(device: str) -> str:
-    """Return a device with the name of its processor."""
-    import torch
-
-    if device.startswith("cuda"):
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({_processor()})"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _git() -> tuple[str | None, bool | None]:

@@ -2,7 +2,9 @@
 
 __all__ = ["Outcome"]
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +27,9 @@ class Outcome:
         seconds: The time it took.
         rejected: How many of its points were outside the threat.
         nonfinite: On how many of its points the model's output was not finite.
+        made: How it searched (seed, precision, layout, compile, batch_size) and on what (versions,
+            device, threads): with its name, which :func:`equipoise.attacks.parse` takes, all that
+            is needed to run it again.
     """
 
     verdict: Tensor
@@ -38,6 +43,7 @@ class Outcome:
     seconds: float = 0.0
     rejected: int = 0
     nonfinite: int = 0
+    made: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def begun(
@@ -47,6 +53,7 @@ class Outcome:
         ensemble: str = "",
         settings: str = "",
         notes: tuple[str, ...] = (),
+        made: Mapping[str, Any] | None = None,
     ) -> "Outcome":
         """Return the outcome of an attack that has attacked nobody yet."""
         attacked = torch.zeros_like(correct)
@@ -56,6 +63,7 @@ class Outcome:
             ensemble=ensemble,
             settings=settings,
             notes=notes,
+            made=made or {},
         )
 
     @property
@@ -63,6 +71,8 @@ class Outcome:
         """Tell which examples the attack broke, with shape (N,)."""
         return self.attacked & ~self.verdict
 
-    def alone(self, correct: Tensor) -> bool:
-        """Tell whether it attacked every correct example, so that its verdicts stand alone."""
-        return bool((self.attacked | ~correct).all())
+    @property
+    def told(self) -> dict[str, Any]:
+        """Return everything but the verdicts, by name, as JSON can hold it."""
+        names = (f.name for f in fields(self) if f.name not in ("verdict", "attacked"))
+        return {name: getattr(self, name) for name in names}

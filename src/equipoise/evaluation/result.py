@@ -2,9 +2,9 @@
 
 __all__ = ["Result"]
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from equipoise.errors import UserError
 from equipoise.evaluation.checks import Finding
 from equipoise.evaluation.outcome import Outcome
 from equipoise.threat import Threat
+from equipoise.verdicts import Verdicts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ class Result:
     @property
     def robust(self) -> Tensor:
         """Tell which examples withstood every attack, with shape (N,)."""
-        return _all(self.correct, self.outcomes.values())
+        return torch.from_numpy(self.counted.robust)
 
     @property
     def verdicts(self) -> dict[str, Tensor]:
@@ -71,22 +72,16 @@ class Result:
         There is one for every attack that attacked all correct examples, and one for every
         ensemble: the worst of its stages.
         """
-        found: dict[str, Tensor] = {}
-        for name, outcome in self.outcomes.items():
-            if outcome.alone(self.correct):
-                found[name] = outcome.verdict
-        for ensemble in self.ensembles:
-            found[ensemble] = _all(self.correct, self.stages(ensemble).values())
-        return found
+        return {name: torch.from_numpy(flags) for name, flags in self.counted.whole.items()}
 
     @property
     def ensembles(self) -> tuple[str, ...]:
         """Return the names of the ensembles that were run."""
-        return tuple(dict.fromkeys(o.ensemble for o in self.outcomes.values() if o.ensemble))
+        return self.counted.ensembles
 
     def stages(self, ensemble: str) -> dict[str, Outcome]:
         """Return the outcomes of the stages of an ensemble, in their order."""
-        return {name: o for name, o in self.outcomes.items() if o.ensemble == ensemble}
+        return {name: self.outcomes[name] for name in self.counted.stages(ensemble)}
 
     @property
     def broken_by(self) -> list[str]:
@@ -137,16 +132,27 @@ class Result:
             ),
         )
 
-    def records(self) -> list[dict[str, object]]:
+    @property
+    def counted(self) -> Verdicts:
+        """Return the verdicts alone, from which every number is counted."""
+        outcomes = self.outcomes.items()
+        return Verdicts(
+            norm=self.threat.norm,
+            eps=self.threat.eps,
+            y=self.y.numpy(),
+            correct=self.correct.numpy(),
+            verdict={name: outcome.verdict.numpy() for name, outcome in outcomes},
+            attacked={name: outcome.attacked.numpy() for name, outcome in outcomes},
+            told={name: outcome.told for name, outcome in outcomes},
+            seed=self.seed,
+            passes=self.passes,
+            precision=self.precision,
+            classes=self.classes,
+        )
+
+    def records(self) -> list[dict[str, Any]]:
         """Return a record for the clean accuracy, each attack and the worst case.
 
-        See :func:`equipoise.evaluation.records.records`.
+        See :meth:`equipoise.verdicts.Verdicts.records`.
         """
-        from equipoise.evaluation.records import records
-
-        return records(self)
-
-
-def _all(correct: Tensor, outcomes: Iterable[Outcome]) -> Tensor:
-    verdicts = (outcome.verdict for outcome in outcomes)
-    return reduce(torch.logical_and, verdicts, correct.clone())
+        return self.counted.records()

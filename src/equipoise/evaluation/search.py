@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from equipoise.evaluation.plan import Stage
 from equipoise.evaluation.result import Result
 from equipoise.execution import Execution, Fast, fast
 from equipoise.losses import margin
+from equipoise.machine import machine
 from equipoise.threat import Threat
 
 NEAR = 0.04  # of the clean margin; rounding moved the end of a search by up to 0.03 of it
@@ -221,7 +223,19 @@ class Search:
             ensemble=stage.ensemble,
             settings=self._settings(stage.attack),
             notes=tuple(notes),
+            made=self._made(),
         )
+
+    def _made(self) -> dict[str, Any]:
+        """Return how and on what an attack searches."""
+        return {
+            "seed": self.seed,
+            "precision": self.form.precision,
+            "layout": self.execution.layout,
+            "compile": self.execution.compile,
+            "batch_size": self.judge.batch_size,
+            **machine(str(self.x.device)),
+        }
 
     def _settings(self, attack: Attack) -> str:
         how = "searched in bfloat16, near a boundary in float32 too"

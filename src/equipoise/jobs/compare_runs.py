@@ -1,6 +1,6 @@
 """A run of a comparison: how far it is, and what to do next."""
 
-__all__ = ["WORST", "Item", "Step"]
+__all__ = ["Item", "Step"]
 
 import json
 import math
@@ -19,8 +19,7 @@ from equipoise.recipe import Recipe
 from equipoise.runs import Run
 from equipoise.sample import Sample
 from equipoise.threat import Norm, Threat
-
-WORST = "worst-case"
+from equipoise.verdicts import UNREADABLE, WORST, Evaluation, read
 
 
 @dataclass(frozen=True)
@@ -97,15 +96,41 @@ class Item:
 
     def verdicts(self) -> dict[str, dict[str, Any]] | None:
         """Return the records of the evaluation by attack; None: it is not at its end."""
-        digest = self._digest()
-        mine = [r for r in _lines(self.run.path / "records.jsonl") if self._same(r, digest)]
-        asked = [STAGED] if self.judging.individual is False else list(self.judging.attacks)
-        worst = [r for r in mine if r["attack"] == WORST and {*asked} <= {*r.get("attacks", ())}]
-        exact = [r for r in worst if {*asked} == {*r["attacks"]}]
-        found = {r["attack"]: r for r in mine if self._whole(r)}
-        if not worst or not {"clean", *asked} <= set(found):
+        found = self._judged()
+        if found is None:
             return None
-        return {name: found[name] for name in ("clean", *asked)} | {WORST: (exact or worst)[-1]}
+        staged = self.judging.individual is False
+        asked = [STAGED] if staged else list(self.judging.attacks)
+        mine = found.verdicts.only(asked)
+        records = {record["attack"]: record for record in mine.records()}
+        wanted = plan(self._attacks(), self.recipe.norm, self.judging.individual)
+        done = {name for name, told in mine.told.items() if self._done(told)}
+        if not {stage.name for stage in wanted} <= done or not {*asked} <= set(records):
+            return None
+        if self.judging.individual and not all(map(mine.alone, mine.told)):
+            return None
+        return {name: records[name] for name in ("clean", *asked, WORST)}
+
+    def _judged(self) -> Evaluation | None:
+        """Return the evaluation of this model under this protocol as far as it is; None: none."""
+        try:
+            found = read(self.store.path)
+        except UNREADABLE:
+            return None
+        mine = {
+            "model_sha256": self._digest(),
+            "weights": self.judging.weights,
+            "sample": self.sample.content(),
+            "norm": self.recipe.norm,
+            "eps": repr(self.judging.eps),
+        }
+        return found if mine.items() <= found.about.items() else None
+
+    def _done(self, told: Mapping[str, Any]) -> bool:
+        """Tell whether an attack is at its end, and was run as this protocol has it."""
+        made = told["made"]
+        alike = self.judging.precision in ("auto", made.get("precision"))
+        return bool(told["finished"] and made.get("seed") == 0 and alike)
 
     def _digest(self) -> str | None:
         """Return the SHA-256 of the weights that are judged; None: there are none."""
@@ -114,48 +139,22 @@ class Item:
         except UserError:
             return None
 
-    def _same(self, record: Mapping[str, Any], digest: str | None) -> bool:
-        """Tell whether a record is of this model under this protocol."""
-        judging, eps = self.judging, record.get("eps")
-        return (
-            digest is not None
-            and record.get("model_sha256") == digest
-            and record.get("weights") == judging.weights
-            and record.get("sample") == self.sample.content()
-            and record.get("norm") == self.recipe.norm
-            and eps == judging.eps
-            and record.get("seed") == 0
-            and judging.precision in ("auto", record.get("precision"))
-        )
-
-    def _whole(self, record: Mapping[str, Any]) -> bool:
-        """Tell whether a record of an ensemble has the stages that were asked for."""
-        stages = record.get("stages", [])
-        if record["attack"] == STAGED:
-            return len(stages) >= len(plan(self._attacks(), self.recipe.norm, False))
-        wanted = self.judging.individual is True
-        return not wanted or all(stage["alone"] is not None for stage in stages)
-
     def _attacks(self) -> dict[str, Attack]:
         return parse_list(self.judging.attacks)
 
     def _begun(self) -> bool:
         """Tell whether there is an evaluation of the same kind to go on with."""
-        store = self.store
-        try:
-            about = store.about()
-            summary = json.loads(store.summary.read_text(encoding="utf-8"))
-            precision = summary["records"][0]["precision"]
-        except (UserError, OSError, ValueError, LookupError):
+        found = self._judged()
+        if found is None:
             return False  # nothing there, or nothing that could be gone on with
+        about = found.about
         asked = about.get("asked", {})
         return bool(
             about.get("version") == equipoise.__version__
-            and about.get("model_sha256") == self._digest()
             and asked.get("attacks") == list(self.judging.attacks)
             and asked.get("individual") == self.judging.individual
             and (asked.get("seed"), asked.get("passes")) == (0, None)
-            and self.judging.precision in ("auto", precision)
+            and self.judging.precision in ("auto", found.verdicts.precision)
         )
 
     def state(self) -> tuple[str, str]:
@@ -182,12 +181,9 @@ class Item:
             return self.gradients * min(1.0, len(self.rounds()) / self.recipe.rounds)
         if self.verdicts() is not None:
             return self.gradients + self.evaluation
-        path = self.store.summary
-        try:
-            records = json.loads(path.read_text(encoding="utf-8"))["records"]
-            done = records[-1]["backwards"]
-        except (OSError, ValueError, LookupError):
-            done = 0
+        found = self._judged()
+        told = found.verdicts.told.values() if found else ()
+        done = sum(part["backwards"] for part in told)
         return float(self.gradients + min(done, self.evaluation))
 
     # What to do next

@@ -9,7 +9,8 @@ from typing import Any
 
 from equipoise.comparison import Plan
 from equipoise.evaluation.plan import STAGED
-from equipoise.jobs.compare_runs import WORST, Item
+from equipoise.jobs.compare_runs import Item
+from equipoise.verdicts import WORST
 
 MISSING = "-"
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import equipoise
-from equipoise import own, recipe
+from equipoise import own, recipe, verdicts
 from equipoise.attacks import check_norms, parse_list, without_clean
 from equipoise.data import draw, image_digests
 from equipoise.digests import tensor_digest
@@ -112,7 +112,7 @@ def evaluate_run(
         options: Fields of :class:`Options`.
 
     Returns:
-        The new records.
+        The records, as :func:`evaluate_subject` has them.
     """
     console = console or Console(quiet=True)
     asked = Options(**options)
@@ -129,7 +129,8 @@ def evaluate_subject(subject: Subject, options: Options, console: Console) -> li
     interrupted. Earlier verdicts on the same weights and images count in the worst case.
 
     Returns:
-        The new records; they are added to ``records.jsonl`` after each attack.
+        The records of what was evaluated, counted from the verdicts that were kept, those of
+        earlier evaluations of the same weights on the same points included.
 
     Raises:
         UserError: If the options do not fit the model, or what is resumed is another's.
@@ -290,17 +291,11 @@ class _Job:
                 after=keeper.after,
             )
             keeper.end(result)
+        self.records += verdicts.read(store.path).lines()
 
     def keep(self, store: Store, result: Result, about: Mapping[str, Any]) -> None:
         """Keep a result."""
         store.write(result, self.x, about, self.origin)
-
-    def add(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Add records to the run's."""
-        for record in records:
-            self.records.append({**record, **self.origin})
-            with self.run.lock("writing its records", "records", wait=60):
-                self.run.append_line("records.jsonl", self.records[-1])
 
     def of(self, threat: Threat) -> dict[str, Any]:
         """Return what verdicts must agree in to be of the same model and points."""

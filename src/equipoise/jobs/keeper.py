@@ -24,9 +24,6 @@ class Work(Protocol):
     def keep(self, store: Store, result: Result, about: Mapping[str, Any]) -> None:
         """Keep a result."""
 
-    def add(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Add records to the run's."""
-
 
 class Keeper:
     """Keeps what one evaluation finds, and shows how far it is.
@@ -44,7 +41,6 @@ class Keeper:
         self.work, self.store, self.about, self.before = work, store, about, before
         self.latest: Result | None = None
         self.saved, self.cost = time.monotonic(), 0.0
-        self.told: set[str] = set()
         self.warned: list[Finding] = []
 
     def advance(self, progress: Progress) -> None:
@@ -57,24 +53,14 @@ class Keeper:
         ended = finished - {n for n, o in _outcomes(self.latest).items() if o.finished}
         self.latest = result
         self._warn(result.findings)
-        if ended:
-            self._save(result)
-            self._tell(result, ended)
-        elif time.monotonic() - self.saved > max(SAVE_SECONDS, SAVE_SHARE * self.cost):
+        if ended or time.monotonic() - self.saved > max(SAVE_SECONDS, SAVE_SHARE * self.cost):
             self._save(result)
 
     def end(self, result: Result) -> None:
-        """Keep the whole, and add the records of what is only known at the end."""
+        """Keep the whole."""
         self.latest = None
         self._warn(result.findings)
-        joined = result.joined(self.before)
-        if result.outcomes:
-            self._save(result, finished=True)
-            done = result.records()
-            self.work.add([record for record in done[:-1] if record["attack"] not in self.told])
-            self.work.add([joined.records()[-1]])
-        else:
-            self.work.add(result.records())
+        self._save(result, finished=True)
         self._checked(result.findings)
 
     @contextmanager
@@ -90,18 +76,6 @@ class Keeper:
                     f"what was found is kept; go on with: equipoise evaluate {where} --resume"
                 )
             raise
-
-    def _tell(self, result: Result, ended: set[str]) -> None:
-        """Add the records of attacks that have ended, and before them that of clean inputs.
-
-        Those of an ensemble and its stages wait for its end.
-        """
-        alone = {name for name in ended if not result.outcomes[name].ensemble}
-        for record in result.records()[:-1]:
-            name = str(record["attack"])
-            if name not in self.told and name in {"clean", *alone}:
-                self.told.add(name)
-                self.work.add([record])
 
     def _save(self, result: Result, finished: bool = False) -> None:
         began = time.monotonic()

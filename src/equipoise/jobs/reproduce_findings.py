@@ -18,12 +18,13 @@ from torch import Tensor
 from equipoise import cmmr, distortion
 from equipoise import weights as names
 from equipoise.evaluation import Result
-from equipoise.jobs.compare_runs import WORST, Item
+from equipoise.jobs.compare_runs import Item
 from equipoise.jobs.compare_table import origin_facts
 from equipoise.jobs.reproduce_fronts import FrontItem
 from equipoise.jobs.reproduce_runs import Look
 from equipoise.reproductions import View
 from equipoise.runs import Run
+from equipoise.verdicts import WORST
 
 FORMAT = 1
 

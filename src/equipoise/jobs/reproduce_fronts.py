@@ -14,8 +14,9 @@ from equipoise.fronts.choice import following
 from equipoise.fronts.ledger import FOLDER, Ledger
 from equipoise.fronts.points import Point
 from equipoise.fronts.record import Record
-from equipoise.jobs.compare_runs import WORST, Item
+from equipoise.jobs.compare_runs import Item
 from equipoise.sample import Sample
+from equipoise.verdicts import WORST
 from equipoise.weights import PAIR
 
 

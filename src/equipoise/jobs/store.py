@@ -2,19 +2,22 @@
 
 ``evaluations/NAME.safetensors`` holds inputs, labels, verdicts and every adversarial example; its
 metadata what the evaluation was of and what each attack did, sealed with a SHA-256 over all of
-it. It is written whole or not at all after every few batches, so that an interrupted evaluation
+it. Every number that is shown is counted from these verdicts: see :mod:`equipoise.verdicts`. It is
+written whole or not at all after every few batches, so that an interrupted evaluation
 goes on from there. ``NAME.json`` beside it is the same for people and programs, without the
-images: records, costs and findings, with the SHA-256 of both files in it.
+images: records, costs and findings, with the SHA-256 of both files in it. ``records.jsonl`` has
+the records of all evaluations of the folder and is made anew each time. Nothing reads the two but
+people, and :mod:`equipoise.jobs.verify`, which compares them with what follows from the verdicts.
 """
 
-__all__ = ["Store", "seal", "sealed"]
+__all__ = ["Store"]
 
 import hashlib
 import json
 import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +26,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from equipoise.digests import content_digest
+from equipoise import verdicts
 from equipoise.errors import UserError
 from equipoise.evaluation import Finding, Outcome, Result
 from equipoise.runs import Run
 from equipoise.sample import Sample
+from equipoise.sealed import read_arrays, seal, stamped
 from equipoise.threat import Threat
-
-FOLDER = "evaluations"
-_PLAIN = tuple(f.name for f in fields(Outcome) if f.name not in ("verdict", "attacked"))
+from equipoise.verdicts import FOLDER, RECORDS
 
 
 class Store:
@@ -101,49 +103,27 @@ class Store:
             UserError: If the file is not as it was written.
         """
         try:
-            with safe_open(self.path, "pt") as file:
-                metadata = dict(file.metadata() or {})
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            said = metadata.pop("sha256")
-            if said != content_digest(tensors, metadata):
-                raise ValueError("its checksum differs")
+            metadata, tensors = read_arrays(self.path, kind="pt")
             return json.loads(metadata["about"]), _result(tensors, metadata), tensors
         except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
             raise self._damaged(error) from None
 
     def write(self, result: Result, x: Tensor, about: Mapping[str, Any], origin: Any) -> None:
-        """Keep a result, whole or not at all, and its summary."""
+        """Keep a result, whole or not at all, and what is derived from it."""
         tensors, metadata = _tensors(result, x), _metadata(result, about)
-        metadata["sha256"] = content_digest(tensors, metadata)
-        payload = save(tensors, metadata=metadata)
+        metadata["origin"] = json.dumps(origin)
+        arrays = {name: value.numpy() for name, value in tensors.items()}
+        payload = save(tensors, metadata=stamped(arrays, metadata))
         self.run.write(f"{FOLDER}/{self.path.name}", lambda file: file.write(payload))
-        summary = {
-            "format": 1,
-            "about": dict(about),
-            "finished": bool(about.get("finished")),
-            "records": result.records(),
-            "findings": [asdict(finding) for finding in result.findings],
-            "memory": result.memory,
-            "origin": origin,
-            "examples": {"file": self.path.name, "sha256": hashlib.sha256(payload).hexdigest()},
-        }
+        digest = hashlib.sha256(payload).hexdigest()
+        summary = verdicts.read(self.path).summary(digest)
         self.run.write_json(f"{FOLDER}/{self.summary.name}", seal(summary))
+        with self.run.lock("writing its records", "records", wait=60):
+            self.run.write_lines(RECORDS, verdicts.all_lines(self.run.path))
 
     def _damaged(self, error: Exception) -> UserError:
         line = " ".join(str(error).split())[:200]
         return UserError(f"{self.path} is damaged ({line}); remove it and evaluate again")
-
-
-def seal(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return JSON content with its SHA-256 in it."""
-    text = json.dumps(content, sort_keys=True)
-    return {**content, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-
-
-def sealed(content: Mapping[str, Any]) -> bool:
-    """Tell whether JSON content is what was sealed."""
-    rest = {key: value for key, value in content.items() if key != "sha256"}
-    return bool(seal(rest)["sha256"] == content.get("sha256"))
 
 
 def _tensors(result: Result, x: Tensor) -> dict[str, Tensor]:
@@ -167,16 +147,12 @@ def _tensors(result: Result, x: Tensor) -> dict[str, Tensor]:
 
 
 def _metadata(result: Result, about: Mapping[str, Any]) -> dict[str, str]:
-    outcomes = {
-        name: {key: getattr(outcome, key) for key in _PLAIN}
-        for name, outcome in result.outcomes.items()
-    }
     return {
         "about": json.dumps(dict(about)),
         "norm": result.threat.norm,
         "eps": repr(result.threat.eps),
         "attacks": json.dumps([*result.verdicts]),
-        "outcomes": json.dumps(outcomes),
+        "outcomes": json.dumps({k: o.told for k, o in result.outcomes.items()}),
         "findings": json.dumps([asdict(finding) for finding in result.findings]),
         "classes": json.dumps(list(result.classes)),
         "seed": str(result.seed),

@@ -22,11 +22,12 @@ from equipoise.digests import tensor_digest
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation import Judge, Result
 from equipoise.jobs.device import choose_device, deterministic
-from equipoise.jobs.store import Store, sealed
+from equipoise.jobs.store import Store
 from equipoise.jobs.subject import Subject, of_run
 from equipoise.progress import Console
 from equipoise.runs import model_digest
 from equipoise.sample import Sample
+from equipoise.sealed import is_sealed
 
 UNDECIDED = 1e-4  # margins within this share of the logits may turn with the batch they are in
 
@@ -161,7 +162,7 @@ def _summary(store: Store, verified: Verified) -> None:
     """Hold the summary against the file beside it, and its last number against the verdicts."""
     try:
         content = json.loads(store.summary.read_bytes())
-        same = sealed(content) and content["examples"]["sha256"] == _file_digest(store.path)
+        same = is_sealed(content) and content["examples"]["sha256"] == _file_digest(store.path)
         same = same and content["records"][-1]["robust"] == verified.robust
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         same = False

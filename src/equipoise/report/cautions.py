@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from shlex import quote
 
 from equipoise.report.checks import check_cautions
-from equipoise.report.results import WORST, Row, Threat, sections
+from equipoise.report.results import Row, Threat, sections
 from equipoise.report.runs_reader import Run
 from equipoise.report.wording import closed, count, join
 
@@ -103,11 +103,6 @@ def _evaluation(run: Run, row: Row | None) -> Iterator[_Finding]:
         text = f"{join(after)} did not meet the images that other attacks had broken before and "
         text += "counts them as withstood; read the worst case."
         yield run.name, "Ensemble after other attacks", text
-    worst, attacks = row.records.get(WORST), [*row.records.values()]
-    beaten = worst and [r.attack for r in attacks if r.accuracy < worst.accuracy]
-    if beaten:
-        text = f"{join(beaten)} came later and left fewer images correct than the worst case."
-        yield run.name, "Worst case out of date", text
 
 
 def _together(runs: Sequence[Run], headline: Mapping[str, Row]) -> Iterator[_Finding]:

@@ -1,21 +1,22 @@
-"""What an evaluation left beside its images: checks, costs, distances, and whether it ended."""
+"""What an evaluation found: numbers from its verdicts, checks, costs, and whether it ended."""
 
 __all__ = ["Distances", "Evaluation", "Finding", "read_evaluations"]
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from equipoise.report.reading import budget, numbers, reason
-from equipoise.report.records_reader import Record, record, told
+from equipoise import verdicts
+from equipoise.report.reading import reason
+from equipoise.report.records_reader import Record, record
 from equipoise.sample import Sample
+from equipoise.sealed import weights_digest
+from equipoise.verdicts import FOLDER, RECORDS, UNREADABLE, WORST, read
 
-_WORST = "worst-case"
 _STATUSES = ("failed", "warning", "ok", "skipped")
 
 
@@ -41,87 +42,96 @@ class Distances:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One evaluation: one model, one threat, one sample of the test images."""
+    """One evaluation: one model, one threat, one sample of the test images.
+
+    Its records are counted from its sealed verdicts.
+    """
 
     name: str
+    path: Path
     threat: tuple[str, float]
     n: int
     sample: Sample | None
     finished: bool
     weights: str
+    model_sha256: str
     records: tuple[Record, ...]
     findings: tuple[Finding, ...]
     memory: int
     versions: Mapping[str, Any]
     distances: Distances | None
+    attacks: tuple[str, ...]
+    classes: tuple[str, ...]
 
     @property
     def whole(self) -> Record | None:
         """The record of all attacks together, with what they cost."""
-        return next((r for r in self.records if r.attack == _WORST), None)
+        return next((r for r in self.records if r.attack == WORST), None)
+
+    @property
+    def told(self) -> tuple[Record, ...]:
+        """The records of what is at its end: of an interrupted one neither ensembles nor all."""
+        if self.finished:
+            return self.records
+        return tuple(r for r in self.records if not r.stages and r.attack != WORST)
 
 
-def read_evaluations(folder: Path, notes: list[str]) -> tuple[Evaluation, ...]:
-    """Return the evaluations of a run, of the weights that a report tells of.
+def read_evaluations(run: Path, notes: list[str]) -> tuple[Evaluation, ...]:
+    """Return the evaluations of the weights that a run folder has now.
 
     Arguments:
-        folder: The folder with ``NAME.json`` beside ``NAME.safetensors``.
-        notes: What is damaged or missing is added here; it stops nothing.
+        run: The run folder.
+        notes: What is damaged, or of other weights, is added here; it stops nothing.
     """
     found: list[Evaluation] = []
-    for path in sorted(folder.glob("*.json")):
-        where = f"{folder.name}/{path.name}"
+    paths = sorted((run / FOLDER).glob("*.safetensors"))
+    for path in paths:
+        where = f"`{FOLDER}/{path.name}`"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            found.append(_evaluation(path, content))
-        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+            evaluation = _evaluation(path, read(path))
+        except (*UNREADABLE, AttributeError) as error:
+            notes.append(f"{where} is damaged ({reason(error)}): its numbers are left out.")
+            continue
+        if _present(run, evaluation.weights) in (None, evaluation.model_sha256):
+            found.append(evaluation)
+        else:
             notes.append(
-                f"`{where}` is damaged ({reason(error)}): its checks and costs are left out."
+                f"{where} is of other weights than the run has now: its numbers are left out. "
+                f"Evaluate the run again: `equipoise evaluate {quote(str(run))}`."
             )
-    notes += _lonely(folder)
-    weights = told({evaluation.weights for evaluation in found})
-    return tuple(evaluation for evaluation in found if evaluation.weights == weights)
+    if not paths and (run / RECORDS).is_file():
+        notes.append(f"`{RECORDS}` has no sealed evaluation to it: its numbers are left out.")
+    return tuple(found)
 
 
-def _lonely(folder: Path) -> list[str]:
-    """Return a note for each file of examples whose summary is missing."""
-    notes = []
-    for path in sorted(folder.glob("*.safetensors")):
-        # Files that say nothing of what they are of come from before there were summaries.
-        if not path.with_suffix(".json").is_file() and "about" in _metadata(path):
-            where = f"{folder.name}/{path.stem}.json"
-            notes.append(f"`{where}` is missing: its checks and costs are left out.")
-    return notes
+def _present(run: Path, weights: str) -> str | None:
+    """Return the SHA-256 of weights as they are now; None: there are none to compare with."""
+    path = run / f"{weights}.safetensors"
+    return weights_digest(path) if path.is_file() else None
 
 
-def _metadata(path: Path) -> Mapping[str, str]:
-    try:
-        with safe_open(str(path), framework="np") as file:
-            return file.metadata() or {}
-    except (OSError, SafetensorError):
-        return {}
-
-
-def _evaluation(path: Path, content: Mapping[str, Any]) -> Evaluation:
-    about = content["about"]
-    eps = budget(about["eps"])
-    if eps is None:
-        raise ValueError(f"eps is {about['eps']}")
-    weights = str(about.get("weights") or "model")
-    given = {"weights": weights, "sample": about.get("sample")}
-    origin = content.get("origin") or {}
+def _evaluation(path: Path, found: verdicts.Evaluation) -> Evaluation:
+    judged = found.verdicts
+    weights = str(found.about.get("weights") or "model")
+    keys = ("model_sha256", "data_sha256", "sample")
+    about = {key: found.about.get(key) for key in keys} | {"weights": weights}
+    sample = found.about.get("sample")
     return Evaluation(
         name=path.stem,
-        threat=(str(about["norm"]), round(eps, 9)),
-        n=int(about["n"]),
-        sample=Sample.of_content(about["sample"]) if about.get("sample") else None,
-        finished=bool(about.get("finished")),
+        path=path,
+        threat=(judged.norm, round(judged.eps, 9)),
+        n=len(judged.y),
+        sample=Sample.of_content(sample) if sample else None,
+        finished=found.finished,
         weights=weights,
-        records=tuple(record({**given, **r}) for r in content.get("records") or ()),
-        findings=_findings(content.get("findings") or ()),
-        memory=int(numbers(content).get("memory", 0)),
-        versions=dict(origin.get("versions") or {}),
-        distances=_distances(path.with_suffix(".safetensors")),
+        model_sha256=str(found.about["model_sha256"]),
+        records=tuple(record({**line, **about}) for line in judged.records()),
+        findings=_findings(found.findings),
+        memory=found.memory,
+        versions=dict(found.origin.get("versions") or {}),
+        distances=_distances(found),
+        attacks=tuple(judged.told),
+        classes=tuple(judged.classes),
     )
 
 
@@ -142,14 +152,7 @@ def _findings(values: Sequence[Mapping[str, Any]]) -> tuple[Finding, ...]:
     return tuple(sorted(found, key=lambda finding: _STATUSES.index(finding.status)))
 
 
-def _distances(path: Path) -> Distances | None:
-    try:
-        with safe_open(str(path), framework="np") as file:
-            if "distance" not in file.keys():  # noqa: SIM118 - not a mapping
-                return None
-            correct, robust = file.get_tensor("correct"), file.get_tensor("robust")
-            far = file.get_tensor("distance")[correct.astype(bool) & ~robust.astype(bool)]
-    except (OSError, SafetensorError, ValueError, TypeError, IndexError):
-        return None  # what is wrong with the images is said where they would be shown
+def _distances(found: verdicts.Evaluation) -> Distances | None:
+    far = found.distance[found.verdicts.correct & ~found.verdicts.robust]
     far = far[np.isfinite(far)]
     return Distances(len(far), float(np.median(far)), float(far.max())) if len(far) else None

@@ -7,26 +7,30 @@ opened lazily and only the images that are shown are read.
 __all__ = ["LARGE", "Example", "Gallery", "Group", "gallery", "image_uri", "png"]
 
 import base64
-import json
 import struct
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
+from equipoise.report.evaluations_reader import Evaluation
 from equipoise.report.reading import reason
-from equipoise.report.records_reader import told
-from equipoise.report.results import CLEAN, Threat
+from equipoise.report.results import Threat
 from equipoise.report.runs_reader import Run
 from equipoise.report.selection import attack_names, selections
 from equipoise.report.wording import norm_text, threat_text
+from equipoise.sealed import read_arrays
+from equipoise.verdicts import UNREADABLE, read
 
 LARGE = 96  # pixels; above, fewer images are shown and they are not enlarged
+_KNOWN = {  # of each image
+    *("y", "clean_prediction", "adversarial_prediction"),
+    *("margin", "distance", "broken_by"),
+}
 _COLD, _PAPER, _WARM = (0, 92, 160), (246, 246, 244), (200, 70, 0)
 
 Pixels = NDArray[np.float64]
@@ -68,7 +72,6 @@ class Gallery:
     attacks: tuple[str, ...]
     groups: tuple[Group, ...]
     finished: bool
-    measured: bool
     scale: float
     signed: bool
     size: tuple[int, int]
@@ -86,42 +89,45 @@ def gallery(run: Run, threat: Threat | None, identity: str) -> Gallery | str | N
     Returns:
         The gallery; one line saying why there is none; or None where no images were stored.
     """
+    if not run.evaluations:
+        return None
+    best = max(run.evaluations, key=lambda evaluation: _rank(evaluation, threat))
     try:
-        found = [_Stored.read(path) for path in run.examples]
-        weights = told({stored.weights for stored in found})
-        found = [stored for stored in found if stored.weights == weights]
-        if not found:
-            return None
-        best = max(found, key=lambda stored: stored.rank(threat))
+        judged = read(best.path).verdicts
+        known = {"correct": judged.correct, "robust": judged.robust}
+        known |= read_arrays(best.path, lambda name: name in _KNOWN)[1]
         with safe_open(str(best.path), framework="np") as file:
-            return _gallery(file, best, run.classes, identity)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            return _gallery(_Stored(best, known, file, best.classes or run.classes), identity)
+    except (*UNREADABLE, AttributeError) as error:
         return f"The stored images could not be read ({reason(error)}); evaluate the run again."
+
+
+def _rank(evaluation: Evaluation, wanted: Threat | None) -> tuple[object, ...]:
+    shown, attacked = evaluation.threat == wanted, bool(evaluation.attacks)
+    finished, name = evaluation.finished, evaluation.name
+    return attacked, shown, evaluation.threat[1], finished, evaluation.n, name
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """A file of images: its budget, how many they are, of which weights, and whether whole."""
+    """An evaluation, what is known of each of its images, and the open file of the images."""
 
-    path: Path
-    threat: Threat
-    n: int
-    weights: str
-    finished: bool
+    evaluation: Evaluation
+    known: Mapping[str, NDArray[Any]]
+    file: Any
+    classes: Sequence[str]
 
-    @classmethod
-    def read(cls, path: Path) -> "_Stored":
-        with safe_open(str(path), framework="np") as file:
-            metadata = file.metadata() or {}
-            n = int(file.get_slice("y").get_shape()[0])
-        about = json.loads(metadata.get("about") or "{}")
-        threat = str(metadata["norm"]), round(float(metadata["eps"]), 9)
-        weights, finished = about.get("weights") or "model", bool(about.get("finished", True))
-        return cls(path, threat, n, weights, finished)
+    def image(self, name: str, index: int) -> Pixels:
+        stored = np.asarray(self.file.get_slice(name)[index : index + 1])[0]
+        pixels: Pixels = np.nan_to_num(stored.astype(np.float64))
+        return pixels / 255 if stored.dtype == np.uint8 else pixels
 
-    def rank(self, wanted: Threat | None) -> tuple[object, ...]:
-        shown = self.threat == wanted
-        return shown, self.threat[1], self.finished, self.n, self.path.name
+    def difference(self, index: int) -> Pixels:
+        return self.image("x_adv", index) - self.image("x", index)
+
+    def label(self, key: str, index: int) -> str:
+        label = int(self.known[key][index])
+        return self.classes[label] if 0 <= label < len(self.classes) else f"class {label}"
 
 
 def png(image: Bytes) -> bytes:
@@ -150,32 +156,25 @@ def image_uri(pixels: NDArray[Any]) -> str:
     return _uri(_colours(np.nan_to_num(np.asarray(pixels, np.float64))))
 
 
-def _gallery(file: Any, stored: _Stored, known: Sequence[str], identity: str) -> Gallery:
-    metadata = file.metadata() or {}
-    classes = json.loads(metadata.get("classes") or "[]") or list(known)
-    _, channels, height, width = file.get_slice("x").get_shape()
-    chosen = selections(file, 2 if max(height, width) > LARGE else 1)
-    scale = _scale(file, stored.threat, [i for kind in chosen for i in kind.indices])
-    outcomes = attack_names([*json.loads(metadata.get("outcomes") or "{}")])
-    attacks = outcomes or json.loads(metadata.get("attacks") or "[]")
+def _gallery(stored: _Stored, identity: str) -> Gallery:
+    evaluation = stored.evaluation
+    _, channels, height, width = stored.file.get_slice("x").get_shape()
+    chosen = selections(stored.known, 2 if max(height, width) > LARGE else 1)
+    scale = _scale(stored, [i for kind in chosen for i in kind.indices])
+    attacks = attack_names(evaluation.attacks)
 
     def examples(indices: Sequence[int]) -> tuple[Example, ...]:
-        notes = [_note(file, index, outcomes) for index in indices]
-        return tuple(
-            replace(_example(file, index, classes, scale), note=note)
-            for index, note in zip(indices, notes, strict=True)
-        )
+        return tuple(_example(stored, index, attacks, scale) for index in indices)
 
     return Gallery(
         id=identity,
-        threat=threat_text(*stored.threat),
-        norm=norm_text(stored.threat[0]),
-        attacks=tuple(str(a) for a in attacks if a != CLEAN),
+        threat=threat_text(*evaluation.threat),
+        norm=norm_text(evaluation.threat[0]),
+        attacks=attacks,
         groups=tuple(
             Group(c.name, c.number, c.rule, c.extreme, examples(c.indices)) for c in chosen
         ),
-        finished=stored.finished,
-        measured="margin" in file.keys(),  # noqa: SIM118 - not a mapping
+        finished=evaluation.finished,
         scale=scale,
         signed=channels == 1,
         size=(width, height),
@@ -183,12 +182,10 @@ def _gallery(file: Any, stored: _Stored, known: Sequence[str], identity: str) ->
     )
 
 
-def _note(file: Any, index: int, attacks: Sequence[str]) -> str:
-    """Return what broke an image first, and how far and by how much; nothing in old files."""
-    if not {"margin", "distance", "broken_by"} <= set(file.keys()):
-        return ""
+def _note(stored: _Stored, index: int, attacks: Sequence[str]) -> str:
+    """Return what broke an image first, and how far and by how much."""
     margin, distance, by = (
-        file.get_slice(key)[index : index + 1][0] for key in ("margin", "distance", "broken_by")
+        stored.known[key][index] for key in ("margin", "distance", "broken_by")
     )
     if margin == np.inf:
         return "no perturbed image was found"
@@ -197,37 +194,24 @@ def _note(file: Any, index: int, attacks: Sequence[str]) -> str:
     return f"{first}distance {distance:.3g}, margin {sign}"
 
 
-def _image(file: Any, name: str, index: int) -> Pixels:
-    stored = np.asarray(file.get_slice(name)[index : index + 1])[0]
-    pixels: Pixels = np.nan_to_num(stored.astype(np.float64))
-    return pixels / 255 if stored.dtype == np.uint8 else pixels
-
-
-def _difference(file: Any, index: int) -> Pixels:
-    return _image(file, "x_adv", index) - _image(file, "x", index)
-
-
-def _scale(file: Any, threat: Threat, indices: Sequence[int]) -> float:
+def _scale(stored: _Stored, indices: Sequence[int]) -> float:
     """Return the factor that brings the largest change of a pixel to half the range."""
-    norm, eps = threat
-    largest = max((float(np.abs(_difference(file, i)).max()) for i in indices), default=0.0)
+    norm, eps = stored.evaluation.threat
+    largest = max((float(np.abs(stored.difference(i)).max()) for i in indices), default=0.0)
     reach = eps if norm == "linf" else largest
     return 0.5 / reach if reach > 0 else 1.0
 
 
-def _example(file: Any, index: int, classes: Sequence[object], scale: float) -> Example:
-    def name(key: str) -> str:
-        label = int(file.get_slice(key)[index : index + 1][0])
-        return str(classes[label]) if 0 <= label < len(classes) else f"class {label}"
-
+def _example(stored: _Stored, index: int, attacks: Sequence[str], scale: float) -> Example:
     return Example(
         index=index,
-        truth=name("y"),
-        before=name("clean_prediction"),
-        after=name("adversarial_prediction"),
-        clean=_uri(_colours(_image(file, "x", index))),
-        noise=_uri(_noise(_difference(file, index) * scale)),
-        adversarial=_uri(_colours(_image(file, "x_adv", index))),
+        truth=stored.label("y", index),
+        before=stored.label("clean_prediction", index),
+        after=stored.label("adversarial_prediction", index),
+        clean=_uri(_colours(stored.image("x", index))),
+        noise=_uri(_noise(stored.difference(index) * scale)),
+        adversarial=_uri(_colours(stored.image("x_adv", index))),
+        note=_note(stored, index, attacks),
     )
 
 

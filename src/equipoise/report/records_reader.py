@@ -1,6 +1,6 @@
 """Records of an evaluation: one for each attack, with its stages where it is an ensemble."""
 
-__all__ = ["Record", "Stage", "latest", "others", "record", "told"]
+__all__ = ["Record", "Stage", "record", "told"]
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -160,19 +160,6 @@ def _bounds(value: Sequence[float] | None) -> tuple[float, float] | None:
 
 def _texts(value: Sequence[object] | None) -> tuple[str, ...]:
     return tuple(str(text) for text in value or ())
-
-
-def latest(records: Sequence[Record]) -> tuple[Record, ...]:
-    """Return the latest of equal records, of the weights that a report tells of."""
-    weights = told({r.weights for r in records})
-    kept = [r for r in records if r.weights == weights]
-    return tuple({(r.attack, r.threat, r.images, r.split): r for r in kept}.values())
-
-
-def others(records: Sequence[Record]) -> tuple[str, ...]:
-    """Return the other weights that were evaluated, like ``round-005``, in their order."""
-    weights = dict.fromkeys(r.weights for r in records)
-    return tuple(name for name in weights if name != told(weights))
 
 
 def told(weights: Collection[str]) -> str:

@@ -10,6 +10,7 @@ __all__ = [
     "best",
     "ensemble_title",
     "headline_rows",
+    "row_of",
     "rows_of",
     "sections",
     "stage_name",
@@ -22,6 +23,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from equipoise.report.evaluations_reader import Evaluation
 from equipoise.report.records_reader import Record, Stage
 from equipoise.report.runs_reader import Run
 from equipoise.report.wording import images_text, interval, join, percent, threat_text
@@ -157,30 +159,17 @@ def strongest(records: Iterable[Record]) -> Record | None:
 
 
 def rows_of(run: Run) -> tuple[Row, ...]:
-    """Return what was measured for a run, one row per budget, split and sample of images."""
-    groups: dict[tuple[Threat | None, str, tuple[int, str]], dict[str, Record]] = {}
-    for record in run.records:
-        key = record.threat, record.split, record.images
-        groups.setdefault(key, {})[record.attack] = record
-    perturbed = any(threat for threat, _, _ in groups)
-    rows = []
-    for (threat, split, images), records in groups.items():
-        if threat or not perturbed:
-            sample = next(iter(records.values())).sample
-            found = _with_clean(run, split, images, records)
-            rows.append(Row(run, threat, split, images[0], sample, found))
-    return tuple(rows)
+    """Return what was measured for a run, one row an evaluation."""
+    rows = [row for evaluation in run.evaluations if (row := row_of(run, evaluation)).records]
+    perturbed = any(row.threat for row in rows)
+    return tuple(row for row in rows if row.threat or not perturbed)
 
 
-def _with_clean(
-    run: Run, split: str, images: tuple[int, str], records: dict[str, Record]
-) -> dict[str, Record]:
-    # Clean accuracy is the same at every budget, and may have been recorded at another one.
-    if CLEAN in records:
-        return records
-    clean = (r for r in run.records if (r.attack, r.split, r.images) == (CLEAN, split, images))
-    found = next(clean, None)
-    return {CLEAN: found, **records} if found else records
+def row_of(run: Run, evaluation: Evaluation) -> Row:
+    """Return what one evaluation measured, as far as it is at its end."""
+    records = {record.attack: record for record in evaluation.told}
+    first = evaluation.records[0]  # of the clean images
+    return Row(run, first.threat, first.split, evaluation.n, evaluation.sample, records)
 
 
 def sections(runs: Sequence[Run]) -> tuple[Section, ...]:

@@ -13,11 +13,11 @@ import yaml
 from equipoise.errors import UserError
 from equipoise.report.evaluations_reader import Evaluation, read_evaluations
 from equipoise.report.reading import Numbers, budget, checked, lines, mapping, numbers
-from equipoise.report.records_reader import Record, latest, others, record
+from equipoise.report.records_reader import Record, told
 
 _OWN = "own-model.json"  # describes a model that was not trained here
 _PICKED = "picked.json"  # says from which front a model was picked, and why
-_SIGNS = ("recipe.yaml", "log.jsonl", "records.jsonl", _OWN)
+_SIGNS = ("recipe.yaml", "log.jsonl", _OWN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +70,16 @@ class Run:
     config: Mapping[str, Any]
     rounds: tuple[Round, ...]
     summary: Summary | None
-    records: tuple[Record, ...]
-    others: tuple[str, ...]  # the weights of records that are not told of
+    others: tuple[str, ...]  # the weights of evaluations that are not told of
     evaluations: tuple[Evaluation, ...]
-    examples: tuple[Path, ...]
     own: Mapping[str, Any]
     picked: Mapping[str, Any]
     notes: tuple[str, ...]
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """What was measured, of all evaluations."""
+        return tuple(record for evaluation in self.evaluations for record in evaluation.told)
 
     @property
     def trained(self) -> bool:
@@ -196,7 +199,9 @@ def read_run(folder: Path) -> Run:
         )
     notes: list[str] = []
     summary = mapping(folder / "summary.json", json.loads)
-    records = lines(folder / "records.jsonl", record, notes)
+    found = read_evaluations(folder, notes)
+    weights = told({evaluation.weights for evaluation in found})
+    mine = tuple(evaluation for evaluation in found if evaluation.weights == weights)
     return Run(
         path=folder,
         name=folder.resolve().name,
@@ -205,10 +210,8 @@ def read_run(folder: Path) -> Run:
         config=mapping(folder / "config.json", json.loads),
         rounds=_rounds(lines(folder / "log.jsonl", _round, notes)),
         summary=checked(folder / "summary.json", _summary, summary) if summary else None,
-        records=latest(records),
-        others=others(records),
-        evaluations=read_evaluations(folder / "evaluations", notes),
-        examples=tuple(sorted((folder / "evaluations").glob("*.safetensors"))),
+        others=tuple(dict.fromkeys(e.weights for e in found if e.weights != weights)),
+        evaluations=mine,
         own=mapping(folder / _OWN, json.loads),
         picked=mapping(folder / _PICKED, json.loads),
         notes=tuple(notes),

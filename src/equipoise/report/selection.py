@@ -2,7 +2,7 @@
 
 __all__ = ["Selection", "attack_names", "selections"]
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,26 +26,22 @@ class Selection:
     extreme: bool = True
 
 
-def selections(file: Any, share: int) -> tuple[Selection, ...]:
+def selections(known: Mapping[str, NDArray[Any]], share: int) -> tuple[Selection, ...]:
     """Return the images to show of an evaluation.
 
     Arguments:
-        file: The open file of its tensors. One without margins has no easiest and hardest.
+        known: What is known of each image, by name.
         share: By what the numbers of images are divided; 1 for small images.
     """
-    y, correct = file.get_tensor("y"), file.get_tensor("correct").astype(bool)
-    robust = file.get_tensor("robust").astype(bool)
-    chosen = [
+    y, correct, robust = known["y"], known["correct"], known["robust"]
+    margin = np.nan_to_num(known["margin"], nan=-np.inf, posinf=np.inf)
+    few = EXTREME // share**2
+    return (
         _typical("Fooled", y, correct & ~robust, FOOLED // share),
         _typical("Withstood", y, correct & robust, WITHSTOOD // share),
-    ]
-    if {"margin", "broken_by"} <= set(file.keys()):
-        margin, broken_by = file.get_tensor("margin"), file.get_tensor("broken_by")
-        margin = np.nan_to_num(margin.astype(np.float64), nan=-np.inf, posinf=np.inf)
-        few = EXTREME // share**2
-        chosen += _fooled(np.flatnonzero(correct & ~robust), margin, broken_by, few)
-        chosen += _nearly(np.flatnonzero(correct & robust), margin, few)
-    return tuple(chosen)
+        *_fooled(np.flatnonzero(correct & ~robust), margin, known["broken_by"], few),
+        *_nearly(np.flatnonzero(correct & robust), margin, few),
+    )
 
 
 def attack_names(keys: Sequence[str]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 __all__ = ["StageTable", "heading", "stage_tables"]
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from equipoise.metrics import interval
 from equipoise.report.bars import Bar, bars
@@ -15,7 +15,7 @@ from equipoise.report.results import (
     Row,
     Threat,
     ensemble_title,
-    rows_of,
+    row_of,
     stage_name,
 )
 from equipoise.report.runs_reader import Run
@@ -99,20 +99,12 @@ def heading(tables: Sequence[StageTable]) -> str:
 
 
 def _found(run: Run) -> Iterator[tuple[Row, Record, bool]]:
-    known = set()
-    for row in rows_of(run):
+    for evaluation in run.evaluations:
+        row = replace(row_of(run, evaluation), records={r.attack: r for r in evaluation.records})
         for record in row.records.values():
             if record.stages and row.threat:
-                known.add((row.threat, row.images, record.attack))
-                yield row, record, not all(stage.finished for stage in record.stages)
-    # What was interrupted inside an ensemble has not reached the records yet.
-    for evaluation in run.evaluations:
-        records = {record.attack: record for record in evaluation.records}
-        row = Row(run, evaluation.threat, "test", evaluation.n, evaluation.sample, records)
-        for record in records.values():
-            key = (row.threat, row.images, record.attack)
-            if record.stages and not evaluation.finished and key not in known:
-                yield row, record, True
+                whole = evaluation.finished and all(stage.finished for stage in record.stages)
+                yield row, record, not whole
 
 
 def _remarks(table: StageTable) -> Iterator[str]:
