@@ -1,17 +1,27 @@
-# The two commands of a fresh machine: make demo, make test.
+# The commands of a fresh machine: make demo, make test. While one works: make quick.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check format bench clean
+# Each of the two workers has one thread: two of two threads each are several times slower.
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo test test-extras quick check format bench clean
 
 demo: .venv/run ## train and attack two models on embedded data, write a report
 	$(BIN)/equipoise demo
 
-test: .venv/dev check ## lint, types, layers, tests
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+test: .venv/dev check ## lint, types, layers, all tests but those of heavy optional packages
+	$(PYTEST) -m "not extras"
+
+test-extras: .venv/extras ## the tests against other people's implementations, which must be there
+	EQUIPOISE_REQUIRE_PEERS=1 $(PYTEST) -m extras
+
+quick: .venv/dev check ## lint, types, layers and the fast tests: two minutes on two cores
+	$(PYTEST) -m "not slow and not extras"
 
 check: .venv/dev
 	$(BIN)/ruff check .
@@ -23,7 +33,7 @@ format: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/dev ## ours against others, side by side; a quarter of an hour
+bench: .venv/extras ## ours against others, side by side; a quarter of an hour
 	$(BIN)/equipoise bench --out runs/bench.json
 
 clean:
@@ -37,8 +47,12 @@ clean:
 	$(BIN)/pip install -q -e '.[torch-tested]'
 	@touch $@
 
-# torchattacks asks for packages that break others, and needs none of them for what is compared.
 .venv/dev: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/pip install -q -e '.[dev]'
-	$(BIN)/pip install -q --no-deps torchattacks==3.5.1
 	@touch $@ .venv/run
+
+# torchattacks asks for packages that break others, and needs none of them for what is compared.
+.venv/extras: .venv/dev
+	$(BIN)/pip install -q -e '.[peers]'
+	$(BIN)/pip install -q --no-deps torchattacks==3.5.1
+	@touch $@

@@ -76,7 +76,10 @@ def test_a_case_is_the_same_problem_each_time_and_leaves_the_random_state_alone(
         assert torch.equal(one.model(one.x).argmax(1), one.y)  # an attack has work with each
 
 
-@pytest.mark.parametrize("name", attack.SIDES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(s, marks=pytest.mark.extras) if s in peers.INSTALL else s for s in attack.SIDES],
+)
 def test_all_sides_attack_the_same_images_within_the_threat(name):
     problem = TINY.build()
     before = problem.x.clone()
@@ -140,6 +143,7 @@ def test_an_evaluation_in_the_bench_does_all_steps(monkeypatch):
     assert sum(r.outcomes["pgd"].backwards for r in results) == side.gradients
 
 
+@pytest.mark.extras
 def test_pgd_as_one_writes_it_down_is_that_of_torchattacks():
     if "torchattacks" not in installed(["torchattacks"]):
         pytest.skip(peers.INSTALL["torchattacks"])

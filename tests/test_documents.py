@@ -4,6 +4,8 @@ import doctest
 import importlib
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import click
@@ -88,3 +90,24 @@ def test_doctests(name):
     results = doctest.testmod(module, extraglobs={"torch": torch})
     assert results.failed == 0
     assert results.attempted > 0 or name == "losses"
+
+
+MAKE = shutil.which("make") or ""
+
+
+@pytest.mark.skipif(not MAKE, reason="make is not installed")
+def test_test_workers_have_one_thread_and_every_test_runs_in_ci():
+    def lines(target):
+        known = ("-o", ".venv/dev", "-o", ".venv/extras", "-o", "check")
+        made = subprocess.run(
+            (MAKE, "-n", *known, target), cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        return [line for line in made.stdout.replace("\\\n", " ").splitlines() if "pytest" in line]
+
+    chosen = {"test": "not extras", "test-extras": "extras", "quick": "not slow and not extras"}
+    for target, marks in chosen.items():
+        (line,) = lines(target)
+        assert "OMP_NUM_THREADS=1 " in line
+        assert shlex.split(line)[-2:] == ["-m", marks]
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert ci[-2:] == ["make test", "make test-extras"]

@@ -1,4 +1,10 @@
-"""What the reference tests share: a small network that is robust in part, and unseen images."""
+"""What the reference tests share: a small network that is robust in part, and unseen images.
+
+Where a peer is missing its tests are skipped; with EQUIPOISE_REQUIRE_PEERS, as ``make
+test-extras`` has it, they fail.
+"""
+
+import os
 
 import pytest
 import torch
@@ -8,9 +14,18 @@ from torch.nn import functional as F  # noqa: N812 - the name everybody uses
 from equipoise.attacks import PGD
 from equipoise.data import load
 from equipoise.draws import GeneratorDraws
+from equipoise.jobs.bench import peers
 from equipoise.threat import Linf
 
 EPS, STEPS, BATCH = 0.15, 600, 64
+
+
+@pytest.fixture(scope="session", autouse=True)
+def required() -> None:
+    """Fail where a peer is missing that has to be there."""
+    if os.environ.get("EQUIPOISE_REQUIRE_PEERS"):
+        _, absent = peers.found(peers.INSTALL)
+        assert not absent, absent
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,8 @@ from equipoise.losses import cross_entropy, dlr, margin
 from equipoise.threat import L1, L2, Linf, Threat
 from problems import digits, held_out
 
+pytestmark = pytest.mark.extras
+
 LOSSES = {"ce": cross_entropy, "dlr": dlr}
 
 NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}

@@ -10,6 +10,8 @@ from torch import Tensor
 
 import equipoise as eq
 
+pytestmark = pytest.mark.extras
+
 
 @pytest.fixture(scope="module")
 def theirs(robust_digits) -> Callable[[str, float, int], Tensor]:

@@ -7,6 +7,8 @@ import pytest
 from equipoise.attacks.carlini_wagner import CarliniWagnerL2
 from equipoise.threat import L2
 
+pytestmark = pytest.mark.extras
+
 THREAT = L2(0.5)
 
 

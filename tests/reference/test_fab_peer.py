@@ -16,6 +16,8 @@ from equipoise.attacks.fab import FAB, FABT
 from equipoise.attacks.fab_projections import project
 from equipoise.threat import L1, L2, Linf, Threat
 
+pytestmark = pytest.mark.extras
+
 NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 CASES = [(Linf(0.15), 200, 50), (L2(0.6), 150, 50), (L1(1.2), 150, 50)]  # images, steps
 

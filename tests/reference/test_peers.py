@@ -14,6 +14,8 @@ from equipoise.attacks import FGSM, PGD
 from equipoise.threat import L2, Linf
 from problems import held_out, small_net
 
+pytestmark = pytest.mark.extras
+
 SETTINGS = [(1, 0.1, 0.1), (3, 0.05, 0.02), (10, 0.1, 0.025), (25, 0.2, 0.01)]  # steps, eps, step
 
 

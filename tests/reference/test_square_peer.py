@@ -18,6 +18,8 @@ from equipoise.attacks.square_windows import Grid, pyramids, window_size
 from equipoise.draws import KeyedDraws
 from equipoise.threat import L1, L2, Linf, Threat
 
+pytestmark = pytest.mark.extras
+
 NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
