@@ -1,10 +1,48 @@
 """The two ways a job can fail, and the exit code each one has on the command line."""
 
-__all__ = ["RunError", "UserError", "nearest", "short"]
+__all__ = ["FOREIGN", "RunError", "UserError", "nearest", "short"]
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
+
+FOREIGN = {
+    ours: theirs.split()
+    for ours, theirs in {
+        "rounds": "epochs epoch num_epochs n_epochs nb_epochs max_epochs num_train_epochs",
+        "eps": "epsilon radius eps_max attack_eps",
+        "lr": "learning_rate lr_max base_lr initial_lr",
+        "batch_size": "batch bs batchsize train_batch_size batch_size_train",
+        "weight_decay": "wd decay l2",
+        "data": "dataset data_set dataset_name",
+        "model": "arch architecture network net backbone model_name",
+        "seed": "random_seed manual_seed random_state",
+        "method": "loss_name trainer algorithm",
+        "steps": "iters iterations num_steps num_iter n_iter nb_iter max_iter attack_iters",
+        "step_size": "stepsize eps_iter eps_step step alpha_attack",
+        "restarts": "n_restarts num_restarts nb_restarts",
+        "queries": "n_queries num_queries max_queries",
+        "beta": "lam lambda trades_beta",
+        "label_smoothing": "smoothing ls",
+        "snapshots": "save_every save_freq checkpoint_every snapshot_every",
+        "patience": "early_stopping early_stop",
+        "validation": "val val_size validation_size num_val",
+        "precision": "amp dtype fp16 bf16",
+        "--out": "out output output_dir save_dir run_dir",
+        "--resume": "resume",
+        "--published": "published",
+    }.items()
+}
+"""What settings are called elsewhere: names of ours, and those of others."""
+
+_OF_YOUR_OWN = "; one of your own: --import FILE.py that adds it"
+_ADDED = {
+    "method": _OF_YOUR_OWN,
+    "objective": _OF_YOUR_OWN,
+    "attack": _OF_YOUR_OWN,
+    "data set": _OF_YOUR_OWN,
+    "model": f"{_OF_YOUR_OWN}, or to evaluate it: equipoise evaluate package.module:function",
+}
 
 
 class UserError(ValueError):
@@ -38,6 +76,7 @@ def nearest(name: str, known: Iterable[str], what: str) -> str:
         what: The kind of thing that is named, e.g. ``"method"``.
     """
     names = sorted(known)
-    close = get_close_matches(name[:100], names, n=1, cutoff=0.5)
+    close = [ours for ours in names if name in FOREIGN.get(ours, ())]
+    close = close or get_close_matches(name[:100], names, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"unknown {what} {short(name)}{hint} (known: {', '.join(names)})"
+    return f"unknown {what} {short(name)}{hint} (known: {', '.join(names)}){_ADDED.get(what, '')}"

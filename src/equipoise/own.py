@@ -40,10 +40,15 @@ Source = Mapping[str, Any]
 _run: list[dict[str, str]] = []
 
 
-def run(path: Path) -> None:
+def run(path: Path, *, first: bool = True) -> None:
     """Run a Python file as a module of its own name, here and in the processes of a command.
 
-    It is the text of the file that is run, no compiled file beside it.
+    It is the text of the file that is run, no compiled file beside it. Modules that lie beside
+    it are found, as by ``python FILE``.
+
+    Arguments:
+        path: The file.
+        first: Whether modules beside it hide those that are installed under the same name.
 
     Raises:
         UserError: If it is not there, or fails.
@@ -59,6 +64,7 @@ def run(path: Path) -> None:
     text = path.read_bytes()
     spec = ModuleSpec(path.stem, SourceFileLoader(path.stem, str(path)), origin=str(path))
     spec.has_location = True
+    _find(path.parent, first=first)
     module = module_from_spec(spec)
     sys.modules[path.stem] = module
     try:
@@ -129,7 +135,7 @@ def run_trusted(made: Source | None, warn: Callable[[str], None]) -> None:
     """
     if not made or any(known["sha256"] == made.get("sha256") for known in _run):
         return
-    run(Path(str(made.get("file"))))
+    run(Path(str(made.get("file"))), first=False)
     line = changed(made, imported())
     if line:
         warn(line)
@@ -151,17 +157,28 @@ def trusted_module(file: Path) -> Callable[[str], ModuleType]:
         root = place.parents[len(parts) - 1] if len(parts) <= len(place.parents) else place
         if place != root.joinpath(*parts) or not file.is_file():
             raise UserError(f"there is no module {module} at {file}: give it with --model")
-        if str(root) not in sys.path:
-            sys.path_hooks.insert(0, _only_text(root))
-            sys.path.append(str(root))  # last: it hides nothing that is installed
-            for known in [key for key in sys.path_importer_cache if _below(key, root)]:
-                del sys.path_importer_cache[known]
+        _find(root, first=False)
         made = importlib.import_module(module)
         if Path(str(made.__file__)).resolve() != file.resolve():
             raise UserError(f"another module {module} is there already: {made.__file__}")
         return made
 
     return load
+
+
+def _find(root: Path, *, first: bool) -> None:
+    """Let modules of a folder be found: their text, no compiled files.
+
+    Arguments:
+        root: The folder.
+        first: Whether they hide what is installed under the same name.
+    """
+    if str(root) in sys.path:
+        return
+    sys.path_hooks.insert(0, _only_text(root))
+    sys.path.insert(0 if first else len(sys.path), str(root))
+    for known in [key for key in sys.path_importer_cache if _below(key, root)]:
+        del sys.path_importer_cache[known]
 
 
 class _Text(SourceFileLoader):

@@ -32,7 +32,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from shlex import quote
 from typing import Any, BinaryIO
 
 import torch
@@ -42,6 +41,7 @@ from torch import Tensor, nn
 
 from equipoise import models
 from equipoise import weights as names
+from equipoise.command import command
 from equipoise.errors import RunError, UserError
 from equipoise.locks import free_of_locks, locked
 from equipoise.own import explained
@@ -73,7 +73,7 @@ class Run:
         if not is_free(run.path):
             raise UserError(
                 f"{path} exists; choose another --out, or go on with it: "
-                f"equipoise train --resume {quote(str(path))}"
+                f"{command('train', '--resume', path)}"
             )
         try:
             run.path.mkdir(parents=True, exist_ok=True)
@@ -197,11 +197,11 @@ class Run:
 
     def _failure(self, error: OSError, path: Path) -> RunError:
         """Return a failure to write as one line with its remedy."""
-        where = quote(str(self.path))
+        again = command("train", "--resume", self.path)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return RunError(
                 f"the disk is full: {path} was not written, and what was there before is "
-                f"intact. Free some space and go on (a training: equipoise train --resume {where})"
+                f"intact. Free some space and go on (a training: {again})"
             )
         return RunError(f"cannot write {path}: {error.strerror}; what was there is intact")
 
@@ -287,7 +287,7 @@ class Run:
         if not there or not config:
             raise UserError(
                 f"{self.path} holds no model yet; train it first, or go on: "
-                f"equipoise train --resume {quote(str(self.path))}"
+                f"{command('train', '--resume', self.path)}"
             )
         if config.get("format") != FORMAT or not {"model", "settings"} <= set(config):
             raise UserError(

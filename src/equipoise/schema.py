@@ -14,6 +14,7 @@ __all__ = [
     "settings_of",
     "tag_of",
     "validate",
+    "variants",
     "written_out",
 ]
 
@@ -25,7 +26,7 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from equipoise.errors import UserError, nearest, short
+from equipoise.errors import FOREIGN, UserError, nearest, short
 from equipoise.learning import LEARNERS, Robust
 from equipoise.values import number
 
@@ -109,7 +110,7 @@ def written_out(
 
 def _settings_of_any(hint: Any) -> set[str]:
     """Return the settings that some learner of a sort has."""
-    return {f.name for kind in _variants(hint, "objective").values() for f in fields(kind)}
+    return {f.name for kind in variants(hint, "objective").values() for f in fields(kind)}
 
 
 def _present(schema: type, role: str, hint: Any, given: Mapping[str, Any]) -> set[str]:
@@ -117,7 +118,7 @@ def _present(schema: type, role: str, hint: Any, given: Mapping[str, Any]) -> se
     group = given.get(role)
     named = group.get("objective") if isinstance(group, Mapping) else None
     name = named or getattr(schema(), role).objective
-    kind = _variants(hint, "objective").get(name)
+    kind = variants(hint, "objective").get(name)
     return set() if kind is None else {f.name for f in fields(kind)}
 
 
@@ -142,14 +143,14 @@ def _choose(
     kinds: dict[str, type] = {}
     for group in TAGS:
         if group in defaults:
-            known = _variants(hints[group], TAGS[group])
+            known = variants(hints[group], TAGS[group])
             kinds[group] = _chosen(group, TAGS[group], known, given, defaults, problems)
     for key in ("more", "more_gamma"):
         if isinstance(given.get(key), Mapping) and key in defaults:
             defaults[key] = dict.fromkeys(given[key])
     if isinstance(given.get("more"), Mapping) and "more" in defaults:
         given["more"] = dict(given["more"])
-        known = _variants(Robust, "objective")
+        known = variants(Robust, "objective")
         for name in list(given["more"]):
             defaults["more"][name] = asdict(known["pgd-at"]())
             kinds[f"more.{name}"] = _chosen(
@@ -158,7 +159,7 @@ def _choose(
     return kinds
 
 
-def _variants(hint: Any, tag: str) -> dict[str, type]:
+def variants(hint: Any, tag: str) -> dict[str, type]:
     """Return the kinds of a group by the name that its tag has."""
     kinds = get_args(hint) or (hint,)
     if not all(tag in get_type_hints(kind) for kind in kinds):  # any learner of that sort
@@ -229,16 +230,37 @@ def _unknown(
         if key not in known:
             inner = [name for group in ROLES for name in known.get(group, ()) if not path]
             options = [*known, *others]
-            close = get_close_matches(str(key), [*options, *inner], n=1, cutoff=0.5)
+            usual = _usual(key, path, known, others)
+            close = (
+                [usual]
+                if usual
+                else get_close_matches(str(key), [*options, *inner], n=1, cutoff=0.5)
+            )
             hint = f"; did you mean {path}{close[0]}?" if close else ""
+            if usual.startswith("--"):
+                hint = f": it is an option, {usual}"
             hint = hint or f" (known: {', '.join(options)})"
-            problems.append(f"unknown setting {where!r}{_owners(key, path, known) or hint}")
+            owners = "" if usual else _owners(key, path, known)
+            problems.append(f"unknown setting {where!r}{owners or hint}")
         elif isinstance(known[key], Mapping) and isinstance(value, Mapping):
             problems += _unknown(value, known[key], (), f"{where}.")
         elif isinstance(known[key], Mapping) and known[key]:
             first = next(iter(known[key]))
             problems.append(f"{where} is a group of settings; set {where}.{first} and so on")
     return problems
+
+
+def _usual(key: str, path: str, known: Mapping[str, Any], others: Sequence[str]) -> str:
+    """Return our name of a setting that is called otherwise elsewhere, or an empty string."""
+    ours = next((name for name, theirs in FOREIGN.items() if str(key).lower() in theirs), "")
+    if ours.startswith("--"):
+        return "" if path else ours
+    groups = [known[role] for role in ROLES if isinstance(known.get(role), Mapping)]
+    if ours in known or ours in others or any(ours in group for group in groups):
+        return ours
+    attacks = [group.get("attack") for group in (known, *groups)]
+    inner = any(isinstance(attack, Mapping) and ours in attack for attack in attacks)
+    return f"attack.{ours}" if inner else ""
 
 
 def _owners(key: str, path: str, known: Mapping[str, Any]) -> str:

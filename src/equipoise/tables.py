@@ -10,6 +10,7 @@ import yaml
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from equipoise.errors import UserError, nearest
 
@@ -150,33 +151,39 @@ def _written(settings: Any, path: str) -> str:
 
 
 def write_settings(method: str) -> None:
-    """Show the settings of a method with their meaning and defaults."""
+    """Show every setting of a method with its meaning and default, those of a recipe included."""
     import inspect
 
     from equipoise import recipe
+    from equipoise.meanings import groups
     from equipoise.methods import METHODS
 
     if method not in METHODS:
         raise UserError(nearest(method, METHODS, "method"))
     console = _console()
-    for kind in _documented(METHODS[method]):
-        console.print(inspect.cleandoc(kind.__doc__ or "") + "\n", markup=False)
+    about = inspect.cleandoc(METHODS[method].__doc__ or "").partition("Arguments:")[0]
+    console.print(about.strip() + "\n", markup=False)
+    for group in groups(method):
+        if not group.rows:
+            continue
+        table = _table(f"{group.path or 'settings'}: {group.title}".rstrip(": "))
+        for column in ("setting", "default", "meaning"):
+            table.add_column(column, no_wrap=column == "setting")
+        for name, value, text in group.rows:
+            dot = "." if group.path else ""
+            table.add_row(f"{group.path}{dot}{name}", _plain(value), Text(text))
+        console.print(table)
     console.print("Defaults, as a recipe has them:", style="bold")
     text = yaml.safe_dump(recipe.defaults(method), sort_keys=False, default_flow_style=None)
     console.print(f"method: {method}\n{text}", markup=False, end="")
 
 
-def _documented(kind: type) -> list[type]:
-    """Return the classes whose settings a method has: its own, and those of its learner."""
-    from dataclasses import fields
+def _plain(value: Any) -> Text:
+    """Return a default as a recipe has it."""
+    from equipoise.schema import plain
 
-    learners = [type(getattr(kind(), f.name)) for f in fields(kind) if f.name == "robust"]
-    return [
-        found
-        for start in (kind, *learners)
-        for found in start.__mro__
-        if "Arguments:" in (found.__doc__ or "")
-    ]
+    flow = yaml.safe_dump(plain(value), default_flow_style=True).strip()
+    return Text(flow.removesuffix("...").strip())
 
 
 def write_data(data_dir: Path | None) -> None:

@@ -22,7 +22,7 @@ from equipoise.cli import (
     reproducing,
     training,
 )
-from equipoise.errors import RunError, UserError
+from equipoise.errors import FOREIGN, RunError, UserError
 
 app = typer.Typer(
     name="equipoise",
@@ -119,7 +119,19 @@ def _explain(error: Exception) -> None:
     if hasattr(error, "format_message"):
         context = getattr(error, "ctx", None)
         where = context.command_path if context is not None else "equipoise"
-        _fail(f"{error.format_message()} (see {where} --help)", 2)
+        message = error.format_message().rstrip(".")
+        _fail(f"{message}{_hint(error, where)} (see {where} --help)", 2)
+
+
+def _hint(error: Exception, where: str) -> str:
+    """Return what may be meant by an unknown option: a setting, or what we call otherwise."""
+    name = str(getattr(error, "option_name", "")).lstrip("-").replace("-", "_")
+    if not name:
+        return ""
+    ours = next((ours for ours, theirs in FOREIGN.items() if name in theirs), name).lstrip("-")
+    if where.endswith((" train", " explain")):
+        return f"; settings are written without dashes, like {ours}=VALUE."
+    return f"; did you mean --{ours.replace('_', '-')}?" if ours != name else ""
 
 
 def _fail(message: str, code: int) -> None:

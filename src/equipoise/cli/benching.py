@@ -38,8 +38,12 @@ is measured in a process of its own for each side.
 
 
 def bench(
-    run: Annotated[
-        Path | None, typer.Argument(help="With --what evaluate: the run folder whose model is it.")
+    subject: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RUN|MODEL",
+            help="With --what evaluate: the run folder whose model is it; else as --model.",
+        ),
     ] = None,
     what: Annotated[
         str | None, typer.Option(help="attack, train, evaluate or growth; all but the last.")
@@ -128,6 +132,7 @@ def bench(
     from equipoise.runs import Run
     from equipoise.values import choice
 
+    run, model = _run_or_model(subject, model)
     options = Options(
         what=what,
         run=run,
@@ -157,6 +162,17 @@ def bench(
         run_trusted(Run.open(run).made_with(), console_of(quiet).warn)
     terminal = Terminal(highlight=False, width=None if sys.stdout.isatty() else 140)
     job(options, out, terminal=terminal, console=console_of(quiet))
+
+
+def _run_or_model(subject: str | None, model: str | None) -> tuple[Path | None, str | None]:
+    """Return the run folder and the network that are named, by position or by --model."""
+    from equipoise.models import MODELS
+
+    if subject is None or subject not in MODELS or Path(subject).is_dir():
+        return None if subject is None else Path(subject), model
+    if model is not None:
+        raise UserError(f"the model is given twice: {subject} and --model {model}")
+    return None, subject
 
 
 def _radius(text: str | None) -> float | None:

@@ -22,7 +22,10 @@ TRAIN_EPILOG = (
 def train(
     what: Annotated[
         str | None,
-        typer.Argument(metavar="METHOD|RECIPE.yaml", help="A method's name, or a recipe."),
+        typer.Argument(
+            metavar="METHOD|RECIPE.yaml|RUN",
+            help="A method's name, or a recipe; or a run folder to go on with, as --resume.",
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[key=value]...", help="Settings to change.")
@@ -33,6 +36,7 @@ def train(
     data_dir: DataDir = None,
     model: Annotated[str | None, typer.Option(help="Model; see `equipoise list models`.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; auto.")] = None,
     published: Annotated[
         bool,
         typer.Option(
@@ -49,9 +53,11 @@ def train(
     """
     from equipoise.jobs import train as job
 
-    options = {"data": data, "model": model, "seed": seed}
+    options = {"data": data, "model": model, "seed": seed, "device": device}
     options["data_dir"] = str(data_dir) if data_dir else None
     given = {key: value for key, value in options.items() if value is not None}
+    if resume is None and what is not None and _is_run(what):
+        resume, what = Path(what), None
     if resume is not None:
         if what or settings or given or out or published:
             raise UserError("--resume goes on with the recipe of the folder; give it nothing else")
@@ -66,6 +72,13 @@ def train(
     for line in remarks:
         console.say(line)
     job.train(recipe, out, console=console)
+
+
+def _is_run(what: str) -> bool:
+    """Tell whether a run folder is named; the name of a method is always the method."""
+    from equipoise.methods import METHODS
+
+    return (Path(what) / "recipe.yaml").is_file() and what not in METHODS
 
 
 def _recipe(

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from equipoise.command import command
 from equipoise.data import drawn_again
 from equipoise.digests import tensor_digest
 from equipoise.errors import UserError
@@ -95,7 +96,7 @@ class Front:
             UserError: If nothing was.
         """
         known = Record.read(self.run.path)
-        again = f"measure it: equipoise front {quote(str(self.run.path))}"
+        again = f"measure it: {command('front', self.run.path)}"
         if known is None:
             raise UserError(f"{self.run.path} has no measured front; {again}")
         mine = tuple(end["sha256"] for end in self.ends.content())
@@ -220,7 +221,7 @@ class Front:
         if choice.point is not None and model_digest(model) != choice.point.sha256:
             raise UserError(
                 f"the model at gamma = {choice.gamma:g} is not the one that was measured; measure "
-                f"again: equipoise front {quote(str(self.run.path))}"
+                f"again: {command('front', self.run.path)}"
             )
         origin: dict[str, Any] = {"ends": self.ends.content(), "batchnorm": self.batchnorm}
         if record is not None and choice.point is not None:
@@ -239,7 +240,7 @@ class Front:
         if found is None or found[0].get("model") != point.sha256:
             raise UserError(
                 f"{self.run.path / point.file}, what was found at gamma = {point.gamma:g}, is "
-                f"damaged or gone; measure it again: equipoise front {quote(str(self.run.path))}"
+                f"damaged or gone; measure it again: {command('front', self.run.path)}"
             )
         return found[1]
 

@@ -5,11 +5,11 @@ __all__ = ["Picked"]
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from torch import nn
 
+from equipoise.command import command
 from equipoise.errors import UserError
 from equipoise.fronts.picking import Choice
 from equipoise.runs import PICKED, Run, is_free, model_digest
@@ -67,7 +67,7 @@ class Picked:
                 **self.choice.content(),
                 "front": self.origin,
                 "sha256": digest,
-                "command": f"equipoise pick {quote(str(self.run.path))}",
+                "command": f"{command('pick', self.run.path)}",
             }
             run.write_json(PICKED, told)
             summary = {"finished": True, "rule": str(self.choice), "sha256": {"model": digest}}

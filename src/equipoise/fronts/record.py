@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from equipoise.command import command
 from equipoise.errors import UserError
 from equipoise.fronts.barrier import Barrier, in_words
 from equipoise.fronts.points import Point
@@ -147,6 +148,6 @@ class Record:
         except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
             line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise UserError(
-                f"{path} is damaged ({line}); remove it and repeat equipoise front {folder}: "
+                f"{path} is damaged ({line}); remove it and repeat {command('front', folder)}: "
                 "what was measured is kept beside it"
             ) from None

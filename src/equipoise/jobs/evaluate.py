@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import torch
@@ -323,10 +322,9 @@ class _Job:
                 "--resume"
             )
         if not other and not about.get("finished") and not self.options.resume:
-            where = quote(str(self.run.path)) + _option(self.subject.which)
             self.console.warn(
                 "an earlier evaluation was interrupted; --resume would go on with it: "
-                f"equipoise evaluate {where} --resume"
+                f"{self.subject.resuming}"
             )
         return None if other else result
 
@@ -373,10 +371,6 @@ def _named(x: Tensor, y: Tensor) -> list[tuple[bytes, int]]:
 def _undefended(run: Run) -> bool:
     path = run.path / "recipe.yaml"
     return path.is_file() and recipe.read(path).get("method") == "standard"
-
-
-def _option(which: str) -> str:
-    return "" if which == "model" else f" --weights {quote(which)}"
 
 
 _WORDS = {

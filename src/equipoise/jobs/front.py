@@ -5,10 +5,10 @@ __all__ = ["measure_front"]
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from equipoise import own
+from equipoise.command import command
 from equipoise.fronts import picture
 from equipoise.fronts.ends import BatchNorms
 from equipoise.fronts.front import Front
@@ -83,8 +83,8 @@ def measure_front(
             front.measure(others=others, watch=watch, **how)
         except KeyboardInterrupt:
             console.say(
-                "what was measured is kept; the same command goes on: equipoise front "
-                f"{quote(str(front.run.path))} ..."
+                "what was measured is kept; the same command goes on: "
+                f"{command('front', front.run.path)} ..."
             )
             raise
     record = front.record

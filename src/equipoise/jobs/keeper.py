@@ -5,11 +5,11 @@ __all__ = ["Keeper", "Work"]
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from shlex import quote
 from typing import Any, Protocol
 
 from equipoise.evaluation import Finding, Progress, Result
 from equipoise.jobs.store import Store
+from equipoise.jobs.subject import Subject
 from equipoise.progress import Console
 
 SAVE_SECONDS = 5.0
@@ -20,6 +20,7 @@ class Work(Protocol):
     """What the keeper works for."""
 
     console: Console
+    subject: Subject
 
     def keep(self, store: Store, result: Result, about: Mapping[str, Any]) -> None:
         """Keep a result."""
@@ -71,10 +72,8 @@ class Keeper:
         except BaseException:
             if self.latest is not None and self.latest.outcomes:
                 self._save(self.latest)
-                where = quote(str(self.store.run.path))
-                self.work.console.say(
-                    f"what was found is kept; go on with: equipoise evaluate {where} --resume"
-                )
+                again = self.work.subject.resuming
+                self.work.console.say(f"what was found is kept; go on with: {again}")
             raise
 
     def _save(self, result: Result, finished: bool = False) -> None:

@@ -4,10 +4,10 @@ __all__ = ["pick"]
 
 from collections.abc import Sequence
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from equipoise import own
+from equipoise.command import command
 from equipoise.errors import UserError
 from equipoise.fronts.ends import BatchNorms
 from equipoise.fronts.front import Front
@@ -64,5 +64,5 @@ def pick(
     console.say(f"picked {picked.choice}")
     if picked.choice.bound is not None:
         console.say(f"asked for: {picked.choice.constraint}")
-    console.say(f"{run.path}/model.safetensors; next: equipoise evaluate {quote(str(run.path))}")
+    console.say(f"{run.path}/model.safetensors; next: {command('evaluate', run.path)}")
     return picked

@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from equipoise import data, own, recipe
+from equipoise.command import command
 from equipoise.data import Dataset
 from equipoise.errors import UserError
 from equipoise.models.foreign import (
@@ -49,6 +49,7 @@ class Subject:
         which: The name of the weights: ``"model"`` for the kept ones; see
             :mod:`equipoise.weights`.
         source: The file that an own model's code is from, and its SHA-256; None: there is none.
+        given: What has to be given with the folder, so that its model is found again.
     """
 
     run: Run
@@ -58,6 +59,13 @@ class Subject:
     eps: float
     which: str = "model"
     source: dict[str, str] | None = None
+    given: tuple[str, ...] = ()
+
+    @property
+    def resuming(self) -> str:
+        """The command that goes on with an interrupted evaluation."""
+        named = () if self.which == "model" else ("--weights", self.which)
+        return command("evaluate", self.run.path, *self.given, *named, "--resume")
 
 
 def open_folder(path: str | Path) -> Run:
@@ -119,7 +127,7 @@ def _trained(run: Run, which: str, data_dir: str | Path | None, console: Console
         this = "its best model so far" if which == "model" else which
         console.warn(
             f"{run.path} is not trained to its end; this is {this}. "
-            f"Go on with: equipoise train --resume {quote(str(run.path))}"
+            f"Go on with: {command('train', '--resume', run.path)}"
         )
     line = own.changed(run.made_with(), own.imported())
     if line:
@@ -178,7 +186,8 @@ def of_model(
         raise UserError(f"{folder} holds something else; choose another --out")
     for line in filter(None, [*told, own.changed(known.get("source"), source)]):
         say(line)
-    return Subject(run, model, dataset, "linf", dataset.eps, source=source)
+    given = ("--model", spec)
+    return Subject(run, model, dataset, "linf", dataset.eps, source=source, given=given)
 
 
 def _again(
@@ -202,7 +211,8 @@ def _again(
     line = own.changed(about.get("source"), code)
     if line:
         console.warn(f"{run.path}: {line}")
-    return Subject(run, model, dataset, "linf", dataset.eps, source=code)
+    code_of = ("--trust",) if given is None else ("--model", spec)
+    return Subject(run, model, dataset, "linf", dataset.eps, source=code, given=code_of)
 
 
 def _trusted(run: Run, about: Mapping[str, Any], trust: bool) -> tuple[str, Load]:

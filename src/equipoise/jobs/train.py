@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 
 from equipoise import attacks, data, models, own
 from equipoise import recipe as recipes
+from equipoise.command import command
 from equipoise.data import Dataset
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation.checks.inputs import in_range
@@ -283,7 +283,7 @@ class _Job:
             except Interrupted as error:
                 raise RunError(
                     f"{self.stopped}: {error}; go on with: "
-                    f"equipoise train --resume {quote(str(self.run.path))}"
+                    f"{command('train', '--resume', self.run.path)}"
                 ) from None
         self._finish()
         return self.run
@@ -358,7 +358,7 @@ class _Job:
             f"{best['robust_accuracy']:.2%} on validation; {self.run.path}/model.safetensors"
         )
         self.console.say(where_time_went(told["parts"]))
-        self.console.say(f"next: equipoise evaluate {quote(str(self.run.path))}")
+        self.console.say(f"next: {command('evaluate', self.run.path)}")
 
     def _digest(self, name: str) -> str:
         return model_digest(self.run.model(name))

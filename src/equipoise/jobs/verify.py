@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from equipoise.command import command
 from equipoise.data import Dataset, drawn_again
 from equipoise.digests import tensor_digest
 from equipoise.errors import RunError, UserError
@@ -102,7 +103,7 @@ def verify_run(
         console.say(_line(verified))
         found.append(verified)
     if not found:
-        raise UserError(f"{path} holds no evaluation; run: equipoise evaluate {path}")
+        raise UserError(f"{path} holds no evaluation; run: {command('evaluate', path)}")
     wrong = [f"{v.name}: {'; '.join(v.problems)}" for v in found if v.problems]
     if wrong:
         raise RunError(f"NOT VERIFIED: {'. '.join(wrong)}")

@@ -5,8 +5,8 @@ __all__ = ["Caution", "cautions"]
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from shlex import quote
 
+from equipoise.command import command
 from equipoise.report.checks import check_cautions
 from equipoise.report.results import Row, Threat, sections
 from equipoise.report.runs_reader import Run
@@ -84,7 +84,7 @@ def _evaluation(run: Run, row: Row | None) -> Iterator[_Finding]:
             text = (
                 f"only the weights {join(run.others)} were evaluated, and a report tells of the "
             )
-            text += f"kept model: `equipoise evaluate {quote(str(run.path))}` evaluates that."
+            text += f"kept model: `{command('evaluate', run.path)}` evaluates that."
             yield run.name, "The kept model was not evaluated", text
         return
     if row.n < FEW:

@@ -4,8 +4,8 @@ __all__ = ["CheckList", "check_cautions", "check_lists", "ranked", "said"]
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from shlex import quote
 
+from equipoise.command import command
 from equipoise.report.evaluations_reader import Evaluation, Finding
 from equipoise.report.results import Threat
 from equipoise.report.runs_reader import Run
@@ -95,16 +95,16 @@ def said(finding: Finding) -> str:
 
 
 def _interrupted(run: Run, evaluation: Evaluation) -> str:
-    last = " --weights last" if evaluation.weights == "last" else ""
+    last = ("--weights", "last") if evaluation.weights == "last" else ()
     return (
         f"the one at {_title(evaluation)} was interrupted (or still runs), so what it says is "
-        f"preliminary; go on with `equipoise evaluate {quote(str(run.path))} --resume{last}`."
+        f"preliminary; go on with `{command('evaluate', run.path, '--resume', *last)}`."
     )
 
 
 def _facts(run: Run, evaluation: Evaluation) -> tuple[tuple[str, str], ...]:
     versions = evaluation.versions
-    command = versions.get("command")
+    used = versions.get("command")
     facts = (
         ("Distances", _distances(evaluation)),
         ("Passes", _passes(evaluation)),
@@ -113,8 +113,8 @@ def _facts(run: Run, evaluation: Evaluation) -> tuple[tuple[str, str], ...]:
         ("Precision", _precision(evaluation)),
         ("Seed", _seed(evaluation)),
         ("Device", str(versions.get("device") or "")),
-        ("Command", f"`{command}`" if command else ""),
-        ("Check it again", f"`equipoise verify {quote(str(run.path))}`"),
+        ("Command", f"`{used}`" if used else ""),
+        ("Check it again", f"`{command('verify', run.path)}`"),
     )
     return tuple((name, text) for name, text in facts if text)
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from shlex import quote
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from equipoise.command import command
 from equipoise.errors import UserError
 from equipoise.report import wording
 from equipoise.report.cautions import cautions
@@ -190,7 +190,7 @@ def _unjudged(runs: Sequence[Run], rows: Mapping[str, Row]) -> list[str]:
 
     return [
         f"{run.name} {trained(run)} and has not been evaluated; "
-        f"evaluate it with `equipoise evaluate {quote(str(run.path))}`."
+        f"evaluate it with `{command('evaluate', run.path)}`."
         for run in runs
         if run.name not in rows
     ]

@@ -84,6 +84,7 @@ class Fixed:
     Arguments:
         round: The round; None takes ``fraction`` of all rounds.
         fraction: The part of all rounds, rounded to the nearest; Generalist has 75 of 120.
+        losses: Which losses it names; it needs none: ``train`` or ``held-out``.
     """
 
     rule: Literal["fixed"] = "fixed"
@@ -110,7 +111,11 @@ class Fixed:
 
 @dataclass(frozen=True, kw_only=True)
 class Never:
-    """Never start: the control that shows what handing back is worth."""
+    """Never start: the control that shows what handing back is worth.
+
+    Arguments:
+        losses: Which losses it names; it needs none: ``train`` or ``held-out``.
+    """
 
     rule: Literal["never"] = "never"
     losses: Literal["train", "held-out"] = "train"
@@ -126,8 +131,9 @@ class Threshold:
     r"""The paper's rule, literally: below :math:`l_h` for :math:`t_{num}` rounds in a row.
 
     Arguments:
-        threshold: :math:`l_h`, for all learners or for each.
-        patience: :math:`t_{num}`.
+        threshold: The loss :math:`l_h`, for all learners or for each.
+        patience: How many rounds in a row, :math:`t_{num}`.
+        losses: Which losses the rule looks at: ``train`` or ``held-out``.
     """
 
     rule: Literal["threshold"] = "threshold"
@@ -188,9 +194,10 @@ class Stable:
     as stable, so that a run cannot end without ever having synchronised.
 
     Arguments:
-        window: :math:`w`, in rounds.
-        ratio: :math:`r`.
+        window: How many rounds are looked back, :math:`w`.
+        ratio: The part of all gains so far below which those rounds count as none, :math:`r`.
         deadline: The latest start, as a part of all rounds.
+        losses: Which losses the rule looks at: ``train`` or ``held-out``.
     """
 
     rule: Literal["stable"] = "stable"
