@@ -260,7 +260,7 @@ class Front:
         if tensor_digest(held_out.pixels()) != record.data:
             raise UserError(
                 f"the held-out images are not those that the front in {self.run.path} was "
-                f"measured on; measure it again: equipoise front {quote(str(self.run.path))}"
+                f"measured on; measure it again: {command('front', self.run.path)}"
             )
         logits = Judge(run.model().to(self.device)).logits(held_out.pixels())
         return constraint, (logits.argmax(1) == held_out.y).cpu().numpy()
