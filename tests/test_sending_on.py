@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from equipoise.command import VARIABLE
 from equipoise.command import command as words_of
 from equipoise.errors import UserError
 from equipoise.meanings import groups
 from equipoise.methods import METHODS
+from equipoise.own import VARIABLE
 from equipoise.recipe import defaults, parse
 
 # --- names of elsewhere ---
@@ -152,27 +152,61 @@ def test_commands_are_quoted_and_name_the_import(monkeypatch):
     assert words_of("verify", "x") == "equipoise --import '/a b/own.py' verify x"
 
 
-def test_other_weights_are_named_where_an_evaluation_goes_on(command, trained, tmp_path):
-    copy = shutil.copytree(trained, tmp_path / "a run")
-    running = command.start(
-        "evaluate", copy, "--weights", "last", "--attacks", "pgd-40", "--no-checks",
-        "--batch-size", 5,
-        before="import signal\nimport equipoise.jobs.keeper as k\nk.SAVE_SECONDS = 0\n"
-        "seen = []\nadvance = k.Keeper.advance\n"
-        "def stop(self, progress):\n"
-        "    advance(self, progress)\n"
-        "    seen.append(progress)\n"
-        "    if len(seen) == 3:\n"
-        "        raise KeyboardInterrupt\n"
-        "k.Keeper.advance = stop",
-    )  # fmt: skip
-    ended = running.wait()
+STOP = """
+import equipoise.jobs.keeper as k
+seen = []
+advance = k.Keeper.advance
+
+def stop(self, progress):
+    advance(self, progress)
+    seen.append(progress)
+    if len(seen) == 2:
+        raise KeyboardInterrupt
+
+k.Keeper.advance = stop
+"""
+
+
+def interrupted(command, *words: object, cwd: Path) -> list[str]:
+    """Return the words of the command that goes on with an evaluation that was interrupted."""
+    rest = ("--attacks", "pgd-10", "--no-checks", "--batch-size", 2, "-n", 50)
+    ended = command("evaluate", *words, *rest, cwd=cwd, before=STOP)
     assert ended.code == 130, ended.err
     (line,) = [line for line in ended.err.splitlines() if "go on with: " in line]
-    words = shlex.split(line.partition("go on with: ")[2])[1:]
-    assert words[-3:] == ["--weights", "last", "--resume"]
-    again = command(*words)
-    assert again.code == 0, again.err
+    program, *again = shlex.split(line.partition("go on with: ")[2])
+    assert program == "equipoise"
+    return again
+
+
+def test_other_weights_are_named_where_an_evaluation_goes_on(command, trained, tmp_path):
+    copy = shutil.copytree(trained, tmp_path / "a run")
+    again = interrupted(command, copy, "--weights", "last", cwd=tmp_path)
+    assert again[-3:] == ["--weights", "last", "--resume"]
+    ended = command(*again, cwd=tmp_path)
+    assert ended.code == 0, ended.err
+
+
+def test_a_model_of_ones_own_is_named_where_its_evaluation_goes_on(command, tmp_path):
+    net = "nn.Sequential(nn.Flatten(), nn.Linear(64, 10))"
+    (tmp_path / "mine.py").write_text(
+        f"import torch\nfrom torch import nn\ntorch.manual_seed(0)\nnet = {net}\n"
+    )
+    again = interrupted(command, "mine:net", "--data", "digits", cwd=tmp_path)
+    assert again[2:4] == ["--model", "mine:net"]
+    assert command(*again, cwd=tmp_path).code == 0
+    again = interrupted(command, "runs/mine.net", "--trust", "--eps", 0.1, cwd=tmp_path)
+    assert again[2:] == ["--trust", "--resume"]
+    ended = command(*again, cwd=tmp_path)
+    assert ended.code == 0, ended.err
+
+
+def test_a_trusted_file_finds_modules_beside_it(command, own, tmp_path):
+    given = ("train", "standard", "rounds=1", "limit=60", "validation=20", "batch_size=20")
+    command("--import", own, *given, "--model", "mine-net", "--out", "run", cwd=tmp_path)
+    words = ("evaluate", "run", "-n", 20, "--attacks", "fgsm", "--no-checks")
+    assert command(*words, cwd=tmp_path).code == 2
+    ended = command(*words, "--trust", cwd=tmp_path)
+    assert ended.code == 0, ended.err
 
 
 # --- what settings mean ---
