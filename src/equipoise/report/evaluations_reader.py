@@ -5,12 +5,12 @@ __all__ = ["Distances", "Evaluation", "Finding", "read_evaluations"]
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import numpy as np
 
 from equipoise import verdicts
+from equipoise.command import command
 from equipoise.report.reading import reason
 from equipoise.report.records_reader import Record, record
 from equipoise.sample import Sample
@@ -97,7 +97,7 @@ def read_evaluations(run: Path, notes: list[str]) -> tuple[Evaluation, ...]:
         else:
             notes.append(
                 f"{where} is of other weights than the run has now: its numbers are left out. "
-                f"Evaluate the run again: `equipoise evaluate {quote(str(run))}`."
+                f"Evaluate the run again: `{command('evaluate', run)}`."
             )
     if not paths and (run / RECORDS).is_file():
         notes.append(f"`{RECORDS}` has no sealed evaluation to it: its numbers are left out.")
