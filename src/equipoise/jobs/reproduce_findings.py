@@ -24,6 +24,7 @@ from equipoise.jobs.reproduce_fronts import FrontItem
 from equipoise.jobs.reproduce_runs import Look
 from equipoise.reproductions import View
 from equipoise.runs import Run
+from equipoise.sample import Sample
 from equipoise.verdicts import WORST
 
 FORMAT = 1
@@ -88,6 +89,7 @@ def _state(item: Item) -> str:
 
 def _panel(mine: Sequence[Look], done: Sequence[Look]) -> dict[str, Any]:
     view, item = mine[0].view, mine[0].item
+    sample = _sample(next((look for look in mine if look in done), mine[0]))
     finished = list({x.item.run.path: x.item for x in mine if x in done}.values())
     return {
         "name": view.pool,
@@ -98,6 +100,7 @@ def _panel(mine: Sequence[Look], done: Sequence[Look]) -> dict[str, Any]:
         "norm": item.recipe.norm,
         "eps": list(view.eps or [item.judging.eps]),
         "n": item.judging.n,
+        "sample": sample.content() if sample else None,
         "split": "test" if view.front is None else "held-out",
         "attacks": _attacks(view) if view.front is None else [WORST],
         "entries": list(dict.fromkeys(e.name for x in mine for e in x.view.plan.entries)),
@@ -106,6 +109,14 @@ def _panel(mine: Sequence[Look], done: Sequence[Look]) -> dict[str, Any]:
         "images": item.images,
         "facts": origin_facts([x.run.read_json("provenance.json") for x in finished]),
     }
+
+
+def _sample(look: Look) -> Sample | None:
+    """Return which images an evaluation is of; None: it is a front that is not measured yet."""
+    if not isinstance(look.item, FrontItem):
+        return look.item.sample
+    front = look.item.front()
+    return front.sample if front is not None else None
 
 
 def _classes(items: Sequence[Item]) -> int:
@@ -158,6 +169,7 @@ def _row(
         "weights": which,
         "eps": item.judging.eps,
         "n": item.judging.n,
+        "sample": sample.sha256 if (sample := _sample(look)) else "",
         "correct": {name: int(flags.sum()) for name, flags in shown.items()},
         "verdicts": {name: _hex(flags) for name, flags in shown.items()},
         "rounds": len(rounds),

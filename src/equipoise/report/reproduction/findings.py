@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from equipoise.errors import UserError
 from equipoise.report.reading import checked, mapping
+from equipoise.sample import Sample
 
 FORMAT = 1
 EXPERIMENTS = ("table2", "table3", "fig2", "fig3", "fig4", "fig5", "controls", "front", "settings")
@@ -46,6 +47,7 @@ class Panel:
         norm: The norm of the threat.
         eps: The radii, each a number.
         n: The images that were asked for; None: all of them.
+        sample: Which they are; None: the first ones, by a version that did not say.
         split: Which images those are: ``test``, or ``held-out`` training images.
         attacks: The attacks, in the order of the columns.
         entries: The entries, in the order of the rows.
@@ -63,6 +65,7 @@ class Panel:
     norm: str
     eps: tuple[float, ...]
     n: int | None
+    sample: Sample | None
     split: str
     attacks: tuple[str, ...]
     entries: tuple[str, ...]
@@ -83,6 +86,7 @@ class Row:
         weights: Which weights of the training: ``model``, ``round-005``, ``gamma-0.4``, ...
         eps: The radius.
         n: The images it was shown.
+        sample: The checksum of these images; empty where it is not known.
         correct: By attack, how many it still gets right.
         verdicts: By attack, which ones; may lack what ``correct`` has.
         rounds: The rounds of its training.
@@ -102,6 +106,7 @@ class Row:
     weights: str
     eps: float
     n: int
+    sample: str
     correct: Mapping[str, int]
     verdicts: Mapping[str, NDArray[np.bool_]]
     rounds: int | None
@@ -229,6 +234,7 @@ def _panel(value: Mapping[str, Any]) -> Panel:
         norm=str(value.get("norm", "linf")),
         eps=tuple(_finite(eps) for eps in _list(value.get("eps", []))),
         n=_whole(value.get("n")),
+        sample=Sample.of_content(value["sample"]) if value.get("sample") else None,
         split=split,
         attacks=_texts(value.get("attacks", [])),
         entries=_texts(value.get("entries", [])),
@@ -254,6 +260,7 @@ def _row(value: Mapping[str, Any]) -> Row:
         weights=str(value.get("weights", "model")),
         eps=_finite(value["eps"]),
         n=n,
+        sample=str(value.get("sample") or ""),
         correct=correct,
         verdicts=_verdicts(value.get("verdicts") or {}, correct, n),
         rounds=_whole(value.get("rounds")),

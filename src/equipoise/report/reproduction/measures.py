@@ -164,7 +164,7 @@ def compare(first: Sequence[Row], second: Sequence[Row], attack: str) -> Compari
         if other is None or attack not in row.verdicts or attack not in other.verdicts:
             continue
         mine, its = row.verdicts[attack], other.verdicts[attack]
-        if len(mine) != len(its):
+        if len(mine) != len(its) or row.sample != other.sample:
             continue
         found = mcnemar(mine.tolist(), its.tolist())
         gain = (found.only_first - found.only_second) / len(mine)

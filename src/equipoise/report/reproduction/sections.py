@@ -105,17 +105,27 @@ def _facts(findings: Findings) -> list[tuple[str, str]]:
 
 
 _IMAGES: dict[str, Callable[[str], tuple[str, str]]] = {
-    "test": lambda n: ("test images", f"{n} of the test set, the same for all seeds"),
-    "held-out": lambda n: (
+    "test": lambda which: ("test images", f"{which} of the test set, the same for all seeds"),
+    "held-out": lambda which: (
         "held-out images",
-        f"{n} of the training set, in no training, the same for all seeds; no test images",
+        f"{which} of the training set, in no training, the same for all seeds; no test images",
     ),
 }
 
 
+def _which(panel: Panel, sizes: Sequence[int]) -> str:
+    """Return which images the models of a panel were judged on, in words."""
+    if not sizes:
+        return "all"
+    if panel.sample is not None and [*sizes] == [panel.sample.n]:
+        return panel.sample.words()
+    counts = wording.join([wording.count(size) for size in sizes])
+    kind = "the first" if panel.sample is None or panel.sample.seed is None else "samples of"
+    return f"{kind} {counts}"
+
+
 def _of(panel: Panel, rows: Sequence[Row]) -> list[tuple[str, str]]:
     sizes = sorted({row.n for row in rows}) or ([panel.n] if panel.n else [])
-    count = wording.join([wording.count(size) for size in sizes]) or "all"
     found = sorted({row.seed for row in rows})
     told = ", ".join(map(str, found)) or "none yet"
     planned = ", ".join(map(str, panel.seeds))
@@ -124,7 +134,7 @@ def _of(panel: Panel, rows: Sequence[Row]) -> list[tuple[str, str]]:
         ("data", f"{panel.data}, {panel.classes} classes"),
         ("model", panel.model or wording.MISSING),
         ("threat", f"{wording.norm_text(panel.norm)}, eps {radii}"),
-        _IMAGES[panel.split](count),
+        _IMAGES[panel.split](_which(panel, sizes)),
         ("seeds", told if found == sorted(panel.seeds) else f"{told} (planned: {planned})"),
     ]
     if panel.images:
