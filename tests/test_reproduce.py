@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from equipoise import reproductions
+from equipoise.data import draw, load
 from equipoise.errors import UserError
 from equipoise.jobs.reproduce_findings import findings
 from equipoise.jobs.reproduce_runs import chains, looks
@@ -190,6 +191,9 @@ def test_a_figure_from_recipe_to_page(made):
     assert content["missing"] == []
     rows = content["rows"]
     assert len(rows) == 3 * 5
+    _, sample = draw(load("digits").test, 64)
+    assert content["panels"][0]["sample"] == sample.content()
+    assert {row["sample"] for row in rows} == {sample.sha256}
     for row in rows:
         for name, text in row["verdicts"].items():
             bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[: row["n"]]
@@ -242,6 +246,8 @@ def test_of_settings_the_fronts_are_measured_on_held_out_images_and_kept(made):
     run = folder / "trainings/settings-digits/a3gt-front-seed0"
     record = json.loads((run / "front.json").read_text(encoding="utf-8"))
     assert content["panels"][0]["split"] == "held-out"
+    assert content["panels"][0]["sample"] == record["sample"]
+    assert {row["sample"] for row in content["rows"]} == {record["sample"]["sha256"]}
     assert [row["gamma"] for row in content["rows"]] == [p["gamma"] for p in record["points"]]
     for row, point in zip(content["rows"], record["points"], strict=True):
         assert row["correct"] == {"clean": point["clean"], "worst-case": point["robust"]}

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from math import comb
 from pathlib import Path
 from xml.etree import ElementTree
@@ -26,6 +27,8 @@ from equipoise.report.reproduction.claims import CLAIMS, judged
 from equipoise.report.reproduction.curves import Gain, foreseen
 from equipoise.report.reproduction.findings import EXPERIMENTS, read
 from equipoise.report.reproduction.measures import Cell, by_entry, cell, compare, standing
+from equipoise.report.reproduction.sections import section
+from equipoise.sample import Sample
 
 TABLE = "table2-fashion-mnist"
 
@@ -561,6 +564,37 @@ def test_close_to_the_best_is_what_the_test_does_not_tell_from_it(tmp_path):
     assert compare(entries["iat"], entries["a3gt"], "clean").relation == "behind"
     assert compare(entries["a3gt"], entries["fat"], "pgd-20").relation == "unknown"
     assert cell(entries["a3gt"], "pgd-20") is None
+
+
+def test_verdicts_on_other_images_are_not_paired(tmp_path):
+    found = constructed(tmp_path, "table2", {"a3gt": {"clean": 0.9}, "iat": {"clean": 0.8}})
+    entries = by_entry(found.rows)
+    other = [replace(row, sample="of other images") for row in entries["iat"]]
+    assert compare(entries["a3gt"], entries["iat"], "clean").pairs
+    assert not compare(entries["a3gt"], other, "clean").pairs
+    assert compare(other, other, "clean").pairs
+
+
+@pytest.mark.parametrize(
+    ("sample", "told"),
+    [
+        (None, "the first 2,000 images of the test set, the same"),
+        (
+            (2000, 5000, 2),
+            "a stratified sample of 2,000 of 5,000 images of the test set, seed 2, ",
+        ),
+        ((2000, 5000, None), "the first 2,000 of 5,000 images of the test set, "),
+        ((60, 500, 2), "samples of 2,000 images of the test set, "),
+    ],
+)
+def test_it_is_said_which_images_a_panel_is_of(tmp_path, sample, told):
+    found = constructed(tmp_path, "table2", {"a3gt": {"clean": 0.9}})
+    if sample is not None:
+        keys = dict(zip(("n", "of", "seed"), sample, strict=True))
+        panel = replace(found.panels[0], sample=Sample(sha256="", **keys))
+        found = replace(found, panels=(panel,))
+    facts = dict(section(found).facts)
+    assert facts["Test images"].startswith(told)
 
 
 # --- claims ----------------------------------------------------------------------------------

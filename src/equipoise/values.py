@@ -1,14 +1,27 @@
-"""Values as people write them: ``8/255`` is a number, ``none`` is nothing; YAML files.
+"""Values as people write them, like ``8/255`` and ``none``; files of YAML and of JSON lines.
 
 A number is decimal: what other readers take for octal, hexadecimal, base 60, a date or zero
 (``010``, ``0x1``, ``1:30``, ``1e-400``) stays text here, which no setting of numbers accepts.
 """
 
-__all__ = ["MOST", "check_seed", "choice", "load", "mapping", "number", "numbers", "share"]
+__all__ = [
+    "MOST",
+    "check_seed",
+    "checked",
+    "choice",
+    "lines",
+    "load",
+    "mapping",
+    "number",
+    "numbers",
+    "reason",
+    "share",
+]
 
+import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +30,7 @@ import yaml
 from equipoise.errors import UserError, nearest, short
 
 Text = TypeVar("Text", bound=str)
+T = TypeVar("T")
 
 MOST = 10_000_000
 """The most that anything is counted to: steps, queries, rounds."""
@@ -137,6 +151,59 @@ def check_seed(seed: int, what: str = "seed") -> None:
     """Raise a UserError for what cannot be the seed of random numbers."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= _LAST_SEED:
         raise UserError(f"{what} must be a whole number from 0 to 2^63 - 1, got {short(seed)}")
+
+
+def lines(path: Path, parse: Callable[[Any], T], notes: list[str] | None = None) -> list[T]:
+    """Return the values of a file of JSON lines; a last line that was cut short is left out.
+
+    Arguments:
+        path: The file; absent, it has no lines.
+        parse: What turns a line's JSON into a value.
+        notes: That a line was left out is added here.
+
+    Raises:
+        UserError: where a line is damaged.
+    """
+    if not path.is_file():
+        return []
+    written = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    found: list[T] = []
+    for number, line in enumerate(written, start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if number < len(written):
+                raise UserError(
+                    f"{path}, line {number} is not JSON; repair or remove it"
+                ) from error
+            if notes is not None:
+                notes.append(f"The last line of {path.name} was cut short and is left out.")
+            continue
+        found.append(checked(f"{path}, line {number}", parse, value))
+    return found
+
+
+def checked(where: object, parse: Callable[[Any], T], value: object) -> T:
+    """Return what a value stands for.
+
+    Raises:
+        UserError: naming ``where``, if the value is not as expected.
+    """
+    try:
+        return parse(value)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{where} is not as expected ({reason(error)}); repair or remove it"
+        ) from error
+
+
+def reason(error: Exception) -> str:
+    """Return in a line what an error says."""
+    if isinstance(error, KeyError):
+        return f"no {error}"
+    return f"{error}".strip().splitlines()[0] if f"{error}".strip() else type(error).__name__
 
 
 def choice(text: str, what: str, known: Sequence[Text]) -> Text:

@@ -2,8 +2,7 @@
 
 __all__ = ["PAPER", "Front"]
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
@@ -28,6 +27,7 @@ from equipoise.fronts.record import Mark, Record
 from equipoise.fronts.survey import FARTHEST, Subject, Survey, Watch, survey
 from equipoise.runs import Run, model_digest
 from equipoise.threat import Norm, Threat
+from equipoise.values import lines
 from equipoise.weights import PAIR
 
 PAPER = 0.4  # gamma at the end of the paper's training
@@ -118,9 +118,10 @@ class Front:
         """The places between a run's learners that have a meaning: its own gamma, the paper's."""
         if not self.own:
             return ()
-        last = _last(self.run.path / "log.jsonl").get("weights", {}).get("robust")
-        known = isinstance(last, int | float) and 0 <= last <= 1
-        if not known or abs(last - PAPER) < 1e-9:
+        rounds = lines(self.run.path / "log.jsonl", _robust)
+        last = rounds[-1] if rounds else None
+        known = last is not None and 0 <= last <= 1
+        if last is None or not known or abs(last - PAPER) < 1e-9:
             what = "gamma of this run's last round, and the paper's" if known else "paper's gamma"
             return (Mark(PAPER, what),)
         return (
@@ -266,17 +267,10 @@ class Front:
         return constraint, (logits.argmax(1) == held_out.y).cpu().numpy()
 
 
-def _last(path: Path) -> dict[str, Any]:
-    """Return the last object of a file of JSON lines; of none an empty one."""
-    if not path.is_file():
-        return {}
-    for line in reversed(path.read_text(encoding="utf-8").splitlines()):
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue  # cut by a crash
-        return found if isinstance(found, dict) else {}
-    return {}
+def _robust(value: Mapping[str, Any]) -> float | None:
+    """Return the weight of the robust learner in a line of the log; None: it has none."""
+    weight = (value.get("weights") or {}).get("robust")
+    return None if weight is None else float(weight)
 
 
 def _place(run: Run) -> Run:

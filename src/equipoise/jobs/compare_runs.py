@@ -2,7 +2,6 @@
 
 __all__ = ["Item", "Step"]
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from equipoise.recipe import Recipe
 from equipoise.runs import Run
 from equipoise.sample import Sample
 from equipoise.threat import Norm, Threat
+from equipoise.values import lines
 from equipoise.verdicts import UNREADABLE, WORST, Evaluation, read
 
 
@@ -87,7 +87,7 @@ class Item:
 
     def rounds(self) -> list[dict[str, Any]]:
         """Return the records of the rounds that are logged, each once."""
-        return list({r["round"]: r for r in _lines(self.run.path / "log.jsonl")}.values())
+        return list({r["round"]: r for r in lines(self.run.path / "log.jsonl", _logged)}.values())
 
     @property
     def trained(self) -> bool:
@@ -243,14 +243,6 @@ def _price(attack: Attack, norm: Norm) -> float:
     return float(steps) + getattr(attack, "queries", 0) / 3  # a query is a forward pass
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a file of JSON lines; one that was cut is left out."""
-    if not path.is_file():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return [item for item in found if isinstance(item, dict)]
+def _logged(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a line of the log, which names its round."""
+    return {**value, "round": int(value["round"])}

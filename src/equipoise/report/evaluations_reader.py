@@ -11,10 +11,10 @@ import numpy as np
 
 from equipoise import verdicts
 from equipoise.command import command
-from equipoise.report.reading import reason
 from equipoise.report.records_reader import Record, record
 from equipoise.sample import Sample
 from equipoise.sealed import weights_digest
+from equipoise.values import reason
 from equipoise.verdicts import FOLDER, RECORDS, UNREADABLE, WORST, read
 
 _STATUSES = ("failed", "warning", "ok", "skipped")

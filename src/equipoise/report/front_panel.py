@@ -19,9 +19,9 @@ from equipoise.fronts.record import Record
 from equipoise.report import wording
 from equipoise.report.front_picture import HALO, picture
 from equipoise.report.gallery import LARGE, image_uri
-from equipoise.report.reading import reason
 from equipoise.report.reproduction.pictures import inline
 from equipoise.report.runs_reader import Run
+from equipoise.values import reason
 
 
 @dataclass(frozen=True)

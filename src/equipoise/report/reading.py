@@ -1,19 +1,18 @@
 """Files of a run as checked values; what is wrong with one is said with its name."""
 
-__all__ = ["Numbers", "budget", "checked", "lines", "mapping", "numbers", "reason"]
+__all__ = ["Numbers", "budget", "mapping", "numbers"]
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
 from equipoise.errors import UserError
+from equipoise.values import reason
 
 Numbers = Mapping[str, float]
-T = TypeVar("T")
 
 
 def mapping(path: Path, parse: Callable[[str], object]) -> dict[str, Any]:
@@ -37,58 +36,6 @@ def mapping(path: Path, parse: Callable[[str], object]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold a mapping, got {type(value).__name__}; restore it")
     return value
-
-
-def lines(path: Path, parse: Callable[[Any], T], notes: list[str]) -> list[T]:
-    """Return the values of a file of JSON lines; a last line that was cut short is noted.
-
-    Arguments:
-        path: The file; absent, it has no lines.
-        parse: What turns a line's JSON into a value.
-        notes: What the reader should know is added here.
-
-    Raises:
-        UserError: where a line is damaged.
-    """
-    if not path.is_file():
-        return []
-    written = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    found: list[T] = []
-    for number, line in enumerate(written, start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            if number < len(written):
-                raise UserError(
-                    f"{path}, line {number} is not JSON; repair or remove it"
-                ) from error
-            notes.append(f"The last line of {path.name} was cut short and is left out.")
-            continue
-        found.append(checked(f"{path}, line {number}", parse, value))
-    return found
-
-
-def checked(where: object, parse: Callable[[Any], T], value: object) -> T:
-    """Return what a value stands for.
-
-    Raises:
-        UserError: naming ``where``, if the value is not as expected.
-    """
-    try:
-        return parse(value)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{where} is not as expected ({reason(error)}); repair or remove it"
-        ) from error
-
-
-def reason(error: Exception) -> str:
-    """Return in a line what an error says."""
-    if isinstance(error, KeyError):
-        return f"no {error}"
-    return f"{error}".strip().splitlines()[0] if f"{error}".strip() else type(error).__name__
 
 
 def budget(value: object) -> float | None:

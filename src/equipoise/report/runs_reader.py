@@ -12,8 +12,9 @@ import yaml
 
 from equipoise.errors import UserError
 from equipoise.report.evaluations_reader import Evaluation, read_evaluations
-from equipoise.report.reading import Numbers, budget, checked, lines, mapping, numbers
+from equipoise.report.reading import Numbers, budget, mapping, numbers
 from equipoise.report.records_reader import Record, told
+from equipoise.values import checked, lines
 
 _OWN = "own-model.json"  # describes a model that was not trained here
 _PICKED = "picked.json"  # says from which front a model was picked, and why

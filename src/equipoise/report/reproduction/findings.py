@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.errors import UserError
-from equipoise.report.reading import checked, mapping
+from equipoise.report.reading import mapping
 from equipoise.sample import Sample
+from equipoise.values import checked
 
 FORMAT = 1
 EXPERIMENTS = ("table2", "table3", "fig2", "fig3", "fig4", "fig5", "controls", "front", "settings")

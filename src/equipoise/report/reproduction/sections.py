@@ -104,24 +104,28 @@ def _facts(findings: Findings) -> list[tuple[str, str]]:
     return facts
 
 
-_IMAGES: dict[str, Callable[[str], tuple[str, str]]] = {
-    "test": lambda which: ("test images", f"{which} of the test set, the same for all seeds"),
-    "held-out": lambda which: (
+_IMAGES = {
+    "test": ("test images", "images of the test set", "the same for all seeds"),
+    "held-out": (
         "held-out images",
-        f"{which} of the training set, in no training, the same for all seeds; no test images",
+        "images of the training set",
+        "in no training, the same for all seeds; no test images",
     ),
-}
+}  # the key of a fact, what the images are called, and what else is said of them
 
 
-def _which(panel: Panel, sizes: Sequence[int]) -> str:
-    """Return which images the models of a panel were judged on, in words."""
+def _which(panel: Panel, sizes: Sequence[int]) -> tuple[str, str]:
+    """Return which images the models of a panel were judged on, as a fact."""
+    key, images, more = _IMAGES[panel.split]
     if not sizes:
-        return "all"
-    if panel.sample is not None and [*sizes] == [panel.sample.n]:
-        return panel.sample.words()
-    counts = wording.join([wording.count(size) for size in sizes])
-    kind = "the first" if panel.sample is None or panel.sample.seed is None else "samples of"
-    return f"{kind} {counts}"
+        told = f"all {images}"
+    elif panel.sample is not None and [*sizes] == [panel.sample.n]:
+        told = panel.sample.words(images)
+    else:
+        first = panel.sample is None or panel.sample.seed is None
+        counts = wording.join([wording.count(size) for size in sizes])
+        told = f"{'the first' if first else 'samples of'} {counts} {images}"
+    return key, f"{told}, {more}"
 
 
 def _of(panel: Panel, rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -134,7 +138,7 @@ def _of(panel: Panel, rows: Sequence[Row]) -> list[tuple[str, str]]:
         ("data", f"{panel.data}, {panel.classes} classes"),
         ("model", panel.model or wording.MISSING),
         ("threat", f"{wording.norm_text(panel.norm)}, eps {radii}"),
-        _IMAGES[panel.split](_which(panel, sizes)),
+        _which(panel, sizes),
         ("seeds", told if found == sorted(panel.seeds) else f"{told} (planned: {planned})"),
     ]
     if panel.images:
