@@ -40,7 +40,10 @@ def test_a_last_line_that_was_cut_is_left_out_and_noted(tmp_path, text, found, n
     assert lines(tmp_path / "absent.jsonl", whole) == []
 
 
-@pytest.mark.parametrize("text", ['{"a": 1\n{"a": 2}\n', '[1]\n{"a": 2}\n', '{"b": 1}\n', "3\n"])
+@pytest.mark.parametrize(
+    "text",
+    ['{"a": 1\n{"a": 2}\n', '[1]\n{"a": 2}\n', '{"b": 1}\n', "3\n", "[" * 3000 + '\n{"a": 1}'],
+)
 def test_any_other_damage_is_refused_with_file_and_line(tmp_path, text):
     path = tmp_path / "log.jsonl"
     path.write_text(text, encoding="utf-8")
