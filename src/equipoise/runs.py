@@ -62,6 +62,9 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
     @classmethod
     def create(cls, path: str | Path, recipe: str) -> "Run":
         """Make a new run folder with its recipe, given as YAML.

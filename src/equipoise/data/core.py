@@ -30,7 +30,7 @@ from torch import Tensor
 from equipoise.errors import UserError
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Images:
     """Images and their labels.
 
@@ -57,6 +57,10 @@ class Images:
     def __len__(self) -> int:
         return len(self.y)
 
+    def __repr__(self) -> str:
+        kind = str(self.x.dtype).removeprefix("torch.")
+        return f"Images({' x '.join(map(str, self.x.shape))}, {kind})"
+
     def to(self, device: torch.device | str) -> "Images":
         """Return the images on ``device``."""
         return Images(self.x.to(device), self.y.to(device))
@@ -70,7 +74,7 @@ class Images:
         return to_unit(self.x[index])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """A training and a test set, with what is known about them.
 
@@ -99,6 +103,12 @@ class Dataset:
     flip: bool
     source: str
     sha256: dict[str, str]
+
+    def __repr__(self) -> str:
+        return (
+            f"Dataset({self.name!r}, train={self.train!r}, test={self.test!r}, "
+            f"{len(self.classes)} classes)"
+        )
 
     @property
     def channels(self) -> int:

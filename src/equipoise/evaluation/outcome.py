@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Outcome:
     """The verdicts of one attack, and their price.
 
@@ -44,6 +44,11 @@ class Outcome:
     rejected: int = 0
     nonfinite: int = 0
     made: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        attacked, broken = int(self.attacked.sum()), int(self.broken.sum())
+        rest = "" if self.finished else ", not finished"
+        return f"Outcome({attacked} of {len(self.verdict)} attacked, {broken} broken{rest})"
 
     @classmethod
     def begun(

@@ -12,11 +12,12 @@ from torch import Tensor
 from equipoise.errors import UserError
 from equipoise.evaluation.checks import Finding
 from equipoise.evaluation.outcome import Outcome
+from equipoise.shown import Shown, accuracy
 from equipoise.threat import Threat
 from equipoise.verdicts import Verdicts
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Result:
     """The verdicts of several attacks on one model under one threat.
 
@@ -149,6 +150,29 @@ class Result:
             precision=self.precision,
             classes=self.classes,
         )
+
+    def __repr__(self) -> str:
+        return self._shown().text()
+
+    def _repr_html_(self) -> str:
+        return self._shown().html()
+
+    def _shown(self) -> Shown:
+        """Return the result in a few lines: accuracies, and what of the checks went wrong."""
+        n = len(self.y)
+        counts = {"clean": self.correct, **self.verdicts}
+        if self.outcomes:
+            counts["worst case"] = self.robust
+        rows = [(name, *accuracy(int(flags.sum()), n)) for name, flags in counts.items() if n]
+        bad = [found for found in self.findings if found.status in ("failed", "warning")]
+        failed = [found for found in bad if found.status == "failed"]
+        notes = [f"failed: {found.check}: {found.message}" for found in failed]
+        if len(bad) > len(failed):
+            notes.append(f"{len(bad) - len(failed)} of the checks warn: see findings")
+        if not self.finished:
+            notes.append("interrupted: not all examples were attacked")
+        header = ("attack", "accuracy", "95 % interval", "images")
+        return Shown(f"Result: {self.threat}, n = {n}", header, rows, notes)
 
     def records(self) -> list[dict[str, Any]]:
         """Return a record for the clean accuracy, each attack and the worst case.

@@ -26,6 +26,7 @@ from equipoise.fronts.points import Point
 from equipoise.fronts.record import Mark, Record
 from equipoise.fronts.survey import FARTHEST, Subject, Survey, Watch, survey
 from equipoise.runs import Run, model_digest
+from equipoise.shown import Shown
 from equipoise.threat import Norm, Threat
 from equipoise.values import lines
 from equipoise.weights import PAIR
@@ -82,6 +83,20 @@ class Front:
         if known is not None and known.batchnorm == "estimate":
             stored = "estimate"
         self.batchnorm: BatchNorms = batchnorm or stored
+
+    def __repr__(self) -> str:
+        return self._shown().text()
+
+    def _repr_html_(self) -> str:
+        return self._shown().html()
+
+    def _shown(self) -> Shown:
+        """Return what was measured, or that nothing was; nothing is measured for it."""
+        try:
+            return self.record.shown()
+        except UserError as error:
+            title = f"Front({str(self.run.path)!r}) between {' and '.join(self.ends.names)}"
+            return Shown(title, notes=(str(error),))
 
     @cached_property
     def images(self) -> HeldOut:

@@ -17,7 +17,7 @@ from equipoise.runs import PICKED, Run, is_free, model_digest
 _COPIED = ("config.json", "provenance.json")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Picked:
     """A model that was picked from a front.
 
@@ -32,6 +32,9 @@ class Picked:
     choice: Choice
     run: Run
     origin: dict[str, Any] = field(repr=False)
+
+    def __repr__(self) -> str:
+        return f"Picked({str(self.choice)!r} of {str(self.run.path)!r})"
 
     @property
     def gamma(self) -> float:

@@ -13,6 +13,7 @@ from equipoise.errors import UserError
 from equipoise.fronts.barrier import Barrier, in_words
 from equipoise.fronts.points import Point
 from equipoise.sample import Sample
+from equipoise.shown import Shown, accuracy
 
 FILE = "front.json"
 FORMAT = 1
@@ -46,7 +47,7 @@ class Other:
     point: Point
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Record:
     """A measured front.
 
@@ -94,6 +95,26 @@ class Record:
         if self.sample is None:
             return f"the first {self.n:,} held-out images"
         return self.sample.words("held-out images")
+
+    def __repr__(self) -> str:
+        return self.shown().text()
+
+    def _repr_html_(self) -> str:
+        return self.shown().html()
+
+    def shown(self) -> Shown:
+        """Return the front in a few lines: a row for each point and each other model."""
+        named = dict(zip((0.0, 1.0), self.ends, strict=True))
+        points = [(f"{p.gamma:g}", p, named.get(p.gamma, "")) for p in self.points]
+        points += [("", other.point, other.name) for other in self.others]
+        rows = [
+            (gamma, *accuracy(p.clean, p.n)[:2], *accuracy(p.robust, p.n)[:2], what)
+            for gamma, p, what in points
+        ]
+        threat = f"{self.norm}, eps {self.eps:g}, n = {self.n}, {self.attack}"
+        title = f"Front between {' and '.join(self.ends)}: {threat}"
+        header = ("gamma", "clean", "95 % interval", "robust", "95 % interval", "")
+        return Shown(title, header, rows, (self.words,))
 
     @property
     def words(self) -> str:

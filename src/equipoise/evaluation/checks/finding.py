@@ -59,7 +59,7 @@ CHECKS: dict[str, str] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Finding:
     """The answer of one check.
 
@@ -80,6 +80,9 @@ class Finding:
     message: str
     remedy: str = ""
     measured: Mapping[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Finding({self.status}: {self.check}: {self.message})"
 
     def record(self) -> dict[str, Any]:
         """Return the finding for a JSON file."""
