@@ -108,7 +108,7 @@ _IMAGES = {
     "test": ("test images", "images of the test set", "the same for all seeds"),
     "held-out": (
         "held-out images",
-        "images of the training set",
+        "held-out images of the training set",
         "in no training, the same for all seeds; no test images",
     ),
 }  # the key of a fact, what the images are called, and what else is said of them
