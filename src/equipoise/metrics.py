@@ -1,6 +1,6 @@
 """What is measured of verdicts and perturbations."""
 
-__all__ = ["Discordance", "front", "hypervolume", "interval", "mcnemar"]
+__all__ = ["Discordance", "front", "hypervolume", "interval", "mcnemar", "would_be_found"]
 
 import math
 from collections.abc import Sequence
@@ -50,6 +50,33 @@ def interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, f
     low = 0.0 if successes == 0 else float(betaincinv(successes, n - successes + 1, tail))
     high = 1.0 if successes == n else float(betaincinv(successes + 1, n - successes, 1 - tail))
     return low, high
+
+
+def would_be_found(claims: int, looked_at: int, confidence: float = 0.95) -> int:
+    r"""Return the least number of false claims of which a look at some would have met one.
+
+    The claims that are looked at are drawn without putting any back: of :math:`D` false ones
+    none is met with the hypergeometric probability
+    :math:`\binom{M - D}{N} / \binom{M}{N}`.
+
+    Example:
+        >>> would_be_found(10_000, 60)
+        486
+
+    Arguments:
+        claims: How many claims there are, M.
+        looked_at: How many of them are looked at, N, drawn at random.
+        confidence: The least probability with which a false one would have been met.
+
+    Returns:
+        The number D; one more than there are claims if none was looked at.
+    """
+    missed = 1.0
+    for false in range(1, claims + 1):
+        missed *= max(0, claims - looked_at - false + 1) / (claims - false + 1)
+        if missed <= 1 - confidence:
+            return false
+    return claims + 1
 
 
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> Discordance:

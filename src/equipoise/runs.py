@@ -144,6 +144,11 @@ class Run:
             raise UserError(f"expected a mapping in {path}, got {type(content).__name__}")
         return content
 
+    def described(self) -> dict[str, str]:
+        """Return the SHA-256 of the file that says what was trained, or what an own model is."""
+        names = (name for name in ("recipe.yaml", OWN) if (self.path / name).is_file())
+        return {n: hashlib.sha256((self.path / n).read_bytes()).hexdigest() for n in names}
+
     def made_with(self) -> dict[str, Any] | None:
         """Return the file of ``--import`` that the folder names: its path and SHA-256."""
         for name in ("provenance.json", OWN):

@@ -13,9 +13,11 @@ __all__ = [
     "Verdicts",
     "all_lines",
     "read",
+    "stage_of",
 ]
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +33,10 @@ from equipoise.sealed import read_arrays
 FOLDER = "evaluations"
 RECORDS = "records.jsonl"
 WORST = "worst-case"
-UNREADABLE = (OSError, SafetensorError, LookupError, TypeError, ValueError)  # what reading raises
+_STAGE = re.compile(r"(.+)/([a-z][a-z0-9-]*)")
+UNREADABLE = (OSError, SafetensorError, LookupError, AttributeError, TypeError, ValueError)
+"""What reading an evaluation raises."""
+"""What reading an evaluation raises."""
 
 Flags = NDArray[np.bool_]
 Record = dict[str, Any]
@@ -67,6 +72,19 @@ class Verdicts:
     passes: int = 1
     precision: str = "float32"
     classes: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse verdicts that are none.
+
+        Raises:
+            ValueError: If anything but a truth value an image is given.
+        """
+        flags = [("clean images", self.correct), *self.verdict.items(), *self.attacked.items()]
+        for name, value in flags:
+            if value.dtype != np.bool_ or value.shape != self.y.shape:
+                raise ValueError(f"expected a verdict an image of {name}, got {value.dtype}")
+        if self.y.ndim != 1 or self.y.dtype.kind != "i":
+            raise ValueError(f"expected whole numbers as labels, got {self.y.dtype}")
 
     @property
     def robust(self) -> Flags:
@@ -135,7 +153,7 @@ class Verdicts:
 
     def _shown(self, name: str) -> str:
         """Return the name under which an attack is shown: a stage's own where it is free."""
-        short = name.partition("/")[2]
+        short = stage_of(name)[1]
         taken = [n for n in self.told if n == short or n.endswith(f"/{short}")]
         return short if short and len(taken) == 1 else name
 
@@ -148,7 +166,7 @@ class Verdicts:
             entered, left = left, left & self.verdict[name]
             listed.append(
                 {
-                    "attack": name.partition("/")[2] or name,
+                    "attack": stage_of(name)[1] or name,
                     "entered": int(entered.sum()),
                     "broken": int((entered & ~left).sum()),
                     "robust": int(left.sum()),
@@ -291,6 +309,17 @@ def all_lines(folder: Path) -> list[Record]:
         except UNREADABLE:
             continue
     return found
+
+
+def stage_of(name: str) -> tuple[str, str]:
+    """Return the ensemble and the stage that the name of an attack is of; of others nothing.
+
+    Example:
+        >>> stage_of("autoattack/fab-t"), stage_of("pgd-2(step_size=2/255)")
+        (('autoattack', 'fab-t'), ('', ''))
+    """
+    known = _STAGE.fullmatch(name)
+    return (known[1], known[2]) if known else ("", "")
 
 
 def _counts(name: str) -> bool:

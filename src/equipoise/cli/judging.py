@@ -214,6 +214,17 @@ def verify(
         typer.Option(help="The model, where the folder is of one of your own, as evaluated."),
     ] = None,
     trust: Trust = False,
+    again: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Also attack N random points that are said to withstand, as they were attacked.",
+        ),
+    ] = 0,
+    nonce: Annotated[
+        str | None,
+        typer.Option(help="With --again: any text, which chooses the points; a new one."),
+    ] = None,
     data_dir: DataDir = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     quiet: Quiet = False,
@@ -221,7 +232,8 @@ def verify(
     """Check every stored adversarial example again, by forward passes alone.
 
     Each must be finite, in the range, in the ball (in float64), and misclassified by the float32
-    model; the robust accuracy follows from that. Any changed byte is found: exit code 1.
+    model, and every number must follow from the verdicts: else exit code 1. That proves how robust
+    the model is at most; what was not found cannot be seen. --again looks for it.
     """
     from equipoise.jobs.verify import verify_run
 
@@ -231,6 +243,8 @@ def verify(
         device=device,
         model=model,
         trust=trust,
+        again=again,
+        nonce=nonce,
         console=console_of(quiet),
     )
 

@@ -27,9 +27,9 @@ class Outcome:
         seconds: The time it took.
         rejected: How many of its points were outside the threat.
         nonfinite: On how many of its points the model's output was not finite.
-        made: How it searched (seed, precision, layout, compile, batch_size) and on what (versions,
-            device, threads): with its name, which :func:`equipoise.attacks.parse` takes, all that
-            is needed to run it again.
+        made: How it searched (seed, precision, layout, compile, batch_size, strongest) and on what
+            (torch, device, threads): with its name, which :func:`equipoise.attacks.parse` takes,
+            all that is needed to run it again.
     """
 
     verdict: Tensor

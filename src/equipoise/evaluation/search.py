@@ -160,10 +160,12 @@ class Search:
                 f"{self._settings(stage.attack)}: evaluate anew instead of going on"
             )
         self.outcomes[stage.name] = outcome
-        rows = (wanted & ~outcome.attacked).nonzero()[:, 0]
-        total = int(wanted.sum())
-        done = total - len(rows)
-        for index in torch.split(rows, self._size(stage.attack)) if len(rows) else ():
+        rows = wanted.nonzero()[:, 0]
+        total, done = len(rows), int((wanted & outcome.attacked).sum())
+        for batch in torch.split(rows, self._size(stage.attack)):
+            index = batch[~outcome.attacked[batch]]  # the batches of a resume are the same ones
+            if not len(index):
+                continue
             outcome = self._attack(stage.attack, index, self.form, outcome)
             self.outcomes[stage.name] = outcome
             done += len(index)
@@ -234,6 +236,7 @@ class Search:
             "layout": self.execution.layout,
             "compile": self.execution.compile,
             "batch_size": self.judge.batch_size,
+            "strongest": self.whole,
             **machine(str(self.x.device)),
         }
 

@@ -263,7 +263,7 @@ class _Job:
             "eps": list(options.eps),
             "import": own.imported(),
         }
-        about = {**self.of(threat), "asked": asked}
+        about = {**self.of(threat), "asked": asked, "described": self.run.described()}
         others, control = self._others(threat)
         keeper = Keeper(self, store, about, self._before(store, threat))
         with keeper.keeping(), self.console.attacking():

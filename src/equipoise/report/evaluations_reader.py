@@ -89,7 +89,7 @@ def read_evaluations(run: Path, notes: list[str]) -> tuple[Evaluation, ...]:
         where = f"`{FOLDER}/{path.name}`"
         try:
             evaluation = _evaluation(path, read(path))
-        except (*UNREADABLE, AttributeError) as error:
+        except UNREADABLE as error:
             notes.append(f"{where} is damaged ({reason(error)}): its numbers are left out.")
             continue
         if _present(run, evaluation.weights) in (None, evaluation.model_sha256):

@@ -98,7 +98,7 @@ def gallery(run: Run, threat: Threat | None, identity: str) -> Gallery | str | N
         known |= read_arrays(best.path, lambda name: name in _KNOWN)[1]
         with safe_open(str(best.path), framework="np") as file:
             return _gallery(_Stored(best, known, file, best.classes or run.classes), identity)
-    except (*UNREADABLE, AttributeError) as error:
+    except UNREADABLE as error:
         return f"The stored images could not be read ({reason(error)}); evaluate the run again."
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.report.wording import count
+from equipoise.verdicts import stage_of
 
 FOOLED, WITHSTOOD, EXTREME = 8, 4, 8  # images
 _IN_TURN = "The first image of every class in turn, in the order of the data."
@@ -46,7 +47,7 @@ def selections(known: Mapping[str, NDArray[Any]], share: int) -> tuple[Selection
 
 def attack_names(keys: Sequence[str]) -> tuple[str, ...]:
     """Return attacks as they are shown: a stage of an ensemble by its own name if it is free."""
-    short = [key.rpartition("/")[2] for key in keys]
+    short = [stage_of(key)[1] or key for key in keys]
     return tuple(
         name if short.count(name) == 1 else key for name, key in zip(short, keys, strict=True)
     )
