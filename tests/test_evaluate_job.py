@@ -2,6 +2,7 @@
 
 import json
 import random
+import shlex
 import shutil
 import signal
 import time
@@ -479,3 +480,91 @@ def test_examples_of_another_run_are_tried(copy, trained, tmp_path):
     assert transfer is None or transfer["accuracy"] >= worst["accuracy"]
     with pytest.raises(UserError, match="no adversarial examples for the same"):
         evaluate_run(target, attacks="fgsm", eps=[0.05], n=80, transfer=[other], checks=False)
+
+
+# --- going on ---
+
+
+@pytest.fixture
+def fresh(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "fresh"))
+
+
+def stop_after(place: Path, attack: str = "pgd-1") -> str:
+    """Return code that interrupts an evaluation when the attack begins."""
+    return f"""
+from equipoise.jobs import evaluate as job
+whole, calls = job.evaluate, []
+def evaluate(*arguments, **settings):
+    calls.append(settings["threat"].eps)
+    open({str(place)!r}, "a").write(repr(settings["threat"].eps) + "\\n")
+    if len(calls) == 2:
+        raise KeyboardInterrupt
+    return whole(*arguments, **settings)
+job.evaluate = evaluate
+"""
+
+
+def test_resume_goes_on_with_what_is_left_and_with_nothing_else(command, fresh, tmp_path):
+    log = tmp_path / "calls"
+    words = ("--attacks", "pgd-1", "-n", 20, "--no-checks")
+    # One radius from before, one at its end, one interrupted, one that was not come to.
+    assert command("evaluate", fresh, *words, "--eps", "0.3").code == 0
+    broken = command(
+        *("evaluate", fresh, *words, "--eps", "0.05,0.1,0.15"), before=stop_after(log)
+    )
+    assert broken.code == 130
+    log.unlink()
+    resumed = command("evaluate", fresh, "--resume", before=stop_after(log).replace("== 2", "< 0"))
+    assert resumed.code == 0, resumed.err
+    assert log.read_text().split() == ["0.1", "0.15"]
+    log.unlink()
+    before = {path: path.read_bytes() for path in (fresh / "evaluations").iterdir()}
+    for more in ((), ("--eps", "0.1"), ("-n", 20)):
+        again = command("evaluate", fresh, "--resume", *more, before=stop_after(log))
+        assert again.code == 0
+        assert "nothing was interrupted" in again.line
+    assert not log.exists()
+    assert {path: path.read_bytes() for path in (fresh / "evaluations").iterdir()} == before
+
+
+def test_resume_writes_what_a_killed_process_had_no_time_for(command, fresh):
+    words = ("--attacks", "pgd-1", "-n", 20, "--no-checks", "-q")
+    assert command("evaluate", fresh, *words).code == 0
+    whole = (fresh / "records.jsonl").read_bytes()
+    (fresh / "records.jsonl").unlink()
+    (summary,) = (fresh / "evaluations").glob("*.json")
+    summary.unlink()
+    assert command("verify", fresh, "-q").code == 1
+    assert command("evaluate", fresh, "--resume", "-q").code == 0
+    assert (fresh / "records.jsonl").read_bytes() == whole
+    assert command("verify", fresh, "-q").code == 0
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["a run", "a model of one's own"])
+def test_a_full_disk_names_the_command_that_goes_on(command, fresh, mine, own):
+    full = """
+import errno, os
+left = [3]
+def fsync(number, real=os.fsync):
+    left[0] -= 1
+    if left[0] < 0:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    real(number)
+os.fsync = fsync
+"""
+    more = ("--attacks", "pgd-1,pgd-2,pgd-3", "-n", 20, "--no-checks", "-q")
+    what = (fresh,)
+    if own:
+        what = ("mine:net", "--data", "digits", "--weights", "w.pt", "--out", mine / "run")
+    ended = command("evaluate", *what, *more, before=full, cwd=mine)
+    assert ended.code == 1
+    assert "the disk is full" in ended.line
+    words = shlex.split(ended.line.rpartition("go on with: equipoise ")[2])
+    assert words[0] == "evaluate"
+    assert words[-1] == "--resume"
+    ended = command(*words, cwd=mine)
+    assert ended.code == 0, ended.err
+    folder = mine / "run" if own else fresh
+    lines = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    assert {line["attack"] for line in lines} == {"clean", "pgd-1", "pgd-2", "pgd-3", "worst-case"}

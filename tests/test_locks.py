@@ -45,6 +45,11 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def instead(small, setting):
+    name = setting.partition("=")[0]
+    return [setting if word.startswith(f"{name}=") else word for word in small]
+
+
 def held(path):
     path.touch()
     return path
@@ -181,7 +186,8 @@ def test_two_trainings_in_one_folder_the_second_is_refused(command, small, tmp_p
 def test_an_evaluation_during_a_training_disturbs_neither(command, small, tmp_path):
     out, hold = tmp_path / "run", tmp_path / "hold"
     before = WAITING.format(hold=str(hold))
-    running = command.start("train", *small, "rounds=30", "--out", out, before=before)
+    words = ("train", *instead(small, "rounds=30"), "--out", out)
+    running = command.start(*words, before=before)
     running.reaches_rounds(1)
     held(hold)
     ended = command("evaluate", out, "--attacks", "pgd-1", "-n", 20, "--no-checks", "-q")
@@ -221,6 +227,6 @@ def test_a_start_that_was_killed_does_not_stand_in_the_way(command, small, tmp_p
     process.wait()
     process.stdout.close()
     assert [path.name for path in out.iterdir()] == [".run.lock"]
-    ended = command("train", *small, "rounds=1", "--out", out)
+    ended = command("train", *instead(small, "rounds=1"), "--out", out)
     assert ended.code == 0, ended.err
     assert not list(out.glob(".*"))

@@ -236,7 +236,8 @@ def imported(command, small, tmp_path, mark):
     home = tmp_path / "home"
     home.mkdir()
     (home / "own.py").write_text(OWN.format(mark=str(mark)))
-    words = ("train", *small, "model=own-cnn", "rounds=2", "--out", home / "run")
+    settings = [word for word in small if not word.startswith("rounds=")]
+    words = ("train", *settings, "model=own-cnn", "rounds=2", "--out", home / "run")
     ended = command("--import", home / "own.py", *words)
     assert ended.code == 0, ended.err
     mark.unlink()

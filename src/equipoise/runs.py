@@ -59,6 +59,9 @@ class Run:
         path: The folder.
     """
 
+    again = ""
+    """The command that goes on with what is done in the folder, for messages."""
+
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
@@ -205,11 +208,11 @@ class Run:
 
     def _failure(self, error: OSError, path: Path) -> RunError:
         """Return a failure to write as one line with its remedy."""
-        again = command("train", "--resume", self.path)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            again = f" with: {self.again}" if self.again else ""
             return RunError(
                 f"the disk is full: {path} was not written, and what was there before is "
-                f"intact. Free some space and go on (a training: {again})"
+                f"intact. Free some space and go on{again}"
             )
         return RunError(f"cannot write {path}: {error.strerror}; what was there is intact")
 

@@ -23,7 +23,7 @@ from equipoise.execution import Layout, Precision
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.keeper import Keeper
-from equipoise.jobs.store import Store
+from equipoise.jobs.store import Store, left
 from equipoise.jobs.subject import Subject, of_run, open_folder
 from equipoise.progress import Console
 from equipoise.provenance import provenance
@@ -137,8 +137,12 @@ def evaluate_subject(subject: Subject, options: Options, console: Console) -> li
     """
     if options.norm not in (None, subject.norm) and not options.eps:
         raise UserError(f"a radius means another thing in {options.norm}: say which with --eps")
+    subject.run.again = subject.resuming
     if options.resume:
         options, threats = _begun(subject, options)
+        if not threats:
+            console.say(f"nothing was interrupted in {subject.run.path}: all is at its end")
+            return []
     else:
         norm = options.norm or subject.norm
         threats = [Threat(norm, eps) for eps in options.eps or [subject.eps]]
@@ -150,7 +154,8 @@ def evaluate_subject(subject: Subject, options: Options, console: Console) -> li
             locks.enter_context(store.lock())
         locks.enter_context(signals.handled(_interrupt, (signal.SIGTERM,)))
         for threat in threats:
-            job.evaluate(threat)
+            if not (options.resume and job.store(threat).finished):  # meanwhile, by another
+                job.evaluate(threat)
     return job.records
 
 
@@ -167,7 +172,7 @@ def _begun(subject: Subject, options: Options) -> tuple[Options, list[Threat]]:
     """Return options and threats of the evaluation that is to be gone on with.
 
     Without radii those that were asked for then: the one that was interrupted, and those that it
-    had not come to.
+    had not come to. What is at its end is left alone: of that alone there are no threats.
     """
     found = [about for store in Store.all(subject.run) for about in [store.about()]]
     found = [
@@ -180,12 +185,13 @@ def _begun(subject: Subject, options: Options) -> tuple[Options, list[Threat]]:
         and options.norm in (None, about["norm"])
         and (not options.eps or float(about["eps"]) in options.eps)
     ]
-    first = next((about for about in found if not about["finished"]), found[-1] if found else None)
-    if first is None:
+    if not found:
         raise UserError(
             f"there is no evaluation to go on with in {subject.run.path}; start one without "
             "--resume"
         )
+    found.sort(key=lambda about: bool(about["finished"]))  # what was interrupted comes first
+    first = next((about for about in found if left(about, found, options.eps)), found[-1])
     asked = {key: first["asked"][key] for key in ("attacks", "individual", "seed", "passes")}
     for key, value in asked.items():
         mine = getattr(options, key)
@@ -197,10 +203,10 @@ def _begun(subject: Subject, options: Options) -> tuple[Options, list[Threat]]:
             )
     with own.explained(first["asked"].get("import")):
         parse_list(asked["attacks"])
-    mine = [a for a in found if (a["sample"], a["norm"]) == (first["sample"], first["norm"])]
-    done = {float(about["eps"]) for about in mine if about["finished"]}
-    radii = [eps for eps in options.eps or first["asked"]["eps"] if eps not in done]
-    threats = [Threat(first["norm"], eps) for eps in radii or [float(first["eps"])]]
+    threats = [Threat(first["norm"], eps) for eps in left(first, found, options.eps)]
+    if not threats:
+        for store in Store.all(subject.run):
+            store.derive()  # a process may have been killed before it did
     which = {"n": first["n"], "first": first["sample"]["seed"] is None}
     return replace(options, **asked, **which), threats
 

@@ -68,6 +68,7 @@ def measure_front(
         data_dir=data_dir,
         device=choose_device(device),
     )
+    front.run.again = command("front", front.run.path)
     watch = Watch(advance=console.attack, say=console.say, warn=console.warn)
     images = front.images
     console.say(

@@ -10,12 +10,12 @@ the records of all evaluations of the folder and is made anew each time. Nothing
 people, and :mod:`equipoise.jobs.verify`, which compares them with what follows from the verdicts.
 """
 
-__all__ = ["Store"]
+__all__ = ["Store", "left"]
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -84,6 +84,11 @@ class Store:
         what = f"evaluating {self.name}"
         return Run(self.run.path / FOLDER).lock(what, self.name)
 
+    @property
+    def finished(self) -> bool:
+        """Tell whether it is there, and at its end."""
+        return self.path.is_file() and bool(self.about()["finished"])
+
     def about(self) -> dict[str, Any]:
         """Return what the stored evaluation is of, without a look at its tensors.
 
@@ -115,7 +120,11 @@ class Store:
         arrays = {name: value.numpy() for name, value in tensors.items()}
         payload = save(tensors, metadata=stamped(arrays, metadata))
         self.run.write(f"{FOLDER}/{self.path.name}", lambda file: file.write(payload))
-        digest = hashlib.sha256(payload).hexdigest()
+        self.derive()
+
+    def derive(self) -> None:
+        """Write what is derived from the verdicts: the summary, and the folder's records."""
+        digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
         summary = verdicts.read(self.path).summary(digest)
         self.run.write_json(f"{FOLDER}/{self.summary.name}", seal(summary))
         with self.run.lock("writing its records", "records", wait=60):
@@ -124,6 +133,22 @@ class Store:
     def _damaged(self, error: Exception) -> UserError:
         line = " ".join(str(error).split())[:200]
         return UserError(f"{self.path} is damaged ({line}); remove it and evaluate again")
+
+
+def left(
+    about: Mapping[str, Any], found: Sequence[Mapping[str, Any]], radii: Sequence[float]
+) -> list[float]:
+    """Return the radii that were asked for with an evaluation and are not at their end.
+
+    Arguments:
+        about: What the evaluation is of.
+        found: What all evaluations of the same weights are of.
+        radii: Those that are wanted; none: all.
+    """
+    same = [a for a in found if (a["sample"], a["norm"]) == (about["sample"], about["norm"])]
+    done = {float(one["eps"]) for one in same if one["finished"]}
+    asked = dict.fromkeys([float(about["eps"]), *about["asked"]["eps"]])
+    return [eps for eps in asked if eps not in done and (not radii or eps in radii)]
 
 
 def _tensors(result: Result, x: Tensor) -> dict[str, Tensor]:

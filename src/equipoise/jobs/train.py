@@ -169,6 +169,7 @@ class _Job:
         assert recipe.keep is not None
         assert recipe.eps is not None
         self.run = run
+        run.again = command("train", "--resume", run.path)
         self.recipe = recipe
         self.dataset = dataset
         self.console = console
