@@ -12,12 +12,14 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from equipoise import data
+from equipoise.comparison import parse
 from equipoise.data import Images, draw, image_digests
 from equipoise.data.sampling import SEED
 from equipoise.digests import tensor_digest
 from equipoise.errors import RunError, UserError
 from equipoise.fronts.front import Front
 from equipoise.fronts.record import Record
+from equipoise.jobs.compare_plan import items
 from equipoise.jobs.evaluate import evaluate_run
 from equipoise.jobs.store import Store
 from equipoise.jobs.verify import verify_run
@@ -149,6 +151,42 @@ def test_a_number_of_images_that_is_not_there_is_refused(n):
     for first in (False, True):
         with pytest.raises(UserError, match=r"1\.\.60"):
             draw(images_of([30, 30]), n, first=first)
+
+
+def test_the_first_without_their_number_are_refused(command, trained, tmp_path):
+    with pytest.raises(UserError, match="how many of the first"):
+        draw(images_of([30, 30]), None, first=True)
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    for words in (("evaluate", run, "--attacks", "fgsm"), ("front", run, "--attacks", "pgd-1")):
+        ended = command(*words, "--first")
+        assert (ended.code, ended.out) == (2, "")
+        assert "how many of the first" in ended.err.splitlines()[-1]
+    plan = {
+        "base": {"data": "digits", "rounds": 2},
+        "entries": {"pgd-at": {}},
+        "evaluate": {"attacks": "fgsm", "first": True},
+    }
+    with pytest.raises(UserError, match="how many of the first"):
+        items(parse(plan), tmp_path, None)
+    with pytest.raises(UserError, match=r"evaluate\.first: expected true or false"):
+        parse(plan | {"evaluate": {"attacks": "fgsm", "n": 5, "first": 1}})
+    (item,) = items(
+        parse(plan | {"evaluate": {"attacks": "fgsm", "n": 5, "first": True}}), tmp_path, None
+    )
+    assert (item.sample.n, item.sample.seed) == (5, None)
+
+
+def test_a_class_that_is_not_in_the_first_images_is_warned_of(command, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\nnet = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))\n"
+    )
+    images = images_of([40, 40, 40])
+    own(tmp_path, images.take(images.y.argsort()), "sorted.npz")
+    words = ("--model", "mine:net", "--data", "sorted.npz", "--attacks", "fgsm", "--eps", 0.1)
+    for more, warned in ((("--first",), True), ((), False)):
+        ended = command("evaluate", *words, "-n", 20, "--no-checks", *more, cwd=tmp_path)
+        assert ended.code == 0, ended.err
+        assert ("1 of 3 classes" in ended.err) == warned
 
 
 # --- evaluations ---

@@ -44,9 +44,11 @@ def draw(
         seed: Selects among the possible samples.
 
     Raises:
-        UserError: If there are not so many.
+        UserError: If there are not so many, or the first ones are asked for without their number.
     """
     total = len(images)
+    if first and n is None:
+        raise UserError("first: expected n with it, how many of the first images; got none")
     n = total if n is None else n
     if not 1 <= n <= total:
         raise UserError(f"n must lie in 1..{total} images, got {n}")

@@ -226,7 +226,7 @@ class _Job:
         there, every = (len(set(labels.tolist())) for labels in (images.y, test.y))
         if there < every and len(images) >= every:
             console.warn(
-                f"{self.sample.words('test images')}, hold {there} of {every} classes: their "
+                f"{there} of {every} classes are in {self.sample.words('test images')}: the "
                 "accuracy says little about the others; leave -n out"
             )
         self.x, self.y = images.pixels().to(device), images.y.to(device)

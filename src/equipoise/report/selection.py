@@ -13,7 +13,7 @@ from equipoise.report.wording import count
 from equipoise.verdicts import stage_of
 
 FOOLED, WITHSTOOD, EXTREME = 8, 4, 8  # images
-_IN_TURN = "The first image of every class in turn, in the order of the data."
+_IN_TURN = "The first image of every class in turn, in the order in which they were evaluated."
 
 
 @dataclass(frozen=True)
