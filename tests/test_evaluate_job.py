@@ -333,6 +333,14 @@ def nothing():
 def broken():
     raise OSError("no licence")
 
+class Deaf(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    def forward(self, x):
+        return self.net(x.detach())
+
 class Raises(nn.Module):
     def forward(self, x):
         raise RuntimeError("no kernel for this")
@@ -392,6 +400,18 @@ def test_a_model_that_raises_is_one_line(command, mine):
     assert ended.code == 1
     assert "no kernel for this" in ended.err.strip().splitlines()[-1]
     assert "Traceback" not in ended.err
+
+
+def test_strict_is_exit_code_1_where_a_check_failed(command, mine):
+    words = ("evaluate", "mine:Deaf", "--data", "digits", "-n", 20, "--attacks", "square-5,pgd-2")
+    ended = command(*words, "--eps", 0.1, "--json", mine / "r.json", "--strict", cwd=mine)
+    assert ended.code == 1
+    assert "--strict: failed checks: " in ended.err.splitlines()[-1]
+    assert ": gradients" in ended.err.splitlines()[-1]
+    assert "FAILED CHECKS: " in ended.out, "the table is there all the same"
+    found = json.loads((mine / "r.json").read_text())
+    assert all("gradients" in record["failed"] for record in found)
+    assert command(*words, "--eps", 0.1, cwd=mine).code == 0
 
 
 @pytest.mark.parametrize("key", ["", "state_dict", "net", "model", "model_state_dict"])

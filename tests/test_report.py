@@ -517,6 +517,29 @@ def test_equal_records_of_other_images_do_not_replace_one_another(tmp_path):
     assert {r.sample.seed for r in found} == {2, None}
 
 
+def headline(run):
+    (row,) = headline_rows(read_runs([run])).values()
+    return row.threat[1], row.n
+
+
+def test_the_headline_is_of_the_radius_of_the_training_or_the_largest_never_the_kindest(tmp_path):
+    trained = make_run(tmp_path, "a", method="a3gt", eps=(0.05, 0.1))
+    assert headline(trained) == (0.1, 1000)
+    judge(trained, *evaluation(0.97, 0.1, eps=0.3))
+    assert headline(trained) == (0.3, 1000)
+    judge(trained, *evaluation(0.97, 0.4, eps=0.15, n=200))
+    assert headline(trained) == (0.15, 200), "that of the training, on as many images as it has"
+    judge(trained, record("clean", 0.97, n=5000))
+    assert headline(trained) == (0.15, 200), "clean images alone say nothing"
+    judge(trained, *evaluation(0.97, 0.9, eps=0.5, norm="l2"))
+    assert headline(trained) == (0.15, 200)
+    # Beside another run that was judged at a smaller radius each keeps its own.
+    other = make_run(tmp_path, "b", method="pgd-at", eps=(0.05,))
+    third = make_run(tmp_path, "c", method="pgd-at", eps=(0.05,))
+    rows = headline_rows(read_runs([trained, other, third]))
+    assert {name: row.threat[1] for name, row in rows.items()} == {"a": 0.15, "b": 0.05, "c": 0.05}
+
+
 def test_one_run_has_no_best(tmp_path):
     (last,) = sections(read_runs([make_run(tmp_path, "a3gt", eps=(0.15,))]))
     assert last.marks == frozenset()

@@ -1,5 +1,6 @@
 """The report on an evaluation: stages, checks, cost, hard and easy images, models of one's own."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from browser import browser
 from equipoise.errors import UserError
 from equipoise.metrics import interval
-from equipoise.report import build
+from equipoise.report import build, failed_checks
 from equipoise.report.bars import Bar, bars
 from equipoise.report.cautions import cautions
 from equipoise.report.checks import check_lists
@@ -316,6 +317,32 @@ def test_failed_checks_lead_the_cautions_with_the_name_of_the_run(tmp_path):
     assert found["Check warns: steps"].text == "more steps fool 9 more. Use more steps.", (
         "no budget is said where there is one evaluation"
     )
+
+
+def test_failed_checks_stand_in_the_headline(tmp_path):
+    def verdict(*runs):
+        return verdicts(list(headline_rows(read_runs(runs)).values()))[0].replace("\u00a0", " ")
+
+    sound, doubtful = evaluated(tmp_path, "one"), evaluated(tmp_path, "two", findings=MIXED)
+    assert "cannot be trusted" not in verdict(sound)
+    assert "cannot be trusted (failed check: black-box)" in verdict(doubtful)
+    assert failed_checks([sound]) == []
+    assert failed_checks([sound, doubtful]) == ["two, linf-0.15-n1000: black-box"]
+    text = build([doubtful], tmp_path / "t.md").read_text(encoding="utf-8")
+    assert "**two**, but the numbers cannot be trusted" in text.partition("###")[0]
+    (line, *_) = [json.loads(x) for x in (doubtful / "records.jsonl").read_text().splitlines()]
+    assert line["failed"] == ["black-box"]
+
+
+def test_strict_is_exit_code_1_where_a_check_failed(command, tmp_path):
+    sound, doubtful = evaluated(tmp_path, "one"), evaluated(tmp_path, "two", findings=MIXED)
+    out = tmp_path / "page.html"
+    assert command("report", sound, "--out", out, "--strict").code == 0
+    assert command("report", sound, doubtful, "--out", out).code == 0
+    out.unlink()
+    ended = command("report", sound, doubtful, "--out", out, "--strict")
+    assert (ended.code, out.is_file()) == (1, True), "the page is written all the same"
+    assert "two, linf-0.15-n1000: black-box" in ended.line
 
 
 def test_a_check_that_objects_at_several_budgets_speaks_once(tmp_path):

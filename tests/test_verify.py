@@ -21,6 +21,7 @@ from equipoise.jobs.store import Store
 from equipoise.jobs.verify import verify_run
 from equipoise.jobs.verify_stored import recreate
 from equipoise.metrics import would_be_found
+from equipoise.report.runs_reader import read_run
 from equipoise.runs import Run, model_digest
 from equipoise.sealed import read_arrays, seal, stamped, weights_digest
 from equipoise.verdicts import all_lines, read
@@ -282,6 +283,11 @@ def test_numbers_of_other_weights_are_found(copy):
     summary["sha256"]["model"] = weights_digest(copy / "model.safetensors")
     (copy / "summary.json").write_text(json.dumps(summary))
     assert "the weights of the model are not those" in refused(copy)
+    run = read_run(copy)  # the report leaves them out, and says so
+    assert (run.records, len(run.notes)) == ((), 2)
+    assert "is of other weights than the run has now" in run.notes[0]
+    evaluate_run(copy, attacks="fgsm", eps=[0.06], n=N, checks=False)
+    assert {r.eps for r in read_run(copy).records} == {0.06}
 
 
 def test_the_digest_of_a_file_of_weights_is_that_of_the_model(trained):

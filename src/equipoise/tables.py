@@ -46,7 +46,9 @@ def _accuracies(records: Sequence[Mapping[str, Any]], title: str) -> Table:
     images = f"{first['n']:,} images"
     if given:
         images = Sample.of_content(given).words("test images")
-    table = _table(f"{title + ': ' if title else ''}{threat}, {images}")
+    failed = first.get("failed")
+    doubt = f"; FAILED CHECKS: {', '.join(failed)}" if failed else ""
+    table = _table(f"{title + ': ' if title else ''}{threat}, {images}{doubt}")
     table.add_column("attack")
     for name in ("accuracy", "95 % interval", "worst class", "seconds"):
         table.add_column(name, justify="right")

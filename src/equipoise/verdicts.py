@@ -242,6 +242,11 @@ class Evaluation:
         """Tell whether it was run to its end."""
         return bool(self.about.get("finished"))
 
+    @property
+    def failed(self) -> list[str]:
+        """Return the checks that failed: with one of them the numbers cannot be trusted."""
+        return [f["check"] for f in self.findings if f["status"] == "failed"]
+
     def summary(self, digest: str) -> Record:
         """Return what ``NAME.json`` has of it, for people and programs.
 
@@ -262,6 +267,7 @@ class Evaluation:
     def lines(self) -> list[Record]:
         """Return its records as ``records.jsonl`` has them."""
         more = {**self.origin, "evaluation": self.name, "finished": self.finished}
+        more["failed"] = self.failed
         return [{**record, **more} for record in self.verdicts.records()]
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from equipoise.cli.options import DataDir, Quiet, Trust, console_of
+from equipoise.cli.options import DataDir, Quiet, Strict, Trust, console_of, refuse
 from equipoise.errors import RunError, UserError
 
 EVALUATE_EPILOG = (
@@ -125,6 +125,7 @@ def evaluate(
         ),
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the records here.")] = None,
+    strict: Strict = False,
     trust: Trust = False,
     data_dir: DataDir = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -196,6 +197,7 @@ def evaluate(
     if json is not None:  # first: a closed pipe ends the table
         _write_json(json, records)
     write_table(records)
+    refuse(strict, (f"{r['evaluation']}: {name}" for r in records for name in r["failed"]))
 
 
 def _run_or_model(what: str | None, model: str | None) -> tuple[Path | None, str | None]:

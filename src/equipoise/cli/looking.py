@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from equipoise.cli.options import DataDir, Quiet, console_of
+from equipoise.cli.options import DataDir, Quiet, Strict, console_of, refuse
 from equipoise.errors import UserError
 
 REPORT = Path("report.html")
@@ -16,11 +16,13 @@ REPORT = Path("report.html")
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, to stand side by side.")],
     out: Annotated[Path, typer.Option(help="The page; or tables, as .md.")] = REPORT,
+    strict: Strict = False,
 ) -> None:
     """Write one self-contained page: results, curves, examples, provenance."""
-    from equipoise.report import build
+    from equipoise.report import build, failed_checks
 
     typer.echo(build(runs, out))
+    refuse(strict, failed_checks(runs))
 
 
 def list_(

@@ -2,10 +2,10 @@
 
 __all__ = ["tables"]
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from equipoise.report.checks import CheckList, check_lists, said
-from equipoise.report.results import Cell, Row, Section, headline_rows, sections
+from equipoise.report.results import Cell, Row, Section, doubt, headline_rows, sections
 from equipoise.report.runs_reader import Run
 from equipoise.report.stages import StageTable, stage_tables
 from equipoise.report.wording import MISSING, count, interval, large, percent
@@ -16,6 +16,7 @@ def tables(runs: Sequence[Run]) -> str:
     rows = headline_rows(runs)
     shown = {run.name: rows[run.name].threat if run.name in rows else None for run in runs}
     parts = [
+        _doubts(rows),
         _training([run for run in runs if run.trained]),
         _warnings(runs),
         _own([run for run in runs if not run.trained]),
@@ -24,6 +25,11 @@ def tables(runs: Sequence[Run]) -> str:
         _checks([(run, c) for run in runs for c in check_lists(run, shown[run.name])]),
     ]
     return "\n".join(filter(None, parts))
+
+
+def _doubts(rows: Mapping[str, Row]) -> str:
+    told = [f"- **{name}**{doubt(row)}" for name, row in rows.items() if row.failed]
+    return "".join(f"{_escape(line)}\n" for line in told)
 
 
 def _results(section: Section) -> str:

@@ -1,6 +1,6 @@
 """The page: everything a report says, in reading order, as one HTML file that asks for nothing."""
 
-__all__ = ["ClassTable", "Training", "build", "environment"]
+__all__ = ["ClassTable", "Training", "build", "environment", "failed_checks"]
 
 import re
 from collections.abc import Mapping, Sequence
@@ -85,6 +85,21 @@ def build(runs: Sequence[Path], out: Path) -> Path:
     found = read_runs(runs)
     write(out, tables(found) if out.suffix == ".md" else _render(found))
     return out
+
+
+def failed_checks(runs: Sequence[Path]) -> list[str]:
+    """Return the failed checks of all evaluations that a report on some runs tells of, in words.
+
+    Arguments:
+        runs: The run folders.
+    """
+    return [
+        f"{run.name}, {evaluation.name}: {finding.check}"
+        for run in read_runs(runs)
+        for evaluation in run.evaluations
+        for finding in evaluation.findings
+        if finding.status == "failed"
+    ]
 
 
 def _render(runs: Sequence[Run]) -> str:

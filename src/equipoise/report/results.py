@@ -8,6 +8,7 @@ __all__ = [
     "Section",
     "Threat",
     "best",
+    "doubt",
     "ensemble_title",
     "headline_rows",
     "row_of",
@@ -46,6 +47,7 @@ class Row:
     n: int
     sample: Sample | None
     records: Mapping[str, Record]
+    failed: tuple[str, ...] = ()  # checks; with one of them the numbers cannot be trusted
 
     @property
     def images(self) -> tuple[int, str]:
@@ -169,7 +171,9 @@ def row_of(run: Run, evaluation: Evaluation) -> Row:
     """Return what one evaluation measured, as far as it is at its end."""
     records = {record.attack: record for record in evaluation.told}
     first = evaluation.records[0]  # of the clean images
-    return Row(run, first.threat, first.split, evaluation.n, evaluation.sample, records)
+    failed = tuple(f.check for f in evaluation.findings if f.status == "failed")
+    where = first.threat, first.split, evaluation.n, evaluation.sample
+    return Row(run, *where, records, failed)
 
 
 def sections(runs: Sequence[Run]) -> tuple[Section, ...]:
@@ -230,25 +234,25 @@ def _settings(rows: Sequence[tuple[Row, tuple[Cell, ...]]], name: str) -> tuple[
 
 
 def headline_rows(runs: Sequence[Run]) -> dict[str, Row]:
-    """Return one row per run to speak of first: the budget that most runs were judged at.
+    """Return one row per run to speak of first: the budget it was trained for, or the largest.
 
-    Between equals the budget they were trained for wins, then the larger one. A run that was
-    not judged there speaks with its own largest budget, on as many images as it has.
+    A run that was not attacked at the budget of its training speaks with its largest one, in the
+    norm of its training if there is any, on as many images as it has: never with a kinder one.
     """
     rows = {run.name: rows_of(run) for run in runs}
-    judged = Counter(t for found in rows.values() for t in {r.threat for r in found} if t)
-    trained = Counter(run.threat for run in runs)
-    shared = max(judged, key=lambda t: (judged[t], trained[t], t[1]), default=None)
+    return {name: max(found, key=_rank) for name, found in rows.items() if found}
 
-    def rank(row: Row) -> tuple[bool, float, bool, int]:
-        return (
-            row.threat == shared,
-            row.threat[1] if row.threat else 0,
-            WORST in row.records,
-            row.n,
-        )
 
-    return {name: max(found, key=rank) for name, found in rows.items() if found}
+def _rank(row: Row) -> tuple[object, ...]:
+    trained, threat = row.run.threat, row.threat or ("", 0.0)
+    return (
+        row.attacked is not None,
+        threat == trained,
+        trained is not None and threat[0] == trained[0],
+        threat[1],
+        WORST in row.records,
+        row.n,
+    )
 
 
 def verdicts(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -300,7 +304,15 @@ def _alike(one: Row, two: Row) -> bool:
 
 def _kept(row: Row) -> str:
     parts = [percent(r.accuracy) for r in (row.clean, row.attacked) if r]
-    return " and ".join(parts)
+    return " and ".join(parts) + doubt(row)
+
+
+def doubt(row: Row) -> str:
+    """Return what the failed checks of an evaluation make of its numbers; nothing without any."""
+    if not row.failed:
+        return ""
+    checks = "check" if len(row.failed) == 1 else "checks"
+    return f", but the numbers cannot be trusted (failed {checks}: {join(row.failed)})"
 
 
 def _sentence(row: Row) -> str:
@@ -308,10 +320,11 @@ def _sentence(row: Row) -> str:
     clean = f"{percent(row.clean.accuracy)} clean" if row.clean else ""
     images = row.told
     if row.attacked is None or row.threat is None:
-        return f"{who} keeps {clean} ({images}); it has not been attacked"
+        return f"{who} keeps {clean} ({images}); it has not been attacked{doubt(row)}"
     under = f"{percent(row.attacked.accuracy)} under {_judge(row)}"
     norm, _, eps = threat_text(*row.threat).partition(", ")
-    return f"{who} keeps {' and '.join(filter(None, (clean, under)))} at {eps} ({norm}, {images})"
+    kept = " and ".join(filter(None, (clean, under)))
+    return f"{who} keeps {kept} at {eps} ({norm}, {images}){doubt(row)}"
 
 
 def _judge(row: Row) -> str:
