@@ -222,19 +222,31 @@ def test_evaluations_are_named_and_verified_by_their_sample(command, trained, tm
     )
 
 
-def test_what_is_gone_on_with_is_on_the_same_images(trained, tmp_path):
+def test_what_is_gone_on_with_is_on_the_same_images(trained, tmp_path, monkeypatch):
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     how = {"attacks": "fgsm", "eps": [0.1], "checks": False}
-    evaluate_run(run, n=30, first=True, **how)
+    kept = Store.write
+
+    def interrupted(self, *arguments):
+        kept(self, *arguments)
+        raise KeyboardInterrupt
+
+    def begin(**options):
+        monkeypatch.setattr(Store, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_run(run, n=30, **options, **how)
+        monkeypatch.setattr(Store, "write", kept)
+
+    begin(first=True)
     with pytest.raises(UserError, match="no evaluation to go on with"):
         evaluate_run(run, n=31, resume=True)
     records = evaluate_run(run, resume=True)
     assert {record["sample"]["seed"] for record in records} == {None}
-    evaluate_run(run, n=30, **how)
+    begin()
     (name,) = {*evaluations(run)} - {"linf-0.1-n30-first"}
     assert evaluations(run)[name]["sample"]["seed"] == SEED
-    records = evaluate_run(run, n=30, resume=True, first=True)
-    assert {record["sample"]["seed"] for record in records} == {None}
+    records = evaluate_run(run, n=30, resume=True)
+    assert {record["sample"]["seed"] for record in records} == {SEED}
 
 
 def test_verdicts_on_a_sample_stay_what_they_are_in_a_larger_one(trained, tmp_path):
@@ -267,7 +279,7 @@ def test_another_sample_than_is_said_is_found(trained, tmp_path, change):
         verify_run(run)
 
 
-def test_an_evaluation_of_an_older_version_is_verified_on_the_first_images(trained, tmp_path):
+def test_an_evaluation_that_names_no_images_is_not_verified(trained, tmp_path):
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     evaluate_run(run, n=30, first=True, attacks="fgsm", eps=[0.1], checks=False)
     (store,) = Store.all(Run(run))
@@ -277,8 +289,8 @@ def test_an_evaluation_of_an_older_version_is_verified_on_the_first_images(train
     old.write(result, tensors["x"], about, {})
     store.path.unlink()
     store.summary.unlink()
-    (found,) = verify_run(run)
-    assert (found.n, found.robust) == (30, int(result.robust.sum()))
+    with pytest.raises(RunError, match="which of the test images"):
+        verify_run(run)
     with pytest.raises(UserError, match="no evaluation to go on with"):
         evaluate_run(run, resume=True)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from equipoise.command import command
-from equipoise.data import Dataset, drawn_again
+from equipoise.data import drawn_again
 from equipoise.digests import tensor_digest
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation import Judge, Result
@@ -144,10 +144,11 @@ def _verify(store: Store, subject: Subject, device: torch.device, batch_size: in
     try:
         about, result, tensors = store.read()
         verified.n, verified.robust = len(result.y), int(result.robust.sum())
-        verified.images = _images(about)
+        sample = _sample(about)
+        verified.images = sample.words("test images")
         verified.finished = bool(about.get("finished"))
         verified.problems += verify_stored.claims(store, about, result, tensors)
-        origin = _origin(about, tensors, subject, subject.dataset)
+        origin = _origin(about, sample, tensors, subject)
     except UserError as error:
         verified.problems.append(str(error))
         return verified
@@ -182,34 +183,27 @@ def _attack(verified: Verified, store: Store, subject: Subject, n: int, nonce: s
         verified.problems += verified.again.problems
 
 
-def _images(about: dict[str, Any]) -> str:
-    """Return in words which images were evaluated."""
-    try:
-        known = _sample(about)
-    except (KeyError, TypeError, ValueError):
-        return "test images that it does not name"
-    return known.words("test images") if known else f"the first {about['n']} test images"
-
-
-def _sample(about: dict[str, Any]) -> Sample | None:
-    """Return which images were evaluated; None: those of an older version, the first ones.
+def _sample(about: dict[str, Any]) -> Sample:
+    """Return which images were evaluated.
 
     Raises:
-        KeyError, TypeError, ValueError: If that is damaged.
+        UserError: If that is not said.
     """
-    return Sample.of_content(about["sample"]) if "sample" in about else None
+    try:
+        return Sample.of_content(about["sample"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError("it does not say which of the test images were evaluated") from None
 
 
 def _origin(
-    about: dict[str, Any], tensors: dict[str, Tensor], subject: Subject, dataset: Dataset
+    about: dict[str, Any], said: Sample, tensors: dict[str, Tensor], subject: Subject
 ) -> list[str]:
     try:
-        known_sample = _sample(about)
-        test, sample = drawn_again(dataset.test, about["n"], known_sample)
-    except (UserError, KeyError, TypeError, ValueError):
-        return ["it does not say which of the test images were evaluated"]
+        test, sample = drawn_again(subject.dataset.test, about["n"], said)
+    except (UserError, TypeError, ValueError) as error:
+        return [f"its sample cannot be drawn ({error})"]
     known = {
-        "the sample": (known_sample, sample),
+        "the sample": (said, sample),
         "the weights of the model": (about["model_sha256"], model_digest(subject.model)),
         "the stored images": (tensor_digest(tensors["x"]), tensor_digest(test.pixels())),
         "the stored labels": (tensor_digest(tensors["y"]), tensor_digest(test.y)),
