@@ -10,8 +10,10 @@ import time
 
 import pytest
 
-from equipoise.errors import UserError
+from equipoise.errors import RunError, UserError
+from equipoise.jobs.evaluate import evaluate_run
 from equipoise.jobs.store import Store
+from equipoise.jobs.verify import verify_run
 from equipoise.locks import locked
 from equipoise.runs import Run
 from forks import BLOCKED, FORKED
@@ -230,3 +232,16 @@ def test_a_start_that_was_killed_does_not_stand_in_the_way(command, small, tmp_p
     ended = command("train", *instead(small, "rounds=1"), "--out", out)
     assert ended.code == 0, ended.err
     assert not list(out.glob(".*"))
+
+
+def test_verify_looks_again_at_what_is_just_being_written(run, monkeypatch):
+    evaluate_run(run.path, attacks="pgd-1", eps=[0.1], n=20, checks=False)
+    (store,) = Store.all(run)
+    whole = store.summary.read_bytes()
+    store.summary.write_bytes(b"{}")  # as before the new one is written
+    monkeypatch.setattr("time.sleep", lambda seconds: store.summary.write_bytes(whole))
+    with pytest.raises(RunError):  # nobody is at it
+        verify_run(run.path)
+    with store.lock():
+        (verified,) = verify_run(run.path)
+    assert not verified.problems

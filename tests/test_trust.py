@@ -1,5 +1,6 @@
 """A stranger's folder runs none of its code: it is named, and run only where the user says so."""
 
+import hashlib
 import importlib.util
 import json
 import marshal
@@ -55,7 +56,7 @@ def images(tmp_path):
 def owned(command, tmp_path, mark, images):
     """Return the folder of an evaluation of a stranger's own model."""
     home = tmp_path / "home"
-    home.mkdir()
+    home.mkdir(exist_ok=True)
     (home / "mymodel.py").write_text(MODEL.format(mark=str(mark)))
     ended = command(
         *("evaluate", "mymodel:net", "--data", images, "--attacks", "pgd-2", "--out", "run"),
@@ -234,14 +235,14 @@ def test_a_file_that_is_gone_or_elsewhere_is_one_line(command, owned, mark):
 def imported(command, small, tmp_path, mark):
     """Return an interrupted training whose model stands in a file of its owner's."""
     home = tmp_path / "home"
-    home.mkdir()
+    home.mkdir(exist_ok=True)
     (home / "own.py").write_text(OWN.format(mark=str(mark)))
     settings = [word for word in small if not word.startswith("rounds=")]
-    words = ("train", *settings, "model=own-cnn", "rounds=2", "--out", home / "run")
+    words = ("train", *settings, "model=own-cnn", "rounds=2", "--out", home / "trained")
     ended = command("--import", home / "own.py", *words)
     assert ended.code == 0, ended.err
     mark.unlink()
-    return home / "run"
+    return home / "trained"
 
 
 def test_no_command_runs_the_file_that_a_run_was_made_with(command, imported, mark, tmp_path):
@@ -298,3 +299,22 @@ def test_the_processes_of_a_comparison_have_the_import_of_the_user(command, tmp_
     run = out / "standard-seed0"
     assert json.loads((run / "provenance.json").read_text())["import"]["file"].endswith("own.py")
     assert command(*words, before=FORKED).code == 2  # it is not taken from the folder
+
+
+def test_the_report_shows_the_code_and_that_it_was_another(command, owned, imported, tmp_path):
+    page, other = tmp_path / "report.md", tmp_path / "report.html"
+    made = json.loads((owned / "own-model.json").read_text())["source"]
+    assert command("report", owned, "--out", page).code == 0
+    assert made["sha256"] in page.read_text()
+    assert "the code is another" not in page.read_text()
+    for folder, words in ((owned, ()), (imported, ("--no-checks",))):
+        source = folder.parent / ("mymodel.py" if folder is owned else "own.py")
+        source.write_text(source.read_text() + "# later\n")
+        words = ("evaluate", folder, "--trust", "--attacks", "pgd-1", *words)
+        assert command(*words).code == 0
+        assert command("report", folder, "--out", page).code == 0
+        assert command("report", folder, "--out", other).code == 0
+        assert "Other code" in other.read_text()
+        for text in (page.read_text(), other.read_text()):
+            assert "he code is another" in text
+            assert hashlib.sha256(source.read_bytes()).hexdigest() in text

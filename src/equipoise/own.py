@@ -97,14 +97,21 @@ def in_words(found: Source | None) -> str:
     return f"{file}, SHA-256 {digest}{state}"
 
 
-def changed(made: Source | None, now: Source | None) -> str:
-    """Return a warning if a source is another than that which a folder names; else nothing."""
-    if not made or not now or made.get("sha256") == now["sha256"]:
+def changed(made: object, now: object) -> str:
+    """Return a warning if a source is another than that which a folder names; else nothing.
+
+    Arguments:
+        made: The source that the folder names; whatever is no source is none.
+        now: The source that was found later.
+    """
+    if not isinstance(made, Mapping) or not isinstance(now, Mapping):
         return ""
-    return (
-        f"the code is another than it was: {_harmless(made.get('file'))} had SHA-256 "
-        f"{_harmless(made.get('sha256'))}, and {now['file']} has {now['sha256']}"
+    (before, first), (after, last) = (
+        [_harmless(found.get(key)) for key in ("file", "sha256")] for found in (made, now)
     )
+    if first == last:
+        return ""
+    return f"the code is another than it was: {before} had SHA-256 {first}, and {after} has {last}"
 
 
 @contextmanager

@@ -85,6 +85,11 @@ class Store:
         return Run(self.run.path / FOLDER).lock(what, self.name)
 
     @property
+    def busy(self) -> bool:
+        """Tell whether a process seems to be at it: its files may be some of before, some new."""
+        return (self.run.path / FOLDER / f".{self.name}.lock").exists()
+
+    @property
     def finished(self) -> bool:
         """Tell whether it is there, and at its end."""
         return self.path.is_file() and bool(self.about()["finished"])

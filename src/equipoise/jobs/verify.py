@@ -10,6 +10,7 @@ from what is stored. :mod:`equipoise.jobs.verify_again` attacks some of them aga
 __all__ = ["verify_run"]
 
 import secrets
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from equipoise import own
 from equipoise.command import command
 from equipoise.data import drawn_again
 from equipoise.digests import tensor_digest
@@ -34,6 +36,7 @@ from equipoise.runs import model_digest
 from equipoise.sample import Sample
 from equipoise.verdicts import UNREADABLE
 
+WRITTEN_SECONDS = 1.0  # in which an evaluation that goes on has written what it writes
 UNDECIDED = 1e-4  # margins within this share of the logits may turn with the batch they are in
 
 
@@ -112,6 +115,9 @@ def verify_run(
             subject.model.to(place)
             subjects[which] = subject
         verified = _verify(store, subjects[which], place, batch_size)
+        if verified.problems and store.busy:  # it was being written
+            time.sleep(WRITTEN_SECONDS)
+            verified = _verify(store, subjects[which], place, batch_size)
         if again and not verified.problems:
             _attack(verified, store, subjects[which], again, nonce or secrets.token_hex(4))
         console.say(_line(verified))
@@ -119,7 +125,11 @@ def verify_run(
     if not found:
         raise UserError(f"{path} holds no evaluation; run: {command('evaluate', path)}")
     wrong = [f"{v.name}: {'; '.join(v.problems)}" for v in found if v.problems]
-    wrong += verify_stored.folder(first.run)
+    records = verify_stored.folder(first.run)
+    if records and any(store.busy for store in Store.all(first.run)):
+        time.sleep(WRITTEN_SECONDS)
+        records = verify_stored.folder(first.run)
+    wrong += records
     if wrong:
         raise RunError(f"NOT VERIFIED: {'. '.join(wrong)}")
     return found
@@ -174,9 +184,10 @@ def _attack(verified: Verified, store: Store, subject: Subject, n: int, nonce: s
     x = tensors["x"].to(next(subject.model.parameters(), tensors["x"]).device)
     judge = _judge(subject, result, x, 500)
     try:
-        verified.again = attack_again(
-            result, x, judge, n=n, nonce=nonce, version=str(about.get("version"))
-        )
+        with own.explained(dict(about.get("asked") or {}).get("import")):
+            verified.again = attack_again(
+                result, x, judge, n=n, nonce=nonce, version=str(about.get("version"))
+            )
     except (UserError, RunError) as error:
         verified.problems.append(f"its attacks cannot be run again: {error}")
     else:

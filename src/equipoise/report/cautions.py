@@ -1,12 +1,13 @@
 """What a reader must know before trusting the numbers: found in the runs, said calmly."""
 
-__all__ = ["Caution", "cautions"]
+__all__ = ["Caution", "cautions", "other_code"]
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from equipoise.command import command
+from equipoise.own import changed
 from equipoise.report.checks import check_cautions
 from equipoise.report.results import Row, Threat, sections
 from equipoise.report.runs_reader import Run
@@ -69,6 +70,18 @@ def _training(run: Run) -> Iterator[_Finding]:
         )
     for note in run.notes:
         yield run.name, "Incomplete file", note
+    for text in other_code(run):
+        yield run.name, "Other code", closed(text)
+
+
+def other_code(run: Run) -> list[str]:
+    """Return what is to be said of code of the owner's that was another one later."""
+    imported = run.provenance.get("import") or run.own.get("import")
+    pairs = [(imported, run.provenance.get("resumed_with"))]
+    for evaluation in run.evaluations:
+        pairs.append((imported, evaluation.versions.get("import")))
+        pairs.append((run.own.get("source"), evaluation.versions.get("source")))
+    return [text for text in dict.fromkeys(changed(*pair) for pair in pairs) if text]
 
 
 def _split(warning: str) -> tuple[str, str]:

@@ -4,6 +4,7 @@ __all__ = ["tables"]
 
 from collections.abc import Mapping, Sequence
 
+from equipoise.report.cautions import other_code
 from equipoise.report.checks import CheckList, check_lists, said
 from equipoise.report.results import Cell, Row, Section, doubt, headline_rows, sections
 from equipoise.report.runs_reader import Run
@@ -68,6 +69,7 @@ def _training(runs: Sequence[Run]) -> str:
 
 def _warnings(runs: Sequence[Run]) -> str:
     said = [(run.name, w) for run in runs if run.summary for w in run.summary.warnings]
+    said += [(run.name, text) for run in runs for text in other_code(run)]
     return "".join(f"- **{_escape(name)}**: {_escape(warning)}\n" for name, warning in said)
 
 
@@ -75,9 +77,20 @@ def _own(runs: Sequence[Run]) -> str:
     if not runs:
         return ""
     keys = ("model", "weights", "weights_sha256", "data")
-    rows = [[run.name, *(str(run.own.get(key) or MISSING) for key in keys)] for run in runs]
+    rows = [
+        [run.name, *(str(run.own.get(key) or MISSING) for key in keys), *_code(run)]
+        for run in runs
+    ]
     columns = ["run", "model", "weights", "SHA-256 of the weights", "data"]
+    columns += ["code", "SHA-256 of the code"]
     return f"### Models of your own\n\n{_table(columns, rows)}"
+
+
+def _code(run: Run) -> list[str]:
+    """Return the file of a model's code, and its SHA-256."""
+    source = run.own.get("source")
+    known = source if isinstance(source, Mapping) else {}
+    return [str(known.get(key) or MISSING) for key in ("file", "sha256")]
 
 
 def _stages(table: StageTable) -> str:

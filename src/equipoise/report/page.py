@@ -221,6 +221,11 @@ def _own(run: Run) -> tuple[tuple[str, str], ...]:
         ("Folder of the data", "data_dir"),
     )
     told = [(name, f"`{run.own[key]}`") for name, key in facts if run.own.get(key)]
+    for name, key in (("code", "source"), ("imported file", "import")):
+        file = run.own.get(key)
+        if isinstance(file, Mapping):
+            told.append((name.capitalize(), f"`{file.get('file')}`"))
+            told.append((f"SHA-256 of the {name}", f"`{file.get('sha256')}`"))
     if not run.own.get("weights"):
         told.insert(1, ("Weights", "those that the import itself loads; no file was named"))
     return tuple(told)
