@@ -8,6 +8,7 @@ otherwise than the model, is given up, and the search goes on with the model.
 
 __all__ = ["Fast", "as_is", "fast"]
 
+import copy
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -162,8 +163,9 @@ class Fast(nn.Module):
         self.backwards += len(x)
         return self.compiled.take(step, x, *rest)
 
-    def _count(self, grad: Tensor) -> None:
-        self.backwards += len(grad)
+    def _count(self, grad: Tensor | None) -> None:
+        if grad is not None:  # an operation without a backward pass hands nothing on
+            self.backwards += len(grad)
 
     def _kept_up(self, run: Callable[[], _T]) -> _T:
         """Return what a function returns; where the form fails in it, with the model instead."""
@@ -305,7 +307,8 @@ def _tried(model: nn.Module, x: Tensor, execution: Execution) -> Twin | str:
         if not twin.gains:
             return ""
         if not own(model):
-            return apart(twin, model, x, gradients=True) or twin
+            exact = copy.deepcopy(model) if twin.freed else model
+            return apart(twin, exact, x, gradients=True) or twin
         with torch.no_grad():
             return twin if bool(torch.isfinite(twin(x)).all()) else "its answers are not finite"
     except Exception as error:  # whatever a stranger's model does, or an operation lacks

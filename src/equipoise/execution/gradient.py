@@ -67,7 +67,7 @@ def differentiated(
         Exception: Whatever the network raises where it does not answer either.
     """
     with outside_inference():
-        x = x.clone() if x.is_inference() else x
+        x, first = x.clone() if x.is_inference() else x, None
         for backward in list(ways):
             try:
                 point, logits, losses = _answered(network, x, objective)
@@ -81,12 +81,12 @@ def differentiated(
             except (MemoryError, torch.OutOfMemoryError):
                 raise
             except Exception as error:
-                if backward == ways[-1]:
-                    raise NoGradient(error) from error
+                first = first or error
             else:
                 ways[:] = [backward]
                 return found
-    raise AssertionError("there is no way left")
+    assert first is not None
+    raise NoGradient(first) from first
 
 
 def _answered(

@@ -76,11 +76,15 @@ class Twin:
             layers.become(head, layers.Full)
         self.refresh()
         quicker = bool(self.folds or self._made) or execution.layout == "channels_last"
-        lent = any(tensor.is_inference() for tensor in theirs.values())
-        self.gains = quicker or lent or execution.precision == "bfloat16" or execution.compile
+        self.freed = any(tensor.is_inference() for tensor in theirs.values())
+        self.gains = (
+            quicker or self.freed or execution.precision == "bfloat16" or execution.compile
+        )
 
     gains: bool
     """Whether anything is quicker than in the model, or works where it does not."""
+    freed: bool
+    """Whether the model was made in inference mode, so that only a copy has a gradient."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return logits for inputs of shape (B, ...)."""
