@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 import equipoise as eq
+from equipoise import models
 from equipoise.draws import KeyedDraws
 from equipoise.evaluation import Result
-from equipoise.execution import Execution, ask, fast
+from equipoise.execution import Execution, ask, fast, own
 from equipoise.execution.modes import evaluating
 from equipoise.models import SmallCNN
 from equipoise.threat import Threat
@@ -246,14 +247,31 @@ def test_channels_last_is_taken_where_it_works_and_pays():
 
 
 def test_a_stranger_is_trained_contiguous_unless_it_is_asked_otherwise():
-    own = SmallCNN(size=(8, 8))
+    ours = SmallCNN(size=(8, 8))
     for model, said, layout in (
-        (own, "auto", "channels_last"),
-        (own, "contiguous", "contiguous"),
+        (ours, "auto", "channels_last"),
+        (ours, "contiguous", "contiguous"),
         (convolutions(), "auto", "contiguous"),
         (convolutions(), "channels_last", "channels_last"),
     ):
-        assert Execution(layout=said).resolved("cpu", model).layout == layout
+        assert Execution(layout=said).resolved("cpu", own=own(model)).layout == layout
+
+
+def test_a_model_that_was_added_is_a_stranger(monkeypatch):
+    class Added(SmallCNN):
+        pass
+
+    monkeypatch.setitem(models.MODELS, "added", (Added, "for this test"))
+    assert [models.house(name) for name in ("small-cnn", "wrn-28-10", "added")] == [
+        True,
+        True,
+        False,
+    ]
+    assert not own(Added(size=(8, 8)))
+    hooked = SmallCNN(size=(8, 8))
+    assert own(hooked)
+    hooked.conv2.register_forward_hook(lambda module, given, out: 2 * out)
+    assert not own(hooked)
 
 
 def test_a_quicker_layer_is_the_layer_that_it_stands_for():

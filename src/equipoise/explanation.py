@@ -10,6 +10,7 @@ import torch
 from equipoise.data import DATASETS
 from equipoise.errors import UserError
 from equipoise.methods import METHODS
+from equipoise.models import house
 from equipoise.objectives import Robust
 from equipoise.recipe import Recipe
 from equipoise.threat import Linf
@@ -68,7 +69,7 @@ def _execution(recipe: Recipe) -> str:
     device = recipe.device if recipe.device != "auto" else "cuda" if here else "cpu"
     if device.startswith("cuda") and not here:
         return f"device {device} is not on this machine"
-    return f"on this machine: {recipe.execution.resolved(device)}"
+    return f"on this machine: {recipe.execution.resolved(device, own=house(recipe.model))}"
 
 
 def price(method: str) -> int:

@@ -6,10 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
-from torch import nn
 
 from equipoise.errors import UserError
-from equipoise.execution.outputs import own
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Layout = Literal["auto", "channels_last", "contiguous"]
@@ -55,12 +53,12 @@ class Execution:
         if wrong:
             raise UserError("; ".join(wrong))
 
-    def resolved(self, device: torch.device | str, model: nn.Module | None = None) -> "Execution":
+    def resolved(self, device: torch.device | str, *, own: bool = True) -> "Execution":
         """Return what it comes to on a device, without any ``"auto"``.
 
         Arguments:
             device: The device.
-            model: The model that is trained; None: one of the project's own.
+            own: Whether the model is one of the project's own.
         """
         precision = self.precision
         if precision == "auto":
@@ -68,7 +66,7 @@ class Execution:
         update = precision if self.update == "auto" else self.update
         layout = self.layout
         if layout == "auto":
-            layout = "channels_last" if model is None or own(model) else "contiguous"
+            layout = "channels_last" if own else "contiguous"
         return replace(self, precision=precision, update=update, layout=layout)
 
     @property

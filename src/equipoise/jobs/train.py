@@ -17,6 +17,7 @@ from equipoise.command import command
 from equipoise.data import Dataset
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation.checks.inputs import in_range
+from equipoise.execution import Execution
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.ending import RULES, summary, where_time_went, write_learners
@@ -144,10 +145,16 @@ def _resolve(recipe: Recipe) -> tuple[Recipe, Dataset]:
             data_dir=None if recipe.data_dir is None else _absolute(recipe.data_dir),
             eps=eps,
             keep=keep,
-            **asdict(recipe.execution.resolved(choose_device(recipe.device))),
+            **asdict(_execution(recipe)),
         ),
         dataset,
     )
+
+
+def _execution(recipe: Recipe) -> Execution:
+    """Return how the models of a recipe are run on its device."""
+    device = choose_device(recipe.device)
+    return recipe.execution.resolved(device, own=models.house(recipe.model))
 
 
 def _threats(method: Method, threat: Threat) -> tuple[Threat, ...]:

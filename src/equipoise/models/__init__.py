@@ -1,6 +1,6 @@
 """The models by name, and how a model is described in ``config.json``."""
 
-__all__ = ["MODELS", "Classifier", "build"]
+__all__ = ["MODELS", "Classifier", "build", "house"]
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -55,3 +55,9 @@ def build(name: str, settings: Mapping[str, Any]) -> Classifier:
             )
         settings = {**settings, key: values}
     return MODELS[name][0](**{**settings, "channels": channels, "size": size})
+
+
+def house(name: str) -> bool:
+    """Tell whether the model of a name is one of the project's own, and not one that was added."""
+    make = MODELS[name][0]
+    return getattr(make, "func", make).__module__.startswith(f"{__name__}.")

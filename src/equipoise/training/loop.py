@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from equipoise.data.core import Images
-from equipoise.execution import Execution
+from equipoise.execution import Execution, own
 from equipoise.objectives import Batch
 from equipoise.stopwatch import Stopwatch
 from equipoise.threat import Threat
@@ -83,7 +83,7 @@ class Training:
 
     def __post_init__(self, model: nn.Module) -> None:
         device = self.images.x.device
-        self.execution = self.execution.resolved(device, model)
+        self.execution = self.execution.resolved(device, own=own(model))
         self.stopwatch = Stopwatch(device)
         model = model.to(device).to(memory_format=self.execution.memory_format)  # type: ignore[call-overload]
         classes = width(model, self.images)
