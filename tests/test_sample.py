@@ -279,12 +279,15 @@ def test_another_sample_than_is_said_is_found(trained, tmp_path, change):
         verify_run(run)
 
 
-def test_an_evaluation_that_names_no_images_is_not_verified(trained, tmp_path):
+@pytest.mark.parametrize("content", [None, "all", {"n": 30}, 3])
+def test_an_evaluation_that_names_no_images_is_not_verified(trained, tmp_path, content):
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     evaluate_run(run, n=30, first=True, attacks="fgsm", eps=[0.1], checks=False)
     (store,) = Store.all(Run(run))
     about, result, tensors = store.read()
-    del about["sample"]
+    about["sample"] = content
+    if content is None:
+        del about["sample"]
     old = Store(Run(run), "linf-0.1-n30")
     old.write(result, tensors["x"], about, {})
     store.path.unlink()

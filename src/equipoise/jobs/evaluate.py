@@ -28,6 +28,7 @@ from equipoise.jobs.subject import Subject, of_run, open_folder
 from equipoise.progress import Console
 from equipoise.provenance import provenance
 from equipoise.runs import Run, model_digest
+from equipoise.sample import Sample
 from equipoise.threat import Norm, Threat
 from equipoise.values import check_seed
 
@@ -178,10 +179,10 @@ def _begun(subject: Subject, options: Options) -> tuple[Options, list[Threat]]:
     found = [
         about
         for about in found
-        if "sample" in about  # what older versions left cannot be gone on with
+        if (sample := Sample.known(about.get("sample")))  # older versions did not say
         and about["weights"] == subject.which
         and options.n in (None, about["n"])
-        and (not options.first or about["sample"]["seed"] is None)
+        and (not options.first or sample.seed is None)
         and options.norm in (None, about["norm"])
         and (not options.eps or float(about["eps"]) in options.eps)
     ]

@@ -200,10 +200,10 @@ def _sample(about: dict[str, Any]) -> Sample:
     Raises:
         UserError: If that is not said.
     """
-    try:
-        return Sample.of_content(about["sample"])
-    except (KeyError, TypeError, ValueError):
-        raise UserError("it does not say which of the test images were evaluated") from None
+    found = Sample.known(about.get("sample"))
+    if found is None:
+        raise UserError("it does not say which of the test images were evaluated")
+    return found
 
 
 def _origin(
