@@ -143,6 +143,31 @@ def test_models_that_cannot_be_copied_or_shortened_are_searched_as_they_are():
     assert fast(double, x.double(), SHORT).precision == "float32"
 
 
+class Shared(nn.Sequential):
+    """Layers that every copy of a model shares, as of a large backbone."""
+
+    def __deepcopy__(self, memo: object) -> "Shared":
+        return self
+
+
+def test_a_model_whose_copy_shares_layers_with_it_is_not_changed():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten()
+    model = nn.Sequential(Shared(*layers), nn.Linear(72, 4)).eval()
+    model[0][1].running_mean.uniform_(-1, 1)
+    x, kinds = torch.rand(6, 3, 8, 8), [type(module) for module in model.modules()]
+    with torch.no_grad():
+        before = model(x)
+        kept = {name: value.clone() for name, value in model.state_dict().items()}
+        form = fast(model, x)
+        assert form.search is model
+        assert "shares" in form.given_up
+        assert torch.equal(model(x), before)
+    assert [type(module) for module in model.modules()] == kinds
+    assert model.state_dict().keys() == kept.keys()
+    assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
+
+
 def test_passes_are_counted():
     x, _ = held_out(12)
     form = fast(copy.deepcopy(small_net()), x, FULL)

@@ -56,7 +56,7 @@ class Twin:
             else torch.contiguous_format
         )
         self.compiled = Compiled(self) if execution.compile else None
-        self.search: nn.Module = copy.deepcopy(model).eval()
+        self.search = _copied(model).eval()
         for parameter in self.search.parameters():
             parameter.requires_grad_(False)
         self.folds: list[_Fold] = []
@@ -121,6 +121,25 @@ class Twin:
         _folds(trial, trial, pairs)
         if bool(((ask(trial, x) - expected).abs() <= _CLOSE * expected.abs().max()).all()):
             self.folds = _folds(self.search, model, pairs)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """Return a copy of a model that may be changed without the model.
+
+    Raises:
+        RuntimeError: If the copy shares layers or weights with the model: what is copied may
+            define ``__deepcopy__``.
+    """
+    copied: nn.Module = copy.deepcopy(model)
+    layers = {*map(id, model.modules())} & {*map(id, copied.modules())}
+    if layers or _storages(model) & _storages(copied):
+        raise RuntimeError("a copy of the model shares layers or weights with it")
+    return copied
+
+
+def _storages(model: nn.Module) -> set[int]:
+    held = _tensors(model).values()
+    return {tensor.untyped_storage().data_ptr() for tensor in held if tensor.numel()}
 
 
 def run(
