@@ -17,7 +17,7 @@ from equipoise.evaluation.checks import before
 from equipoise.evaluation.checks.inputs import in_range, scaling
 from equipoise.models.core import Normalize
 from equipoise.models.foreign import load_weights, put_in_front
-from equipoise.models.normalisation import NAMED, Constants, asked_for, held_in, pairs
+from equipoise.models.normalisation import NAMED, Constants, applied_by, asked_for, held_in, pairs
 from equipoise.threat import Linf
 
 MEAN, STD = (0.49, 0.48, 0.44), (0.24, 0.24, 0.26)
@@ -291,6 +291,7 @@ HOLDERS: dict[str, Callable[[nn.Module], object]] = {
     "lists": as_attributes(list(MEAN), list(STD)),
     "tuples of a few digits less": as_attributes(MEAN, (0.2401, 0.2403, 0.2598)),
     "arrays": as_attributes(MU.numpy(), SIGMA.numpy()),
+    "lists of NumPy's numbers": as_attributes(*(list(part.numpy().flat) for part in (MU, SIGMA))),
     "one over std": as_attributes(MEAN, tuple(1 / value for value in STD)),
     "times 255": as_attributes(*(tuple(255 * v for v in part) for part in CONSTANTS)),
     "at the class": at_the_class,
@@ -338,6 +339,66 @@ def test_a_model_that_holds_them_not_is_wrapped_and_that_is_said(tmp_path, hold)
     assert same(silent, PLAIN)
 
 
+def with_a_hook(model: nn.Sequential) -> nn.Module:
+    model.register_forward_pre_hook(lambda module, given: (closed_over(MU, SIGMA)(given[0]),))
+    return model
+
+
+def by_a_convolution(model: nn.Sequential) -> nn.Module:
+    first = nn.Conv2d(3, 3, 1, groups=3)
+    with torch.no_grad():
+        first.weight.copy_(1 / SIGMA[:, None])
+        first.bias.copy_(-(MU / SIGMA).flatten())
+    return nn.Sequential(first, model)
+
+
+def by_a_norm(model: nn.Sequential) -> nn.Module:
+    first = nn.BatchNorm2d(3, eps=0.0, affine=False)
+    first.running_mean.copy_(MU.flatten())
+    first.running_var.copy_(SIGMA.flatten() ** 2)
+    return nn.Sequential(first, model)
+
+
+class Last(nn.Module):
+    """Takes the channels to the end, as code that came from other frameworks does."""
+
+    def __init__(self, model: nn.Sequential) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x.permute(0, 2, 3, 1) - MU.flatten()) / SIGMA.flatten()
+        return self.model(x.permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda model: Own(lambda own: None), with_a_hook, by_a_convolution, by_a_norm, Last]
+)
+def test_a_model_that_computes_the_normalisation_is_not_normalised_twice(tmp_path, make):
+    """Constants in the source, in a hook, or as weights, which the file brings with it."""
+    expected, told = make(net(1)).eval(), []
+    if isinstance(expected, Own):
+        expected.net = net(1)
+    content = dict(expected.state_dict()) | CONSTANT_NAMES
+    model = make(net()).eval()
+    if make is by_a_convolution:
+        nn.init.zeros_(model[0].weight)  # as long as the file has not been loaded
+    loaded = load_weights(model, saved(tmp_path, content), shape=(3, 4, 4), say=told.append)
+    assert loaded is model
+    assert same(loaded, NORMALISED)
+    assert any("normalises by itself" in line for line in told)
+    asked = load_weights(model, saved(tmp_path, content), shape=(3, 4, 4), normalise=CONSTANTS)
+    assert same(asked[1], NORMALISED)
+    assert asked[0].mean.flatten().tolist() == pytest.approx(MEAN)
+
+
+@pytest.mark.parametrize("constants", [NAMED["imagenet"], NAMED["half"]])
+def test_a_model_that_computes_another_normalisation_or_none_does_not_count(constants):
+    assert not applied_by(Own(lambda model: None), constants, (3, 4, 4))
+    assert not applied_by(net(), constants, (3, 4, 4))
+    assert not applied_by(nn.Linear(2, 2), constants, (3, 4, 4))  # it fails
+
+
 def test_half_of_everything_is_found_by_name_alone():
     half = Constants((0.5,), (0.5,))
     assert not held_in(nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5)), half)
@@ -380,7 +441,7 @@ def test_what_is_no_normalisation_of_the_input_does_not_become_one(tmp_path, con
 def test_constants_for_other_channels_or_pixels_are_refused_with_the_remedy(tmp_path, mean, std):
     file = saved(tmp_path, STATE | {"mu": mean, "sigma": std})
     with pytest.raises(UserError, match="--normalise none"):
-        load_weights(net(), file, channels=3)
+        load_weights(net(), file, shape=(3, 4, 4))
     assert same(load_weights(net(), file, normalise="none"), PLAIN)
     assert same(load_weights(net(), file, normalise=CONSTANTS), NORMALISED)
 
@@ -400,8 +461,13 @@ def test_a_normalisation_is_put_in_front_in_the_arithmetic_of_the_model():
     assert model[0].mean.dtype == torch.float64
     assert len(told) == 1
     assert not model.training
-    put_in_front(Own(HOLDERS["tensors"]), CONSTANTS, say=told.append)
-    assert "normalises twice" in told[-1]
+    for shape in (None, (3, 4, 4)):
+        put_in_front(Own(HOLDERS["tensors"]), CONSTANTS, shape, say=told.append)
+        assert "normalises twice" in told.pop()
+    put_in_front(Own(lambda model: None), CONSTANTS, (3, 4, 4), say=told.append)
+    assert "normalises twice" in told.pop()
+    put_in_front(net(), CONSTANTS, (3, 4, 4), say=told.append)
+    assert "normalises twice" not in told.pop()
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,7 @@ def _load(
     load: Load = from_here,
 ) -> tuple[nn.Module, Dataset]:
     model, dataset = import_model(spec, load), data.load(data_name, data_dir)
-    how: dict[str, Any] = {"channels": dataset.channels, "say": say}
+    how: dict[str, Any] = {"shape": (dataset.channels, *dataset.size), "say": say}
     if weights is not None:
         model = load_weights(model, weights, normalise=normalise, **how)
     elif isinstance(normalise, Constants):

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from equipoise.errors import UserError
 from equipoise.models.checkpoint import Fit, best_fit, few, read_state, said, unwrapped
-from equipoise.models.normalisation import Constants, held_in, in_front, pairs
+from equipoise.models.normalisation import Constants, applied_by, held_in, in_front, pairs
 
 COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")
 LOSSES = ("criterion.", "loss.", "loss_fn.")  # weights of classes, which no model has
@@ -98,7 +98,7 @@ def load_weights(
     source: str | Path,
     *,
     normalise: Asked = None,
-    channels: int | None = None,
+    shape: tuple[int, ...] | None = None,
     say: Callable[[str], None] = MUTE,
 ) -> nn.Module:
     """Return a model with the weights of a file; all names must fit.
@@ -108,7 +108,8 @@ def load_weights(
         source: The file, or ``FILE:KEY`` with the key of the weights in it.
         normalise: Constants to put in front, whatever the file has; ``"none"``: no normalisation
             is put in front; None: that of the file, where the model has none.
-        channels: The channels of the images; None: what the first convolution takes, if any.
+        shape: That of an image, (C, H, W); None: not known, and the model is not run to see whether
+            it normalises.
         say: Told what was chosen, a line each.
 
     Returns:
@@ -122,17 +123,17 @@ def load_weights(
     state = read_state(path, key, say)
     bare = {name: state[full] for name, full in unwrapped(state).items()}
     asked = "none" if isinstance(normalise, Constants) else normalise
-    loading = _Loading(model, path, bare, asked, channels or _channels(model), say)
+    loading = _Loading(model, path, bare, asked, shape, say)
     first = loading.run()
     if isinstance(normalise, Constants):
-        return put_in_front(model, normalise, channels, say).eval()
+        return put_in_front(model, normalise, shape, say).eval()
     return (model if first is None else in_front(model, first)).eval()
 
 
 def put_in_front(
     model: nn.Module,
     constants: Constants,
-    channels: int | None = None,
+    shape: tuple[int, ...] | None = None,
     say: Callable[[str], None] = MUTE,
 ) -> nn.Module:
     """Return a model behind a normalisation that was asked for, and say so.
@@ -140,10 +141,12 @@ def put_in_front(
     Raises:
         UserError: If the constants do not fit the channels.
     """
-    constants.check(channels or _channels(model))
+    constants.check(_channels(model, shape))
     say(f"the model's first layer is the normalisation by {constants}, as asked for")
     where = held_in(model, constants)
-    if where:
+    if shape is not None and applied_by(model, constants, shape):
+        say("it applies these constants itself, too: now it normalises twice")
+    elif where:
         say(f"it holds these constants already ({where}): if it uses them it normalises twice")
     return in_front(model, constants)
 
@@ -156,7 +159,7 @@ class _Loading:
     path: Path
     state: dict[str, Tensor]
     normalise: Literal["none"] | None
-    channels: int | None
+    shape: tuple[int, ...] | None
     say: Callable[[str], None]
 
     def __post_init__(self) -> None:
@@ -171,13 +174,13 @@ class _Loading:
         fit = self._one_of(fits)
         given = {name: self.state[inside] for name, inside in fit.names.items()}
         rest = self._rest(fit, fits)
-        first = self._normalisation(fit, given, rest)
+        first, what = self._normalisation(fit, given, rest) or (None, "")
         for name in list(rest):  # what torch converts by itself, like weight_g, or nobody knows
             given[fit.place + name.removeprefix(fit.prefix)] = rest[name]
         self._load(fit, given)
         if fit.place:
             self.say(f"the weights of {self.path} are those of {fit.place[:-1]}")
-        return first
+        return first and self._lacking(first, what)
 
     def _one_of(self, fits: Sequence[Fit]) -> Fit:
         """Return the fit that is meant: they may be copies, or averages beside raw weights."""
@@ -220,8 +223,11 @@ class _Loading:
 
     def _normalisation(
         self, fit: Fit, given: dict[str, Tensor], rest: dict[str, Tensor]
-    ) -> Constants | None:
-        """Take the constants of a normalisation out of the rest; return those to put in front."""
+    ) -> tuple[Constants, str] | None:
+        """Take the constants of a normalisation out of the rest; return those without a place.
+
+        With them comes what they are called.
+        """
         mine = [pair for pair in pairs(rest) if self._at_the_top(pair[0], fit, rest)]
         found = {pair: self._constants(rest[pair[0]], rest[pair[1]]) for pair in mine}
         usable = {pair: constants for pair, constants in found.items() if constants}
@@ -239,9 +245,24 @@ class _Loading:
             return None
         if self._placed(constants, given, what):
             return None
+        return constants, what
+
+    def _lacking(self, constants: Constants, what: str) -> Constants | None:
+        """Return constants to put in front of the model, unless it normalises by itself.
+
+        Arguments:
+            constants: The constants of the file.
+            what: What they are called.
+        """
         where = held_in(self.model, constants)
-        if where:
-            self.say(f"{what} are left out: the model normalises by itself, by {where}")
+        applied = self.shape is not None and applied_by(self.model, constants, self.shape)
+        if where or applied:
+            unseen = where and self.shape and not applied
+            self.say(
+                f"{what} are left out: the model normalises by itself, by "
+                f"{where or 'what its forward pass computes'}"
+                + ("; that it applies them was not seen: look at the check range" * bool(unseen))
+            )
             return None
         self._check(constants, what)
         self.say(
@@ -289,7 +310,7 @@ class _Loading:
 
     def _check(self, constants: Constants, what: str) -> None:
         try:
-            constants.check(self.channels)
+            constants.check(_channels(self.model, self.shape))
         except UserError as error:
             raise UserError(
                 f"{what} cannot be the model's first layer: {error}; give --normalise none, or "
@@ -363,9 +384,7 @@ class _Loading:
         )
 
 
-def _channels(model: nn.Module) -> int | None:
-    """Return how many channels the first convolution of a model takes; None without one."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            return module.in_channels
-    return None
+def _channels(model: nn.Module, shape: tuple[int, ...] | None) -> int | None:
+    """Return the channels of the images, or what the first convolution takes; None without one."""
+    convolutions = (m for m in model.modules() if isinstance(m, nn.Conv2d))
+    return shape[0] if shape else next((m.in_channels for m in convolutions), None)

@@ -3,26 +3,35 @@
 A model counts as normalising by itself if one of its modules holds the constants: as a buffer,
 a parameter or a plain attribute; as a tensor, a list or a tuple; or inside an object that the
 module holds, like torchvision's ``Normalize``. Configurations are not looked into: timm's name
-the constants that the *caller* is to apply.
+the constants that the *caller* is to apply. It also does if, of images of one colour each, it
+computes what the normalisation makes of them: constants in the source of ``forward``, in hooks,
+or as the weights of a layer are found so.
 """
 
-__all__ = ["NAMED", "Constants", "asked_for", "held_in", "in_front", "pairs"]
+__all__ = ["NAMED", "Constants", "applied_by", "asked_for", "held_in", "in_front", "pairs"]
 
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from numbers import Real
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from equipoise.errors import UserError, nearest
+from equipoise.execution import evaluating, seeded
 from equipoise.models.core import Normalize
 from equipoise.values import numbers
 
+NEAR = 0.01  # how far normalised colours may lie apart by the digits of the constants
 DEEPEST = 4  # an object in a list in an object of a module is still looked at
 LONGEST = 256  # longer lists are data, not constants
+COLOURS = 4  # images of one colour each, so that no value is met by chance
 SAME = 1e-3  # how far constants may lie apart that are the same but for the digits written
 
 PAIRS = (
@@ -183,6 +192,56 @@ def held_in(model: nn.Module, constants: Constants) -> str:
     return ""
 
 
+def applied_by(model: nn.Module, constants: Constants, shape: tuple[int, ...]) -> bool:
+    """Tell whether a model computes what a normalisation makes of its inputs.
+
+    It is run once, on images of one colour each, which no resizing or cropping changes, and the
+    result of every operation is compared with the normalised colours. A model that fails is not
+    known to.
+
+    Arguments:
+        model: The model.
+        constants: Those of the normalisation.
+        shape: That of an image, (C, H, W).
+    """
+    if len(constants.mean) != shape[0]:
+        return False
+    held = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    colours = torch.rand(COLOURS, shape[0], generator=torch.Generator().manual_seed(0))
+    x = colours.view(COLOURS, -1, *[1] * (len(shape) - 1)).repeat(1, 1, *shape[1:]).to(held)
+    mean, std = (torch.tensor(part, dtype=torch.float64) for part in constants)
+    watched = _Watched((colours.double() - mean) / std)
+    with suppress(Exception), evaluating(model), seeded(0, held.device), torch.no_grad(), watched:
+        model(x)
+    return watched.met
+
+
+class _Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees whether an operation returns images of some colours, with shape (B, C)."""
+
+    def __init__(self, colours: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.colours, self.met = colours, False
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        out = operation(*args, **(kwargs or {}))
+        first = out[0] if isinstance(out, tuple) and out else out  # a BatchNorm returns more
+        if not self.met and isinstance(first, Tensor) and first.ndim == 4:
+            _, height, width, _ = (size // 2 for size in first.shape)
+            self.met = self._are(first[:, height, width])
+            _, _, height, width = (size // 2 for size in first.shape)
+            self.met = self.met or self._are(first[:, :, height, width])
+        return out
+
+    def _are(self, found: Tensor) -> bool:
+        wanted = self.colours.to(found.device)
+        return found.shape == wanted.shape and bool(
+            ((found - wanted).abs() <= NEAR * wanted.abs().clamp_min(1)).all()
+        )
+
+
 def _found(
     values: Iterable[tuple[str, tuple[float, ...]]],
     wanted: tuple[float, ...],
@@ -283,10 +342,10 @@ def _numbers(value: Any) -> tuple[float, ...]:
         if math.prod(value.shape) not in range(1, 65) or sum(d != 1 for d in value.shape) > 1:
             return ()
         value = value.reshape(-1).tolist()
-    if isinstance(value, float | int) and not isinstance(value, bool):
+    if isinstance(value, Real) and not isinstance(value, bool):
         return (float(value),)
     if isinstance(value, list | tuple) and 0 < len(value) <= 64:
-        kinds: Callable[[Any], bool] = lambda v: isinstance(v, float | int | Tensor)  # noqa: E731
+        kinds: Callable[[Any], bool] = lambda v: isinstance(v, Real | Tensor)  # noqa: E731
         if all(kinds(v) and (not isinstance(v, Tensor) or v.numel() == 1) for v in value):
             return tuple(float(v) for v in value)
     return ()
