@@ -436,7 +436,7 @@ def test_mnist_verified(tmp_path, gz):
     assert np.array_equal(dataset.test.x.numpy(), test_x[:, None])
     assert dataset.train.y.tolist() == train_y.tolist()
     assert dataset.test.y.tolist() == test_y.tolist()
-    assert dataset.source == f"MNIST, all files verified by checksum, from {tmp_path}"
+    assert dataset.source == f"MNIST, all files verified by SHA-256, from {tmp_path}"
     assert dataset.sha256["train_x"] == sha256(train_x.tobytes())
     assert dataset.sha256["test_y"] == sha256(test_y.tobytes())
     dataset.train.x.zero_()  # owned and writable
@@ -542,7 +542,7 @@ def test_cifar_verified(tmp_path, monkeypatch):
     write_archive(tmp_path / cifar.BINARY.archive, cifar.BINARY.folder, contents)
     sums = {f: f"sha1:{hashlib.sha1(c).hexdigest()}" for f, c in contents.items()}  # noqa: S324
     monkeypatch.setattr(cifar, "BINARY", replace(cifar.BINARY, files=sums))
-    assert "all files verified" in load("cifar10", tmp_path).source
+    assert "all batches verified by SHA-1" in load("cifar10", tmp_path).source
 
 
 def test_cifar_batch_of_python_3():

@@ -30,15 +30,13 @@ from equipoise.data import DATASETS
 from equipoise.errors import UserError, nearest, short
 from equipoise.execution import Execution, Layout, Precision
 from equipoise.methods import METHODS
-from equipoise.models import MODELS
+from equipoise.models import MODELS, WIDEST
 from equipoise.own import explained
 from equipoise.presets import published
 from equipoise.runs import Run
 from equipoise.schema import TEXT, collect, lay, plain, settings_of, tag_of, validate, written_out
 from equipoise.threat import Norm, Threat
 from equipoise.values import MOST, check_seed, mapping, number
-
-WIDEST = 64
 
 Keep = Literal["balanced", "robust", "clean", "last"]
 

@@ -29,6 +29,7 @@ import hashlib
 import io
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,7 +142,7 @@ class Run:
             return {}
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             raise UserError(f"cannot read {path}: {error}") from None
         if not isinstance(content, dict):
             raise UserError(f"expected a mapping in {path}, got {type(content).__name__}")
@@ -275,7 +276,8 @@ class Run:
 
     def _known(self) -> dict[str, Any]:
         """Return the digests that were written at the end of the training."""
-        return dict(self.read_json("summary.json").get("sha256", {}))
+        known = self.read_json("summary.json").get("sha256", {})
+        return known if isinstance(known, dict) else {}
 
     def model(self, which: str = "model") -> nn.Module:
         """Return a trained model in eval mode: the kept one, or another by its name.
@@ -309,16 +311,46 @@ class Run:
             raise UserError(f"{names.refusal(which, there)} in {self.path}")
         path = self.path / f"{which}.safetensors"
         with explained(self.made_with()):
-            model = models.build(config["model"], config["settings"])
-        try:
-            model.load_state_dict(load_file(path))
-        except (SafetensorError, RuntimeError, OSError) as error:
-            line = " ".join(str(error).split())[:200]
-            raise UserError(f"cannot read the weights in {path}: {line}") from None
+            try:
+                state = load_file(path)
+                self._refuse_misfit(config, state)
+                model = self._built(config)
+                model.load_state_dict(state)
+            except (SafetensorError, RuntimeError, OSError) as error:
+                line = " ".join(str(error).split())[:200]
+                raise UserError(f"cannot read the weights in {path}: {line}") from None
         known = self._known().get(which)
         if known is not None and known != model_digest(model):
             raise UserError(f"{path} is damaged: its weights are not those that were saved")
         return model.eval()
+
+    def _built(self, config: Mapping[str, Any]) -> nn.Module:
+        """Return a new model as ``config.json`` describes it."""
+        settings = config["settings"]
+        if not isinstance(settings, dict):
+            raise UserError(f"{self.path}/config.json: settings must be a mapping")
+        try:
+            return models.build(config["model"], settings)
+        except UserError as error:
+            raise UserError(f"{self.path}/config.json: {error}") from None
+
+    def _refuse_misfit(self, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+        """Raise a RuntimeError if weights have other shapes than ``config.json`` says.
+
+        The model is made without memory for its weights, so that no number in the file can ask
+        for more than there is.
+        """
+        try:
+            with torch.device("meta"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                wanted = self._built(config).state_dict()
+        except UserError:
+            raise
+        except Exception:  # a model of the user's own may know no such device
+            return
+        for name, value in wanted.items():
+            if name in state and state[name].shape != value.shape:
+                raise RuntimeError(f"{name} has another shape than config.json asks for")
 
 
 def load(path: str | Path, which: str = "model") -> nn.Module:
@@ -350,7 +382,7 @@ def model_digest(model: nn.Module) -> str:
 def _is_json(text: bytes) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

@@ -24,6 +24,8 @@ from equipoise.cli import (
 )
 from equipoise.errors import FOREIGN, RunError, UserError
 
+LONGEST = 4000  # characters of a message
+
 app = typer.Typer(
     name="equipoise",
     help="Train image classifiers that stay accurate on clean and on adversarial inputs.\n\n"
@@ -95,6 +97,8 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except RecursionError:
+        _fail("a file or a value is nested too deeply", 2)
     except OSError as error:
         _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
     except Exception as error:
@@ -135,5 +139,6 @@ def _hint(error: Exception, where: str) -> str:
 
 
 def _fail(message: str, code: int) -> None:
-    typer.echo(f"equipoise: {' '.join(message.split())}", err=True)
+    line = " ".join(message.split())
+    typer.echo(f"equipoise: {line if len(line) < LONGEST else line[:LONGEST] + '...'}", err=True)
     sys.exit(code)

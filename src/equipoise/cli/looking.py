@@ -66,16 +66,19 @@ def data_get(
     quiet: Quiet = False,
 ) -> None:
     """Download a data set: resumable, and verified by checksum before it is put in place."""
-    from equipoise.data import DATASETS, get
+    from equipoise.data import DATASETS, get, load
 
     if name in DATASETS and not yes:
         source = DATASETS[name]
         place = base or (source.remote.base if source.remote else "nowhere")
         raise UserError(
-            f"this downloads {source.title} from {place} (licence: {source.licence}); "
-            f"agree with: equipoise data get {name} --yes"
+            f"this downloads {source.title} from {place} (licence: {source.licence}), verified by "
+            f"SHA-256; agree with: equipoise data get {name} --yes"
         )
-    typer.echo(get(name, data_dir, base=base, progress=not quiet))
+    folder = get(name, data_dir, base=base, progress=not quiet)
+    typer.echo(folder)
+    if not quiet:
+        typer.echo(load(name, folder).source, err=True)
 
 
 def demo(

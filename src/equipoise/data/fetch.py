@@ -2,7 +2,8 @@
 
 A file grows as ``NAME.part`` and takes its name, atomically, once its checksum is right; so a file
 under its own name is a whole file. What a broken transfer left is kept, and the next try asks the
-server for the rest. Only http and https are followed, redirections included.
+server for the rest. Only http and https are followed, redirections included, and never from https
+to http. No file may be larger than is known of the published ones.
 """
 
 __all__ = ["REMOTES", "Remote", "download", "fetch"]
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib import request
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -36,11 +37,13 @@ class Remote:
         base: The folder on the server.
         files: File names and checksums, e.g. ``{"a.gz": "sha256:..."}``.
         gunzip: Whether the checksums are of the uncompressed content.
+        largest: The bytes of the largest file, uncompressed where the checksums are.
     """
 
     base: str
     files: Mapping[str, str]
     gunzip: bool = False
+    largest: int = 64 << 20
 
 
 REMOTES = {
@@ -56,9 +59,16 @@ REMOTES = {
     ),
     "cifar10": Remote(
         base="https://www.cs.toronto.edu/~kriz/",
-        files={"cifar-10-binary.tar.gz": "md5:c32a1d4ab5d03f1284b67883e8d87530"},
+        files={
+            "cifar-10-binary.tar.gz": (
+                "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+            )
+        },
+        largest=170_052_171,
     ),
-    "svhn": Remote(base="http://ufldl.stanford.edu/housenumbers/", files=svhn.FILES),
+    "svhn": Remote(
+        base="http://ufldl.stanford.edu/housenumbers/", files=svhn.FILES, largest=182_040_794
+    ),
 }
 
 
@@ -87,7 +97,12 @@ def fetch(
     address = (base or remote.base).rstrip("/")
     return [
         download(
-            f"{address}/{file}", folder / file, checksum, gunzip=remote.gunzip, progress=progress
+            f"{address}/{file}",
+            folder / file,
+            checksum,
+            gunzip=remote.gunzip,
+            largest=remote.largest,
+            progress=progress,
         )
         for file, checksum in remote.files.items()
     ]
@@ -99,6 +114,7 @@ def download(
     checksum: str,
     *,
     gunzip: bool = False,
+    largest: int = 1 << 30,
     progress: bool = True,
     attempts: int = 3,
     pause: float = 1.0,
@@ -113,6 +129,7 @@ def download(
         path: Where the file goes.
         checksum: What it must have, e.g. ``"sha256:..."``.
         gunzip: Whether the checksum is of the uncompressed content.
+        largest: The most bytes that the file may have, uncompressed where the checksum is.
         progress: Whether to show progress on standard error.
         attempts: How often to try; each goes on where the last one broke off.
         pause: Seconds before the second attempt; doubled for each further one.
@@ -129,16 +146,43 @@ def download(
         raise UserError(f"expected an http or https address, got {url!r}")
     part = path.with_name(f"{path.name}.part")
     try:
-        if path.is_file() and _checksum(path, checksum, gunzip) == _value(checksum):
+        if path.is_file() and _checksum(path, checksum, gunzip, largest) == _value(checksum):
             return path
         with _bar(path.name, progress) as advance:
-            _transfer(url, part, advance, attempts, pause, timeout)
-        _accept(part, path, checksum, gunzip, url)
+            _transfer(url, part, _capped(advance, url, part, largest), attempts, pause, timeout)
+        _accept(part, path, checksum, gunzip, largest, url)
     except OSError as error:
         raise RunError(
             f"cannot read or write {path} or {part.name}: {error.strerror or error}"
         ) from error
     return path
+
+
+def _capped(advance: Advance, url: str, part: Path, largest: int) -> Advance:
+    """Return what shows progress and ends a transfer that is larger than the published file."""
+
+    def told(done: int, total: int | None) -> None:
+        if max(done, total or 0) > largest:
+            part.unlink(missing_ok=True)
+            raise RunError(
+                f"{url} is not the published file: it has {max(done, total or 0)} bytes, more "
+                f"than {largest}; it was deleted"
+            )
+        advance(done, total)
+
+    return told
+
+
+class _Secure(request.HTTPRedirectHandler):
+    """Follows redirections, but not from https to http."""
+
+    def redirect_request(
+        self, req: request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> request.Request | None:
+        """Return the request for where an answer points to."""
+        if req.type == "https" and urlsplit(newurl).scheme != "https":
+            raise RunError(f"{req.full_url} points from https to {newurl}, which is not followed")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 class _Broken(Exception):
@@ -217,7 +261,7 @@ def _open(url: str, start: int, timeout: float) -> http.client.HTTPResponse:
         request.ProxyHandler(),
         request.HTTPHandler(),
         request.HTTPSHandler(),
-        request.HTTPRedirectHandler(),
+        _Secure(),
         request.HTTPDefaultErrorHandler(),
         request.HTTPErrorProcessor(),
         request.UnknownHandler(),
@@ -241,8 +285,8 @@ def _refused(error: HTTPError, url: str, part: Path, start: int) -> None:
     raise RunError(f"{url}: the server answered HTTP {error.code} {error.reason}")
 
 
-def _accept(part: Path, path: Path, checksum: str, gunzip: bool, url: str) -> None:
-    got = _checksum(part, checksum, gunzip)
+def _accept(part: Path, path: Path, checksum: str, gunzip: bool, largest: int, url: str) -> None:
+    got = _checksum(part, checksum, gunzip, largest)
     if got != _value(checksum):
         part.unlink()
         raise RunError(
@@ -254,12 +298,20 @@ def _accept(part: Path, path: Path, checksum: str, gunzip: bool, url: str) -> No
     part.replace(path)
 
 
-def _checksum(path: Path, checksum: str, gunzip: bool) -> str:
+def _checksum(path: Path, checksum: str, gunzip: bool, largest: int) -> str:
     try:
         with gzip.open(path) if gunzip else path.open("rb") as file:
-            return digest(iter(lambda: file.read(BLOCK), b""), checksum.partition(":")[0])
+            return digest(_blocks(file.read, largest), checksum.partition(":")[0])
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         return f"no whole gzip file ({error})"
+
+
+def _blocks(read: Callable[[int], bytes], largest: int) -> Iterator[bytes]:
+    """Yield the content of a file, up to some bytes more than it may have."""
+    left = largest + 1  # one more, so that the checksum is another
+    while left > 0 and (block := read(min(BLOCK, left))):
+        left -= len(block)
+        yield block
 
 
 def _value(checksum: str) -> str:

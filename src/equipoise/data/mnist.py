@@ -26,6 +26,8 @@ from equipoise.errors import UserError
 
 Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
+LARGEST = 64 << 20  # bytes of a file, uncompressed; the largest real one has 47 MB
+
 
 @dataclass(frozen=True, kw_only=True)
 class Idx:
@@ -67,7 +69,7 @@ class Idx:
         train = self._images(train_x, train_y, f"the training files in {place}")
         test = self._images(test_x, test_y, f"the test files in {place}")
         state = (
-            f"{self.title}, all files verified by checksum, from {place}"
+            f"{self.title}, all files verified by SHA-256, from {place}"
             if all(known)
             else f"unverified copy of {self.title} ({known.count(False)} of {len(known)} files "
             f"have an unknown checksum), from {place}"
@@ -146,7 +148,14 @@ def _path(place: Path, file: str) -> Path | None:
 
 def _content(path: Path, name: str) -> bytes:
     try:
-        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content: bytes = file.read(LARGEST + 1)
+            if len(content) > LARGEST:
+                raise UserError(
+                    f"{path} is no file of {name}: it holds more than {LARGEST} bytes; delete it "
+                    f"and run `equipoise data get {name} --yes`"
+                )
+            return content
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(
             f"{path} is cut short or no gzip file ({error}); delete it and run "

@@ -49,9 +49,15 @@ def read(path: Path) -> Dataset:
     train, test, how = _parts(arrays, path)
     classes = _classes(arrays, train, test, path)
     mean, std = moments(train.x)
-    eps, pad = float(_scalar(arrays, "eps", 8 / 255, path)), int(_scalar(arrays, "pad", 0, path))
-    if not 0 < eps <= 1 or not 0 <= pad <= min(train.x.shape[2:]):
-        raise UserError(f"{path}: eps must lie in (0, 1] and pad within the image: {eps}, {pad}")
+    eps, pad = _scalar(arrays, "eps", 8 / 255, path), _scalar(arrays, "pad", 0, path)
+    if not 0 < eps <= 1 or not 0 <= pad <= min(train.x.shape[2:]) or pad != int(pad):
+        raise UserError(
+            f"{path}: eps must lie in (0, 1], and pad be whole and within the image; got eps "
+            f"{eps:g}, pad {pad:g}"
+        )
+    flip = _scalar(arrays, "flip", False, path)
+    if flip not in (0, 1):
+        raise UserError(f"{path}: flip must be true or false, got {flip:g}")
     return Dataset(
         name=path.stem,
         train=train,
@@ -60,8 +66,8 @@ def read(path: Path) -> Dataset:
         mean=mean,
         std=std,
         eps=eps,
-        pad=pad,
-        flip=bool(_scalar(arrays, "flip", False, path)),
+        pad=int(pad),
+        flip=bool(flip),
         source=f"{len(train)} training and {len(test)} test images from {path}{how}",
         sha256=fingerprint(train, test, len(classes)),
     )

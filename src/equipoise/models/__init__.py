@@ -2,11 +2,12 @@
 
 __all__ = ["MODELS", "Classifier", "build", "house"]
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from equipoise.errors import UserError, nearest
+from equipoise.errors import UserError, nearest, short
 from equipoise.models.core import Classifier
 from equipoise.models.resnet import PreActResNet, ResNet, WideResNet
 from equipoise.models.small_cnn import SmallCNN
@@ -20,6 +21,7 @@ MODELS: dict[str, tuple[Callable[..., Classifier], str]] = {
 }
 
 SMALLEST, LARGEST = 8, 224
+MOST_CHANNELS, MOST_CLASSES, WIDEST = 64, 100_000, 64
 SETTINGS = ("channels", "size", "classes", "width", "mean", "std")
 DEFAULT_CHANNELS = {name: 1 if name == "small-cnn" else 3 for name in MODELS}
 
@@ -35,29 +37,49 @@ def build(name: str, settings: Mapping[str, Any]) -> Classifier:
         UserError: If the name is unknown or the settings do not fit.
     """
     if name not in MODELS:
-        raise UserError(nearest(name, MODELS, "model"))
-    size = tuple(settings.get("size", (32, 32)))
-    if not all(SMALLEST <= side <= LARGEST for side in size):
-        raise UserError(f"images must have {SMALLEST} to {LARGEST} pixels a side, got {size}")
-    if not settings.get("width", 1) > 0:
-        raise UserError(f"width must be positive, got {settings['width']}")
+        raise UserError(nearest(str(name), MODELS, "model"))
+    size = settings.get("size", (32, 32))
+    sides = [type(side) is int and SMALLEST <= side <= LARGEST for side in _values(size)]
+    if sides != [True, True]:
+        raise UserError(
+            f"images must have {SMALLEST} to {LARGEST} pixels a side, got {short(size)}"
+        )
+    width = settings.get("width", 1)
+    if not _is_number(width) or not 0 < width <= WIDEST:
+        raise UserError(f"width must be positive and at most {WIDEST}, got {short(width)}")
     strangers = [
         nearest(key, SETTINGS, "setting of a model") for key in settings if key not in SETTINGS
     ]
     if strangers:
         raise UserError("; ".join(strangers))
     channels = settings.get("channels", DEFAULT_CHANNELS.get(name, 3))
+    for key, count, most in (
+        ("channels", channels, MOST_CHANNELS),
+        ("classes", settings.get("classes", 10), MOST_CLASSES),
+    ):
+        if type(count) is not int or not 1 <= count <= most:
+            raise UserError(f"{key} must be whole and in 1..{most}, got {short(count)}")
     for key in ("mean", "std"):
         values = settings.get(key, (0.5,) * channels)
-        if len(values) != channels:
+        if len(_values(values)) != channels or not all(map(_is_number, values)):
             raise UserError(
-                f"{key} must have a value for each of {channels} channels, got {values}"
+                f"{key} must have a number for each of {channels} channels, got {short(values)}"
             )
         settings = {**settings, key: values}
-    return MODELS[name][0](**{**settings, "channels": channels, "size": size})
+    return MODELS[name][0](**{**settings, "channels": channels, "size": tuple(size)})
 
 
 def house(name: str) -> bool:
     """Tell whether the model of a name is one of the project's own, and not one that was added."""
     make = MODELS[name][0]
     return getattr(make, "func", make).__module__.startswith(f"{__name__}.")
+
+
+def _values(value: Any) -> Sequence[Any]:
+    """Return a list's values; of anything else none."""
+    return value if isinstance(value, list | tuple) else ()
+
+
+def _is_number(value: Any) -> bool:
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return known and -math.inf < value < math.inf

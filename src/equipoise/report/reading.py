@@ -29,7 +29,7 @@ def mapping(path: Path, parse: Callable[[str], object]) -> dict[str, Any]:
         return {}
     try:
         value = parse(path.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path} is damaged ({reason(error)}); restore it or remove it") from error
     if value is None:  # an empty file: a run that stopped before it began
         return {}

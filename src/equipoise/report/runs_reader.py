@@ -8,13 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from equipoise.errors import UserError
 from equipoise.report.evaluations_reader import Evaluation, read_evaluations
 from equipoise.report.reading import Numbers, budget, mapping, numbers
 from equipoise.report.records_reader import Record, told
-from equipoise.values import checked, lines
+from equipoise.values import checked, lines, load
 
 _OWN = "own-model.json"  # describes a model that was not trained here
 _PICKED = "picked.json"  # says from which front a model was picked, and why
@@ -206,7 +204,7 @@ def read_run(folder: Path) -> Run:
     return Run(
         path=folder,
         name=folder.resolve().name,
-        recipe=mapping(folder / "recipe.yaml", yaml.safe_load),
+        recipe=mapping(folder / "recipe.yaml", load),
         provenance=mapping(folder / "provenance.json", json.loads),
         config=mapping(folder / "config.json", json.loads),
         rounds=_rounds(lines(folder / "log.jsonl", _round, notes)),
