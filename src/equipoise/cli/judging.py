@@ -145,8 +145,8 @@ def evaluate(
     from equipoise.threat import NORMS
     from equipoise.values import choice, numbers
 
-    if json is not None and not json.absolute().parent.is_dir():
-        raise UserError(f"--json {json}: there is no folder {json.absolute().parent}")
+    if json is not None:
+        _check_json(json)
     options = Options(
         attacks=attacks,
         individual=individual,
@@ -249,6 +249,23 @@ def verify(
         nonce=nonce,
         console=console_of(quiet),
     )
+
+
+def _check_json(path: Path) -> None:
+    """Refuse a file that cannot be written, before the work."""
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--json {path}: there is no folder {path.absolute().parent}")
+    if path.is_dir():
+        raise UserError(f"--json {path} is a folder; name the file to write")
+    there = path.exists()
+    if there and not path.is_file():
+        return  # a pipe: to open it would wait for its reader
+    try:
+        path.open("ab").close()
+        if not there:
+            path.unlink()
+    except OSError as error:
+        raise UserError(f"--json {path} cannot be written: {error.strerror or error}") from None
 
 
 def _write_json(path: Path, records: list[dict[str, Any]]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from equipoise.comparison import Plan
 from equipoise.evaluation.plan import STAGED
 from equipoise.jobs.compare_runs import Item
+from equipoise.report.markdown import escape
 from equipoise.verdicts import WORST
 
 MISSING = "-"
@@ -201,12 +202,13 @@ class Found:
         """Return both tables, the facts and what is missing as Markdown."""
         columns = self.columns()
         parts = [
-            f"## {self.plan.title}\n",
+            f"## {escape(self.plan.title)}\n",
             _markdown(columns, self.entries()),
-            "".join(f"- {line}\n" for line in self.facts()),
+            "".join(f"- {escape(line)}\n" for line in self.facts()),
         ]
         if self.missing:
-            parts.append("Missing:\n\n" + "".join(f"- {line}\n" for line in self.missing))
+            missing = (f"- {escape(line)}\n" for line in self.missing)
+            parts.append("Missing:\n\n" + "".join(missing))
         if self.rows:
             heads = ["run", "method", "seed", *columns[3:]]
             parts.append(f"### Single runs\n\n{_markdown(heads, self.runs())}")
@@ -325,5 +327,5 @@ def _commit(origin: Mapping[str, Any]) -> str:
 
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
-    cells = (" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines)
+    cells = (" | ".join(map(escape, line)) for line in lines)
     return "".join(f"| {line} |\n" for line in cells)

@@ -2,7 +2,6 @@
 
 __all__ = ["Options", "evaluate_run", "evaluate_subject"]
 
-import signal
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -153,7 +152,7 @@ def evaluate_subject(subject: Subject, options: Options, console: Console) -> li
         stores = {store.name: store for store in map(job.store, threats)}
         for store in stores.values():  # all of them, before anything is read
             locks.enter_context(store.lock())
-        locks.enter_context(signals.handled(_interrupt, (signal.SIGTERM,)))
+        locks.enter_context(signals.handled(_interrupt, signals.ENDING))
         for threat in threats:
             if not (options.resume and job.store(threat).finished):  # meanwhile, by another
                 job.evaluate(threat)

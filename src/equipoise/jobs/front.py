@@ -2,7 +2,6 @@
 
 __all__ = ["measure_front"]
 
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,7 +76,7 @@ def measure_front(
         "test images have no part in it"
     )
     with (
-        signals.handled(_interrupt, (signal.SIGTERM,)),
+        signals.handled(_interrupt, signals.ENDING),
         console.attacking(),
     ):
         try:

@@ -1,18 +1,20 @@
-"""Ctrl-C and SIGTERM: the wish to save and stop."""
+"""Ctrl-C, SIGTERM and SIGHUP, a terminal that is closed: the wish to save and stop."""
 
-__all__ = ["handled"]
+__all__ = ["ENDING", "handled"]
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-BOTH = (signal.SIGINT, signal.SIGTERM)
+HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
+ENDING = (signal.SIGTERM, *([] if HANGUP is None else [HANGUP]))
+ALL = (signal.SIGINT, *ENDING)
 
 
 @contextmanager
 def handled(
-    heard: Callable[[str], None], numbers: Sequence[signal.Signals] = BOTH
+    heard: Callable[[str], None], numbers: Sequence[signal.Signals] = ALL
 ) -> Iterator[None]:
     """Tell of signals by their names while the block runs, in place of what they usually do.
 
@@ -24,7 +26,9 @@ def handled(
         heard(signal.Signals(number).name)
 
     try:
-        old = {s: signal.signal(s, hear) for s in numbers}
+        # nohup has a command go on when its terminal is closed.
+        left = [s for s in numbers if s != HANGUP or signal.getsignal(s) != signal.SIG_IGN]
+        old = {s: signal.signal(s, hear) for s in left}
     except ValueError:  # not in the main thread
         old = {}
     try:

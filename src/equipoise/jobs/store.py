@@ -35,6 +35,8 @@ from equipoise.sealed import read_arrays, seal, stamped
 from equipoise.threat import Threat
 from equipoise.verdicts import FOLDER, RECORDS
 
+_DAMAGES = (OSError, SafetensorError, LookupError, ValueError, TypeError, RecursionError)
+
 
 class Store:
     """The file of one evaluation: one model, one threat, one sample of the test images.
@@ -102,8 +104,8 @@ class Store:
         """
         try:
             with safe_open(self.path, "pt") as file:
-                return dict(json.loads((file.metadata() or {})["about"]))
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+                return _about((file.metadata() or {})["about"])
+        except _DAMAGES as error:
             raise self._damaged(error) from None
 
     def read(self) -> tuple[dict[str, Any], Result, dict[str, Tensor]]:
@@ -114,8 +116,8 @@ class Store:
         """
         try:
             metadata, tensors = read_arrays(self.path, kind="pt")
-            return json.loads(metadata["about"]), _result(tensors, metadata), tensors
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+            return _about(metadata["about"]), _result(tensors, metadata), tensors
+        except (*_DAMAGES, RuntimeError) as error:
             raise self._damaged(error) from None
 
     def write(self, result: Result, x: Tensor, about: Mapping[str, Any], origin: Any) -> None:
@@ -138,6 +140,17 @@ class Store:
     def _damaged(self, error: Exception) -> UserError:
         line = " ".join(str(error).split())[:200]
         return UserError(f"{self.path} is damaged ({line}); remove it and evaluate again")
+
+
+def _about(text: str) -> dict[str, Any]:
+    """Return what an evaluation is of, with all that is asked of it later."""
+    content = dict(json.loads(text))
+    wanted = {"n": int, "weights": str, "norm": str, "eps": str, "asked": dict, "finished": bool}
+    wrong = [key for key, kind in wanted.items() if type(content.get(key)) is not kind]
+    if wrong:
+        raise ValueError(f"it does not say {', '.join(wrong)}")
+    float(content["eps"])
+    return content
 
 
 def left(

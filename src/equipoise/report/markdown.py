@@ -1,7 +1,8 @@
 """The result tables as Markdown, for documents and threads."""
 
-__all__ = ["tables"]
+__all__ = ["escape", "tables"]
 
+import html
 from collections.abc import Mapping, Sequence
 
 from equipoise.report.cautions import other_code
@@ -30,7 +31,7 @@ def tables(runs: Sequence[Run]) -> str:
 
 def _doubts(rows: Mapping[str, Row]) -> str:
     told = [f"- **{name}**{doubt(row)}" for name, row in rows.items() if row.failed]
-    return "".join(f"{_escape(line)}\n" for line in told)
+    return "".join(f"{escape(line)}\n" for line in told)
 
 
 def _results(section: Section) -> str:
@@ -39,7 +40,7 @@ def _results(section: Section) -> str:
         [row.run.name, count(row.n), *(_cell(cell) for cell in cells), _worst(row)]
         for row, cells in section.rows
     ]
-    return f"### {_escape(section.title)}\n\n{_table(columns, rows)}"
+    return f"### {escape(section.title)}\n\n{_table(columns, rows)}"
 
 
 def _training(runs: Sequence[Run]) -> str:
@@ -70,7 +71,7 @@ def _training(runs: Sequence[Run]) -> str:
 def _warnings(runs: Sequence[Run]) -> str:
     said = [(run.name, w) for run in runs if run.summary for w in run.summary.warnings]
     said += [(run.name, text) for run in runs for text in other_code(run)]
-    return "".join(f"- **{_escape(name)}**: {_escape(warning)}\n" for name, warning in said)
+    return "".join(f"- **{escape(name)}**: {escape(warning)}\n" for name, warning in said)
 
 
 def _own(runs: Sequence[Run]) -> str:
@@ -110,8 +111,8 @@ def _stages(table: StageTable) -> str:
         for stage in table.stages
     ]
     title = f"{table.title}, stage by stage: {table.run.name}, {table.threat}"
-    remarks = "".join(f"\n{_escape(remark)}\n" for remark in table.remarks)
-    return f"### {_escape(title)}\n\n{_table(columns, rows)}{remarks}"
+    remarks = "".join(f"\n{escape(remark)}\n" for remark in table.remarks)
+    return f"### {escape(title)}\n\n{_table(columns, rows)}{remarks}"
 
 
 def _checks(found: Sequence[tuple[Run, CheckList]]) -> str:
@@ -123,7 +124,7 @@ def _checks(found: Sequence[tuple[Run, CheckList]]) -> str:
         summary = f"{checked.summary}." if checked.evaluation.findings else "No check was made."
         lines.append(f"- {run.name}, {checked.title}: {summary}{end}")
         lines += [f"  - **{f.status}, {f.check}**: {said(f)}" for f in checked.alarms]
-    return "### Checks\n\n" + "".join(f"{_escape(line)}\n" for line in lines)
+    return "### Checks\n\n" + "".join(f"{escape(line)}\n" for line in lines)
 
 
 def _cell(cell: Cell) -> str:
@@ -143,8 +144,10 @@ def _worst(row: Row) -> str:
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
-    return "".join("| " + " | ".join(map(_escape, line)) + " |\n" for line in lines)
+    return "".join("| " + " | ".join(map(escape, line)) + " |\n" for line in lines)
 
 
-def _escape(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ").replace("\u00a0", " ")
+def escape(text: str) -> str:
+    """Return text without HTML, links and cells in it: names come from strangers' files."""
+    plain = html.escape(text.replace("\n", " ").replace("\u00a0", " "), quote=False)
+    return plain.replace("|", "\\|").replace("](", "]\\(")
