@@ -63,6 +63,12 @@ for line in sys.stdin:
 """
 
 
+class Usual(str):
+    """A word of a command that gives way to another one with the same key."""
+
+    __slots__ = ()
+
+
 @dataclass
 class Ended:
     """A command that has ended."""
@@ -154,13 +160,19 @@ class CommandLine:
             env: Variables of its environment.
             before: Python that runs in its process first.
         """
+        given = {str(word).partition("=")[0] for word in arguments if not isinstance(word, Usual)}
+        words = [
+            str(word)
+            for word in arguments
+            if not isinstance(word, Usual) or word.partition("=")[0] not in given
+        ]
         self.count += 1
         place = self.folder / str(self.count)
         place.mkdir()
         for name in ("out", "err"):  # a command may be killed before it writes anything
             (place / name).touch()
         order = {
-            "arguments": [str(argument) for argument in arguments],
+            "arguments": words,
             "out": str(place / "out"),
             "err": str(place / "err"),
             "cwd": str(cwd or place),
@@ -220,4 +232,4 @@ SMALL = (
 @pytest.fixture(scope="session")
 def small() -> tuple[str, ...]:
     """Return the words after ``equipoise train`` of a training that takes half a second."""
-    return SMALL
+    return tuple(map(Usual, SMALL))

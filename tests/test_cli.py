@@ -369,8 +369,17 @@ def test_a_loss_that_explodes_is_a_line_with_exit_code_one(command, small, tmp_p
     assert "clean.lr=" in ended.line
 
 
+FULL = """
+import pathlib
+def full(self, *given, **how):
+    raise OSError(28, "No space left on device")
+pathlib.Path.write_text = full
+"""
+
+
 def test_records_that_cannot_be_written_are_still_in_the_run(command, copy, tmp_path):
-    ended = command("evaluate", copy, "--attacks", "fgsm", "-n", 20, "--quiet", "--json", tmp_path)
+    words = ("--attacks", "fgsm", "-n", 20, "--quiet", "--json", tmp_path / "records.json")
+    ended = command("evaluate", copy, *words, before=FULL)
     assert ended.code == 1
     assert "cannot write" in ended.line
     assert len((copy / "records.jsonl").read_text().splitlines()) == 3
