@@ -34,8 +34,15 @@ FOLDER = "evaluations"
 RECORDS = "records.jsonl"
 WORST = "worst-case"
 _STAGE = re.compile(r"(.+)/([a-z][a-z0-9-]*)")
-UNREADABLE = (OSError, SafetensorError, LookupError, AttributeError, TypeError, ValueError)
-"""What reading an evaluation raises."""
+UNREADABLE = (
+    OSError,
+    SafetensorError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    RecursionError,
+)
 """What reading an evaluation raises."""
 
 Flags = NDArray[np.bool_]

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -33,9 +33,7 @@ from equipoise.runs import Run
 from equipoise.sample import Sample
 from equipoise.sealed import read_arrays, seal, stamped
 from equipoise.threat import Threat
-from equipoise.verdicts import FOLDER, RECORDS
-
-_DAMAGES = (OSError, SafetensorError, LookupError, ValueError, TypeError, RecursionError)
+from equipoise.verdicts import FOLDER, RECORDS, UNREADABLE
 
 
 class Store:
@@ -105,7 +103,7 @@ class Store:
         try:
             with safe_open(self.path, "pt") as file:
                 return _about((file.metadata() or {})["about"])
-        except _DAMAGES as error:
+        except UNREADABLE as error:
             raise self._damaged(error) from None
 
     def read(self) -> tuple[dict[str, Any], Result, dict[str, Tensor]]:
@@ -117,7 +115,7 @@ class Store:
         try:
             metadata, tensors = read_arrays(self.path, kind="pt")
             return _about(metadata["about"]), _result(tensors, metadata), tensors
-        except (*_DAMAGES, RuntimeError) as error:
+        except (*UNREADABLE, RuntimeError) as error:
             raise self._damaged(error) from None
 
     def write(self, result: Result, x: Tensor, about: Mapping[str, Any], origin: Any) -> None:
