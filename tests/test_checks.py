@@ -382,7 +382,7 @@ def test_too_few_steps_are_found():
 
 
 def test_too_few_restarts_are_found():
-    noise = PGD(steps=1, step_size=0.0)
+    noise = PGD(steps=1, step_size=1e-9)
     found = by_name(probes(zoo.undefended(), *some(), Linf(0.8), attacks={"noise": noise}))
     assert found["restarts"].status == "warning"
     assert "2 restarts in place of 1" in found["restarts"].message

@@ -220,12 +220,20 @@ def test_passes_are_counted(net):
     net.register_forward_hook(lambda module, inputs, output: counted.append(len(inputs[0])))
     x, y = held_out(40)
     attacks = {"pgd": PGD(steps=3)}
-    result = eq.evaluate(
-        net, x, y, threat=eq.Linf(0.05), attacks=attacks, checks=False, precision="float32"
-    )
-    n = int(result.correct.sum())
-    assert result.outcomes["pgd"].backwards == 3 * n
-    assert 4 * n <= result.outcomes["pgd"].forwards <= 5 * n  # and confirmations of finds
+    found = [
+        eq.evaluate(
+            net, x, y, threat=eq.Linf(0.05), attacks=attacks, checks=False, strongest=strongest
+        )
+        for strongest in (True, False)
+    ]
+    n = int(found[0].correct.sum())
+    whole, short = (result.outcomes["pgd"] for result in found)
+    fooled = int(whole.broken.sum())
+    assert fooled > 0
+    assert whole.backwards == 3 * n
+    assert whole.forwards == 4 * n + fooled  # the last point, and once each that is found
+    assert short.backwards < whole.backwards
+    assert short.forwards < whole.forwards
 
 
 # --- metamorphic ---
