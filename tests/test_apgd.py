@@ -84,6 +84,7 @@ def test_linear_models_are_decided_exactly_or_nearly(name, classes, threat):
 # --- cost ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "threat"), EVERY)
 @pytest.mark.parametrize("steps", [1, 2, 12])
 def test_passes_are_what_the_steps_say(name, threat, steps):
@@ -150,6 +151,7 @@ def test_what_is_fooled_leaves_at_once_with_all_its_targets(name, threat):
     assert torch.equal((net(x_adv).argmax(1) == y).nonzero()[:, 0], alive)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "threat"), EVERY)
 def test_restarts_run_on_survivors_alone(name, threat):
     net, (x, y) = net_of(), right_ones(60)
@@ -197,6 +199,7 @@ def test_survivors_come_back_as_their_nearest_point(name, threat):
     assert (x_adv != x).flatten(1).any(1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "threat"), EVERY)
 def test_results_do_not_depend_on_the_batch(name, threat):
     net, (x, y) = net_of(torch.float64), right_ones(24)
@@ -211,6 +214,7 @@ def test_results_do_not_depend_on_the_batch(name, threat):
     assert (attack(net, x[order], y[order], threat)[order] - whole).abs().max() <= 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dlr", "t"])
 @pytest.mark.parametrize("norm", SMALL)
 def test_no_scale_of_the_logits_hides_from_the_ratio(name, norm):
@@ -378,6 +382,7 @@ def noisy(size: float) -> nn.Module:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["model", "search form"])
 def test_no_lucky_pass_decides_about_a_random_model(form):
     x, y = right_ones(60)
@@ -492,6 +497,7 @@ def test_draws_decide_the_starts(name):
     assert not torch.equal(results[1], results[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", SMALL)
 def test_a_larger_radius_finds_no_less(norm):
     net, (x, y) = small_net(), right_ones(60)

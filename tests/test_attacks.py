@@ -99,6 +99,7 @@ def test_pgd_attains_the_exact_worst_case_in_single_precision(threat):
     assert threat.contains(problem.x, x_adv).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat", THREATS, ids=repr)
 def test_pgd_attains_the_exact_worst_case_one_example_at_a_time(threat):
     problem = linear_problem(2, count=12)
@@ -110,6 +111,7 @@ def test_pgd_attains_the_exact_worst_case_one_example_at_a_time(threat):
     assert (problem.attained(torch.cat(rows)) - problem.worst(threat)).abs().max() <= 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat", THREATS, ids=repr)
 def test_restarts_find_the_exact_verdict_among_four_classes(threat):
     # The worst class is not known beforehand, so that a single search may end in another one.
@@ -148,6 +150,7 @@ def test_default_steps_come_close_to_the_worst_case(threat):
 # --- slow references and identities ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat", [Linf(0.1), L2(0.7)], ids=repr)
 def test_fgsm_is_one_step_of_pgd_from_zero(threat):
     net, (x, y) = small_net(), held_out(60)

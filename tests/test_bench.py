@@ -158,6 +158,7 @@ def test_pgd_as_one_writes_it_down_is_that_of_torchattacks():
     assert (found[0] - problem.x).abs().max() > 0.5 * TINY.eps
 
 
+@pytest.mark.slow
 def test_the_useful_work_of_a_known_network():
     net = nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
     found = work_of(net, torch.rand(4, 1, 2, 3), torch.zeros(4, dtype=torch.int64))
@@ -463,6 +464,7 @@ def test_growth_is_said_in_words():
     assert not any("memory" in sentence for sentence in said)
 
 
+@pytest.mark.slow
 def test_the_figure_of_growth_has_a_panel_for_each_axis():
     drawn = svg_file(picture(axes_of(1.0), "PGD, small-cnn"))
     Tree.fromstring(drawn)  # noqa: S314 - drawn here
@@ -480,6 +482,7 @@ def test_the_figure_of_growth_has_a_panel_for_each_axis():
 # The job and its file
 
 
+@pytest.mark.slow
 def test_the_file_holds_everything(tmp_path):
     out = tmp_path / "deep" / "bench.json"
     options = Options(
@@ -513,6 +516,7 @@ def test_the_file_holds_everything(tmp_path):
     assert "1 threads" in run_job.shown
 
 
+@pytest.mark.slow
 def test_a_peer_that_is_missing_is_named_with_its_remedy(tmp_path, no_peers):
     small = {"width": 0.125, "size": 8, "batch_size": 2, "steps": 1, "repeats": 1, "device": "cpu"}
     content = run_job(Options(what="attack", memory=False, **small), tmp_path / "a.json")
@@ -600,6 +604,7 @@ def test_the_suite_is_attack_and_train_on_two_networks_and_evaluate():
 # Memory
 
 
+@pytest.mark.slow
 def test_the_peak_is_what_was_held_in_between():
     def work():
         held = torch.ones(20 * 2**20)  # 80 MiB
@@ -610,6 +615,7 @@ def test_the_peak_is_what_was_held_in_between():
     assert 70 * 2**20 <= found <= 130 * 2**20
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_measures_a_side():
     order = {"what": "attack", "side": "ours", "case": asdict(TINY), "threads": 1}
     assert memory.measured(order) >= 0
@@ -621,6 +627,7 @@ def test_a_process_of_its_own_measures_a_side():
 # The command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -650,6 +657,7 @@ def test_what_cannot_be_done_is_said_in_one_line(command, words, said):
     assert said in ended.line
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_its_file(command, tmp_path):
     words = "--what train --width 0.125 --size 8 --batch-size 2 --steps 1 -n 1 --no-memory -q"
     ended = command("bench", *words.split(), "--device", "cpu", cwd=tmp_path)

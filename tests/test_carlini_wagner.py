@@ -38,6 +38,7 @@ def exact_distances(problem: LinearProblem) -> Tensor:
     return nearest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 4])
 def test_distances_to_linear_decisions_are_nearly_exact(classes):
     # Adam's first steps are as long for a short way as for a long one: not for the shortest.
@@ -67,6 +68,7 @@ def test_no_provably_robust_point_is_broken():
             assert (attained[breakable] < 0).float().mean() > 0.5
 
 
+@pytest.mark.slow
 def test_steps_are_those_of_adam():
     # One example, one descent: the way of torch's own optimiser on the formula of the paper.
     net, (x, y) = copy.deepcopy(small_net()).double(), held_out(1)
@@ -90,6 +92,7 @@ def test_steps_are_those_of_adam():
     assert found == pytest.approx(least, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_more_effort_is_not_worse():
     net, (x, y) = small_net(), held_out(30)
     distances = [
@@ -186,6 +189,7 @@ def test_another_range_works():
     assert torch.allclose(found, 4 * expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_batch():
     net, (x, y) = copy.deepcopy(small_net()).double(), held_out(20)
     x = x.double()
@@ -217,6 +221,7 @@ def counted(net: nn.Module) -> list[int]:
     return sizes
 
 
+@pytest.mark.slow
 def test_examples_leave_when_they_are_fooled_within_the_radius():
     net, (x, y) = copy.deepcopy(small_net()), held_out(40)
     right = int((net(x).argmax(1) == y).sum())
@@ -249,6 +254,7 @@ def test_a_descent_that_brings_nothing_ends_early():
     assert len(sizes) <= 1 + 2 * 21
 
 
+@pytest.mark.slow
 def test_what_the_search_form_finds_fools_the_model():
     net, (x, y) = small_net(), held_out(40)
     form = fast(net, x, Execution(precision="bfloat16"))

@@ -51,6 +51,7 @@ def checked(model: nn.Module, threat: Threat = zoo.THREAT, count: int = N) -> li
 # --- honest models and attacks set off nothing ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.HONEST_NAMES)
 def test_an_honest_model_sets_off_no_check(name):
     case = zoo.honest(name)
@@ -61,6 +62,7 @@ def test_an_honest_model_sets_off_no_check(name):
     assert sum(each.status == "ok" for each in found) >= len(found) - 1
 
 
+@pytest.mark.slow
 def test_the_honest_models_are_worth_their_name():
     broken = zoo.honest("strongly-attacked")
     x_adv = PGD(steps=20)(broken.model, broken.x, broken.y, broken.threat)
@@ -86,6 +88,7 @@ HONEST_ATTACKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HONEST_ATTACKS)
 def test_an_honest_attack_sets_off_no_check(name):
     x, y = some()
@@ -99,6 +102,7 @@ def test_an_attack_is_not_blamed_for_the_logits_of_the_model():
     assert not alarms(audit(MIFGSM(), zoo.LargeLogits(), x, y, zoo.THREAT))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat", [L2(0.7), Threat("l1", 3.0)], ids=repr)
 @pytest.mark.parametrize("attack", [PGD(), APGDCE()], ids=["pgd", "apgd-ce"])
 def test_an_honest_attack_sets_off_no_check_in_other_norms(attack, threat):
@@ -133,6 +137,7 @@ SYMPTOMS: dict[str, set[str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.DEFENCES)
 def test_a_broken_defence_sets_off_its_own_check(name):
     check, words = DEFENCES[name]
@@ -162,6 +167,7 @@ ATTACKS: dict[str, tuple[str, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.ATTACKS)
 def test_a_broken_attack_sets_off_its_own_check(name):
     check, words = ATTACKS[name]
@@ -196,6 +202,7 @@ def test_audits_of_several_attacks_can_be_told_apart():
     assert {each.check: each.code for each in found} == codes
 
 
+@pytest.mark.slow
 def test_no_two_stages_of_an_evaluation_use_the_same_name():
     x, y = some(40)
     model, all_true = zoo.undefended(), torch.ones(40, dtype=torch.bool)
@@ -297,12 +304,14 @@ def test_an_odd_model_is_a_finding(name):
     assert found[check].remedy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["raises", "raises-backward", "constant", "nan", "one-output"])
 def test_probes_of_an_odd_model_break_nothing(name):
     found = probes(Odd(ODD[name][0]), *some(60), zoo.THREAT)
     assert {"black-box", "noise", "one-step"} <= set(by_name(found))
 
 
+@pytest.mark.slow
 def test_the_gradient_is_missed_and_the_others_still_run():
     found = by_name(probes(zoo.Signs(), *some(), zoo.THREAT))
     cut = by_name(probes(Odd(lambda m, x: m(NoBackward.apply(x))), *some(), zoo.THREAT))
@@ -371,6 +380,7 @@ def test_other_types_and_shapes_are_checked_too():
 # --- probes ---
 
 
+@pytest.mark.slow
 def test_too_few_steps_are_found():
     short = PGD(steps=5, step_size=0.01, start="zero")
     case = zoo.honest("undefended")
@@ -414,6 +424,7 @@ def test_eps_zero_and_wrong_models_are_skipped():
     assert not alarms(before(zoo.undefended(), x, y, Linf(0)))
 
 
+@pytest.mark.slow
 def test_probes_depend_neither_on_the_order_nor_on_the_search_form():
     x, y = some(120)
     plain = by_name(probes(zoo.undefended(), x, y, zoo.THREAT))
@@ -445,6 +456,7 @@ class Counter:
         self.backwards += len(grad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [50, 500])
 def test_checks_cost_a_tenth_of_autoattack_at_most(n):
     case = zoo.honest("adversarially-trained")
@@ -471,6 +483,7 @@ def test_a_model_without_any_robustness_costs_next_to_nothing():
 # --- models and random numbers are left as they were ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["undefended", "noisy", "train-mode", "learns"])
 def test_everything_is_left_as_it_was(name):
     odd = {"undefended": lambda: deepcopy(zoo.undefended()), "learns": lambda: Odd(learn)}
@@ -493,6 +506,7 @@ def test_everything_is_left_as_it_was(name):
     assert not model._forward_hooks
 
 
+@pytest.mark.slow
 def test_the_same_seed_says_the_same():
     model = zoo.Noisy()
     assert checked(model, count=40) == checked(model, count=40)

@@ -57,6 +57,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 # The whole way
 
 
+@pytest.mark.slow
 def test_train_evaluate_report(command, copy):
     names = {path.name for path in copy.iterdir()}
     assert names == {
@@ -102,6 +103,7 @@ def test_a_model_can_be_used_as_the_library_has_it(trained):
     assert set(model.state_dict()) == set(load_file(trained / "model.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_recipe_file_with_overrides(command, tmp_path, trained):
     shutil.copy(trained / "recipe.yaml", tmp_path / "r.yaml")
     ended = command("train", tmp_path / "r.yaml", "--out", tmp_path / "same")
@@ -118,6 +120,7 @@ def test_a_recipe_file_with_overrides(command, tmp_path, trained):
     assert "lr: 0.01" in text
 
 
+@pytest.mark.slow
 def test_standard_and_pgd_at_too(command, small, tmp_path):
     words = [word for word in small[1:] if not word.startswith(("attack", "every"))]
     for method in ("standard", "pgd-at"):
@@ -126,6 +129,7 @@ def test_standard_and_pgd_at_too(command, small, tmp_path):
         assert (tmp_path / method / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_never_synchronised_says_so(command, small, tmp_path):
     out = tmp_path / "run"
     ended = command("train", *small, "rounds=2", "start=never", "--quiet", "--out", out)
@@ -162,6 +166,7 @@ def processor_seconds(code: str) -> tuple[float, subprocess.CompletedProcess[str
     return best, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["evaluate", "-h"]])
 def test_help_is_quick_and_imports_no_torch(words):
     code = (
@@ -181,6 +186,7 @@ def test_help_is_quick_and_imports_no_torch(words):
 # Bad input: exit code 2, one line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "texts"),
     [
@@ -220,6 +226,7 @@ def test_train_refuses_in_one_line_and_starts_nothing(command, tmp_path, words, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "texts"),
     [
@@ -319,6 +326,7 @@ def test_a_truncated_npz_is_a_line(command, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_of_other_data_is_refused(command, tmp_path):
     path, out = toy(tmp_path / "toy.npz"), tmp_path / "run"
     ended = command("train", "standard", *QUICK, "--data", path, "--out", out)
@@ -332,6 +340,7 @@ def test_a_folder_of_other_data_is_refused(command, tmp_path):
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_a_folder_that_exists_is_refused(command, small, copy):
     before = {p.name: p.read_bytes() for p in copy.iterdir()}
     ended = command("train", *small, "--out", copy)
@@ -344,6 +353,7 @@ def test_a_folder_that_exists_is_refused(command, small, copy):
     assert {p.name: p.read_bytes() for p in copy.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_refused(command, small, tmp_path):
     (tmp_path / "file").write_text("mine")
     ended = command("train", *small, "--out", tmp_path / "file" / "run")
@@ -361,6 +371,7 @@ def test_weights_that_are_damaged(command, copy):
         assert f"cannot read the weights in {path}" in ended.line
 
 
+@pytest.mark.slow
 def test_a_loss_that_explodes_is_a_line_with_exit_code_one(command, small, tmp_path):
     out = tmp_path / "run"
     ended = command("train", *small, "clean.lr=1e20", "--quiet", "--out", out)
@@ -377,6 +388,7 @@ pathlib.Path.write_text = full
 """
 
 
+@pytest.mark.slow
 def test_records_that_cannot_be_written_are_still_in_the_run(command, copy, tmp_path):
     words = ("--attacks", "fgsm", "-n", 20, "--quiet", "--json", tmp_path / "records.json")
     ended = command("evaluate", copy, *words, before=FULL)
@@ -400,6 +412,7 @@ def whole(command, small, tmp_path_factory):
     return out, time.monotonic() - began
 
 
+@pytest.mark.slow
 def test_killed_at_ten_random_moments_and_resumed(command, small, whole, tmp_path):
     reference, seconds = whole
     generator = random.Random(5)  # noqa: S311
@@ -431,6 +444,7 @@ def test_killed_at_ten_random_moments_and_resumed(command, small, whole, tmp_pat
     assert len(killed_in) > 2  # they were killed in different rounds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_by_a_signal_it_saves_and_says_how_to_go_on(
     command, small, whole, tmp_path, number
@@ -458,6 +472,7 @@ def test_stopped_by_a_signal_it_saves_and_says_how_to_go_on(
     assert_same_run(out, reference)
 
 
+@pytest.mark.slow
 def test_the_command_it_prints_works_as_it_is(command, small, whole, tmp_path):
     # Also with a space in the name: what is printed is meant to be copied.
     out = tmp_path / "my run"
@@ -471,6 +486,7 @@ def test_the_command_it_prints_works_as_it_is(command, small, whole, tmp_path):
     assert_same_run(out, whole[0])
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_changes_nothing(command, copy):
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
     ended = command("train", "--resume", copy)
@@ -479,6 +495,7 @@ def test_resuming_a_finished_run_changes_nothing(command, copy):
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new"),
     [("width: 0.25", "width: 0.5"), ("rounds: 4", "rounds: 6"), ("rounds: 4", "rounds: 2")],
@@ -529,6 +546,7 @@ def test_nothing_is_downloaded_without_yes(command, name, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_pipe_that_is_closed_is_no_traceback():
     reading, writing = os.pipe()
     os.close(reading)

@@ -318,6 +318,7 @@ def test_neither_the_score_nor_the_metrics_need_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_the_code_of_the_document_runs(trained, tmp_path, monkeypatch, capsys):
     from equipoise.jobs.evaluate import evaluate_run
 

@@ -182,6 +182,7 @@ def test_several_starts_of_one_step_are_weak_too():
     assert several.weak(0.5)
 
 
+@pytest.mark.slow
 def test_only_learners_that_may_fool_their_attack_are_probed():
     job = scripted({})
     job.run()
@@ -368,6 +369,7 @@ def untimed(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return records
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stops", [(2 * STEPS + 1,), (3 * STEPS,), (3 * STEPS + 2,), (5, 9, 14)])
 def test_interrupted_in_a_round_that_collapses_the_bits_are_the_same(stops):
     script = {0: {3: LOW}, 1: {4: LOW}}
@@ -469,6 +471,7 @@ def probes(job: Training) -> list[float]:
     return [record["learners"]["robust"]["probe"] for record in job.history]
 
 
+@pytest.mark.slow
 def test_fgsm_collapses_and_a_rollback_saves_it(robust_model):
     said: list[str] = []
     watch = Watch(warn=said.append)
@@ -484,6 +487,7 @@ def test_fgsm_collapses_and_a_rollback_saves_it(robust_model):
     assert probes(saved)[-1] > 2 * probes(lost)[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lr", [0.05, 0.2])
 def test_an_honest_single_step_raises_no_alarm(lr):
     said: list[str] = []

@@ -189,6 +189,7 @@ def test_the_comparison_of_the_house_has_every_kind_of_method():
 # The whole way
 
 
+@pytest.mark.slow
 def test_the_table_has_the_numbers_of_the_records(compared):
     out, ended = compared
     rows = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
@@ -216,6 +217,7 @@ def test_the_table_has_the_numbers_of_the_records(compared):
     assert "averaged, seed 1: clean " in ended.err
 
 
+@pytest.mark.slow
 def test_the_table_says_what_it_is_of_and_where_from(compared):
     out, ended = compared
     text = (out / "table.md").read_text()
@@ -238,6 +240,7 @@ def test_the_table_says_what_it_is_of_and_where_from(compared):
     assert "averaged-seed1" in (out / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_its_runs_are_runs_like_any_other(command, compared):
     run = compared[0] / "averaged-seed0"
     ended = command("verify", run)
@@ -247,6 +250,7 @@ def test_its_runs_are_runs_like_any_other(command, compared):
     assert (found["method"], found["alpha"], found["rounds"]) == ("pgd-at", 0.9, 2)
 
 
+@pytest.mark.slow
 def test_a_repeated_comparison_does_nothing_again(command, compared, again):
     before, rows = contents(again), runs(again)
     ended = command("compare", write(again.parent), "--out", again, "-q", before=FORKED)
@@ -255,6 +259,7 @@ def test_a_repeated_comparison_does_nothing_again(command, compared, again):
     assert runs(again) == rows
 
 
+@pytest.mark.slow
 def test_another_protocol_judges_again_but_trains_nothing(command, again):
     plan = write(again.parent, changed(seeds=[1], evaluate={"n": 50, "individual": False}))
     states = {path: path.stat().st_mtime_ns for path in again.rglob("state.pt")}
@@ -271,6 +276,7 @@ def test_another_protocol_judges_again_but_trains_nothing(command, again):
     assert contents(again) == before
 
 
+@pytest.mark.slow
 def test_a_plan_that_is_only_shown_touches_nothing(command, again, tmp_path):
     plan = write(tmp_path)
     shutil.rmtree(again / "standard-seed1")
@@ -286,6 +292,7 @@ def test_a_plan_that_is_only_shown_touches_nothing(command, again, tmp_path):
     assert (ended.code, (tmp_path / "new").exists()) == (0, False)
 
 
+@pytest.mark.slow
 def test_folders_of_another_recipe_are_refused_before_anything_starts(command, again):
     shutil.rmtree(again / "standard-seed0")
     (again / "standard-seed1" / "recipe.yaml").unlink()
@@ -321,6 +328,7 @@ def test_what_cannot_be_compared_is_a_line(command, tmp_path, plan, words, text)
 # Failures, kills, signals
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_named_and_stops_no_other(command, compared, tmp_path):
     plan = changed(seeds=[0])
     del plan["entries"]["averaged"]
@@ -364,6 +372,7 @@ def undisturbed(command, tmp_path_factory):
     return runs(folder / "out")
 
 
+@pytest.mark.slow
 def test_killed_and_repeated_it_goes_on(command, undisturbed, tmp_path):
     plan, out = write(tmp_path, longer()), tmp_path / "out"
     last = out / "averaged-seed0"
@@ -389,6 +398,7 @@ def test_killed_and_repeated_it_goes_on(command, undisturbed, tmp_path):
     assert (out / "logs" / "standard-seed0.log").read_text().count("$ ") == 2
 
 
+@pytest.mark.slow
 def test_the_processes_of_one_that_was_killed_save_and_end(command, tmp_path):
     plan, out = write(tmp_path, longer()), tmp_path / "out"
     run = out / "averaged-seed0"
@@ -401,6 +411,7 @@ def test_the_processes_of_one_that_was_killed_save_and_end(command, tmp_path):
     assert not (run / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_signal_saves_every_run_and_says_how_to_go_on(command, undisturbed, tmp_path):
     plan, out = write(tmp_path, longer()), tmp_path / "out"
     words = ["compare", plan, "--out", out, "--workers", 2]
@@ -421,6 +432,7 @@ def test_a_signal_saves_every_run_and_says_how_to_go_on(command, undisturbed, tm
     assert runs(out) == undisturbed
 
 
+@pytest.mark.slow
 def test_two_comparisons_do_not_work_in_one_folder(command, tmp_path):
     plan, out = write(tmp_path, longer()), tmp_path / "out"
     running = command.start("compare", plan, "--out", out, before=FORKED)
@@ -434,6 +446,7 @@ def test_two_comparisons_do_not_work_in_one_folder(command, tmp_path):
     assert running.wait().code == 1
 
 
+@pytest.mark.slow
 def test_what_was_cut_off_before_there_was_a_run_is_no_obstacle(command, tmp_path):
     out = tmp_path / "out"
     (out / "standard-seed0").mkdir(parents=True)
@@ -445,6 +458,7 @@ def test_what_was_cut_off_before_there_was_a_run_is_no_obstacle(command, tmp_pat
     assert list(runs(out)[0]["accuracy"]) == ["clean", "fgsm"]  # of one attack no worst case
 
 
+@pytest.mark.slow
 def test_with_processes_of_its_own_and_their_share_of_the_threads(command, tmp_path):
     plan = changed(seeds=[0], evaluate={"attacks": "fgsm", "n": 20})
     plan["entries"] = {"a": {"method": "standard", "rounds": 1}}

@@ -322,6 +322,7 @@ def test_fingerprint_is_of_plain_bytes():
 # ---- digits, names, places -------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_digits():
     digits = load("digits")
     assert (len(digits.train), len(digits.test)) == (1297, 500)
@@ -337,6 +338,7 @@ def test_digits():
     assert "scikit-learn" in digits.source
 
 
+@pytest.mark.slow
 def test_import_is_light():
     code = (
         "import sys, equipoise.data; "
@@ -1089,6 +1091,7 @@ def real(name):
 
 @pytest.mark.data
 class TestReal:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "svhn"])
     def test_set(self, name):
         dataset = real(name)

@@ -77,6 +77,7 @@ def test_ssim_is_bounded_and_falls_with_noise():
     assert (negative >= -1).all()
 
 
+@pytest.mark.slow
 def test_the_others_are_their_formulas_on_real_images():
     x = load("digits").test.pixels(slice(20))
     x_adv = (x + 0.1 * torch.sign(0.5 - x)).clamp(0, 1)
@@ -99,6 +100,7 @@ def test_unchanged_images_and_black_ones():
     assert ald2(black, x_adv).tolist() == [1, 1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MEASURES)
 def test_each_is_in_float64_an_example_alone_and_refuses_other_shapes(name):
     x, x_adv = pair((5, 2, 12, 12))

@@ -56,6 +56,7 @@ def test_commands_in_documents_can_be_given(line):
             assert (ROOT / word).is_file()
 
 
+@pytest.mark.slow
 def test_the_python_code_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     given = {

@@ -99,6 +99,7 @@ def test_every_attack_says_for_which_norms_it_is(name):
 # --- exact answers ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_the_verdict_on_a_linear_classifier_is_the_exact_answer_on_every_point(norm):
     for seed, eps in enumerate(RADII[norm]):
@@ -280,6 +281,7 @@ def test_a_permutation_of_the_classes_permutes_the_verdicts():
     assert int((one.robust != two.robust).sum()) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["batch", "order", "bfloat16"])
 def test_batches_and_order_and_arithmetic_change_no_verdict(net, change):
     x, y = held_out(100)
@@ -368,6 +370,7 @@ def test_channels_last_inputs_and_models(net):
     assert int((one.robust != two.robust).sum()) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 3, 4, 12])
 def test_any_number_of_classes(classes):
     problem = linear_problem(5, classes=classes, count=40, dtype=torch.float32)

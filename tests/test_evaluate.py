@@ -40,6 +40,7 @@ def images(count: int = 60) -> tuple[Tensor, Tensor]:
 # As the first page of the documentation has it
 
 
+@pytest.mark.slow
 def test_the_api_is_as_it_is_written(trained, monkeypatch):
     (folder := trained.parent / "runs").mkdir(exist_ok=True)
     if not (folder / "X").exists():
@@ -104,6 +105,7 @@ def test_each_attack_runs_alone(model):
         assert both.robust_accuracy <= one.robust_accuracy
 
 
+@pytest.mark.slow
 def test_batches_and_order_do_not_change_verdicts(model):
     x, y = images(500)
     attacks = ["pgd-5", "cw-inf-5"]
@@ -527,6 +529,7 @@ def test_intervals_cover():
 # As a job, in a run folder
 
 
+@pytest.mark.slow
 def test_the_job_says_the_same_as_the_function(trained, tmp_path):
     folder = Path(shutil.copytree(trained, tmp_path / "run"))
     records = evaluate_run(folder, attacks="pgd-3", eps=[0.05, 0.1], n=60, first=True)

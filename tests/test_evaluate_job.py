@@ -64,6 +64,7 @@ def begun(folder: Path) -> bool:
     return any(bool(o.attacked.any()) and not o.finished for o in result.outcomes.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_stopped_inside_an_attack_it_ends_with_the_same_bits(command, trained, tmp_path, how):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -355,6 +356,7 @@ def mine(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_model_of_ones_own_is_evaluated_resumed_and_verified(command, mine):
     words = ("--model", "mine:net", "--data", "digits", "--weights", "w.pt", "-n", 60)
     ended = command("evaluate", *words, "--attacks", "pgd-3", "--eps", 0.1, cwd=mine)
@@ -525,6 +527,7 @@ job.evaluate = evaluate
 """
 
 
+@pytest.mark.slow
 def test_resume_goes_on_with_what_is_left_and_with_nothing_else(command, fresh, tmp_path):
     log = tmp_path / "calls"
     words = ("--attacks", "pgd-1", "-n", 20, "--no-checks")
@@ -561,6 +564,7 @@ def test_resume_writes_what_a_killed_process_had_no_time_for(command, fresh):
     assert command("verify", fresh, "-q").code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", [False, True], ids=["a run", "a model of one's own"])
 def test_a_full_disk_names_the_command_that_goes_on(command, fresh, mine, own):
     full = """

@@ -226,6 +226,7 @@ def broken_by(case: Exact, name: str) -> Tensor:
 NORMS = pytest.mark.parametrize("norm", ["linf", "l1"])
 
 
+@pytest.mark.slow
 @NORMS
 def test_the_program_is_exact(solved, norm):
     for case in solved[norm]:
@@ -261,6 +262,7 @@ def sampled(case: Exact, count: int) -> Tensor:
     return (case.x + case.threat.eps * parts * noise.sign()).clamp(0, 1)
 
 
+@pytest.mark.slow
 @NORMS
 @pytest.mark.parametrize("name", ATTACKS)
 def test_no_attack_breaks_an_exactly_robust_point(solved, norm, name):
@@ -274,6 +276,7 @@ def test_no_attack_breaks_an_exactly_robust_point(solved, norm, name):
     assert found >= 0.8 * breakable, f"{found} of {breakable}"
 
 
+@pytest.mark.slow
 @NORMS
 def test_the_attacks_together_break_nearly_all_that_can_be_broken(solved, norm):
     found = breakable = 0

@@ -112,6 +112,7 @@ def test_what_cannot_be_folded_is_not():
     assert not any(isinstance(m, Folded) for m in form.search.modules())
 
 
+@pytest.mark.slow
 def test_the_model_is_not_changed():
     model = copy.deepcopy(small_net()).train()
     state = {k: v.clone() for k, v in model.state_dict().items()}
@@ -325,6 +326,7 @@ COMPILED = Execution(precision="float32", compile=True)
 UNTOLD = pytest.mark.filterwarnings("ignore:<class 'torch.autograd:DeprecationWarning")
 
 
+@pytest.mark.slow
 @UNTOLD
 @pytest.mark.usefixtures("no_compiler")
 def test_a_compiled_form_is_the_form_and_follows_its_model():
@@ -339,6 +341,7 @@ def test_a_compiled_form_is_the_form_and_follows_its_model():
     assert torch.allclose(gradient(again, x), gradient(expected, x), atol=1e-6)
 
 
+@pytest.mark.slow
 @UNTOLD
 @pytest.mark.usefixtures("no_compiler")
 @pytest.mark.parametrize("threat", [eq.Linf(0.1), eq.L2(0.5), eq.L1(3.0)], ids=str)
@@ -398,6 +401,7 @@ def test_a_form_that_cannot_be_compiled_says_what_is_missing(monkeypatch):
         eq.attacks.PGD(steps=1)(form, x, y, eq.Linf(0.1))
 
 
+@pytest.mark.slow
 def test_the_compiler_is_imported_by_whoever_compiles_alone():
     asked = "import sys, equipoise.jobs.train; print('torch._dynamo' in sys.modules)"
     command = [sys.executable, "-c", asked]
@@ -405,6 +409,7 @@ def test_the_compiler_is_imported_by_whoever_compiles_alone():
     assert said.stdout.strip() == "False"
 
 
+@pytest.mark.slow
 @UNTOLD
 @pytest.mark.skipif(not which("c++"), reason="torch.compile needs a C++ compiler")
 def test_a_step_compiled_for_this_machine_is_the_step():

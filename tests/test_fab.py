@@ -182,6 +182,7 @@ def exact_distances(problem: LinearProblem, norm: str) -> Tensor:
     return nearest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("classes", [2, 4])
 def test_distances_to_linear_decisions_are_exact(norm, classes):
@@ -201,6 +202,7 @@ def test_distances_to_linear_decisions_are_exact(norm, classes):
         assert ratio.max() <= 1 + most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_untargeted_fab_finds_the_nearest_of_the_planes(norm):
     # With two classes there is one plane. With four its choice can be the wrong one, rarely.
@@ -212,6 +214,7 @@ def test_untargeted_fab_finds_the_nearest_of_the_planes(norm):
         assert close.float().mean() >= share
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("factory", [FAB, FABT])
 @pytest.mark.parametrize("share", [0.4, 1.0])
@@ -280,6 +283,7 @@ def test_fab_t_is_its_formula(beta):
 # --- what comes back ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat", SMALL.values(), ids=repr)
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_results_are_allowed_and_stronger_than_x(attack, threat):
@@ -301,6 +305,7 @@ def test_results_are_allowed_and_stronger_than_x(attack, threat):
     assert (threat.distance(x, x_adv) > 0.9 * threat.eps)[survivors].all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_the_nearest_points_are_misclassified_and_not_farther_than_the_attacks(attack):
     net, (x, y) = small_net(), held_out(40)
@@ -340,6 +345,7 @@ def test_any_shape_and_float_type_works(attack, norm, shape, dtype):
     assert (problem.attained(x_adv) < problem.attained(problem.x)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("classes", [2, 3, 12])
 def test_any_number_of_classes_works(attack, classes):
@@ -378,6 +384,7 @@ def test_memory_layout_does_not_matter(attack):
         assert (found - expected).abs().max() <= 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_results_do_not_depend_on_the_batch(attack):
     net, (x, y) = copy.deepcopy(small_net()).double(), held_out(30)
@@ -420,6 +427,7 @@ def test_models_without_gradient_do_no_harm(attack):
 # --- restarts and randomness ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_more_restarts_are_never_worse(attack):
     net, (x, y) = small_net(), held_out(30)
@@ -473,6 +481,7 @@ def counted(net: nn.Module) -> list[int]:
     return sizes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_fooled_examples_leave_with_all_their_targets(norm):
     net, (x, y) = copy.deepcopy(small_net()), held_out(60)
@@ -509,6 +518,7 @@ def test_untargeted_steps_take_one_row_and_one_backward_pass_a_rival():
 # --- the search form ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_what_the_search_form_finds_fools_the_model(norm, attack):

@@ -626,6 +626,7 @@ def test_dividing_by_255_is_advised_only_where_it_helps(factor, border, status, 
     assert advice is None or found.remedy == advice
 
 
+@pytest.mark.slow
 def test_data_sets_have_as_many_constants_as_channels():
     digits = data.load("digits")
     assert Constants(digits.mean, digits.std).check(digits.channels)

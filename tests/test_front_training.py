@@ -70,6 +70,7 @@ def listening(job: Training) -> dict[str, list[tuple[Batch, Tensor | None]]]:
     return noted
 
 
+@pytest.mark.slow
 def test_the_clean_branch_is_given_the_very_tensors_that_the_robust_one_found():
     job = training(front(), 4)
     noted = listening(job)
@@ -353,6 +354,7 @@ RESUMED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", range(len(RESUMED)))
 @pytest.mark.parametrize("stop", [0, 2 * STEPS - 1, 2 * STEPS, 3 * STEPS + 1])
 def test_stopped_before_at_and_behind_the_branch_the_bits_are_the_same(index, stop):

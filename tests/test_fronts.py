@@ -317,6 +317,7 @@ def test_the_ledger_knows_a_question_again_and_nothing_else(tmp_path):
 # The job
 
 
+@pytest.mark.slow
 def test_a_front_is_measured_drawn_and_said(command, run, tmp_path):
     ended = command(
         "front", run, "--attacks", "pgd-3", "--points", 6, "--with", run, "--beyond", ".1"
@@ -379,6 +380,7 @@ survey.measure = measure
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT"])
 def test_a_front_that_was_stopped_goes_on(command, run, fronted, name):
     words = ("front", run, "--attacks", "pgd-3", "--points", 6, "--precision", "float32")
@@ -421,6 +423,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", WRONG)
 def test_what_will_not_do_is_one_line(command, run, words):
     ended = command("front", run, "-q", *words.split())
@@ -538,6 +541,7 @@ def test_accuracies_are_parts_of_one_or_percents():
     assert wanted(min_clean="0.5%").value == 0.005
 
 
+@pytest.mark.slow
 def test_a_picked_model_is_a_run_like_any_other(command, measured, tmp_path):
     out = tmp_path / "picked"
     ended = command("pick", measured, "--min-clean", "0.05", "--out", out)
@@ -576,6 +580,7 @@ def test_without_out_the_picked_model_lies_beside_its_run(command, measured):
     assert "choose another --out" in command("pick", measured, "--gamma", "0.4").line
 
 
+@pytest.mark.slow
 def test_what_cannot_be_met_writes_nothing_and_exits_with_1(command, measured, tmp_path):
     ended = command("pick", measured, "--min-robust", "0.999", "--out", tmp_path / "p", "-q")
     assert ended.code == 1
@@ -634,6 +639,7 @@ def test_damage_is_said_before_anything_is_picked(measured):
 # The report
 
 
+@pytest.mark.slow
 def test_the_report_has_a_panel_that_says_everything_without_a_script(fronted, tmp_path):
     page = build([fronted], tmp_path / "report.html").read_text()
     record = Record.read(fronted)
@@ -657,6 +663,7 @@ def test_images_that_are_gone_are_said_not_fatal(measured, tmp_path):
     assert "The images of the front could not be read" in page
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_the_slider_moves_everything(run, tmp_path):
     given = {"method": "standard", "data": "digits", "rounds": 12, "limit": 300, "validation": 60}
@@ -704,6 +711,7 @@ def test_the_slider_moves_everything(run, tmp_path):
         assert view.console() == []
 
 
+@pytest.mark.slow
 def test_trials_of_pick_are_kept_and_counted(tmp_path):
     program = Path(__file__).parents[1] / "comparisons" / "pick_trials.py"
     small = ("-n", "60", "limit=600", "validation=200", "rounds=2")

@@ -117,6 +117,7 @@ def learned(learner: Learner, net: nn.Module) -> float:
     return max(float((a - b).abs().max()) for a, b in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["batchnorm", "plain"])
 @pytest.mark.parametrize("name", SAME)
 def test_the_weights_are_the_same(name, kind):

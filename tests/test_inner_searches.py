@@ -42,6 +42,7 @@ class Numbered(nn.Module):
         return torch.stack([(flat[:, 0] * 100).round(), flat[:, 1:].sum(1), 0 * flat[:, 0]], 1)
 
 
+@pytest.mark.slow
 def test_losses_of_the_caller_meet_the_positions_of_their_examples():
     x = torch.rand(10, 1, 2, 4, generator=torch.Generator().manual_seed(0))
     x[:, 0, 0, 0] = torch.arange(10) / 100
@@ -67,6 +68,7 @@ def test_losses_of_the_caller_meet_the_positions_of_their_examples():
     torch.testing.assert_close(found[:, 0].flatten(1)[:, 1:], moved.flatten(1)[:, 1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["uniform", "zero", "noise"])
 def test_a_search_with_losses_is_the_naive_one(start):
     net, x, y = problem()
@@ -252,6 +254,7 @@ def test_a_friendly_search_does_not_depend_on_the_other_examples():
     assert counts == spent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Adversarial, TRADES, MART])
 def test_the_budget_follows_the_progress_and_grows_when_strengthened(kind):
     net, x, y = problem()

@@ -73,6 +73,7 @@ def fooled_both(form: Fast, points: Tensor, y: Tensor) -> Tensor:
         return (form.decide(points).argmax(1) != y) & (form(points).argmax(1) != y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("kind", FORMS)
 @pytest.mark.parametrize(("name", "norm"), CASES)
@@ -151,6 +152,7 @@ class Noisy(nn.Module):
         return logits + self.size * torch.randn_like(logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_an_evaluation_has_the_same_verdicts_without_the_strongest_points(precision):
     net, (x, y), threat = copy.deepcopy(small_net()), held_out(150), Threat("linf", 0.06)
@@ -191,6 +193,7 @@ def test_only_pgd_that_keeps_its_best_point_is_changed():
     assert for_verdicts(Own()).keep == "best"
 
 
+@pytest.mark.slow
 def test_the_command_keeps_the_strongest_points_where_they_are_asked_for(trained, tmp_path):
     margins = {}
     for strongest in (False, True):

@@ -116,6 +116,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path):
         pass
 
 
+@pytest.mark.slow
 @SYSTEMS
 def test_two_evaluations_of_one_radius_the_second_is_refused(command, run, before):
     words = ["evaluate", run.path, "--attacks", "pgd-3", "-n", 60]
@@ -138,6 +139,7 @@ def test_two_evaluations_of_one_radius_the_second_is_refused(command, run, befor
     assert not list((run.path / "evaluations").glob(".*"))
 
 
+@pytest.mark.slow
 @SYSTEMS
 def test_evaluations_of_different_radii_at_once_are_all_recorded(command, run, before):
     radii = ("0.02", "0.04", "0.06", "0.08")
@@ -160,6 +162,7 @@ def test_evaluations_of_different_radii_at_once_are_all_recorded(command, run, b
     assert command("verify", run.path, "-q").code == 0
 
 
+@pytest.mark.slow
 @SYSTEMS
 def test_two_trainings_in_one_folder_the_second_is_refused(command, small, tmp_path, before):
     out, hold = tmp_path / "run", held(tmp_path / "hold")
@@ -185,6 +188,7 @@ def test_two_trainings_in_one_folder_the_second_is_refused(command, small, tmp_p
     assert [record["round"] for record in lines(out / "log.jsonl")] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_an_evaluation_during_a_training_disturbs_neither(command, small, tmp_path):
     out, hold = tmp_path / "run", tmp_path / "hold"
     before = WAITING.format(hold=str(hold))
@@ -208,6 +212,7 @@ evaluate: {attacks: pgd-1, n: 20, individual: true}
 """
 
 
+@pytest.mark.slow
 def test_two_comparisons_at_once_without_fcntl(command, tmp_path):
     plan, out = tmp_path / "plan.yaml", tmp_path / "out"
     plan.write_text(PLAN)
@@ -221,6 +226,7 @@ def test_two_comparisons_at_once_without_fcntl(command, tmp_path):
     assert log.count("$ equipoise evaluate") == 1
 
 
+@pytest.mark.slow
 def test_a_start_that_was_killed_does_not_stand_in_the_way(command, small, tmp_path):
     out = tmp_path / "run"
     out.mkdir()

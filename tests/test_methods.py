@@ -118,6 +118,7 @@ def through_a_file(state: Any) -> Any:
     return torch.load(file, weights_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ALL)
 def test_trains_two_rounds_on_digits_by_its_name(method, tmp_path):
     more = {"width": 0.25, "limit": 250, "validation": 40, "batch_size": BATCH}
@@ -132,6 +133,7 @@ def test_trains_two_rounds_on_digits_by_its_name(method, tmp_path):
     assert parse({**given.to_dict(), "data": "digits"}).settings == given.settings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ALL)
 def test_stopped_in_a_round_and_resumed_it_ends_with_the_same_bits(method):
     given = recipe(method)

@@ -131,6 +131,7 @@ def test_every_parameter_takes_part(name):
     assert idle == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "keys"),
     {

@@ -77,6 +77,7 @@ def made(name: str, *added: str, **settings: Any) -> Robust:
     return objective
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_all_options_combine_or_are_refused(name):
     batch = naive.batch()
@@ -147,6 +148,7 @@ def test_options_that_cannot_be_meant_are_refused_by_name(settings):
         Options(**settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["batchnorm", "plain"])
 @pytest.mark.parametrize("name", EVERY)
 def test_channels_classes_and_batches_of_all_sizes_work(name, kind):

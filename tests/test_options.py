@@ -76,6 +76,7 @@ def naive_awp(name: str, since: float) -> naive.ByHand:
     return naive.ByHand(losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("since", [0.0, 0.5])
 @pytest.mark.parametrize("kind", ["batchnorm", "plain"])
 @pytest.mark.parametrize("name", KINDS)

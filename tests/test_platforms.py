@@ -53,10 +53,12 @@ def python(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_import_and_evaluate(python):
     python(code=IN_PYTHON)
 
 
+@pytest.mark.slow
 def test_compare(python, tmp_path):
     (tmp_path / "plan.yaml").write_text(PLAN)
     for name in ("yaml", "torch", "typer", "rich", "safetensors"):  # not taken from where one is
@@ -68,6 +70,7 @@ def test_compare(python, tmp_path):
     assert not list((tmp_path / "out").rglob(".*.lock"))
 
 
+@pytest.mark.slow
 def test_reproduce(command, tmp_path):
     words = "reproduce fig3 --scale smoke --only trades --slice --out out -q"
     ended = command(*words.split(), cwd=tmp_path, before=FORKED + BLOCKED)

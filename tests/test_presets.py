@@ -346,6 +346,7 @@ def test_the_command_line_knows_presets(command, tmp_path):
 DATA_DIR = Path(os.environ.get("EQUIPOISE_DATA") or "../shared/data").resolve()
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.skipif(not (DATA_DIR / "mnist").is_dir(), reason="the data sets are not here")
 def test_a_training_begins_with_its_source(command, tmp_path):

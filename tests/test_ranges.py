@@ -57,6 +57,7 @@ def moved(ends: tuple[float, float], norm: str) -> tuple[nn.Module, Tensor, Line
     )
 
 
+@pytest.mark.slow
 @norms
 @ranges
 def test_attacks_find_on_every_range_what_the_closed_form_says(ends, norm):
@@ -150,6 +151,7 @@ def test_rounding_towards_the_clean_value_moves_one_float_at_most():
     assert found[2] == 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [-2.98e-8, 1.0000001, 1 + 9e-7])
 def test_what_rounding_has_carried_out_of_the_range_is_brought_back_and_said(value):
     x, y = held_out(8)

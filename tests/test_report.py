@@ -362,6 +362,7 @@ def test_no_stand_in_colour_is_left(pair, tmp_path):
     assert set(re.findall(r"var\((--[\w-]+)\)", html)) <= defined
 
 
+@pytest.mark.slow
 def test_equal_folders_give_equal_bytes(pair, tmp_path):
     assert page(*pair, out=tmp_path / "one.html") == page(*pair, out=tmp_path / "two.html")
 
@@ -387,6 +388,7 @@ def test_what_users_write_is_escaped(tmp_path):
     assert HOSTILE in text_of(html)
 
 
+@pytest.mark.slow
 def test_three_runs_speak_a_sentence_each(tmp_path):
     runs = [make_run(tmp_path, "standard", clean=0.984, worst=0.031), make_run(tmp_path, "a3gt")]
     runs.append(make_run(tmp_path, "pgd-at", clean=0.93, worst=0.78))
@@ -395,6 +397,7 @@ def test_three_runs_speak_a_sentence_each(tmp_path):
     assert len(set(styles_in(page(*runs, out=tmp_path / "r.html")))) == 3
 
 
+@pytest.mark.slow
 def test_of_many_runs_the_best_speak_and_the_rest_is_folded(tmp_path):
     runs = [make_run(tmp_path, "standard", clean=0.984, worst=0.031)]
     for i in range(7):
@@ -433,6 +436,7 @@ def test_another_number_of_images_is_another_row(pair, tmp_path):
     assert "94.4 %" in text
 
 
+@pytest.mark.slow
 def test_what_records_jsonl_says_is_not_read(pair, tmp_path):
     before = page(*pair, out=tmp_path / "report.html")
     path = pair[0] / "records.jsonl"
@@ -480,6 +484,7 @@ FIRST = {"n": 500, "of": 10_000, "seed": None, "sha256": "11" * 32}
 SAMPLE = {"n": 500, "of": 10_000, "seed": 2, "sha256": "22" * 32}
 
 
+@pytest.mark.slow
 def test_runs_on_other_images_stand_in_tables_of_their_own(tmp_path):
     given = {"a": SAMPLE, "b": SAMPLE, "c": FIRST}
     folders = [
@@ -634,6 +639,7 @@ def test_repeated_seeds_and_different_images(tmp_path):
 # --- parts that are missing ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_without_evaluation(tmp_path):
     run = tmp_path / "my run"
     run.mkdir()
@@ -798,6 +804,7 @@ def test_png_is_read_by_others(tmp_path):
         assert (np.rint(255 * imread(tmp_path / "x.png")).astype(np.uint8) == image).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [np.float32, np.uint8])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (1, 28, 20), (3, 224, 224)])
 def test_images_of_any_kind(tmp_path, kind, shape):

@@ -128,6 +128,7 @@ def first_table(run, shown=("linf", 0.15)):
 # --- stages ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_stages_are_a_table_with_a_total(tmp_path):
     html = page(evaluated(tmp_path), out=tmp_path / "report.html")
     head, *rows, total = cells_of(html, "stages")
@@ -289,6 +290,7 @@ MIXED = (
 )
 
 
+@pytest.mark.slow
 def test_what_failed_comes_first_with_its_remedy(tmp_path):
     (checked,) = check_lists(read_run(evaluated(tmp_path, findings=MIXED)), ("linf", 0.15))
     assert [f.check for f in checked.alarms] == ["black-box", "steps"]
@@ -334,6 +336,7 @@ def test_failed_checks_stand_in_the_headline(tmp_path):
     assert line["failed"] == ["black-box"]
 
 
+@pytest.mark.slow
 def test_strict_is_exit_code_1_where_a_check_failed(command, tmp_path):
     sound, doubtful = evaluated(tmp_path, "one"), evaluated(tmp_path, "two", findings=MIXED)
     out = tmp_path / "page.html"
@@ -465,6 +468,7 @@ def test_where_nothing_was_found_nothing_is_nearly_fooled(tmp_path):
     assert groups["Withstood"].examples[0].note == "no perturbed image was found"
 
 
+@pytest.mark.slow
 def test_of_large_images_fewer_are_shown(tmp_path):
     run = pictured(tmp_path, shape=(3, 128, 128), n=40)
     sizes = [len(g.examples) for g in gallery(read_run(run), ("linf", 0.15), "g").groups]
@@ -536,6 +540,7 @@ def test_markdown_has_stages_and_what_the_checks_object_to(tmp_path):
     assert "| mine | – |" not in text, "it has no training"
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_in_a_browser(tmp_path):
     run = evaluated(tmp_path, "a-run-with-a-very-long-name-" * 3, findings=MIXED)

@@ -16,7 +16,10 @@ from equipoise.jobs.reproduce_runs import chains, looks
 from equipoise.reproductions import EXPERIMENTS, SCALES, views
 from forks import FORKED
 
-pytestmark = pytest.mark.timeout(2400)  # trainings in processes of their own, on any machine
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(2400),  # trainings in processes of their own, on any machine
+]
 
 
 def anew(*words, cwd):

@@ -103,6 +103,7 @@ def test_every_file_is_there_and_every_link_leads_to_one(whole):
     assert [a for a in anchors if not (whole / a).is_file()] == []
 
 
+@pytest.mark.slow
 def test_equal_findings_give_equal_bytes(whole, given, tmp_path):
     again = put_all(tmp_path, given)
     reproduction.build(again)
@@ -243,6 +244,7 @@ def of_front(content, tmp_path):
     return fronts.gap(one, rival, 10), text(reproduction.build(tmp_path).parent / "results.md")
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_difference_of_areas_is_that_of_resampled_images(given, tmp_path):
     gaps, _ = of_front(given["front"], tmp_path)
     assert [found.seed for found in gaps] == [0, 1, 2]
@@ -264,6 +266,7 @@ def test_the_interval_of_a_difference_of_areas_is_that_of_resampled_images(given
         assert found.interval[0] < found.difference < found.interval[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("share", "robust", "said"),
     [
@@ -440,6 +443,7 @@ def test_what_is_missing_is_said_and_the_rest_is_shown(given, tmp_path):
     assert "not measured: Generalist" in fab.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_part_of_the_rows_makes_a_page(given, experiment, tmp_path):
     for i, share in enumerate((1, 2, 5, 9)):
@@ -689,6 +693,7 @@ def scored(tmp_path, experiment, shift, n=5000):
     return read(synthetic.put(tmp_path, content) / experiment / "findings.json")
 
 
+@pytest.mark.slow
 def test_scores_are_judged_region_by_region(tmp_path):
     def as_the_paper_has_it(entry, eps):
         ahead = {"trades", "sat"} if eps < 0.03 else {"fat-trades"} if eps < 0.08 else set()
@@ -705,6 +710,7 @@ def test_scores_are_judged_region_by_region(tmp_path):
     assert verdict(level, "leads") == judging.OPEN
 
 
+@pytest.mark.slow
 def test_the_best_setting_is_judged_against_every_other(given, tmp_path):
     found = read(synthetic.put(tmp_path, given["fig5"]) / "fig5" / "findings.json")
     assert verdict(found, "PGD accuracy is best") == judging.OPEN

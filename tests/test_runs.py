@@ -223,6 +223,7 @@ def test_a_state_that_was_not_put_in_place_yet_is_not_missed(run):
     assert found["value"] == 1
 
 
+@pytest.mark.slow
 def test_a_damaged_state_resumes_from_the_one_before(command, small, trained, copy):
     log = (trained / "log.jsonl").read_text()
     flip(copy / "state.pt")
@@ -235,6 +236,7 @@ def test_a_damaged_state_resumes_from_the_one_before(command, small, trained, co
     assert len((copy / "log.jsonl").read_text().splitlines()) == len(log.splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quiet", [False, True])
 def test_without_a_sound_state_it_begins_again_and_says_so(command, trained, copy, quiet):
     for name in STATES:
@@ -267,6 +269,7 @@ def tmpfs(place: Path, size: int) -> Iterator[Path]:
         subprocess.run(["umount", str(place)], check=True, capture_output=True)  # noqa: S607
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_in_one_line_and_nothing_is_lost(command, small, trained, tmp_path):
     try:
         disk = tmpfs(tmp_path / "disk", 1 << 20)
@@ -305,6 +308,7 @@ def test_a_full_disk_ends_in_one_line_and_nothing_is_lost(command, small, traine
         disk.__exit__(None, None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writes", [0, 1, 5, 8, 12])
 def test_wherever_the_disk_is_full_the_run_can_go_on(command, small, trained, tmp_path, writes):
     # The same without a mount: the n-th flush to the disk fails, in the process of the command.

@@ -222,6 +222,7 @@ def test_evaluations_are_named_and_verified_by_their_sample(command, trained, tm
     )
 
 
+@pytest.mark.slow
 def test_what_is_gone_on_with_is_on_the_same_images(trained, tmp_path, monkeypatch):
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     how = {"attacks": "fgsm", "eps": [0.1], "checks": False}
@@ -260,6 +261,7 @@ def test_verdicts_on_a_sample_stay_what_they_are_in_a_larger_one(trained, tmp_pa
     assert int(apart.sum()) <= 1  # a near-tie may turn with its batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["seed", "of", "sha256", "n", "lost", "text"])
 def test_another_sample_than_is_said_is_found(trained, tmp_path, change):
     run = Path(shutil.copytree(trained, tmp_path / "run"))
@@ -307,6 +309,7 @@ def own(folder: Path, images: Images, name: str) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_examples_are_found_by_image_in_another_order_and_in_a_larger_sample(command, tmp_path):
     (tmp_path / "mine.py").write_text(
         "import torch\nfrom torch import nn\n"
@@ -370,6 +373,7 @@ def test_a_front_is_measured_on_a_sample_of_the_held_out_images(trained, tmp_pat
 REAL = Path(os.environ.get("EQUIPOISE_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.skipif(not (REAL / "mnist").is_dir(), reason="MNIST is not here")
 def test_a_sample_of_mnist_estimates_what_all_images_give_and_the_first_ones_do_not():

@@ -41,6 +41,7 @@ def test_what_settings_are_called_elsewhere_is_understood(given, meant):
     assert meant in str(refused.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -77,6 +78,7 @@ def test_what_will_not_do_is_one_line_with_the_remedy(command, tmp_path, words, 
 # --- by position ---
 
 
+@pytest.mark.slow
 def test_a_run_by_position_is_gone_on_with(command, trained, tmp_path, small):
     ended = command("train", trained)
     assert ended.code == 0, ended.err
@@ -89,6 +91,7 @@ def test_a_run_by_position_is_gone_on_with(command, trained, tmp_path, small):
     assert "--out" in ended.line
 
 
+@pytest.mark.slow
 def test_a_device_may_be_given_to_a_training(command, tmp_path):
     given = ("train", "standard", "rounds=1", "limit=60", "validation=20", "batch_size=20")
     ended = command(*given, "--device", "cpu", "--out", tmp_path / "run")
@@ -96,6 +99,7 @@ def test_a_device_may_be_given_to_a_training(command, tmp_path):
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["device"] == "cpu"
 
 
+@pytest.mark.slow
 def test_a_network_by_position_is_benched(command, tmp_path):
     words = ("--what", "attack", "--width", 0.125, "--batch-size", 2, "--steps", 1, "-n", 1)
     rest = ("--sides", "ours", "--no-memory", "--out", tmp_path / "b.json", "--size", 8)
@@ -128,6 +132,7 @@ def own(tmp_path: Path) -> Path:
     return folder / "own.py"
 
 
+@pytest.mark.slow
 def test_an_imported_file_finds_modules_beside_it_and_messages_name_it(command, own, tmp_path):
     given = ("train", "standard", "rounds=1", "limit=60", "validation=20", "batch_size=20")
     ended = command("--import", own, *given, "--model", "mine-net", "--out", "run", cwd=tmp_path)
@@ -178,6 +183,7 @@ def interrupted(command, *words: object, cwd: Path) -> list[str]:
     return again
 
 
+@pytest.mark.slow
 def test_other_weights_are_named_where_an_evaluation_goes_on(command, trained, tmp_path):
     copy = shutil.copytree(trained, tmp_path / "a run")
     again = interrupted(command, copy, "--weights", "last", cwd=tmp_path)
@@ -186,6 +192,7 @@ def test_other_weights_are_named_where_an_evaluation_goes_on(command, trained, t
     assert ended.code == 0, ended.err
 
 
+@pytest.mark.slow
 def test_a_model_of_ones_own_is_named_where_its_evaluation_goes_on(command, tmp_path):
     net = "nn.Sequential(nn.Flatten(), nn.Linear(64, 10))"
     (tmp_path / "mine.py").write_text(
@@ -200,6 +207,7 @@ def test_a_model_of_ones_own_is_named_where_its_evaluation_goes_on(command, tmp_
     assert ended.code == 0, ended.err
 
 
+@pytest.mark.slow
 def test_a_trusted_file_finds_modules_beside_it(command, own, tmp_path):
     given = ("train", "standard", "rounds=1", "limit=60", "validation=20", "batch_size=20")
     command("--import", own, *given, "--model", "mine-net", "--out", "run", cwd=tmp_path)

@@ -56,6 +56,7 @@ def fooled_by(model: nn.Module, x_adv: Tensor, y: Tensor) -> Tensor:
 # --- exact answers ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("threat", "least"),
     [
@@ -80,6 +81,7 @@ def test_no_provably_robust_point_is_broken_and_most_others_are(threat, least, c
     assert (attained[breakable] <= 0).float().mean() >= least
 
 
+@pytest.mark.slow
 def test_a_model_without_gradients_is_broken():
     # Rounded to four levels, it has no gradient for PGD to follow.
     inner, (x, y) = small_net(), held_out(60)
@@ -230,6 +232,7 @@ def slow_pyramids(x: Tensor, best: Tensor, threat: Threat, numbers: list[float],
     return (x + delta * (threat.eps / delta.norm()).clamp_max(1 + 1e-9)).clamp(0, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat", [Linf(0.03), L2(0.3), L1(1.0)], ids=repr)
 @pytest.mark.parametrize("make", [double_net, coloured_net], ids=["digits", "coloured"])
 @pytest.mark.parametrize("ahead", [1, 16])
@@ -337,6 +340,7 @@ def test_survivors_take_all_queries_and_the_fooled_leave_at_once(threat):
         assert made[k] == left
 
 
+@pytest.mark.slow
 @EVERY
 @pytest.mark.parametrize("count", [1, 5, 40])
 def test_queries_ahead_make_the_same_search_in_fewer_passes(threat, count):
@@ -457,6 +461,7 @@ def test_nothing_to_search_costs_nothing(threat):
     assert sizes == []
 
 
+@pytest.mark.slow
 @EVERY
 def test_results_do_not_depend_on_the_batch(threat):
     net, x, y = double_net()

@@ -107,6 +107,7 @@ def test_every_way_to_attack_a_stranger_agrees(name):
     agree(made(STRANGERS[name]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_every_way_to_attack_a_model_of_transformers_agrees(name):
     result = agree(made(TRANSFORMERS[name]))

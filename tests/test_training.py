@@ -218,6 +218,7 @@ def naively(
     }, handed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "rounds", "handed"),
     [
@@ -680,6 +681,7 @@ RESUMED: list[A3GT | Method] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", range(len(RESUMED)))
 @pytest.mark.parametrize("seed", range(2))
 def test_stopped_at_random_steps_and_resumed_the_bits_are_the_same(index, seed):
@@ -1100,6 +1102,7 @@ def valued(values: list[float], rounds: int = 8, **others: Any) -> Training:
 RISE = [0.1, 0.5, 0.4, 0.5, 0.3, 0.9, 0.9, 0.9]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("patience", "done"), [(None, 8), (1, 3), (2, 4), (3, 5), (4, 8), (100, 8)]
 )
@@ -1130,6 +1133,7 @@ def test_a_tie_is_nothing_better_though_the_later_round_is_kept():
     assert all(record["kept"] for record in job.history)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [2 * STEPS, 4 * STEPS + 1, 5 * STEPS - 1])
 def test_an_early_end_is_the_same_after_an_interruption(stop):
     job = valued(RISE, patience=3)

@@ -120,6 +120,7 @@ def refuse_to_run(command, run, mark, tmp_path, cwd):
     return said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inside", [True, False], ids=["in-the-run-folder", "beside-it"])
 def test_no_command_runs_the_model_that_a_folder_names(command, owned, mark, tmp_path, inside):
     cwd = None if inside else traps(tmp_path / "here", mark)
@@ -144,6 +145,7 @@ HOSTILE = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_no_file_of_a_folder_runs_code_by_a_name(command, trained, mark, tmp_path, name):
     run = Path(shutil.copytree(trained, tmp_path / "stranger" / "standard-seed0"))
@@ -245,6 +247,7 @@ def imported(command, small, tmp_path, mark):
     return home / "trained"
 
 
+@pytest.mark.slow
 def test_no_command_runs_the_file_that_a_run_was_made_with(command, imported, mark, tmp_path):
     made = json.loads((imported / "provenance.json").read_text())["import"]
     assert made["file"] == str(imported.parent / "own.py")
@@ -256,6 +259,7 @@ def test_no_command_runs_the_file_that_a_run_was_made_with(command, imported, ma
         assert "--trust" in said[index]
 
 
+@pytest.mark.slow
 def test_trust_runs_it_for_every_command(command, imported, tmp_path):
     small = ("--attacks", "own-pgd-1", "-n", 10)
     for words in (
@@ -275,6 +279,7 @@ def test_trust_runs_it_for_every_command(command, imported, tmp_path):
     assert found["origin"]["versions"]["import"] == picked["import"]
 
 
+@pytest.mark.slow
 def test_another_file_than_was_recorded_is_a_warning_and_is_recorded(command, imported):
     source = imported.parent / "own.py"
     before = json.loads((imported / "provenance.json").read_text())["import"]
@@ -288,6 +293,7 @@ def test_another_file_than_was_recorded_is_a_warning_and_is_recorded(command, im
     assert after["resumed_with"]["sha256"] != before["sha256"]
 
 
+@pytest.mark.slow
 def test_the_processes_of_a_comparison_have_the_import_of_the_user(command, tmp_path, mark):
     (tmp_path / "own.py").write_text(OWN.format(mark=str(mark)))
     plan, out = tmp_path / "plan.yaml", tmp_path / "out"
@@ -301,6 +307,7 @@ def test_the_processes_of_a_comparison_have_the_import_of_the_user(command, tmp_
     assert command(*words, before=FORKED).code == 2  # it is not taken from the folder
 
 
+@pytest.mark.slow
 def test_the_report_shows_the_code_and_that_it_was_another(command, owned, imported, tmp_path):
     page, other = tmp_path / "report.md", tmp_path / "report.html"
     made = json.loads((owned / "own-model.json").read_text())["source"]

@@ -118,6 +118,7 @@ def test_the_forger_without_a_forgery_passes(copy):
         assert verified.again.same == verified.robust
 
 
+@pytest.mark.slow
 def test_in_other_batches_too_it_is_what_was_found(trained, tmp_path):
     folder = Path(shutil.copytree(trained, tmp_path / "run"))
     hard = "square-100,apgd-ce-8,fab-t-5"
@@ -467,6 +468,7 @@ def test_deleted_examples_are_found_by_attacking_again(copy):
                      refused(copy, again=20, nonce="1"))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_relabelled_radius_is_found_by_attacking_again(copy):
     low, high = files(copy)
     name = high.stem

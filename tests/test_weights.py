@@ -72,6 +72,7 @@ def test_the_summary_has_a_digest_of_everything_stored(kept):
     assert bare.digest("round-3") == digests["round-003"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [2, 3])
 def test_a_run_stopped_at_a_snapshot_ends_with_the_same_files(command, kept, tmp_path, stop):
     # The state after round 2 or 3 cannot be written: its snapshot is there, its state is not.
@@ -220,6 +221,7 @@ def test_damaged_weights_are_noticed_in_a_mix_too(copy):
 # --- a run that is older than a field ---
 
 
+@pytest.mark.slow
 def test_a_run_without_the_field_resumes_and_is_accepted(command, trained, tmp_path):
     old = Path(shutil.copytree(trained, tmp_path / "old"))
     known = yaml.safe_load((old / "recipe.yaml").read_text())
@@ -265,6 +267,7 @@ def sample_of(n: int):
     return data.draw(data.load("digits").test, n)[1]
 
 
+@pytest.mark.slow
 def test_a_mix_is_evaluated_by_name_and_verified(command, copy):
     words = ("--attacks", "fgsm", "-n", 100, "--eps", 0.1, "--weights", "gamma-.5")
     ended = command("evaluate", copy, *words)
@@ -305,6 +308,7 @@ def test_evaluations_of_several_weights_stand_apart(copy):
         verify_run(copy)
 
 
+@pytest.mark.slow
 def test_examples_of_other_weights_are_tried(copy, tmp_path):
     other = Path(shutil.copytree(copy, tmp_path / "other"))
     for which in ("model", "learner-clean"):
