@@ -275,6 +275,13 @@ def test_another_radius_in_the_recipe_is_found(copy):
     (copy / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert "recipe.yaml is not what it was" in refused(copy)
 
+    def change(tensors: dict, content: dict) -> None:
+        content["about"]["described"] = Run(copy).described()
+
+    for path in files(copy):
+        reseal(path, change)
+    assert "recipe.yaml is not the one that was trained (eps: " in refused(copy)
+
 
 def test_numbers_of_other_weights_are_found(copy):
     last = load_file(copy / "last.safetensors")
@@ -517,6 +524,19 @@ def test_examples_of_another_model_are_found(copy, trained):
 
     reseal(path, change)
     assert re.search("fooled|not what these attacks find", refused(copy, again=20, nonce="1"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("batch_size", 0), ("batch_size", "all"), ("seed", {}), ("layout", "x"), ("precision", 3)],
+)
+def test_a_search_that_cannot_be_followed_is_said(copy, key, value):
+    def change(tensors: dict, content: dict) -> None:
+        for told in content["outcomes"].values():
+            told["made"][key] = value
+
+    reseal(files(copy)[1], change)
+    assert "its attacks cannot be run again" in refused(copy, again=3)
 
 
 def test_an_attack_that_is_not_known_here_is_left_out_and_said(copy):

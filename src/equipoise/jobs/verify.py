@@ -188,7 +188,7 @@ def _attack(verified: Verified, store: Store, subject: Subject, n: int, nonce: s
             verified.again = attack_again(
                 result, x, judge, n=n, nonce=nonce, version=str(about.get("version"))
             )
-    except (UserError, RunError) as error:
+    except (UserError, RunError, *UNREADABLE) as error:
         verified.problems.append(f"its attacks cannot be run again: {error}")
     else:
         verified.problems += verified.again.problems

@@ -11,11 +11,13 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from equipoise import recipe as recipes
 from equipoise import verdicts
 from equipoise.attacks import Attack, AutoAttack, parse
 from equipoise.errors import UserError
@@ -55,7 +57,25 @@ def recreate(name: str, norm: Norm) -> Attack:
 
 def folder(run: Run) -> list[str]:
     """Return what is wrong with what a folder says of all its evaluations together."""
-    return [*_lines(run), *_missing(run)]
+    return [*_recipe(run), *_lines(run), *_missing(run)]
+
+
+def _recipe(run: Run) -> Iterator[str]:
+    """Hold the recipe against that in the state of the training, where the folder has one."""
+    path = run.path / "recipe.yaml"
+    if not path.is_file():
+        return
+    try:
+        state = run.read_state(lambda line: None)
+        if state is None:
+            return
+        trained = recipes.completed(state["recipe"])
+    except (*UNREADABLE, RuntimeError, UnpicklingError):
+        yield "the state of the training cannot be read"
+        return
+    changed = recipes.differences(trained, recipes.completed(recipes.read(path)))
+    if changed:
+        yield f"recipe.yaml is not the one that was trained ({'; '.join(changed)})"
 
 
 def _lines(run: Run) -> Iterator[str]:
@@ -149,9 +169,8 @@ def _named(store: Store, about: Mapping[str, Any], result: Result) -> Iterator[s
     if not 1 <= result.passes <= PASSES:
         yield f"expected 1 to {PASSES} forward passes a verdict, got {result.passes}"
     described = store.run.described()
-    for file, digest in about.get("described", {}).items():
-        if described.get(file) != digest:
-            yield f"{file} is not what it was when this was evaluated"
+    if about.get("described") != described:
+        yield f"{' and '.join(described)} is not what it was when this was evaluated"
 
 
 def _derived(result: Result, tensors: Mapping[str, Tensor]) -> Iterator[str]:
