@@ -345,6 +345,17 @@ class Deaf(nn.Module):
 class Raises(nn.Module):
     def forward(self, x):
         raise RuntimeError("no kernel for this")
+
+class Single(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+
+    def __deepcopy__(self, memo):
+        raise TypeError("there is one of me")
+
+    def forward(self, x):
+        return {"logits": self.net(x)}
 """
 
 
@@ -375,6 +386,15 @@ def test_a_model_of_ones_own_is_evaluated_resumed_and_verified(command, mine):
     assert page.code == 0, page.err
     (mine / "w.pt").write_bytes((mine / "w.pt").read_bytes() + b" ")
     assert "has changed" in command("verify", folder, "--trust", cwd=mine).line
+
+
+def test_what_is_taken_for_logits_and_searched_is_said_on_the_terminal(command, mine):
+    words = ("mine:Single", "--data", "digits", "-n", 20, "--attacks", "pgd-2", "--eps", 0.1)
+    ended = command("evaluate", *words, "--no-checks", cwd=mine)
+    assert ended.code == 0, ended.err
+    lines = (ended.out + ended.err).splitlines()
+    assert sum("outputs: the model returns dict" in line for line in lines) == 1
+    assert sum("search-form: " in line and "there is one of me" in line for line in lines) == 1
 
 
 @pytest.mark.parametrize(

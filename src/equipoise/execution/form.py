@@ -311,6 +311,8 @@ def _tried(model: nn.Module, x: Tensor, execution: Execution) -> Twin | str:
             return apart(twin, exact, x, gradients=True) or twin
         with torch.no_grad():
             return twin if bool(torch.isfinite(twin(x)).all()) else "its answers are not finite"
+    except NoGradient:  # every search that follows one says so
+        return ""
     except Exception as error:  # whatever a stranger's model does, or an operation lacks
         return _line(error)
 

@@ -104,7 +104,8 @@ class Twin:
     @torch.no_grad()
     def refresh(self) -> None:
         """Take over the model's present weights and statistics."""
-        torch._foreach_copy_(self._targets, self._followed)
+        if self._targets:  # some models have no tensors
+            torch._foreach_copy_(self._targets, self._followed)
         for fold in self.folds:
             fold.refresh()
         for layer in self._made:
