@@ -108,8 +108,8 @@ def load_weights(
         source: The file, or ``FILE:KEY`` with the key of the weights in it.
         normalise: Constants to put in front, whatever the file has; ``"none"``: no normalisation
             is put in front; None: that of the file, where the model has none.
-        shape: That of an image, (C, H, W); None: not known, and the model is not run to see whether
-            it normalises.
+        shape: That of an image, (C, H, W); None: not known, and the model is not run to see
+            whether it normalises.
         say: Told what was chosen, a line each.
 
     Returns:
