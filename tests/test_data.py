@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import importlib
 import io
 import os
 import pickle
@@ -866,6 +867,7 @@ def serving(files):
         server.server_close()
 
 
+fetch_module = importlib.import_module("equipoise.data.fetch")  # its function has the name
 CONTENT = np.random.default_rng(4).bytes(700_000)
 SUM = f"sha256:{sha256(CONTENT)}"
 
@@ -978,6 +980,32 @@ def test_nobody_answers(tmp_path):
         pass
     with pytest.raises(RunError, match="failed 2 times"):
         pull(server, tmp_path / "file", attempts=2)
+
+
+def test_a_file_larger_than_the_published_one_is_cut_off(server, tmp_path):
+    with pytest.raises(RunError, match="it has 700000 bytes, more than 600000; it was deleted"):
+        pull(server, tmp_path / "file", largest=600_000)
+    assert not list(tmp_path.glob("file*"))
+    assert pull(server, tmp_path / "file", largest=len(CONTENT)).read_bytes() == CONTENT
+
+
+def test_a_gzip_that_holds_more_than_the_published_file_is_not_read_to_its_end(server, tmp_path):
+    bomb = gzip.compress(bytes(2**24), 1)
+    server.files["file"] = bomb * 60  # a gigabyte in 4 MB
+    read = []
+
+    def counted(file, limit):
+        for block in blocks(file, limit):
+            read.append(len(block))
+            yield block
+
+    blocks = fetch_module._blocks
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fetch_module, "_blocks", counted)
+        with pytest.raises(RunError, match="is not the published file"):
+            pull(server, tmp_path / "file", gunzip=True, largest=2**23)
+    assert sum(read) == 2**23 + 1
+    assert not list(tmp_path.glob("file*"))
 
 
 def test_only_http(server, tmp_path):
