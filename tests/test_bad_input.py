@@ -362,6 +362,39 @@ def test_a_closed_terminal_saves_as_sigterm_does(command, small, tmp_path, numbe
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
 
 
+TERMINAL = """
+import fcntl, os, pathlib, pty, termios, threading, time
+pid = os.fork()
+if pid:
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+os.setsid()
+master, slave = pty.openpty()
+fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+os.dup2(slave, 1)
+os.dup2(slave, 2)
+os.close(slave)
+
+def close():
+    seen = b""
+    while b"round   1" not in seen:
+        seen += os.read(master, 4096)
+    os.close(master)
+
+threading.Thread(target=close, daemon=True).start()
+"""
+
+
+def test_a_terminal_that_is_really_closed_takes_nothing_along(command, small, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    longer = (*small, "rounds=12")
+    assert command("train", *longer, "--out", whole, "-q").code == 0
+    assert command("train", *longer, "--out", cut, before=TERMINAL).code == 1
+    assert (cut / "state.pt").is_file()
+    assert not (cut / "summary.json").exists()
+    assert command("train", "--resume", cut, "-q").code == 0
+    assert (cut / "last.safetensors").read_bytes() == (whole / "last.safetensors").read_bytes()
+
+
 def test_a_closed_terminal_keeps_what_an_evaluation_found(command, evaluated, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(evaluated, run)

@@ -2,6 +2,7 @@
 
 __all__ = ["Console", "round_line"]
 
+import errno
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -92,11 +93,18 @@ class Console:
     def say(self, sentence: str) -> None:
         """Show a sentence."""
         if not self.quiet:
-            self.rich.print(sentence, markup=False)
+            self._print(sentence)
 
     def warn(self, sentence: str) -> None:
         """Show a warning; also where all else is quiet."""
-        self.rich.print(f"WARNING: {sentence}", markup=False, style="bold yellow")
+        self._print(f"WARNING: {sentence}", style="bold yellow")
+
+    def _print(self, sentence: str, style: str | None = None) -> None:
+        try:
+            self.rich.print(sentence, markup=False, style=style)
+        except OSError as error:
+            if error.errno != errno.EIO:  # the terminal was closed: its signal is on its way
+                raise
 
     def round(self, record: Mapping[str, Any]) -> None:
         """Show the line of a round."""

@@ -2,6 +2,7 @@
 
 __all__ = ["ENDING", "handled"]
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,11 +19,18 @@ def handled(
 ) -> Iterator[None]:
     """Tell of signals by their names while the block runs, in place of what they usually do.
 
-    Outside of the main thread nothing is changed: the caller has the signals.
+    Outside of the main thread nothing is changed: the caller has the signals. What is shown after
+    a terminal was closed goes nowhere: to write to it would be an error.
     """
+    shown = [stream for stream in (1, 2) if os.isatty(stream)]
 
     def hear(number: int, frame: FrameType | None) -> None:
         del frame
+        if number == HANGUP:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for stream in shown:
+                os.dup2(nowhere, stream)
+            os.close(nowhere)
         heard(signal.Signals(number).name)
 
     try:
