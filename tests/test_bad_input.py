@@ -378,8 +378,18 @@ def close():
     seen = b""
     while b"round   1" not in seen:
         seen += os.read(master, 4096)
+    pathlib.Path("closed").write_text(str(time.monotonic()))
     os.close(master)
 
+from equipoise.runs import Run
+
+write = Run.write_state
+
+def noted(self, state):
+    write(self, state)
+    pathlib.Path("saved").write_text(str(time.monotonic()))
+
+Run.write_state = noted
 threading.Thread(target=close, daemon=True).start()
 """
 
@@ -388,7 +398,9 @@ def test_a_terminal_that_is_really_closed_takes_nothing_along(command, small, tm
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     longer = (*small, "rounds=12")
     assert command("train", *longer, "--out", whole, "-q").code == 0
-    assert command("train", *longer, "--out", cut, before=TERMINAL).code == 1
+    assert command("train", *longer, "--out", cut, before=TERMINAL, cwd=tmp_path).code == 1
+    closed, saved = (float((tmp_path / name).read_text()) for name in ("closed", "saved"))
+    assert saved > closed
     assert (cut / "state.pt").is_file()
     assert not (cut / "summary.json").exists()
     assert command("train", "--resume", cut, "-q").code == 0
