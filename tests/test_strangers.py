@@ -1,5 +1,6 @@
 """Models that strangers bring: the same verdicts every way, and nothing of theirs is touched."""
 
+import copy
 import warnings
 from collections.abc import Callable
 
@@ -533,6 +534,135 @@ def test_a_function_is_a_model():
     wanted = ATTACK(model, x, y, eq.Linf(0.1))
     for form in (lambda z: model(z), eq.fast(lambda z: model(z))):
         assert torch.allclose(ATTACK(form, x, y, eq.Linf(0.1)), wanted, atol=1e-5)
+
+
+class Gated(nn.Module):
+    """Uses what its first convolution writes twice, but only for bright images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.norm.running_mean.uniform_(-0.5, 0.5)
+        self.norm.running_var.uniform_(0.5, 1.5)
+        self.last = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = self.first(x)
+        normed = self.norm(seen)
+        bright = (x.flatten(1).mean(1) > 0.5).view(-1, 1, 1, 1)
+        maps = torch.where(bright, 4 * (normed - 2 * seen).relu(), normed.relu())
+        return 20 * self.last(maps.mean((2, 3)))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_form_that_is_right_on_the_first_few_inputs_alone_does_not_mislead(precision):
+    x = torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    x = x[x.flatten(1).mean(1).argsort()].contiguous()  # dark ones first
+    model = Gated().eval()
+    centred(model, x)
+    y = answers(model, x).argmax(1)
+    given = {"threat": eq.Linf(0.03), "attacks": ["pgd-20"], "checks": False}
+    plain = eq.evaluate(lambda z: model(z), x, y, **given)
+    found = eq.evaluate(model, x, y, precision=precision, **given)
+    assert 0.1 < plain.robust_accuracy < 0.9
+    assert int((found.robust ^ plain.robust).sum()) <= 2
+    assert "search-form" in {finding.check for finding in found.findings}
+
+
+def centred(model: nn.Module, x: Tensor) -> None:
+    """Let the last layer of a model tell the classes of some inputs apart."""
+    seen = []
+    hook = model.last.register_forward_pre_hook(lambda layer, given: seen.append(given[0]))
+    answers(model, x)
+    hook.remove()
+    with torch.no_grad():
+        model.last.weight.div_(seen[0].std(0))
+        model.last.bias.copy_(-(model.last.weight @ seen[0].mean(0)))
+
+
+class SeesTheBatch(nn.Module):
+    """Normalises by the batch, in whatever mode it is."""
+
+    def __init__(self, counts: bool) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8, track_running_stats=counts)
+        self.last = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.norm.train()
+        return 20 * self.last(self.norm(self.first(x)).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_a_model_that_sees_the_batch_is_searched_with_the_whole_batch(counts):
+    x = torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    model = SeesTheBatch(counts).eval()
+    centred(model, x)
+    y = answers(model, x).argmax(1)
+    statistics = [buffer.clone() for buffer in model.buffers()]
+    given = {"threat": eq.Linf(0.008), "attacks": ["pgd-20"]}
+    found = eq.evaluate(model, x, y, **given)
+    searched = eq.evaluate(model, x, y, strongest=True, **given)
+    assert 0.1 < found.robust_accuracy < 0.9
+    assert torch.equal(found.robust, searched.robust)
+    assert all(map(torch.equal, model.buffers(), statistics))
+
+
+class Merged(nn.Linear):
+    """Adds a low rank to its weights in eval mode, and takes it off again in training mode."""
+
+    merged = False
+
+    def train(self, mode: bool = True) -> "Merged":
+        if self.merged == mode:
+            with torch.no_grad():
+                self.weight.add_(-1.0 if mode else 1.0)
+            self.merged = not mode
+        return super().train(mode)
+
+
+def test_a_model_that_is_other_in_eval_mode_is_given_back_as_it_was():
+    model = nn.Sequential(nn.Flatten(), Merged(12, 3)).train()
+    before = model[1].weight.detach().clone()
+    x, y = torch.rand(6, 3, 2, 2), torch.arange(6) % 3
+    eq.evaluate(model, x, y, threat=eq.Linf(0.1), attacks=["pgd-2"], checks=False)
+    assert model.training
+    assert not model[1].merged
+    assert torch.allclose(model[1].weight, before, atol=1e-6)
+
+
+def test_a_model_computes_in_what_most_of_its_weights_are():
+    class Tempered(nn.Module):
+        def __init__(self, net: nn.Module, kind: torch.dtype) -> None:
+            super().__init__()
+            self.temperature = nn.Parameter(torch.ones((), dtype=kind))
+            self.net = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x) / self.temperature.to(x.dtype)
+
+    given = {"threat": eq.Linf(0.1), "attacks": ["pgd-2"], "checks": False}
+    net = made(STRANGERS["view"])
+    x, y = examples(6, seed=2)
+    for kind in (torch.float64, torch.float32, torch.float16):
+        assert eq.evaluate(Tempered(net, kind), x, y, **given).x_adv.dtype == torch.float32
+    with pytest.raises(eq.UserError, match=r"bfloat16; .*model\.float\(\)"):
+        eq.evaluate(Tempered(copy.deepcopy(net).bfloat16(), torch.float32), x, y, **given)
+    with pytest.raises(eq.UserError, match="meta device"):
+        eq.evaluate(copy.deepcopy(net).to("meta"), x, y, **given)
+
+
+@pytest.mark.parametrize("attack", [eq.attacks.PGD(steps=3), eq.attacks.FAB(steps=2)])
+def test_an_attack_inside_autocast_is_the_attack(attack):
+    model = made(STRANGERS["view"])
+    x, _ = examples(10, seed=2)
+    y = answers(model, x).argmax(1)
+    expected = attack(model, x, y, eq.L2(0.3))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(attack(model, x, y, eq.L2(0.3)), expected)
 
 
 @pytest.mark.parametrize(

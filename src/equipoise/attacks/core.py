@@ -134,12 +134,17 @@ def guest(model: nn.Module) -> Iterator[Fast]:
     form.unsure = True
     modules = dict.fromkeys([*form.exact.modules(), *form.search.modules()])
     modes = [(module, module.training) for module in modules]
-    with outside_inference(), frozen(form.exact, form.search):
+    training = form.exact.training
+    device = next((p.device.type for p in form.exact.parameters()), "cpu")
+    exact = torch.autocast(device, enabled=False)  # the caller's is not for the search's own sums
+    with outside_inference(), exact, frozen(form.exact, form.search):
         try:
             form.exact.eval()
             form.search.eval()
             yield form
         finally:
+            if training:
+                form.exact.train()  # takes back what its own eval() has done, like merged weights
             for module, mode in modes:
                 module.training = mode
 
@@ -205,7 +210,8 @@ def input_gradients(
     try:
         for done, column in enumerate(columns):
             more = done < len(columns) - 1
-            (grad,) = torch.autograd.grad(column.sum(), points, retain_graph=more)
+            with torch.autocast(x.device.type, enabled=False):
+                (grad,) = torch.autograd.grad(column.sum(), points, retain_graph=more)
             yield column.detach(), torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
     except (MemoryError, torch.OutOfMemoryError):
         raise

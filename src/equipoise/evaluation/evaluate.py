@@ -2,6 +2,7 @@
 
 __all__ = ["evaluate"]
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,14 @@ from equipoise.evaluation.judge import Judge
 from equipoise.evaluation.plan import Stage, plan
 from equipoise.evaluation.result import Result
 from equipoise.evaluation.search import Progress, Search
-from equipoise.execution import Execution, Layout, Precision, as_module, outside_inference
+from equipoise.execution import (
+    Execution,
+    Layout,
+    Precision,
+    as_module,
+    outside_inference,
+    restored,
+)
 from equipoise.stopwatch import peak_memory
 from equipoise.threat import Threat
 from equipoise.values import check_seed
@@ -121,6 +129,7 @@ def evaluate(
     judge = Judge(model, batch_size, asked if passes is None else passes, seed)
     with (
         outside_inference(),
+        restored(model),
         seeded(seed, device),
     ):  # a random model draws from it; it is restored afterwards
         search = Search(judge, x, y, threat, seed, execution, classes, strongest=strongest)
@@ -137,8 +146,17 @@ def evaluate(
 
 
 def _place(model: nn.Module, x: Tensor) -> tuple[torch.device, torch.dtype]:
-    """Return where the model is and what it computes in, which the judge needs to be exact."""
-    held = next((p for p in model.parameters() if p.is_floating_point()), x)
+    """Return where the model is and what it computes in, which the judge needs to be exact.
+
+    What it computes in is what most of its weights are: a single parameter may be of another kind.
+    """
+    weights = [p for p in model.parameters() if p.is_floating_point()]
+    sizes: Counter[torch.dtype] = Counter()
+    for weight in weights:
+        sizes[weight.dtype] += weight.numel()
+    held = next((p for p in weights if p.dtype == sizes.most_common(1)[0][0]), x)
+    if held.is_meta:
+        raise UserError("the model is on the meta device, without weights: load them first")
     if held.dtype not in (torch.float32, torch.float64):
         raise UserError(
             f"the model's weights are {held.dtype}; verdicts need at least float32: evaluate "

@@ -18,7 +18,7 @@ from equipoise.draws import KeyedDraws
 from equipoise.errors import UserError
 from equipoise.evaluation.checks import Finding, transfer
 from equipoise.evaluation.checks.finding import finding
-from equipoise.evaluation.judge import Judge
+from equipoise.evaluation.judge import Judge, Ruling
 from equipoise.evaluation.outcome import Outcome
 from equipoise.evaluation.plan import Stage
 from equipoise.evaluation.result import Result
@@ -92,6 +92,7 @@ class Search:
         self.form: Fast = fast(judge.model, x, execution, passes=judge.passes)
         self.whole = strongest or execution.compile
         self.k = 0
+        self.steady = True  # whether the model repeats its answers
         self.lead = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         self.prediction = y
         self.x_adv = x.clone()
@@ -114,7 +115,8 @@ class Search:
             self.note([finding("outputs", "ok", taken)])
         self.judge.check(logits, self.y, len(self.classes) or None)
         self.k = logits.shape[1]
-        self.whole = self.whole or not self.judge.repeats(self.x)
+        self.steady = self.judge.repeats(self.x)
+        self.whole = self.whole or not self.steady
         self.prediction = logits.argmax(1)
         self.lead = -margin(logits, self.y).double()
         self.answer = self.prediction.clone()
@@ -214,7 +216,7 @@ class Search:
             near = withstood & outcome.verdict & self.threat.contains(self.x, x_adv)
             index = near.nonzero()[:, 0]
             if len(index):
-                outcome = self._decide(index, x_adv[index], outcome)
+                outcome, _ = self._decide(index, x_adv[index], outcome)
         seconds = time.perf_counter() - began
         self.outcomes["transfer"] = replace(outcome, finished=True, seconds=seconds)
 
@@ -258,7 +260,12 @@ class Search:
 
     def _attack(self, attack: Attack, index: Tensor, form: Fast, outcome: Outcome) -> Outcome:
         began = time.perf_counter()
-        outcome = self._decide(index, self._propose(attack, index, form), outcome)
+        x_adv = self._propose(attack, index, form)
+        outcome, ruling = self._decide(index, x_adv, outcome)
+        held = (~ruling.fooled).nonzero()[:, 0]
+        if self.steady and form.misled(x_adv[held], self.y[index[held]], ruling.margin[held]):
+            x_adv = self._propose(attack, index[held], form)
+            outcome, _ = self._decide(index[held], x_adv, outcome)
         forwards, backwards = form.spent()
         self._told(form)
         return replace(
@@ -274,7 +281,7 @@ class Search:
             message = f"the model itself is searched, not its quicker form: {form.given_up}"
             self.note([finding("search-form", "ok", message)])
 
-    def _decide(self, index: Tensor, x_adv: Tensor, outcome: Outcome) -> Outcome:
+    def _decide(self, index: Tensor, x_adv: Tensor, outcome: Outcome) -> tuple[Outcome, Ruling]:
         """Let the judge decide on points for some of the examples, and keep the strongest."""
         x, y = self.x[index], self.y[index]
         allowed = self.judge.admit(x, x_adv, self.threat)
@@ -284,13 +291,14 @@ class Search:
         verdict[index] = ~fooled
         attacked[index] = True
         self._keep(index, x_adv, torch.where(allowed, ruling.margin, torch.inf), ruling.answer)
-        return replace(
+        decided = replace(
             outcome,
             verdict=verdict,
             attacked=attacked,
             rejected=outcome.rejected + int((~allowed).sum()),
             nonfinite=outcome.nonfinite + int((allowed & ~ruling.finite).sum()),
         )
+        return decided, ruling
 
     def _propose(self, attack: Attack, index: Tensor, form: Fast) -> Tensor:
         """Return what an attack proposes for some examples, in the judge's arithmetic.

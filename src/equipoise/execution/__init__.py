@@ -3,7 +3,7 @@
 from equipoise.execution.compiled import Network, Step
 from equipoise.execution.form import Fast, as_is, fast
 from equipoise.execution.gradient import NoGradient, gradient
-from equipoise.execution.modes import evaluating, frozen, outside_inference, seeded
+from equipoise.execution.modes import evaluating, frozen, outside_inference, restored, seeded
 from equipoise.execution.outputs import as_module, ask, own, said
 from equipoise.execution.policy import LAYOUTS, PRECISIONS, Execution, Layout, Precision
 
@@ -26,6 +26,7 @@ __all__ = [
     "gradient",
     "outside_inference",
     "own",
+    "restored",
     "said",
     "seeded",
 ]

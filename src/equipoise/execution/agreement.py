@@ -1,6 +1,6 @@
 """Whether a form of a model says what the model says."""
 
-__all__ = ["apart"]
+__all__ = ["apart", "astray"]
 
 from collections.abc import Callable
 
@@ -12,6 +12,7 @@ from equipoise.execution.gradient import differentiated
 from equipoise.execution.modes import seeded
 from equipoise.execution.outputs import ask
 from equipoise.execution.twin import Twin
+from equipoise.losses import margin
 
 # How far logits, without their mean, may be apart, relative to the largest; and how far the
 # directions of the gradients of a batch, as one minus their cosine. Short arithmetic rounds to
@@ -48,6 +49,22 @@ def apart(twin: Twin, model: nn.Module, x: Tensor, *, gradients: bool) -> str:
     if not bool(largest <= _LOGITS[twin.precision] * theirs.abs().max() + _ROUNDING * level):
         return f"its logits differ by {largest / theirs.abs().max():.2g} of the largest"
     return _slopes_apart(twin, exact, x, theirs.argmax(1, keepdim=True)) if gradients else ""
+
+
+def astray(twin: Twin, x: Tensor, y: Tensor, lead: Tensor) -> bool:
+    """Tell whether a form answers otherwise than its model at some points.
+
+    Arguments:
+        twin: The form.
+        x: The points, with shape (B, ...).
+        y: The labels, with shape (B,).
+        lead: By how much the label leads for the model, finite, with shape (B,).
+    """
+    with torch.no_grad():
+        logits = twin(x).double()
+    centred = (logits - logits.mean(1, keepdim=True)).abs().amax()
+    allowed = 2 * (_LOGITS[twin.precision] * centred + _ROUNDING * logits.abs().amax())
+    return not bool(((-margin(logits, y) - lead).abs() <= allowed).all())
 
 
 def _slopes_apart(twin: Twin, exact: Network, x: Tensor, top: Tensor) -> str:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.errors import UserError
-from equipoise.execution.agreement import apart
+from equipoise.execution.agreement import apart, astray
 from equipoise.execution.compiled import Compiled, Step
 from equipoise.execution.gradient import Differentiated, NoGradient, differentiated
 from equipoise.execution.modes import evaluating, frozen, outside_inference
@@ -141,6 +141,28 @@ class Fast(nn.Module):
         else:
             self.twin, self.search, self.precision = None, self.exact, "float32"
             self.given_up = twin
+
+    def misled(self, x: Tensor, y: Tensor, lead: Tensor) -> bool:
+        """Tell whether a form answers otherwise than the model where a search has ended.
+
+        The model is then searched as it is from here on.
+
+        Arguments:
+            x: The points, with shape (B, ...).
+            y: Their labels, with shape (B,).
+            lead: By how much the label leads for the model, finite, with shape (B,).
+        """
+        if self.twin is None or own(self.exact) or not len(x):
+            return False
+        self.forwards += len(x)
+        why = "it answers otherwise than the model at points that the search reached"
+        try:
+            found = astray(self.twin, x, y, lead)
+        except Exception as error:
+            found, why = True, _line(error)
+        if found:
+            self._give_up(why)
+        return found
 
     def _answer(self, x: Tensor) -> Tensor:
         if self.compiled is not None:

@@ -102,7 +102,8 @@ def _answered(
 
 
 def _grad(losses: Tensor, x: Tensor, backward: bool) -> Tensor:
-    with torch.enable_grad():
+    """Return the gradient, computed outside any autocast: a backward pass is not to be cast."""
+    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         if not backward:
             return torch.autograd.grad(losses.sum(), x)[0]
         losses.sum().backward()  # type: ignore[no-untyped-call]

@@ -1,6 +1,6 @@
 """A model, and the state of torch around it, in another mode for a while."""
 
-__all__ = ["evaluating", "frozen", "outside_inference", "seeded"]
+__all__ = ["evaluating", "frozen", "outside_inference", "restored", "seeded"]
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -38,6 +38,20 @@ def frozen(*models: nn.Module) -> Iterator[None]:
     finally:
         for parameter in wanted:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Give the buffers of a model their values back, which layers in training mode change."""
+    dense = [b for b in model.buffers() if b.layout == torch.strided and not b.is_inference()]
+    before = [(buffer, buffer.clone()) for buffer in dense]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
 
 
 def outside_inference() -> AbstractContextManager[object]:
