@@ -29,6 +29,7 @@ import equipoise.cli, equipoise.jobs.train, equipoise.jobs.evaluate
 def child(order):
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests run under
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup among it
     for number, name in ((0, "/dev/null"), (1, order["out"]), (2, order["err"])):
         flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         os.dup2(os.open(name, flags, 0o600), number)

@@ -38,7 +38,8 @@ def python(tmp_path):
         """Run Python with what Windows lacks out of reach, in its children as well."""
         (tmp_path / "site").mkdir(exist_ok=True)
         (tmp_path / "site" / "sitecustomize.py").write_text(WITHOUT)
-        path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
+        known = os.environ.get("PYTHONPATH")  # an empty entry would be the current folder
+        path = os.pathsep.join([str(tmp_path / "site"), *([known] if known else [])])
         ended = subprocess.run(
             [sys.executable, *words] if words else [sys.executable, "-c", code],
             cwd=tmp_path,

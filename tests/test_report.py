@@ -894,7 +894,9 @@ def test_markdown_tables(tmp_path, pair):
 
 @pytest.mark.browser
 def test_in_a_browser(pair, tmp_path):
-    long = make_run(tmp_path, "a-run-with-a-very-long-name-" * 3, method="pgd-at", worst=0.7)
+    long = make_run(
+        tmp_path, "a-run-with-a-very-long-name-" * 3, method="pgd-at", worst=0.7, n=500
+    )
     out = build([*pair, long], tmp_path / "report.html")
     with browser() as view:
         for width in (380, 1400):
