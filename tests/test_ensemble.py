@@ -232,8 +232,8 @@ def test_passes_are_counted(net):
     fooled = int(whole.broken.sum())
     assert fooled > 0
     assert whole.backwards == 3 * n
-    # The last point; once each that is found, for the model; once each other, for the form, which is
-    # compared with a stranger's model (one with hooks) where the search has ended.
+    # The last point; the model once for each that is found; the form once for each other, since
+    # a stranger's (a model with hooks) is compared with the model where the search has ended.
     assert whole.forwards == 4 * n + fooled + (n - fooled)
     assert short.backwards < whole.backwards
     assert short.forwards < whole.forwards
