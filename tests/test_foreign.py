@@ -140,6 +140,15 @@ RAW: State = {name: torch.zeros_like(value) for name, value in STATE.items()}
         ({"model": RAW, "model_ema": STATE}, "model"),
         ({"model": RAW, "ema": {"module": STATE, "decay": 0.999}}, "model"),
         ({"state_dict": RAW, "state_dict_ema": prefixed("module.", STATE)}, "state_dict"),
+        ({"model": RAW, "ema": {"decay": 0.9, "shadow": STATE}}, "model"),
+        ({"state_dict": RAW, "callbacks": {"EMA": {"ema_state_dict": STATE}}}, "state_dict"),
+        (
+            {
+                "state_dict": RAW,
+                "ema_state_dict": prefixed("module.", STATE) | {"steps": torch.tensor(9)},
+            },
+            "state_dict",
+        ),
         (prefixed("model.", RAW) | prefixed("model_ema.module.", STATE), "model"),
         ({"state_dict": prefixed("model.", RAW) | prefixed("ema_model.", STATE)}, "model"),
     ],

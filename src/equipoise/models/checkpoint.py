@@ -26,8 +26,20 @@ AVERAGES = (
     "swa_state_dict",
     "swa_model",
     "averaged_model",
+    "EMA",
+    "callbacks",  # of Lightning, where one of them keeps an average
 )
-KEYS = ("state_dict", "net", "model", "model_state_dict", "module", "network", "params", "weights")
+KEYS = (
+    "state_dict",
+    "net",
+    "model",
+    "model_state_dict",
+    "module",
+    "network",
+    "params",
+    "weights",
+    "shadow",  # what many averages call their weights
+)
 """The keys under which files have the weights: averages of them first, as they are meant."""
 
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})

@@ -37,7 +37,7 @@ from equipoise.errors import UserError
 from equipoise.models.checkpoint import Fit, best_fit, few, read_state, said, unwrapped
 from equipoise.models.normalisation import Constants, applied_by, held_in, in_front, pairs
 
-COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")
+COUNTERS = ("num_batches_tracked", "n_averaged", "steps", "total_ops", "total_params")
 LOSSES = ("criterion.", "loss.", "loss_fn.")  # weights of classes, which no model has
 Asked = Constants | Literal["none"] | None
 """A normalisation that is asked for, none at all, or nothing said about it."""
