@@ -680,6 +680,15 @@ def test_an_attack_inside_autocast_is_the_attack(attack):
         (lambda x, y, t: eq.Linf("8/0"), "eps must be a number"),
         (lambda x, y, t: eq.Linf("eight"), "eps must be a number"),
         (lambda x, y, t: eq.L2(True), "eps must be a number"),
+        (lambda x, y, t: eq.Linf(None), "eps must be a finite number"),
+        (lambda x, y, t: eq.Threat("linf", 0.1, low="0", high="1"), "low must be a finite"),
+        (lambda x, y, t: eq.Threat("l2", 0.1, high=float("inf")), "high must be a finite"),
+        (lambda x, y, t: eq.evaluate(Masked(), x, y, threat=0.03), "expected a threat"),
+        (lambda x, y, t: eq.evaluate(Masked(), x, y, threat=t, batch_size="3"), "batch_size"),
+        (lambda x, y, t: eq.evaluate(Masked(), x, y, threat=t, batch_size=1.5), "batch_size"),
+        (lambda x, y, t: eq.evaluate(Masked(), x, y, threat=t, batch_size=True), "batch_size"),
+        (lambda x, y, t: eq.evaluate(Masked(), x, y, threat=t, passes=0), "passes"),
+        (lambda x, y, t: eq.evaluate(Masked(), x, y, threat=t, control=y[:2] == 0), "control"),
     ],
 )
 def test_what_cannot_be_taken_is_refused_in_one_line(call, message):
@@ -687,3 +696,12 @@ def test_what_cannot_be_taken_is_refused_in_one_line(call, message):
     with pytest.raises(eq.UserError, match=message) as caught:
         call(x, torch.zeros(6).long(), eq.Linf(0.1))
     assert "\n" not in str(caught.value)
+
+
+def test_arrays_in_any_order_are_taken():
+    x, y = grey(6), torch.arange(6) % 3
+    given = {"threat": eq.Linf(0.1), "attacks": ["pgd-2"], "checks": False}
+    found = eq.evaluate(Masked(), x.flip(0), y.flip(0), others={"a": x.flip(0).numpy()}, **given)
+    backwards = eq.evaluate(Masked(), x.numpy()[::-1], y.numpy()[::-1], **given)
+    assert torch.equal(found.verdicts["pgd-2"], backwards.verdicts["pgd-2"])
+    assert "transfer" in found.outcomes

@@ -317,7 +317,7 @@ def test_unknown_norms_and_empty_ranges_are_refused():
         Threat("l0", 0.1)
     with pytest.raises(UserError, match="low must be below high"):
         Threat("linf", 0.1, low=1.0, high=0.0)
-    with pytest.raises(UserError, match="low must be below high"):
+    with pytest.raises(UserError, match="low must be a finite number"):
         Threat("linf", 0.1, low=float("nan"))
 
 

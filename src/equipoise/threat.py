@@ -71,10 +71,12 @@ class Threat:
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise UserError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
+        for name in ("low", "high"):
+            object.__setattr__(self, name, _finite(getattr(self, name), name))
         if not self.low < self.high:
             raise UserError(f"low must be below high, got [{self.low}, {self.high}]")
-        object.__setattr__(self, "eps", _radius(self.eps))
-        if not math.isfinite(self.eps) or self.eps < 0:
+        object.__setattr__(self, "eps", _finite(_radius(self.eps), "eps"))
+        if self.eps < 0:
             raise UserError(f"eps must be a finite number >= 0, got {self.eps}")
         span = self.high - self.low
         if self.norm == "linf" and self.eps > span:
@@ -240,6 +242,18 @@ def _radius(eps: float | str) -> float:
     if isinstance(eps, bool):
         raise UserError(f"eps must be a number such as 0.03 or 8/255, got {eps}")
     return eps
+
+
+def _finite(value: object, name: str) -> float:
+    """Return a finite number; other kinds of floats, such as NumPy's, become Python's."""
+    try:
+        found = value if isinstance(value, int | float) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        found = math.nan
+    if isinstance(value, bool | str) or not math.isfinite(found):
+        least = " >= 0" if name == "eps" else ""
+        raise UserError(f"{name} must be a finite number{least}, got {value!r}")
+    return found
 
 
 def towards(x: Tensor, moved: Tensor, most: Tensor | float) -> Tensor:

@@ -85,7 +85,9 @@ def _tensor(value: Any, what: str) -> Tensor:
     if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
         value = torch.stack(list(value)) if len({v.shape for v in value}) == 1 else value
     try:
-        found = torch.as_tensor(value if isinstance(value, Tensor) else np.asarray(value))
+        found = torch.as_tensor(
+            value if isinstance(value, Tensor) else np.asarray(value, order="C")
+        )
     except (TypeError, ValueError, RuntimeError):
         raise UserError(
             f"expected {what} as a tensor or an array of numbers, got {_described(value)}"

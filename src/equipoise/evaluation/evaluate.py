@@ -5,15 +5,16 @@ __all__ = ["evaluate"]
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from equipoise.attacks import Attack, check_norms, parse_list, without_clean
-from equipoise.attacks.core import NoGradient, check_inputs, seeded
-from equipoise.attacks.given import examples
-from equipoise.errors import RunError, UserError
+from equipoise.attacks.core import NoGradient, check_inputs, refuse, seeded, uncounted
+from equipoise.attacks.given import examples, tensors
+from equipoise.errors import RunError, UserError, short
 from equipoise.evaluation import checks as checking
 from equipoise.evaluation.judge import Judge
 from equipoise.evaluation.plan import Stage, plan
@@ -112,8 +113,10 @@ def evaluate(
         RunError: If the model or an attack failed on the way; its ``result`` has what was found.
     """
     found = attacks if isinstance(attacks, Mapping) else parse_list(without_clean(attacks))
-    if batch_size < 1:
-        raise UserError(f"batch_size must be at least 1, got {batch_size}")
+    if not isinstance(threat, Threat):
+        raise UserError(f"expected a threat such as eq.Linf(8 / 255), got {short(threat)}")
+    counts = SimpleNamespace(batch_size=batch_size, passes=1 if passes is None else passes)
+    refuse(uncounted(counts, "batch_size", "passes"))
     check_seed(seed)
     execution = Execution(precision=precision, layout=layout, compile=compile)
     check_norms(found, threat.norm)
@@ -122,6 +125,9 @@ def evaluate(
     if not len(x):
         raise UserError("there are no examples to evaluate")
     x, y = check_inputs(x, y, threat)
+    others = {name: tensors(points, y)[0] for name, points in (others or {}).items()}
+    if control is not None and len(control) != len(y):
+        raise UserError(f"expected a control of {len(y)} images, got {len(control)}")
     device, dtype = _place(model, x)
     x, y = x.to(device, dtype), y.to(device)
     stages = plan(found, threat.norm, individual)
