@@ -556,18 +556,35 @@ class Gated(nn.Module):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_form_that_is_right_on_the_first_few_inputs_alone_does_not_mislead(precision):
-    x = torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    x = x[x.flatten(1).mean(1).argsort()].contiguous()  # dark ones first
-    model = Gated().eval()
-    centred(model, x)
-    y = answers(model, x).argmax(1)
+def test_a_form_that_is_right_on_the_inputs_it_was_compared_on_does_not_mislead(precision):
+    model, x, y = gated()
+    x, y = (rows.view(8, 8, *rows.shape[1:]).transpose(0, 1).flatten(0, 1) for rows in (x, y))
     given = {"threat": eq.Linf(0.03), "attacks": ["pgd-20"], "checks": False}
     plain = eq.evaluate(lambda z: model(z), x, y, **given)
     found = eq.evaluate(model, x, y, precision=precision, **given)
     assert 0.1 < plain.robust_accuracy < 0.9
     assert int((found.robust ^ plain.robust).sum()) <= 2
     assert "search-form" in {finding.check for finding in found.findings}
+
+
+def test_a_form_is_compared_on_inputs_from_all_of_a_batch():
+    model, x, y = gated()
+    attack, threat = eq.attacks.PGD(steps=20), eq.Linf(0.03)
+    found, plain = (
+        answers(model, attack(searched, x, y, threat)).argmax(1) == y
+        for searched in (eq.fast(model), model)
+    )
+    assert 0.1 < float(plain.double().mean()) < 0.9
+    assert int((found ^ plain).sum()) <= 2
+
+
+def gated() -> tuple[Gated, Tensor, Tensor]:
+    """Return the model, images of which the dark ones come first, and its answers."""
+    x = torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    x = x[x.flatten(1).mean(1).argsort()].contiguous()
+    model = Gated().eval()
+    centred(model, x)
+    return model, x, answers(model, x).argmax(1)
 
 
 def centred(model: nn.Module, x: Tensor) -> None:

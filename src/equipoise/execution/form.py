@@ -25,7 +25,7 @@ from equipoise.execution.gradient import Differentiated, NoGradient, differentia
 from equipoise.execution.modes import evaluating, frozen, outside_inference
 from equipoise.execution.outputs import Function, as_module, ask, own
 from equipoise.execution.policy import Execution, Layout
-from equipoise.execution.twin import FEW, Twin, convolves, run
+from equipoise.execution.twin import Twin, convolves, few, run
 
 _T = TypeVar("_T")
 
@@ -300,7 +300,7 @@ def _twin(model: nn.Module, x: Tensor, execution: Execution) -> Twin | str:
     if x.dtype != torch.float32 or isinstance(model, Function):
         return ""
     with outside_inference(), frozen(model), evaluating(model):
-        x = x[:FEW].clone() if x.is_inference() else x[:FEW].detach()
+        x = few(x)
         found: Twin | str = ""
         for layout in _layouts(model, x, execution):
             found = _tried(model, x, replace(execution, layout=layout).resolved(x.device))
@@ -343,7 +343,7 @@ def _differ(twin: Twin, model: nn.Module, x: Tensor) -> bool:
     """Tell whether a form answers otherwise than its model does now, or fails."""
     try:
         with evaluating(model):
-            return bool(apart(twin, model, x[:FEW].detach(), gradients=False))
+            return bool(apart(twin, model, few(x), gradients=False))
     except Exception:
         return True
 

@@ -12,7 +12,7 @@ The last linear layer stays in float32: attacks live on small differences of log
 next to nothing. Which layers have a quicker way is in :mod:`equipoise.execution.layers`.
 """
 
-__all__ = ["FEW", "Twin", "convolves", "run"]
+__all__ = ["Twin", "convolves", "few", "run"]
 
 import copy
 from contextlib import suppress
@@ -28,7 +28,7 @@ from equipoise.execution.outputs import ask
 from equipoise.execution.policy import Execution
 
 _CLOSE = 1e-4  # how far a folded copy may be from its model, relative to the largest logit
-FEW = 8  # inputs that show how a model runs
+_FEW = 8  # inputs that show how a model runs
 _WIDE = 8  # channels of input from which on a convolution is quicker with channels last
 _MOST = 0.5  # of the products of a model in such convolutions, from which on the model is
 
@@ -48,7 +48,7 @@ class Twin:
     """
 
     def __init__(self, model: nn.Module, x: Tensor, execution: Execution) -> None:
-        x = x[:FEW].detach()
+        x = few(x)
         self.precision = execution.precision
         self.memory_format = (
             torch.preserve_format
@@ -141,6 +141,11 @@ def _copied(model: nn.Module) -> nn.Module:
 def _storages(model: nn.Module) -> set[int]:
     held = _tensors(model).values()
     return {tensor.untyped_storage().data_ptr() for tensor in held if tensor.numel()}
+
+
+def few(x: Tensor) -> Tensor:
+    """Return a copy of a few inputs, spread over all: the first ones may be of one kind."""
+    return x[:: max(1, len(x) // _FEW)][:_FEW].detach().clone()
 
 
 def run(
