@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from equipoise.command import command as words_of
 from equipoise.errors import UserError
 from equipoise.meanings import groups
 from equipoise.methods import METHODS
 from equipoise.own import VARIABLE
+from equipoise.own import command as words_of
 from equipoise.recipe import defaults, parse
 
 # --- names of elsewhere ---

@@ -17,7 +17,7 @@ from equipoise.fronts.points import Point
 from equipoise.fronts.record import Other, Record
 from equipoise.metrics import interval
 from equipoise.runs import Run
-from equipoise.shown import Shown, accuracy
+from equipoise.shown import TextTable, accuracy
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ class Tags(HTMLParser):
 def test_html_is_well_formed_and_everything_in_it_is_escaped(result):
     evil = "<script>alert(1)</script>"
     outcomes = {evil: result.outcomes["fgsm"]}
-    shown = Shown(evil, (evil, "b"), [(evil, "c")], (evil,))
+    shown = TextTable(evil, (evil, "b"), [(evil, "c")], (evil,))
     for html in (replace(result, outcomes=outcomes)._repr_html_(), shown.html()):
         tags = Tags()
         tags.feed(html)

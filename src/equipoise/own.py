@@ -7,6 +7,7 @@ named there: the user gives it with ``--import`` or ``--model``, or says ``--tru
 __all__ = [
     "VARIABLE",
     "changed",
+    "command",
     "explained",
     "imported",
     "in_words",
@@ -19,6 +20,7 @@ __all__ = [
 import hashlib
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -78,6 +80,21 @@ def run(path: Path, *, first: bool = True) -> None:
 def imported() -> dict[str, str] | None:
     """Return the file that was run last, with its SHA-256; None: none was."""
     return dict(_run[-1]) if _run else None
+
+
+def command(*words: object) -> str:
+    """Return a command of a message, for a shell, with the ``--import`` of this process.
+
+    Arguments:
+        words: What stands after ``equipoise``.
+
+    Example:
+        >>> command("evaluate", "runs/my run")
+        "equipoise evaluate 'runs/my run'"
+    """
+    file = os.environ.get(VARIABLE)
+    given = ("--import", file) if file else ()
+    return shlex.join(["equipoise", *given, *map(str, words)])
 
 
 def source(module: str) -> dict[str, str] | None:

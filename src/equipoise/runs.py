@@ -42,10 +42,10 @@ from torch import Tensor, nn
 
 from equipoise import models
 from equipoise import weights as names
-from equipoise.command import command
 from equipoise.errors import RunError, UserError
 from equipoise.locks import free_of_locks, locked
-from equipoise.own import explained
+from equipoise.own import command, explained
+from equipoise.sealed import file_digest
 
 MAGIC = b"equipoise-state-1\n"
 FORMAT = 1
@@ -151,7 +151,7 @@ class Run:
     def described(self) -> dict[str, str]:
         """Return the SHA-256 of the file that says what was trained, or what an own model is."""
         names = (name for name in ("recipe.yaml", OWN) if (self.path / name).is_file())
-        return {n: hashlib.sha256((self.path / n).read_bytes()).hexdigest() for n in names}
+        return {n: file_digest(self.path / n) for n in names}
 
     def made_with(self) -> dict[str, Any] | None:
         """Return the file of ``--import`` that the folder names: its path and SHA-256."""

@@ -6,7 +6,15 @@ were written without reading the rest. A checksum shows accidents; what somebody
 sealed again, :mod:`equipoise.jobs.verify` finds. No torch is imported.
 """
 
-__all__ = ["array_digest", "is_sealed", "read_arrays", "seal", "stamped", "weights_digest"]
+__all__ = [
+    "array_digest",
+    "file_digest",
+    "is_sealed",
+    "read_arrays",
+    "seal",
+    "stamped",
+    "weights_digest",
+]
 
 import hashlib
 import json
@@ -42,6 +50,12 @@ def is_sealed(content: Mapping[str, Any]) -> bool:
     """Tell whether content is what was sealed."""
     rest = {key: value for key, value in content.items() if key != "sha256"}
     return bool(seal(rest)["sha256"] == content.get("sha256"))
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def array_digest(array: NDArray[Any]) -> str:

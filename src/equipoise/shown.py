@@ -1,6 +1,6 @@
 """Results in a few lines: for an interpreter as text, for a notebook as HTML."""
 
-__all__ = ["Shown", "accuracy"]
+__all__ = ["TextTable", "accuracy"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from equipoise.metrics import interval
 
 
 @dataclass(frozen=True)
-class Shown:
+class TextTable:
     """A small table with a title above and notes below.
 
     Arguments:

@@ -12,7 +12,7 @@ from torch import Tensor
 from equipoise.errors import UserError
 from equipoise.evaluation.checks import Finding
 from equipoise.evaluation.outcome import Outcome
-from equipoise.shown import Shown, accuracy
+from equipoise.shown import TextTable, accuracy
 from equipoise.threat import Threat
 from equipoise.verdicts import Verdicts
 
@@ -157,7 +157,7 @@ class Result:
     def _repr_html_(self) -> str:
         return self._shown().html()
 
-    def _shown(self) -> Shown:
+    def _shown(self) -> TextTable:
         """Return the result in a few lines: accuracies, and what of the checks went wrong."""
         n = len(self.y)
         counts = {"clean": self.correct, **self.verdicts}
@@ -172,7 +172,7 @@ class Result:
         if not self.finished:
             notes.append("interrupted: not all examples were attacked")
         header = ("attack", "accuracy", "95 % interval", "images")
-        return Shown(f"Result: {self.threat}, n = {n}", header, rows, notes)
+        return TextTable(f"Result: {self.threat}, n = {n}", header, rows, notes)
 
     def records(self) -> list[dict[str, Any]]:
         """Return a record for the clean accuracy, each attack and the worst case.

@@ -11,7 +11,6 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from equipoise.command import command
 from equipoise.data import drawn_again
 from equipoise.digests import tensor_digest
 from equipoise.errors import UserError
@@ -25,8 +24,9 @@ from equipoise.fronts.picking import Candidate, Choice, Constraint, Verdicts, ch
 from equipoise.fronts.points import Point
 from equipoise.fronts.record import Mark, Record
 from equipoise.fronts.survey import FARTHEST, Subject, Survey, Watch, survey
+from equipoise.own import command
 from equipoise.runs import Run, model_digest
-from equipoise.shown import Shown
+from equipoise.shown import TextTable
 from equipoise.threat import Norm, Threat
 from equipoise.values import lines
 from equipoise.weights import PAIR
@@ -90,13 +90,13 @@ class Front:
     def _repr_html_(self) -> str:
         return self._shown().html()
 
-    def _shown(self) -> Shown:
+    def _shown(self) -> TextTable:
         """Return what was measured, or that nothing was; nothing is measured for it."""
         try:
             return self.record.shown()
         except UserError as error:
             title = f"Front({str(self.run.path)!r}) between {' and '.join(self.ends.names)}"
-            return Shown(title, notes=(str(error),))
+            return TextTable(title, notes=(str(error),))
 
     @cached_property
     def images(self) -> HeldOut:

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from equipoise.command import command
 from equipoise.errors import UserError
 from equipoise.fronts.picking import Choice
+from equipoise.own import command
 from equipoise.runs import PICKED, Run, is_free, model_digest
 
 _COPIED = ("config.json", "provenance.json")

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from equipoise.command import command
 from equipoise.errors import UserError
 from equipoise.fronts.barrier import Barrier, in_words
 from equipoise.fronts.points import Point
+from equipoise.own import command
 from equipoise.sample import Sample
-from equipoise.shown import Shown, accuracy
+from equipoise.shown import TextTable, accuracy
 
 FILE = "front.json"
 FORMAT = 1
@@ -102,7 +102,7 @@ class Record:
     def _repr_html_(self) -> str:
         return self.shown().html()
 
-    def shown(self) -> Shown:
+    def shown(self) -> TextTable:
         """Return the front in a few lines: a row for each point and each other model."""
         named = dict(zip((0.0, 1.0), self.ends, strict=True))
         points = [(f"{p.gamma:g}", p, named.get(p.gamma, "")) for p in self.points]
@@ -114,7 +114,7 @@ class Record:
         threat = f"{self.norm}, eps {self.eps:g}, n = {self.n}, {self.attack}"
         title = f"Front between {' and '.join(self.ends)}: {threat}"
         header = ("gamma", "clean", "95 % interval", "robust", "95 % interval", "")
-        return Shown(title, header, rows, (self.words,))
+        return TextTable(title, header, rows, (self.words,))
 
     @property
     def words(self) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from equipoise import own
-from equipoise.command import command
 from equipoise.fronts import picture
 from equipoise.fronts.ends import BatchNorms
 from equipoise.fronts.front import Front
@@ -15,6 +14,7 @@ from equipoise.fronts.record import FILE, Record
 from equipoise.fronts.survey import Survey, Watch
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
+from equipoise.own import command
 from equipoise.progress import Console
 from equipoise.runs import Run
 from equipoise.weights import PAIR

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from equipoise import own
-from equipoise.command import command
 from equipoise.errors import UserError
 from equipoise.fronts.ends import BatchNorms
 from equipoise.fronts.front import Front
 from equipoise.fronts.picked import Picked
 from equipoise.jobs.device import choose_device, deterministic
+from equipoise.own import command
 from equipoise.progress import Console
 from equipoise.runs import Run, is_free
 

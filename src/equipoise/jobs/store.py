@@ -12,7 +12,6 @@ people, and :mod:`equipoise.jobs.verify`, which compares them with what follows 
 
 __all__ = ["Store", "left"]
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -31,7 +30,7 @@ from equipoise.errors import UserError
 from equipoise.evaluation import Finding, Outcome, Result
 from equipoise.runs import Run
 from equipoise.sample import Sample
-from equipoise.sealed import read_arrays, seal, stamped
+from equipoise.sealed import file_digest, read_arrays, seal, stamped
 from equipoise.threat import Threat
 from equipoise.verdicts import FOLDER, RECORDS, UNREADABLE
 
@@ -129,8 +128,7 @@ class Store:
 
     def derive(self) -> None:
         """Write what is derived from the verdicts: the summary, and the folder's records."""
-        digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
-        summary = verdicts.read(self.path).summary(digest)
+        summary = verdicts.read(self.path).summary(file_digest(self.path))
         self.run.write_json(f"{FOLDER}/{self.summary.name}", seal(summary))
         with self.run.lock("writing its records", "records", wait=60):
             self.run.write_lines(RECORDS, verdicts.all_lines(self.run.path))

@@ -2,7 +2,6 @@
 
 __all__ = ["Subject", "of_model", "of_run", "open_folder"]
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from typing import Any
 from torch import nn
 
 from equipoise import data, own, recipe
-from equipoise.command import command
 from equipoise.data import Dataset
 from equipoise.errors import UserError
 from equipoise.models.foreign import (
@@ -26,8 +24,10 @@ from equipoise.models.foreign import (
     weights_of,
 )
 from equipoise.models.normalisation import Constants
+from equipoise.own import command
 from equipoise.progress import Console
 from equipoise.runs import OWN, Run, is_free
+from equipoise.sealed import file_digest
 from equipoise.threat import Norm
 from equipoise.weights import canonical
 
@@ -170,7 +170,7 @@ def of_model(
         "model": spec,
         "weights": str(file.absolute()) if file else None,
         "weights_key": key,
-        "weights_sha256": _sha256(file) if file else None,
+        "weights_sha256": file_digest(file) if file else None,
         "normalise": normalise.content() if isinstance(normalise, Constants) else normalise,
         "data": data_name if data_name in data.DATASETS else str(Path(data_name).absolute()),
         "data_dir": str(data_dir) if data_dir else None,
@@ -199,7 +199,7 @@ def _again(
         raise UserError(f"{run.path / OWN} is damaged: it lacks {', '.join(missing)}")
     spec, load = _trusted(run, about, trust) if given is None else (given, from_here)
     weights = Path(about["weights"]) if about["weights"] else None
-    if weights and weights.is_file() and _sha256(weights) != about.get("weights_sha256"):
+    if weights and weights.is_file() and file_digest(weights) != about.get("weights_sha256"):
         raise UserError(f"{weights} has changed since {run.path} was evaluated")
     asked = about.get("normalise")
     normalise = Constants.of(asked) if isinstance(asked, dict) else asked
@@ -248,8 +248,3 @@ def _load(
     elif isinstance(normalise, Constants):
         model = put_in_front(model, normalise, **how)
     return model.cpu(), dataset
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

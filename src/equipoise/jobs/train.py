@@ -13,7 +13,6 @@ from torch import nn
 
 from equipoise import attacks, data, models, own
 from equipoise import recipe as recipes
-from equipoise.command import command
 from equipoise.data import Dataset
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation.checks.inputs import in_range
@@ -21,6 +20,7 @@ from equipoise.execution import Execution
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.ending import RULES, summary, where_time_went, write_learners
+from equipoise.own import command
 from equipoise.progress import Console
 from equipoise.provenance import provenance
 from equipoise.recipe import Recipe

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from equipoise import own
-from equipoise.command import command
 from equipoise.data import drawn_again
 from equipoise.digests import tensor_digest
 from equipoise.errors import RunError, UserError
@@ -31,6 +30,7 @@ from equipoise.jobs.store import Store
 from equipoise.jobs.subject import Subject, of_run
 from equipoise.jobs.verify_again import Again, attack_again
 from equipoise.losses import margin
+from equipoise.own import command
 from equipoise.progress import Console
 from equipoise.runs import model_digest
 from equipoise.sample import Sample

@@ -6,11 +6,9 @@ taken from anywhere else: it is worked out again and compared, field by field.
 
 __all__ = ["claims", "folder", "recreate"]
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -25,7 +23,7 @@ from equipoise.evaluation import Result
 from equipoise.jobs.store import Store
 from equipoise.runs import Run
 from equipoise.sample import Sample
-from equipoise.sealed import is_sealed
+from equipoise.sealed import file_digest, is_sealed
 from equipoise.threat import Norm, Threat
 from equipoise.verdicts import RECORDS, UNREADABLE, all_lines, stage_of
 
@@ -150,7 +148,7 @@ def _summary(store: Store) -> Iterator[str]:
         content.pop("sha256", None)
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         whole, content = False, {}
-    expected = verdicts.read(store.path).summary(_file_digest(store.path))
+    expected = verdicts.read(store.path).summary(file_digest(store.path))
     if not whole or not _same(content, expected):
         where = f": {_differs(content, expected)}" if whole else ""
         yield f"{store.summary.name} and {store.path.name} are not as they were written{where}"
@@ -262,8 +260,3 @@ def _differs(one: Any, two: Any, where: Sequence[str] = ()) -> str:
 def _short(value: Any) -> str:
     text = json.dumps(value, default=str)
     return text if len(text) < 60 else f"{text[:57]}..."
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from equipoise import verdicts
-from equipoise.command import command
+from equipoise.own import command
 from equipoise.report.records_reader import Record, record
 from equipoise.sample import Sample
 from equipoise.sealed import weights_digest
