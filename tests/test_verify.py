@@ -150,8 +150,8 @@ def test_verify_says_what_it_proves(command, judged):
         assert f"the {fooled} stored examples fool the model" in line
         assert "what was not found cannot be checked from here" in line
         looked_at = min(20, k)
-        assert f"attacked again {looked_at} of {k} that are said to withstand" in line
-        assert f"If {would_be_found(k, looked_at)} or more of the claims were false" in line
+        assert f"attacked again {looked_at} of the {k} images that are said to be robust" in line
+        assert f"If {would_be_found(k, looked_at)} or more of them were not robust" in line
     nonces = {re.search(r"nonce (\w+)", line)[1] for line in lines}
     other = command("verify", judged, "--again", 20)
     assert not nonces & set(re.findall(r"nonce (\w+)", other.err))
@@ -471,7 +471,7 @@ def test_deleted_examples_are_found_by_attacking_again(copy):
     found = verify_run(copy)  # each number follows from the verdicts, and no example is wrong
     assert found[1].robust == robust == int(read(path).verdicts.correct.sum())
     assert found[1].examples == 0
-    assert re.search(r"\d+ of \d+ points that are said to withstand are fooled",
+    assert re.search(r"\d+ of \d+ images that are said to be robust are fooled",
                      refused(copy, again=20, nonce="1"))  # fmt: skip
 
 

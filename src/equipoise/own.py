@@ -128,7 +128,7 @@ def changed(made: object, now: object) -> str:
     )
     if first == last:
         return ""
-    return f"the code is another than it was: {before} had SHA-256 {first}, and {after} has {last}"
+    return f"the code has changed: {before} had SHA-256 {first}, {after} has {last}"
 
 
 @contextmanager

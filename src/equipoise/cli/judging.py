@@ -220,7 +220,7 @@ def verify(
         int,
         typer.Option(
             metavar="N",
-            help="Also attack N random points that are said to withstand, as they were attacked.",
+            help="Also attack N random images again that are said to be robust, as before.",
         ),
     ] = 0,
     nonce: Annotated[

@@ -155,7 +155,7 @@ class Fast(nn.Module):
         if self.twin is None or own(self.exact) or not len(x):
             return False
         self.forwards += len(x)
-        why = "it answers otherwise than the model at points that the search reached"
+        why = "its answers differ from the model's at points that the search reached"
         try:
             found = astray(self.twin, x, y, lead)
         except Exception as error:

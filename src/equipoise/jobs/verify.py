@@ -88,7 +88,7 @@ def verify_run(
         batch_size: How many images are looked at together.
         model: As for :func:`equipoise.jobs.subject.of_run`, as is the next.
         trust: Whether to run the code that the folder names.
-        again: How many points of each evaluation that are said to withstand are attacked again.
+        again: How many images of each evaluation that are said to be robust are attacked again.
         nonce: What these are drawn by; None: something new, which is said.
         console: Where progress is shown; by default nowhere.
 
@@ -173,13 +173,13 @@ def _verify(store: Store, subject: Subject, device: torch.device, batch_size: in
 
 
 def _judge(subject: Subject, result: Result, x: Tensor, batch_size: int) -> Judge:
-    """Return who decides: of a model that is not random by one pass, whatever is said."""
+    """Return the judge; a model that repeats its answers has one pass, whatever the file says."""
     judge = Judge(subject.model, batch_size, seed=result.seed)
     return judge if judge.repeats(x) else replace(judge, passes=result.passes)
 
 
 def _attack(verified: Verified, store: Store, subject: Subject, n: int, nonce: str) -> None:
-    """Attack some of the points that are said to withstand again."""
+    """Attack some of the images that are said to be robust again."""
     about, result, tensors = store.read()
     x = tensors["x"].to(next(subject.model.parameters(), tensors["x"]).device)
     judge = _judge(subject, result, x, 500)

@@ -1,4 +1,4 @@
-"""Attacking again: random points that are said to withstand, as they were attacked before.
+"""Attacking again: random images that are said to be robust, as they were attacked before.
 
 That an image was fooled is proved by the example that is stored. That others withstood is only
 said: nothing in the file shows that they were attacked at all. So some of them, drawn at random,
@@ -40,7 +40,7 @@ class Again:
 
     Arguments:
         nonce: What they were drawn by.
-        claimed: How many points are said to withstand.
+        claimed: How many images are said to be robust.
         looked_at: How many of them were attacked again.
         false: How many of these were fooled.
         near: How many more were fooled by so little that rounding may have done it.
@@ -65,7 +65,7 @@ class Again:
         said = []
         if self.false:
             said.append(
-                f"{self.false} of {self.looked_at} points that are said to withstand are fooled "
+                f"{self.false} of {self.looked_at} images that are said to be robust are fooled "
                 f"by the attacks that are named (nonce {self.nonce})"
             )
         if self.odd:
@@ -77,24 +77,24 @@ class Again:
 
     def __str__(self) -> str:
         if not self.looked_at:
-            return "nothing is said to withstand, so nothing was attacked again"
+            return "no image is said to be robust, so none was attacked again"
         bits = ""
         if self.same is not None:
-            bits = f", {self.same} of them to the bit as then"
-        near = f"; {self.near} flipped by less than rounding may do" if self.near else ""
+            bits = f", {self.same} gave the same bits as before"
+        near = f"; {self.near} fooled by so little that rounding may do it" if self.near else ""
         out = f"; left out, as not known here: {', '.join(self.left_out)}" if self.left_out else ""
         least = would_be_found(self.claimed, self.looked_at)
         return (
-            f"attacked again {self.looked_at} of {self.claimed} that are said to withstand, drawn "
-            f"by nonce {self.nonce}: {self.false} fooled{bits}{near}{out}. If {least} or more of "
-            "the claims were false, one would have been found with 95 %"
+            f"attacked again {self.looked_at} of the {self.claimed} images that are said to be "
+            f"robust (nonce {self.nonce}): {self.false} fooled{bits}{near}{out}. If {least} or "
+            "more of them were not robust, this finds one with a probability of 95 %"
         )
 
 
 def attack_again(
     result: Result, x: Tensor, judge: Judge, *, n: int, nonce: str, version: str
 ) -> Again:
-    """Attack random points that are said to withstand, as they were attacked before.
+    """Attack random images that are said to be robust, as they were attacked before.
 
     Arguments:
         result: The evaluation.
