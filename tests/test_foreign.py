@@ -639,3 +639,11 @@ def test_dividing_by_255_is_advised_only_where_it_helps(factor, border, status, 
 def test_data_sets_have_as_many_constants_as_channels():
     digits = data.load("digits")
     assert Constants(digits.mean, digits.std).check(digits.channels)
+
+
+def test_a_folder_and_an_index_are_named_as_what_they_are(tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text("{}")
+    for file, word in ((tmp_path, "folder"), (index, "index")):
+        with pytest.raises(UserError, match=word):
+            load_weights(net(), file)

@@ -81,8 +81,15 @@ def read_state(path: Path, key: str, say: Callable[[str], None]) -> dict[str, Te
 
 
 def _content(path: Path) -> Mapping[Any, Any]:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name the file of weights in it")
     if not path.is_file():
         raise UserError(f"there is no file {path}")
+    if path.suffix == ".json":
+        raise UserError(
+            f"{path} holds no weights; if it is the index of several files of weights, save "
+            "them as one"
+        )
     try:
         if path.suffix == ".safetensors":
             found: Any = load_file(path)
