@@ -34,7 +34,7 @@ format: .venv/dev
 	$(BIN)/ruff format .
 
 bench: .venv/extras ## ours against others, side by side; a quarter of an hour
-	$(BIN)/equipoise bench --out runs/bench.json
+	$(BIN)/python -m benchmarks --out runs/bench.json
 
 clean:
 	rm -rf .venv build dist src/*.egg-info

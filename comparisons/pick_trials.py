@@ -23,7 +23,7 @@ from equipoise import data
 from equipoise.data import Images
 from equipoise.errors import RunError
 from equipoise.evaluation import Judge
-from equipoise.metrics import interval
+from equipoise.measures.statistics import interval
 from equipoise.threat import Threat
 
 EPS = {"fashion-mnist": "0.1", "mnist": "0.3", "digits": "0.15"}

@@ -11,8 +11,8 @@ from equipoise import models
 from equipoise.attacks import PGD
 from equipoise.data import Images
 from equipoise.execution import Execution
-from equipoise.learning import PGDAT, Clean
-from equipoise.methods import A3GT, Settings
+from equipoise.settings.learning import PGDAT, Clean
+from equipoise.settings.methods import A3GT, Settings
 from equipoise.threat import Linf, Threat
 from equipoise.training import Fixed, Method, Training
 

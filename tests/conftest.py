@@ -25,6 +25,7 @@ SERVER = """
 import json, os, signal, sys
 import jinja2, matplotlib.figure, scipy.stats, sklearn.datasets, torch
 import equipoise.cli, equipoise.jobs.train, equipoise.jobs.evaluate
+import benchmarks.__main__
 
 def child(order):
     os.setpgid(0, 0)
@@ -36,10 +37,13 @@ def child(order):
     os.chdir(order["cwd"])
     os.environ.update(order["env"])
     sys.argv = ["equipoise", *order["arguments"]]
+    main = equipoise.cli.main
+    if sys.argv[1:2] == ["bench"]:  # python -m benchmarks
+        sys.argv, main = ["benchmarks", *sys.argv[2:]], benchmarks.__main__.main
     code = 0
     try:
         exec(order["before"], {})
-        equipoise.cli.main()
+        main()
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:
@@ -122,7 +126,7 @@ class Running:
 
 
 class CommandLine:
-    """Runs ``equipoise`` in forks of one process."""
+    """Runs ``equipoise`` in forks of one process, and ``python -m benchmarks`` as ``bench``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.count = folder, 0

@@ -5,7 +5,7 @@
 
 FORKED = """
 import os, signal, sys
-from equipoise.jobs import compare_crew, tethered
+from equipoise.plans import child_process, crew
 
 class Forked:
     def __init__(self, words, log, environment, lock):
@@ -25,8 +25,8 @@ class Forked:
             for number in (1, 2):
                 os.dup2(file, number)
             os.environ.update(environment)
-            sys.argv = ["tethered", str(parent), *words]
-            tethered.main()
+            sys.argv = ["child_process", str(parent), *words]
+            child_process.main()
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         finally:
@@ -50,15 +50,15 @@ class Forked:
     def kill(self):
         os.kill(self.pid, signal.SIGKILL)
 
-compare_crew.spawn = Forked
-compare_crew.LOOK_SECONDS = 0.01
-tethered.LOOK_SECONDS = 0.02
+crew.spawn = Forked
+crew.LOOK_SECONDS = 0.01
+child_process.LOOK_SECONDS = 0.02
 """
 
 # As on a system that has neither: also for what was imported before.
 BLOCKED = """
 import sys
-from equipoise import locks
+from equipoise.store import locks
 sys.modules["fcntl"] = sys.modules["resource"] = locks.fcntl = None
 for name in [name for name in sys.modules if name.partition(".")[0] == "filelock"]:
     del sys.modules[name]

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from equipoise.sealed import seal, stamped
-from equipoise.verdicts import all_lines, read
+from equipoise.store.sealed import seal, stamped
+from equipoise.store.verdicts import all_lines, read
 
 VERSIONS = {"device": "cpu (an example)", "command": "equipoise evaluate r --attacks autoattack"}
 TOLD = {"ensemble": "", "settings": "", "notes": [], "finished": True, "forwards": 0}

@@ -30,15 +30,15 @@ import test_recipe
 from equipoise import Linf, UserError, cli, data, evaluate
 from equipoise.attacks import ATTACKS, FGSM, parse
 from equipoise.data import DATASETS
-from equipoise.explanation import explain
 from equipoise.jobs.train import resume, train
-from equipoise.learning import LEARNERS
-from equipoise.methods import METHODS
 from equipoise.models import MODELS
-from equipoise.progress import Console
-from equipoise.recipe import Recipe
-from equipoise.recipe import parse as recipe
-from equipoise.runs import Run
+from equipoise.settings.explanation import explain
+from equipoise.settings.learning import LEARNERS
+from equipoise.settings.methods import METHODS
+from equipoise.settings.recipe import Recipe
+from equipoise.settings.recipe import parse as recipe
+from equipoise.store.runs import Run
+from equipoise.terminal.progress import Console
 from problems import held_out, small_net
 from test_recipe import refused
 
@@ -137,7 +137,7 @@ def test_what_the_page_names_exists():
     for path in re.findall(r"`(tests/\w+\.py)`", TEXT):
         assert (root / path).is_file(), path
     for path in re.findall(
-        r"`((?:attacks|objectives)/__init__\.py|learning\.py|methods\.py)`", TEXT
+        r"`((?:attacks|objectives)/__init__\.py|settings/learning\.py|settings/methods\.py)`", TEXT
     ):
         assert (root / "src" / "equipoise" / path).is_file(), path
     assert {"EVERY", "BY_HAND", "BUDGETS", "NARROW"} <= set(re.findall(r"`([A-Z_]+)`", TEXT))

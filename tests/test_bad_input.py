@@ -23,9 +23,9 @@ from equipoise.attacks import parse
 from equipoise.data import load
 from equipoise.data.fetch import REMOTES, _Secure
 from equipoise.errors import RunError, UserError
+from equipoise.parsing import number
 from equipoise.report import build
-from equipoise.runs import Run
-from equipoise.values import number
+from equipoise.store.runs import Run
 
 SECONDS = 30  # a bad input takes less than a second; a hung one has no end
 

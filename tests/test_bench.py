@@ -13,19 +13,19 @@ import torch
 from rich.console import Console as Terminal
 from torch import nn
 
+from benchmarks import attack, evaluate, growth, job, memory, peers, table, train
+from benchmarks.bars import bars
+from benchmarks.case import Case
+from benchmarks.growth_figure import picture
+from benchmarks.plain_loop import PlainLoop
+from benchmarks.plan import Options, plan, smaller
+from benchmarks.stranger import STRANGER, ResNet18
+from benchmarks.timing import Measured, Side, alternate, ratios, records, spread
+from benchmarks.work import work_of
 from equipoise.data.core import Images
 from equipoise.errors import RunError, UserError
-from equipoise.jobs.bench import attack, evaluate, growth, job, memory, peers, table, train
-from equipoise.jobs.bench.bars import bars
-from equipoise.jobs.bench.case import Case
-from equipoise.jobs.bench.growth_figure import picture
-from equipoise.jobs.bench.plain_loop import PlainLoop
-from equipoise.jobs.bench.plan import Options, plan, smaller
-from equipoise.jobs.bench.stranger import STRANGER, ResNet18
-from equipoise.jobs.bench.timing import Measured, Side, alternate, ratios, records, spread
-from equipoise.jobs.bench.work import work_of
-from equipoise.progress import Console
-from equipoise.report.reproduction.pictures import svg_file
+from equipoise.report.pictures import svg_file
+from equipoise.terminal.progress import Console
 from equipoise.threat import Linf
 
 CPU = torch.device("cpu")
@@ -673,4 +673,4 @@ def test_help_teaches(command):
     for word in ("attack", "train", "evaluate", "growth", "torchattacks", "Ctrl-C", "--no-memory"):
         assert word in ended.out
     assert "--memory-of" not in ended.out
-    assert importlib.import_module("equipoise.jobs.bench.table").show_bars is table.show_bars
+    assert importlib.import_module("benchmarks.table").show_bars is table.show_bars

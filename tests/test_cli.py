@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 import equipoise
 from equipoise.attacks import ATTACKS
 from equipoise.data import DATASETS
-from equipoise.methods import METHODS
 from equipoise.models import MODELS
+from equipoise.settings.methods import METHODS
 
 WEIGHTS = (
     "model.safetensors",

@@ -29,8 +29,8 @@ from equipoise.draws import KeyedDraws
 from equipoise.execution import Execution
 from equipoise.jobs import train as job_module
 from equipoise.objectives import Batch
-from equipoise.progress import round_line
-from equipoise.recipe import parse
+from equipoise.settings.recipe import parse
+from equipoise.terminal.progress import round_line
 from equipoise.threat import Linf
 from equipoise.training import (
     Interrupted,

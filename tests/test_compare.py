@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from equipoise import comparison, data, recipe
+from equipoise import data
 from equipoise.errors import UserError
+from equipoise.plans import comparison
+from equipoise.settings import recipe
 from forks import FORKED
 
 ROOT = Path(__file__).parents[1]
@@ -437,9 +439,7 @@ def test_two_comparisons_do_not_work_in_one_folder(command, tmp_path):
     plan, out = write(tmp_path, longer()), tmp_path / "out"
     running = command.start("compare", plan, "--out", out, before=FORKED)
     wait_for(lambda: lines(out / "standard-seed0" / "log.jsonl") >= 1)
-    ended = command(
-        "compare", plan, "--out", out, "-q", before=f"{FORKED}\ncompare_crew.WAIT_SECONDS = 0"
-    )
+    ended = command("compare", plan, "--out", out, "-q", before=f"{FORKED}\ncrew.WAIT_SECONDS = 0")
     assert ended.code == 2
     assert f"another comparison works in {out}" in ended.line
     running.signal(signal.SIGTERM)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from equipoise import distortion
 from equipoise.data import load
-from equipoise.distortion import MEASURES, ald2, mse, psnr, ssim
 from equipoise.errors import UserError
+from equipoise.measures import distortion
+from equipoise.measures.distortion import MEASURES, ald2, mse, psnr, ssim
 
 
 def pair(shape, eps=0.2, seed=0):

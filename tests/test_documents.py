@@ -13,8 +13,9 @@ import pytest
 import torch
 import typer
 
-from equipoise import cli, recipe
+from equipoise import cli
 from equipoise.jobs.train import train
+from equipoise.settings import recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -79,10 +80,10 @@ def test_the_python_code_of_the_readme_runs(tmp_path, monkeypatch, capsys):
         "attacks",
         "attacks.ensemble",
         "draws",
-        "metrics",
+        "measures.statistics",
         "threat",
         "training.schedule",
-        "values",
+        "parsing",
         "losses",
     ],
 )

@@ -21,7 +21,7 @@ from equipoise import data
 from equipoise.attacks import ATTACKS
 from equipoise.errors import UserError
 from equipoise.jobs.evaluate import evaluate_run
-from equipoise.metrics import interval
+from equipoise.measures.statistics import interval
 
 THREAT = eq.Linf(0.1)
 

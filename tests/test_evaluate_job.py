@@ -22,12 +22,12 @@ from equipoise.jobs.evaluate import evaluate_run
 from equipoise.jobs.store import Store
 from equipoise.jobs.verify import verify_run
 from equipoise.models.foreign import import_model, load_weights
-from equipoise.runs import Run, model_digest
-from equipoise.sealed import is_sealed, seal
+from equipoise.store.runs import Run, model_digest
+from equipoise.store.sealed import is_sealed, seal
 from problems import small_layers, small_net
 
 QUICK = "pgd-3,apgd-t-4,square-20"
-OFTEN = "import equipoise.jobs.keeper as k; k.SAVE_SECONDS = 0; k.SAVE_SHARE = 0"
+OFTEN = "import equipoise.jobs.autosave as k; k.SAVE_SECONDS = 0; k.SAVE_SHARE = 0"
 
 
 @pytest.fixture(scope="module")

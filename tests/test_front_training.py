@@ -22,12 +22,14 @@ from blobs import (
     weights_of,
     without_times,
 )
-from equipoise import objectives, recipe
-from equipoise.branching import A3GTFront, Following
+from equipoise import objectives
 from equipoise.errors import UserError
-from equipoise.explanation import explain
-from equipoise.learning import FAT, PGDAT, TRADES, YOPO, Clean, MixAT, inner_attack
 from equipoise.objectives import Batch
+from equipoise.settings import recipe
+from equipoise.settings.branching import A3GTFront, Following
+from equipoise.settings.explanation import explain
+from equipoise.settings.learning import FAT, PGDAT, TRADES, YOPO, Clean, MixAT, inner_attack
+from equipoise.store.weight_names import mix
 from equipoise.threat import Threat
 from equipoise.training import (
     Fixed,
@@ -38,7 +40,6 @@ from equipoise.training import (
     Watch,
 )
 from equipoise.training.collapse import Probes
-from equipoise.weights import mix
 
 QUICK = inner_attack(steps=2)
 

@@ -30,12 +30,12 @@ from equipoise.fronts.points import Point
 from equipoise.fronts.record import Record
 from equipoise.jobs.front import measure_front
 from equipoise.jobs.train import train
-from equipoise.recipe import parse
 from equipoise.report import build
-from equipoise.runs import Run, model_digest
+from equipoise.settings.recipe import parse
+from equipoise.store.runs import Run, model_digest
+from equipoise.store.weight_names import mix
 from equipoise.threat import Linf
 from equipoise.training.merge import averaged_names
-from equipoise.weights import mix
 from problems import held_out, linear_problem, small_net
 
 QUICK = {"attacks": "pgd-3", "points": 6, "precision": "float32"}

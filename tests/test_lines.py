@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from equipoise.comparison import parse
 from equipoise.errors import UserError
 from equipoise.fronts.front import Front
-from equipoise.jobs.compare_plan import items
-from equipoise.values import lines
+from equipoise.parsing import lines
+from equipoise.plans.comparison import parse
+from equipoise.plans.overview import items
 
 PLAN = {
     "base": {"data": "digits", "rounds": 2},

@@ -14,8 +14,8 @@ from equipoise.errors import RunError, UserError
 from equipoise.jobs.evaluate import evaluate_run
 from equipoise.jobs.store import Store
 from equipoise.jobs.verify import verify_run
-from equipoise.locks import locked
-from equipoise.runs import Run
+from equipoise.store.locks import locked
+from equipoise.store.runs import Run
 from forks import BLOCKED, FORKED
 
 SYSTEMS = pytest.mark.parametrize("before", ["", BLOCKED], ids=["flock", "without-fcntl"])
@@ -36,7 +36,7 @@ import sys, time
 if sys.argv[2:]:
     sys.modules["fcntl"] = None
 from pathlib import Path
-from equipoise.locks import locked
+from equipoise.store.locks import locked
 with locked(Path(sys.argv[1]), "busy"):
     print("held", flush=True)
     time.sleep(60)
@@ -74,7 +74,7 @@ def run(trained, tmp_path):
 def test_a_lock_ends_with_its_process_however_it_ends(tmp_path, words, monkeypatch):
     path = tmp_path / ".x.lock"
     if words:
-        monkeypatch.setattr("equipoise.locks.fcntl", None)
+        monkeypatch.setattr("equipoise.store.locks.fcntl", None)
         for name in [name for name in sys.modules if name.partition(".")[0] == "filelock"]:
             monkeypatch.delitem(sys.modules, name)
         monkeypatch.setitem(sys.modules, "fcntl", None)

@@ -14,14 +14,14 @@ from torch.nn import functional as F  # noqa: N812
 from equipoise import data, models
 from equipoise.data import Images
 from equipoise.execution import Execution, fast
-from equipoise.explanation import explain, price
 from equipoise.jobs.train import train
-from equipoise.learning import LEARNERS
-from equipoise.methods import METHODS
 from equipoise.models.core import Classifier
-from equipoise.recipe import Recipe, parse
-from equipoise.runs import Run
-from equipoise.tables import write_catalogue, write_settings
+from equipoise.settings.explanation import explain, price
+from equipoise.settings.learning import LEARNERS
+from equipoise.settings.methods import METHODS
+from equipoise.settings.recipe import Recipe, parse
+from equipoise.store.runs import Run
+from equipoise.terminal.tables import write_catalogue, write_settings
 from equipoise.threat import Linf
 from equipoise.training import Interrupted, Training, Watch
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from equipoise import metrics
 from equipoise.errors import UserError
-from equipoise.metrics import Discordance, front, hypervolume, mcnemar
+from equipoise.measures import statistics
+from equipoise.measures.statistics import Discordance, front, hypervolume, mcnemar
 
 
 def verdicts(both, first, second, neither):
@@ -90,4 +90,4 @@ def test_coordinates_that_are_no_numbers_are_refused(bad):
 
 
 def test_doctests():
-    assert doctest.testmod(metrics) == (0, 5)
+    assert doctest.testmod(statistics) == (0, 5)

@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from equipoise import recipe
 from equipoise.errors import UserError
-from equipoise.methods import METHODS
 from equipoise.models import MODELS
-from equipoise.presets import DATA, Preset, presets
-from equipoise.presets.table import write_presets
-from equipoise.recipe import Recipe, combine, overrides, parse, published
+from equipoise.parsing import number
+from equipoise.settings import recipe
+from equipoise.settings.methods import METHODS
+from equipoise.settings.presets import DATA, Preset, presets
+from equipoise.settings.presets.table import write_presets
+from equipoise.settings.recipe import Recipe, combine, overrides, parse, published
 from equipoise.threat import Linf
 from equipoise.training.method import LearnerSpec, Method
 from equipoise.training.start import Fixed, Stable, Threshold
-from equipoise.values import number
 
 EVERY = [preset for data in DATA for preset in presets(data)]
 IDS = [f"{preset.data}-{preset.method}" for preset in EVERY]

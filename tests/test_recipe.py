@@ -6,15 +6,24 @@ from pathlib import Path
 import pytest
 import yaml
 
-from equipoise import learning, objectives, recipe
+from equipoise import objectives
 from equipoise.attacks import PGD
 from equipoise.errors import UserError
-from equipoise.methods import METHODS, A3GTPaper, Generalist
-from equipoise.recipe import Recipe, combine, defaults, differences, overrides, parse, read
-from equipoise.tables import write_settings
+from equipoise.parsing import number
+from equipoise.settings import learning, recipe
+from equipoise.settings.methods import METHODS, A3GTPaper, Generalist
+from equipoise.settings.recipe import (
+    Recipe,
+    combine,
+    defaults,
+    differences,
+    overrides,
+    parse,
+    read,
+)
+from equipoise.terminal.tables import write_settings
 from equipoise.threat import L2, Linf
 from equipoise.training import Fixed, Never, Stable, Threshold
-from equipoise.values import number
 
 
 def refused(*items: str, method: str = "a3gt") -> str:

@@ -24,7 +24,7 @@ from equipoise.report.figures import curves, eps_sweep
 from equipoise.report.gallery import gallery, png
 from equipoise.report.results import headline_rows, sections, sweep, verdicts
 from equipoise.report.runs_reader import read_run, read_runs
-from equipoise.sealed import weights_digest
+from equipoise.store.sealed import weights_digest
 from judgements import judge, write
 
 CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"]

@@ -10,7 +10,7 @@ import pytest
 
 from browser import browser
 from equipoise.errors import UserError
-from equipoise.metrics import interval
+from equipoise.measures.statistics import interval
 from equipoise.report import build, failed_checks
 from equipoise.report.bars import Bar, bars
 from equipoise.report.cautions import cautions

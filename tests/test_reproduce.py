@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from equipoise import reproductions
 from equipoise.data import draw, load
 from equipoise.errors import UserError
-from equipoise.jobs.reproduce_findings import findings
-from equipoise.jobs.reproduce_runs import chains, looks
-from equipoise.reproductions import EXPERIMENTS, SCALES, views
+from equipoise.plans import reproductions
+from equipoise.plans.findings import findings
+from equipoise.plans.reproductions import EXPERIMENTS, SCALES, views
+from equipoise.plans.views import chains, looks
 from forks import FORKED
 
 pytestmark = [

@@ -20,14 +20,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 import findings as synthetic
 from browser import browser
 from equipoise.errors import UserError
-from equipoise.metrics import hypervolume, interval
-from equipoise.report.reproduction import ablation, fronts, judging, palette, pictures
-from equipoise.report.reproduction import page as reproduction
-from equipoise.report.reproduction.claims import CLAIMS, judged
-from equipoise.report.reproduction.curves import Gain, foreseen
-from equipoise.report.reproduction.findings import EXPERIMENTS, read
-from equipoise.report.reproduction.measures import Cell, by_entry, cell, compare, standing
-from equipoise.report.reproduction.sections import section
+from equipoise.measures.statistics import hypervolume, interval
+from equipoise.paper import ablation, fronts, judging
+from equipoise.paper import page as reproduction
+from equipoise.paper.claims import CLAIMS, judged
+from equipoise.paper.curves import Gain, foreseen
+from equipoise.paper.findings import EXPERIMENTS, read
+from equipoise.paper.measures import Cell, by_entry, cell, compare, standing
+from equipoise.paper.sections import section
+from equipoise.report import palette, pictures
 from equipoise.sample import Sample
 
 TABLE = "table2-fashion-mnist"
@@ -113,7 +114,7 @@ def test_equal_findings_give_equal_bytes(whole, given, tmp_path):
 
 
 def test_torch_is_not_imported():
-    code = "import sys, equipoise.report.reproduction; print('torch' in sys.modules)"
+    code = "import sys, equipoise.paper; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == "False\n"
 

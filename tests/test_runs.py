@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from equipoise import models, runs
+from equipoise import models
 from equipoise.errors import RunError, UserError
-from equipoise.runs import Run, load, model_digest
+from equipoise.store import runs
+from equipoise.store.runs import Run, load, model_digest
 
 STATES = ("state.pt", "state.previous.pt")
 
@@ -314,7 +315,7 @@ def test_wherever_the_disk_is_full_the_run_can_go_on(command, small, trained, tm
     # The same without a mount: the n-th flush to the disk fails, in the process of the command.
     before = f"""
 import errno, os
-from equipoise import runs
+from equipoise.store import runs
 left = [{writes}]
 def fsync(number, real=os.fsync):
     left[0] -= 1

@@ -12,20 +12,20 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from equipoise import data
-from equipoise.comparison import parse
 from equipoise.data import Images, draw, image_digests
 from equipoise.data.sampling import SEED
-from equipoise.digests import tensor_digest
 from equipoise.errors import RunError, UserError
 from equipoise.fronts.front import Front
 from equipoise.fronts.record import Record
-from equipoise.jobs.compare_plan import items
 from equipoise.jobs.evaluate import evaluate_run
 from equipoise.jobs.store import Store
 from equipoise.jobs.verify import verify_run
-from equipoise.metrics import interval
-from equipoise.runs import Run
+from equipoise.measures.statistics import interval
+from equipoise.plans.comparison import parse
+from equipoise.plans.overview import items
 from equipoise.sample import Sample
+from equipoise.store.digests import tensor_digest
+from equipoise.store.runs import Run
 
 COUNTS = {
     "even": [30] * 10,

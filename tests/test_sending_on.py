@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 from equipoise.errors import UserError
-from equipoise.meanings import groups
-from equipoise.methods import METHODS
-from equipoise.own import VARIABLE
-from equipoise.own import command as words_of
-from equipoise.recipe import defaults, parse
+from equipoise.plugins import VARIABLE
+from equipoise.plugins import command as words_of
+from equipoise.settings.methods import METHODS
+from equipoise.settings.recipe import defaults, parse
+from equipoise.terminal.meanings import groups
 
 # --- names of elsewhere ---
 
@@ -158,7 +158,7 @@ def test_commands_are_quoted_and_name_the_import(monkeypatch):
 
 
 STOP = """
-import equipoise.jobs.keeper as k
+import equipoise.jobs.autosave as k
 seen = []
 advance = k.Keeper.advance
 

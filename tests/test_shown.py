@@ -15,9 +15,9 @@ from equipoise.fronts.picked import Picked
 from equipoise.fronts.picking import Choice, Constraint
 from equipoise.fronts.points import Point
 from equipoise.fronts.record import Other, Record
-from equipoise.metrics import interval
-from equipoise.runs import Run
-from equipoise.shown import TextTable, accuracy
+from equipoise.measures.statistics import interval
+from equipoise.store.runs import Run
+from equipoise.terminal.text_table import TextTable, accuracy
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from equipoise import stopwatch
-from equipoise.jobs.ending import parts, where_time_went
+from equipoise.jobs.summary import parts, where_time_went
 from equipoise.stopwatch import Stopwatch
 
 

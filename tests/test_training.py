@@ -36,16 +36,16 @@ from equipoise.attacks import PGD
 from equipoise.data import Dataset, Images
 from equipoise.draws import KeyedDraws
 from equipoise.errors import RunError, UserError
-from equipoise.jobs import ending
+from equipoise.jobs import summary as ending
 from equipoise.jobs.train import resume, train
-from equipoise.learning import PGDAT, Learning
-from equipoise.methods import A3GT, Generalist
 from equipoise.objectives import Batch
-from equipoise.progress import Console
-from equipoise.recipe import parse
 from equipoise.report.page import _kept
 from equipoise.report.runs_reader import read_run
-from equipoise.split import Split
+from equipoise.settings.learning import PGDAT, Learning
+from equipoise.settings.methods import A3GT, Generalist
+from equipoise.settings.recipe import parse
+from equipoise.settings.split import Split
+from equipoise.terminal.progress import Console
 from equipoise.threat import L2, Linf, Threat
 from equipoise.training import (
     Branch,
@@ -63,7 +63,7 @@ from equipoise.training import (
     Weights,
 )
 from equipoise.training.batchnorm import estimate
-from equipoise.validation import Validator
+from equipoise.training.validation import Validator
 from naive import ball
 
 # A naive re-implementation: two models, two optimisers by hand, averages over full states

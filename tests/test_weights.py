@@ -10,19 +10,20 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from equipoise import data, recipe
+from equipoise import data
 from equipoise.errors import UserError
 from equipoise.jobs.evaluate import evaluate_run
 from equipoise.jobs.store import Store
 from equipoise.jobs.train import resume, train
 from equipoise.jobs.verify import verify_run
-from equipoise.recipe import Recipe, completed, differences, parse
 from equipoise.report.cautions import cautions
 from equipoise.report.gallery import gallery
 from equipoise.report.runs_reader import read_run
-from equipoise.runs import Run, load, model_digest
+from equipoise.settings import recipe
+from equipoise.settings.recipe import Recipe, completed, differences, parse
+from equipoise.store.runs import Run, load, model_digest
+from equipoise.store.weight_names import canonical, learner_name, mix, stored
 from equipoise.threat import Threat
-from equipoise.weights import canonical, learner_name, mix, stored
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def test_the_summary_has_a_digest_of_everything_stored(kept):
 def test_a_run_stopped_at_a_snapshot_ends_with_the_same_files(command, kept, tmp_path, stop):
     # The state after round 2 or 3 cannot be written: its snapshot is there, its state is not.
     before = f"""
-from equipoise.runs import Run
+from equipoise.store.runs import Run
 write, left = Run.write_state, [{stop}]
 def write_state(self, state):
     if len(state["history"]) > left[0]:

@@ -8,8 +8,6 @@ Example:
 Nothing heavy is imported before it is used.
 """
 
-__version__ = "0.1.0"
-
 __all__ = [
     "L1",
     "L2",
@@ -30,6 +28,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from equipoise.errors import RunError, UserError
+from equipoise.version import __version__
 
 if TYPE_CHECKING:
     from equipoise import attacks
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from equipoise.execution import fast
     from equipoise.fronts.front import Front
     from equipoise.jobs.train import train
-    from equipoise.runs import load
+    from equipoise.store.runs import load
     from equipoise.threat import L1, L2, Linf, Threat
 
 _HOMES = {
@@ -48,7 +47,7 @@ _HOMES = {
     "Threat": "threat",
     "evaluate": "evaluation",
     "fast": "execution",
-    "load": "runs",
+    "load": "store.runs",
     "train": "jobs.train",
 }
 

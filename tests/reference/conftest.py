@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name everybody uses
 
+from benchmarks import peers
 from equipoise.attacks import PGD
 from equipoise.data import load
 from equipoise.draws import GeneratorDraws
-from equipoise.jobs.bench import peers
 from equipoise.threat import Linf
 
 EPS, STEPS, BATCH = 0.15, 600, 64

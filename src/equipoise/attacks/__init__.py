@@ -37,8 +37,8 @@ from equipoise.attacks.fab import FAB, FABT
 from equipoise.attacks.pgd import FGSM, MIFGSM, PGD, CWInf
 from equipoise.attacks.square import Square
 from equipoise.errors import UserError, nearest, short
+from equipoise.parsing import number
 from equipoise.threat import NORMS
-from equipoise.values import number
 
 ATTACKS: dict[str, tuple[Callable[..., Attack], str]] = {
     "fgsm": (FGSM, "one signed gradient step of size eps (Linf, L2)"),

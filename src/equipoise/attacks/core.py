@@ -48,8 +48,8 @@ from equipoise.execution import (
     outside_inference,
     seeded,
 )
+from equipoise.parsing import MOST
 from equipoise.threat import NORMS, ROUNDING, SLIGHT, Norm, Threat
-from equipoise.values import MOST
 
 _SHORT = (torch.bfloat16, torch.float16)
 

@@ -3,7 +3,7 @@
 Heavy imports stand inside the commands, so that ``--help`` is quick.
 """
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "run"]
 
 import sys
 import warnings
@@ -12,17 +12,10 @@ from typing import Annotated
 
 import typer
 
-from equipoise import __version__, own
-from equipoise.cli import (
-    benching,
-    comparing,
-    fronting,
-    judging,
-    looking,
-    reproducing,
-    training,
-)
+from equipoise import plugins
+from equipoise.cli import comparing, evaluating, fronting, reporting, reproducing, training
 from equipoise.errors import FOREIGN, RunError, UserError
+from equipoise.version import __version__
 
 LONGEST = 4000  # characters of a message
 
@@ -52,7 +45,7 @@ def _root(
         Path | None,
         typer.Option(
             "--import",
-            envvar=own.VARIABLE,
+            envvar=plugins.VARIABLE,
             help="A Python file of your own, run first: it may add methods, attacks, data sets "
             "and models to the tables.",
         ),
@@ -61,29 +54,33 @@ def _root(
     """Train image classifiers that stay accurate on clean and on adversarial inputs."""
     del version
     if own_file is not None:
-        own.run(own_file)
+        plugins.run(own_file)
 
 
 app.command(epilog=training.TRAIN_EPILOG)(training.train)
 app.command(epilog=training.EXPLAIN_EPILOG)(training.explain)
-app.command(epilog=judging.EVALUATE_EPILOG)(judging.evaluate)
-app.command()(judging.verify)
+app.command(epilog=evaluating.EVALUATE_EPILOG)(evaluating.evaluate)
+app.command()(evaluating.verify)
 app.command(epilog=fronting.FRONT_EPILOG)(fronting.front)
 app.command(epilog=fronting.PICK_EPILOG)(fronting.pick)
 app.command(epilog=comparing.EPILOG)(comparing.compare)
 app.command(epilog=reproducing.EPILOG)(reproducing.reproduce)
-app.command(epilog=benching.EPILOG)(benching.bench)
-app.command()(looking.report)
-app.command("list")(looking.list_)
+app.command()(reporting.report)
+app.command("list")(reporting.list_)
 data_app = typer.Typer(help="Find and get data sets.", invoke_without_command=True)
-data_app.callback()(looking.data)
-data_app.command("get")(looking.data_get)
+data_app.callback()(reporting.data)
+data_app.command("get")(reporting.data_get)
 app.add_typer(data_app, name="data")
-app.command()(looking.demo)
+app.command()(reporting.demo)
 
 
 def main() -> None:
-    """Run the command line; errors are one line, with exit code 2 or 1."""
+    """Run the command line."""
+    run(app)
+
+
+def run(app: typer.Typer) -> None:
+    """Run an application; errors are one line, with exit code 2 or 1."""
     warnings.formatwarning = lambda message, *where: f"WARNING: {message}\n"
     try:
         code = app(standalone_mode=False)

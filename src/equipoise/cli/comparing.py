@@ -56,8 +56,8 @@ def compare(
     """
     from rich.console import Console as Terminal
 
-    from equipoise.jobs.compare import compare as job
-    from equipoise.progress import Console
+    from equipoise.plans.compare import compare as job
+    from equipoise.terminal.progress import Console
 
     job(
         what,

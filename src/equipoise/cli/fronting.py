@@ -11,7 +11,7 @@ from equipoise.cli.options import DataDir, Quiet, Trust, console_of
 from equipoise.errors import UserError
 
 if TYPE_CHECKING:
-    from equipoise.fronts.ends import BatchNorms
+    from equipoise.fronts.line import BatchNorms
 
 FRONT_EPILOG = (
     "Then: equipoise pick RUN --min-clean 0.88 --out runs/picked. Interrupted, the same command "
@@ -81,9 +81,9 @@ def front(
     from equipoise.execution import PRECISIONS
     from equipoise.fronts.survey import DEFAULT
     from equipoise.jobs.front import measure_front
-    from equipoise.tables import write_front
+    from equipoise.parsing import choice, numbers
+    from equipoise.terminal.tables import write_front
     from equipoise.threat import NORMS
-    from equipoise.values import choice, numbers
 
     radii = [None] if eps is None else numbers(eps, "--eps")
     if len(radii) > 1:
@@ -169,7 +169,7 @@ def pick(
 
 
 def _batchnorm(text: str | None) -> "BatchNorms | None":
-    from equipoise.values import choice
+    from equipoise.parsing import choice
 
     known = ("average", "estimate")
     return None if text is None else cast("BatchNorms", choice(text, "--batchnorm", known))

@@ -11,7 +11,7 @@ import typer
 from equipoise.errors import RunError
 
 if TYPE_CHECKING:
-    from equipoise.progress import Console
+    from equipoise.terminal.progress import Console
 
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder of the data; the usual places otherwise.")
@@ -31,7 +31,7 @@ Trust = Annotated[
 
 def console_of(quiet: bool) -> "Console":
     """Return where a command shows its progress."""
-    from equipoise.progress import Console
+    from equipoise.terminal.progress import Console
 
     return Console(quiet=quiet)
 

@@ -84,7 +84,7 @@ def reproduce(
     """
     from rich.console import Console as Terminal
 
-    from equipoise.jobs.reproduce import reproduce as job
+    from equipoise.plans.reproduce import reproduce as job
 
     job(
         what,

@@ -11,7 +11,7 @@ from equipoise.cli.options import DataDir, Quiet, Trust, console_of
 from equipoise.errors import UserError
 
 if TYPE_CHECKING:
-    from equipoise.recipe import Recipe
+    from equipoise.settings.recipe import Recipe
 
 TRAIN_EPILOG = (
     "Settings are those of `equipoise list methods METHOD`, written key=value: "
@@ -76,7 +76,7 @@ def train(
 
 def _is_run(what: str) -> bool:
     """Tell whether a run folder is named; the name of a method is always the method."""
-    from equipoise.methods import METHODS
+    from equipoise.settings.methods import METHODS
 
     return (Path(what) / "recipe.yaml").is_file() and what not in METHODS
 
@@ -88,7 +88,7 @@ def _recipe(
 
     They lie under those of a method or a file, these under options, and those under key=value.
     """
-    from equipoise import recipe as recipes
+    from equipoise.settings import recipe as recipes
 
     changed = recipes.overrides(settings or [])
     for name in changed.keys() & given.keys():
@@ -130,7 +130,7 @@ def explain(
 
     All numbers are those that a training with the same settings would use. Nothing is started.
     """
-    from equipoise.explanation import explain as in_words
+    from equipoise.settings.explanation import explain as in_words
 
     given = {} if data is None else {"data": data}
     recipe, remarks = _recipe(what, given, settings, published)

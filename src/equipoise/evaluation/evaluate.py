@@ -28,9 +28,9 @@ from equipoise.execution import (
     outside_inference,
     restored,
 )
+from equipoise.parsing import check_seed
 from equipoise.stopwatch import peak_memory
 from equipoise.threat import Threat
-from equipoise.values import check_seed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -12,9 +12,9 @@ from torch import Tensor
 from equipoise.errors import UserError
 from equipoise.evaluation.checks import Finding
 from equipoise.evaluation.outcome import Outcome
-from equipoise.shown import TextTable, accuracy
+from equipoise.store.verdicts import Verdicts
+from equipoise.terminal.text_table import TextTable, accuracy
 from equipoise.threat import Threat
-from equipoise.verdicts import Verdicts
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -177,6 +177,6 @@ class Result:
     def records(self) -> list[dict[str, Any]]:
         """Return a record for the clean accuracy, each attack and the worst case.
 
-        See :meth:`equipoise.verdicts.Verdicts.records`.
+        See :meth:`equipoise.store.verdicts.Verdicts.records`.
         """
         return self.counted.records()

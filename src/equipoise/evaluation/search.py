@@ -24,7 +24,7 @@ from equipoise.evaluation.plan import Stage
 from equipoise.evaluation.result import Result
 from equipoise.execution import Execution, Fast, fast
 from equipoise.losses import margin
-from equipoise.machine import machine
+from equipoise.store.machine import machine
 from equipoise.threat import Threat
 
 NEAR = 0.04  # of the clean margin; rounding moved the end of a search by up to 0.03 of it

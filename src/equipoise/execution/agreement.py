@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.execution.compiled import Network
+from equipoise.execution.folded_copy import Twin
 from equipoise.execution.gradient import differentiated
 from equipoise.execution.modes import seeded
 from equipoise.execution.outputs import ask
-from equipoise.execution.twin import Twin
 from equipoise.losses import margin
 
 # How far logits, without their mean, may be apart, relative to the largest; and how far the

@@ -2,8 +2,8 @@
 
 A point counts as fooled only where the model itself, in float32, says so. The search may
 therefore run in any arithmetic and any layout: :class:`Fast` holds a model in that form, a
-:class:`~equipoise.execution.twin.Twin`, beside the model itself. A form that fails, or answers
-otherwise than the model, is given up, and the search goes on with the model.
+:class:`~equipoise.execution.folded_copy.Twin`, beside the model itself. A form that fails, or
+answers otherwise than the model, is given up, and the search goes on with the model.
 """
 
 __all__ = ["Fast", "as_is", "fast"]
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from equipoise.errors import UserError
 from equipoise.execution.agreement import apart, astray
 from equipoise.execution.compiled import Compiled, Step
+from equipoise.execution.folded_copy import Twin, convolves, few, run
 from equipoise.execution.gradient import Differentiated, NoGradient, differentiated
 from equipoise.execution.modes import evaluating, frozen, outside_inference
 from equipoise.execution.outputs import Function, as_module, ask, own
 from equipoise.execution.policy import Execution, Layout
-from equipoise.execution.twin import Twin, convolves, few, run
 
 _T = TypeVar("_T")
 

@@ -12,24 +12,24 @@ import torch
 from torch import nn
 
 from equipoise.data import drawn_again
-from equipoise.digests import tensor_digest
 from equipoise.errors import UserError
 from equipoise.evaluation import Judge
-from equipoise.fronts.ends import BatchNorms, Ends
+from equipoise.fronts.held_out import HeldOut, same_images
 from equipoise.fronts.ledger import FOLDER, Ledger
+from equipoise.fronts.line import BatchNorms, Ends
 from equipoise.fronts.measure import Measured
-from equipoise.fronts.others import HeldOut, same_images
 from equipoise.fronts.picked import Picked
 from equipoise.fronts.picking import Candidate, Choice, Constraint, Verdicts, choose
 from equipoise.fronts.points import Point
 from equipoise.fronts.record import Mark, Record
 from equipoise.fronts.survey import FARTHEST, Subject, Survey, Watch, survey
-from equipoise.own import command
-from equipoise.runs import Run, model_digest
-from equipoise.shown import TextTable
+from equipoise.parsing import lines
+from equipoise.plugins import command
+from equipoise.store.digests import tensor_digest
+from equipoise.store.runs import Run, model_digest
+from equipoise.store.weight_names import PAIR
+from equipoise.terminal.text_table import TextTable
 from equipoise.threat import Norm, Threat
-from equipoise.values import lines
-from equipoise.weights import PAIR
 
 PAPER = 0.4  # gamma at the end of the paper's training
 

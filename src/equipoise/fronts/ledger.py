@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from equipoise.digests import content_digest
 from equipoise.fronts.measure import Measured
-from equipoise.runs import Run
+from equipoise.store.digests import content_digest
+from equipoise.store.runs import Run
 
 FOLDER = "front"
 _TENSORS = ("correct", "robust", "prediction", "adversarial_prediction", "x_adv")

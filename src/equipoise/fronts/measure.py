@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from equipoise.attacks import Attack, check_norms
 from equipoise.attacks.core import check_inputs
-from equipoise.digests import tensor_digest
 from equipoise.evaluation import Judge, Progress
 from equipoise.evaluation.plan import plan
 from equipoise.evaluation.search import Search
 from equipoise.execution import Execution
+from equipoise.store.digests import tensor_digest
 from equipoise.threat import Threat
 
 

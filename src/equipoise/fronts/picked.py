@@ -11,8 +11,8 @@ from torch import nn
 
 from equipoise.errors import UserError
 from equipoise.fronts.picking import Choice
-from equipoise.own import command
-from equipoise.runs import PICKED, Run, is_free, model_digest
+from equipoise.plugins import command
+from equipoise.store.runs import PICKED, Run, is_free, model_digest
 
 _COPIED = ("config.json", "provenance.json")
 

@@ -50,8 +50,8 @@ from numpy.typing import NDArray
 
 from equipoise.errors import RunError, UserError
 from equipoise.fronts.points import Point
-from equipoise.metrics import interval
-from equipoise.values import share
+from equipoise.measures.statistics import interval
+from equipoise.parsing import share
 
 Kind = Literal["max_clean_drop", "min_clean", "min_robust", "gamma"]
 Verdicts = NDArray[np.bool_]

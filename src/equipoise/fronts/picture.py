@@ -6,7 +6,7 @@ from pathlib import Path
 
 from equipoise.fronts.record import Record
 from equipoise.report.front_picture import picture
-from equipoise.report.reproduction.pictures import png_file, svg_file
+from equipoise.report.pictures import png_file, svg_file
 from equipoise.report.writing import write as write_file
 
 

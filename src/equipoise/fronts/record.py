@@ -11,9 +11,9 @@ from typing import Any, Self
 from equipoise.errors import UserError
 from equipoise.fronts.barrier import Barrier, in_words
 from equipoise.fronts.points import Point
-from equipoise.own import command
+from equipoise.plugins import command
 from equipoise.sample import Sample
-from equipoise.shown import TextTable, accuracy
+from equipoise.terminal.text_table import TextTable, accuracy
 
 FILE = "front.json"
 FORMAT = 1

@@ -17,13 +17,13 @@ from equipoise.evaluation import Progress
 from equipoise.execution import Execution, Precision
 from equipoise.fronts.barrier import Barrier, barrier
 from equipoise.fronts.choice import following, initial
-from equipoise.fronts.ends import BatchNorms, Ends, reestimated
+from equipoise.fronts.held_out import HeldOut
 from equipoise.fronts.ledger import FOLDER, Ledger
+from equipoise.fronts.line import BatchNorms, Ends, reestimated
 from equipoise.fronts.measure import Measured, Question, measure, retried
-from equipoise.fronts.others import HeldOut
 from equipoise.fronts.points import Point
 from equipoise.fronts.record import FILE, Mark, Other, Record
-from equipoise.runs import Run, model_digest
+from equipoise.store.runs import Run, model_digest
 from equipoise.threat import Norm, Threat
 
 # Quick and close to AutoAttack, where more steps of PGD are not: of 300 held-out images at

@@ -6,13 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from equipoise import recipe
 from equipoise.errors import UserError
 from equipoise.jobs.evaluate import evaluate_run
 from equipoise.jobs.train import train
-from equipoise.progress import Console
 from equipoise.report import build
-from equipoise.tables import write_table
+from equipoise.settings import recipe
+from equipoise.terminal.progress import Console
+from equipoise.terminal.tables import write_table
 
 RECIPES: dict[str, dict[str, Any]] = {
     "standard": {"method": "standard", "rounds": 15, "batch_size": 64},

@@ -11,25 +11,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import equipoise
-from equipoise import own, recipe, verdicts
+from equipoise import plugins
 from equipoise.attacks import check_norms, parse_list, without_clean
 from equipoise.data import draw, image_digests
-from equipoise.digests import tensor_digest
 from equipoise.errors import UserError
 from equipoise.evaluation import Result, evaluate
 from equipoise.execution import Layout, Precision
 from equipoise.jobs import signals
+from equipoise.jobs.autosave import Keeper
 from equipoise.jobs.device import choose_device, deterministic
-from equipoise.jobs.keeper import Keeper
 from equipoise.jobs.store import Store, left
-from equipoise.jobs.subject import Subject, of_run, open_folder
-from equipoise.progress import Console
-from equipoise.provenance import provenance
-from equipoise.runs import Run, model_digest
+from equipoise.jobs.target_model import Subject, of_run, open_folder
+from equipoise.parsing import check_seed
 from equipoise.sample import Sample
+from equipoise.settings import recipe
+from equipoise.store import verdicts
+from equipoise.store.digests import tensor_digest
+from equipoise.store.provenance import provenance
+from equipoise.store.runs import Run, model_digest
+from equipoise.terminal.progress import Console
 from equipoise.threat import Norm, Threat
-from equipoise.values import check_seed
+from equipoise.version import __version__
 
 DEFAULT = ("fgsm", "pgd-20", "mi-fgsm-10", "cw-inf-30")
 
@@ -104,8 +106,8 @@ def evaluate_run(
         path: The run folder.
         data_dir: The folder of the data; by default that of the training.
         which: The weights: ``"model"`` for the kept ones, or another name as for
-            :meth:`equipoise.runs.Run.model`.
-        model: As for :func:`equipoise.jobs.subject.of_run`, as is the next.
+            :meth:`equipoise.store.runs.Run.model`.
+        model: As for :func:`equipoise.jobs.target_model.of_run`, as is the next.
         trust: Whether to run the code that the folder names.
         console: Where progress is shown; by default nowhere.
         options: Fields of :class:`Options`.
@@ -201,7 +203,7 @@ def _begun(subject: Subject, options: Options) -> tuple[Options, list[Threat]]:
                 f"what was begun has {key} {value}, not {mine}: go on with that, or start anew "
                 "without --resume"
             )
-    with own.explained(first["asked"].get("import")):
+    with plugins.explained(first["asked"].get("import")):
         parse_list(asked["attacks"])
     threats = [Threat(first["norm"], eps) for eps in left(first, found, options.eps)]
     if not threats:
@@ -239,7 +241,7 @@ class _Job:
             "model_sha256": model_digest(self.model),
             "data_sha256": tensor_digest(self.x),
             "labels_sha256": tensor_digest(self.y),
-            "version": equipoise.__version__,
+            "version": __version__,
         }
         self.origin = {
             "split": "test",
@@ -267,7 +269,7 @@ class _Job:
             "seed": self.seed,
             "passes": options.passes,
             "eps": list(options.eps),
-            "import": own.imported(),
+            "import": plugins.imported(),
         }
         about = {**self.of(threat), "asked": asked, "described": self.run.described()}
         others, control = self._others(threat)

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from equipoise import own
+from equipoise import plugins
 from equipoise.fronts import picture
-from equipoise.fronts.ends import BatchNorms
 from equipoise.fronts.front import Front
+from equipoise.fronts.line import BatchNorms
 from equipoise.fronts.record import FILE, Record
 from equipoise.fronts.survey import Survey, Watch
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
-from equipoise.own import command
-from equipoise.progress import Console
-from equipoise.runs import Run
-from equipoise.weights import PAIR
+from equipoise.plugins import command
+from equipoise.store.runs import Run
+from equipoise.store.weight_names import PAIR
+from equipoise.terminal.progress import Console
 
 
 def measure_front(
@@ -57,7 +57,7 @@ def measure_front(
     console = console or Console(quiet=True)
     if trust:
         for folder in (path, *others):
-            own.run_trusted(Run.open(folder).made_with(), console.warn)
+            plugins.run_trusted(Run.open(folder).made_with(), console.warn)
     Survey(**how)  # what will not do is said before anything is read
     deterministic()
     front = Front(

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from equipoise import own
+from equipoise import plugins
 from equipoise.errors import UserError
-from equipoise.fronts.ends import BatchNorms
 from equipoise.fronts.front import Front
+from equipoise.fronts.line import BatchNorms
 from equipoise.fronts.picked import Picked
 from equipoise.jobs.device import choose_device, deterministic
-from equipoise.own import command
-from equipoise.progress import Console
-from equipoise.runs import Run, is_free
+from equipoise.plugins import command
+from equipoise.store.runs import Run, is_free
+from equipoise.terminal.progress import Console
 
 
 def pick(
@@ -55,7 +55,7 @@ def pick(
         raise UserError(f"{place} exists; choose another --out, or remove it")
     deterministic()
     if trust:
-        own.run_trusted(Run.open(path).made_with(), console.warn)
+        plugins.run_trusted(Run.open(path).made_with(), console.warn)
     front = Front(
         path, ends=ends, batchnorm=batchnorm, data_dir=data_dir, device=choose_device(device)
     )

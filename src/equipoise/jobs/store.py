@@ -2,12 +2,13 @@
 
 ``evaluations/NAME.safetensors`` holds inputs, labels, verdicts and every adversarial example; its
 metadata what the evaluation was of and what each attack did, sealed with a SHA-256 over all of
-it. Every number that is shown is counted from these verdicts: see :mod:`equipoise.verdicts`. It is
-written whole or not at all after every few batches, so that an interrupted evaluation
-goes on from there. ``NAME.json`` beside it is the same for people and programs, without the
-images: records, costs and findings, with the SHA-256 of both files in it. ``records.jsonl`` has
-the records of all evaluations of the folder and is made anew each time. Nothing reads the two but
-people, and :mod:`equipoise.jobs.verify`, which compares them with what follows from the verdicts.
+it. Every number that is shown is counted from these verdicts: see
+:mod:`equipoise.store.verdicts`. It is written whole or not at all after every few batches, so
+that an interrupted evaluation goes on from there. ``NAME.json`` beside it is the same for people
+and programs, without the images: records, costs and findings, with the SHA-256 of both files in
+it. ``records.jsonl`` has the records of all evaluations of the folder and is made anew each time.
+Nothing reads the two but people, and :mod:`equipoise.jobs.verify`, which compares them with what
+follows from the verdicts.
 """
 
 __all__ = ["Store", "left"]
@@ -25,14 +26,14 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from equipoise import verdicts
 from equipoise.errors import UserError
 from equipoise.evaluation import Finding, Outcome, Result
-from equipoise.runs import Run
 from equipoise.sample import Sample
-from equipoise.sealed import file_digest, read_arrays, seal, stamped
+from equipoise.store import verdicts
+from equipoise.store.runs import Run
+from equipoise.store.sealed import file_digest, read_arrays, seal, stamped
+from equipoise.store.verdicts import FOLDER, RECORDS, UNREADABLE
 from equipoise.threat import Threat
-from equipoise.verdicts import FOLDER, RECORDS, UNREADABLE
 
 
 class Store:

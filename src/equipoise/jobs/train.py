@@ -11,26 +11,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from equipoise import attacks, data, models, own
-from equipoise import recipe as recipes
+from equipoise import attacks, data, models, plugins
 from equipoise.data import Dataset
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation.checks.inputs import in_range
 from equipoise.execution import Execution
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
-from equipoise.jobs.ending import RULES, summary, where_time_went, write_learners
-from equipoise.own import command
-from equipoise.progress import Console
-from equipoise.provenance import provenance
-from equipoise.recipe import Recipe
-from equipoise.runs import FORMAT, PICKED, Run, model_digest
-from equipoise.split import Split, proportional
+from equipoise.jobs.summary import RULES, summary, where_time_went, write_learners
+from equipoise.plugins import command
+from equipoise.settings import recipe as recipes
+from equipoise.settings.recipe import Recipe
+from equipoise.settings.split import Split, proportional
+from equipoise.store.provenance import provenance
+from equipoise.store.runs import FORMAT, PICKED, Run, model_digest
+from equipoise.store.weight_names import round_name
+from equipoise.terminal.progress import Console
 from equipoise.threat import Threat
 from equipoise.training import Augment, Interrupted, Method, Probe, Training, Watch
 from equipoise.training.learner import derived_seed
-from equipoise.validation import Validator
-from equipoise.weights import round_name
+from equipoise.training.validation import Validator
 
 SAVE_SECONDS = 300.0
 PROBED = 256  # held-out images
@@ -78,7 +78,7 @@ def resume(path: str | Path, *, trust: bool = False, console: Console | None = N
     run, console = Run.open(path), console or Console(quiet=True)
     _refuse_picked(run.path)
     if trust:
-        own.run_trusted(run.made_with(), console.warn)
+        plugins.run_trusted(run.made_with(), console.warn)
     with run.lock():
         return _resume(run, console)
 
@@ -99,10 +99,10 @@ def _resume(run: Run, console: Console) -> Run:
             what = "; ".join(changed)
             raise UserError(f"recipe.yaml is not the one {run.path} was begun with ({what})")
         job.training.load_state_dict(state)
-    line = own.changed(before.get("import"), own.imported())
+    line = plugins.changed(before.get("import"), plugins.imported())
     if line:
         console.warn(f"{run.path}: {line}")
-        run.write_json("provenance.json", {**before, "resumed_with": own.imported()})
+        run.write_json("provenance.json", {**before, "resumed_with": plugins.imported()})
     return job.run_to_end()
 
 

@@ -19,22 +19,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equipoise import own
+from equipoise import plugins
 from equipoise.data import drawn_again
-from equipoise.digests import tensor_digest
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation import Judge, Result
 from equipoise.jobs import verify_stored
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.store import Store
-from equipoise.jobs.subject import Subject, of_run
+from equipoise.jobs.target_model import Subject, of_run
 from equipoise.jobs.verify_again import Again, attack_again
 from equipoise.losses import margin
-from equipoise.own import command
-from equipoise.progress import Console
-from equipoise.runs import model_digest
+from equipoise.plugins import command
 from equipoise.sample import Sample
-from equipoise.verdicts import UNREADABLE
+from equipoise.store.digests import tensor_digest
+from equipoise.store.runs import model_digest
+from equipoise.store.verdicts import UNREADABLE
+from equipoise.terminal.progress import Console
 
 WRITTEN_SECONDS = 1.0  # in which an evaluation that goes on has written what it writes
 UNDECIDED = 1e-4  # margins within this share of the logits may turn with the batch they are in
@@ -86,7 +86,7 @@ def verify_run(
         data_dir: The folder of the data; by default that of the training.
         device: ``auto``, ``cpu`` or ``cuda``.
         batch_size: How many images are looked at together.
-        model: As for :func:`equipoise.jobs.subject.of_run`, as is the next.
+        model: As for :func:`equipoise.jobs.target_model.of_run`, as is the next.
         trust: Whether to run the code that the folder names.
         again: How many images of each evaluation that are said to be robust are attacked again.
         nonce: What these are drawn by; None: something new, which is said.
@@ -184,7 +184,7 @@ def _attack(verified: Verified, store: Store, subject: Subject, n: int, nonce: s
     x = tensors["x"].to(next(subject.model.parameters(), tensors["x"]).device)
     judge = _judge(subject, result, x, 500)
     try:
-        with own.explained(dict(about.get("asked") or {}).get("import")):
+        with plugins.explained(dict(about.get("asked") or {}).get("import")):
             verified.again = attack_again(
                 result, x, judge, n=n, nonce=nonce, version=str(about.get("version"))
             )

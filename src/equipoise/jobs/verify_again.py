@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equipoise import __version__
 from equipoise.attacks import Attack
 from equipoise.errors import UserError
 from equipoise.evaluation import Judge, Outcome, Result, evaluate
 from equipoise.evaluation.search import NEAR
 from equipoise.jobs.verify_stored import TRANSFER, recreate
-from equipoise.machine import machine
-from equipoise.metrics import would_be_found
+from equipoise.measures.statistics import would_be_found
+from equipoise.store.machine import machine
+from equipoise.version import __version__
 
 SECOND = 8  # points that are looked at in their first batch, where a bit differs
 _HOW = ("seed", "precision", "layout", "compile", "batch_size", "strongest")

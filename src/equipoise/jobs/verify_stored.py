@@ -15,17 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equipoise import recipe as recipes
-from equipoise import verdicts
 from equipoise.attacks import Attack, AutoAttack, parse
 from equipoise.errors import UserError
 from equipoise.evaluation import Result
 from equipoise.jobs.store import Store
-from equipoise.runs import Run
 from equipoise.sample import Sample
-from equipoise.sealed import file_digest, is_sealed
+from equipoise.settings import recipe as recipes
+from equipoise.store import verdicts
+from equipoise.store.runs import Run
+from equipoise.store.sealed import file_digest, is_sealed
+from equipoise.store.verdicts import RECORDS, UNREADABLE, all_lines, stage_of
 from equipoise.threat import Norm, Threat
-from equipoise.verdicts import RECORDS, UNREADABLE, all_lines, stage_of
+from equipoise.version import __version__
 
 CLOSE = 1e-9  # of numbers that another version of a library works out
 PASSES = 1000  # more forward passes a verdict are nobody's
@@ -196,8 +197,6 @@ def _derived(result: Result, tensors: Mapping[str, Tensor]) -> Iterator[str]:
 
 def _attacks(about: Mapping[str, Any], result: Result) -> Iterator[str]:
     """Hold the names of attacks against their settings, and against whom they attacked."""
-    import equipoise
-
     finished = bool(about.get("finished"))
     for name, outcome in result.outcomes.items():
         if name == TRANSFER:
@@ -212,7 +211,7 @@ def _attacks(about: Mapping[str, Any], result: Result) -> Iterator[str]:
         except UserError:
             continue  # an attack of the user's own that is not given; --again says so
         same = outcome.settings == settings or outcome.settings.startswith(f"{settings}, searched")
-        if about.get(_ALSO) == equipoise.__version__ and not same:
+        if about.get(_ALSO) == __version__ and not same:
             yield f"{name} stands for {settings}, and what ran is said to be {outcome.settings}"
     yield from _stages(result) if finished else ()
 

@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from equipoise.errors import UserError, nearest
 from equipoise.execution import evaluating, seeded
 from equipoise.models.core import Normalize
-from equipoise.values import numbers
+from equipoise.parsing import numbers
 
 NEAR = 0.01  # how far normalised colours may lie apart by the digits of the constants
 DEEPEST = 4  # an object in a list in an object of a module is still looked at

@@ -10,7 +10,8 @@ The network is a trunk after a stem, its first convolution. From a random start,
 3. the gradient of :math:`-\langle h(x + \eta), p \rangle` at the last :math:`\eta` is added to
    that of the stem's weights.
 
-Gradients are sums of m, so the learning rate is divided by m (see :mod:`equipoise.learning`).
+Gradients are sums of m, so the learning rate is divided by m (see
+:mod:`equipoise.settings.learning`).
 With the whole network as the stem and n = 1, step 2 is a step of PGD: PGD-AT that trains on
 every iterate.
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from equipoise.own import changed, command
+from equipoise.plugins import changed, command
 from equipoise.report.checks import check_cautions
 from equipoise.report.results import Row, Threat, sections
 from equipoise.report.runs_reader import Run

@@ -5,7 +5,7 @@ __all__ = ["CheckList", "check_cautions", "check_lists", "ranked", "said"]
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from equipoise.own import command
+from equipoise.plugins import command
 from equipoise.report.evaluations_reader import Evaluation, Finding
 from equipoise.report.results import Threat
 from equipoise.report.runs_reader import Run

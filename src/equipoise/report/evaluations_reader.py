@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from equipoise import verdicts
-from equipoise.own import command
+from equipoise.parsing import reason
+from equipoise.plugins import command
 from equipoise.report.records_reader import Record, record
 from equipoise.sample import Sample
-from equipoise.sealed import weights_digest
-from equipoise.values import reason
-from equipoise.verdicts import FOLDER, RECORDS, UNREADABLE, WORST, read
+from equipoise.store import verdicts
+from equipoise.store.sealed import weights_digest
+from equipoise.store.verdicts import FOLDER, RECORDS, UNREADABLE, WORST, read
 
 _STATUSES = ("failed", "warning", "ok", "skipped")
 

@@ -16,12 +16,12 @@ from safetensors import SafetensorError, safe_open
 
 from equipoise.fronts.points import Point
 from equipoise.fronts.record import Record
+from equipoise.parsing import reason
 from equipoise.report import wording
 from equipoise.report.front_picture import HALO, picture
 from equipoise.report.gallery import LARGE, image_uri
-from equipoise.report.reproduction.pictures import inline
+from equipoise.report.pictures import inline
 from equipoise.report.runs_reader import Run
-from equipoise.values import reason
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,9 @@ from matplotlib.figure import Figure as Canvas
 
 from equipoise.fronts.points import Point
 from equipoise.fronts.record import Other, Record
-from equipoise.report import wording
-from equipoise.report.reproduction import pictures
-from equipoise.report.reproduction.content import Picture
-from equipoise.report.reproduction.palette import Look, Palette, look_of
-from equipoise.report.reproduction.tradeoff import plane
+from equipoise.report import pictures, wording
+from equipoise.report.content import Picture
+from equipoise.report.palette import Look, Palette, look_of
 
 HALO = "halo"  # the names of the rings that a page shows around a point: halo-0, halo-1, ...
 _FRONT = Look(1, (), "o", 1.8)
@@ -67,7 +65,7 @@ def _draw(palette: Palette, record: Record, halos: bool) -> Canvas:
     if halos:
         for i, point in enumerate(record.points):
             _ring(axes, palette.ink, point, size=17, width=2.4, name=f"{HALO}-{i}")
-    plane(axes)
+    pictures.plane(axes)
     pictures.put_labels(axes, names, places, [palette.ink] * len(names), busy)
     axes.set_xlabel(f"robust accuracy ({record.attack})", color=palette.muted, fontsize=10)
     axes.set_ylabel("clean accuracy", color=palette.muted, fontsize=10)

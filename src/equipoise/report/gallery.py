@@ -17,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from equipoise.parsing import reason
 from equipoise.report.evaluations_reader import Evaluation
 from equipoise.report.results import Threat
 from equipoise.report.runs_reader import Run
 from equipoise.report.selection import attack_names, selections
 from equipoise.report.wording import norm_text, threat_text
-from equipoise.sealed import read_arrays
-from equipoise.values import reason
-from equipoise.verdicts import UNREADABLE, read
+from equipoise.store.sealed import read_arrays
+from equipoise.store.verdicts import UNREADABLE, read
 
 LARGE = 96  # pixels; above, fewer images are shown and they are not enlarged
 _KNOWN = {  # of each image

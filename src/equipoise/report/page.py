@@ -12,7 +12,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from equipoise.errors import UserError
-from equipoise.own import command
+from equipoise.plugins import command
 from equipoise.report import wording
 from equipoise.report.cautions import cautions
 from equipoise.report.checks import check_lists

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from equipoise.errors import UserError
-from equipoise.values import reason
+from equipoise.parsing import reason
 
 Numbers = Mapping[str, float]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.errors import UserError
+from equipoise.parsing import checked, lines, load
 from equipoise.report.evaluations_reader import Evaluation, read_evaluations
 from equipoise.report.reading import Numbers, budget, mapping, numbers
 from equipoise.report.records_reader import Record, told
-from equipoise.values import checked, lines, load
 
 _OWN = "own-model.json"  # describes a model that was not trained here
 _PICKED = "picked.json"  # says from which front a model was picked, and why

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.report.wording import count
-from equipoise.verdicts import stage_of
+from equipoise.store.verdicts import stage_of
 
 FOOLED, WITHSTOOD, EXTREME = 8, 4, 8  # images
 _IN_TURN = "The first image of every class in turn, in the order in which they were evaluated."

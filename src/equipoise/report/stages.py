@@ -5,7 +5,7 @@ __all__ = ["StageTable", "heading", "stage_tables"]
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from equipoise.metrics import interval
+from equipoise.measures.statistics import interval
 from equipoise.report.bars import Bar, bars
 from equipoise.report.drawing import Figure, Key, Panel
 from equipoise.report.records_reader import Record, Stage

@@ -24,7 +24,7 @@ from equipoise.execution import Execution, own
 from equipoise.objectives import Batch
 from equipoise.stopwatch import Stopwatch
 from equipoise.threat import Threat
-from equipoise.training import batchnorm, collapse, soundness
+from equipoise.training import batchnorm, collapse, finite
 from equipoise.training.collapse import Probe, Probes, described, noted
 from equipoise.training.learner import Augment, Learner, derived_seed, width
 from equipoise.training.merge import State, carried, total
@@ -204,7 +204,7 @@ class Training:
             raise Interrupted(f"stopped in round {t} of {self.rounds}, step {self.done}")
 
     def _check_sound(self, t: int, *, weights: bool = False) -> None:
-        soundness.check(self.learners.values(), f"round {t} of {self.rounds}", weights=weights)
+        finite.check(self.learners.values(), f"round {t} of {self.rounds}", weights=weights)
 
     def _close_round(self, t: int, probes: Probes) -> dict[str, Any]:
         """Validate, decide on t', hand over, and return the record of the round."""
@@ -260,7 +260,7 @@ class Training:
         }
         if not all(math.isfinite(value) for value in record.values()):
             where = f"round {t} of {self.rounds}"
-            raise soundness.broken(learner, "validation loss is", where)
+            raise finite.broken(learner, "validation loss is", where)
         return record
 
     def _end(self, t: int) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from equipoise.evaluation.checks.finding import Finding, finding, graded, judged, listed, plural
 from equipoise.evaluation.checks.model import correct_of, exact_of, preserved
-from equipoise.metrics import interval
+from equipoise.measures.statistics import interval
 from equipoise.threat import Threat
 
 RARE, OFTEN = 0.002, 0.05  # shares that are tolerated, see each check

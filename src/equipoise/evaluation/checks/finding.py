@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from equipoise.metrics import interval
+from equipoise.measures.statistics import interval
 
 Status = Literal["ok", "warning", "failed", "skipped"]
 

@@ -1,0 +1,280 @@
+"""Attacking a model, and checking what was found."""
+
+__all__ = ["EVALUATE_EPILOG", "evaluate", "verify"]
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from equipoise.cli.options import DataDir, Quiet, Strict, Trust, console_of, refuse
+from equipoise.errors import RunError, UserError
+
+EVALUATE_EPILOG = (
+    "AutoAttack: --attacks autoattack. Table 2 of a paper, each attack alone and as a "
+    "stage: --attacks pgd-20,autoattack --individual. A model of your own: equipoise evaluate "
+    "package.module:function --weights FILE --data cifar10 --eps 8/255."
+)
+
+
+def evaluate(
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RUN|MODEL",
+            help="The run folder; or a model of your own, package.module:function, an nn.Module.",
+        ),
+    ] = None,
+    attacks: Annotated[
+        str | None,
+        typer.Option(
+            help="Attacks, by commas; see `equipoise list attacks`. -K is K steps, options "
+            "stand in brackets: square(queries=1000). By default fgsm, pgd-20, mi-fgsm-10 and "
+            "cw-inf-30, where defined."
+        ),
+    ] = None,
+    individual: Annotated[
+        bool | None,
+        typer.Option(
+            "--individual/--staged",
+            help="Every attack alone on all correctly classified images; or each on what "
+            "withstood those before. By default the stages of an ensemble are staged, and "
+            "attacks that are named alone run alone.",
+        ),
+    ] = None,
+    eps: Annotated[
+        str | None, typer.Option(help="Radii, by commas, like 8/255; that of the training.")
+    ] = None,
+    norm: Annotated[str | None, typer.Option(help="linf, l2 or l1; that of the training.")] = None,
+    n: Annotated[
+        int | None,
+        typer.Option("-n", help="N test images, a stratified sample; all of them."),
+    ] = None,
+    first: Annotated[
+        bool, typer.Option("--first", help="With -n: the first N of the test set instead.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted evaluation.")
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="The same as MODEL by its position; or the model of a RUN that is of one of your "
+            "own."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="With MODEL: a data set, or the path of an .npz.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="With MODEL: the folder of the results.")
+    ] = None,
+    normalise: Annotated[
+        str | None,
+        typer.Option(
+            help="With MODEL: put the normalisation of this data set in front of it (imagenet, "
+            "cifar10, cifar100, svhn, mnist, fashion-mnist, clip, half); none: not even that of "
+            "the weights file.",
+        ),
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(help="With MODEL and --std: the same by values, one a channel, by commas."),
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="With MODEL and --mean.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the attacks; 0.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images at a time: memory, not results.")] = 250,
+    precision: Annotated[
+        str,
+        typer.Option(help="Of the search: float32, bfloat16 or auto. The judge is float32."),
+    ] = "auto",
+    layout: Annotated[
+        str,
+        typer.Option(help="Of images in the search: channels_last, contiguous or auto."),
+    ] = "auto",
+    compile: Annotated[  # noqa: A002 - torch's name for it
+        bool,
+        typer.Option(help="Compile the search, which takes time at first: for long evaluations."),
+    ] = False,
+    passes: Annotated[
+        int | None, typer.Option(help="Forward passes a verdict, for models that are random.")
+    ] = None,
+    strongest: Annotated[
+        bool,
+        typer.Option(
+            "--strongest",
+            help="Keep the points of the largest loss that PGD finds rather than the first that "
+            "fool: for distortions, CMMR and --transfer. The verdicts are the same.",
+        ),
+    ] = False,
+    checks: Annotated[
+        bool, typer.Option(help="Look for what would make the numbers untrustworthy.")
+    ] = True,
+    transfer: Annotated[
+        list[Path] | None,
+        typer.Option(help="Try the adversarial examples of this run, too; may be repeated."),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="model (the kept one), last, round-005, learner-clean or gamma-0.4 (the two "
+            "learners mixed), as far as the run has them; with MODEL: the file of its weights, or "
+            "FILE:KEY."
+        ),
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write the records here.")] = None,
+    strict: Strict = False,
+    trust: Trust = False,
+    data_dir: DataDir = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Attack a model on test images; print and keep the verdicts.
+
+    The worst case counts an image as robust only if it withstood all attacks, those of earlier
+    evaluations of the same weights on the same images included. Ctrl-C keeps what was found;
+    --resume goes on inside the running attack.
+    """
+    from equipoise.execution import LAYOUTS, PRECISIONS
+    from equipoise.jobs.evaluate import Options, evaluate_subject
+    from equipoise.jobs.target_model import of_model, of_run
+    from equipoise.models.normalisation import asked_for
+    from equipoise.parsing import choice, numbers
+    from equipoise.terminal.tables import write_table
+    from equipoise.threat import NORMS
+
+    if json is not None:
+        _check_json(json)
+    options = Options(
+        attacks=attacks,
+        individual=individual,
+        eps=() if eps is None else numbers(eps, "--eps"),
+        norm=None if norm is None else choice(norm, "--norm", NORMS),
+        n=n,
+        first=first,
+        seed=seed,
+        batch_size=batch_size,
+        precision=choice(precision, "--precision", PRECISIONS),
+        layout=choice(layout, "--layout", LAYOUTS),
+        compile=compile,
+        passes=passes,
+        strongest=strongest,
+        checks=checks,
+        transfer=transfer or (),
+        resume=resume,
+        device=device,
+    )
+    console = console_of(quiet)
+    if not trust:  # else a file that the folder names may add attacks
+        options.check()
+    run, spec = _run_or_model(what, model)
+    asked = asked_for(normalise, mean, std)
+    for_model = any(given is not None for given in (data, out, asked))
+    if (run is None and spec is None) or (run is not None and for_model):
+        raise UserError(
+            "expected a run folder, or --model package.module:function --data ... (with it "
+            "--out, --normalise, --mean, --std; see equipoise evaluate --help)"
+        )
+    if run is not None:
+        kept = weights or "model"
+        subject = of_run(run, kept, data_dir, console, model=spec, trust=trust)
+    elif spec is None or data is None:
+        raise UserError("--model needs --data, or the run folder of its evaluations")
+    else:
+        subject = of_model(
+            spec,
+            weights=weights,
+            data_name=data,
+            data_dir=data_dir,
+            out=out,
+            normalise=asked,
+            say=console.say,
+        )
+        console.say(f"results go to {subject.run.path}")
+    records = evaluate_subject(subject, options, console)
+    if json is not None:  # first: a closed pipe ends the table
+        _write_json(json, records)
+    write_table(records)
+    refuse(strict, (f"{r['evaluation']}: {name}" for r in records for name in r["failed"]))
+
+
+def _run_or_model(what: str | None, model: str | None) -> tuple[Path | None, str | None]:
+    """Return the run folder and the model that are named, by position or by --model."""
+    if what is None or Path(what).is_dir() or not re.fullmatch(r"[\w.]+:\w+", what):
+        return None if what is None else Path(what), model
+    if model is not None:
+        raise UserError(f"the model is given twice: {what} and --model {model}")
+    return None, what
+
+
+def verify(
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="The model, where the folder is of one of your own, as evaluated."),
+    ] = None,
+    trust: Trust = False,
+    again: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Also attack N random images again that are said to be robust, as before.",
+        ),
+    ] = 0,
+    nonce: Annotated[
+        str | None,
+        typer.Option(help="With --again: any text, which chooses the points; a new one."),
+    ] = None,
+    data_dir: DataDir = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Check every stored adversarial example again, by forward passes alone.
+
+    Each must be finite, in the range, in the ball (in float64), and misclassified by the float32
+    model, and every number must follow from the verdicts: else exit code 1. That proves how robust
+    the model is at most; what was not found cannot be seen. --again looks for it.
+    """
+    from equipoise.jobs.verify import verify_run
+
+    verify_run(
+        run,
+        data_dir=data_dir,
+        device=device,
+        model=model,
+        trust=trust,
+        again=again,
+        nonce=nonce,
+        console=console_of(quiet),
+    )
+
+
+def _check_json(path: Path) -> None:
+    """Refuse a file that cannot be written, before the work."""
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--json {path}: there is no folder {path.absolute().parent}")
+    if path.is_dir():
+        raise UserError(f"--json {path} is a folder; name the file to write")
+    there = path.exists()
+    if there and not path.is_file():
+        return  # a pipe: to open it would wait for its reader
+    try:
+        path.open("ab").close()
+        if not there:
+            path.unlink()
+    except OSError as error:
+        raise UserError(f"--json {path} cannot be written: {error.strerror or error}") from None
+
+
+def _write_json(path: Path, records: list[dict[str, Any]]) -> None:
+    import json
+
+    try:
+        path.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}; the run has the records") from None

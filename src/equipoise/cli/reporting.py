@@ -1,0 +1,93 @@
+"""Reports, lists, data and the demo."""
+
+__all__ = ["data", "data_get", "demo", "list_", "report"]
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from equipoise.cli.options import DataDir, Quiet, Strict, console_of, refuse
+from equipoise.errors import UserError
+
+REPORT = Path("report.html")
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, to stand side by side.")],
+    out: Annotated[Path, typer.Option(help="The page; or tables, as .md.")] = REPORT,
+    strict: Strict = False,
+) -> None:
+    """Write one self-contained page: results, curves, examples, provenance."""
+    from equipoise.report import build, failed_checks
+
+    typer.echo(build(runs, out))
+    refuse(strict, failed_checks(runs))
+
+
+def list_(
+    what: Annotated[
+        str | None,
+        typer.Argument(metavar="[methods|attacks|models|data|presets]", help="What to list."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[METHOD|DATA]", help="List its settings; its presets.")
+    ] = None,
+) -> None:
+    """List methods, attacks, models, data sets and presets; or the settings of a method."""
+    from equipoise.settings.presets.table import write_presets
+    from equipoise.terminal.tables import write_catalogue, write_settings
+
+    if what == "presets":
+        write_presets(name)
+    elif name is not None:
+        if what != "methods":
+            raise UserError("only a method has settings: equipoise list methods NAME")
+        write_settings(name)
+    else:
+        write_catalogue(what)
+
+
+def data(context: typer.Context, data_dir: DataDir = None) -> None:
+    """Show which data sets are there, which verified copy, and how to get the others."""
+    if context.invoked_subcommand is None:
+        from equipoise.terminal.tables import write_data
+
+        write_data(data_dir)
+
+
+def data_get(
+    name: Annotated[str, typer.Argument(help="The data set.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Really download.")] = False,
+    base: Annotated[
+        str | None, typer.Option(help="Another http(s) folder to take it from.")
+    ] = None,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+) -> None:
+    """Download a data set: resumable, and verified by checksum before it is put in place."""
+    from equipoise.data import DATASETS, get, load
+
+    if name in DATASETS and not yes:
+        source = DATASETS[name]
+        place = base or (source.remote.base if source.remote else "nowhere")
+        raise UserError(
+            f"this downloads {source.title} from {place} (licence: {source.licence}), verified by "
+            f"SHA-256; agree with: equipoise data get {name} --yes"
+        )
+    folder = get(name, data_dir, base=base, progress=not quiet)
+    typer.echo(folder)
+    if not quiet:
+        typer.echo(load(name, folder).source, err=True)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the two runs and the page go.")] = Path(
+        "runs/demo"
+    ),
+    quiet: Quiet = False,
+) -> None:
+    """Train an undefended and an A3GT model on digits, attack both, write a report."""
+    from equipoise.jobs.demo import run_demo
+
+    run_demo(out, console=console_of(quiet))

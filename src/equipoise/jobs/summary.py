@@ -1,0 +1,88 @@
+"""How a training ended: which round is kept, by what rule, what went wrong, and the learners."""
+
+__all__ = ["RULES", "parts", "summary", "where_time_went", "write_learners"]
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from equipoise.store.runs import Run
+from equipoise.store.weight_names import learner_name
+from equipoise.training import Training
+from equipoise.training.collapse import warnings
+
+RULES: dict[str, tuple[str, Callable[[Mapping[str, float]], float]]] = {
+    "balanced": (
+        "the round with the highest mean of clean and robust validation accuracy",
+        lambda m: m["clean_accuracy"] + m["robust_accuracy"],
+    ),
+    "robust": (
+        "the round with the highest robust validation accuracy",
+        lambda m: m["robust_accuracy"],
+    ),
+    "clean": (
+        "the round with the highest clean validation accuracy",
+        lambda m: m["clean_accuracy"],
+    ),
+    "last": ("the last round", lambda m: 0.0),
+}
+
+
+def summary(training: Training, keep: str) -> dict[str, Any]:
+    """Return what ``summary.json`` says of a training that is over, but for checksums.
+
+    Arguments:
+        training: The training.
+        keep: The rule for the kept round, of :data:`RULES`.
+    """
+    history = training.history
+    handovers = [record["round"] for record in history if record["handover"]]
+    apart = training.method.merge.handover.every is not None and not handovers
+    never = (
+        "never synchronised: the learners were trained apart to the end and their average need "
+        f"not be good at anything ({history[-1]['start']['reason']})"
+    )
+    return {
+        "finished": True,
+        "rounds": len(history),
+        "stopped_early": training.stopped_early,
+        "kept_round": max(record["round"] for record in history if record["kept"]),
+        "rule": RULES[keep][0],
+        "start": history[-1]["start"],
+        "handovers": handovers,
+        "warnings": ([never] if apart else []) + warnings(history),
+        "gradient_evaluations": sum(record["gradient_evaluations"] for record in history),
+        "seconds": sum(sum(record["seconds"].values()) for record in history),
+        "parts": parts(history),
+    }
+
+
+def parts(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the seconds of each part of a training, the longest first."""
+    sums: dict[str, float] = defaultdict(float)
+    for record in history:
+        for name, seconds in record.get("parts", {}).items():
+            sums[name] += seconds
+        sums["validation"] += record["seconds"]["validation"]
+    return dict(sorted(sums.items(), key=lambda part: -part[1]))
+
+
+def where_time_went(sums: Mapping[str, float]) -> str:
+    """Return in a sentence what a training spent its time on."""
+    whole = sum(sums.values()) or 1.0
+    shares = (f"{name} {seconds / whole:.0%}" for name, seconds in sums.items())
+    return f"{whole:.0f} s: {', '.join(shares)}"
+
+
+def write_learners(run: Run, training: Training) -> None:
+    """Write what the merge takes from each of several learners, at the end of the training.
+
+    After a last round of ``rounds`` that hands nothing over they are what was merged. Where the
+    training stopped early after a hand-over, or handed over after every step, each is the global
+    model. A trunk that parted into others is none of them.
+    """
+    merged = training.method.merge.weights.knots
+    if len(merged) > 1:
+        for name in merged:
+            part = training.learners[name].merged_part()
+            run.write_model(f"{learner_name(name)}.safetensors", part)

@@ -1,0 +1,251 @@
+"""What is evaluated: the model of a run, or a model of the user's own, with its test images."""
+
+__all__ = ["Subject", "of_model", "of_run", "open_folder"]
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from equipoise import data, plugins
+from equipoise.data import Dataset
+from equipoise.errors import UserError
+from equipoise.models.foreign import (
+    MUTE,
+    Asked,
+    from_here,
+    import_model,
+    load_weights,
+    put_in_front,
+    weights_of,
+)
+from equipoise.models.normalisation import Constants
+from equipoise.plugins import command
+from equipoise.settings import recipe
+from equipoise.store.runs import OWN, Run, is_free
+from equipoise.store.sealed import file_digest
+from equipoise.store.weight_names import canonical
+from equipoise.terminal.progress import Console
+from equipoise.threat import Norm
+
+WAIT_SECONDS = 10.0
+Load = Callable[[str], ModuleType]
+_BEFORE = {"weights_key": ""}  # what folders of earlier versions do not say
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to evaluate.
+
+    Arguments:
+        run: The folder that the results go to.
+        model: The model, in eval mode, on the CPU.
+        dataset: The data; only its test images are touched.
+        norm: The norm to evaluate in where none is asked for.
+        eps: The radius in that norm.
+        which: The name of the weights: ``"model"`` for the kept ones; see
+            :mod:`equipoise.store.weight_names`.
+        source: The file that an own model's code is from, and its SHA-256; None: there is none.
+        given: What has to be given with the folder, so that its model is found again.
+    """
+
+    run: Run
+    model: nn.Module
+    dataset: Dataset
+    norm: Norm
+    eps: float
+    which: str = "model"
+    source: dict[str, str] | None = None
+    given: tuple[str, ...] = ()
+
+    @property
+    def resuming(self) -> str:
+        """The command that goes on with an interrupted evaluation."""
+        named = () if self.which == "model" else ("--weights", self.which)
+        return command("evaluate", self.run.path, *self.given, *named, "--resume")
+
+
+def open_folder(path: str | Path) -> Run:
+    """Return the folder of a training, or of an evaluation of a user's own model."""
+    return Run.open(path, ("recipe.yaml", OWN))
+
+
+def of_run(
+    path: str | Path,
+    which: str,
+    data_dir: str | Path | None,
+    console: Console,
+    *,
+    model: str | None = None,
+    trust: bool = False,
+) -> Subject:
+    """Return the model of a folder: of a training, or of an earlier evaluation.
+
+    No code is run because a folder names it.
+
+    Arguments:
+        path: The folder.
+        which: The weights, by a name as for :meth:`equipoise.store.runs.Run.model`.
+        data_dir: The folder of the data; None: that of the training.
+        console: Where warnings are shown.
+        model: For evaluations of a model of the user's own: that model again.
+        trust: Whether to run the code that the folder names instead.
+
+    Raises:
+        UserError: If there is no model, or its data are not found or have changed; or if the
+            folder needs code that the user has not given.
+    """
+    run = open_folder(path)
+    made = run.made_with()
+    if trust:
+        plugins.run_trusted(made, console.warn)
+    if (run.path / "recipe.yaml").is_file():
+        if model is not None:
+            raise UserError(f"{run.path} has a model of its own: leave --model out")
+        return _trained(run, which, data_dir, console)
+    if which != "model":
+        raise UserError(
+            f"{run.path} holds evaluations of a model of your own: it has no weights {which!r}"
+        )
+    with plugins.explained(made):
+        return _again(run, data_dir, console, model, trust)
+
+
+def _trained(run: Run, which: str, data_dir: str | Path | None, console: Console) -> Subject:
+    model, which = run.model(which), canonical(which)  # first: a wrong name loads no data
+    settings = recipe.stored(run)
+    dataset = data.load(settings.data, data_dir or settings.data_dir)
+    trained = run.read_json("provenance.json").get("data", {}).get("sha256")
+    if trained and trained != dataset.sha256:
+        raise UserError(
+            f"{run.path} was trained on other data than is found now (checksums differ)"
+        )
+    if not run.read_json("summary.json").get("finished"):
+        this = "its best model so far" if which == "model" else which
+        console.warn(
+            f"{run.path} is not trained to its end; this is {this}. "
+            f"Go on with: {command('train', '--resume', run.path)}"
+        )
+    line = plugins.changed(run.made_with(), plugins.imported())
+    if line:
+        console.warn(f"{run.path}: {line}")
+    threat = settings.threat(dataset.eps)
+    return Subject(run, model, dataset, threat.norm, threat.eps, which)
+
+
+def of_model(
+    spec: str,
+    *,
+    weights: str | Path | None,
+    data_name: str,
+    data_dir: str | Path | None,
+    out: Path | None,
+    normalise: Asked = None,
+    say: Callable[[str], None] = MUTE,
+) -> Subject:
+    """Return a model of the user's own, with a folder for its results.
+
+    Arguments:
+        spec: ``package.module:function``.
+        weights: A file of weights, or FILE:KEY; None: the function has loaded them.
+        data_name: A data set's name, or the path of an .npz file.
+        data_dir: The folder of the data.
+        out: The folder of the results; by default ``runs/`` with the function's name.
+        normalise: As for :func:`equipoise.models.foreign.load_weights`.
+        say: Told how weights and normalisation were understood, a line each; the folder's
+            ``own-model.json`` has these lines, too.
+
+    Raises:
+        UserError: If model, weights or data will not do, or the folder is another's.
+    """
+    file, key = weights_of(weights) if weights else (None, "")
+    told: list[str] = []
+    model, dataset = _load(spec, weights, normalise, data_name, data_dir, told.append)
+    folder = Path("runs") / spec.replace(":", ".").replace("/", ".") if out is None else out
+    about = {
+        "format": 1,
+        "model": spec,
+        "weights": str(file.absolute()) if file else None,
+        "weights_key": key,
+        "weights_sha256": file_digest(file) if file else None,
+        "normalise": normalise.content() if isinstance(normalise, Constants) else normalise,
+        "data": data_name if data_name in data.DATASETS else str(Path(data_name).absolute()),
+        "data_dir": str(data_dir) if data_dir else None,
+    }
+    source = plugins.source(spec.partition(":")[0])
+    run = Run(folder)
+    with run.lock("making it ready", "own", wait=WAIT_SECONDS):
+        if is_free(folder):
+            code = {"source": source, "import": plugins.imported()}
+            run.write_json(OWN, {**about, **code, "remarks": told})
+        known = run.read_json(OWN)
+    if not known or any(known.get(key, _BEFORE.get(key)) != about[key] for key in about):
+        raise UserError(f"{folder} holds something else; choose another --out")
+    for line in filter(None, [*told, plugins.changed(known.get("source"), source)]):
+        say(line)
+    given = ("--model", spec)
+    return Subject(run, model, dataset, "linf", dataset.eps, source=source, given=given)
+
+
+def _again(
+    run: Run, data_dir: str | Path | None, console: Console, given: str | None, trust: bool
+) -> Subject:
+    about = run.read_json(OWN)
+    missing = [key for key in ("model", "weights", "data") if key not in about]
+    if missing:
+        raise UserError(f"{run.path / OWN} is damaged: it lacks {', '.join(missing)}")
+    spec, load = _trusted(run, about, trust) if given is None else (given, from_here)
+    weights = Path(about["weights"]) if about["weights"] else None
+    if weights and weights.is_file() and file_digest(weights) != about.get("weights_sha256"):
+        raise UserError(f"{weights} has changed since {run.path} was evaluated")
+    asked = about.get("normalise")
+    normalise = Constants.of(asked) if isinstance(asked, dict) else asked
+    key = about.get("weights_key")
+    source = f"{weights}:{key}" if key else weights
+    place = data_dir or about["data_dir"]
+    model, dataset = _load(spec, source, normalise, about["data"], place, load=load)
+    code = plugins.source(spec.partition(":")[0])
+    line = plugins.changed(about.get("source"), code)
+    if line:
+        console.warn(f"{run.path}: {line}")
+    code_of = ("--trust",) if given is None else ("--model", spec)
+    return Subject(run, model, dataset, "linf", dataset.eps, source=code, given=code_of)
+
+
+def _trusted(run: Run, about: Mapping[str, Any], trust: bool) -> tuple[str, Load]:
+    """Return the name of the model that a folder names, and what imports it if that is wanted."""
+    spec, made = str(about["model"]), about.get("source")
+    if not re.fullmatch(r"[\w.]+:\w+", spec):
+        raise UserError(f"{run.path / OWN} is damaged: its model is no package.module:function")
+    if not trust:
+        raise UserError(
+            f"{run.path} was made with --model {spec} ({plugins.in_words(made)}), and no code is "
+            f"run because a folder names it: look at it, then add --trust, or --model {spec}"
+        )
+    if not isinstance(made, Mapping) or "file" not in made:
+        raise UserError(
+            f"{run.path} does not say from which file {spec} is: give it with --model {spec}"
+        )
+    return spec, plugins.trusted_module(Path(str(made["file"])))
+
+
+def _load(
+    spec: str,
+    weights: str | Path | None,
+    normalise: Asked,
+    data_name: str,
+    data_dir: Any,
+    say: Callable[[str], None] = MUTE,
+    load: Load = from_here,
+) -> tuple[nn.Module, Dataset]:
+    model, dataset = import_model(spec, load), data.load(data_name, data_dir)
+    how: dict[str, Any] = {"shape": (dataset.channels, *dataset.size), "say": say}
+    if weights is not None:
+        model = load_weights(model, weights, normalise=normalise, **how)
+    elif isinstance(normalise, Constants):
+        model = put_in_front(model, normalise, **how)
+    return model.cpu(), dataset

@@ -1,0 +1,1 @@
+"""Statistics, distances and the composite score."""

@@ -1,0 +1,277 @@
+r"""A composite score of robustness, of accuracy under attack and of the distortion it took.
+
+The framework that the A3GT paper cites for its "CMMR" does not publish a formula, so this is a
+definition of our own, with a version; no number of it compares with the paper's. It is the mean
+over the examples of a credit: 1 for one that withstands, :math:`w q` for one that was classified
+correctly and was fooled, 0 for one that was wrong from the start. Here :math:`q` in [0, 1] is how
+much distortion it took, and :math:`w = 1/2`. Hence
+
+.. math:: CMMR = A + w S D
+
+with the accuracy under attack :math:`A`, the share :math:`S` of examples that were right and
+fooled, and the mean :math:`D` of :math:`q` over those. docs/cmmr.md gives the reasons.
+"""
+
+__all__ = ["PSNR_SPAN", "VERSION", "WEIGHT", "Parts", "largest_l2", "measure", "score", "sweep"]
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.errors import UserError
+
+VERSION = "cmmr-1"
+
+# What a fooled example counts at most: half of one that withstands.
+WEIGHT = 0.5
+
+# So many dB of PSNR are a factor of 100 in the length of a perturbation.
+PSNR_SPAN = 40.0
+
+# What the judge of evaluations allows for the rounding of float32 (times eps above 1).
+_ROUNDING = 1e-6
+
+_Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A score and what it is made of.
+
+    Arguments:
+        n: How many examples there are.
+        fooled: How many of them were right and fooled.
+        accuracy: The share that withstands, A.
+        success: The share that was right and fooled, S.
+        ass: The mean SSIM over the fooled; like the next three, None where nothing is fooled.
+        mse: Their mean square error.
+        ald2: Their mean ||x' - x|| / ||x||.
+        psnr: Their mean PSNR, in dB; None also where it is infinite.
+        parts: What each of the four counts, in [0, 1], more for more distortion; or None.
+    """
+
+    n: int
+    fooled: int
+    accuracy: float
+    success: float
+    ass: float | None = None
+    mse: float | None = None
+    ald2: float | None = None
+    psnr: float | None = None
+    parts: Mapping[str, float] | None = None
+
+    @property
+    def distortion(self) -> float | None:
+        """Return D, the mean of the four parts, in [0, 1]; None where nothing is fooled."""
+        return None if self.parts is None else sum(self.parts.values()) / len(self.parts)
+
+    @property
+    def score(self) -> float:
+        """Return the score, in [0, 1]."""
+        return score(self.accuracy, self.success, self.distortion)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the score, its version and all that it is made of, as JSON has it."""
+        names = ("score", "accuracy", "success", "distortion", "n", "fooled")
+        raw = ("ass", "mse", "ald2", "psnr")
+        content = {name: getattr(self, name) for name in (*names, *raw)}
+        parts = dict.fromkeys(raw) if self.parts is None else dict(self.parts)
+        return {"version": VERSION, **content, "parts": parts}
+
+
+def score(accuracy: float, success: float, distortion: float | None) -> float:
+    """Return A + w S D.
+
+    Example:
+        >>> score(0.64, 0.18, 0.4)
+        0.676
+
+    Arguments:
+        accuracy: The share that withstands, A.
+        success: The share that was right and fooled, S.
+        distortion: The distortion that it took, D, in [0, 1]; None where nothing is fooled.
+    """
+    return accuracy + WEIGHT * success * (distortion or 0.0)
+
+
+def largest_l2(norm: str, eps: float, dimensions: int) -> float:
+    """Return how long a perturbation can be at most, in L2, in this threat and in [0, 1].
+
+    Example:
+        >>> largest_l2("linf", 0.1, 784)
+        2.8000000000000003
+
+    Arguments:
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+        eps: The radius. In L1 one value alone makes the longest, but it moves by 1 at most.
+        dimensions: How many values an image has, over all its channels.
+
+    Raises:
+        UserError: If the norm is unknown.
+    """
+    widest = math.sqrt(dimensions)
+    if norm == "linf":
+        return min(eps, 1.0) * widest
+    if norm == "l2":
+        return min(eps, widest)
+    if norm == "l1":
+        return min(eps, math.sqrt(eps), widest)
+    raise UserError(f"norm must be one of linf, l2, l1, got {norm!r}")
+
+
+def measure(
+    correct: Sequence[bool],
+    robust: Sequence[bool],
+    ssim: Sequence[float],
+    mse: Sequence[float],
+    ald2: Sequence[float],
+    psnr: Sequence[float],
+    *,
+    norm: str,
+    eps: float,
+    dimensions: int,
+) -> Parts:
+    """Return the score of one model under one threat.
+
+    Example:
+        >>> parts = measure(
+        ...     [True, True], [True, False], [1.0, 0.9], [0.0, 0.01], [0.0, 0.2], [math.inf, 20.0],
+        ...     norm="linf", eps=0.1, dimensions=784,
+        ... )
+        >>> round(parts.score, 6), round(parts.distortion, 6)
+        (0.64375, 0.575)
+
+    Arguments:
+        correct: Which examples are classified correctly unattacked.
+        robust: Which of them withstand every attack.
+        ssim: The similarity of each fooled example to its image, with one value an example as
+            all others (:mod:`equipoise.measures.distortion` has them); only those of the
+            fooled are read.
+        mse: The mean square errors.
+        ald2: The changes as parts of the images.
+        psnr: The ratios in dB, infinite where nothing changed.
+        norm: The threat's norm.
+        eps: The threat's radius.
+        dimensions: How many values an image has, over all its channels.
+
+    Raises:
+        UserError: If there are no examples, their numbers differ, one withstands that is not
+            correct, a value of a fooled one is not a number, or it is outside the threat.
+    """
+    right, held = np.asarray(correct, dtype=bool), np.asarray(robust, dtype=bool)
+    given = {"ssim": ssim, "mse": mse, "ald2": ald2, "psnr": psnr}
+    raw = {name: np.asarray(values, dtype=np.float64) for name, values in given.items()}
+    _check(right, held, raw)
+    hit = right & ~held
+    n, fooled = len(right), int(hit.sum())
+    accuracy, success = int(held.sum()) / n, fooled / n
+    if not fooled:
+        return Parts(n, fooled, accuracy, success)
+    raw = {name: values[hit] for name, values in raw.items()}
+    _check_values(raw, norm, eps, dimensions)
+    means = {name: float(values.mean()) for name, values in raw.items()}
+    return Parts(
+        n,
+        fooled,
+        accuracy,
+        success,
+        ass=means["ssim"],
+        mse=means["mse"],
+        ald2=means["ald2"],
+        psnr=means["psnr"] if math.isfinite(means["psnr"]) else None,
+        parts=_parts(raw, largest_l2(norm, eps, dimensions) ** 2 / dimensions),
+    )
+
+
+def sweep(
+    correct: Sequence[bool],
+    radii: Mapping[float, Mapping[str, Sequence[Any]]],
+    *,
+    norm: str,
+    dimensions: int,
+) -> dict[float, Parts]:
+    """Return the scores of one model at several radii, each with all that smaller ones found.
+
+    What fools a model within a small ball lies in every larger one. So an example stays fooled,
+    with the distortion of the smallest radius that fooled it: the credit of no example grows with
+    the radius, nor does the score. Alone at its radius, an attack that uses all it is allowed
+    distorts more the more that is, and the score of a broken model would rise.
+
+    Example:
+        >>> small = {"robust": [False], "ssim": [0.9], "mse": [1e-4], "ald2": [0.1], "psnr": [40]}
+        >>> large = {"robust": [False], "ssim": [0.5], "mse": [1e-2], "ald2": [0.9], "psnr": [20]}
+        >>> found = sweep([True], {0.01: small, 0.1: large}, norm="linf", dimensions=784)
+        >>> [round(parts.score, 4) for parts in found.values()]
+        [0.275, 0.0887]
+        >>> found[0.1].mse
+        0.0001
+
+    Arguments:
+        correct: Which examples are classified correctly unattacked.
+        radii: For each radius ``robust``, ``ssim``, ``mse``, ``ald2`` and ``psnr``, as
+            :func:`measure` takes them, of the same examples.
+        norm: The threat's norm.
+        dimensions: How many values an image has, over all its channels.
+
+    Returns:
+        The scores by radius, the smallest first.
+
+    Raises:
+        UserError: As :func:`measure`.
+    """
+    found: dict[float, Parts] = {}
+    kept: dict[str, Any] = {}
+    for eps in sorted(radii):
+        now: dict[str, Any] = {name: np.asarray(v) for name, v in radii[eps].items()}
+        _check(np.asarray(correct, dtype=bool), now["robust"].astype(bool), now)
+        if kept:
+            held = kept["robust"].astype(bool)
+            now = {name: np.where(held, values, kept[name]) for name, values in now.items()}
+        kept = now
+        found[eps] = measure(correct, **now, norm=norm, eps=eps, dimensions=dimensions)
+    return found
+
+
+def _parts(raw: Mapping[str, _Array], largest: float) -> dict[str, float]:
+    """Return the mean of each part; ``largest`` is the largest MSE that the threat allows."""
+    if largest == 0:  # nothing can be changed, so nothing was
+        return dict.fromkeys(("ass", "mse", "ald2", "psnr"), 0.0)
+    each = {
+        "ass": 1 - np.clip(raw["ssim"], 0, 1),
+        "mse": np.clip(raw["mse"] / largest, 0, 1),
+        "ald2": np.clip(raw["ald2"], 0, 1),
+        "psnr": np.clip(1 - (raw["psnr"] + 10 * math.log10(largest)) / PSNR_SPAN, 0, 1),
+    }
+    return {name: float(values.mean()) for name, values in each.items()}
+
+
+def _check(right: NDArray[np.bool_], held: NDArray[np.bool_], raw: Mapping[str, _Array]) -> None:
+    lengths = {"correct": len(right), "robust": len(held)}
+    lengths |= {name: len(values) for name, values in raw.items()}
+    if len(set(lengths.values())) > 1 or not len(right):
+        given = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+        raise UserError(f"expected one value an example, of one example or more, got {given}")
+    if (held & ~right).any():
+        index = int((held & ~right).argmax())
+        raise UserError(
+            f"expected robust examples among the correct ones, got robust[{index}] without "
+            f"correct[{index}]; what is wrong unattacked does not withstand"
+        )
+
+
+def _check_values(raw: Mapping[str, _Array], norm: str, eps: float, dimensions: int) -> None:
+    for name, values in raw.items():
+        unbounded = name == "psnr"  # infinite where nothing changed
+        if np.isnan(values).any() or not (unbounded or np.isfinite(values).all()):
+            raise UserError(f"expected numbers for the fooled examples, got {name} without")
+    rounding = _ROUNDING * max(1.0, eps) if eps > 0 else 0.0
+    allowed = largest_l2(norm, eps + rounding, dimensions) ** 2 / dimensions
+    if raw["mse"].max() > allowed * (1 + 1e-9):
+        raise UserError(
+            f"expected an mse of at most {allowed:.4g} ({norm}, eps {eps:g}, {dimensions} values "
+            f"an image), got {raw['mse'].max():.4g}; give the threat that was judged in"
+        )

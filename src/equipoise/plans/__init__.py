@@ -1,0 +1,1 @@
+"""Plans of many trainings and evaluations, and what runs them."""

@@ -1,0 +1,299 @@
+"""What all pictures are drawn with, and how they become SVG for the page, SVG files and PNG."""
+
+__all__ = [
+    "Place",
+    "along",
+    "axes_at",
+    "blank",
+    "inline",
+    "legend",
+    "line",
+    "percent_axis",
+    "plane",
+    "png_file",
+    "point",
+    "put_labels",
+    "safe",
+    "svg_file",
+    "whiskers",
+]
+
+import re
+from collections.abc import Iterable, Sequence
+from io import BytesIO, StringIO
+from itertools import pairwise
+from typing import Any
+
+import matplotlib
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.transforms import Bbox
+
+from equipoise.report.content import Picture
+from equipoise.report.drawing import DRAWING, STEPS, to_svg
+from equipoise.report.palette import FILE, PAGE, Look, Palette
+
+Place = tuple[float, float, float, float]  # left, bottom, width, height in points
+_DPI = 150
+_LONGEST = 34  # letters of a name
+
+
+def blank(palette: Palette, width: float, height: float) -> Canvas:
+    """Return an empty drawing of a size in points."""
+    canvas = Canvas(figsize=(width / 72, height / 72), dpi=72)
+    canvas.patch.set_visible(palette.paper is not None)
+    canvas.patch.set_facecolor(palette.paper or "none")
+    return canvas
+
+
+def axes_at(canvas: Canvas, palette: Palette, place: Place, *, grid: str = "y") -> Axes:
+    """Return axes at a place, of whose frame only the line below is left.
+
+    Arguments:
+        canvas: The drawing.
+        palette: Its colours.
+        place: Where, in points.
+        grid: Along which axis there are lines: ``x``, ``y``, ``both`` or none (``""``).
+    """
+    width, height = 72 * canvas.get_figwidth(), 72 * canvas.get_figheight()
+    left, bottom, wide, high = place
+    axes = canvas.add_axes((left / width, bottom / height, wide / width, high / height))
+    axes.patch.set_visible(False)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(palette.muted)
+        spine.set_linewidth(0.8)
+    axes.tick_params(
+        colors=palette.muted, labelcolor=palette.muted, width=0.8, length=3, labelsize=10
+    )
+    axes.tick_params(axis="y", length=0)
+    if grid:
+        which: Any = grid
+        axes.grid(axis=which, color=palette.faint, linewidth=0.8)
+    return axes
+
+
+def percent_axis(axis: Any) -> None:
+    """Write an axis of shares in percent."""
+    axis.set_major_locator(MaxNLocator(6, steps=STEPS))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.3g} %"))
+
+
+def line(
+    axes: Axes,
+    palette: Palette,
+    x: Sequence[float],
+    y: Sequence[float],
+    look: Look,
+    *,
+    markers: bool = True,
+) -> None:
+    """Draw one line, with its points marked where that is wanted."""
+    colour = look.of(palette)
+    (drawn,) = axes.plot(x, y, color=colour, linewidth=look.width, clip_on=False, zorder=3)
+    if look.dashes:
+        drawn.set_dashes(look.dashes)
+        drawn.set_dash_capstyle("butt")
+    if markers:
+        point(axes, palette, x, y, look, size=4.8)
+
+
+def point(
+    axes: Axes,
+    palette: Palette,
+    x: Sequence[float],
+    y: Sequence[float],
+    look: Look,
+    *,
+    size: float,
+) -> None:
+    """Draw the marker of an entry at some points."""
+    axes.plot(
+        x,
+        y,
+        linestyle="none",
+        color=look.of(palette),
+        marker=look.marker,
+        markersize=size,
+        markeredgewidth=0,
+        clip_on=False,
+        zorder=4,
+    )
+
+
+def whiskers(
+    axes: Axes, colour: str, at: tuple[float, float], ends: tuple[float, float], *, up: bool
+) -> None:
+    """Draw an interval through a point, upright or level."""
+    x, y = at
+    across, along = ((x, x), ends) if up else (ends, (y, y))
+    axes.plot(across, along, color=colour, linewidth=1.0, alpha=0.4, clip_on=False, zorder=2)
+
+
+def legend(
+    canvas: Canvas, palette: Palette, looks: dict[str, Look], place: tuple[float, float]
+) -> None:
+    """Draw a legend with its upper left corner at a place in points."""
+    width, height = 72 * canvas.get_figwidth(), 72 * canvas.get_figheight()
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=look.of(palette),
+            linewidth=look.width,
+            marker=look.marker,
+            markersize=5,
+            markeredgewidth=0,
+            linestyle=(0, look.dashes) if look.dashes else "-",
+        )
+        for look in looks.values()
+    ]
+    drawn = canvas.legend(
+        handles,
+        [safe(name) for name in looks],
+        loc="upper left",
+        bbox_to_anchor=(place[0] / width, place[1] / height),
+        borderaxespad=0,
+        frameon=False,
+        handlelength=2.6,
+        labelspacing=0.45,
+        fontsize=10,
+    )
+    for text in drawn.get_texts():
+        text.set_color(palette.ink)
+
+
+def put_labels(
+    axes: Axes,
+    names: Sequence[str],
+    points: Sequence[tuple[float, float]],
+    colours: Sequence[str],
+    busy: Sequence[tuple[float, float]] = (),
+) -> None:
+    """Write names beside points, each where it covers least of what is there.
+
+    Arguments:
+        axes: Where.
+        names: The names.
+        points: The points, in the units of the axes.
+        colours: The colour of each name.
+        busy: Other places, such as along lines, that are better left free.
+    """
+    canvas = axes.figure
+    assert isinstance(canvas, Canvas), "the axes are in a drawing"
+    axes.autoscale_view()  # limits that are not given are set late, and move every place
+    renderer: Any = FigureCanvasAgg(canvas).get_renderer()  # type: ignore[no-untyped-call]
+    dots = [axes.transData.transform(p) for p in (*points, *busy)]
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in dots]
+    room = axes.get_window_extent(renderer).expanded(1.04, 1.04)
+    for name, at, colour in zip(names, points, colours, strict=True):
+        tried = []
+        for step, (dx, dy, side) in enumerate(_SIDES):
+            text = _label(axes, colour, safe(name), at, dx, dy, side)
+            box = text.get_window_extent(renderer)
+            cost = sum(_overlap(box, other) for other in taken)
+            cost += 3 * (box.width * box.height - _overlap(box, room)) + step
+            tried.append((cost, step, box))
+            text.remove()
+        _, best, box = min(tried, key=lambda found: found[:2])
+        dx, dy, side = _SIDES[best]
+        _label(axes, colour, safe(name), at, dx, dy, side)
+        taken.append(box)
+
+
+def along(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return places along a line through points, which names had better leave free."""
+    return [
+        (x0 + (x1 - x0) * i / 12, y0 + (y1 - y0) * i / 12)
+        for (x0, y0), (x1, y1) in pairwise(points)
+        for i in range(13)
+    ]
+
+
+_SIDES: tuple[tuple[float, float, str], ...] = (
+    (7, 0, "left"),
+    (-7, 0, "right"),
+    (5, 10, "left"),
+    (5, -10, "left"),
+    (-5, 10, "right"),
+    (-5, -10, "right"),
+    (0, 12, "center"),
+    (0, -12, "center"),
+    (9, 20, "left"),
+    (9, -20, "left"),
+    (-9, 20, "right"),
+    (-9, -20, "right"),
+    (12, 30, "left"),
+    (12, -30, "left"),
+)
+
+
+def _label(
+    axes: Axes,
+    colour: str,
+    name: str,
+    at: tuple[float, float],
+    dx: float,
+    dy: float,
+    side: str,
+) -> Text:
+    return axes.annotate(
+        name,
+        at,
+        xytext=(dx, dy),
+        textcoords="offset points",
+        ha=side,
+        va="center_baseline",
+        color=colour,
+        fontsize=9.5,
+        annotation_clip=False,
+        zorder=5,
+    )
+
+
+def _overlap(a: Bbox, b: Bbox) -> float:
+    wide = min(a.x1, b.x1) - max(a.x0, b.x0)
+    high = min(a.y1, b.y1) - max(a.y0, b.y0)
+    return max(0.0, float(wide)) * max(0.0, float(high))
+
+
+def safe(name: str) -> str:
+    """Return a name that any font can show, short enough for a drawing."""
+    plain = "".join(c if c.isascii() and c.isprintable() else "?" for c in name)
+    return plain if len(plain) <= _LONGEST else f"{plain[: _LONGEST - 3]}..."
+
+
+def inline(picture: Picture) -> Markup:
+    """Return a picture as SVG that follows the themes of the page."""
+    with matplotlib.rc_context(DRAWING):
+        return to_svg(picture.draw(PAGE), picture.name, picture.spoken)
+
+
+def svg_file(picture: Picture) -> str:
+    """Return a picture as an SVG file on white."""
+    target = StringIO()
+    with matplotlib.rc_context(DRAWING):
+        picture.draw(FILE).savefig(target, format="svg", metadata={"Date": None})
+    drawn = re.sub(r"<metadata>.*?</metadata>\s*", "", target.getvalue(), flags=re.DOTALL)
+    return re.sub(r"'DejaVu Sans'(?=[;\"])", "'DejaVu Sans', Verdana, sans-serif", drawn)
+
+
+def png_file(picture: Picture) -> bytes:
+    """Return a picture as a PNG file on white."""
+    target = BytesIO()
+    with matplotlib.rc_context({**DRAWING, "savefig.dpi": _DPI}):
+        picture.draw(FILE).savefig(target, format="png", dpi=_DPI, metadata={"Software": None})
+    return target.getvalue()
+
+
+def plane(axes: Axes) -> None:
+    """Name the axes of a plane of clean accuracy (upwards) and robust accuracy."""
+    percent_axis(axes.xaxis)
+    percent_axis(axes.yaxis)
+    axes.margins(0.06, 0.08)

@@ -1,0 +1,1 @@
+"""What to train: objectives and methods by name, recipes, presets."""

@@ -1,0 +1,326 @@
+"""Recipes: what to train, as YAML or ``key=value``, validated before anything is started.
+
+A recipe is flat: the fields of :class:`Recipe` and the settings of its method stand side by side.
+Every error is reported at once, with its path; unknown keys are refused, with the nearest known
+one; numbers may be written as fractions, like ``8/255``.
+"""
+
+__all__ = [
+    "Recipe",
+    "combine",
+    "completed",
+    "defaults",
+    "differences",
+    "overrides",
+    "parse",
+    "published",
+    "read",
+    "stored",
+]
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml
+
+from equipoise import attacks
+from equipoise.data import DATASETS
+from equipoise.errors import UserError, nearest, short
+from equipoise.execution import Execution, Layout, Precision
+from equipoise.models import MODELS, WIDEST
+from equipoise.parsing import MOST, check_seed, mapping, number
+from equipoise.plugins import explained
+from equipoise.settings.methods import METHODS
+from equipoise.settings.presets import published
+from equipoise.settings.schema import (
+    TEXT,
+    collect,
+    lay,
+    plain,
+    settings_of,
+    tag_of,
+    validate,
+    written_out,
+)
+from equipoise.store.runs import Run
+from equipoise.threat import Norm, Threat
+
+Keep = Literal["balanced", "robust", "clean", "last"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What to train, on what, and how long.
+
+    Arguments:
+        method: A name of ``equipoise list methods``.
+        data: A name of ``equipoise list data``, or the path of an .npz file.
+        data_dir: The folder of the data; None looks in the usual places.
+        model: A name of ``equipoise list models``.
+        width: A factor on the model's number of features.
+        norm: The norm of the threat.
+        eps: Its radius; None takes the customary one of the data set.
+        rounds: The passes over the training images, the paper's E.
+        batch_size: The images of a step.
+        seed: The seed of everything random.
+        limit: How many training images to use, in proportion of the classes; None: all.
+        validation: How many of them to hold out.
+        validation_attack: The attack on them after each round.
+        keep: Which round's model is kept: the one with the best mean of clean and robust
+            validation accuracy (``balanced``), the best ``robust`` or ``clean`` one, or the
+            ``last``. None: ``clean`` for a method without a robust learner, else ``balanced``.
+        patience: End the training when so many rounds brought nothing better by that rule;
+            None: never.
+        snapshots: Keep the global model after every so many rounds and after the last, as
+            ``round-005.safetensors`` in the run folder; None: only the kept and the last one.
+        on_collapse: What to do when a probe shows that a weak inner attack was learned by heart
+            (catastrophic overfitting): ``announce`` it, or also ``rollback`` to the last sound
+            round and go on with a stronger attack.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        precision: The arithmetic of the inner attacks' search; ``auto``: what the device is
+            quick at. See :class:`equipoise.execution.Execution`, also for the next three.
+        update: The arithmetic of the matrix products of a training step; ``auto``: that of the
+            search.
+        layout: How images lie in memory.
+        compile: Whether the search is compiled.
+        settings: The settings of the method.
+    """
+
+    method: str
+    data: str = "digits"
+    data_dir: str | None = None
+    model: str = "small-cnn"
+    width: float = 1
+    norm: Norm = "linf"
+    eps: float | None = None
+    rounds: int = 20
+    batch_size: int = 128
+    seed: int = 0
+    limit: int | None = None
+    validation: int = 1000
+    validation_attack: str = "pgd-10"
+    keep: Keep | None = None
+    patience: int | None = None
+    snapshots: int | None = None
+    on_collapse: Literal["announce", "rollback"] = "announce"
+    device: str = "auto"
+    precision: Precision = "auto"
+    update: Precision = "float32"
+    layout: Layout = "auto"
+    compile: bool = False
+    settings: Any = field(default=None, repr=False)  # Settings; validated by their own schema
+
+    def __post_init__(self) -> None:
+        problems = self._numbers() + self._names()
+        attack = [self.validation_attack]
+        collect(problems, lambda: attacks.check_norms(attacks.parse_list(attack), self.norm))
+        collect(problems, lambda: self.threat(0.1))
+        if self.settings is not None and not problems:
+            collect(problems, lambda: self.settings.build(self.threat(0.1), self.rounds))
+        if problems:
+            raise UserError("; ".join(problems))
+
+    def _numbers(self) -> list[str]:
+        """Return what is wrong with the numbers, a sentence each."""
+        problems = [
+            f"{name} must be at least {least}, got {value}"
+            for name, least in (("rounds", 1), ("batch_size", 2), ("validation", 1))
+            for value in [getattr(self, name)]
+            if value < least
+        ]
+        collect(problems, lambda: check_seed(self.seed))
+        if self.rounds > MOST:
+            problems.append(f"rounds must be at most {MOST}, got {self.rounds}")
+        for name in ("limit", "patience", "snapshots"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                problems.append(f"{name} must be at least 1, got {value}")
+        if not 0 < self.width <= WIDEST:
+            problems.append(f"width must lie in (0, {WIDEST}], got {self.width}")
+        if self.norm != "linf" and self.eps is None:
+            problems.append(f"norm={self.norm} needs a radius: eps (customary radii are Linf)")
+        if self.keep == "last" and self.patience is not None:
+            problems.append(
+                f"patience={self.patience} has nothing to wait for with keep=last; "
+                "choose keep=balanced, robust or clean"
+            )
+        return problems
+
+    def _names(self) -> list[str]:
+        """Return what is wrong with the names, a sentence each."""
+        problems = []
+        if self.device not in ("auto", "cpu") and not self.device.startswith("cuda"):
+            problems.append(f"device must be auto, cpu or cuda, got {self.device!r}")
+        if self.data not in DATASETS and not self.data.endswith(".npz"):
+            known = nearest(self.data, DATASETS, "data set")
+            problems.append(f"{known}, or the path of an .npz file")
+        if self.model not in MODELS:
+            problems.append(nearest(self.model, MODELS, "model"))
+        return problems
+
+    @property
+    def execution(self) -> Execution:
+        """Return how models are run."""
+        names = ("precision", "update", "layout", "compile")
+        return Execution(**{name: getattr(self, name) for name in names})
+
+    def threat(self, eps: float) -> Threat:
+        """Return the threat, with ``eps`` where the recipe names none."""
+        return Threat(self.norm, eps if self.eps is None else self.eps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as it is written: flat, plain values, fully resolved."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "settings"}
+        written: dict[str, Any] = plain(own | asdict(self.settings))
+        return written
+
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML that :func:`read` reads back."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None)
+
+
+OWN = sorted({f.name for f in fields(Recipe)} - {"settings"})
+"""The settings that every method has: those of the recipe itself."""
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file.
+
+    Raises:
+        UserError: If it is not there, not a mapping, or gives a key twice.
+    """
+    return mapping(path, "recipe")
+
+
+def stored(run: Run) -> Recipe:
+    """Return the recipe of a run folder.
+
+    Raises:
+        UserError: If it cannot be read, or needs a file of the user's own that was not given.
+    """
+    with explained(run.made_with()):
+        return parse(read(run.path / "recipe.yaml"))
+
+
+def overrides(items: Sequence[str]) -> dict[str, Any]:
+    """Return ``a.b=c`` items as a nested mapping.
+
+    Raises:
+        UserError: For an item that is no ``key=value``, has no value, or is given twice.
+    """
+    result: dict[str, Any] = {}
+    for item in items:
+        path, equals, value = item.partition("=")
+        if not equals or not path:
+            raise UserError(f"expected key=value, got {short(item)}")
+        if not value.strip():
+            raise UserError(f"{item} has no value; write {path}=none for nothing")
+        *parents, key = path.strip().split(".")
+        place = result
+        for depth, parent in enumerate(parents):
+            tag = tag_of(parents[: depth + 1])
+            if tag is not None and isinstance(place.get(parent), str):
+                place[parent] = {tag: place[parent]}  # robust=trades robust.beta=3
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise UserError(f"{path}: {parent} is given both as a value and as a group")
+        if key in place:
+            raise UserError(f"{path} is given twice: as {short(place[key])} and as {short(value)}")
+        place[key] = value if not parents and key in TEXT else number(value)
+    return result
+
+
+def combine(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay mappings over one another, group by group; the later ones win.
+
+    Short forms are written out first, where the method is known, so that a later ``beta`` wins
+    over an earlier ``robust.beta``, and the other way round.
+    """
+    method = next((layer["method"] for layer in reversed(layers) if "method" in layer), None)
+    schema = METHODS.get(method) if isinstance(method, str) else None
+    result: dict[str, Any] = {}
+    for layer in layers:
+        full = written_out(layer, schema, OWN) if schema is not None else layer
+        result = lay(result, full)
+    return result
+
+
+def parse(given: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that a mapping describes.
+
+    Raises:
+        UserError: With every error at once.
+    """
+    given = _today(given)
+    method = given.get("method")
+    if method is None:
+        raise UserError(f"the recipe names no method (known: {', '.join(METHODS)})")
+    if not isinstance(method, str) or method not in METHODS:
+        raise UserError(nearest(str(method), METHODS, "method"))
+    common = {key: value for key, value in given.items() if key in OWN}
+    special = {key: value for key, value in given.items() if key not in OWN}
+    chosen, problems = settings_of(METHODS[method], special, OWN)
+    recipe = validate(Recipe, common, problems)
+    rounds = recipe.rounds if recipe is not None else Recipe.rounds
+    if chosen is not None:
+        collect(problems, lambda: chosen.build(Threat("linf", 0.1), rounds))
+    if problems:
+        raise UserError("; ".join(problems))
+    return replace(cast(Recipe, recipe), settings=chosen)
+
+
+def _today(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe in which a learner's ``precision``, as recipes had it once, is the run's.
+
+    Updates were always in float32 then, and channels last.
+    """
+    run: dict[str, Any] = {}
+
+    def group(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        if "objective" in value and "precision" in value:
+            run.update(precision=value["precision"], update="float32", layout="channels_last")
+            value = {key: part for key, part in value.items() if key != "precision"}
+        return {key: group(part) for key, part in value.items()}
+
+    today = {key: group(value) for key, value in given.items()}
+    return run | today
+
+
+def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stored recipe with the fields that it lacks, as recipes write them.
+
+    A recipe that was written before a field existed is the same as one with its default. One
+    that cannot be read any more is returned as it is: it differs from every other.
+    """
+    try:
+        return parse(stored).to_dict()
+    except UserError:
+        return dict(stored)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
+    """Return in words what differs between two recipes."""
+    found = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{path}{key}.")
+        elif a != b:
+            found.append(f"{path}{key}: {a} there, {b} here")
+    return found
+
+
+def defaults(method: str) -> dict[str, Any]:
+    """Return the settings of a method with their defaults, the recipe's own ones first."""
+    own = {
+        f.name: f.default
+        for f in fields(Recipe)
+        if f.name not in ("method", "settings") and f.default is not MISSING
+    }
+    settings = METHODS[method]()
+    assert is_dataclass(settings)
+    return own | plain(asdict(settings))

@@ -1,0 +1,60 @@
+"""Where a result comes from: versions, device, code. No torch is imported until it is asked."""
+
+__all__ = ["provenance"]
+
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from equipoise.plugins import imported
+from equipoise.store.machine import machine
+from equipoise.version import __version__
+
+
+def provenance(device: str, seed: int) -> dict[str, Any]:
+    """Return seed, versions, device, threads, platform, git commit, command and time.
+
+    Arguments:
+        device: The device that is used, e.g. ``"cpu"``.
+        seed: The seed.
+    """
+    import numpy
+
+    commit, dirty = _git()
+    return {
+        "equipoise": __version__,
+        **machine(device),
+        "python": platform.python_version(),
+        "numpy": numpy.__version__,
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": seed,
+        "import": imported(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def _git() -> tuple[str | None, bool | None]:
+    """Return the commit of the checkout this package runs from, and whether it was changed."""
+    top = Path(__file__).resolve().parents[2]
+    if not (top / ".git").exists():
+        return None, None
+    try:
+        commit, status = (
+            subprocess.run(
+                ["git", "-C", str(top), *arguments],  # noqa: S607 - whichever git is installed
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=10,
+            ).stdout.strip()
+            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+    return commit, bool(status)

@@ -1,0 +1,397 @@
+"""The run folder: what a training leaves behind, and how nothing in it is ever half written.
+
+==========================  ==================================================================
+recipe.yaml                 the recipe, fully resolved
+provenance.json             seed, versions, device, data with checksums, git commit
+log.jsonl                   one object a round
+state.pt                    the state of the training; ``state.previous.pt`` the one before
+model.safetensors           the kept global model, described by config.json
+last.safetensors            the global model of the last round
+round-005.safetensors       that of round 5, where the recipe asks for snapshots
+learner-clean.safetensors   at the end of a training of several learners, what the merge
+learner-robust.safetensors  took from each of them last
+summary.json                how the training ended
+records.jsonl               one object an attack and radius, from ``equipoise evaluate``
+evaluations/                adversarial examples and verdicts, two files for each threat
+front.json, front/          the front between its learners, from ``equipoise front``
+picked.json                 in a folder of ``equipoise pick``: from what, and why
+own-model.json              in a folder of evaluations of a model that was not trained here
+==========================  ==================================================================
+
+Each file is written beside its place, flushed, and renamed over it. A state carries the SHA-256
+of its content: one that was cut or damaged is recognised, and the previous one is used.
+"""
+
+__all__ = ["OWN", "PICKED", "Run", "is_free", "load", "model_digest"]
+
+import errno
+import hashlib
+import io
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from equipoise import models
+from equipoise.errors import RunError, UserError
+from equipoise.plugins import command, explained
+from equipoise.store import weight_names as names
+from equipoise.store.locks import free_of_locks, locked
+from equipoise.store.sealed import file_digest
+
+MAGIC = b"equipoise-state-1\n"
+FORMAT = 1
+PICKED = "picked.json"
+OWN = "own-model.json"  # describes a model that was not trained here
+
+
+class Run:
+    """A run folder.
+
+    Arguments:
+        path: The folder.
+    """
+
+    again = ""
+    """The command that goes on with what is done in the folder, for messages."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @classmethod
+    def create(cls, path: str | Path, recipe: str) -> "Run":
+        """Make a new run folder with its recipe, given as YAML.
+
+        Raises:
+            UserError: If it is there already, or cannot be written.
+        """
+        run = cls(path)
+        if not is_free(run.path):
+            raise UserError(
+                f"{path} exists; choose another --out, or go on with it: "
+                f"{command('train', '--resume', path)}"
+            )
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            run.write_text("recipe.yaml", recipe)
+        except OSError as error:
+            raise UserError(f"cannot write to {path}: {error.strerror}") from None
+        except RunError as error:
+            raise UserError(str(error)) from None
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path, signs: Sequence[str] = ("recipe.yaml",)) -> "Run":
+        """Open a run folder.
+
+        Arguments:
+            path: The folder.
+            signs: The files of which a run folder has at least one.
+
+        Raises:
+            UserError: If it is no run folder.
+        """
+        run = cls(path)
+        if not run.path.is_dir():
+            raise UserError(f"no run folder at {path}")
+        if not any((run.path / sign).is_file() for sign in signs):
+            raise UserError(f"{path} is not a run folder: it has no {' and no '.join(signs)}")
+        return run
+
+    @contextmanager
+    def lock(
+        self, doing: str = "training", name: str = "run", wait: float = 0.0
+    ) -> Iterator[None]:
+        """Keep other processes from the same work in the folder; the lock ends with the process.
+
+        It is to be taken before anything is read that the work depends on.
+
+        Arguments:
+            doing: The work, for the message.
+            name: The name of the lock: works with different names do not disturb one another.
+            wait: How many seconds to wait for the other process.
+
+        Raises:
+            UserError: If another process is at it, or the folder cannot be written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path}: {error.strerror}") from None
+        busy = f"another process is {doing} in {self.path}: let it end, or stop it"
+        with locked(self.path / f".{name}.lock", busy, wait=wait):
+            yield
+
+    # Reading
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Return a JSON file of the folder, empty where there is none."""
+        path = self.path / name
+        if not path.exists():
+            return {}
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError, RecursionError) as error:
+            raise UserError(f"cannot read {path}: {error}") from None
+        if not isinstance(content, dict):
+            raise UserError(f"expected a mapping in {path}, got {type(content).__name__}")
+        return content
+
+    def described(self) -> dict[str, str]:
+        """Return the SHA-256 of the file that says what was trained, or what an own model is."""
+        names = (name for name in ("recipe.yaml", OWN) if (self.path / name).is_file())
+        return {n: file_digest(self.path / n) for n in names}
+
+    def made_with(self) -> dict[str, Any] | None:
+        """Return the file of ``--import`` that the folder names: its path and SHA-256."""
+        for name in ("provenance.json", OWN):
+            found = self.read_json(name).get("import")
+            if isinstance(found, dict) and "file" in found:
+                return found
+        return None
+
+    def read_state(self, announce: Callable[[str], None]) -> dict[str, Any] | None:
+        """Return the state of the training, or the one before where that is damaged.
+
+        Arguments:
+            announce: Told when the previous state has to do, or none is left.
+        """
+        for name in ("state.pt", "state.previous.pt"):
+            path = self.path / name
+            if not path.exists():
+                continue
+            state = _read_state(path)
+            if state is not None:
+                return state
+            spare = name == "state.pt" and (self.path / "state.previous.pt").exists()
+            rest = ": trying the one before" if spare else ""
+            announce(f"{path} is damaged (truncated or changed){rest}")
+        return None
+
+    # Writing
+
+    def write(self, name: str, write: Callable[[BinaryIO], object], keep: str = "") -> None:
+        """Write a file whole or not at all.
+
+        Arguments:
+            name: The file's name in the folder.
+            write: Given the open file.
+            keep: The name under which a present file is kept.
+
+        Raises:
+            RunError: If the disk is full, with what was there before intact.
+        """
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.part")
+        try:
+            with beside.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            if keep and path.exists():
+                path.replace(self.path / keep)
+            beside.replace(path)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise self._failure(error, path) from None
+
+    def _failure(self, error: OSError, path: Path) -> RunError:
+        """Return a failure to write as one line with its remedy."""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            again = f" with: {self.again}" if self.again else ""
+            return RunError(
+                f"the disk is full: {path} was not written, and what was there before is "
+                f"intact. Free some space and go on{again}"
+            )
+        return RunError(f"cannot write {path}: {error.strerror}; what was there is intact")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file whole or not at all."""
+        self.write(name, lambda file: file.write(text.encode()))
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file whole or not at all."""
+        self.write_text(name, json.dumps(content, indent=2) + "\n")
+
+    def write_lines(self, name: str, objects: list[dict[str, Any]]) -> None:
+        """Write a file of JSON lines whole or not at all."""
+        self.write_text(name, "".join(json.dumps(item) + "\n" for item in objects))
+
+    def append_line(self, name: str, content: Mapping[str, Any]) -> None:
+        """Append an object to a file of JSON lines; a line cut by a crash is dropped first."""
+        path = self.path / name
+        try:
+            with path.open("ab+") as file:
+                file.seek(0)
+                data = file.read()
+                whole = data.rfind(b"\n") + 1
+                if whole < len(data) and _is_json(data[whole:]):
+                    file.write(b"\n")
+                else:
+                    file.truncate(whole)
+                file.write((json.dumps(content) + "\n").encode())
+        except OSError as error:
+            raise self._failure(error, path) from None
+
+    def write_state(self, state: Mapping[str, Any]) -> None:
+        """Save the state of the training, keeping the one before."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        payload = buffer.getbuffer()
+        head = MAGIC + hashlib.sha256(payload).digest()
+        parts = (head, payload)
+        self.write("state.pt", lambda file: file.writelines(parts), keep="state.previous.pt")
+
+    def write_model(self, name: str, state: Mapping[str, Tensor]) -> None:
+        """Write weights as safetensors."""
+        data = save({key: value.detach().cpu().contiguous() for key, value in state.items()})
+        self.write(name, lambda file: file.write(data))
+
+    # The model
+
+    def weights(self) -> list[str]:
+        """Return the names of the weights that are stored."""
+        return names.stored(self.path)
+
+    def digest(self, which: str = "model") -> str:
+        """Return the SHA-256 of weights, as :func:`model_digest` has it.
+
+        Arguments:
+            which: A name as for :meth:`model`.
+        """
+        known = self._known().get(names.canonical(which))
+        return model_digest(self.model(which)) if known is None else str(known)
+
+    def _known(self) -> dict[str, Any]:
+        """Return the digests that were written at the end of the training."""
+        known = self.read_json("summary.json").get("sha256", {})
+        return known if isinstance(known, dict) else {}
+
+    def model(self, which: str = "model") -> nn.Module:
+        """Return a trained model in eval mode: the kept one, or another by its name.
+
+        Arguments:
+            which: ``"model"`` for the kept one, ``"last"`` for that of the last round,
+                ``"round-005"`` for that of round 5, ``"learner-clean"`` for a learner, or
+                ``"gamma-0.4"`` for a mix of the learners: see :mod:`equipoise.store.weight_names`.
+
+        Raises:
+            UserError: If there is none, or it is damaged.
+        """
+        which, there = names.canonical(which), self.weights()
+        gamma = names.gamma_of(which)
+        if gamma is not None and names.mixable(there):
+            clean, robust = (self.model(name) for name in names.PAIR)
+            clean.load_state_dict(names.mix(clean.state_dict(), robust.state_dict(), gamma))
+            return clean
+        config = self.read_json("config.json")
+        if not there or not config:
+            raise UserError(
+                f"{self.path} holds no model yet; train it first, or go on: "
+                f"{command('train', '--resume', self.path)}"
+            )
+        if config.get("format") != FORMAT or not {"model", "settings"} <= set(config):
+            raise UserError(
+                f"{self.path}/config.json does not describe a model: expected format {FORMAT} "
+                f"with model and settings, got format {config.get('format')}"
+            )
+        if which not in there:
+            raise UserError(f"{names.refusal(which, there)} in {self.path}")
+        path = self.path / f"{which}.safetensors"
+        with explained(self.made_with()):
+            try:
+                state = load_file(path)
+                self._refuse_misfit(config, state)
+                model = self._built(config)
+                model.load_state_dict(state)
+            except (SafetensorError, RuntimeError, OSError) as error:
+                line = " ".join(str(error).split())[:200]
+                raise UserError(f"cannot read the weights in {path}: {line}") from None
+        known = self._known().get(which)
+        if known is not None and known != model_digest(model):
+            raise UserError(f"{path} is damaged: its weights are not those that were saved")
+        return model.eval()
+
+    def _built(self, config: Mapping[str, Any]) -> nn.Module:
+        """Return a new model as ``config.json`` describes it."""
+        settings = config["settings"]
+        if not isinstance(settings, dict):
+            raise UserError(f"{self.path}/config.json: settings must be a mapping")
+        try:
+            return models.build(config["model"], settings)
+        except UserError as error:
+            raise UserError(f"{self.path}/config.json: {error}") from None
+
+    def _refuse_misfit(self, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+        """Raise a RuntimeError if weights have other shapes than ``config.json`` says.
+
+        The model is made without memory for its weights, so that no number in the file can ask
+        for more than there is.
+        """
+        try:
+            with torch.device("meta"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                wanted = self._built(config).state_dict()
+        except UserError:
+            raise
+        except Exception:  # a model of the user's own may know no such device
+            return
+        for name, value in wanted.items():
+            if name in state and state[name].shape != value.shape:
+                raise RuntimeError(f"{name} has another shape than config.json asks for")
+
+
+def load(path: str | Path, which: str = "model") -> nn.Module:
+    """Return a trained model of a run folder, in eval mode, on the CPU.
+
+    Arguments:
+        path: The run folder.
+        which: ``"model"`` for the kept model, ``"last"`` for that of the last round, or another
+            name as for :meth:`Run.model`.
+    """
+    return Run.open(path).model(which)
+
+
+def is_free(path: Path) -> bool:
+    """Tell whether a folder can be made there, or is empty but for traces of a stopped start."""
+    return not path.exists() or (path.is_dir() and free_of_locks(path))
+
+
+def model_digest(model: nn.Module) -> str:
+    """Return the SHA-256 of a model's parameters and buffers, by name."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        data = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
+        digest.update(data.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _read_state(path: Path) -> dict[str, Any] | None:
+    """Return a saved state, or None if it is damaged."""
+    data = path.read_bytes()
+    start = len(MAGIC) + 32
+    digest, payload = data[len(MAGIC) : start], data[start:]
+    if not data.startswith(MAGIC) or hashlib.sha256(payload).digest() != digest:
+        return None
+    return dict(torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu"))

@@ -1,0 +1,125 @@
+"""Sealed files: tensors with what is said of them, and JSON, with checksums of all of it.
+
+A file of tensors carries a SHA-256 of each tensor and, over these and everything else that it
+says, one of its own. So a reader who needs a few of the tensors knows that they are those that
+were written without reading the rest. A checksum shows accidents; what somebody has changed and
+sealed again, :mod:`equipoise.jobs.verify` finds. No torch is imported.
+"""
+
+__all__ = [
+    "array_digest",
+    "file_digest",
+    "is_sealed",
+    "read_arrays",
+    "seal",
+    "stamped",
+    "weights_digest",
+]
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+_TORCH = {  # the names of types in the header of a file of weights, and torch's
+    "BOOL": "torch.bool",
+    "U8": "torch.uint8",
+    "I8": "torch.int8",
+    "I16": "torch.int16",
+    "I32": "torch.int32",
+    "I64": "torch.int64",
+    "F16": "torch.float16",
+    "BF16": "torch.bfloat16",
+    "F32": "torch.float32",
+    "F64": "torch.float64",
+}
+
+
+def seal(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return content that can be JSON with its SHA-256 in it."""
+    text = json.dumps(content, sort_keys=True)
+    return {**content, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def is_sealed(content: Mapping[str, Any]) -> bool:
+    """Tell whether content is what was sealed."""
+    rest = {key: value for key, value in content.items() if key != "sha256"}
+    return bool(seal(rest)["sha256"] == content.get("sha256"))
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def array_digest(array: NDArray[Any]) -> str:
+    """Return the SHA-256 of an array: type, shape and bytes."""
+    digest = hashlib.sha256(f"{array.dtype} {array.shape}\n".encode())
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def stamped(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return what is said of arrays, with the checksums of both.
+
+    Arguments:
+        arrays: The arrays by name.
+        metadata: What is said of them.
+    """
+    digests = {name: array_digest(array) for name, array in sorted(arrays.items())}
+    return seal({**metadata, "digests": json.dumps(digests)})
+
+
+def read_arrays(
+    path: Path, wanted: Callable[[str], bool] = lambda name: True, kind: str = "np"
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return what a sealed file says, and the arrays that are wanted, all of it verified.
+
+    Arguments:
+        path: The file.
+        wanted: Tells by its name whether an array is wanted.
+        kind: ``"np"`` for arrays, ``"pt"`` for tensors.
+
+    Raises:
+        OSError, SafetensorError, ValueError: If it cannot be read or is not as it was written.
+    """
+    with safe_open(str(path), framework=kind) as file:
+        metadata = dict(file.metadata() or {})
+        names = set(file.keys())
+        arrays = {name: file.get_tensor(name) for name in sorted(names) if wanted(name)}
+    if "about" in metadata and "digests" not in metadata:
+        raise ValueError("an earlier version of equipoise wrote it")
+    digests = json.loads(metadata["digests"]) if "digests" in metadata else {}
+    if not is_sealed(metadata) or set(digests) != names:
+        raise ValueError("its checksum differs")
+    for name, array in arrays.items():
+        if array_digest(np.asarray(array)) != digests[name]:
+            raise ValueError(f"the checksum of {name} differs")
+    return metadata, arrays
+
+
+def weights_digest(path: Path) -> str:
+    """Return the SHA-256 of a file of weights, as ``runs.model_digest`` has it.
+
+    Arguments:
+        path: A safetensors file that holds the state of a model.
+
+    Raises:
+        OSError, ValueError, LookupError: If it cannot be read.
+    """
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    digest = hashlib.sha256()
+    for name in sorted(key for key in header if key != "__metadata__"):
+        entry = header[name]
+        shape, (first, end) = tuple(entry["shape"]), entry["data_offsets"]
+        digest.update(f"{name} {_TORCH[entry['dtype']]} {shape}\n".encode())
+        digest.update(data[start + first : start + end])
+    return digest.hexdigest()
