@@ -10,13 +10,13 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from equipoise.report.content import Picture
-from equipoise.report.palette import Look, Palette
+from equipoise.report.palette import Palette, Style
 from equipoise.report.pictures import axes_at, blank, line
 
 _WIDE, _HIGH = 150.0, 120.0  # of a panel, in points
 _LEFT, _BETWEEN, _TOP, _LOW = 58.0, 50.0, 46.0, 40.0
-_ROWS = (("seconds", "exponent", Look(0)), ("MiB", "memory_exponent", Look(1, (), "s")))
-_GUIDE = Look("muted", (2, 2), "", 1.0)
+_ROWS = (("seconds", "exponent", Style(0)), ("MiB", "memory_exponent", Style(1, (), "s")))
+_GUIDE = Style("muted", (2, 2), "", 1.0)
 
 
 def picture(axes: Sequence[Mapping[str, Any]], title: str) -> Picture:
@@ -56,7 +56,7 @@ def _panel(
     place: Axes,
     palette: Palette,
     axis: Mapping[str, Any],
-    row: tuple[str, str, Look],
+    row: tuple[str, str, Style],
     *,
     last: bool,
 ) -> None:

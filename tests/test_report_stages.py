@@ -16,6 +16,7 @@ from equipoise.report.bars import Bar, bars
 from equipoise.report.cautions import cautions
 from equipoise.report.checks import check_lists
 from equipoise.report.gallery import gallery
+from equipoise.report.pictures import inline
 from equipoise.report.results import headline_rows, verdicts
 from equipoise.report.runs_reader import read_run, read_runs
 from equipoise.report.selection import attack_names
@@ -146,17 +147,17 @@ def test_stages_are_a_table_with_a_total(tmp_path):
 
 def test_the_figure_says_in_words_what_it_shows(tmp_path):
     alone, left = first_table(evaluated(tmp_path)).figure().panels
-    spoken = re.search('aria-label="([^"]+)"', alone.svg)[1].replace("\u00a0", " ")
+    spoken = alone.spoken.replace("\u00a0", " ")
     assert "pgd-20 90.0 %; apgd-ce 88.0 %; apgd-t 87.1 %; fab-t 87.3 %; square 90.0 %" in spoken
     assert "autoattack 85.5 %; worst-case 85.5 %." in spoken
     assert spoken.endswith("Lowest of the single attacks: apgd-t.")
-    spoken = re.search('aria-label="([^"]+)"', left.svg)[1]
+    spoken = left.spoken
     assert "975 of 1000 are correct without attack; apgd-ce breaks 95 and leaves 880" in spoken
 
 
 def test_what_is_not_known_alone_is_not_drawn(tmp_path):
     table = first_table(evaluated(tmp_path, individual=False))
-    spoken = re.search('aria-label="([^"]+)"', table.figure().panels[0].svg)[1]
+    spoken = table.figure().panels[0].spoken
     assert "apgd-ce" in spoken
     assert "square" not in spoken
     (remark,) = table.remarks
@@ -179,7 +180,7 @@ def test_an_ensemble_after_other_attacks_does_not_speak_for_itself(tmp_path):
     judge(run, whole)
     figure = first_table(run).figure()
     assert len(figure.panels) == 1
-    spoken = re.search('aria-label="([^"]+)"', figure.panels[0].svg)[1]
+    spoken = figure.panels[0].spoken
     assert "autoattack" not in spoken
     assert "worst-case" in spoken
     assert "read the worst case" in told(run)["Ensemble after other attacks"].text
@@ -215,7 +216,7 @@ def test_several_ensembles_are_told_apart(tmp_path):
 def test_a_stage_and_an_attack_of_the_same_name_are_two_bars(tmp_path):
     run = evaluated(tmp_path, individual=False)
     judge(run, record("apgd-ce", 0.9))
-    spoken = re.search('aria-label="([^"]+)"', first_table(run).figure().panels[0].svg)[1]
+    spoken = first_table(run).figure().panels[0].spoken
     assert "apgd-ce 90.0" in spoken
     assert "autoattack/apgd-ce 88.0" in spoken
 
@@ -402,19 +403,19 @@ def test_what_findings_and_stages_say_is_escaped(tmp_path):
 
 def test_names_of_bars_are_short_plain_ascii():
     long = "square(queries=20000, p_init=0.8)"
-    panel = bars("t", [Bar(HOSTILE, 0.5, "50 %"), Bar(long, 1.0, "100 %")], 1, "f", "spoken")
-    assert "袋" not in panel.svg
-    assert "square(queries=2000..." in panel.svg
-    assert "&lt;script&gt;" in panel.svg
-    assert "#f1" not in panel.svg
+    svg = inline(bars("t", [Bar(HOSTILE, 0.5, "50 %"), Bar(long, 1.0, "100 %")], 1, "f", "spoken"))
+    assert "袋" not in svg
+    assert "square(queries=2000..." in svg
+    assert "&lt;script&gt;" in svg
+    assert "#f1" not in svg
 
 
 def test_bars_are_drawn_to_scale():
     rows = [Bar("a", 40, "40", lost=20), Bar("b", 80, "80", interval=(70, 90), lowest=True)]
-    panel = bars("t", rows, 100, "f", "spoken")
+    svg = inline(bars("t", rows, 100, "f", "spoken"))
     paths = [
         [float(x) for x in re.findall(r"[ML] ([\d.]+) ", d)]
-        for d in re.findall(r'<g id="f-patch_\d+">\s*<path d="([^"]+)"', panel.svg)
+        for d in re.findall(r'<g id="f-patch_\d+">\s*<path d="([^"]+)"', svg)
     ]
     widths = [max(xs) - min(xs) for xs in paths]
     kept, lost, second = widths[1:4] if len(widths) > 4 else widths[:3]

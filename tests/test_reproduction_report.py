@@ -26,7 +26,7 @@ from equipoise.paper import page as reproduction
 from equipoise.paper.claims import CLAIMS, judged
 from equipoise.paper.curves import Gain, foreseen
 from equipoise.paper.findings import EXPERIMENTS, read
-from equipoise.paper.measures import Cell, by_entry, cell, compare, standing
+from equipoise.paper.measures import Accuracies, by_entry, cell, compare, standing
 from equipoise.paper.sections import section
 from equipoise.report import palette, pictures
 from equipoise.sample import Sample
@@ -120,7 +120,7 @@ def test_torch_is_not_imported():
 
 
 def test_pictures_on_white_have_the_colours_of_the_light_theme(whole):
-    css = text(Path(reproduction.__file__).parents[1] / "page.css")
+    css = text(Path(palette.__file__).with_name("page.css"))
     light = dict(re.findall(r"(--[\w-]+): (#\w+);", css.split("@media")[0]))
     file = palette.FILE
     assert [light[f"--series-{i}"] for i in range(6)] == list(file.series)
@@ -555,7 +555,7 @@ def verdict(findings, words):
 
 
 def test_a_mean_has_the_interval_of_one_seed():
-    found = Cell((0.5, 0.7), 100)
+    found = Accuracies((0.5, 0.7), 100)
     assert found.mean == pytest.approx(0.6)
     assert found.interval == interval(60, 100)
 

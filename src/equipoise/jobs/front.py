@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from equipoise import plugins
-from equipoise.fronts import picture
 from equipoise.fronts.front import Front
 from equipoise.fronts.line import BatchNorms
 from equipoise.fronts.record import FILE, Record
@@ -15,6 +14,7 @@ from equipoise.fronts.survey import Survey, Watch
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.plugins import command
+from equipoise.report.front_picture import write_picture
 from equipoise.store.runs import Run
 from equipoise.store.weight_names import PAIR
 from equipoise.terminal.progress import Console
@@ -88,7 +88,7 @@ def measure_front(
             )
             raise
     record = front.record
-    files = picture.write(record, front.run.path)
+    files = write_picture(record, front.run.path)
     console.say(f"written: {front.run.path / FILE}, {', '.join(map(str, files))}")
     return record
 

@@ -13,7 +13,7 @@ from equipoise.paper.findings import CLEAN, ENSEMBLE, Findings, Panel, Row
 from equipoise.paper.measures import average, cell, compare, half_width, standing
 from equipoise.paper.phrases import MARKED, attack_name, capital, figure, plural, spread_item
 from equipoise.report import pictures, wording
-from equipoise.report.content import Block, Column, Item, Picture, Table, Text, file_name
+from equipoise.report.content import Block, Cell, Column, Picture, Table, file_name
 from equipoise.report.palette import Palette
 
 PAPERS_GAMMA, PAPERS_C = (1.0, 1.0, 1.0, 0.4), 5
@@ -71,11 +71,11 @@ def blocks(findings: Findings) -> list[Block]:
         found = grid(findings, panel)
         name = file_name(findings.experiment, panel.name if len(findings.panels) > 1 else "")
         if not found:
-            made.append(Text(f"{panel.title}: no setting has been evaluated yet."))
+            made.append(f"{panel.title}: no setting has been evaluated yet.")
             continue
         made.append(_picture(found, panel, name))
         made.append(_table(found, panel, f"{name}-settings"))
-        made.append(Text(_said(found)))
+        made.append(_said(found))
     return made
 
 
@@ -205,10 +205,10 @@ def _table(found: Grid, panel: Panel, name: str) -> Table:
         starts = [row.t_start for row in mine]
         rows.append(
             (
-                Item(schedule(setting.gamma)),
-                Item(str(setting.every), setting.every),
-                Item(", ".join("never" if t is None else str(t) for t in starts)),
-                Item(f"{average(handed):g}", average(handed)) if handed else Item(),
+                Cell(schedule(setting.gamma)),
+                Cell(str(setting.every), setting.every),
+                Cell(", ".join("never" if t is None else str(t) for t in starts)),
+                Cell(f"{average(handed):g}", average(handed)) if handed else Cell(),
                 *(spread_item(cell(mine, a), marks[a].get(setting.text, "")) for a in every),
             )
         )

@@ -28,7 +28,7 @@ from equipoise.paper.phrases import (
     spread_item,
 )
 from equipoise.report import wording
-from equipoise.report.content import Block, Column, Item, Table, Text, file_name
+from equipoise.report.content import Block, Cell, Column, Table, file_name
 
 RIVALS = ("generalist", "pgd-at-averaged", "mix-at-25", "mix-at-50", "a3gt-paper")
 HERO = "a3gt"
@@ -56,7 +56,7 @@ def _at(
     entries = by_entry(rows)
     found: list[Block] = [_table(panel, entries, name, title)]
     if text := _said(entries, _attacks(panel, rows)):
-        found.append(Text(text))
+        found.append(text)
     found += paper.blocks(experiment, panel, rows, eps)
     found += _pairs(entries, f"{name}-pairs", title)
     found += tradeoff.blocks(panel, entries, name, title)
@@ -81,8 +81,8 @@ def _table(panel: Panel, entries: Entries, name: str, title: str) -> Table:
         accuracies = [spread_item(cell(mine, a), marks[a].get(entry, "")) for a in attacks]
         rows.append(
             (
-                Item(entry),
-                Item(seeds([row.seed for row in mine], panel.seeds)),
+                Cell(entry),
+                Cell(seeds([row.seed for row in mine], panel.seeds)),
                 *accuracies,
                 number_item(row.gradient_evaluations for row in mine),
                 number_item(row.training_seconds for row in mine),
@@ -203,16 +203,16 @@ def _pairs(entries: Entries, name: str, title: str) -> list[Block]:
     table = Table(
         name, f"A3GT image by image, {title}", columns, tuple(rows), notes, tuple(records)
     )
-    return [table, Text(" ".join(sentences))]
+    return [table, " ".join(sentences)]
 
 
-def _pair_row(rival: str, attack: str, found: Comparison) -> tuple[Item, ...]:
+def _pair_row(rival: str, attack: str, found: Comparison) -> tuple[Cell, ...]:
     gaps = [pair.difference for pair in found.pairs]
     spread = f"({margin(min(gaps))}..{margin(max(gaps))})" if len(gaps) > 1 else ""
     return (
-        Item(rival),
-        Item(attack_name(attack)),
-        Item(margin(found.mean), found.mean, spread),
+        Cell(rival),
+        Cell(attack_name(attack)),
+        Cell(margin(found.mean), found.mean, spread),
         _listed(
             [str(pair.only_first) for pair in found.pairs], [p.only_first for p in found.pairs]
         ),
@@ -223,8 +223,8 @@ def _pair_row(rival: str, attack: str, found: Comparison) -> tuple[Item, ...]:
     )
 
 
-def _listed(texts: Sequence[str], values: Sequence[float]) -> Item:
-    return Item(", ".join(texts), average(values))
+def _listed(texts: Sequence[str], values: Sequence[float]) -> Cell:
+    return Cell(", ".join(texts), average(values))
 
 
 def _pair_sentence(rival: str, told: Mapping[str, Comparison]) -> str:

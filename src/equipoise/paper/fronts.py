@@ -17,8 +17,8 @@ from equipoise.paper.measures import cell
 from equipoise.paper.phrases import area_item, number_item, plural, seeds, spread_item
 from equipoise.paper.training_curves import Line, joined
 from equipoise.report import pictures, wording
-from equipoise.report.content import Block, Column, Item, Picture, Table, Text, file_name
-from equipoise.report.palette import Look, Palette
+from equipoise.report.content import Block, Cell, Column, Picture, Table, file_name
+from equipoise.report.palette import Palette, Style
 
 BAR = 1 / 3  # of the gradient evaluations of the rival's trainings
 ONE_RUN, RIVAL = "one run", "mixed AT"
@@ -35,12 +35,12 @@ _FAMILIES = {
 }
 _SYMBOLS = {"gamma": "gamma", "weight": "w", "beta": "beta"}
 _LOOKS = {
-    ONE_RUN: Look(1, (), "o", 2.4),
-    RIVAL: Look(2, (3, 1.5), "v"),
-    "TRADES": Look(3, (5, 2), "D"),
-    "averaged PGD-AT": Look(2, (), ">"),
-    "A3GT": Look("ink", (), "h"),
-    "Generalist": Look(0, (), "s"),
+    ONE_RUN: Style(1, (), "o", 2.4),
+    RIVAL: Style(2, (3, 1.5), "v"),
+    "TRADES": Style(3, (5, 2), "D"),
+    "averaged PGD-AT": Style(2, (), ">"),
+    "A3GT": Style("ink", (), "h"),
+    "Generalist": Style(0, (), "s"),
 }
 
 
@@ -191,7 +191,7 @@ def blocks(findings: Findings) -> list[Block]:
         name = file_name(findings.experiment, own if len(findings.panels) > 1 else "")
         found = families(findings, panel)
         if not found:
-            made.append(Text(f"{panel.title}: nothing has been judged yet."))
+            made.append(f"{panel.title}: nothing has been judged yet.")
             continue
         made.append(_picture(found, panel, name))
         made.append(_areas(found, panel, f"{name}-area"))
@@ -199,7 +199,7 @@ def blocks(findings: Findings) -> list[Block]:
         by_name = {family.name: family for family in found}
         if ONE_RUN in by_name and RIVAL in by_name:
             gaps = gap(by_name[ONE_RUN], by_name[RIVAL], panel.classes)
-            made.append(Text(_said(by_name[ONE_RUN], by_name[RIVAL], gaps, panel)))
+            made.append(_said(by_name[ONE_RUN], by_name[RIVAL], gaps, panel))
     return made
 
 
@@ -259,8 +259,8 @@ def _areas(found: Sequence[Family], panel: Panel, name: str) -> Table:
         cost = [family.cost(seed) for seed in whole]
         rows.append(
             (
-                Item(family.name),
-                Item(seeds(whole, panel.seeds)),
+                Cell(family.name),
+                Cell(seeds(whole, panel.seeds)),
                 number_item([float(len(family.trainings(s))) for s in whole], "{:.0f}"),
                 number_item([float(len(family.rows[s])) for s in whole], "{:.0f}"),
                 number_item(cost),
@@ -295,9 +295,9 @@ def _points(found: Sequence[Family], panel: Panel, name: str) -> Table:
             dial = f"{_SYMBOLS[family.dial]} = {place:g}" if family.dial else ""
             rows.append(
                 (
-                    Item(family.name),
-                    Item(dial),
-                    Item(seeds([row.seed for row in mine], panel.seeds)),
+                    Cell(family.name),
+                    Cell(dial),
+                    Cell(seeds([row.seed for row in mine], panel.seeds)),
                     *(spread_item(cell(mine, attack)) for attack in _BOTH),
                 )
             )

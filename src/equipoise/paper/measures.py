@@ -7,7 +7,7 @@ same images, with McNemar's exact test.
 
 __all__ = [
     "ALPHA",
-    "Cell",
+    "Accuracies",
     "Comparison",
     "Pair",
     "average",
@@ -34,7 +34,7 @@ Relation = Literal["ahead", "behind", "level", "unknown"]
 
 
 @dataclass(frozen=True)
-class Cell:
+class Accuracies:
     """The accuracy of an entry under an attack.
 
     Arguments:
@@ -147,12 +147,12 @@ def by_entry(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return found
 
 
-def cell(rows: Sequence[Row], attack: str) -> Cell | None:
+def cell(rows: Sequence[Row], attack: str) -> Accuracies | None:
     """Return the accuracy of some seeds of an entry; None where it was not attacked so."""
     known = [row for row in rows if attack in row.correct]
     if not known:
         return None
-    return Cell(tuple(row.correct[attack] / row.n for row in known), min(r.n for r in known))
+    return Accuracies(tuple(row.correct[attack] / row.n for row in known), min(r.n for r in known))
 
 
 def compare(first: Sequence[Row], second: Sequence[Row], attack: str) -> Comparison:

@@ -57,7 +57,7 @@ def section_markdown(section: Section, *, brief: bool = False) -> str:
             parts.append(f"![{alt}]({folder}{block.name}.svg)\n")
             parts.append(f"{block.caption}\n" if block.caption else "")
         else:
-            parts.append(f"{_plain(block.text)}\n")
+            parts.append(f"{_plain(block)}\n")
     if section.missing:
         parts.append(_missing(section.missing, brief=brief))
     facts = "".join(f"- {key}: {_plain(text)}\n" for key, text in section.facts)

@@ -14,7 +14,7 @@ from equipoise.paper.findings import CLEAN, Panel, Row
 from equipoise.paper.measures import by_entry, cell
 from equipoise.paper.phrases import attack_name, figure, margin
 from equipoise.report import wording
-from equipoise.report.content import Block, Column, Item, Table, file_name
+from equipoise.report.content import Block, Cell, Column, Table, file_name
 
 ANY = "every attack"
 _EPS = 8 / 255
@@ -119,11 +119,11 @@ def blocks(experiment: str, panel: Panel, rows: Sequence[Row], eps: float) -> li
         most = " at most" if stated.attack == ANY else ""
         shown.append(
             (
-                Item(stated.entry),
-                Item(attack_name(attack) if attack != ANY else ANY),
-                Item(figure(ours) + most, ours) if ours is not None else Item(),
-                Item(f"{100 * stated.accuracy:.4g}", stated.accuracy),
-                Item(margin(gap, 2), gap) if gap is not None else Item(),
+                Cell(stated.entry),
+                Cell(attack_name(attack) if attack != ANY else ANY),
+                Cell(figure(ours) + most, ours) if ours is not None else Cell(),
+                Cell(f"{100 * stated.accuracy:.4g}", stated.accuracy),
+                Cell(margin(gap, 2), gap) if gap is not None else Cell(),
             )
         )
         records.append((stated.entry, attack, ours, stated.accuracy, gap, stated.section))

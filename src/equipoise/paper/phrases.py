@@ -21,9 +21,9 @@ __all__ = [
 
 from collections.abc import Iterable, Sequence
 
-from equipoise.paper.measures import Cell, Comparison
+from equipoise.paper.measures import Accuracies, Comparison
 from equipoise.report import wording
-from equipoise.report.content import Item
+from equipoise.report.content import Cell
 
 _ENTRIES = {
     "standard": "the clean model",
@@ -136,28 +136,28 @@ def span(low: float, high: float) -> str:
     return f"{figure(low)}..{figure(high)}"
 
 
-def spread_item(found: Cell | None, mark: str = "") -> Item:
+def spread_item(found: Accuracies | None, mark: str = "") -> Cell:
     """Return a mean in percent, below it the range over seeds and the interval."""
     if found is None:
-        return Item()
+        return Cell()
     small = [f"({span(found.lowest, found.highest)})"] if len(found.values) > 1 else []
     small.append(f"[{wording.interval(found.interval)}]")
-    return Item(figure(found.mean), found.mean, "\n".join(small), mark)
+    return Cell(figure(found.mean), found.mean, "\n".join(small), mark)
 
 
-def area_item(values: Sequence[float]) -> Item:
+def area_item(values: Sequence[float]) -> Cell:
     """Return the mean of some areas, below it their range; nothing of none."""
     if not values:
-        return Item()
+        return Cell()
     mean = sum(values) / len(values)
     span = f"({min(values):.4f}..{max(values):.4f})" if len(values) > 1 else ""
-    return Item(f"{mean:.4f}", mean, span)
+    return Cell(f"{mean:.4f}", mean, span)
 
 
-def number_item(values: Iterable[float | None], form: str = "{:,.0f}") -> Item:
+def number_item(values: Iterable[float | None], form: str = "{:,.0f}") -> Cell:
     """Return the mean of what is known of some numbers."""
     known = [value for value in values if value is not None]
     if not known:
-        return Item()
+        return Cell()
     mean = sum(known) / len(known)
-    return Item(form.format(mean), mean)
+    return Cell(form.format(mean), mean)

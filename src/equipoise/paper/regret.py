@@ -9,7 +9,7 @@ from equipoise.paper.curves import DEFAULT, Gain, foreseen
 from equipoise.paper.findings import Panel
 from equipoise.paper.measures import average
 from equipoise.paper.phrases import figure, margin, plural, words
-from equipoise.report.content import Column, Item, Table, file_name
+from equipoise.report.content import Cell, Column, Table, file_name
 
 BAR = 0.01  # the median regret, in robust accuracy, that the default may have
 Gains = Mapping[Panel, Mapping[int, Sequence[Gain]]]  # by seed, the most first
@@ -26,11 +26,11 @@ def table(gains: Gains, experiment: str) -> Table:
             interval = f"[{' to '.join(map(margin, best.interval))}]" if best.interval else ""
             rows.append(
                 (
-                    Item(panel.title),
-                    Item(str(seed)),
-                    Item(str(len(some) + 1)),
-                    Item(best.entry if better else "the default"),
-                    Item(figure(best.value), best.value, interval) if better else Item("0.0", 0.0),
+                    Cell(panel.title),
+                    Cell(str(seed)),
+                    Cell(str(len(some) + 1)),
+                    Cell(best.entry if better else "the default"),
+                    Cell(figure(best.value), best.value, interval) if better else Cell("0.0", 0.0),
                     *_chosen(chosen),
                 )
             )
@@ -63,12 +63,12 @@ def table(gains: Gains, experiment: str) -> Table:
     )
 
 
-def _chosen(chosen: Gain | None) -> tuple[Item, Item]:
+def _chosen(chosen: Gain | None) -> tuple[Cell, Cell]:
     if chosen is None:
-        return Item(), Item()
+        return Cell(), Cell()
     if chosen.entry == DEFAULT:
-        return Item("the default"), Item("0.0", 0.0)
-    return Item(chosen.entry), Item(margin(chosen.value), chosen.value)
+        return Cell("the default"), Cell("0.0", 0.0)
+    return Cell(chosen.entry), Cell(margin(chosen.value), chosen.value)
 
 
 _REGRET_HEAD: tuple[object, ...] = (

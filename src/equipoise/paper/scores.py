@@ -9,7 +9,7 @@ from equipoise.paper.findings import CLEAN, Findings, Panel, Row
 from equipoise.paper.measures import average, by_entry, cell, half_width, paired_half_width
 from equipoise.paper.phrases import capital, entry_name, plural, words
 from equipoise.report import wording
-from equipoise.report.content import Block, Column, Item, Picture, Table, Text, file_name
+from equipoise.report.content import Block, Cell, Column, Picture, Table, file_name
 
 # What a score is made of: its name, its title, and how its numbers are printed.
 PARTS = {
@@ -68,12 +68,12 @@ def curves(findings: Findings) -> list[Block]:
         scores = entry_scores(findings, panel)
         name = file_name(findings.experiment, panel.name if len(findings.panels) > 1 else "")
         if not scores:
-            made.append(Text(_NOTHING.format(panel.title)))
+            made.append(_NOTHING.format(panel.title))
             continue
         made.append(_curve(scores, panel, name, _band(findings, panel, scores)))
         made.append(_parts(scores, panel, f"{name}-parts"))
         made.append(score_table(scores, panel, CURVE_RADII, f"{name}-scores"))
-        made.append(Text(_said(scores, CURVE_RADII)))
+        made.append(_said(scores, CURVE_RADII))
     return made
 
 
@@ -85,14 +85,14 @@ def radars(findings: Findings) -> list[Block]:
         name = file_name(findings.experiment, panel.name if len(findings.panels) > 1 else "")
         shown = [eps for eps in _near(scores, RADII) if len(_at(scores, eps)) > 2]
         if not scores:
-            made.append(Text(_NOTHING.format(panel.title)))
+            made.append(_NOTHING.format(panel.title))
             continue
         if shown:
             made.append(_radar(scores, panel, shown, name))
         else:
-            made.append(Text(f"{panel.title}: a radar needs three methods at one radius."))
+            made.append(f"{panel.title}: a radar needs three methods at one radius.")
         made.append(score_table(scores, panel, RADII, f"{name}-scores"))
-        made.append(Text(_said(scores, RADII)))
+        made.append(_said(scores, RADII))
     return made
 
 
@@ -173,7 +173,7 @@ def score_table(scores: Scores, panel: Panel, radii: Sequence[float], name: str)
     rows = []
     for entry in order:
         mine = scores.get(entry, {})
-        rows.append((Item(entry), *(_item(mine.get(eps), scores, eps) for eps in shown)))
+        rows.append((Cell(entry), *(_item(mine.get(eps), scores, eps) for eps in shown)))
     every = sorted({eps for by_eps in scores.values() for eps in by_eps})
     head: tuple[object, ...] = ("entry", "eps", *PARTS)
     records = [head] + [
@@ -191,13 +191,13 @@ def score_table(scores: Scores, panel: Panel, radii: Sequence[float], name: str)
     return Table(name, title, columns, tuple(rows), tuple(notes), tuple(records))
 
 
-def _item(parts: Mapping[str, float] | None, scores: Scores, eps: float) -> Item:
+def _item(parts: Mapping[str, float] | None, scores: Scores, eps: float) -> Cell:
     if parts is None:
-        return Item()
+        return Cell()
     top = max(found["score"] for found in _at(scores, eps).values())
     small = f"acc. {parts['accuracy']:.3f}" if "accuracy" in parts else ""
     mark = "best" if parts["score"] == top and len(_at(scores, eps)) > 1 else ""
-    return Item(f"{parts['score']:.3f}", parts["score"], small, mark)
+    return Cell(f"{parts['score']:.3f}", parts["score"], small, mark)
 
 
 def _measured(scores: Scores, eps: float) -> list[float]:

@@ -13,21 +13,21 @@ from equipoise.paper.findings import Findings, Panel
 from equipoise.paper.measures import average
 from equipoise.paper.phrases import area_item, figure, margin, seeds
 from equipoise.report import pictures, wording
-from equipoise.report.content import Block, Column, Item, Picture, Table, Text, file_name
-from equipoise.report.palette import Look, Palette, look_of
+from equipoise.report.content import Block, Cell, Column, Picture, Table, file_name
+from equipoise.report.palette import Palette, Style, style_of
 
 
 def blocks(findings: Findings) -> list[Block]:
     """Return the picture, what each setting gave, the regret, and what that says."""
     panels = {panel: found for panel in findings.panels if (found := curves(findings, panel))}
     if not panels:
-        return [Text("Nothing has been measured yet.")]
+        return ["Nothing has been measured yet."]
     gains = {panel: regrets(found) for panel, found in panels.items()}
     made: list[Block] = [_picture(panels, findings.experiment)]
     for panel, found in panels.items():
         made.append(_settings(panel, found, gains[panel]))
     if any(gains.values()):
-        made += [regret.table(gains, findings.experiment), Text(regret.said(gains))]
+        made += [regret.table(gains, findings.experiment), regret.said(gains)]
     return made
 
 
@@ -75,8 +75,8 @@ def _draw(palette: Palette, panels: Mapping[Panel, Curves]) -> Canvas:
     return canvas
 
 
-def _look(entry: str, place: int) -> Look:
-    look = Look("ink", (), "o", 2.6) if entry == DEFAULT else look_of(entry, place)
+def _look(entry: str, place: int) -> Style:
+    look = Style("ink", (), "o", 2.6) if entry == DEFAULT else style_of(entry, place)
     return replace(look, marker="")  # points are not marked
 
 
@@ -89,12 +89,12 @@ def _settings(panel: Panel, found: Curves, gains: Mapping[int, Sequence[Gain]]) 
         starts = sorted({c.rows[0].t_start for c in by_seed.values()} - {None}, key=str)
         rows.append(
             (
-                Item(entry),
-                Item(seeds(list(by_seed), panel.seeds)),
-                Item(", ".join(map(str, starts)) or wording.MISSING),
+                Cell(entry),
+                Cell(seeds(list(by_seed), panel.seeds)),
+                Cell(", ".join(map(str, starts)) or wording.MISSING),
                 *(_end([pair[i] for pair in ends]) for i in (0, 1)),
                 area_item([*areas.values()]),
-                _margin([*mine.values()]) if entry != DEFAULT else Item("the default"),
+                _margin([*mine.values()]) if entry != DEFAULT else Cell("the default"),
             )
         )
         records += [
@@ -128,14 +128,14 @@ _SETTINGS_HEAD: tuple[object, ...] = (
 )
 
 
-def _end(ends: Sequence[tuple[float, float]]) -> Item:
+def _end(ends: Sequence[tuple[float, float]]) -> Cell:
     clean, robust = (average([end[i] for end in ends]) for i in (0, 1))
-    return Item(f"{figure(clean)} / {figure(robust)}", clean)
+    return Cell(f"{figure(clean)} / {figure(robust)}", clean)
 
 
-def _margin(values: Sequence[float]) -> Item:
+def _margin(values: Sequence[float]) -> Cell:
     if not values:
-        return Item()
+        return Cell()
     mean = average(values)
     several = f"({margin(min(values))}..{margin(max(values))})" if len(values) > 1 else ""
-    return Item(margin(mean), mean, several)
+    return Cell(margin(mean), mean, several)

@@ -13,8 +13,8 @@ from equipoise.paper.findings import CLEAN, ENSEMBLE, Findings, Panel, Row
 from equipoise.paper.measures import average, by_entry, cell, compare, standing
 from equipoise.paper.phrases import MARKED, attack_name, number_item, plural, seeds, spread_item
 from equipoise.report import pictures, wording
-from equipoise.report.content import Block, Column, Item, Picture, Table, Text, file_name
-from equipoise.report.palette import Look, Palette
+from equipoise.report.content import Block, Cell, Column, Picture, Table, file_name
+from equipoise.report.palette import Palette, Style
 
 GROUPS = {
     "stable": "adaptive",
@@ -22,7 +22,7 @@ GROUPS = {
     "never": "never",
     "threshold": "below a loss threshold",
 }
-_CLEAN_LOOK, _ROBUST_LOOK = Look(0, (), "o"), Look(1, (), "s")
+_CLEAN_STYLE, _ROBUST_STYLE = Style(0, (), "o"), Style(1, (), "s")
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,11 @@ def blocks(findings: Findings) -> list[Block]:
         found = rules(findings, panel)
         name = file_name(findings.experiment, panel.name if len(findings.panels) > 1 else "")
         if not found:
-            made.append(Text(f"{panel.title}: no rule has been evaluated yet."))
+            made.append(f"{panel.title}: no rule has been evaluated yet.")
             continue
         made.append(_picture(found, panel, name))
         made.append(_table(found, panel, f"{name}-rules"))
-        made.append(Text(_said(found)))
+        made.append(_said(found))
     return made
 
 
@@ -160,7 +160,7 @@ def _draw(palette: Palette, found: Sequence[Rule]) -> Canvas:
     axes.margins(x=0.03)
     pictures.percent_axis(axes.xaxis)
     _beside(axes, palette, 432, -0.3, "t'", bold=True)
-    looks = {"clean": _CLEAN_LOOK, "AutoAttack": _ROBUST_LOOK}
+    looks = {"clean": _CLEAN_STYLE, "AutoAttack": _ROBUST_STYLE}
     for left, (text, look) in zip((0, 70), looks.items(), strict=True):
         _beside(axes, palette, left + 14, -0.3, text)
         mark = ScaledTranslation((left + 5) / 72, 0, canvas.dpi_scale_trans)
@@ -179,7 +179,7 @@ def _draw(palette: Palette, found: Sequence[Rule]) -> Canvas:
 
 
 def _row(palette: Palette, axes: Axes, where: float, rule: Rule) -> None:
-    for attack, look in ((CLEAN, _CLEAN_LOOK), (ENSEMBLE, _ROBUST_LOOK)):
+    for attack, look in ((CLEAN, _CLEAN_STYLE), (ENSEMBLE, _ROBUST_STYLE)):
         known = cell(rule.rows, attack)
         if known:
             colour = look.of(palette)
@@ -214,11 +214,11 @@ def _table(found: Sequence[Rule], panel: Panel, name: str) -> Table:
     for rule in found:
         rows.append(
             (
-                Item(rule.entry),
-                Item(GROUPS[rule.kind]),
-                Item(rule.text),
-                Item(seeds([row.seed for row in rule.rows], panel.seeds)),
-                Item(rule.starts, average(rule.started) if rule.started else None),
+                Cell(rule.entry),
+                Cell(GROUPS[rule.kind]),
+                Cell(rule.text),
+                Cell(seeds([row.seed for row in rule.rows], panel.seeds)),
+                Cell(rule.starts, average(rule.started) if rule.started else None),
                 *(spread_item(cell(rule.rows, a), marks[a].get(rule.entry, "")) for a in attacks),
                 number_item(row.gradient_evaluations for row in rule.rows),
             )

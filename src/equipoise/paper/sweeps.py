@@ -9,8 +9,8 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from equipoise.report import pictures
-from equipoise.report.drawing import STEPS
-from equipoise.report.palette import Look, Palette, look_of
+from equipoise.report.palette import Palette, Style, style_of
+from equipoise.report.pictures import STEPS
 
 Series = dict[str, tuple[list[float], list[float]]]  # by entry: eps and values
 
@@ -70,7 +70,7 @@ def draw_small(palette: Palette, panels: Mapping[str, Series]) -> Canvas:
     """Return some pictures, three in a row, with one legend."""
     rows = -(-(len(panels) + 1) // 3)
     canvas = pictures.blank(palette, 720, 224 * rows)
-    looks: dict[str, Look] = {}
+    looks: dict[str, Style] = {}
     for i, (title, lines) in enumerate(panels.items()):
         left, bottom = 240 * (i % 3) + 44, 224 * (rows - 1 - i // 3) + 42
         axes = pictures.axes_at(canvas, palette, (left, bottom, 184, 150))
@@ -82,10 +82,12 @@ def draw_small(palette: Palette, panels: Mapping[str, Series]) -> Canvas:
     return canvas
 
 
-def _lines(axes: Axes, palette: Palette, lines: Series, *, small: bool = False) -> dict[str, Look]:
+def _lines(
+    axes: Axes, palette: Palette, lines: Series, *, small: bool = False
+) -> dict[str, Style]:
     looks = {}
     for place, (entry, (eps, values)) in enumerate(lines.items()):
-        looks[entry] = look_of(entry, place)
+        looks[entry] = style_of(entry, place)
         pictures.line(axes, palette, eps, values, looks[entry], markers=not small)
     values = [value for _, some in lines.values() for value in some]
     axes.margins(0.03, 0.08)

@@ -12,12 +12,12 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from equipoise.measures.statistics import front, hypervolume
 from equipoise.paper.findings import CLEAN, ENSEMBLE, Panel, Row
-from equipoise.paper.measures import Cell, average, cell
+from equipoise.paper.measures import Accuracies, average, cell
 from equipoise.paper.phrases import area_item, entry_name, names
 from equipoise.report import pictures, wording
-from equipoise.report.content import Block, Column, Item, Picture, Table, Text
-from equipoise.report.drawing import STEPS
-from equipoise.report.palette import Palette, look_of
+from equipoise.report.content import Block, Cell, Column, Picture, Table
+from equipoise.report.palette import Palette, style_of
+from equipoise.report.pictures import STEPS
 
 # Which entries stand for an idea: patterns of their names.
 FAMILIES = {
@@ -95,7 +95,7 @@ def blocks(panel: Panel, entries: Entries, name: str, title: str) -> list[Block]
         ),
     )
     found = areas(known, panel.classes)
-    return [picture, _table(found, panel, f"{name}-area", title), Text(_said(points, found))]
+    return [picture, _table(found, panel, f"{name}-area", title), _said(points, found)]
 
 
 def _draw(palette: Palette, entries: Entries, points: Points) -> Canvas:
@@ -130,7 +130,7 @@ def _low(points: Points) -> list[str]:
 def _points(axes: Axes, palette: Palette, entries: Entries, some: Sequence[str]) -> None:
     order = list(entries)
     for entry in some:
-        look = look_of(entry, order.index(entry))
+        look = style_of(entry, order.index(entry))
         clean, robust = _cells(entries[entry])
         at = robust.mean, clean.mean
         colour = look.of(palette)
@@ -181,9 +181,9 @@ def _table(found: Mapping[str, Area], panel: Panel, name: str, title: str) -> Ta
         mean = average(area.values) if area.values else None
         rows.append(
             (
-                Item(family),
-                Item(str(len(area.members)), len(area.members)),
-                Item(", ".join(area.leading)),
+                Cell(family),
+                Cell(str(len(area.members)), len(area.members)),
+                Cell(", ".join(area.leading)),
                 area_item(area.values),
             )
         )
@@ -247,7 +247,7 @@ def _seeds(rows: Sequence[Row]) -> set[int]:
     return {row.seed for row in _both(rows)}
 
 
-def _cells(rows: Sequence[Row]) -> tuple[Cell, Cell]:
+def _cells(rows: Sequence[Row]) -> tuple[Accuracies, Accuracies]:
     clean, robust = (cell(_both(rows), attack) for attack in (CLEAN, ENSEMBLE))
     assert clean is not None, "only entries with both are asked for"
     assert robust is not None, "only entries with both are asked for"

@@ -13,8 +13,8 @@ from equipoise.paper.findings import CLEAN, ENSEMBLE, Findings, Panel, Row
 from equipoise.paper.measures import average, by_entry, half_width
 from equipoise.paper.phrases import area_item, capital, entry_name, figure, margin
 from equipoise.report import pictures, wording
-from equipoise.report.content import Block, Column, Item, Picture, Table, Text, file_name
-from equipoise.report.palette import Palette, look_of
+from equipoise.report.content import Block, Cell, Column, Picture, Table, file_name
+from equipoise.report.palette import Palette, style_of
 
 Kind = str  # "training" or "gamma"
 
@@ -119,13 +119,13 @@ def blocks(findings: Findings) -> list[Block]:
         name = file_name(findings.experiment, panel.name if several else "")
         found = {kind: lines(findings, panel, kind) for kind in ("training", "gamma")}
         if not any(found.values()):
-            made.append(Text(f"{panel.title}: no line has two points yet."))
+            made.append(f"{panel.title}: no line has two points yet.")
             continue
         made.append(_picture(found, panel, name))
         made.append(_areas(found, panel, f"{name}-area"))
         made.append(_points(found, panel, f"{name}-points"))
         if text := _said(found):
-            made.append(Text(text))
+            made.append(text)
     return made
 
 
@@ -170,7 +170,7 @@ def _draw(palette: Palette, shown: Mapping[Kind, list[Line]]) -> Canvas:
         place = (width * i + 56, 46, width - 76, 276)
         axes = pictures.axes_at(canvas, palette, place, grid="both")
         for order, line in enumerate(some):
-            looks[line.entry] = look_of(line.entry, order)
+            looks[line.entry] = style_of(line.entry, order)
             robust, clean = [r for _, r in line.means], [c for c, _ in line.means]
             pictures.line(axes, palette, robust, clean, looks[line.entry])
         pictures.plane(axes)
@@ -187,7 +187,7 @@ def _numbers(axes: Axes, palette: Palette, some: Sequence[Line]) -> None:
     names, points, colours, busy = [], [], [], []
     for order, line in enumerate(some):
         last = len(line.along) - 1
-        colour = look_of(line.entry, order).of(palette)
+        colour = style_of(line.entry, order).of(palette)
         busy += pictures.along((r, c) for c, r in line.means)
         for i in range(last + 1) if last < 6 else sorted({0, last // 2, last}):
             clean, robust = line.means[i]
@@ -208,9 +208,9 @@ def _areas(found: Mapping[Kind, list[Line]], panel: Panel, name: str) -> Table:
             mean = average(values)
             rows.append(
                 (
-                    Item(line.entry),
-                    Item(kind),
-                    Item(str(len(line.along)), len(line.along)),
+                    Cell(line.entry),
+                    Cell(kind),
+                    Cell(str(len(line.along)), len(line.along)),
                     area_item(values),
                 )
             )
@@ -236,11 +236,11 @@ def _points(found: Mapping[Kind, list[Line]], panel: Panel, name: str) -> Table:
             at = f"{'round' if kind == 'training' else 'gamma'} {line.along[best]:g}"
             rows.append(
                 (
-                    Item(line.entry),
-                    Item(kind),
-                    Item(at),
-                    *(Item(figure(v), v) for v in means[best]),
-                    *(Item(figure(v), v) for v in means[-1]),
+                    Cell(line.entry),
+                    Cell(kind),
+                    Cell(at),
+                    *(Cell(figure(v), v) for v in means[best]),
+                    *(Cell(figure(v), v) for v in means[-1]),
                 )
             )
             for seed, points in line.seeds.items():

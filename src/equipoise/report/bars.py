@@ -1,27 +1,19 @@
-"""Horizontal bars as inline SVG: a name at the left, a number at the right, whiskers between."""
+"""Horizontal bars: a name at the left, a number at the right, intervals as whiskers."""
 
 __all__ = ["Bar", "bars"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
-from equipoise.report.drawing import (
-    ATTACKED,
-    DRAWING,
-    FAINT,
-    INK,
-    STEPS,
-    UNPERTURBED,
-    Panel,
-    plain,
-    to_svg,
-)
+from equipoise.report.content import Picture
+from equipoise.report.palette import Palette
+from equipoise.report.pictures import STEPS, axes_at, blank, safe
 from equipoise.report.wording import count
 
 _WIDTH, _ROW, _FLOOR = 400.0, 25.0, 24.0  # points
@@ -52,83 +44,60 @@ class Bar:
     lowest: bool = False
 
 
-def bars(title: str, rows: Sequence[Bar], most: float, identity: str, spoken: str) -> Panel:
-    """Return a panel of bars, one below the other.
+def bars(title: str, rows: Sequence[Bar], most: float, identity: str, spoken: str) -> Picture:
+    """Return a picture of bars, one below the other.
 
     Arguments:
-        title: The title of the panel.
+        title: The title of the picture.
         rows: The bars, from above.
         most: The length of the scale: 1 for shares, which are shown in percent, or a number of
             images.
         identity: The id of the drawing on its page.
-        spoken: What the drawing says, for those who cannot see it.
+        spoken: What the drawing shows, in words.
     """
-    with matplotlib.rc_context(DRAWING):
-        canvas, axes = _axes(rows)
-        for place, bar in enumerate(rows):
-            _draw(axes, place, bar, _gap(rows))
+
+    def draw(palette: Palette) -> Canvas:
+        left = 10 + _LETTER * max(len(safe(bar.name, _LONGEST)) for bar in rows)
+        right = _gap(rows) + 4 + _LETTER * max(len(bar.text) for bar in rows)
+        canvas = blank(palette, _WIDTH, _ROW * len(rows) + _FLOOR)
+        place = (left, _FLOOR, _WIDTH - left - right, _ROW * len(rows))
+        axes = axes_at(canvas, palette, place, grid="x", size=11)
+        for i, bar in enumerate(rows):
+            _draw(axes, palette, i, bar, _gap(rows))
         axes.set_xlim(0, most)
         axes.set_ylim(len(rows) - 0.45, -0.55)
-        axes.set_yticks(range(len(rows)), [_plain_name(bar.name) for bar in rows])
+        axes.set_yticks(range(len(rows)), [safe(bar.name, _LONGEST) for bar in rows])
         for label in axes.get_yticklabels():
-            label.set_color(INK)
+            label.set_color(palette.ink)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS, integer=most > 1))
         axes.xaxis.set_major_formatter(FuncFormatter(_percent if most == 1 else _count))
-        return Panel(title, to_svg(canvas, identity, spoken))
+        return canvas
+
+    return Picture(identity, title, draw, spoken)
 
 
-def _axes(rows: Sequence[Bar]) -> tuple[Canvas, Axes]:
-    left = 10 + _LETTER * max(len(_plain_name(bar.name)) for bar in rows)
-    right = _gap(rows) + 4 + _LETTER * max(len(bar.text) for bar in rows)
-    height = _ROW * len(rows) + _FLOOR
-    canvas = Canvas(figsize=(_WIDTH / 72, height / 72), dpi=72)
-    canvas.patch.set_visible(False)
-    axes = canvas.add_axes(
-        (left / _WIDTH, _FLOOR / height, 1 - (left + right) / _WIDTH, 1 - _FLOOR / height)
-    )
-    plain(axes)
-    axes.grid(axis="x", color=FAINT, linewidth=0.8)
-    return canvas, axes
-
-
-def _draw(axes: Axes, place: int, bar: Bar, gap: float) -> None:
-    colour = UNPERTURBED if bar.clean else ATTACKED
+def _draw(axes: Axes, palette: Palette, place: int, bar: Bar, gap: float) -> None:
+    colour = palette.series[0 if bar.clean else 1]
     axes.barh(place, bar.value, height=0.56, color=colour, linewidth=0)
     if bar.lost:
         axes.barh(
             place, bar.lost, left=bar.value, height=0.56, color=colour, alpha=0.28, linewidth=0
         )
+    ink: dict[str, Any] = {"color": palette.ink, "linestyle": "none", "clip_on": False}
     if bar.interval:
-        low, high = bar.interval
-        axes.plot([low, high], [place, place], color=INK, linewidth=1.1, clip_on=False)
-        axes.plot(
-            [low, high],
-            [place, place],
-            linestyle="none",
-            marker="|",
-            markersize=7,
-            markeredgewidth=1.1,
-            color=INK,
-            clip_on=False,
-        )
+        both = [place, place]
+        axes.plot(bar.interval, both, color=palette.ink, linewidth=1.1, clip_on=False)
+        axes.plot(bar.interval, both, **ink, marker="|", markersize=7, markeredgewidth=1.1)
     side = axes.get_yaxis_transform()
     if bar.lowest:
-        axes.plot(
-            [1],
-            [place],
-            transform=side + _shifted(axes, 10),
-            linestyle="none",
-            marker="<",
-            markersize=6,
-            color=INK,
-            clip_on=False,
-        )
+        shifted = side + _shifted(axes, 10)
+        axes.plot([1], [place], **ink, transform=shifted, marker="<", markersize=6)
     axes.text(
         1,
         place,
         bar.text,
         transform=side + _shifted(axes, gap),
-        color=INK,
+        color=palette.ink,
         verticalalignment="center_baseline",
     )
 
@@ -142,12 +111,6 @@ def _shifted(axes: Axes, points: float) -> ScaledTranslation:
     figure = axes.figure
     assert figure is not None, "the axes are in a drawing"
     return ScaledTranslation(points / 72, 0, figure.dpi_scale_trans)
-
-
-def _plain_name(name: str) -> str:
-    """Return a name that any font can show, short enough to stand beside a bar."""
-    safe = "".join(c if c.isascii() and c.isprintable() else "?" for c in name)
-    return safe if len(safe) <= _LONGEST else f"{safe[: _LONGEST - 3]}..."
 
 
 def _percent(value: float, _place: object) -> str:

@@ -1,6 +1,6 @@
-"""What a report is made of: sentences, tables and pictures, however they are then written."""
+"""Content of a report, independent of its format: paragraphs, tables, pictures and figures."""
 
-__all__ = ["Block", "Column", "Item", "Picture", "Table", "Text", "file_name"]
+__all__ = ["Block", "Cell", "Column", "Figure", "Key", "Picture", "Table", "file_name"]
 
 import re
 from collections.abc import Callable
@@ -8,15 +8,8 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure as Canvas
 
-from equipoise.report.palette import Palette
+from equipoise.report.palette import Palette, Style
 from equipoise.report.wording import MISSING
-
-
-@dataclass(frozen=True)
-class Text:
-    """A paragraph: what a table or a picture shows, in words."""
-
-    text: str
 
 
 @dataclass(frozen=True)
@@ -28,12 +21,12 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Item:
-    """What stands in a place of a table.
+class Cell:
+    """A cell of a table.
 
     Arguments:
         text: What is printed.
-        value: The number that it stands for, to sort by.
+        value: The number that is printed, to sort by.
         small: What is printed below it: a range, an interval.
         mark: ``best`` or ``close`` (to the best), or nothing.
     """
@@ -52,7 +45,7 @@ class Table:
         name: The name of its files, without their ends.
         title: Its title.
         columns: Its columns.
-        rows: Its rows, an item a column; the first names the row.
+        rows: Its rows, a cell a column; the first names the row.
         notes: What is to be known of it.
         records: Its numbers for programs, the head first.
     """
@@ -60,7 +53,7 @@ class Table:
     name: str
     title: str
     columns: tuple[Column, ...]
-    rows: tuple[tuple[Item, ...], ...]
+    rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
     records: tuple[tuple[object, ...], ...] = ()
 
@@ -70,11 +63,11 @@ class Picture:
     """A picture.
 
     Arguments:
-        name: The name of its files, without their ends.
+        name: The name of its files, without their ends, and its id on a page.
         title: Its title.
-        draw: Draws it in some colours.
-        spoken: What it shows, for those who cannot see it.
-        caption: What is to be known of it.
+        draw: Draws it with the colours of a palette.
+        spoken: What it shows in words, for readers who cannot see it.
+        caption: What the reader must know to read it.
     """
 
     name: str
@@ -84,7 +77,26 @@ class Picture:
     caption: str = ""
 
 
-Block = Text | Table | Picture
+@dataclass(frozen=True)
+class Key:
+    """An entry of a legend: a line (with its style) or a sign (``start``, ``handover``, ...)."""
+
+    label: str
+    style: Style | None = None
+    sign: str = "line"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Pictures that belong together, below one legend."""
+
+    id: str
+    caption: str
+    keys: tuple[Key, ...]
+    panels: tuple[Picture, ...]
+
+
+Block = str | Table | Picture  # text is a paragraph
 
 
 def file_name(*parts: str) -> str:

@@ -2,35 +2,18 @@
 
 __all__ = ["curves", "eps_sweep"]
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from equipoise.report import wording
-from equipoise.report.drawing import (
-    DRAWING,
-    GLOBAL,
-    INK,
-    LEARNERS,
-    MORE_LEARNERS,
-    MUTED,
-    STEPS,
-    STRIP,
-    Figure,
-    Key,
-    Panel,
-    Style,
-    draw_line,
-    new_axes,
-    plain,
-    set_scale,
-    style_of_run,
-    to_svg,
-)
+from equipoise.report.content import Figure, Key, Picture
+from equipoise.report.palette import GLOBAL, LEARNERS, Palette, Style, style_of
+from equipoise.report.pictures import STEPS, axes_at, blank, line
 from equipoise.report.records_reader import Record
 from equipoise.report.results import CLEAN, WORST, rows_of, sweep
 from equipoise.report.runs_reader import Round, Run
@@ -62,11 +45,13 @@ def curves(run: Run, identity: str) -> Figure | None:
     return Figure(identity, caption, _curve_keys(run, lines), panels) if panels else None
 
 
+_WIDE, _HIGH, _LEFT = 360.0, 232.0, 44.0  # points, of a curve
+_STRIP = 16.0  # the height of the strip of weights
 _Line = tuple[Style, Callable[[Round], Mapping[str, float]]]
 
 
 def _lines(run: Run) -> dict[str, _Line]:
-    more = iter(MORE_LEARNERS * (1 + len(run.learners) // len(MORE_LEARNERS)))
+    more = (style_of("", place) for place in itertools.count(2))
     found: dict[str, _Line] = {}
     for name in run.learners:
 
@@ -108,7 +93,7 @@ def _has_strip(run: Run) -> bool:
 
 def _curve_panel(
     run: Run, lines: Mapping[str, _Line], title: str, key: str, identity: str
-) -> Panel | None:
+) -> Picture | None:
     rounds = [r.number for r in run.rounds]
     values = {
         name: [read(r).get(key, math.nan) for r in run.rounds] for name, (_, read) in lines.items()
@@ -117,24 +102,52 @@ def _curve_panel(
     if not values:
         return None
     accuracy = key.endswith("accuracy")
-    with matplotlib.rc_context(DRAWING):
-        canvas, axes = new_axes(360, 232, bottom=0.145 + (STRIP if _has_strip(run) else 0))
+    known = [v for series in values.values() for v in series if not math.isnan(v)]
+
+    def draw(palette: Palette) -> Canvas:
+        canvas = blank(palette, _WIDE, _HIGH)
+        low = 33 + (_STRIP if _has_strip(run) else 0)
+        place = (_LEFT, low, 0.985 * _WIDE - _LEFT, 0.95 * _HIGH - low)
+        axes = axes_at(canvas, palette, place, size=11)
         for name, series in values.items():
-            draw_line(axes, rounds, series, lines[name][0], markers=len(rounds) <= 16)
-        set_scale(axes, [v for s in values.values() for v in s if not math.isnan(v)], accuracy)
-        _moments(axes, run)
-        bottom = _strip(canvas, run, lines) if _has_strip(run) else axes
+            line(axes, palette, rounds, series, lines[name][0], markers=len(rounds) <= 16)
+        _set_scale(axes, known, accuracy)
+        _moments(axes, palette, run)
+        bottom = _strip(canvas, palette, run, lines) if _has_strip(run) else axes
         _round_axis(axes, bottom, run)
-        heading = f"{title} (log scale)" if axes.get_yscale() == "log" else title
-        return Panel(
-            heading, to_svg(canvas, f"{identity}-{key}", _spoken(title, values, accuracy))
-        )
+        return canvas
+
+    heading = title if accuracy or not _far_apart(known) else f"{title} (log scale)"
+    return Picture(f"{identity}-{key}", heading, draw, _spoken(title, values, accuracy))
 
 
-def _moments(axes: Axes, run: Run) -> None:
+def _far_apart(values: Sequence[float]) -> bool:
+    return min(values) > 0 and max(values) > 30 * min(values)
+
+
+def _set_scale(axes: Axes, values: Sequence[float], accuracy: bool) -> None:
+    """Choose the scale: percent for accuracies, logarithmic for values far apart."""
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
+    if accuracy:
+        low, high = math.floor(20 * min(values)) / 20, math.ceil(20 * max(values)) / 20
+        if high - low < 0.1:
+            low, high = (low, low + 0.1) if low <= 0.9 else (0.9, 1.0)
+        axes.set_ylim(max(0.0, low), min(1.0, high))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.3g} %"))
+    elif _far_apart(values):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        axes.yaxis.set_minor_formatter(FuncFormatter(lambda _v, _p: ""))
+        axes.tick_params(axis="y", which="minor", length=0)
+    else:
+        axes.set_ylim(min(0.0, *values), max(1.05 * max(values), 1e-9))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.3g}"))
+
+
+def _moments(axes: Axes, palette: Palette, run: Run) -> None:
     floor = axes.get_xaxis_transform()
     if run.start.round is not None:
-        axes.axvline(run.start.round, color=MUTED, linewidth=1, dashes=(3, 3), zorder=1)
+        axes.axvline(run.start.round, color=palette.muted, linewidth=1, dashes=(3, 3), zorder=1)
     axes.plot(
         run.handovers,
         [0.025] * len(run.handovers),
@@ -143,7 +156,7 @@ def _moments(axes: Axes, run: Run) -> None:
         marker="|",
         markersize=7,
         markeredgewidth=1.2,
-        color=MUTED,
+        color=palette.muted,
         clip_on=False,
     )
     if run.kept_round is not None:
@@ -154,7 +167,7 @@ def _moments(axes: Axes, run: Run) -> None:
             linestyle="none",
             marker="v",
             markersize=7,
-            color=INK,
+            color=palette.ink,
             clip_on=False,
         )
 
@@ -171,10 +184,9 @@ def _round_axis(axes: Axes, bottom: Axes, run: Run) -> None:
         bottom.set_xlim(*axes.get_xlim())
 
 
-def _strip(canvas: Canvas, run: Run, lines: Mapping[str, _Line]) -> Axes:
-    left, _, width, _ = canvas.axes[0].get_position().bounds
-    strip = canvas.add_axes((left, 0.115, width, STRIP))
-    plain(strip)
+def _strip(canvas: Canvas, palette: Palette, run: Run, lines: Mapping[str, _Line]) -> Axes:
+    place = (_LEFT, 26.7, 0.985 * _WIDE - _LEFT, _STRIP)
+    strip = axes_at(canvas, palette, place, grid="", size=11)
     strip.set_yticks([])
     strip.spines["bottom"].set_visible(False)
     numbers = [r.number for r in run.rounds]
@@ -184,7 +196,7 @@ def _strip(canvas: Canvas, run: Run, lines: Mapping[str, _Line]) -> Axes:
     for name in run.learners:
         share = [r.weights.get(name, 0.0) for r in run.rounds for _ in range(2)]
         top = [a + b for a, b in zip(floor, share, strict=True)]
-        strip.fill_between(edges, floor, top, color=lines[name][0].colour, linewidth=0)
+        strip.fill_between(edges, floor, top, color=lines[name][0].of(palette), linewidth=0)
         floor = top
     strip.set_ylim(0, max(1.0, *floor))
     return strip
@@ -202,8 +214,8 @@ def _spoken(title: str, values: Mapping[str, Sequence[float]], accuracy: bool) -
 def eps_sweep(runs: Sequence[Run], identity: str) -> Figure | None:
     """Return accuracy against budget, one panel a norm, or None where nothing was attacked."""
     norms = sorted({r.norm for run in runs for r in run.records if r.threat and r.norm})
-    styles = style_of_run(runs)
-    panels: list[Panel] = []
+    styles = _styles(runs)
+    panels: list[Picture] = []
     shown: set[str] = set()
     for norm in norms:
         measure, found = sweep(runs, norm)
@@ -231,19 +243,33 @@ def _sweep_panel(
     found: Mapping[str, Mapping[float, Record]],
     styles: Mapping[str, Style],
     identity: str,
-) -> Panel:
-    with matplotlib.rc_context(DRAWING):
-        canvas, axes = new_axes(400, 250, bottom=0.165)
+) -> Picture:
+    def draw(palette: Palette) -> Canvas:
+        canvas = blank(palette, 400, 250)
+        axes = axes_at(canvas, palette, (_LEFT, 41, 394 - _LEFT, 196), size=11)
         for name, by_eps in found.items():
             eps, accuracy = list(by_eps), [r.accuracy for r in by_eps.values()]
-            draw_line(axes, eps, accuracy, styles[name], markers=True)
+            line(axes, palette, eps, accuracy, styles[name])
             bounds = [r.interval or (r.accuracy, r.accuracy) for r in by_eps.values()]
             low, high = zip(*bounds, strict=True)
-            axes.fill_between(eps, low, high, color=styles[name].colour, alpha=0.15, linewidth=0)
+            colour = styles[name].of(palette)
+            axes.fill_between(eps, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.set_ylim(0, 1)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f} %"))
         _eps_axis(axes, sorted({eps for by_eps in found.values() for eps in by_eps}))
-        return Panel(title, to_svg(canvas, identity, _spoken_sweep(title, found)))
+        axes.set_xlabel("eps", color=palette.muted, fontsize=11, labelpad=3)
+        return canvas
+
+    return Picture(identity, title, draw, _spoken_sweep(title, found))
+
+
+def _styles(runs: Sequence[Run]) -> dict[str, Style]:
+    """Return a style for each run; the first undefended run steps back."""
+    defended = [run.name for run in runs if not run.undefended]
+    undefended = [run.name for run in runs if run.undefended]
+    names = [*defended, *undefended[1:]]
+    styles = {name: style_of("", place) for place, name in enumerate(names)}
+    return styles | {name: style_of("standard", 0) for name in undefended[:1]}
 
 
 def _eps_axis(axes: Axes, budgets: Sequence[float]) -> None:
@@ -255,7 +281,6 @@ def _eps_axis(axes: Axes, budgets: Sequence[float]) -> None:
             ticks.append(eps)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: wording.eps_text(v)))
-    axes.set_xlabel("eps", color=MUTED, fontsize=11, labelpad=3)
 
 
 def _spoken_sweep(title: str, found: Mapping[str, Mapping[float, Record]]) -> str:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from io import StringIO
 
-from equipoise.report.content import Item, Table
+from equipoise.report.content import Cell, Table
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -47,7 +47,7 @@ def markdown_table(table: Table, *, brief: bool = False) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def _markdown_item(item: Item, brief: bool) -> str:
+def _markdown_item(item: Cell, brief: bool) -> str:
     around = {"best": "**", "close": "*"}.get(item.mark, "")
     text = f"{around}{_markdown(item.text)}{around}"
     small = item.small.split("\n")[:1] if brief else item.small.split("\n")
@@ -87,7 +87,7 @@ def latex_table(table: Table) -> str:
     )
 
 
-def _latex_item(item: Item) -> str:
+def _latex_item(item: Cell) -> str:
     text = _latex(item.text)
     if item.mark:
         text = rf"\{'textbf' if item.mark == 'best' else 'textit'}{{{text}}}"

@@ -1,6 +1,8 @@
 """The picture of a front: clean against robust accuracy of every model between two ends."""
 
-__all__ = ["HALO", "picture"]
+__all__ = ["HALO", "picture", "write_picture"]
+
+from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
@@ -9,10 +11,11 @@ from equipoise.fronts.points import Point
 from equipoise.fronts.record import Other, Record
 from equipoise.report import pictures, wording
 from equipoise.report.content import Picture
-from equipoise.report.palette import Look, Palette, look_of
+from equipoise.report.palette import Palette, Style, style_of
+from equipoise.report.writing import write
 
 HALO = "halo"  # the names of the rings that a page shows around a point: halo-0, halo-1, ...
-_FRONT = Look(1, (), "o", 1.8)
+_FRONT = Style(1, (), "o", 1.8)
 _SIZE = (560, 380)
 
 
@@ -42,6 +45,15 @@ def picture(record: Record, *, halos: bool = False, name: str = "front") -> Pict
     )
 
 
+def write_picture(record: Record, folder: Path) -> tuple[Path, Path]:
+    """Draw a front as ``front.svg`` and ``front.png`` in a folder, and return the files."""
+    drawn = picture(record)
+    svg, png = folder / "front.svg", folder / "front.png"
+    write(svg, pictures.svg_file(drawn))
+    write(png, pictures.png_file(drawn))
+    return svg, png
+
+
 def _draw(palette: Palette, record: Record, halos: bool) -> Canvas:
     width, height = _SIZE
     canvas = pictures.blank(palette, width, height)
@@ -58,10 +70,10 @@ def _draw(palette: Palette, record: Record, halos: bool) -> Canvas:
         if at is not None:
             _ring(axes, palette.ink, at, size=12, width=1.4)
     for i, other in enumerate(_near(record)):
-        look = look_of(other.method, i)
-        busy += _whiskers(axes, look.of(palette), other.point)
+        style = style_of(other.method, i)
+        busy += _whiskers(axes, style.of(palette), other.point)
         at_other = [other.point.robust_accuracy], [other.point.clean_accuracy]
-        pictures.point(axes, palette, *at_other, look, size=8.5)
+        pictures.point(axes, palette, *at_other, style, size=8.5)
     if halos:
         for i, point in enumerate(record.points):
             _ring(axes, palette.ink, point, size=17, width=2.4, name=f"{HALO}-{i}")

@@ -16,11 +16,12 @@ from equipoise.plugins import command
 from equipoise.report import wording
 from equipoise.report.cautions import cautions
 from equipoise.report.checks import check_lists
-from equipoise.report.drawing import Figure
+from equipoise.report.content import Figure
 from equipoise.report.figures import curves, eps_sweep
 from equipoise.report.front_panel import panel
 from equipoise.report.gallery import Gallery, gallery
 from equipoise.report.markdown import tables
+from equipoise.report.pictures import inline
 from equipoise.report.records_reader import Record
 from equipoise.report.results import Row, best, headline_rows, sections, verdicts
 from equipoise.report.runs_reader import Run, read_runs
@@ -171,6 +172,7 @@ def environment(*packages: str) -> Environment:
         "closed": wording.closed,
         "count": wording.count,
         "duration": wording.duration,
+        "drawn": inline,
         "interval": wording.interval,
         "percent": wording.percent,
         "opening": lambda text: text[:1].upper() + text[1:],

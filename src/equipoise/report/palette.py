@@ -1,10 +1,8 @@
-"""The colours of pictures, twice: those of the page, which has two themes, and those of files."""
+"""Colours and line styles of pictures: for the page, which has two themes, and for files."""
 
-__all__ = ["FILE", "PAGE", "Look", "Palette", "look_of"]
+__all__ = ["FILE", "GLOBAL", "LEARNERS", "PAGE", "VARIABLES", "Palette", "Style", "style_of"]
 
 from dataclasses import dataclass
-
-from equipoise.report import drawing
 
 
 @dataclass(frozen=True)
@@ -12,11 +10,11 @@ class Palette:
     """Colours to draw with.
 
     Arguments:
-        ink: Of text and what matters.
-        muted: Of axes and what stands back.
+        ink: Of text and the main lines.
+        muted: Of axes and secondary lines.
         faint: Of grids.
         series: Of lines.
-        paper: The ground; None where the page has its own.
+        paper: The background; None where the page has its own.
     """
 
     ink: str
@@ -26,9 +24,13 @@ class Palette:
     paper: str | None
 
 
-PAGE = Palette(drawing.INK, drawing.MUTED, drawing.FAINT, drawing.SERIES, None)
+# The page replaces these by variables of its style sheet, so that one drawing serves both themes.
+PAGE = Palette("#f1a000", "#f1a001", "#f1a002", tuple(f"#f1b00{i}" for i in range(6)), None)
+VARIABLES = {PAGE.ink: "--ink", PAGE.muted: "--muted", PAGE.faint: "--rule"} | {
+    colour: f"--series-{i}" for i, colour in enumerate(PAGE.series)
+}
 
-# Those of the light theme in page.css: a file is looked at on white.
+# Those of the light theme in page.css, on white.
 FILE = Palette(
     "#1b1e22",
     "#5d646c",
@@ -39,8 +41,15 @@ FILE = Palette(
 
 
 @dataclass(frozen=True)
-class Look:
-    """How an entry is drawn: a place in the series, or ``ink`` or ``muted``; dashes; a marker."""
+class Style:
+    """How a line is drawn.
+
+    Arguments:
+        colour: A place in the series of the palette, or ``ink`` or ``muted``.
+        dashes: Lengths of dashes and gaps; empty: a solid line.
+        marker: The marker of its points.
+        width: Its width in points.
+    """
 
     colour: int | str
     dashes: tuple[float, ...] = ()
@@ -53,31 +62,46 @@ class Look:
             return palette.series[self.colour % len(palette.series)]
         return palette.ink if self.colour == "ink" else palette.muted
 
+    @property
+    def variable(self) -> str:
+        """The CSS variable of the colour."""
+        return VARIABLES[self.of(PAGE)]
 
-# One look an entry in every picture. Controls that mix clean and adversarial loss share a colour.
-_LOOKS = {
-    "a3gt": Look(1, (), "o", 2.4),
-    "a3gt-paper": Look(1, (1.5, 1.5), "h"),
-    "generalist": Look(0, (), "s", 2.0),
-    "standard": Look("muted", (2, 2), "X"),
-    "pgd-at": Look(2, (5, 2), "^"),
-    "pgd-at-averaged": Look(2, (), ">"),
-    "mix-at-25": Look(2, (1.5, 1.5), "<"),
-    "mix-at-50": Look(2, (3, 1.5), "v"),
-    "trades": Look(3, (), "D"),
-    "fat-trades": Look(3, (5, 2), "d"),
-    "mart": Look(4, (), "p"),
-    "fat-mart": Look(4, (5, 2), "H"),
-    "fat": Look(5, (), "P"),
-    "iat": Look(5, (1.5, 1.5), "X"),
-    "yopo": Look("muted", (6, 2, 1.5, 2), "8"),
-    "sat": Look("ink", (3, 1.5), "*"),
+    @property
+    def dasharray(self) -> str:
+        """The dashes as SVG writes them."""
+        return " ".join(f"{d * self.width:g}" for d in self.dashes) or "none"
+
+
+# A method has one style in every picture. Mixtures of clean and adversarial loss share a colour.
+_STYLES = {
+    "a3gt": Style(1, (), "o", 2.4),
+    "a3gt-paper": Style(1, (1.5, 1.5), "h"),
+    "generalist": Style(0, (), "s", 2.0),
+    "standard": Style("muted", (2, 2), "X"),
+    "pgd-at": Style(2, (5, 2), "^"),
+    "pgd-at-averaged": Style(2, (), ">"),
+    "mix-at-25": Style(2, (1.5, 1.5), "<"),
+    "mix-at-50": Style(2, (3, 1.5), "v"),
+    "trades": Style(3, (), "D"),
+    "fat-trades": Style(3, (5, 2), "d"),
+    "mart": Style(4, (), "p"),
+    "fat-mart": Style(4, (5, 2), "H"),
+    "fat": Style(5, (), "P"),
+    "iat": Style(5, (1.5, 1.5), "X"),
+    "yopo": Style("muted", (6, 2, 1.5, 2), "8"),
+    "sat": Style("ink", (3, 1.5), "*"),
 }
+_DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
 _MARKERS = "osD^vP*Xp<>h"
+LEARNERS = {
+    "clean": Style(0, (4, 1.5)),
+    "robust": Style(1, (1.5, 1.2)),
+}
+GLOBAL = Style("ink", (), width=2.2)
 
 
-def look_of(entry: str, place: int) -> Look:
-    """Return how an entry is drawn; entries without a look of their own take one by place."""
-    dashes: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
-    known = _LOOKS.get(entry)
-    return known or Look(place % 6, dashes[place // 6 % 4], _MARKERS[place % len(_MARKERS)])
+def style_of(name: str, place: int) -> Style:
+    """Return the style of a method; of a name without one, the style of its place in a list."""
+    other = Style(place % 6, _DASHES[place // 6 % 4], _MARKERS[place % len(_MARKERS)])
+    return _STYLES.get(name, other)

@@ -1,6 +1,12 @@
-"""What all pictures are drawn with, and how they become SVG for the page, SVG files and PNG."""
+"""The drawing kit of all pictures, and how they become SVG for the page, SVG files and PNG.
+
+On the page, no text that a user has written enters a drawing as it is: names stand in legends,
+which the page sets as HTML, or are reduced to short plain ASCII (:func:`safe`).
+"""
 
 __all__ = [
+    "DRAWING",
+    "STEPS",
     "Place",
     "along",
     "axes_at",
@@ -25,7 +31,7 @@ from itertools import pairwise
 from typing import Any
 
 import matplotlib
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
@@ -35,10 +41,20 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
 
 from equipoise.report.content import Picture
-from equipoise.report.drawing import DRAWING, STEPS, to_svg
-from equipoise.report.palette import FILE, PAGE, Look, Palette
+from equipoise.report.palette import FILE, PAGE, VARIABLES, Palette, Style
 
 Place = tuple[float, float, float, float]  # left, bottom, width, height in points
+DRAWING: Any = {  # newer matplotlib types the keys one by one
+    "font.family": ["DejaVu Sans"],
+    "font.size": 11.0,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "equipoise",
+    "text.parse_math": False,
+    "axes.unicode_minus": True,
+    "savefig.bbox": None,
+    "savefig.dpi": "figure",
+}
+STEPS = [1, 2, 5, 10]  # between the ticks of an axis
 _DPI = 150
 _LONGEST = 34  # letters of a name
 
@@ -51,7 +67,9 @@ def blank(palette: Palette, width: float, height: float) -> Canvas:
     return canvas
 
 
-def axes_at(canvas: Canvas, palette: Palette, place: Place, *, grid: str = "y") -> Axes:
+def axes_at(
+    canvas: Canvas, palette: Palette, place: Place, *, grid: str = "y", size: float = 10
+) -> Axes:
     """Return axes at a place, of whose frame only the line below is left.
 
     Arguments:
@@ -59,6 +77,7 @@ def axes_at(canvas: Canvas, palette: Palette, place: Place, *, grid: str = "y") 
         palette: Its colours.
         place: Where, in points.
         grid: Along which axis there are lines: ``x``, ``y``, ``both`` or none (``""``).
+        size: The size of its labels in points.
     """
     width, height = 72 * canvas.get_figwidth(), 72 * canvas.get_figheight()
     left, bottom, wide, high = place
@@ -70,7 +89,7 @@ def axes_at(canvas: Canvas, palette: Palette, place: Place, *, grid: str = "y") 
         spine.set_color(palette.muted)
         spine.set_linewidth(0.8)
     axes.tick_params(
-        colors=palette.muted, labelcolor=palette.muted, width=0.8, length=3, labelsize=10
+        colors=palette.muted, labelcolor=palette.muted, width=0.8, length=3, labelsize=size
     )
     axes.tick_params(axis="y", length=0)
     if grid:
@@ -90,18 +109,18 @@ def line(
     palette: Palette,
     x: Sequence[float],
     y: Sequence[float],
-    look: Look,
+    style: Style,
     *,
     markers: bool = True,
 ) -> None:
     """Draw one line, with its points marked where that is wanted."""
-    colour = look.of(palette)
-    (drawn,) = axes.plot(x, y, color=colour, linewidth=look.width, clip_on=False, zorder=3)
-    if look.dashes:
-        drawn.set_dashes(look.dashes)
+    colour = style.of(palette)
+    (drawn,) = axes.plot(x, y, color=colour, linewidth=style.width, clip_on=False, zorder=3)
+    if style.dashes:
+        drawn.set_dashes(style.dashes)
         drawn.set_dash_capstyle("butt")
     if markers:
-        point(axes, palette, x, y, look, size=4.8)
+        point(axes, palette, x, y, style, size=4.8)
 
 
 def point(
@@ -109,7 +128,7 @@ def point(
     palette: Palette,
     x: Sequence[float],
     y: Sequence[float],
-    look: Look,
+    style: Style,
     *,
     size: float,
 ) -> None:
@@ -118,8 +137,8 @@ def point(
         x,
         y,
         linestyle="none",
-        color=look.of(palette),
-        marker=look.marker,
+        color=style.of(palette),
+        marker=style.marker,
         markersize=size,
         markeredgewidth=0,
         clip_on=False,
@@ -137,7 +156,7 @@ def whiskers(
 
 
 def legend(
-    canvas: Canvas, palette: Palette, looks: dict[str, Look], place: tuple[float, float]
+    canvas: Canvas, palette: Palette, styles: dict[str, Style], place: tuple[float, float]
 ) -> None:
     """Draw a legend with its upper left corner at a place in points."""
     width, height = 72 * canvas.get_figwidth(), 72 * canvas.get_figheight()
@@ -145,18 +164,18 @@ def legend(
         Line2D(
             [],
             [],
-            color=look.of(palette),
-            linewidth=look.width,
-            marker=look.marker,
+            color=style.of(palette),
+            linewidth=style.width,
+            marker=style.marker,
             markersize=5,
             markeredgewidth=0,
-            linestyle=(0, look.dashes) if look.dashes else "-",
+            linestyle=(0, style.dashes) if style.dashes else "-",
         )
-        for look in looks.values()
+        for style in styles.values()
     ]
     drawn = canvas.legend(
         handles,
-        [safe(name) for name in looks],
+        [safe(name) for name in styles],
         loc="upper left",
         bbox_to_anchor=(place[0] / width, place[1] / height),
         borderaxespad=0,
@@ -263,16 +282,32 @@ def _overlap(a: Bbox, b: Bbox) -> float:
     return max(0.0, float(wide)) * max(0.0, float(high))
 
 
-def safe(name: str) -> str:
+def safe(name: str, longest: int = _LONGEST) -> str:
     """Return a name that any font can show, short enough for a drawing."""
     plain = "".join(c if c.isascii() and c.isprintable() else "?" for c in name)
-    return plain if len(plain) <= _LONGEST else f"{plain[: _LONGEST - 3]}..."
+    return plain if len(plain) <= longest else f"{plain[: longest - 3]}..."
 
 
 def inline(picture: Picture) -> Markup:
     """Return a picture as SVG that follows the themes of the page."""
+    target = StringIO()
     with matplotlib.rc_context(DRAWING):
-        return to_svg(picture.draw(PAGE), picture.name, picture.spoken)
+        picture.draw(PAGE).savefig(target, format="svg", metadata={"Date": None})
+    drawing = target.getvalue()
+    body = drawing[drawing.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", body, flags=re.DOTALL)
+    view = re.search(r'viewBox="([^"]+)"', body)
+    assert view is not None, "matplotlib writes a viewBox"
+    body = body[body.index(">") + 1 :]
+    body = re.sub(r' id="([^"]+)"', rf' id="{picture.name}-\1"', body)
+    body = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{picture.name}-\1"', body)
+    body = re.sub(r"url\(#([^)]+)\)", rf"url(#{picture.name}-\1)", body)
+    body = re.sub(r"font: ([\d.]+)px [^;\"]+", r"font-size: \1px", body)
+    body = re.sub(r"font-family: [^;\"]+; ?", "", body)
+    for colour, variable in VARIABLES.items():
+        body = body.replace(colour, f"var({variable})")
+    head = f'<svg viewBox="{view[1]}" role="img" aria-label="{escape(picture.spoken)}">'
+    return Markup(head + body)  # noqa: S704 - drawn here, from numbers alone
 
 
 def svg_file(picture: Picture) -> str:

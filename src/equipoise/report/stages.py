@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from equipoise.measures.statistics import interval
 from equipoise.report.bars import Bar, bars
-from equipoise.report.drawing import Figure, Key, Panel
+from equipoise.report.content import Figure, Key, Picture
 from equipoise.report.records_reader import Record, Stage
 from equipoise.report.results import (
     CLEAN,
@@ -183,7 +183,7 @@ def _together(table: StageTable) -> list[Record]:
     )
 
 
-def _accuracies(table: StageTable) -> Panel:
+def _accuracies(table: StageTable) -> Picture:
     rows = _bars(table)
     told = "; ".join(f"{bar.name} {bar.text}" for bar in rows)
     lowest = [bar.name for bar in rows if bar.lowest]
@@ -192,7 +192,7 @@ def _accuracies(table: StageTable) -> Panel:
     return bars(title, rows, 1, f"{table.id}-alone", f"{title}. {told}.{end}")
 
 
-def _survivors(table: StageTable) -> Panel:
+def _survivors(table: StageTable) -> Picture:
     n, stages = table.row.n, table.stages
     rows = [Bar("correct, no attack", table.correct, count(table.correct), clean=True)]
     for stage in stages:
