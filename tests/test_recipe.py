@@ -547,12 +547,3 @@ def test_friendly_training_begins_anywhere():
 
 def test_a_method_of_one_objective_keeps_it():
     assert "unknown objective 'mart'" in refused("robust=mart", method="trades")
-
-
-def test_recipes_of_runs_from_before_the_execution_policy_are_read():
-    today = given("precision=bfloat16", "update=float32", "layout=channels_last").to_dict()
-    before = {k: v for k, v in today.items() if k not in ("precision", "update", "layout")}
-    before |= {"robust": today["robust"] | {"precision": "bfloat16"}}
-    former = parse(before)
-    assert (former.precision, former.update) == ("bfloat16", "float32")
-    assert former.to_dict() == today

@@ -732,35 +732,6 @@ def test_a_state_that_was_saved_is_not_changed_by_going_on():
     assert same(weights_of(again), weights_of(job))
 
 
-def earlier(state: dict[str, Any], left: float, origin: State) -> dict[str, Any]:
-    """Return a state as it was when the initial weights stood beside the shares."""
-
-    def parted(moment: dict[str, Any]) -> dict[str, Any]:
-        moment = deepcopy(moment)
-        parts = moment["learners"]["robust"]["share"]["parts"]
-        for name, part in parts.items():
-            part -= left * origin[name]
-        return moment | {"left": left}
-
-    return parted(state) | {"origin": origin, "sound": state["sound"] and parted(state["sound"])}
-
-
-@pytest.mark.parametrize("on_collapse", ["announce", "rollback"])
-def test_a_state_of_an_earlier_version_goes_on(on_collapse):
-    saved: list[dict[str, Any]] = []
-    job = training(small(), 3, on_collapse=on_collapse)
-    job.watch = Watch(save=lambda finished: saved.append(through_a_file(job.state_dict())))
-    job.run()
-    state = saved[0]
-    assert (state["sound"] is not None) == (on_collapse == "rollback")
-    old = earlier(state, 0.25, new_model().state_dict())
-    again = training(small(), 3, on_collapse=on_collapse)
-    again.load_state_dict(old)
-    again.run()
-    for key, value in weights_of(job)["global"].items():
-        assert torch.allclose(weights_of(again)["global"][key], value, atol=1e-6), key
-
-
 def test_an_interrupted_training_goes_on_in_the_same_object():
     whole = finished(small(), 3)
     job = training(small(), 3)

@@ -7,20 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from equipoise import data
 from equipoise.errors import UserError
 from equipoise.jobs.evaluate import evaluate_run
 from equipoise.jobs.store import Store
-from equipoise.jobs.train import resume, train
+from equipoise.jobs.train import train
 from equipoise.jobs.verify import verify_run
 from equipoise.report.cautions import cautions
 from equipoise.report.gallery import gallery
 from equipoise.report.runs_reader import read_run
 from equipoise.settings import recipe
-from equipoise.settings.recipe import Recipe, completed, differences, parse
+from equipoise.settings.recipe import Recipe, parse
 from equipoise.store.runs import Run, load, model_digest
 from equipoise.store.weight_names import canonical, learner_name, mix, stored
 from equipoise.threat import Threat
@@ -220,40 +219,6 @@ def test_damaged_weights_are_noticed_in_a_mix_too(copy):
 
 
 # --- a run that is older than a field ---
-
-
-@pytest.mark.slow
-def test_a_run_without_the_field_resumes_and_is_accepted(command, trained, tmp_path):
-    old = Path(shutil.copytree(trained, tmp_path / "old"))
-    known = yaml.safe_load((old / "recipe.yaml").read_text())
-    assert known.pop("snapshots") is None
-    (old / "recipe.yaml").write_text(yaml.safe_dump(known))
-    (old / "state.pt").unlink()
-    run = Run(old)
-    state = run.read_state(print)  # after round 3
-    assert state is not None
-    for name in ("snapshots", "on_collapse", "batchnorm"):  # defaults, of which two are no None
-        state["recipe"].pop(name)
-    assert differences(state["recipe"], parse(known).to_dict()) != []
-    run.write_state(state)
-    for path in (*old.glob("*.safetensors"), old / "summary.json"):
-        path.unlink()
-    resume(old)
-    assert run.digest("last") == Run(trained).digest("last")
-    assert {"learner-clean", "learner-robust"} < set(run.weights())
-    words = ["train", old / "recipe.yaml", "--out", old]
-    assert "exists; choose another --out" in command(*words).line
-    assert "snapshots: None there, 2 here" in command(*words, "snapshots=2").line
-
-
-def test_what_is_completed_is_what_was_meant():
-    whole = parse({"method": "a3gt", "start": 3, "robust": "trades"}).to_dict()
-    assert completed(whole) == whole
-    assert (whole["start"]["rule"], whole["start"]["round"]) == ("fixed", 3)
-    assert "window" not in whole["start"]  # the default rule's
-    assert completed({"method": "a3gt", "start": 3, "robust": "trades"}) == whole
-    assert completed({"method": "a3gt", "unheard": 1}) == {"method": "a3gt", "unheard": 1}
-    assert completed({}) == {}
 
 
 def test_a_period_of_snapshots_is_at_least_one_round():

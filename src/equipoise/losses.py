@@ -7,7 +7,6 @@ __all__ = [
     "LOSSES",
     "Loss",
     "boost",
-    "boosted_cross_entropy",
     "cross_entropy",
     "dlr",
     "dlr_targeted",
@@ -50,8 +49,10 @@ def kl(logits: Tensor, other: Tensor) -> Tensor:
     return F.kl_div(other.log_softmax(1), own, reduction="none", log_target=True).sum(1)
 
 
-def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    r"""Return :math:`-\log p_y - \log(1.0001 - \max_{k \ne y} p_k)` for the softmax :math:`p`.
+def boost(logits: Tensor, y: Tensor) -> Tensor:
+    r"""Return :math:`-\log(1.0001 - \max_{k \ne y} p_k)` for the softmax :math:`p`.
+
+    Added to the cross-entropy it is the boosted cross-entropy.
 
     Arguments:
         logits: The logits :math:`z`, with shape (B, K), K >= 2.
@@ -62,11 +63,6 @@ def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
         | (Wang et al., 2020), Eq. (9), with the constant of its code
         | https://openreview.net/forum?id=rklOg6EFwS
     """
-    return cross_entropy(logits, y) + boost(logits, y)
-
-
-def boost(logits: Tensor, y: Tensor) -> Tensor:
-    r"""Return the second part of :func:`boosted_cross_entropy`, with shape (B,)."""
     is_label = torch.arange(logits.shape[1], device=y.device) == y[:, None]
     largest = logits.softmax(1).masked_fill(is_label, 0).amax(dim=1)
     return -torch.log(1.0001 - largest)

@@ -94,7 +94,7 @@ def _resume(run: Run, console: Console) -> Run:
     if state is None:
         console.warn(f"{run.path} has no sound state: starting from the beginning")
     else:
-        changed = recipes.differences(recipes.completed(state["recipe"]), recipe.to_dict())
+        changed = recipes.differences(state["recipe"], recipe.to_dict())
         if changed:
             what = "; ".join(changed)
             raise UserError(f"recipe.yaml is not the one {run.path} was begun with ({what})")
@@ -118,7 +118,7 @@ def _refuse_picked(folder: Path) -> None:
 def _refuse_another(out: Path, recipe: Recipe) -> None:
     """Raise a UserError if a folder belongs to another recipe, and say in what they differ."""
     if (out / "recipe.yaml").is_file():
-        there = recipes.completed(recipes.read(out / "recipe.yaml"))
+        there = recipes.read(out / "recipe.yaml")
         found = recipes.differences(there, recipe.to_dict())
         if found:
             raise UserError(

@@ -68,11 +68,11 @@ def _recipe(run: Run) -> Iterator[str]:
         state = run.read_state(lambda line: None)
         if state is None:
             return
-        trained = recipes.completed(state["recipe"])
+        trained = state["recipe"]
     except (*UNREADABLE, RuntimeError, UnpicklingError):
         yield "the state of the training cannot be read"
         return
-    changed = recipes.differences(trained, recipes.completed(recipes.read(path)))
+    changed = recipes.differences(trained, recipes.read(path))
     if changed:
         yield f"recipe.yaml is not the one that was trained ({'; '.join(changed)})"
 

@@ -130,7 +130,7 @@ def refuse_others(found: Sequence[Item]) -> None:
     for item in found:
         folder = item.run.path
         if (folder / "recipe.yaml").is_file():
-            there = recipes.completed(recipes.read(folder / "recipe.yaml"))
+            there = recipes.read(folder / "recipe.yaml")
             changed = _differences(there, item.recipe)
             if changed:
                 other.setdefault("; ".join(changed), []).append(str(folder))

@@ -8,7 +8,6 @@ one; numbers may be written as fractions, like ``8/255``.
 __all__ = [
     "Recipe",
     "combine",
-    "completed",
     "defaults",
     "differences",
     "overrides",
@@ -253,7 +252,6 @@ def parse(given: Mapping[str, Any]) -> Recipe:
     Raises:
         UserError: With every error at once.
     """
-    given = _today(given)
     method = given.get("method")
     if method is None:
         raise UserError(f"the recipe names no method (known: {', '.join(METHODS)})")
@@ -269,37 +267,6 @@ def parse(given: Mapping[str, Any]) -> Recipe:
     if problems:
         raise UserError("; ".join(problems))
     return replace(cast(Recipe, recipe), settings=chosen)
-
-
-def _today(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe in which a learner's ``precision``, as recipes had it once, is the run's.
-
-    Updates were always in float32 then, and channels last.
-    """
-    run: dict[str, Any] = {}
-
-    def group(value: Any) -> Any:
-        if not isinstance(value, Mapping):
-            return value
-        if "objective" in value and "precision" in value:
-            run.update(precision=value["precision"], update="float32", layout="channels_last")
-            value = {key: part for key, part in value.items() if key != "precision"}
-        return {key: group(part) for key, part in value.items()}
-
-    today = {key: group(value) for key, value in given.items()}
-    return run | today
-
-
-def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a stored recipe with the fields that it lacks, as recipes write them.
-
-    A recipe that was written before a field existed is the same as one with its default. One
-    that cannot be read any more is returned as it is: it differs from every other.
-    """
-    try:
-        return parse(stored).to_dict()
-    except UserError:
-        return dict(stored)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:

@@ -27,7 +27,7 @@ from equipoise.threat import Threat
 from equipoise.training import batchnorm, collapse, finite
 from equipoise.training.collapse import Probe, Probes, described, noted
 from equipoise.training.learner import Augment, Learner, derived_seed, width
-from equipoise.training.merge import State, carried, total
+from equipoise.training.merge import State, total
 from equipoise.training.method import Method
 from equipoise.training.randomness import GlobalRandom
 from equipoise.training.start import Verdict
@@ -383,7 +383,6 @@ class Training:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state."""
-        state = carried(dict(state), self.method.carrier)
         self._load_learners(state)
         for name in _PLAIN:
             setattr(self, name, state[name])

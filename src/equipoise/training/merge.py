@@ -19,11 +19,11 @@ References:
     | https://arxiv.org/abs/2303.13813
 """
 
-__all__ = ["Handover", "Merge", "Share", "State", "Weights", "averaged_names", "carried", "total"]
+__all__ = ["Handover", "Merge", "Share", "State", "Weights", "averaged_names", "total"]
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -234,29 +234,3 @@ def total(shares: Iterable[Share], others: Mapping[str, Tensor]) -> State:
         for name, part in zip(share.names, share.parts, strict=True):
             parts[name].add_(part)
     return {name: parts[name] if name in parts else v.clone() for name, v in others.items()}
-
-
-def carried(state: dict[str, Any], carrier: str) -> dict[str, Any]:
-    """Return the state of a training by an earlier version in the form of today.
-
-    There the initial weights stood beside the shares, with what was left of them.
-
-    Arguments:
-        state: The state; it is not changed.
-        carrier: The learner in whose share they are.
-    """
-    if "left" not in state:
-        return state
-    origin = state["origin"]
-
-    def moved(moment: Mapping[str, Any]) -> dict[str, Any]:
-        learner = moment["learners"][carrier]
-        parts = {
-            name: part + moment["left"] * origin[name].to(part.device)
-            for name, part in learner["share"]["parts"].items()
-        }
-        share = learner["share"] | {"parts": parts}
-        return {**moment, "learners": moment["learners"] | {carrier: learner | {"share": share}}}
-
-    sound = None if state["sound"] is None else moved(state["sound"])
-    return moved(state) | {"sound": sound}
