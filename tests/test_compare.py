@@ -234,7 +234,7 @@ def test_the_table_says_what_it_is_of_and_where_from(compared):
         "budget: 1,500 gradient evaluations",
         "device: cpu",
         "git commit: ",
-        "command: `equipoise compare ",
+        "command: equipoise compare ",
         "| averaged-seed1 | pgd-at | 1 | 2 |",
     ):
         assert fact in text, fact

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from equipoise import data, models
+from equipoise.cli.listing import write_catalogue, write_settings
 from equipoise.data import Images
 from equipoise.execution import Execution, fast
 from equipoise.jobs.train import train
@@ -21,7 +22,6 @@ from equipoise.settings.learning import LEARNERS
 from equipoise.settings.methods import METHODS
 from equipoise.settings.recipe import Recipe, parse
 from equipoise.store.runs import Run
-from equipoise.terminal.tables import write_catalogue, write_settings
 from equipoise.threat import Linf
 from equipoise.training import Interrupted, Training, Watch
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from equipoise.cli.listing import write_presets
 from equipoise.errors import UserError
 from equipoise.models import MODELS
 from equipoise.parsing import number
 from equipoise.settings import recipe
 from equipoise.settings.methods import METHODS
 from equipoise.settings.presets import DATA, Preset, presets
-from equipoise.settings.presets.table import write_presets
 from equipoise.settings.recipe import Recipe, combine, overrides, parse, published
 from equipoise.threat import Linf
 from equipoise.training.method import LearnerSpec, Method

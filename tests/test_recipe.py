@@ -8,6 +8,7 @@ import yaml
 
 from equipoise import objectives
 from equipoise.attacks import PGD
+from equipoise.cli.listing import write_settings
 from equipoise.errors import UserError
 from equipoise.parsing import number
 from equipoise.settings import learning, recipe
@@ -21,7 +22,6 @@ from equipoise.settings.recipe import (
     parse,
     read,
 )
-from equipoise.terminal.tables import write_settings
 from equipoise.threat import L2, Linf
 from equipoise.training import Fixed, Never, Stable, Threshold
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from equipoise.cli.listing import settings_groups
 from equipoise.errors import UserError
 from equipoise.plugins import VARIABLE
 from equipoise.plugins import command as words_of
 from equipoise.settings.methods import METHODS
 from equipoise.settings.recipe import defaults, parse
-from equipoise.terminal.meanings import groups
 
 # --- names of elsewhere ---
 
@@ -234,7 +234,7 @@ def leaves(values: dict[str, object], path: str = "") -> list[str]:
 def test_every_setting_of_a_method_is_explained(method):
     rows = {
         f"{group.path}.{name}".lstrip("."): text
-        for group in groups(method)
+        for group in settings_groups(method)
         for name, _, text in group.rows
     }
     assert [leaf for leaf in leaves(defaults(method)) if not rows.get(leaf)] == []

@@ -17,7 +17,7 @@ from equipoise.fronts.points import Point
 from equipoise.fronts.record import Other, Record
 from equipoise.measures.statistics import interval
 from equipoise.store.runs import Run
-from equipoise.terminal.text_table import TextTable, accuracy
+from equipoise.terminal.table import TextTable, accuracy
 
 
 @pytest.fixture(scope="module")

@@ -35,8 +35,7 @@ def list_(
     ] = None,
 ) -> None:
     """List methods, attacks, models, data sets and presets; or the settings of a method."""
-    from equipoise.settings.presets.table import write_presets
-    from equipoise.terminal.tables import write_catalogue, write_settings
+    from equipoise.cli.listing import write_catalogue, write_presets, write_settings
 
     if what == "presets":
         write_presets(name)
@@ -51,7 +50,7 @@ def list_(
 def data(context: typer.Context, data_dir: DataDir = None) -> None:
     """Show which data sets are there, which verified copy, and how to get the others."""
     if context.invoked_subcommand is None:
-        from equipoise.terminal.tables import write_data
+        from equipoise.cli.listing import write_data
 
         write_data(data_dir)
 

@@ -13,7 +13,6 @@ import http.client
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -144,11 +143,14 @@ def download(
     """
     if urlsplit(url).scheme not in {"http", "https"}:
         raise UserError(f"expected an http or https address, got {url!r}")
+    from equipoise.terminal.progress import Console
+
     part = path.with_name(f"{path.name}.part")
     try:
         if path.is_file() and _checksum(path, checksum, gunzip, largest) == _value(checksum):
             return path
-        with _bar(path.name, progress) as advance:
+        console = Console(quiet=not progress)
+        with console.progress(unit="bytes", text=path.name) as advance:
             _transfer(url, part, _capped(advance, url, part, largest), attempts, pause, timeout)
         _accept(part, path, checksum, gunzip, largest, url)
     except OSError as error:
@@ -316,25 +318,3 @@ def _blocks(read: Callable[[int], bytes], largest: int) -> Iterator[bytes]:
 
 def _value(checksum: str) -> str:
     return checksum.partition(":")[2]
-
-
-@contextmanager
-def _bar(name: str, progress: bool) -> Iterator[Advance]:
-    from rich import progress as bars
-    from rich.console import Console
-
-    with bars.Progress(
-        bars.TextColumn("{task.description}"),
-        bars.BarColumn(),
-        bars.DownloadColumn(),
-        bars.TransferSpeedColumn(),
-        bars.TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not progress,
-    ) as display:
-        task = display.add_task(name, total=None)
-
-        def advance(done: int, total: int | None) -> None:
-            display.update(task, completed=done, total=total)
-
-        yield advance

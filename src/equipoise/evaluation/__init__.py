@@ -1,10 +1,9 @@
 """Evaluation: attacks search, the judge decides, every verdict is kept."""
 
-__all__ = ["Finding", "Judge", "Outcome", "Progress", "Result", "evaluate"]
+__all__ = ["Finding", "Judge", "Outcome", "Result", "evaluate"]
 
 from equipoise.evaluation.checks import Finding
 from equipoise.evaluation.evaluate import evaluate
 from equipoise.evaluation.judge import Judge
 from equipoise.evaluation.outcome import Outcome
 from equipoise.evaluation.result import Result
-from equipoise.evaluation.search import Progress

@@ -19,7 +19,7 @@ from equipoise.evaluation import checks as checking
 from equipoise.evaluation.judge import Judge
 from equipoise.evaluation.plan import Stage, plan
 from equipoise.evaluation.result import Result
-from equipoise.evaluation.search import Progress, Search
+from equipoise.evaluation.search import Search
 from equipoise.execution import (
     Execution,
     Layout,
@@ -30,6 +30,7 @@ from equipoise.execution import (
 )
 from equipoise.parsing import check_seed
 from equipoise.stopwatch import peak_memory
+from equipoise.terminal.progress import AttackProgress
 from equipoise.threat import Threat
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def evaluate(
     control: Tensor | None = None,
     classes: Sequence[str] = (),
     begun: Result | None = None,
-    advance: Callable[[Progress], None] | None = None,
+    advance: Callable[[AttackProgress], None] | None = None,
     after: Callable[[Result], None] | None = None,
 ) -> Result:
     """Attack a model and judge what the attacks find.
@@ -177,7 +178,7 @@ class _Work:
     def __init__(
         self,
         search: Search,
-        advance: Callable[[Progress], None],
+        advance: Callable[[AttackProgress], None],
         after: Callable[[Result], None] | None,
     ) -> None:
         self.search, self.advance, self.after = search, advance, after

@@ -13,7 +13,7 @@ from equipoise.errors import UserError
 from equipoise.evaluation.checks import Finding
 from equipoise.evaluation.outcome import Outcome
 from equipoise.store.verdicts import Verdicts
-from equipoise.terminal.text_table import TextTable, accuracy
+from equipoise.terminal.table import TextTable, accuracy
 from equipoise.threat import Threat
 
 

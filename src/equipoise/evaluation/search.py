@@ -1,10 +1,10 @@
 """An evaluation while it goes on: batch by batch, with everything found so far."""
 
-__all__ = ["Progress", "Search"]
+__all__ = ["Search"]
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -25,36 +25,10 @@ from equipoise.evaluation.result import Result
 from equipoise.execution import Execution, Fast, fast
 from equipoise.losses import margin
 from equipoise.store.machine import machine
+from equipoise.terminal.progress import AttackProgress
 from equipoise.threat import Threat
 
 NEAR = 0.04  # of the clean margin; rounding moved the end of a search by up to 0.03 of it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far an evaluation is.
-
-    Arguments:
-        name: The attack that runs.
-        done: How many examples it is done with.
-        total: How many it attacks.
-        robust: How many examples have withstood everything so far.
-        n: How many there are.
-        number: Which of the stages it is, from 1 on.
-        stages: How many stages there are.
-        finished: Whether the attack is at its end.
-        seconds: The time that the attack took so far.
-    """
-
-    name: str
-    done: int
-    total: int
-    robust: int
-    n: int
-    number: int = 1
-    stages: int = 1
-    finished: bool = False
-    seconds: float = 0.0
 
 
 class Search:
@@ -149,7 +123,7 @@ class Search:
             robust = robust & outcome.verdict
         return robust
 
-    def run(self, stage: Stage) -> Iterator[Progress]:
+    def run(self, stage: Stage) -> Iterator[AttackProgress]:
         """Run one attack on the examples that are its own, a batch at a time."""
         wanted = self.correct
         for name in stage.after:
@@ -325,9 +299,9 @@ class Search:
         self.answer[rows] = answer[better]
         self.distance[rows] = self.threat.distance(self.x[rows], x_adv[better])
 
-    def _progress(self, name: str, done: int, total: int) -> Progress:
+    def _progress(self, name: str, done: int, total: int) -> AttackProgress:
         outcome = self.outcomes[name]
-        return Progress(
+        return AttackProgress(
             name=name,
             done=done,
             total=total,

@@ -28,7 +28,7 @@ from equipoise.plugins import command
 from equipoise.store.digests import tensor_digest
 from equipoise.store.runs import Run, model_digest
 from equipoise.store.weight_names import PAIR
-from equipoise.terminal.text_table import TextTable
+from equipoise.terminal.table import TextTable
 from equipoise.threat import Norm, Threat
 
 PAPER = 0.4  # gamma at the end of the paper's training

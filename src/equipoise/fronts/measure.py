@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from equipoise.attacks import Attack, check_norms
 from equipoise.attacks.core import check_inputs
-from equipoise.evaluation import Judge, Progress
+from equipoise.evaluation import Judge
 from equipoise.evaluation.plan import plan
 from equipoise.evaluation.search import Search
 from equipoise.execution import Execution
 from equipoise.store.digests import tensor_digest
+from equipoise.terminal.progress import AttackProgress
 from equipoise.threat import Threat
 
 
@@ -95,7 +96,7 @@ def measure(
     model: nn.Module,
     question: Question,
     neighbours: Mapping[str, Tensor] | None = None,
-    advance: Callable[[Progress], None] = lambda progress: None,
+    advance: Callable[[AttackProgress], None] = lambda progress: None,
 ) -> Measured:
     """Return who is classified correctly, and who of them withstands.
 

@@ -13,7 +13,7 @@ from equipoise.fronts.barrier import Barrier, in_words
 from equipoise.fronts.points import Point
 from equipoise.plugins import command
 from equipoise.sample import Sample
-from equipoise.terminal.text_table import TextTable, accuracy
+from equipoise.terminal.table import TextTable, accuracy
 
 FILE = "front.json"
 FORMAT = 1

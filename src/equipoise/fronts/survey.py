@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from equipoise.attacks import parse_list, without_clean
 from equipoise.data import draw
 from equipoise.errors import UserError
-from equipoise.evaluation import Progress
 from equipoise.execution import Execution, Precision
 from equipoise.fronts.barrier import Barrier, barrier
 from equipoise.fronts.choice import following, initial
@@ -24,6 +23,7 @@ from equipoise.fronts.measure import Measured, Question, measure, retried
 from equipoise.fronts.points import Point
 from equipoise.fronts.record import FILE, Mark, Other, Record
 from equipoise.store.runs import Run, model_digest
+from equipoise.terminal.progress import AttackProgress
 from equipoise.threat import Norm, Threat
 
 # Quick and close to AutoAttack, where more steps of PGD are not: of 300 held-out images at
@@ -104,7 +104,7 @@ class Watch:
         warn: Told of what is wrong.
     """
 
-    advance: Callable[[Progress], None] = _silent
+    advance: Callable[[AttackProgress], None] = _silent
     say: Callable[[str], None] = _silent
     warn: Callable[[str], None] = _silent
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from equipoise.evaluation import Finding, Progress, Result
+from equipoise.evaluation import Finding, Result
 from equipoise.jobs.store import Store
 from equipoise.jobs.target_model import Subject
-from equipoise.terminal.progress import Console
+from equipoise.terminal.progress import AttackProgress, Console
 
 SAVE_SECONDS = 5.0
 SAVE_SHARE = 20  # a save may cost a twentieth of the time
@@ -44,7 +44,7 @@ class Keeper:
         self.saved, self.cost = time.monotonic(), 0.0
         self.warned: list[Finding] = []
 
-    def advance(self, progress: Progress) -> None:
+    def advance(self, progress: AttackProgress) -> None:
         """Show progress."""
         self.work.console.attack(progress)
 

@@ -274,7 +274,7 @@ class _Job:
         about = {**self.of(threat), "asked": asked, "described": self.run.described()}
         others, control = self._others(threat)
         keeper = Keeper(self, store, about, self._before(store, threat))
-        with keeper.keeping(), self.console.attacking():
+        with keeper.keeping(), self.console.progress():
             result = evaluate(
                 self.model,
                 self.x,

@@ -77,7 +77,7 @@ def measure_front(
     )
     with (
         signals.handled(_interrupt, signals.ENDING),
-        console.attacking(),
+        console.progress(),
     ):
         try:
             front.measure(others=others, watch=watch, **how)

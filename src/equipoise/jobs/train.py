@@ -284,7 +284,7 @@ class _Job:
         self._introduce(done)
         per_round = training.steps * recipe.batch_size
         begun = done * per_round + training.done * recipe.batch_size
-        bar = self.console.progress(recipe.rounds * per_round, begun)
+        bar = self.console.progress(recipe.rounds * per_round, begun, text="training")
         with signals.handled(self._asked), bar:
             try:
                 training.run()

@@ -15,9 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Column
-
 from equipoise.errors import RunError, UserError
 from equipoise.jobs import signals
 from equipoise.plans import child_process
@@ -214,32 +211,15 @@ class Crew:
     @contextmanager
     def _bar(self) -> Iterator[Callable[[], None]]:
         """Show a bar over all work while the block runs; what is yielded moves it."""
-        if self.console.quiet or not self.console.rich.is_terminal:
-            yield lambda: None
-            return
-        columns = (
-            BarColumn(20),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True)),
-        )
-        with Progress(
-            *columns,
-            console=self.console.rich,
-            transient=True,
-            expand=True,
-            speed_estimate_period=1e9,  # of the whole: work comes in lumps
-        ) as bar:
-            task = bar.add_task("", total=self.total, completed=round(self._work()))
+        whole = 1e9  # seconds: the work comes in lumps, so the time left is that of all of it
+        with self.console.progress(self.total, self._work(), unit="", period=whole) as bar:
             due = 0.0
 
             def show() -> None:
                 nonlocal due
                 if time.monotonic() >= due:
                     due = time.monotonic() + SHOW_SECONDS
-                    bar.update(task, completed=self._work(), description=self._working())
+                    bar(self._work(), text=self._working())
 
             yield show
 

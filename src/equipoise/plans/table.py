@@ -10,8 +10,8 @@ from typing import Any
 from equipoise.evaluation.plan import STAGED
 from equipoise.plans.comparison import Plan
 from equipoise.plans.runs import Item
-from equipoise.report.markdown import escape
 from equipoise.store.verdicts import WORST
+from equipoise.terminal.table import escape_markdown, markdown_rows
 
 MISSING = "-"
 
@@ -174,7 +174,7 @@ class Found:
             "budget": f"{budget:,.0f} gradient evaluations of a training" if budget else "none",
         }
         told = [f"{key}: {value}" for key, value in facts.items() if value]
-        return [*told, *origin_facts(origins), f"command: `{self.command}`"]
+        return [*told, *origin_facts(origins), f"command: {self.command}"]
 
     def _finished(self) -> list[Item]:
         there = {row.run for row in self.rows}
@@ -202,16 +202,16 @@ class Found:
         """Return both tables, the facts and what is missing as Markdown."""
         columns = self.columns()
         parts = [
-            f"## {escape(self.plan.title)}\n",
-            _markdown(columns, self.entries()),
-            "".join(f"- {escape(line)}\n" for line in self.facts()),
+            f"## {escape_markdown(self.plan.title)}\n",
+            markdown_rows(columns, self.entries()),
+            "".join(f"- {escape_markdown(line)}\n" for line in self.facts()),
         ]
         if self.missing:
-            missing = (f"- {escape(line)}\n" for line in self.missing)
+            missing = (f"- {escape_markdown(line)}\n" for line in self.missing)
             parts.append("Missing:\n\n" + "".join(missing))
         if self.rows:
             heads = ["run", "method", "seed", *columns[3:]]
-            parts.append(f"### Single runs\n\n{_markdown(heads, self.runs())}")
+            parts.append(f"### Single runs\n\n{markdown_rows(heads, self.runs())}")
         return "\n".join(parts)
 
     def csv(self) -> list[list[object]]:
@@ -323,9 +323,3 @@ def _commit(origin: Mapping[str, Any]) -> str:
     commit = origin.get("git_commit")
     changed = " with changes" if origin.get("git_dirty") else ""
     return f"{commit[:12]}{changed}" if commit else "not from a checkout"
-
-
-def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    cells = (" | ".join(map(escape, line)) for line in lines)
-    return "".join(f"| {line} |\n" for line in cells)

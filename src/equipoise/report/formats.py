@@ -3,11 +3,11 @@
 __all__ = ["csv_table", "latex_table", "markdown_table"]
 
 import csv
-import re
 from collections.abc import Sequence
 from io import StringIO
 
 from equipoise.report.content import Cell, Table
+from equipoise.terminal.table import escape_markdown, markdown_rows
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -40,23 +40,17 @@ def markdown_table(table: Table, *, brief: bool = False) -> str:
         table: The table.
         brief: Whether to leave out intervals where there is a range beside them.
     """
-    heads = [column.head for column in table.columns]
-    rule = ["---:" if column.number else "---" for column in table.columns]
     rows = [[_markdown_item(item, brief) for item in row] for row in table.rows]
-    lines = [[_markdown(head) for head in heads], rule, *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    numbers = [column.head for column in table.columns if column.number]
+    heads = [column.head for column in table.columns]
+    return markdown_rows(heads, rows, numbers=numbers, escaped=True)
 
 
 def _markdown_item(item: Cell, brief: bool) -> str:
     around = {"best": "**", "close": "*"}.get(item.mark, "")
-    text = f"{around}{_markdown(item.text)}{around}"
+    text = f"{around}{escape_markdown(item.text)}{around}"
     small = item.small.split("\n")[:1] if brief else item.small.split("\n")
-    return " ".join(filter(None, [text, *map(_markdown, small)]))
-
-
-def _markdown(text: str) -> str:
-    plain = " ".join(text.replace("\u00a0", " ").split())
-    return re.sub(r"([\\|*_<>\[\]`])", r"\\\1", plain)
+    return " ".join(filter(None, [text, *map(escape_markdown, small)]))
 
 
 def csv_table(table: Table) -> str:

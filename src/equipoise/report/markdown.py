@@ -1,8 +1,7 @@
 """The result tables as Markdown, for documents and threads."""
 
-__all__ = ["escape", "tables"]
+__all__ = ["tables"]
 
-import html
 from collections.abc import Mapping, Sequence
 
 from equipoise.report.cautions import other_code
@@ -11,6 +10,7 @@ from equipoise.report.results import Cell, Row, Section, doubt, headline_rows, s
 from equipoise.report.runs_reader import Run
 from equipoise.report.stages import StageTable, stage_tables
 from equipoise.report.wording import MISSING, count, interval, large, percent
+from equipoise.terminal.table import escape_markdown, markdown_rows
 
 
 def tables(runs: Sequence[Run]) -> str:
@@ -30,8 +30,11 @@ def tables(runs: Sequence[Run]) -> str:
 
 
 def _doubts(rows: Mapping[str, Row]) -> str:
-    told = [f"- **{name}**{doubt(row)}" for name, row in rows.items() if row.failed]
-    return "".join(f"{escape(line)}\n" for line in told)
+    return "".join(
+        f"- **{escape_markdown(name)}**{escape_markdown(doubt(row))}\n"
+        for name, row in rows.items()
+        if row.failed
+    )
 
 
 def _results(section: Section) -> str:
@@ -40,7 +43,7 @@ def _results(section: Section) -> str:
         [row.run.name, count(row.n), *(_cell(cell) for cell in cells), _worst(row)]
         for row, cells in section.rows
     ]
-    return f"### {escape(section.title)}\n\n{_table(columns, rows)}"
+    return f"### {escape_markdown(section.title)}\n\n{markdown_rows(columns, rows)}"
 
 
 def _training(runs: Sequence[Run]) -> str:
@@ -65,13 +68,15 @@ def _training(runs: Sequence[Run]) -> str:
                 str(handed) if handed else MISSING,
             ]
         )
-    return f"### Training\n\n{_table(columns, rows)}"
+    return f"### Training\n\n{markdown_rows(columns, rows)}"
 
 
 def _warnings(runs: Sequence[Run]) -> str:
     said = [(run.name, w) for run in runs if run.summary for w in run.summary.warnings]
     said += [(run.name, text) for run in runs for text in other_code(run)]
-    return "".join(f"- **{escape(name)}**: {escape(warning)}\n" for name, warning in said)
+    return "".join(
+        f"- **{escape_markdown(name)}**: {escape_markdown(warning)}\n" for name, warning in said
+    )
 
 
 def _own(runs: Sequence[Run]) -> str:
@@ -84,7 +89,7 @@ def _own(runs: Sequence[Run]) -> str:
     ]
     columns = ["run", "model", "weights", "SHA-256 of the weights", "data"]
     columns += ["code", "SHA-256 of the code"]
-    return f"### Models of your own\n\n{_table(columns, rows)}"
+    return f"### Models of your own\n\n{markdown_rows(columns, rows)}"
 
 
 def _code(run: Run) -> list[str]:
@@ -111,8 +116,8 @@ def _stages(table: StageTable) -> str:
         for stage in table.stages
     ]
     title = f"{table.title}, stage by stage: {table.run.name}, {table.threat}"
-    remarks = "".join(f"\n{escape(remark)}\n" for remark in table.remarks)
-    return f"### {escape(title)}\n\n{_table(columns, rows)}{remarks}"
+    remarks = "".join(f"\n{escape_markdown(remark)}\n" for remark in table.remarks)
+    return f"### {escape_markdown(title)}\n\n{markdown_rows(columns, rows)}{remarks}"
 
 
 def _checks(found: Sequence[tuple[Run, CheckList]]) -> str:
@@ -122,9 +127,12 @@ def _checks(found: Sequence[tuple[Run, CheckList]]) -> str:
     for run, checked in found:
         end = "" if checked.evaluation.finished else " The evaluation is not finished."
         summary = f"{checked.summary}." if checked.evaluation.findings else "No check was made."
-        lines.append(f"- {run.name}, {checked.title}: {summary}{end}")
-        lines += [f"  - **{f.status}, {f.check}**: {said(f)}" for f in checked.alarms]
-    return "### Checks\n\n" + "".join(f"{escape(line)}\n" for line in lines)
+        lines.append(f"- {escape_markdown(f'{run.name}, {checked.title}: {summary}{end}')}\n")
+        lines += [
+            f"  - **{f.status}, {escape_markdown(f.check)}**: {escape_markdown(said(f))}\n"
+            for f in checked.alarms
+        ]
+    return "### Checks\n\n" + "".join(lines)
 
 
 def _cell(cell: Cell) -> str:
@@ -140,14 +148,3 @@ def _worst(row: Row) -> str:
         return MISSING
     name, accuracy = row.worst_class
     return f"{name} ({percent(accuracy)})"
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "".join("| " + " | ".join(map(escape, line)) + " |\n" for line in lines)
-
-
-def escape(text: str) -> str:
-    """Return text without HTML, links and cells in it: names come from strangers' files."""
-    plain = html.escape(text.replace("\n", " ").replace("\u00a0", " "), quote=False)
-    return plain.replace("|", "\\|").replace("](", "]\\(")

@@ -1,81 +1,129 @@
 """What is shown on the terminal while a job runs. No torch."""
 
-__all__ = ["Console", "round_line"]
+__all__ = ["AttackProgress", "Console", "progress_bar", "round_line"]
 
 import errno
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
-from rich.console import Console as RichConsole
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
 
 
-class AttackState(Protocol):
-    """How far an evaluation is: see :class:`equipoise.evaluation.Progress`."""
+@dataclass(frozen=True, kw_only=True)
+class AttackProgress:
+    """The progress of an evaluation.
 
-    @property
-    def name(self) -> str:
-        """The attack."""
-        ...
+    Arguments:
+        name: The attack that runs.
+        done: The number of images that it has attacked.
+        total: The number of images that it attacks.
+        robust: The number of images that are correct under all attacks so far.
+        n: The number of all images.
+        number: The number of the attack, from 1 on.
+        stages: The number of attacks.
+        finished: Whether the attack is at its end.
+        seconds: The time that the attack took so far.
+    """
 
-    @property
-    def done(self) -> int:
-        """How many images it is done with."""
-        ...
-
-    @property
-    def total(self) -> int:
-        """How many it attacks."""
-        ...
-
-    @property
-    def robust(self) -> int:
-        """How many have withstood everything so far."""
-        ...
-
-    @property
-    def n(self) -> int:
-        """How many there are."""
-        ...
-
-    @property
-    def number(self) -> int:
-        """Which of the stages it is."""
-        ...
-
-    @property
-    def stages(self) -> int:
-        """How many stages there are."""
-        ...
-
-    @property
-    def finished(self) -> bool:
-        """Whether it is at its end."""
-        ...
-
-    @property
-    def seconds(self) -> float:
-        """How long it took."""
-        ...
+    name: str
+    done: int
+    total: int
+    robust: int
+    n: int
+    number: int = 1
+    stages: int = 1
+    finished: bool = False
+    seconds: float = 0.0
 
 
-class _Throughput(ProgressColumn):
-    """The images a second."""
+class Show(Protocol):
+    """A function that moves a progress bar."""
 
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f} images/s", style="cyan")
+    def __call__(
+        self, done: float, total: float | None = None, *, task: str = "", text: str = ""
+    ) -> None:
+        """Show the progress.
+
+        Arguments:
+            done: The units that are done.
+            total: The units in all; None: as before, or unknown.
+            task: The name of the task; another name restarts the clock.
+            text: The text beside the bar.
+        """
+
+
+def _nothing(done: float, total: float | None = None, *, task: str = "", text: str = "") -> None:
+    """Show nothing."""
+
+
+@contextmanager
+def progress_bar(
+    console: "RichConsole",
+    total: float | None = None,
+    done: float = 0.0,
+    *,
+    unit: str = "",
+    text: str = "",
+    period: float = 30.0,
+) -> Iterator[Show]:
+    """Show a progress bar while the block runs, on a terminal only.
+
+    Arguments:
+        console: Where it is shown.
+        total: The units in all, where that is known.
+        done: The units that were done before.
+        unit: What is counted: ``images``, ``bytes``, or nothing.
+        text: The text beside the bar.
+        period: The seconds of the past from which the time that is left is estimated.
+
+    Yields:
+        The function that moves it.
+    """
+    if not console.is_terminal:
+        yield _nothing
+        return
+    from rich import progress
+    from rich.table import Column
+
+    class ImageSpeed(progress.ProgressColumn):
+        def render(self, task: progress.Task) -> str:
+            speed = task.finished_speed or task.speed
+            return "" if speed is None else f"{speed:,.0f} images/s"
+
+    speed: dict[str, list[progress.ProgressColumn]] = {
+        "images": [ImageSpeed()],
+        "bytes": [progress.DownloadColumn(), progress.TransferSpeedColumn()],
+    }
+    last = Column(ratio=1, no_wrap=True)
+    columns = (
+        progress.BarColumn(20),
+        progress.TextColumn("{task.percentage:>3.0f}%"),
+        *speed.get(unit, []),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("ETA"),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.description}", markup=False, table_column=last),
+    )
+    with progress.Progress(
+        *columns, console=console, transient=True, expand=True, speed_estimate_period=period
+    ) as bar:
+        row = bar.add_task(text, total=total, completed=round(done))
+        current = ""
+
+        def show(
+            done: float, total: float | None = None, *, task: str = "", text: str = ""
+        ) -> None:
+            nonlocal current
+            if task != current:
+                current = task
+                bar.reset(row)
+            bar.update(row, completed=done, total=total, description=text or task or None)
+
+        yield show
 
 
 class Console:
@@ -86,9 +134,12 @@ class Console:
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
+        from rich.console import Console as RichConsole
+
         self.quiet = quiet
         self.rich = RichConsole(file=sys.stderr, highlight=False, soft_wrap=True)
-        self._bar: Progress | None = None
+        self._show: Show = _nothing
+        self._done = 0.0
 
     def say(self, sentence: str) -> None:
         """Show a sentence."""
@@ -111,68 +162,41 @@ class Console:
         self.say(round_line(record))
 
     @contextmanager
-    def progress(self, total: int, done: int = 0, what: str = "training") -> Iterator[None]:
-        """Show a bar while the block runs; :meth:`advance` moves it."""
-        if self.quiet or not self.rich.is_terminal:
-            yield
-            return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            _Throughput(),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self.rich, transient=True) as bar:
-            bar.add_task(what, total=total, completed=done)
-            self._bar = bar
-            try:
-                yield
-            finally:
-                self._bar = None
+    def progress(
+        self,
+        total: float | None = None,
+        done: float = 0.0,
+        *,
+        unit: str = "images",
+        text: str = "",
+        period: float = 30.0,
+    ) -> Iterator[Show]:
+        """Show a bar while the block runs; the arguments are those of :func:`progress_bar`.
 
-    @contextmanager
-    def attacking(self) -> Iterator[None]:
-        """Show how an evaluation goes on while the block runs; :meth:`attack` moves it."""
-        if self.quiet or not self.rich.is_terminal:
-            yield
+        :meth:`advance`, :meth:`attack` or the function that is yielded moves it.
+        """
+        if self.quiet:
+            yield _nothing
             return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} images"),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-        )
-        with Progress(*columns, console=self.rich, transient=True) as bar:
-            self._bar = bar
+        with progress_bar(self.rich, total, done, unit=unit, text=text, period=period) as show:
+            self._show, self._done = show, done
             try:
-                yield
+                yield show
             finally:
-                self._bar = None
-
-    def attack(self, state: "AttackState") -> None:
-        """Show how far an attack is; a line of its own when it is at its end."""
-        what = f"{state.name} ({state.number}/{state.stages})"
-        bound = f"robust accuracy <= {state.robust / max(state.n, 1):.2%}"
-        if self._bar is not None:
-            known = {task.fields.get("name"): task.id for task in self._bar.tasks}
-            if state.name not in known:
-                for task in self._bar.tasks:
-                    self._bar.remove_task(task.id)
-                known = {state.name: self._bar.add_task(what, total=state.total, name=state.name)}
-            text = f"{what}: {bound}"
-            self._bar.update(known[state.name], completed=state.done, description=text)
-        if state.finished:
-            self.say(f"{what}: {state.total} images, {bound}  [{state.seconds:.1f} s]")
+                self._show = _nothing
 
     def advance(self, n: int) -> None:
-        """Move the bar by so many images."""
-        if self._bar is not None:
-            self._bar.advance(self._bar.task_ids[0], n)
+        """Move the bar by so many units."""
+        self._done += n
+        self._show(self._done)
+
+    def attack(self, state: AttackProgress) -> None:
+        """Show the progress of an attack, and a line of its own when it is at its end."""
+        task = f"{state.name} ({state.number}/{state.stages})"
+        bound = f"robust accuracy <= {state.robust / max(state.n, 1):.2%}"
+        self._show(state.done, state.total, task=task, text=f"{task}: {bound}")
+        if state.finished:
+            self.say(f"{task}: {state.total} images, {bound}  [{state.seconds:.1f} s]")
 
 
 def round_line(record: Mapping[str, Any]) -> str:

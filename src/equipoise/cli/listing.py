@@ -1,0 +1,231 @@
+"""Lists on the terminal: methods and their settings, attacks, models, data sets and presets."""
+
+__all__ = ["settings_groups", "write_catalogue", "write_data", "write_presets", "write_settings"]
+
+import inspect
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from equipoise.attacks import ATTACKS
+from equipoise.data import DATASETS, status
+from equipoise.errors import UserError, nearest
+from equipoise.models import MODELS
+from equipoise.settings.explanation import price
+from equipoise.settings.methods import METHODS
+from equipoise.settings.presets import DATA, Preset, presets
+from equipoise.settings.recipe import Recipe, defaults
+from equipoise.settings.schema import TAGS, WORDS, plain, variants
+from equipoise.terminal.table import output, rich_table
+
+
+def write_catalogue(what: str | None) -> None:
+    """Show what there is: methods, attacks, models or data sets; None: all of them.
+
+    Raises:
+        UserError: If there is no list of that name.
+    """
+    catalogue: dict[str, Iterable[tuple[str, ...]]] = {
+        "methods": (_method(name) for name in METHODS),
+        "attacks": ((name, about) for name, (_, about) in ATTACKS.items()),
+        "models": ((name, about) for name, (_, about) in MODELS.items()),
+        "data": ((name, f"{d.title}, {d.n:,} images") for name, d in DATASETS.items()),
+    }
+    if what is not None and what not in catalogue:
+        raise UserError(nearest(what, [*catalogue, "presets"], "list"))
+    terminal = output()
+    for name in [what] if what else catalogue:
+        columns = [name.removesuffix("s"), "what it is"]
+        columns += ("cost", "parameters", "paper") if name == "methods" else ()
+        terminal.print(rich_table(name, columns, catalogue[name]))
+    if what in (None, "methods"):
+        terminal.print(
+            "cost: gradient evaluations (a pass forward and backward) an image of a batch, by "
+            "default, at most.\nAll settings of a method: equipoise list methods METHOD; its loss "
+            "as a formula: equipoise explain METHOD"
+        )
+
+
+def _method(name: str) -> tuple[str, ...]:
+    """Return the row of a method: what it is, its price, its main parameters, its paper."""
+    kind = METHODS[name]
+    parameters = (f"{path.split('.')[-1]}={_value_at(kind(), path)}" for path in kind.shown)
+    about = (kind.__doc__ or "").strip().splitlines()[0]
+    return name, about, str(price(name)), " ".join(parameters), kind.paper
+
+
+def _value_at(settings: Any, path: str) -> str:
+    """Return the value of a setting as a user writes it."""
+    for part in path.split("."):
+        settings = getattr(settings, part)
+    return f"[{','.join(map(str, settings))}]" if isinstance(settings, tuple) else str(settings)
+
+
+def write_data(data_dir: Path | None) -> None:
+    """Show which data sets were found, where was looked, and how to get the rest."""
+    terminal = output()
+    for entry in status(data_dir):
+        mark = "found" if entry.found else "refused" if entry.problem else "not found"
+        terminal.print(f"{entry.name}: {mark}", style="bold")
+        lines = [f"{entry.title}, {entry.n:,} images; licence: {entry.licence}"]
+        lines += [entry.copy, entry.problem]
+        if not entry.found:
+            lines += [f"looked in {', '.join(map(str, entry.looked))}", entry.remedy]
+        for line in filter(None, lines):
+            terminal.print(f"  {line}")
+
+
+# The settings of a method, with their meanings from the docstrings of its classes
+
+
+@dataclass(frozen=True)
+class SettingsGroup:
+    """Settings that stand together in a recipe.
+
+    Arguments:
+        path: Where they stand, like ``robust.attack``; empty: at the top.
+        title: What they are.
+        rows: The name of each, its default, and its meaning.
+    """
+
+    path: str
+    title: str
+    rows: tuple[tuple[str, Any, str], ...]
+
+
+def write_settings(method: str) -> None:
+    """Show every setting of a method with its meaning and default, those of a recipe included.
+
+    Raises:
+        UserError: If there is no such method.
+    """
+    if method not in METHODS:
+        raise UserError(nearest(method, METHODS, "method"))
+    terminal = output()
+    about = inspect.cleandoc(METHODS[method].__doc__ or "").partition("Arguments:")[0]
+    terminal.print(about.strip() + "\n")
+    for group in settings_groups(method):
+        if group.rows:
+            title = f"{group.path or 'settings'}: {group.title}".rstrip(": ")
+            prefix = f"{group.path}." if group.path else ""
+            rows = [(f"{prefix}{name}", _default(value), text) for name, value, text in group.rows]
+            terminal.print(rich_table(title, ("setting", "default", "meaning"), rows))
+    terminal.print("Defaults, as a recipe has them:", style="bold")
+    text = yaml.safe_dump(defaults(method), sort_keys=False, default_flow_style=None)
+    terminal.print(f"method: {method}\n{text}", end="")
+
+
+def _default(value: Any) -> str:
+    """Return a default as a recipe has it."""
+    flow: str = yaml.safe_dump(plain(value), default_flow_style=True).strip()
+    return flow.removesuffix("...").strip()
+
+
+def settings_groups(method: str) -> list[SettingsGroup]:
+    """Return all settings of a method: those of every recipe, its own, and those in groups.
+
+    A group of several kinds (the rule of ``start``) comes with each of its other kinds; other
+    objectives of a learner are methods of their own, and are listed there.
+    """
+    common = {f.name: f.default for f in fields(Recipe) if f.name not in ("method", "settings")}
+    first = SettingsGroup("", "of every method", _rows(Recipe, common))
+    return [first, *_groups(METHODS[method](), "", "its own")]
+
+
+def _groups(
+    settings: Any, path: str, title: str, tags: Mapping[str, str] | None = None
+) -> Iterator[SettingsGroup]:
+    """Yield the group of a dataclass, and those of the dataclasses in it."""
+    kind = type(settings)
+    values = {f.name: getattr(settings, f.name) for f in fields(kind)}
+    inner = {name: value for name, value in values.items() if is_dataclass(value)}
+    own = {name: value for name, value in values.items() if name not in inner}
+    yield SettingsGroup(path, title, _rows(kind, own, tags))
+    hints, meanings = get_type_hints(kind), _meanings(kind)
+    for name, value in inner.items():
+        where = f"{path}.{name}" if path else name
+        tag = TAGS.get(where, "")
+        kinds = variants(hints[name], tag) if tag else {}
+        meaning = {tag: f"The {WORDS[tag]}: {', '.join(kinds)}."} if tag else {}
+        yield from _groups(value, where, meanings.get(name, ""), meaning)
+        for other, its in kinds.items() if tag == "rule" else ():
+            if other != getattr(value, tag):
+                rest = {f.name: getattr(its(), f.name) for f in fields(its)}
+                yield SettingsGroup(where, f"with {where}={other}", _rows(its, rest, meaning))
+
+
+def _rows(
+    kind: type, values: Mapping[str, Any], tags: Mapping[str, str] | None = None
+) -> tuple[tuple[str, Any, str], ...]:
+    meanings = _meanings(kind) | dict(tags or {})
+    return tuple((name, value, meanings.get(name, "")) for name, value in values.items())
+
+
+def _meanings(kind: type) -> dict[str, str]:
+    """Return the meaning of each argument of a class, in a line: its own, then its bases'."""
+    meanings: dict[str, str] = {}
+    for owner in kind.__mro__:
+        doc = inspect.cleandoc(vars(owner).get("__doc__") or "").partition("Arguments:\n")[2]
+        section = re.split(r"\n(?=\S)", doc)[0]
+        for entry in re.split(r"\n(?= {4}\S)", "\n" + section):
+            name, colon, text = entry.strip().partition(":")
+            if colon and name.isidentifier():
+                meanings.setdefault(name, _without_roles(" ".join(text.split())))
+    return meanings
+
+
+def _without_roles(text: str) -> str:
+    """Return a text without the marks of a docstring: code, names and formulas stay."""
+    text = re.sub(r":\w+:`([^`]*)`", lambda role: re.sub(r"[\\{}]", "", role[1]), text)
+    return text.replace("``", "")
+
+
+# Presets
+
+
+def write_presets(name: str | None) -> None:
+    """Show all presets as a table, or those of a method or of a data set in full.
+
+    Arguments:
+        name: The method or the data set; None: the table.
+
+    Raises:
+        UserError: If there are no presets of that name.
+    """
+    every = [preset for data in DATA for preset in presets(data)]
+    if name is None:
+        columns = ("data", "method", "rounds", "batch", "lr", "source")
+        rows = map(_preset_row, every)
+        output().print(rich_table("presets", columns, rows, numbers=columns[2:5]))
+        output().print(
+            "In full: equipoise list presets METHOD (or DATA). Train with one: equipoise train "
+            "METHOD --data DATA --published --out runs/NAME [key=value]..."
+        )
+        return
+    chosen = [preset for preset in every if name in (preset.method, preset.data)]
+    if not chosen:
+        names = [*DATA, *dict.fromkeys(preset.method for preset in every)]
+        raise UserError(nearest(name, names, "method or data set of a preset"))
+    for preset in chosen:
+        _write_preset(preset)
+
+
+def _preset_row(preset: Preset) -> tuple[str, ...]:
+    settings = preset.settings
+    learner: Any = settings.get("robust", settings.get("clean"))
+    numbers = map(str, (settings["rounds"], settings["batch_size"], learner["lr"]))
+    return preset.data, preset.method, *numbers, preset.source
+
+
+def _write_preset(preset: Preset) -> None:
+    terminal = output()
+    terminal.print(f"{preset.method} on {preset.data}", style="bold")
+    settings = json.loads(json.dumps(preset.settings))  # YAML would share what is shared
+    text = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=99)
+    for line in [*preset.lines(), text]:
+        terminal.print(line, soft_wrap=True)
