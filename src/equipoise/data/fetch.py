@@ -153,6 +153,7 @@ def download(
         with console.progress(unit="bytes", text=path.name) as advance:
             _transfer(url, part, _capped(advance, url, part, largest), attempts, pause, timeout)
         _accept(part, path, checksum, gunzip, largest, url)
+        console.say(f"downloaded {path.name}")
     except OSError as error:
         raise RunError(
             f"cannot read or write {path} or {part.name}: {error.strerror or error}"
