@@ -1,4 +1,4 @@
-# The commands of a fresh machine: make demo, make test. While one works: make quick.
+# The commands of a fresh machine: make demo, make test. While you work: make quick.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-extras quick check format bench clean
+.PHONY: demo test test-extras quick check format docs wheel-test bench clean
 
 demo: .venv/run ## train and attack two models on embedded data, write a report
 	$(BIN)/equipoise demo
@@ -33,11 +33,18 @@ format: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: .venv/docs ## the site, in site/: guides, API, commands; broken links are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q --strict
+	$(BIN)/python -m website.check site
+
+wheel-test: .venv/bin/python ## build the wheel, run the demo from it in an empty environment
+	$(BIN)/python tests/wheel.py
+
 bench: .venv/extras ## ours against others, side by side; a quarter of an hour
 	$(BIN)/python -m benchmarks --out runs/bench.json
 
 clean:
-	rm -rf .venv build dist src/*.egg-info
+	rm -rf .venv build dist site src/*.egg-info
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("equipoise needs Python 3.11 or newer; got " + sys.version.split()[0] + ". Set PYTHON=...") if sys.version_info < (3, 11) else 0'
@@ -55,4 +62,8 @@ clean:
 .venv/extras: .venv/dev
 	$(BIN)/pip install -q -e '.[peers]'
 	$(BIN)/pip install -q --no-deps torchattacks==3.5.1
+	@touch $@
+
+.venv/docs: .venv/dev
+	$(BIN)/pip install -q -e '.[docs]'
 	@touch $@

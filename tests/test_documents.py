@@ -94,6 +94,27 @@ def test_doctests(name):
     assert results.attempted > 0 or name == "losses"
 
 
+def anchors(path):
+    """The anchors that GitHub and the site give to the headings of a document."""
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+LINKED = [*ROOT.glob("*.md"), *(d for d in DOCUMENTS[1:] if d.name != "index.md")]
+"""Without the first page of the site, which leads to pages that `make docs` makes, and checks."""
+
+
+@pytest.mark.parametrize("path", LINKED, ids=lambda p: p.name)
+def test_links_between_documents_lead_somewhere(path):
+    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        if not link.startswith("http"):
+            name, _, anchor = link.partition("#")
+            target = path.parent / name if name else path
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
 MAKE = shutil.which("make") or ""
 
 
@@ -112,4 +133,4 @@ def test_test_workers_have_one_thread_and_every_test_runs_in_ci():
         assert "OMP_NUM_THREADS=1 " in line
         assert shlex.split(line)[-2:] == ["-m", marks]
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
-    assert ci[-2:] == ["make test", "make test-extras"]
+    assert ci[-4:] == ["make test", "make test-extras", "make docs", "make wheel-test"]

@@ -1,0 +1,1 @@
+"""What `make docs` needs in addition to mkdocs: see `mkdocs.yml`."""
