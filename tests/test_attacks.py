@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from equipoise.attacks import ATTACKS, FGSM, MIFGSM, PGD, Attack, CWInf, parse, parse_list
-from equipoise.attacks.core import check_inputs
+from equipoise.attacks.inputs import check_inputs
 from equipoise.draws import GeneratorDraws, KeyedDraws
 from equipoise.errors import UserError
 from equipoise.threat import L1, L2, Linf, Threat

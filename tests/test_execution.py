@@ -17,8 +17,7 @@ from equipoise import UserError, models
 from equipoise.attacks.core import misclassified
 from equipoise.draws import KeyedDraws
 from equipoise.execution import Execution, Fast, fast
-from equipoise.execution.layers import Folded, become
-from equipoise.execution.strided import Strided
+from equipoise.execution.layers import Folded, Strided, become
 from equipoise.objectives.core import Batch
 from equipoise.objectives.trades import TRADES
 from equipoise.stopwatch import Stopwatch

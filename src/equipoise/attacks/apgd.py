@@ -50,7 +50,6 @@ from torch import Tensor, nn
 from equipoise.attacks.apgd_ascent import Ascent
 from equipoise.attacks.apgd_l1 import SparseAscent, phases
 from equipoise.attacks.core import (
-    check_inputs,
     check_threat,
     guest,
     input_gradient,
@@ -60,6 +59,7 @@ from equipoise.attacks.core import (
     uncounted,
     wrong_norms,
 )
+from equipoise.attacks.inputs import check_inputs
 from equipoise.draws import Draws, KeyedDraws
 from equipoise.execution import Fast
 from equipoise.losses import cross_entropy, dlr, dlr_targeted, margin
@@ -171,7 +171,7 @@ class APGD:
     ) -> None:
         """Search once from a random start for all open examples."""
         x, y = x[finds.open], y[finds.open]
-        rows = _Rows.of(x, y, None if targets is None else targets[finds.open])
+        rows = _ApgdRows.of(x, y, None if targets is None else targets[finds.open])
         count = len(rows.y) // len(y)
         noise = torch.stack([draws.uniform(x) for _ in range(count)], dim=1).flatten(0, 1)
         wide = threat.norm == "l1" and self.largereps is not False
@@ -193,7 +193,12 @@ class APGD:
         return Ascent(x, start, threat, steps, self.rho)
 
     def _climb(
-        self, model: nn.Module, rows: "_Rows", ascent: Ascent, steps: int, finds: "_Finds | None"
+        self,
+        model: nn.Module,
+        rows: "_ApgdRows",
+        ascent: Ascent,
+        steps: int,
+        finds: "_Finds | None",
     ) -> None:
         """Take the steps; with ``finds``, note every point and leave what is decided behind."""
         for taken in range(steps + 1):
@@ -213,7 +218,7 @@ class APGD:
             if not len(rows.y):
                 break
 
-    def _evaluate(self, model: nn.Module, x: Tensor, rows: "_Rows") -> tuple[Tensor, ...]:
+    def _evaluate(self, model: nn.Module, x: Tensor, rows: "_ApgdRows") -> tuple[Tensor, ...]:
         """Return logits, losses and gradients, the mean of several passes."""
         passes = [
             input_gradient(model, x, lambda z: self._losses(z, rows.y, rows.target))
@@ -272,7 +277,7 @@ def APGDT(  # noqa: N802
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _ApgdRows:
     """What is searched from: of each example one row, or one for each target."""
 
     x: Tensor

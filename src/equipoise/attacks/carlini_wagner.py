@@ -31,7 +31,6 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.attacks.core import (
-    check_inputs,
     guest,
     input_gradient,
     is_number,
@@ -39,6 +38,7 @@ from equipoise.attacks.core import (
     refuse,
     uncounted,
 )
+from equipoise.attacks.inputs import check_inputs
 from equipoise.draws import Draws
 from equipoise.errors import UserError
 from equipoise.losses import margin
@@ -94,7 +94,7 @@ class CarliniWagnerL2:
         if not len(x) or threat.eps == 0:
             return x.detach().clone()
         with guest(model) as model, torch.no_grad():
-            points, distance = _Search(self, model, threat, nearest=False)(x.detach(), y)
+            points, distance = _PenaltySearch(self, model, threat, nearest=False)(x.detach(), y)
             beyond = (distance > 0).nonzero()[:, 0]
             points[beyond] = threat.project(x.detach()[beyond], points[beyond])
             return points
@@ -120,7 +120,7 @@ class CarliniWagnerL2:
         if not len(x):
             return x.detach().clone(), torch.zeros(0, dtype=torch.float64, device=x.device)
         with guest(model) as model, torch.no_grad():
-            points, distance = _Search(self, model, threat, nearest=True)(x.detach(), y)
+            points, distance = _PenaltySearch(self, model, threat, nearest=True)(x.detach(), y)
         lost = distance.isinf()
         points[lost] = x.detach()[lost]
         return points, threat.distance(x, points).masked_fill(lost, math.inf)
@@ -160,7 +160,7 @@ class _Descent:
         return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
 
-class _Search:
+class _PenaltySearch:
     """One run of the attack.
 
     Arguments:

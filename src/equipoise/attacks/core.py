@@ -8,7 +8,6 @@ __all__ = [
     "Attack",
     "NoGradient",
     "averaged",
-    "check_inputs",
     "check_threat",
     "confirmed",
     "guest",
@@ -24,32 +23,23 @@ __all__ = [
 ]
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.given import tensors
 from equipoise.draws import Draws
 from equipoise.errors import UserError, short
-from equipoise.execution import (
-    Fast,
-    Network,
-    NoGradient,
-    Step,
-    as_is,
-    ask,
-    frozen,
-    gradient,
-    outside_inference,
-    seeded,
-)
+from equipoise.execution.compiled import Step
+from equipoise.execution.form import Fast, as_is
+from equipoise.execution.gradient import NoGradient, gradient
+from equipoise.execution.modes import Network, frozen, outside_inference, seeded
+from equipoise.execution.outputs import ask
 from equipoise.parsing import MOST
-from equipoise.threat import NORMS, ROUNDING, SLIGHT, Norm, Threat
+from equipoise.threat import NORMS, Norm, Threat
 
 _SHORT = (torch.bfloat16, torch.float16)
 
@@ -262,47 +252,3 @@ def confirmed(model: nn.Module, x_adv: Tensor, wrong: Tensor, y: Tensor) -> Tens
     sure = wrong.clone()
     sure[rows] = model.decide(x_adv[rows]).argmax(1) != y[rows]
     return sure
-
-
-def check_inputs(x: Any, y: Any, threat: Threat) -> tuple[Tensor, Tensor]:
-    """Return inputs and labels as tensors; what leaves the range by rounding is at its border.
-
-    Arguments:
-        x: The inputs, as a tensor, an array or a list, with shape (B, ...).
-        y: The labels, likewise, int64, with shape (B,).
-        threat: The range.
-
-    Raises:
-        UserError: For inputs or labels that no attack can work with.
-    """
-    x, y = tensors(x, y)
-    if not x.is_floating_point():
-        raise UserError(f"expected x as floats within the range, got {x.dtype}; divide by 255?")
-    if y.ndim != 1 or y.dtype != torch.int64:
-        got = f"{y.dtype} of shape {tuple(y.shape)}"
-        remedy = "one-hot labels need y.argmax(1), others y.long()"
-        raise UserError(f"expected labels as int64 of shape ({len(x)},), got {got}; {remedy}")
-    if len(x) != len(y):
-        raise UserError(f"expected a label for each input, got {len(x)} inputs, {len(y)} labels")
-    if not bool(torch.isfinite(x).all()):
-        raise UserError("x holds NaN or infinite values; clean the data first")
-    if not x.numel():
-        return x, y
-    least, most = x.detach().min().item(), x.detach().max().item()
-    low, high = torch.tensor([threat.low, threat.high], dtype=x.dtype).tolist()  # rounded as x is
-    out = max(low - least, most - high)
-    if out <= 0:
-        return x, y
-    share, box = out / (threat.high - threat.low), f"[{threat.low:g}, {threat.high:g}]"
-    if share <= ROUNDING:
-        warnings.warn(
-            f"x leaves {box} by {out:.2g}, as rounding does: it was set to the border",
-            stacklevel=3,
-        )
-        return x.clamp(threat.low, threat.high), y
-    remedy = f"x.clamp({threat.low:g}, {threat.high:g}) brings it back"
-    if share > SLIGHT:
-        remedy = "undo the normalisation of the inputs and make it the model's first layer"
-    raise UserError(
-        f"expected x within {box}, got [{least:.4g}, {most:.4g}], out by {out:.2g}; {remedy}"
-    )

@@ -35,8 +35,9 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.attacks.apgd import APGDCE, APGDDLR, APGDT
-from equipoise.attacks.core import Attack, check_inputs, guest
+from equipoise.attacks.core import Attack, guest
 from equipoise.attacks.fab import FAB, FABT
+from equipoise.attacks.inputs import check_inputs
 from equipoise.attacks.square import Square
 from equipoise.draws import Draws, KeyedDraws
 from equipoise.errors import UserError

@@ -44,7 +44,6 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.attacks.core import (
-    check_inputs,
     check_threat,
     guest,
     is_number,
@@ -52,7 +51,8 @@ from equipoise.attacks.core import (
     uncounted,
     wrong_norms,
 )
-from equipoise.attacks.fab_search import Search
+from equipoise.attacks.fab_search import BoundarySearch
+from equipoise.attacks.inputs import check_inputs
 from equipoise.draws import Draws, KeyedDraws
 from equipoise.threat import Norm, Threat
 
@@ -103,7 +103,7 @@ class FAB:
         if not len(x) or threat.eps == 0:
             return x.detach().clone()
         with guest(model) as model, torch.no_grad():
-            search = Search(self, model, threat, nearest=False)
+            search = self._search(model, threat, nearest=False)
             return search(x.detach(), y, KeyedDraws.of(x) if draws is None else draws).points
 
     def nearest(
@@ -128,7 +128,7 @@ class FAB:
         if not len(x):
             return x.detach().clone(), torch.zeros(0, dtype=torch.float64, device=x.device)
         with guest(model) as model, torch.no_grad():
-            search = Search(self, model, threat, nearest=True)
+            search = self._search(model, threat, nearest=True)
             found = search(x.detach(), y, KeyedDraws.of(x) if draws is None else draws)
         distances = threat.distance(x, found.points)
         return found.points, distances.masked_fill(found.distance.isinf(), math.inf)
@@ -149,6 +149,19 @@ class FAB:
             return []
         rows = self.rows_per_example(classes)
         return [f"FAB-T has {rows} target{'s' * (rows > 1)} instead of {self.targets}"]
+
+    def _search(self, model: nn.Module, threat: Threat, *, nearest: bool) -> BoundarySearch:
+        return BoundarySearch(
+            model,
+            threat,
+            nearest=nearest,
+            steps=self.steps,
+            restarts=self.restarts,
+            targets=self.targets,
+            alpha_max=self.alpha_max,
+            eta=self.eta,
+            beta=self.beta,
+        )
 
     def _check(self, x: Tensor, y: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
         check_threat(self, threat)

@@ -1,10 +1,11 @@
 """The search of the fast adaptive boundary attack: see :mod:`equipoise.attacks.fab`."""
 
-__all__ = ["Search"]
+__all__ = ["BoundarySearch"]
 
 import math
+from copy import copy
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,6 @@ from equipoise.execution import Fast
 from equipoise.losses import margin
 from equipoise.threat import Norm, Threat
 
-if TYPE_CHECKING:
-    from equipoise.attacks.fab import FAB
-
 _DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
 _ORDER: dict[Norm, float] = {"linf": math.inf, "l2": 2, "l1": 1}
 _SHORTEST = 1e-8  # the floor under the lengths of moves
@@ -27,7 +25,7 @@ _LEAST_SLOPE = 1e-12  # the floor under the lengths of gradients
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _BoundaryRows:
     """B examples that are searched in T rows each.
 
     Arguments:
@@ -68,7 +66,7 @@ class _Rows:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Nearest:
     """What was found for each example of the batch; changes as the search goes on.
 
     Arguments:
@@ -88,31 +86,51 @@ class _Found:
         self.score[index] = score
 
 
-class Search:
+class BoundarySearch:
     """One run of the attack.
 
     Arguments:
-        attack: Its settings.
         model: The model, frozen.
         threat: The norm, the radius and the range.
         nearest: Whether the nearest point is wanted; else any within the radius ends the search.
+        steps: The number of steps; this and the following are settings of
+            :class:`equipoise.attacks.FAB`.
+        restarts: The number of searches.
+        targets: The number of rivals that are searched for; None: the nearest of all.
+        alpha_max: The largest weight of the clean point.
+        eta: How far beyond the hyperplane to go.
+        beta: How far to go back after a success.
     """
 
-    def __init__(self, attack: "FAB", model: nn.Module, threat: Threat, *, nearest: bool) -> None:
-        self.attack, self.model, self.threat, self.nearest = attack, model, threat, nearest
+    def __init__(
+        self,
+        model: nn.Module,
+        threat: Threat,
+        *,
+        nearest: bool,
+        steps: int,
+        restarts: int,
+        targets: int | None,
+        alpha_max: float,
+        eta: float,
+        beta: float,
+    ) -> None:
+        self.model, self.threat, self.nearest = model, threat, nearest
+        self.steps, self.restarts, self.targets = steps, restarts, targets
+        self.alpha_max, self.eta, self.beta = alpha_max, eta, beta
         largest = max(1.0, abs(threat.low), abs(threat.high))  # floats round by their size
         self.limit = math.inf if nearest else threat.eps * (1 + 1e-5) + 1e-5 * largest
 
-    def __call__(self, x: Tensor, y: Tensor, draws: Draws) -> _Found:
+    def __call__(self, x: Tensor, y: Tensor, draws: Draws) -> _Nearest:
         """Return the points that were found for inputs of shape (N, ...)."""
         self.shape = x.shape[1:]
         logits = self.model(x)
         wrong = misclassified(self.model, x, logits, y)
         distance = torch.zeros(y.shape, dtype=x.dtype, device=x.device)
         distance[~wrong] = math.inf
-        found = _Found(x.clone(), distance, torch.full_like(distance, -math.inf))
+        found = _Nearest(x.clone(), distance, torch.full_like(distance, -math.inf))
         rivals = self._rivals(logits, y)
-        for restart in range(self.attack.restarts):
+        for restart in range(self.restarts):
             rest = (distance > 0 if self.nearest else distance.isinf()).nonzero()[:, 0]
             if not len(rest):
                 break
@@ -120,7 +138,7 @@ class Search:
             if restart:
                 source = draws.child(f"restart {restart}").select(rest)
                 rows = self._scattered(rows, distance[rest], source)
-            rows = self._run(rows, self.attack.steps, found)
+            rows = self._run(rows, self.steps, found)
             if self.nearest:
                 self._keep_nearest(rows, found)
             else:
@@ -131,17 +149,17 @@ class Search:
         """Return the other classes, the highest logit first, with shape (N, R)."""
         others = logits.float().scatter(1, y[:, None], -math.inf)
         count = logits.shape[1] - 1
-        return others.topk(min(self.attack.targets or count, count), dim=1).indices
+        return others.topk(min(self.targets or count, count), dim=1).indices
 
-    def _rows(self, x: Tensor, y: Tensor, rivals: Tensor, index: Tensor) -> _Rows:
+    def _rows(self, x: Tensor, y: Tensor, rivals: Tensor, index: Tensor) -> _BoundaryRows:
         """Return the rows of some examples, all at x."""
         x = x.reshape(len(x), 1, -1)
-        count = 1 if self.attack.targets is None else rivals.shape[1]
+        count = 1 if self.targets is None else rivals.shape[1]
         point = x.expand(-1, count, -1)
         size = torch.full(point.shape[:2], math.inf, dtype=x.dtype, device=x.device)
-        return _Rows(index, x, y, rivals, point, point.clone(), size)
+        return _BoundaryRows(index, x, y, rivals, point, point.clone(), size)
 
-    def _scattered(self, rows: _Rows, distance: Tensor, draws: Draws) -> _Rows:
+    def _scattered(self, rows: _BoundaryRows, distance: Tensor, draws: Draws) -> _BoundaryRows:
         """Return the rows at random points, at half the radius or at half the distance."""
         direction = 2 * draws.uniform(rows.point) - 1
         if self.threat.norm != "linf":  # normal numbers, so that no direction is preferred
@@ -151,7 +169,7 @@ class Search:
         point = rows.x + radius * direction / length
         return replace(rows, point=point.clamp_(self.threat.low, self.threat.high))
 
-    def _run(self, rows: _Rows, steps: int, found: _Found) -> _Rows:
+    def _run(self, rows: _BoundaryRows, steps: int, found: _Nearest) -> _BoundaryRows:
         """Take steps; return the rows of the examples that are still searched for."""
         for _ in range(steps):
             rows = self._judged(replace(rows, point=self._moved(rows)), found)
@@ -159,8 +177,8 @@ class Search:
                 break
         return rows
 
-    def _refined(self, rows: _Rows, found: _Found) -> _Rows:
-        """Search on with the exact model, from near misses of its search form.
+    def _refined(self, rows: _BoundaryRows, found: _Nearest) -> _BoundaryRows:
+        """BoundarySearch on with the exact model, from near misses of its search form.
 
         The two forms have their boundaries in slightly different places, and this attack stays
         at the boundary. Each example takes a few steps from the nearest of its points.
@@ -174,34 +192,31 @@ class Search:
         least, which = rows.size.min(1)
         near = (least <= _NEAR_MISS * self.threat.eps).nonzero()[:, 0]
         exact = Fast(model.exact, model.exact, "float32")
-        search = Search(self.attack, exact, self.threat, nearest=False)
-        search.shape = self.shape
+        search = copy(self)
+        search.model = exact
         with guest(model.exact):
-            search._run(rows.narrowed(near, which[near]), self._few(), found)
+            search._run(rows.narrowed(near, which[near]), max(self.steps // 5, 1), found)
         model.forwards += exact.forwards
         model.backwards += exact.backwards
         return rows.take(found.distance[rows.index].isinf())
 
-    def _few(self) -> int:
-        return max(self.attack.steps // 5, 1)
-
-    def _moved(self, rows: _Rows) -> Tensor:
+    def _moved(self, rows: _BoundaryRows) -> Tensor:
         """Return the next iterates, with shape (B, T, D)."""
-        attack, threat = self.attack, self.threat
+        threat = self.threat
         value, w = self._plane(rows)
         behind = torch.nan_to_num(value + torch.linalg.vecdot(rows.x - rows.point, w))
         both = torch.stack([rows.point, rows.x.expand_as(rows.point)])
         values = torch.stack([value, behind])
         moves = project(both, w, values, threat.norm, low=threat.low, high=threat.high)
         near, far = _lengths(moves, threat.norm).clamp_min(_SHORTEST)
-        alpha = (near / (near + far)).clamp_max(attack.alpha_max)
-        beyond = both.add_(moves, alpha=attack.eta)
+        alpha = (near / (near + far)).clamp_max(self.alpha_max)
+        beyond = both.add_(moves, alpha=self.eta)
         return torch.lerp(beyond[0], beyond[1], alpha).clamp_(threat.low, threat.high)
 
-    def _plane(self, rows: _Rows) -> tuple[Tensor, Tensor]:
+    def _plane(self, rows: _BoundaryRows) -> tuple[Tensor, Tensor]:
         """Return z_s - z_y at the iterates, with shape (B, T), and its gradient, (B, T, D)."""
         points, y = self._inputs(rows.point), rows.labels[:, None]
-        if self.attack.targets is None:
+        if self.targets is None:
             value, w = _nearest_plane(self.model, points, y, rows.rivals, self.threat.norm)
         else:
             s = rows.rivals.reshape(-1, 1)
@@ -211,7 +226,7 @@ class Search:
         value = torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0)
         return value.to(w.dtype).view(rows.size.shape), w.reshape(rows.point.shape)
 
-    def _judged(self, rows: _Rows, found: _Found) -> _Rows:
+    def _judged(self, rows: _BoundaryRows, found: _Nearest) -> _BoundaryRows:
         """Keep what the iterates are worth, draw the misclassified ones back, drop the done."""
         points, y = self._inputs(rows.point), rows.labels
         logits = self.model(points)
@@ -226,14 +241,14 @@ class Search:
         rows.best.flatten(0, 1)[kept] = rows.point.flatten(0, 1)[kept]
         rows.size.view(-1)[kept] = size[kept]
         share = torch.ones_like(size)
-        share[wrong] = self.attack.beta
+        share[wrong] = self.beta
         point = torch.lerp(rows.x, rows.point, share.view(*rows.size.shape, 1))
         if not self.nearest and len(sure):
             done = self._done(rows, sure, size, found)
             return replace(rows, point=point).take(~done)
         return replace(rows, point=point)
 
-    def _done(self, rows: _Rows, sure: Tensor, size: Tensor, found: _Found) -> Tensor:
+    def _done(self, rows: _BoundaryRows, sure: Tensor, size: Tensor, found: _Nearest) -> Tensor:
         """Put the nearest allowed of the points ``sure`` into ``found``; tell whose they are."""
         x = rows.x[sure // rows.size.shape[1], 0]
         allowed = sure[self.threat.contains(x, rows.point.flatten(0, 1)[sure])]
@@ -245,14 +260,14 @@ class Search:
         found.put(rows.index[done], points, least[done], least[done].neg())
         return done
 
-    def _keep_nearest(self, rows: _Rows, found: _Found) -> None:
+    def _keep_nearest(self, rows: _BoundaryRows, found: _Nearest) -> None:
         """Keep the nearest point of each example if it is nearer than the one so far."""
         least, which = rows.size.min(1)
         nearer = least < found.distance[rows.index]
         points, index = rows.best[nearer, which[nearer]], rows.index[nearer]
         found.put(index, points, least[nearer], found.score[index])
 
-    def _keep_strongest(self, rows: _Rows, found: _Found) -> None:
+    def _keep_strongest(self, rows: _BoundaryRows, found: _Nearest) -> None:
         """Keep of each example the strongest of the points, brought into the threat."""
         if not len(rows.index):
             return

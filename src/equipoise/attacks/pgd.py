@@ -47,7 +47,6 @@ from torch import Tensor, nn
 
 from equipoise.attacks.core import (
     Attack,
-    check_inputs,
     check_threat,
     confirmed,
     guest,
@@ -58,6 +57,7 @@ from equipoise.attacks.core import (
     uncounted,
     wrong_norms,
 )
+from equipoise.attacks.inputs import check_inputs
 from equipoise.draws import Draws, KeyedDraws, normal
 from equipoise.errors import short
 from equipoise.execution import Network

@@ -41,7 +41,6 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.attacks.core import (
-    check_inputs,
     check_threat,
     guest,
     is_number,
@@ -50,6 +49,7 @@ from equipoise.attacks.core import (
     uncounted,
     wrong_norms,
 )
+from equipoise.attacks.inputs import check_inputs
 from equipoise.attacks.square_windows import Grid, Moves, Pyramids, Signs
 from equipoise.draws import Draws, KeyedDraws
 from equipoise.losses import margin
@@ -144,9 +144,9 @@ class Square:
 
     def _search(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, draws: Draws
-    ) -> "_Found":
+    ) -> "_SquareResult":
         """Search once; examples leave as soon as they are fooled."""
-        search = _Search(model, x, y, threat, draws)
+        search = _RandomSearch(model, x, y, threat, draws)
         search.begin()
         step, pixels = 1, x[0].numel()
         while step < self.queries and len(search.rows):
@@ -168,7 +168,7 @@ def _room(pixels: int, device: torch.device) -> int:
     return min(most, size // pixels)
 
 
-class _Search:
+class _RandomSearch:
     """A search on its way, with the examples that are not fooled yet.
 
     In a pass several queries of an example are tried at a time, each from the best point so far;
@@ -184,7 +184,7 @@ class _Search:
         self.model, self.shape, self.y = model, x.shape[1:], y
         self.first = draws.uniform(_blank(x, self.moves.start_numbers))
         self.stream = _Stream(draws, x, self.moves.numbers)
-        self.found = _Found.nothing(x)
+        self.found = _SquareResult.nothing(x)
         self.rows = torch.arange(len(x), device=x.device)  # of the examples, in the results
         self.scores = self.found.scores
         self.count = 0  # of the queries that are planned
@@ -247,7 +247,7 @@ class _Search:
         self.scores[examples] = scores[chosen]
         self._leave(examples[fooled[chosen]])
 
-    def end(self) -> "_Found":
+    def end(self) -> "_SquareResult":
         """Return what was found, for all examples."""
         lasting = torch.zeros_like(self.rows, dtype=torch.bool)
         self.found.put(self.rows, self.moves.best, lasting, self.scores)
@@ -277,7 +277,7 @@ class _Search:
         self.stream.take(rest)
 
 
-class _Found(NamedTuple):
+class _SquareResult(NamedTuple):
     """Points, with shape (B, ...), whether they are misclassified, and minus their margins."""
 
     points: Tensor

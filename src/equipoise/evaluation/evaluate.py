@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.attacks import Attack, check_norms, parse_list, without_clean
-from equipoise.attacks.core import NoGradient, check_inputs, refuse, seeded, uncounted
-from equipoise.attacks.given import examples, tensors
+from equipoise.attacks.core import NoGradient, refuse, seeded, uncounted
+from equipoise.attacks.inputs import check_inputs, examples, tensors
 from equipoise.errors import RunError, UserError, short
 from equipoise.evaluation import checks as checking
 from equipoise.evaluation.judge import Judge

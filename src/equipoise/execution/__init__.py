@@ -1,9 +1,16 @@
 """How models are run where they are searched and trained: quickly, while verdicts stay exact."""
 
-from equipoise.execution.compiled import Network, Step
+from equipoise.execution.compiled import Step
 from equipoise.execution.form import Fast, as_is, fast
 from equipoise.execution.gradient import NoGradient, gradient
-from equipoise.execution.modes import evaluating, frozen, outside_inference, restored, seeded
+from equipoise.execution.modes import (
+    Network,
+    evaluating,
+    frozen,
+    outside_inference,
+    restored,
+    seeded,
+)
 from equipoise.execution.outputs import as_module, ask, own, said
 from equipoise.execution.policy import LAYOUTS, PRECISIONS, Execution, Layout, Precision
 

@@ -5,7 +5,7 @@ around them (the loss, the sign, the projection) is a call of its own. Compiled 
 keeps nothing that it does not need; on CUDA all of it is recorded once and then replayed.
 """
 
-__all__ = ["Compiled", "Network", "Step"]
+__all__ = ["Compiled", "Step"]
 
 import warnings
 from collections.abc import Callable
@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 
 from equipoise.errors import UserError
-
-Network = Callable[[Tensor], Tensor]
-"""From inputs of shape (B, ...) to logits."""
+from equipoise.execution.modes import Network
 
 Step = Callable[..., tuple[Tensor, ...]]
 """From a network, the points that are searched and anything else to tensors."""

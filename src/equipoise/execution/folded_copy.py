@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.execution import layers
-from equipoise.execution.compiled import Compiled, Network
-from equipoise.execution.modes import evaluating
+from equipoise.execution.compiled import Compiled
+from equipoise.execution.modes import Network, evaluating
 from equipoise.execution.outputs import ask
 from equipoise.execution.policy import Execution
 

@@ -157,7 +157,7 @@ class Fast(nn.Module):
         self.forwards += len(x)
         why = "its answers differ from the model's at points that the search reached"
         try:
-            found = astray(self.twin, x, y, lead)
+            found = astray(self.twin, self.twin.precision, x, y, lead)
         except Exception as error:
             found, why = True, _line(error)
         if found:
@@ -330,7 +330,7 @@ def _tried(model: nn.Module, x: Tensor, execution: Execution) -> Twin | str:
             return ""
         if not own(model):
             exact = copy.deepcopy(model) if twin.freed else model
-            return apart(twin, exact, x, gradients=True) or twin
+            return apart(twin, twin.precision, exact, x, gradients=True) or twin
         with torch.no_grad():
             return twin if bool(torch.isfinite(twin(x)).all()) else "its answers are not finite"
     except NoGradient:  # every search that follows one says so
@@ -343,7 +343,7 @@ def _differ(twin: Twin, model: nn.Module, x: Tensor) -> bool:
     """Tell whether a form answers otherwise than its model does now, or fails."""
     try:
         with evaluating(model):
-            return bool(apart(twin, model, few(x), gradients=False))
+            return bool(apart(twin, twin.precision, model, few(x), gradients=False))
     except Exception:
         return True
 

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from equipoise.errors import UserError
-from equipoise.execution.compiled import Network
-from equipoise.execution.modes import outside_inference
+from equipoise.execution.modes import Network, outside_inference
 
 Differentiated = tuple[Tensor, Tensor, Tensor]
 """Logits, losses and the gradients of the losses, detached."""
@@ -31,7 +30,11 @@ class NoGradient(UserError):
 
 
 def gradient(
-    network: Network, x: Tensor, objective: Callable[[Tensor], Tensor], *, backward: bool = False
+    network: Network,
+    x: Tensor,
+    objective: Callable[[Tensor], Tensor],
+    *,
+    backward: bool = False,
 ) -> Differentiated:
     """Run one forward and one backward pass with respect to the input alone.
 
@@ -50,7 +53,10 @@ def gradient(
 
 
 def differentiated(
-    network: Network, x: Tensor, objective: Callable[[Tensor], Tensor], ways: list[bool]
+    network: Network,
+    x: Tensor,
+    objective: Callable[[Tensor], Tensor],
+    ways: list[bool],
 ) -> Differentiated:
     """Return the same in a way that the network allows.
 

@@ -1,12 +1,15 @@
 """A model, and the state of torch around it, in another mode for a while."""
 
-__all__ = ["evaluating", "frozen", "outside_inference", "restored", "seeded"]
+__all__ = ["Network", "evaluating", "frozen", "outside_inference", "restored", "seeded"]
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+Network = Callable[[Tensor], Tensor]
+"""From inputs of shape (B, ...) to logits."""
 
 
 @contextmanager

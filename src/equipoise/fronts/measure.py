@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from equipoise.attacks import Attack, check_norms
-from equipoise.attacks.core import check_inputs
+from equipoise.attacks.inputs import check_inputs
 from equipoise.evaluation import Judge
 from equipoise.evaluation.plan import plan
 from equipoise.evaluation.search import Search

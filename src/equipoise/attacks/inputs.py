@@ -1,7 +1,8 @@
 """Inputs and labels as people have them: tensors, arrays, lists, a data set or a loader."""
 
-__all__ = ["examples", "tensors"]
+__all__ = ["check_inputs", "examples", "tensors"]
 
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from equipoise.errors import UserError
-from equipoise.execution import outside_inference
+from equipoise.execution.modes import outside_inference
+from equipoise.threat import ROUNDING, SLIGHT, Threat
 
 _PAIRS = "a DataLoader or a Dataset of (input, label)"
 
@@ -62,6 +64,50 @@ def tensors(x: Any, y: Any) -> tuple[Tensor, Tensor]:
     x, y = _tensor(x, "x"), _labels(y)
     with outside_inference():
         return (x.clone() if x.is_inference() else x), (y.clone() if y.is_inference() else y)
+
+
+def check_inputs(x: Any, y: Any, threat: Threat) -> tuple[Tensor, Tensor]:
+    """Return inputs and labels as tensors; what leaves the range by rounding is at its border.
+
+    Arguments:
+        x: The inputs, as a tensor, an array or a list, with shape (B, ...).
+        y: The labels, likewise, int64, with shape (B,).
+        threat: The range.
+
+    Raises:
+        UserError: For inputs or labels that no attack can work with.
+    """
+    x, y = tensors(x, y)
+    if not x.is_floating_point():
+        raise UserError(f"expected x as floats within the range, got {x.dtype}; divide by 255?")
+    if y.ndim != 1 or y.dtype != torch.int64:
+        got = f"{y.dtype} of shape {tuple(y.shape)}"
+        remedy = "one-hot labels need y.argmax(1), others y.long()"
+        raise UserError(f"expected labels as int64 of shape ({len(x)},), got {got}; {remedy}")
+    if len(x) != len(y):
+        raise UserError(f"expected a label for each input, got {len(x)} inputs, {len(y)} labels")
+    if not bool(torch.isfinite(x).all()):
+        raise UserError("x holds NaN or infinite values; clean the data first")
+    if not x.numel():
+        return x, y
+    least, most = x.detach().min().item(), x.detach().max().item()
+    low, high = torch.tensor([threat.low, threat.high], dtype=x.dtype).tolist()  # rounded as x is
+    out = max(low - least, most - high)
+    if out <= 0:
+        return x, y
+    share, box = out / (threat.high - threat.low), f"[{threat.low:g}, {threat.high:g}]"
+    if share <= ROUNDING:
+        warnings.warn(
+            f"x leaves {box} by {out:.2g}, as rounding does: it was set to the border",
+            stacklevel=3,
+        )
+        return x.clamp(threat.low, threat.high), y
+    remedy = f"x.clamp({threat.low:g}, {threat.high:g}) brings it back"
+    if share > SLIGHT:
+        remedy = "undo the normalisation of the inputs and make it the model's first layer"
+    raise UserError(
+        f"expected x within {box}, got [{least:.4g}, {most:.4g}], out by {out:.2g}; {remedy}"
+    )
 
 
 def _pairs(data: "DataLoader[Any] | Dataset[Any]") -> Iterator[tuple[Tensor, Tensor]]:
