@@ -10,7 +10,8 @@ from torch import Tensor, nn
 import equipoise as eq
 from equipoise.attacks import APGD, ATTACKS, FAB, PGD, AutoAttack, Square, parse
 from equipoise.errors import UserError
-from equipoise.evaluation.plan import plan
+from equipoise.evaluation import Protocol, Result
+from equipoise.evaluation.evaluate import evaluate_by
 from problems import held_out, linear_problem, small_net
 
 RADII = {"linf": (0.03, 0.08), "l2": (0.2, 0.3), "l1": (0.5, 1.0)}
@@ -172,12 +173,13 @@ def test_staged_lists_are_ensembles_too(net):
 
 def test_an_ensemble_is_not_helped_by_what_stands_beside_it():
     attacks = {"pgd": PGD(steps=1), "autoattack": Small()}
-    stages = plan(attacks, "linf", None)
+    protocol = Protocol(attacks=attacks, norm="linf")
+    stages = protocol.stages
     assert [s.name for s in stages][:2] == ["pgd", "autoattack/apgd-ce"]
     assert stages[1].after == ()
     assert stages[3].after == ("autoattack/apgd-ce", "autoattack/apgd-t")
-    assert all(stage.after == () for stage in plan(attacks, "linf", True))
-    assert plan(attacks, "linf", False)[1].after == ("pgd",)
+    assert all(stage.after == () for stage in replace(protocol, individual=True).stages)
+    assert replace(protocol, individual=False).stages[1].after == ("pgd",)
 
 
 def test_records_of_stages_add_up(net):
@@ -444,27 +446,21 @@ class Tired(nn.Module):
 
 def test_what_was_found_before_a_model_raises_stays():
     x, y = held_out(60)
-    kept: list[eq.evaluate] = []
+    kept: list[Result] = []
+    protocol = Protocol(
+        attacks={"pgd": PGD(steps=5)}, norm="linf", eps=0.08, checks=False, batch_size=10
+    )
     with pytest.raises(eq.RunError, match=r"pgd failed after \d+ of 60.*lookup table") as failed:
-        eq.evaluate(
-            Tired(40), x, y, threat=eq.Linf(0.08), attacks={"pgd": PGD(steps=5)},
-            checks=False, batch_size=10, after=kept.append,
-        )  # fmt: skip
+        evaluate_by(protocol, Tired(40), x, y, after=kept.append)
     result = failed.value.result
     done = result.outcomes["pgd"]
     assert 0 < int(done.attacked.sum()) < int(result.correct.sum())
     assert not done.finished
     assert not result.finished
     assert torch.equal(kept[-1].x_adv, result.x_adv)
-    whole = eq.evaluate(
-        copy.deepcopy(small_net()), x, y, threat=eq.Linf(0.08), attacks={"pgd": PGD(steps=5)},
-        checks=False, batch_size=10,
-    )  # fmt: skip
+    whole = evaluate_by(protocol, copy.deepcopy(small_net()), x, y)
     before = result.x_adv.clone()
-    resumed = eq.evaluate(
-        Tired(10_000), x, y, threat=eq.Linf(0.08), attacks={"pgd": PGD(steps=5)},
-        checks=False, batch_size=10, begun=result,
-    )  # fmt: skip
+    resumed = evaluate_by(protocol, Tired(10_000), x, y, begun=result)
     assert torch.equal(resumed.robust, whole.robust)
     assert resumed.finished
     assert torch.equal(result.x_adv, before)  # what was begun is left as it was
@@ -473,11 +469,13 @@ def test_what_was_found_before_a_model_raises_stays():
 def test_what_was_begun_must_fit(net):
     x, y = held_out(20)
     begun = small(net, 20)
-    options = {"threat": eq.Linf(0.08), "checks": False, "begun": begun}
+    small_one = {"autoattack": Small()}
+    protocol = Protocol(attacks=small_one, norm="linf", eps=0.08, checks=False)
     with pytest.raises(UserError, match="other inputs or labels"):
-        eq.evaluate(net, x, (y + 1) % 10, attacks={"autoattack": Small()}, **options)
+        evaluate_by(protocol, net, x, (y + 1) % 10, begun=begun)
+    other = replace(protocol, attacks="autoattack")
     with pytest.raises(UserError, match="was begun as"):
-        eq.evaluate(net, x, y, attacks={"autoattack": AutoAttack()}, **options)
+        evaluate_by(other, net, x, y, begun=begun)
 
 
 def test_outputs_that_are_not_finite_are_named(net):

@@ -17,8 +17,9 @@ import torch
 import equipoise as eq
 from browser import browser
 from equipoise import data
-from equipoise.attacks import APGD, parse_list
+from equipoise.attacks import APGD
 from equipoise.errors import RunError, UserError
+from equipoise.evaluation import Protocol
 from equipoise.execution import Execution
 from equipoise.fronts import picking, survey
 from equipoise.fronts.barrier import barrier, in_words
@@ -34,11 +35,11 @@ from equipoise.report import build
 from equipoise.settings.recipe import parse
 from equipoise.store.runs import Run, model_digest
 from equipoise.store.weight_names import mix
-from equipoise.threat import Linf
 from equipoise.training.merge import averaged_names
 from problems import held_out, linear_problem, small_net
 
-QUICK = {"attacks": "pgd-3", "points": 6, "precision": "float32"}
+FULL = Execution(precision="float32")
+QUICK = {"attacks": "pgd-3", "points": 6, "execution": FULL}
 
 
 def point(gamma: float, clean: int, robust: int, n: int = 100) -> Point:
@@ -206,15 +207,10 @@ def test_ends_that_cannot_be_mixed_are_refused(run, tmp_path, small):
 
 def question(**changes) -> Question:
     x, y = held_out(80)
-    usual = {
-        "x": x,
-        "y": y,
-        "threat": Linf(0.15),
-        "attacks": parse_list("pgd-5,apgd-ce-5"),
-        "execution": Execution(precision="float32"),
-        "batch_size": 30,
-    }
-    return Question(**usual | changes)
+    usual = Protocol(
+        attacks="pgd-5,apgd-ce-5", execution=FULL, batch_size=30, norm="linf", eps=0.15
+    )
+    return Question(x=x, y=y, protocol=replace(usual, **changes))
 
 
 def neighbour() -> torch.nn.Module:
@@ -240,16 +236,16 @@ def test_warm_verdicts_are_at_least_as_strong_and_save_searches():
         answers = model(warm.x_adv).argmax(1)
     fooled = warm.correct & ~warm.robust
     assert bool((answers[fooled] != asked.y[fooled]).all())
-    assert bool(asked.threat.contains(asked.x, warm.x_adv).all())
+    assert bool(asked.protocol.threat.contains(asked.x, warm.x_adv).all())
 
 
 def test_what_lies_outside_the_ball_or_fools_nobody_is_not_taken_over():
     model, asked = small_net(0), question()
     cold = measure(model, asked)
-    wide = measure(model, question(threat=Linf(0.5)))
+    wide = measure(model, question(eps=0.5))
     for name, points in {"outside": wide.x_adv, "clean": asked.x}.items():
         warm = measure(model, asked, {name: points})
-        inside = asked.threat.contains(asked.x, points) & wide.correct
+        inside = asked.protocol.threat.contains(asked.x, points) & wide.correct
         assert warm.transferred <= int(inside.sum())
         assert torch.equal(warm.robust, cold.robust)
 
@@ -259,17 +255,20 @@ def test_robust_is_exact_where_the_answer_is_known():
     asked = Question(
         x=problem.x,
         y=problem.y,
-        threat=Linf(0.03),
-        attacks={"apgd-t": APGD(steps=10, targets=3, loss="margin")},
-        execution=Execution(precision="float32"),
+        protocol=Protocol(
+            attacks={"apgd-t": APGD(steps=10, targets=3, loss="margin")},
+            norm="linf",
+            eps=0.03,
+            execution=FULL,
+        ),
     )
     found = measure(problem.model, asked)
-    assert torch.equal(found.robust, problem.robust(asked.threat))
+    assert torch.equal(found.robust, problem.robust(asked.protocol.threat))
 
 
 def test_later_finds_are_tried_at_earlier_points():
     model, asked = small_net(0), question()
-    weak = measure(model, question(attacks=parse_list("pgd-1(step_size=0.01)")))
+    weak = measure(model, question(attacks="pgd-1(step_size=0.01)"))
     strong = measure(model, asked)
     again = retried(model, asked, weak, {"clean": asked.x, "strong": strong.x_adv})
     assert int(weak.robust.sum()) > int(again.robust.sum())
@@ -294,15 +293,14 @@ def test_the_ledger_knows_a_question_again_and_nothing_else(tmp_path):
     assert torch.equal(again.x_adv, found.x_adv)
     assert again.searched == found.searched
     changes = (
-        {"threat": Linf(0.1)},
-        {"attacks": parse_list("pgd-6")},
+        {"eps": 0.1},
+        {"attacks": "pgd-6"},
         {"seed": 1},
-        {"x": asked.x.flip(3)},
-        {"y": asked.y.flip(0)},
         {"execution": Execution(precision="bfloat16")},
     )
-    for change in changes:
-        assert ledger.find(question(**change).identity() | {"model": "a"}) is None
+    others = [replace(asked, x=asked.x.flip(3)), replace(asked, y=asked.y.flip(0))]
+    for other in [*(question(**change) for change in changes), *others]:
+        assert ledger.find(other.identity() | {"model": "a"}) is None
     assert ledger.find(asked.identity() | {"model": "b"}) is None
     assert ledger.find(question(batch_size=7).identity() | {"model": "a"}) is not None
     assert not warned

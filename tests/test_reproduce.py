@@ -101,10 +101,10 @@ def test_runs_are_shared_and_every_evaluation_stands_once(tmp_path):
         0.16,
     ]
     merged = by_name["along-training/a3gt-seed0"]
-    weights = [item.judging.weights for item in merged.items]
+    weights = [item.weights for item in merged.items]
     assert weights == ["model", "round-002", "gamma-0", "gamma-0.5", "gamma-1"]
     alone = by_name["along-training/pgd-at-seed0"]
-    assert [item.judging.weights for item in alone.items] == ["model", "round-002"]
+    assert [item.weights for item in alone.items] == ["model", "round-002"]
     assert merged.work() == 0
     assert merged.step().phase == "training"
 
@@ -113,7 +113,7 @@ def test_of_a_front_every_mix_is_judged_and_of_others_the_model(tmp_path):
     found = [look for v in views("smoke", ["front"]) for look in looks(v, tmp_path, None)]
     judged = {}
     for look in found:
-        judged.setdefault(look.item.entry, []).append(look.item.judging.weights)
+        judged.setdefault(look.item.entry, []).append(look.item.weights)
     assert judged == {
         "a3gt-front": ["model", "gamma-0", "gamma-1"],
         "mix-at-10": ["model"],

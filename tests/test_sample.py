@@ -15,6 +15,7 @@ from equipoise import data
 from equipoise.data import Images, draw, image_digests
 from equipoise.data.sampling import SEED
 from equipoise.errors import RunError, UserError
+from equipoise.execution import Execution
 from equipoise.fronts.front import Front
 from equipoise.fronts.record import Record
 from equipoise.jobs.evaluate import evaluate_run
@@ -252,7 +253,8 @@ def test_what_is_gone_on_with_is_on_the_same_images(trained, tmp_path, monkeypat
 
 def test_verdicts_on_a_sample_stay_what_they_are_in_a_larger_one(trained, tmp_path):
     run = Path(shutil.copytree(trained, tmp_path / "run"))
-    how = {"attacks": "pgd-3", "eps": [0.1], "checks": False, "precision": "float32"}
+    how = {"attacks": "pgd-3", "eps": [0.1], "checks": False}
+    how["execution"] = Execution(precision="float32")
     for n in (50, 90):
         evaluate_run(run, n=n, **how)
     small, large = (store.read() for store in Store.all(Run(run)))

@@ -9,7 +9,25 @@ from typing import Annotated, Any
 
 import typer
 
-from equipoise.cli.options import DataDir, Quiet, Strict, Trust, console_of, refuse
+from equipoise.cli.options import (
+    Attacks,
+    BatchSize,
+    DataDir,
+    Device,
+    Eps,
+    First,
+    Norm,
+    Precision,
+    Quiet,
+    Seed,
+    Size,
+    Strict,
+    Trust,
+    console_of,
+    protocol_of,
+    radii_of,
+    refuse,
+)
 from equipoise.errors import RunError, UserError
 
 EVALUATE_EPILOG = (
@@ -27,14 +45,7 @@ def evaluate(
             help="The run folder; or a model of your own, package.module:function, an nn.Module.",
         ),
     ] = None,
-    attacks: Annotated[
-        str | None,
-        typer.Option(
-            help="Attacks, by commas; see `equipoise list attacks`. -K is K steps, options "
-            "stand in brackets: square(queries=1000). By default fgsm, pgd-20, mi-fgsm-10 and "
-            "cw-inf-30, where defined."
-        ),
-    ] = None,
+    attacks: Attacks = None,
     individual: Annotated[
         bool | None,
         typer.Option(
@@ -44,17 +55,10 @@ def evaluate(
             "attacks that are named alone run alone.",
         ),
     ] = None,
-    eps: Annotated[
-        str | None, typer.Option(help="Radii, by commas, like 8/255; that of the training.")
-    ] = None,
-    norm: Annotated[str | None, typer.Option(help="linf, l2 or l1; that of the training.")] = None,
-    n: Annotated[
-        int | None,
-        typer.Option("-n", help="N test images, a stratified sample; all of them."),
-    ] = None,
-    first: Annotated[
-        bool, typer.Option("--first", help="With -n: the first N of the test set instead.")
-    ] = False,
+    eps: Eps = None,
+    norm: Norm = None,
+    n: Size = None,
+    first: First = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted evaluation.")
     ] = False,
@@ -84,12 +88,9 @@ def evaluate(
         typer.Option(help="With MODEL and --std: the same by values, one a channel, by commas."),
     ] = None,
     std: Annotated[str | None, typer.Option(help="With MODEL and --mean.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the attacks; 0.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images at a time: memory, not results.")] = 250,
-    precision: Annotated[
-        str,
-        typer.Option(help="Of the search: float32, bfloat16 or auto. The judge is float32."),
-    ] = "auto",
+    seed: Seed = 0,
+    batch_size: BatchSize = 250,
+    precision: Precision = "auto",
     layout: Annotated[
         str,
         typer.Option(help="Of images in the search: channels_last, contiguous or auto."),
@@ -128,7 +129,7 @@ def evaluate(
     strict: Strict = False,
     trust: Trust = False,
     data_dir: DataDir = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Attack a model on test images; print and keep the verdicts.
@@ -137,39 +138,33 @@ def evaluate(
     evaluations of the same weights on the same images included. Ctrl-C keeps what was found;
     --resume goes on inside the running attack.
     """
-    from equipoise.execution import LAYOUTS, PRECISIONS
-    from equipoise.jobs.evaluate import Options, evaluate_subject
-    from equipoise.jobs.target_model import of_model, of_run
+    from equipoise.jobs.evaluate import evaluate_subject
+    from equipoise.jobs.target_model import of_model, of_run, open_folder
     from equipoise.models.normalisation import asked_for
-    from equipoise.parsing import choice, numbers
+    from equipoise.plugins import run_trusted
     from equipoise.terminal.tables import write_table
-    from equipoise.threat import NORMS
 
     if json is not None:
         _check_json(json)
-    options = Options(
+    radii, console = radii_of(eps), console_of(quiet)
+    run, spec = _run_or_model(what, model)
+    if trust and run is not None:  # first: its file may add attacks
+        run_trusted(open_folder(run).made_with(), console.warn)
+    protocol = protocol_of(
         attacks=attacks,
-        individual=individual,
-        eps=() if eps is None else numbers(eps, "--eps"),
-        norm=None if norm is None else choice(norm, "--norm", NORMS),
+        norm=norm,
         n=n,
         first=first,
+        individual=individual,
         seed=seed,
         batch_size=batch_size,
-        precision=choice(precision, "--precision", PRECISIONS),
-        layout=choice(layout, "--layout", LAYOUTS),
-        compile=compile,
+        precision=precision,
+        layout=layout,
+        compile_=compile,
         passes=passes,
         strongest=strongest,
         checks=checks,
-        transfer=transfer or (),
-        resume=resume,
-        device=device,
     )
-    console = console_of(quiet)
-    if not trust:  # else a file that the folder names may add attacks
-        options.check()
-    run, spec = _run_or_model(what, model)
     asked = asked_for(normalise, mean, std)
     for_model = any(given is not None for given in (data, out, asked))
     if (run is None and spec is None) or (run is not None and for_model):
@@ -193,7 +188,15 @@ def evaluate(
             say=console.say,
         )
         console.say(f"results go to {subject.run.path}")
-    records = evaluate_subject(subject, options, console)
+    records = evaluate_subject(
+        subject,
+        protocol,
+        console,
+        radii=radii,
+        transfer=transfer or (),
+        resume=resume,
+        device=device,
+    )
     if json is not None:  # first: a closed pipe ends the table
         _write_json(json, records)
     write_table(records)
@@ -228,7 +231,7 @@ def verify(
         typer.Option(help="With --again: any text, which chooses the points; a new one."),
     ] = None,
     data_dir: DataDir = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Check every stored adversarial example again, by forward passes alone.

@@ -7,7 +7,23 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from equipoise.cli.options import DataDir, Quiet, Trust, console_of
+from equipoise.cli.options import (
+    Attacks,
+    BatchSize,
+    DataDir,
+    Device,
+    Eps,
+    First,
+    Norm,
+    Precision,
+    Quiet,
+    Seed,
+    Size,
+    Trust,
+    console_of,
+    protocol_of,
+    radii_of,
+)
 from equipoise.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,29 +62,19 @@ def front(
         list[Path] | None,
         typer.Option("--with", help="Measure this run's model, too; may be repeated."),
     ] = None,
-    eps: Annotated[str | None, typer.Option(help="The radius; that of the training.")] = None,
-    norm: Annotated[str | None, typer.Option(help="linf, l2 or l1; that of the training.")] = None,
-    attacks: Annotated[
-        str | None,
-        typer.Option(help="Attacks, by commas, each on what is left; two short multi-step ones."),
-    ] = None,
-    n: Annotated[
-        int | None,
-        typer.Option("-n", "--n", help="N held-out images, a stratified sample; all of them."),
-    ] = None,
-    first: Annotated[
-        bool, typer.Option("--first", help="With -n: the first N held-out images instead.")
-    ] = False,
+    eps: Eps = None,
+    norm: Norm = None,
+    attacks: Attacks = None,
+    n: Size = None,
+    first: First = False,
     points: Annotated[int, typer.Option(help="How many models to measure at most.")] = 9,
     beyond: Annotated[float, typer.Option(help="How far to go beyond the ends.")] = 0.0,
     batchnorm: BatchNorm = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the attacks.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Images at a time: memory, not results.")] = 250,
-    precision: Annotated[
-        str, typer.Option(help="Of the search: float32, bfloat16 or auto. The judge is float32.")
-    ] = "auto",
+    seed: Seed = 0,
+    batch_size: BatchSize = 250,
+    precision: Precision = "auto",
     data_dir: DataDir = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
@@ -78,35 +84,38 @@ def front(
     are measured where neighbours differ most. What fooled a model is tried first at the next one.
     A table is printed; front.json, front.svg and front.png are written to RUN.
     """
-    from equipoise.execution import PRECISIONS
     from equipoise.fronts.survey import DEFAULT
     from equipoise.jobs.front import measure_front
-    from equipoise.parsing import choice, numbers
+    from equipoise.plugins import run_trusted
+    from equipoise.store.runs import Run
     from equipoise.terminal.tables import write_front
-    from equipoise.threat import NORMS
 
-    radii = [None] if eps is None else numbers(eps, "--eps")
+    radii, console = radii_of(eps), console_of(quiet)
     if len(radii) > 1:
         raise UserError(f"a front has one radius; got --eps {eps}")
+    for folder in (run, *(beside or ())) if trust else ():  # first: its file may add attacks
+        run_trusted(Run.open(folder).made_with(), console.warn)
+    protocol = protocol_of(
+        attacks=DEFAULT if attacks is None else attacks,
+        norm=norm,
+        eps=radii[0] if radii else None,
+        n=n,
+        first=first,
+        seed=seed,
+        batch_size=batch_size,
+        precision=precision,
+    )
     record = measure_front(
         run,
+        protocol,
         ends=ends,
         others=beside or (),
         batchnorm=_batchnorm(batchnorm) or "average",
         data_dir=data_dir,
         device=device,
-        trust=trust,
-        console=console_of(quiet),
-        eps=radii[0],
-        norm=None if norm is None else choice(norm, "--norm", NORMS),
-        attacks=DEFAULT if attacks is None else attacks,
-        n=n,
-        first=first,
+        console=console,
         points=points,
         beyond=beyond,
-        seed=seed,
-        batch_size=batch_size,
-        precision=choice(precision, "--precision", PRECISIONS),
     )
     write_front(record)
 
@@ -139,7 +148,7 @@ def pick(
     ends: Ends = None,
     batchnorm: BatchNorm = None,
     data_dir: DataDir = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:

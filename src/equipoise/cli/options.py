@@ -1,20 +1,57 @@
 """What several commands share."""
 
-__all__ = ["DataDir", "Quiet", "Strict", "Trust", "console_of", "refuse"]
+__all__ = [
+    "Attacks",
+    "BatchSize",
+    "DataDir",
+    "Device",
+    "Eps",
+    "First",
+    "Norm",
+    "Precision",
+    "Quiet",
+    "Seed",
+    "Size",
+    "Strict",
+    "Trust",
+    "console_of",
+    "protocol_of",
+    "radii_of",
+    "refuse",
+]
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from equipoise.errors import RunError
 
 if TYPE_CHECKING:
+    from equipoise.evaluation import Protocol
     from equipoise.terminal.progress import Console
 
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder of the data; the usual places otherwise.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Attacks = Annotated[
+    str | None,
+    typer.Option(
+        help="Attacks, by commas; see `equipoise list attacks`. -K is K steps, options stand in "
+        "brackets: square(queries=1000). By default evaluate takes fgsm, pgd-20, mi-fgsm-10 and "
+        "cw-inf-30, where defined, and front two short multi-step attacks."
+    ),
+]
+Eps = Annotated[str | None, typer.Option(help="Radii, by commas, like 8/255; that of training.")]
+Norm = Annotated[str | None, typer.Option(help="linf, l2 or l1; that of the training.")]
+Size = Annotated[int | None, typer.Option("-n", help="N images, a stratified sample; all.")]
+First = Annotated[bool, typer.Option("--first", help="With -n: the first N images instead.")]
+Seed = Annotated[int, typer.Option(help="Seed of the attacks.")]
+BatchSize = Annotated[int, typer.Option(help="Images at a time: memory, not results.")]
+Precision = Annotated[
+    str, typer.Option(help="Of the search: float32, bfloat16 or auto. The judge is float32.")
 ]
 Strict = Annotated[
     bool, typer.Option("--strict", help="End with exit code 1 if a check of an evaluation failed.")
@@ -34,6 +71,45 @@ def console_of(quiet: bool) -> "Console":
     from equipoise.terminal.progress import Console
 
     return Console(quiet=quiet)
+
+
+def protocol_of(
+    *, norm: str | None, precision: str, layout: str = "auto", compile_: bool = False, **more: Any
+) -> "Protocol":
+    """Return how a model is attacked, from options as they are written.
+
+    Arguments:
+        norm: The norm; None: that of the training.
+        precision: Of the search, as are the next two.
+        layout: Of images.
+        compile_: Whether it is compiled.
+        more: The other fields of a :class:`equipoise.evaluation.Protocol`.
+
+    Raises:
+        UserError: If an option will not do.
+    """
+    from equipoise.evaluation import Protocol
+    from equipoise.execution import LAYOUTS, PRECISIONS, Execution
+    from equipoise.parsing import check_seed, choice
+    from equipoise.threat import NORMS
+
+    check_seed(more.get("seed", 0), "--seed")
+    return Protocol(
+        norm=None if norm is None else choice(norm, "--norm", NORMS),
+        execution=Execution(
+            precision=choice(precision, "--precision", PRECISIONS),
+            layout=choice(layout, "--layout", LAYOUTS),
+            compile=compile_,
+        ),
+        **more,
+    )
+
+
+def radii_of(eps: str | None) -> list[float]:
+    """Return the radii of ``--eps``; none: that of the training."""
+    from equipoise.parsing import numbers
+
+    return [] if eps is None else numbers(eps, "--eps")
 
 
 def refuse(strict: bool, failed: Iterable[str]) -> None:

@@ -1,23 +1,22 @@
 """Evaluating a model: attacks search, alone or one after the other, and are judged apart."""
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "evaluate_by"]
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks import Attack, check_norms, parse_list, without_clean
-from equipoise.attacks.core import NoGradient, refuse, seeded, uncounted
+from equipoise.attacks import Attack
+from equipoise.attacks.core import NoGradient, seeded
 from equipoise.attacks.inputs import check_inputs, examples, tensors
 from equipoise.errors import RunError, UserError, short
 from equipoise.evaluation import checks as checking
 from equipoise.evaluation.judge import Judge
-from equipoise.evaluation.plan import Stage, plan
+from equipoise.evaluation.protocol import Protocol, Stage
 from equipoise.evaluation.result import Result
 from equipoise.evaluation.search import Search
 from equipoise.execution import (
@@ -28,7 +27,6 @@ from equipoise.execution import (
     outside_inference,
     restored,
 )
-from equipoise.parsing import check_seed
 from equipoise.stopwatch import peak_memory
 from equipoise.terminal.progress import AttackProgress
 from equipoise.threat import Threat
@@ -57,9 +55,6 @@ def evaluate(
     others: Mapping[str, Tensor] | None = None,
     control: Tensor | None = None,
     classes: Sequence[str] = (),
-    begun: Result | None = None,
-    advance: Callable[[AttackProgress], None] | None = None,
-    after: Callable[[Result], None] | None = None,
 ) -> Result:
     """Attack a model and judge what the attacks find.
 
@@ -101,10 +96,6 @@ def evaluate(
             of ``x``: those that fool this model count, as the attack ``"transfer"``.
         control: Who withstood on an undefended model, with shape (N,): the checks compare.
         classes: The names of the classes, by label.
-        begun: A result with which a former evaluation of the same points was interrupted; what
-            it has is not done again.
-        advance: Told how far the evaluation is, after every batch.
-        after: Given the result so far after each batch; saving it makes a resume possible.
 
     Returns:
         The verdicts, the strongest points found, and what follows from them.
@@ -113,41 +104,81 @@ def evaluate(
         UserError: If inputs, labels, outputs or attacks will not do.
         RunError: If the model or an attack failed on the way; its ``result`` has what was found.
     """
-    found = attacks if isinstance(attacks, Mapping) else parse_list(without_clean(attacks))
     if not isinstance(threat, Threat):
         raise UserError(f"expected a threat such as eq.Linf(8 / 255), got {short(threat)}")
-    counts = SimpleNamespace(batch_size=batch_size, passes=1 if passes is None else passes)
-    refuse(uncounted(counts, "batch_size", "passes"))
-    check_seed(seed)
-    execution = Execution(precision=precision, layout=layout, compile=compile)
-    check_norms(found, threat.norm)
+    protocol = Protocol(
+        attacks=attacks,
+        individual=individual,
+        seed=seed,
+        batch_size=batch_size,
+        execution=Execution(precision=precision, layout=layout, compile=compile),
+        passes=passes,
+        strongest=strongest,
+        checks=checks,
+    ).under(threat)
+    return evaluate_by(protocol, model, x, y, others=others, control=control, classes=classes)
+
+
+def evaluate_by(
+    protocol: Protocol,
+    model: nn.Module | Callable[[Tensor], Any],
+    x: "Tensor | NDArray[Any] | DataLoader[Any] | Dataset[Any]",
+    y: "Tensor | NDArray[Any] | Sequence[int] | None" = None,
+    *,
+    others: Mapping[str, Tensor] | None = None,
+    control: Tensor | None = None,
+    classes: Sequence[str] = (),
+    begun: Result | None = None,
+    advance: Callable[[AttackProgress], None] | None = None,
+    after: Callable[[Result], None] | None = None,
+) -> Result:
+    """Attack a model by a protocol and judge what the attacks find.
+
+    Arguments:
+        protocol: How, with its threat; which images is decided by ``x``.
+        model: As for :func:`evaluate`, as are all but the last three.
+        x: The inputs.
+        y: The labels.
+        others: Adversarial examples of other models.
+        control: Which examples an undefended model resists.
+        classes: The names of the classes.
+        begun: The result of an interrupted evaluation of the same points; what it has is not
+            done again.
+        advance: Called after every batch with the progress.
+        after: Called after every batch with the result so far; saving it makes a resume possible.
+
+    Raises:
+        UserError, RunError: As :func:`evaluate`.
+    """
     model = as_module(model)
     x, y = examples(x, y)
     if not len(x):
         raise UserError("there are no examples to evaluate")
+    threat, seed = protocol.threat, protocol.seed
     x, y = check_inputs(x, y, threat)
     others = {name: tensors(points, y)[0] for name, points in (others or {}).items()}
     if control is not None and len(control) != len(y):
         raise UserError(f"expected a control of {len(y)} images, got {len(control)}")
     device, dtype = _place(model, x)
     x, y = x.to(device, dtype), y.to(device)
-    stages = plan(found, threat.norm, individual)
-    asked = max([getattr(attack, "passes", 1) for attack in found.values()], default=1)
-    judge = Judge(model, batch_size, asked if passes is None else passes, seed)
+    stages = protocol.stages
+    asked = max([getattr(attack, "passes", 1) for attack in protocol.named.values()], default=1)
+    judge = Judge(model, protocol.batch_size, protocol.passes or asked, seed)
     with (
         outside_inference(),
         restored(model),
         seeded(seed, device),
     ):  # a random model draws from it; it is restored afterwards
-        search = Search(judge, x, y, threat, seed, execution, classes, strongest=strongest)
+        search = Search(judge, x, y, protocol, classes)
         work = _Work(search, advance or (lambda progress: None), after)
         work.look(begun)
-        if checks:
-            work.check_before(model.training, found if isinstance(attacks, Mapping) else {})
+        if protocol.checks:
+            own = protocol.attacks if isinstance(protocol.attacks, Mapping) else {}
+            work.check_before(model.training, own)
         work.run(stages)
         if others:
             search.transfer(others)
-        if checks:
+        if protocol.checks:
             work.check_after({stage.name: stage.attack for stage in stages}, control)
         return work.result()
 

@@ -20,13 +20,12 @@ from equipoise.evaluation.checks import Finding, transfer
 from equipoise.evaluation.checks.finding import finding
 from equipoise.evaluation.judge import Judge, Ruling
 from equipoise.evaluation.outcome import Outcome
-from equipoise.evaluation.plan import Stage
+from equipoise.evaluation.protocol import Protocol, Stage
 from equipoise.evaluation.result import Result
-from equipoise.execution import Execution, Fast, fast
+from equipoise.execution import Fast, fast
 from equipoise.losses import margin
 from equipoise.store.machine import machine
 from equipoise.terminal.progress import AttackProgress
-from equipoise.threat import Threat
 
 NEAR = 0.04  # of the clean margin; rounding moved the end of a search by up to 0.03 of it
 
@@ -42,29 +41,17 @@ class Search:
         judge: Decides, for the model.
         x: The inputs, with shape (N, ...), on the device of the model.
         y: The labels, with shape (N,).
-        threat: What the attacks are allowed.
-        seed: The seed of their randomness.
-        execution: The form of the search.
+        protocol: How the model is attacked, with its threat.
         classes: The names of the classes, or nothing.
-        strongest: As for :func:`equipoise.evaluate`.
     """
 
     def __init__(
-        self,
-        judge: Judge,
-        x: Tensor,
-        y: Tensor,
-        threat: Threat,
-        seed: int,
-        execution: Execution,
-        classes: Sequence[str],
-        *,
-        strongest: bool = True,
+        self, judge: Judge, x: Tensor, y: Tensor, protocol: Protocol, classes: Sequence[str]
     ) -> None:
-        self.judge, self.x, self.y, self.threat, self.seed = judge, x, y, threat, seed
-        self.classes, self.execution = classes, execution
-        self.form: Fast = fast(judge.model, x, execution, passes=judge.passes)
-        self.whole = strongest or execution.compile
+        self.judge, self.x, self.y, self.classes = judge, x, y, classes
+        self.threat, self.seed, self.execution = protocol.threat, protocol.seed, protocol.execution
+        self.form: Fast = fast(judge.model, x, self.execution, passes=judge.passes)
+        self.whole = protocol.strongest or self.execution.compile
         self.k = 0
         self.steady = True  # whether the model repeats its answers
         self.lead = torch.zeros(len(x), dtype=torch.float64, device=x.device)

@@ -3,6 +3,7 @@
 __all__ = ["PAPER", "Front"]
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
@@ -13,7 +14,7 @@ from torch import nn
 
 from equipoise.data import drawn_again
 from equipoise.errors import UserError
-from equipoise.evaluation import Judge
+from equipoise.evaluation import Judge, Protocol
 from equipoise.fronts.held_out import HeldOut, same_images
 from equipoise.fronts.ledger import FOLDER, Ledger
 from equipoise.fronts.line import BatchNorms, Ends
@@ -22,7 +23,7 @@ from equipoise.fronts.picked import Picked
 from equipoise.fronts.picking import Candidate, Choice, Constraint, Verdicts, choose
 from equipoise.fronts.points import Point
 from equipoise.fronts.record import Mark, Record
-from equipoise.fronts.survey import FARTHEST, Subject, Survey, Watch, survey
+from equipoise.fronts.survey import DEFAULT, FARTHEST, Subject, Watch, survey
 from equipoise.parsing import lines
 from equipoise.plugins import command
 from equipoise.store.digests import tensor_digest
@@ -145,23 +146,43 @@ class Front:
         )
 
     def measure(
-        self, *, others: Sequence[str | Path] = (), watch: Watch | None = None, **how: Any
+        self,
+        protocol: Protocol | None = None,
+        *,
+        points: int = 9,
+        beyond: float = 0.0,
+        others: Sequence[str | Path] = (),
+        watch: Watch | None = None,
+        **fields: Any,
     ) -> tuple[Point, ...]:
         """Measure the front on held-out images; what is known is not measured again.
 
         Arguments:
+            protocol: How each model is attacked; None: by two short multi-step attacks, each on
+                what withstood those before, in the threat of the training.
+            points: How many models are measured at most.
+            beyond: How far to go beyond the ends; 0: not.
             others: Run folders whose kept models are measured beside it.
             watch: Who is told how it goes on; None: nobody.
-            how: Fields of :class:`equipoise.fronts.survey.Survey`: ``points``, ``eps``, ``n``, ...
+            fields: Fields of the protocol that are others: ``eps``, ``n``, ``attacks``, ...
 
         Returns:
             The points, which are also kept in the run folder.
         """
-        asked, runs = Survey(**how), [Run.open(other) for other in others]
+        asked = replace(protocol or Protocol(attacks=DEFAULT), **fields)
+        runs = [Run.open(other) for other in others]
         same_images(self.run, runs)
         subject = Subject(self.run, self.ends, self.images, self.batchnorm)
         with _place(self.run).lock("measuring the front"):
-            return survey(subject, asked, self.marks, runs, watch or Watch()).points
+            return survey(
+                subject,
+                asked,
+                self.marks,
+                runs,
+                watch or Watch(),
+                points=points,
+                beyond=beyond,
+            ).points
 
     def model(self, gamma: float) -> nn.Module:
         r"""Return the model at a place of the line, in eval mode, on the CPU.

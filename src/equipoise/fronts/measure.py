@@ -8,15 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from equipoise.attacks import Attack, check_norms
 from equipoise.attacks.inputs import check_inputs
-from equipoise.evaluation import Judge
-from equipoise.evaluation.plan import plan
+from equipoise.evaluation import Judge, Protocol
 from equipoise.evaluation.search import Search
-from equipoise.execution import Execution
 from equipoise.store.digests import tensor_digest
 from equipoise.terminal.progress import AttackProgress
-from equipoise.threat import Threat
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,35 +22,28 @@ class Question:
     Arguments:
         x: The held-out images in [0, 1], with shape (n, C, H, W), on the device of the models.
         y: Their labels, with shape (n,).
-        threat: What the attacks are allowed.
-        attacks: The attacks by name; each attacks what withstood those before.
-        seed: The seed of their randomness.
-        execution: The form of the search.
-        batch_size: How many images are attacked at a time: memory, not results.
+        protocol: How the models are attacked, with the threat; each attack attacks what withstood
+            those before.
     """
 
     x: Tensor
     y: Tensor
-    threat: Threat
-    attacks: Mapping[str, Attack]
-    seed: int = 0
-    execution: Execution
-    batch_size: int = 250
+    protocol: Protocol
 
     def __post_init__(self) -> None:
-        check_norms(self.attacks, self.threat.norm)
-        check_inputs(self.x, self.y, self.threat)
+        check_inputs(self.x, self.y, self.protocol.threat)
 
     def identity(self) -> dict[str, Any]:
         """Return what an answer depends on beside the weights, as plain values."""
+        protocol = self.protocol
         return {
             "data": tensor_digest(self.x),
             "labels": tensor_digest(self.y),
-            "norm": self.threat.norm,
-            "eps": repr(self.threat.eps),
-            "attacks": [str(attack) for attack in self.attacks.values()],
-            "seed": self.seed,
-            "search": str(self.execution.resolved(self.x.device)),
+            "norm": protocol.threat.norm,
+            "eps": repr(protocol.threat.eps),
+            "attacks": [str(attack) for attack in protocol.named.values()],
+            "seed": protocol.seed,
+            "search": str(protocol.execution.resolved(self.x.device)),
             "format": 1,
         }
 
@@ -112,17 +101,14 @@ def measure(
             shape of the images.
         advance: Told how far each attack is, after every batch.
     """
-    q = question
-    judge = Judge(model, q.batch_size, seed=q.seed)
-    search = Search(judge, q.x, q.y, q.threat, q.seed, q.execution, ())
+    q, protocol = question, replace(question.protocol, individual=False, strongest=True)
+    judge = Judge(model, protocol.batch_size, seed=protocol.seed)
+    search = Search(judge, q.x, q.y, protocol, ())
     search.look(None)
     if neighbours:
         search.transfer({name: x_adv.to(q.x) for name, x_adv in neighbours.items()})
     warm = (WARM,) if neighbours else ()
-    stages = [
-        replace(stage, after=(*warm, *stage.after))
-        for stage in plan(q.attacks, q.threat.norm, individual=False)
-    ]
+    stages = [replace(stage, after=(*warm, *stage.after)) for stage in protocol.stages]
     for number, stage in enumerate(stages, 1):
         for progress in search.run(stage):
             advance(replace(progress, number=number, stages=len(stages)))
@@ -154,7 +140,8 @@ def retried(
         measured: The verdicts on it.
         neighbours: Adversarial examples of models nearby, as for :func:`measure`.
     """
-    q, judge = question, Judge(model, question.batch_size, seed=question.seed)
+    q, protocol = question, question.protocol
+    judge = Judge(model, protocol.batch_size, seed=protocol.seed)
     robust, x_adv = measured.robust.clone(), measured.x_adv.clone()
     answer, hits = measured.adversarial_prediction.clone(), 0
     for points in neighbours.values():
@@ -164,7 +151,7 @@ def retried(
         there = rows.to(q.x.device)
         tried = points[rows].to(q.x)
         ruling = judge.rule(tried, q.y[there])
-        fooled = (judge.admit(q.x[there], tried, q.threat) & ruling.fooled).cpu()
+        fooled = (judge.admit(q.x[there], tried, protocol.threat) & ruling.fooled).cpu()
         hit = rows[fooled]
         robust[hit], x_adv[hit] = False, tried.cpu()[fooled]
         answer[hit] = ruling.answer.cpu()[fooled]

@@ -1,6 +1,6 @@
 """Measuring a front: point by point, each kept as soon as it is there."""
 
-__all__ = ["DEFAULT", "Survey", "Watch", "survey"]
+__all__ = ["DEFAULT", "FARTHEST", "Subject", "Watch", "check", "survey"]
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ import numpy as np
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from equipoise.attacks import parse_list, without_clean
+from equipoise.attacks.core import refuse
 from equipoise.data import draw
 from equipoise.errors import UserError
-from equipoise.execution import Execution, Precision
+from equipoise.evaluation import Protocol
 from equipoise.fronts.barrier import Barrier, barrier
 from equipoise.fronts.choice import following, initial
 from equipoise.fronts.held_out import HeldOut
@@ -24,7 +24,7 @@ from equipoise.fronts.points import Point
 from equipoise.fronts.record import FILE, Mark, Other, Record
 from equipoise.store.runs import Run, model_digest
 from equipoise.terminal.progress import AttackProgress
-from equipoise.threat import Norm, Threat
+from equipoise.threat import Threat
 
 # Quick and close to AutoAttack, where more steps of PGD are not: of 300 held-out images at
 # gamma = 0.4, 0.7 and 1 of short A3GT runs it left 5.3, 17.0 and 36.0 % on MNIST (eps 0.3; PGD-100
@@ -34,60 +34,6 @@ DEFAULT = ("apgd-ce-20", "apgd-t-20(targets=3)")
 FARTHEST = 1.0  # how far beyond an end a model may be
 SHOWN = 8  # images of a gallery
 PICTURES = f"{FOLDER}/gallery.safetensors"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Survey:
-    """How a front is measured.
-
-    Arguments:
-        eps: The radius of the threat; None: that of the training.
-        norm: Its norm; None: that of the training.
-        attacks: Names as for :func:`equipoise.attacks.parse`; each attacks what is left.
-        n: How many of the held-out images, as a stratified sample; None: all.
-        first: Whether they are the first of the held-out images instead.
-        points: How many models are measured at most.
-        beyond: How far to go beyond the ends; 0: not.
-        seed: The seed of attacks and estimates.
-        batch_size: How many images are attacked at a time.
-        precision: The arithmetic of the search; the judge's is float32.
-    """
-
-    eps: float | None = None
-    norm: Norm | None = None
-    attacks: Sequence[str] | str = DEFAULT
-    n: int | None = None
-    first: bool = False
-    points: int = 9
-    beyond: float = 0.0
-    seed: int = 0
-    batch_size: int = 250
-    precision: Precision = "auto"
-
-    def __post_init__(self) -> None:
-        problems = []
-        if not 0 <= self.beyond <= FARTHEST:
-            problems.append(f"beyond must lie in [0, {FARTHEST:g}], got {self.beyond}")
-        if self.n is not None and self.n < 1:
-            problems.append(f"n must be at least 1, got {self.n}")
-        if self.batch_size < 1:
-            problems.append(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.points < 3:
-            problems.append(
-                f"points must be at least 3 (both ends and the middle), got {self.points}"
-            )
-        if self.norm is not None and self.eps is None:
-            problems.append(f"a radius means another thing in {self.norm}: say which with eps")
-        if not without_clean(self.attacks):
-            problems.append("expected at least one attack, got none")
-        if problems:
-            raise UserError("; ".join(problems))
-        parse_list(without_clean(self.attacks))
-
-    def threat(self, images: HeldOut) -> Threat:
-        """Return the threat, that of the training where nothing else was asked for."""
-        trained = images.recipe.threat(images.dataset.eps)
-        return Threat(self.norm or trained.norm, trained.eps if self.eps is None else self.eps)
 
 
 def _silent(*_: Any) -> None:
@@ -133,21 +79,40 @@ class Subject:
         return model
 
 
+def check(points: int, beyond: float) -> None:
+    """Refuse numbers of models, and distances beyond the ends, that will not do.
+
+    Raises:
+        UserError: With all that is wrong.
+    """
+    problems = []
+    if not 0 <= beyond <= FARTHEST:
+        problems.append(f"beyond must lie in [0, {FARTHEST:g}], got {beyond}")
+    if points < 3:
+        problems.append(f"points must be at least 3 (both ends and the middle), got {points}")
+    refuse(problems)
+
+
 def survey(
     subject: Subject,
-    asked: Survey,
+    protocol: Protocol,
     marks: Sequence[Mark],
     others: Sequence[Run],
     watch: Watch,
+    *,
+    points: int = 9,
+    beyond: float = 0.0,
 ) -> Record:
     """Measure a front and keep it; what is known already is not measured again.
 
     Arguments:
         subject: What is measured.
-        asked: How.
+        protocol: How each model is attacked; norm and radius are by default those of the training.
         marks: Places that are measured in any case.
         others: Runs whose kept models are measured as the front is.
         watch: Who is told how it goes on.
+        points: How many models are measured at most.
+        beyond: How far to go beyond the ends; 0: not.
 
     Returns:
         The front, which is also written to the run folder.
@@ -155,16 +120,17 @@ def survey(
     Raises:
         UserError: If what was asked for does not fit images or models.
     """
-    work = _Work(subject, asked, watch)
-    places = initial([mark.gamma for mark in marks], asked.beyond)
-    if len(places) > asked.points:
+    check(points, beyond)
+    work = _Work(subject, protocol, watch)
+    places = initial([mark.gamma for mark in marks], beyond)
+    if len(places) > points:
         raise UserError(
             f"points must be at least {len(places)}, for {', '.join(f'{p:g}' for p in places)}, "
-            f"got {asked.points}"
+            f"got {points}"
         )
     for gamma in places:
         work.at(gamma)
-    while len(work.points) < asked.points:
+    while len(work.points) < points:
         gamma_or_none = following(work.points)
         if gamma_or_none is None:
             watch.say("neighbours hardly differ any more: no further point is worth its price")
@@ -180,23 +146,18 @@ def survey(
 class _Work:
     """A front while it is measured."""
 
-    def __init__(self, subject: Subject, asked: Survey, watch: Watch) -> None:
-        self.subject, self.asked, self.watch = subject, asked, watch
-        held_out = subject.images.validation
-        if asked.n is not None and asked.n > len(held_out):
-            raise UserError(f"n must lie in 1..{len(held_out)} held-out images, got {asked.n}")
-        images, self.sample = draw(held_out, asked.n, first=asked.first)
-        names = without_clean(asked.attacks)
-        self.attacks = parse_list(names)
-        self.question = Question(
-            x=images.pixels(),
-            y=images.y,
-            threat=asked.threat(subject.images),
-            attacks=self.attacks,
-            seed=asked.seed,
-            execution=Execution(precision=asked.precision),
-            batch_size=asked.batch_size,
-        )
+    def __init__(self, subject: Subject, protocol: Protocol, watch: Watch) -> None:
+        self.subject, self.watch = subject, watch
+        images = subject.images
+        trained, held_out = images.recipe.threat(images.dataset.eps), images.validation
+        self.protocol = protocol.complete(trained.norm, trained.eps)
+        if not self.protocol.names:
+            raise UserError("expected at least one attack, got none")
+        n = protocol.n
+        if n is not None and n > len(held_out):
+            raise UserError(f"n must lie in 1..{len(held_out)} held-out images, got {n}")
+        drawn, self.sample = draw(held_out, n, first=protocol.first)
+        self.question = Question(x=drawn.pixels(), y=drawn.y, protocol=self.protocol)
         self.identity = self.question.identity()
         self.ledger = Ledger(subject.run, watch.warn)
         self.known: dict[float, Measured] = {}
@@ -232,20 +193,20 @@ class _Work:
 
     def record(self, marks: Sequence[Mark], others: tuple[Other, ...]) -> Record:
         """Return the front as far as it was measured."""
-        subject, q = self.subject, self.question
+        subject, q, threat = self.subject, self.question, self.protocol.threat
         first, last = subject.ends.content()
         clean, robust = self._barriers()
         return Record(
             ends=subject.ends.names,
             sha256=(first["sha256"], last["sha256"]),
-            norm=q.threat.norm,
-            eps=q.threat.eps,
-            attacks=tuple(self.attacks),
+            norm=threat.norm,
+            eps=threat.eps,
+            attacks=self.protocol.names,
             n=len(q.y),
             sample=self.sample,
             data=str(self.identity["data"]),
             batchnorm=subject.batchnorm,
-            seed=q.seed,
+            seed=self.protocol.seed,
             points=tuple(self.points),
             marks=tuple(marks),
             others=others,
@@ -261,7 +222,7 @@ class _Work:
         return barrier(clean), barrier(robust)
 
     def _model(self, gamma: float) -> nn.Module:
-        return self.subject.model(gamma, self.question.threat, self.question.seed)
+        return self.subject.model(gamma, self.protocol.threat, self.protocol.seed)
 
     def _neighbours(self, gamma: float) -> dict[str, Tensor]:
         """Return the examples of the nearest measured point on either side."""

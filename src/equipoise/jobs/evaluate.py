@@ -1,10 +1,10 @@
 """Evaluating as a job: a model on test images, with records and examples in its folder."""
 
-__all__ = ["Options", "evaluate_run", "evaluate_subject"]
+__all__ = ["evaluate_run", "evaluate_subject"]
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,15 @@ import torch
 from torch import Tensor
 
 from equipoise import plugins
-from equipoise.attacks import check_norms, parse_list, without_clean
 from equipoise.data import draw, image_digests
 from equipoise.errors import UserError
-from equipoise.evaluation import Result, evaluate
-from equipoise.execution import Layout, Precision
+from equipoise.evaluation import Protocol, Result
+from equipoise.evaluation.evaluate import evaluate_by
 from equipoise.jobs import signals
 from equipoise.jobs.autosave import Keeper
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.store import Store, left
 from equipoise.jobs.target_model import Subject, of_run, open_folder
-from equipoise.parsing import check_seed
 from equipoise.sample import Sample
 from equipoise.settings import recipe
 from equipoise.store import verdicts
@@ -30,64 +28,8 @@ from equipoise.store.digests import tensor_digest
 from equipoise.store.provenance import provenance
 from equipoise.store.runs import Run, model_digest
 from equipoise.terminal.progress import Console
-from equipoise.threat import Norm, Threat
+from equipoise.threat import Threat
 from equipoise.version import __version__
-
-DEFAULT = ("fgsm", "pgd-20", "mi-fgsm-10", "cw-inf-30")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How a model is evaluated.
-
-    Arguments:
-        attacks: Names as for :func:`equipoise.attacks.parse`; None: those of :data:`DEFAULT`
-            that are defined for the norm, or those with which a resumed evaluation began.
-        eps: The radii; none: the subject's.
-        norm: The norm; None: the subject's.
-        n: How many test images, as a stratified sample: see :func:`equipoise.data.draw`; None:
-            all.
-        first: Whether the first ``n`` of the test set are taken instead.
-        individual: As for :func:`equipoise.evaluate`.
-        seed: The seed of the attacks' randomness; None: 0, or that of what is resumed.
-        batch_size: How many points are attacked at a time.
-        precision: The arithmetic of the search; the judge's is float32 either way.
-        layout: How images lie in memory in the search.
-        compile: Whether the search is compiled.
-        passes: The forward passes of a verdict; None: what the attacks ask for.
-        strongest: As for :func:`equipoise.evaluate`.
-        checks: Whether to look for what would make the numbers untrustworthy.
-        transfer: Folders of other evaluations whose examples are tried on this model.
-        resume: Whether to go on with an interrupted evaluation.
-        device: ``auto``, ``cpu`` or ``cuda``.
-    """
-
-    attacks: Sequence[str] | str | None = None
-    eps: Sequence[float] = ()
-    norm: Norm | None = None
-    n: int | None = None
-    first: bool = False
-    individual: bool | None = None
-    seed: int | None = None
-    batch_size: int = 250
-    precision: Precision = "auto"
-    layout: Layout = "auto"
-    compile: bool = False
-    passes: int | None = None
-    strongest: bool = False
-    checks: bool = True
-    transfer: Sequence[str | Path] = ()
-    resume: bool = False
-    device: str = "auto"
-
-    def check(self) -> None:
-        """Refuse attacks that do not exist, before anything is read."""
-        if self.seed is not None:
-            check_seed(self.seed, "--seed")
-        if self.attacks is not None:
-            found = parse_list(without_clean(self.attacks))
-            if self.norm is not None:
-                check_norms(found, self.norm)
 
 
 def evaluate_run(
@@ -97,8 +39,12 @@ def evaluate_run(
     which: str = "model",
     model: str | None = None,
     trust: bool = False,
+    eps: Sequence[float] = (),
+    transfer: Sequence[str | Path] = (),
+    resume: bool = False,
+    device: str = "auto",
     console: Console | None = None,
-    **options: Any,
+    **protocol: Any,
 ) -> list[dict[str, Any]]:
     """Evaluate the model of a run folder on test images.
 
@@ -109,83 +55,106 @@ def evaluate_run(
             :meth:`equipoise.store.runs.Run.model`.
         model: As for :func:`equipoise.jobs.target_model.of_run`, as is the next.
         trust: Whether to run the code that the folder names.
+        eps: As for :func:`evaluate_subject`, as are the next three.
+        transfer: Folders of other evaluations.
+        resume: Whether to go on with an interrupted evaluation.
+        device: ``auto``, ``cpu`` or ``cuda``.
         console: Where progress is shown; by default nowhere.
-        options: Fields of :class:`Options`.
+        protocol: Fields of :class:`equipoise.evaluation.Protocol`.
 
     Returns:
         The records, as :func:`evaluate_subject` has them.
     """
     console = console or Console(quiet=True)
-    asked = Options(**options)
-    if not trust:  # else a file that the folder names may add attacks
-        asked.check()
+    if trust:  # first: the file that the folder names may add attacks
+        plugins.run_trusted(open_folder(path).made_with(), console.warn)
+    known = Protocol(**protocol)
     subject = of_run(path, which, data_dir, console, model=model, trust=trust)
-    return evaluate_subject(subject, asked, console)
+    return evaluate_subject(
+        subject,
+        known,
+        console,
+        radii=eps,
+        transfer=transfer,
+        resume=resume,
+        device=device,
+    )
 
 
-def evaluate_subject(subject: Subject, options: Options, console: Console) -> list[dict[str, Any]]:
-    """Evaluate a model on ``n`` test images, in one or several radii.
+def evaluate_subject(
+    subject: Subject,
+    protocol: Protocol,
+    console: Console,
+    *,
+    radii: Sequence[float] = (),
+    transfer: Sequence[str | Path] = (),
+    resume: bool = False,
+    device: str = "auto",
+) -> list[dict[str, Any]]:
+    """Evaluate a model on test images, in one or several radii.
 
     What is found is kept after every few batches, so that nothing is lost when the job is
     interrupted. Earlier verdicts on the same weights and images count in the worst case.
+
+    Arguments:
+        subject: The model, with its test images.
+        protocol: How it is attacked.
+        console: Where progress is shown.
+        radii: The radii; none: that of the protocol, or else that of the subject.
+        transfer: Folders of other evaluations whose examples are tried on this model.
+        resume: Whether to go on with an interrupted evaluation; what the protocol leaves open
+            is then as it was begun.
+        device: ``auto``, ``cpu`` or ``cuda``.
 
     Returns:
         The records of what was evaluated, counted from the verdicts that were kept, those of
         earlier evaluations of the same weights on the same points included.
 
     Raises:
-        UserError: If the options do not fit the model, or what is resumed is another's.
+        UserError: If the protocol does not fit the model, or what is resumed is another's.
         RunError: If the model or an attack failed on the way.
     """
-    if options.norm not in (None, subject.norm) and not options.eps:
-        raise UserError(f"a radius means another thing in {options.norm}: say which with --eps")
     subject.run.again = subject.resuming
-    if options.resume:
-        options, threats = _begun(subject, options)
-        if not threats:
+    if resume:
+        protocol, radii = _begun(subject, protocol, radii)
+        if not radii:
             console.say(f"nothing was interrupted in {subject.run.path}: all is at its end")
             return []
     else:
-        norm = options.norm or subject.norm
-        threats = [Threat(norm, eps) for eps in options.eps or [subject.eps]]
-    options = replace(options, attacks=_attacks(options.attacks, threats[0].norm))
-    job = _Job(subject, replace(options, eps=[t.eps for t in threats]), console)
+        protocol = replace(protocol, eps=radii[0] if radii else protocol.eps)
+        protocol = protocol.complete(subject.norm, subject.eps)
+        radii = radii or [protocol.threat.eps]
+    threats = [Threat(protocol.threat.norm, eps) for eps in radii]
+    job = _Job(subject, protocol, threats, console, transfer, resume, device)
     with ExitStack() as locks:
         stores = {store.name: store for store in map(job.store, threats)}
         for store in stores.values():  # all of them, before anything is read
             locks.enter_context(store.lock())
         locks.enter_context(signals.handled(_interrupt, signals.ENDING))
         for threat in threats:
-            if not (options.resume and job.store(threat).finished):  # meanwhile, by another
+            if not (resume and job.store(threat).finished):  # meanwhile, by another
                 job.evaluate(threat)
     return job.records
 
 
-def _attacks(asked: Sequence[str] | str | None, norm: Norm) -> list[str]:
-    if asked is None:
-        known = parse_list(DEFAULT)
-        return [name for name, attack in known.items() if norm in getattr(attack, "norms", ())]
-    names = without_clean(asked)
-    check_norms(parse_list(names), norm)
-    return names
-
-
-def _begun(subject: Subject, options: Options) -> tuple[Options, list[Threat]]:
-    """Return options and threats of the evaluation that is to be gone on with.
+def _begun(
+    subject: Subject, protocol: Protocol, radii: Sequence[float]
+) -> tuple[Protocol, list[float]]:
+    """Return protocol and radii of the evaluation that is to be gone on with.
 
     Without radii those that were asked for then: the one that was interrupted, and those that it
-    had not come to. What is at its end is left alone: of that alone there are no threats.
+    had not come to. What is at its end is left alone: of that alone there are no radii.
     """
-    found = [about for store in Store.all(subject.run) for about in [store.about()]]
     found = [
         about
-        for about in found
+        for store in Store.all(subject.run)
+        for about in [store.about()]
         if (sample := Sample.known(about.get("sample")))  # older versions did not say
         and about["weights"] == subject.which
-        and options.n in (None, about["n"])
-        and (not options.first or sample.seed is None)
-        and options.norm in (None, about["norm"])
-        and (not options.eps or float(about["eps"]) in options.eps)
+        and protocol.n in (None, about["n"])
+        and (not protocol.first or sample.seed is None)
+        and protocol.norm in (None, about["norm"])
+        and (not radii or float(about["eps"]) in radii)
     ]
     if not found:
         raise UserError(
@@ -193,24 +162,33 @@ def _begun(subject: Subject, options: Options) -> tuple[Options, list[Threat]]:
             "--resume"
         )
     found.sort(key=lambda about: bool(about["finished"]))  # what was interrupted comes first
-    first = next((about for about in found if left(about, found, options.eps)), found[-1])
-    asked = {key: first["asked"][key] for key in ("attacks", "individual", "seed", "passes")}
-    for key, value in asked.items():
-        mine = getattr(options, key)
-        mine = without_clean(mine) if key == "attacks" and mine is not None else mine
-        if mine is not None and mine != value:
+    first = next((about for about in found if left(about, found, radii)), found[-1])
+    asked, usual = first["asked"], Protocol()
+    for key in ("attacks", "individual", "seed", "passes"):
+        mine = getattr(protocol, key)
+        mine = list(protocol.names) if key == "attacks" and mine is not None else mine
+        if mine != getattr(usual, key) and mine != asked[key]:
             raise UserError(
-                f"what was begun has {key} {value}, not {mine}: go on with that, or start anew "
-                "without --resume"
+                f"what was begun has {key} {asked[key]}, not {mine}: go on with that, or start "
+                "anew without --resume"
             )
-    with plugins.explained(first["asked"].get("import")):
-        parse_list(asked["attacks"])
-    threats = [Threat(first["norm"], eps) for eps in left(first, found, options.eps)]
-    if not threats:
+    todo = left(first, found, radii)
+    if not todo:
         for store in Store.all(subject.run):
             store.derive()  # a process may have been killed before it did
-    which = {"n": first["n"], "first": first["sample"]["seed"] is None}
-    return replace(options, **asked, **which), threats
+    with plugins.explained(asked.get("import")):
+        begun = replace(
+            protocol,
+            attacks=asked["attacks"],
+            norm=first["norm"],
+            eps=float(first["eps"]),
+            n=first["n"],
+            first=first["sample"]["seed"] is None,
+            individual=asked["individual"],
+            seed=asked["seed"],
+            passes=asked["passes"],
+        )
+    return begun, todo
 
 
 class _Job:
@@ -218,21 +196,30 @@ class _Job:
 
     records: list[dict[str, Any]]
 
-    def __init__(self, subject: Subject, options: Options, console: Console) -> None:
-        self.subject, self.options, self.console = subject, options, console
+    def __init__(
+        self,
+        subject: Subject,
+        protocol: Protocol,
+        threats: Sequence[Threat],
+        console: Console,
+        transfer: Sequence[str | Path],
+        resume: bool,
+        device: str,
+    ) -> None:
+        self.subject, self.protocol, self.console = subject, protocol, console
+        self.threats, self.transfer, self.resume = threats, transfer, resume
         self.run, test = subject.run, subject.dataset.test
         deterministic()
-        device = choose_device(options.device)
-        self.model = subject.model.to(device)
-        images, self.sample = draw(test, options.n, first=options.first)
+        place = choose_device(device)
+        self.model = subject.model.to(place)
+        images, self.sample = draw(test, protocol.n, first=protocol.first)
         there, every = (len(set(labels.tolist())) for labels in (images.y, test.y))
         if there < every and len(images) >= every:
             console.warn(
                 f"{there} of {every} classes are in {self.sample.words('test images')}: the "
                 "accuracy says little about the others; leave -n out"
             )
-        self.x, self.y = images.pixels().to(device), images.y.to(device)
-        self.seed = options.seed or 0
+        self.x, self.y = images.pixels().to(place), images.y.to(place)
         self.records = []
         self.about = {
             "n": len(self.y),
@@ -249,7 +236,7 @@ class _Job:
             "weights": subject.which,
             "model_sha256": self.about["model_sha256"],
             "data_sha256": subject.dataset.sha256["test_x"],
-            "versions": provenance(str(device), self.seed) | {"source": subject.source},
+            "versions": provenance(str(place), protocol.seed) | {"source": subject.source},
         }
 
     def store(self, threat: Threat) -> Store:
@@ -258,42 +245,26 @@ class _Job:
 
     def evaluate(self, threat: Threat) -> None:
         """Evaluate under one threat, together with what was found before on the same points."""
-        names, options = list(self.options.attacks or ()), self.options
+        names, protocol = list(self.protocol.names), self.protocol.under(threat)
         which = "" if self.subject.which == "model" else f", {self.subject.which}"
         what = f"{self.run.path}{which}, {threat}, {self.sample.words('test images')}"
         self.console.say(f"evaluating {what}: {', '.join(names) or 'clean'}")
         store = self.store(threat)
-        asked = {
-            "attacks": names,
-            "individual": options.individual,
-            "seed": self.seed,
-            "passes": options.passes,
-            "eps": list(options.eps),
-            "import": plugins.imported(),
-        }
+        asked = {"radii": [t.eps for t in self.threats], "import": plugins.imported()}
+        asked |= protocol.content()
         about = {**self.of(threat), "asked": asked, "described": self.run.described()}
         others, control = self._others(threat)
         keeper = Keeper(self, store, about, self._before(store, threat))
         with keeper.keeping(), self.console.progress():
-            result = evaluate(
+            result = evaluate_by(
+                replace(protocol, checks=protocol.checks and bool(names)),
                 self.model,
                 self.x,
                 self.y,
-                threat=threat,
-                attacks=names or "clean",
-                individual=options.individual,
-                seed=self.seed,
-                batch_size=options.batch_size,
-                precision=options.precision,
-                layout=options.layout,
-                compile=options.compile,
-                passes=options.passes,
-                strongest=options.strongest,
-                checks=options.checks and bool(names),
                 others=others,
                 control=control,
                 classes=self.subject.dataset.classes,
-                begun=keeper.before if options.resume else None,
+                begun=keeper.before if self.resume else None,
                 advance=keeper.advance,
                 after=keeper.after,
             )
@@ -311,25 +282,25 @@ class _Job:
     def _before(self, store: Store, threat: Threat) -> Result | None:
         """Return what is kept of the same model on the same points."""
         if not store.path.exists():
-            if self.options.resume:
+            if self.resume:
                 self.console.say(f"nothing is kept of {threat} yet: it starts from the beginning")
             return None
         try:
             about, result, _ = store.read()
         except UserError as error:
-            if self.options.resume:
+            if self.resume:
                 raise
             self.console.warn(f"{error} (its verdicts do not count)")
             return None
         mine = self.of(threat)
         other = [key for key in mine if about.get(key) != mine[key]]
-        if other and self.options.resume:
+        if other and self.resume:
             raise UserError(
                 f"cannot go on with {store.path}: it was begun with another "
                 f"{' and '.join(_WORDS.get(key, key) for key in other)}; evaluate anew without "
                 "--resume"
             )
-        if not other and not about.get("finished") and not self.options.resume:
+        if not other and not about.get("finished") and not self.resume:
             self.console.warn(
                 "an earlier evaluation was interrupted; --resume would go on with it: "
                 f"{self.subject.resuming}"
@@ -343,7 +314,7 @@ class _Job:
         """
         found: dict[str, Tensor] = {}
         control = None
-        for folder in self.options.transfer:
+        for folder in self.transfer:
             run, before = open_folder(folder), len(found)
             for store in Store.all(run):
                 about, result, tensors = store.read()

@@ -3,34 +3,36 @@
 __all__ = ["measure_front"]
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from equipoise import plugins
+from equipoise.evaluation import Protocol
 from equipoise.fronts.front import Front
 from equipoise.fronts.line import BatchNorms
 from equipoise.fronts.record import FILE, Record
-from equipoise.fronts.survey import Survey, Watch
+from equipoise.fronts.survey import DEFAULT, Watch, check
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.plugins import command
 from equipoise.report.front_picture import write_picture
-from equipoise.store.runs import Run
 from equipoise.store.weight_names import PAIR
 from equipoise.terminal.progress import Console
 
 
 def measure_front(
     path: str | Path,
+    protocol: Protocol | None = None,
     *,
     ends: Sequence[str] | None = None,
     others: Sequence[str | Path] = (),
     batchnorm: BatchNorms = "average",
     data_dir: str | Path | None = None,
     device: str = "auto",
-    trust: bool = False,
     console: Console | None = None,
-    **how: Any,
+    points: int = 9,
+    beyond: float = 0.0,
+    **fields: Any,
 ) -> Record:
     """Measure the front of a run on its held-out images, and draw it.
 
@@ -39,14 +41,16 @@ def measure_front(
 
     Arguments:
         path: The run folder.
+        protocol: As for :meth:`equipoise.fronts.front.Front.measure`, as are the last three.
         ends: As for :class:`equipoise.fronts.front.Front`; None: the run's learners.
         others: Run folders whose kept models are measured beside it.
         batchnorm: Statistics of BatchNorm: averaged, or estimated anew.
         data_dir: The folder of the data; by default that of the training.
         device: ``auto``, ``cpu`` or ``cuda``.
-        trust: Whether to run the files of ``--import`` that the folder and the others name.
         console: Where progress is shown; by default nowhere.
-        how: Fields of :class:`equipoise.fronts.survey.Survey`.
+        points: How many models are measured at most.
+        beyond: How far to go beyond the ends.
+        fields: Fields of the protocol that are others.
 
     Returns:
         The front, as ``front.json`` has it.
@@ -55,10 +59,8 @@ def measure_front(
         UserError: If ends, images or settings will not do, or another process measures there.
     """
     console = console or Console(quiet=True)
-    if trust:
-        for folder in (path, *others):
-            plugins.run_trusted(Run.open(folder).made_with(), console.warn)
-    Survey(**how)  # what will not do is said before anything is read
+    check(points, beyond)  # what will not do is said before anything is read
+    asked = replace(protocol or Protocol(attacks=DEFAULT), **fields)
     deterministic()
     front = Front(
         path,
@@ -80,7 +82,7 @@ def measure_front(
         console.progress(),
     ):
         try:
-            front.measure(others=others, watch=watch, **how)
+            front.measure(asked, points=points, beyond=beyond, others=others, watch=watch)
         except KeyboardInterrupt:
             console.say(
                 "what was measured is kept; the same command goes on: "

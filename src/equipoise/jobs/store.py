@@ -162,7 +162,7 @@ def left(
     """
     same = [a for a in found if (a["sample"], a["norm"]) == (about["sample"], about["norm"])]
     done = {float(one["eps"]) for one in same if one["finished"]}
-    asked = dict.fromkeys([float(about["eps"]), *about["asked"]["eps"]])
+    asked = dict.fromkeys([float(about["eps"]), *about["asked"]["radii"]])
     return [eps for eps in asked if eps not in done and (not radii or eps in radii)]
 
 

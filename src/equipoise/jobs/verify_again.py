@@ -15,14 +15,14 @@ __all__ = ["Again", "attack_again"]
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from equipoise.attacks import Attack
 from equipoise.errors import UserError
-from equipoise.evaluation import Judge, Outcome, Result, evaluate
+from equipoise.evaluation import Judge, Outcome, Protocol, Result
+from equipoise.evaluation.evaluate import evaluate_by
 from equipoise.evaluation.search import NEAR
 from equipoise.jobs.verify_stored import TRANSFER, recreate
 from equipoise.measures.statistics import would_be_found
@@ -31,7 +31,6 @@ from equipoise.version import __version__
 
 SECOND = 8  # points that are looked at in their first batch, where a bit differs
 _HOW = ("seed", "precision", "layout", "compile", "batch_size", "strongest")
-_Made = tuple[Any, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,30 +168,24 @@ class _Search:
             whole: Whether the search goes on from a point that is fooled to a stronger one: for
                 those that withstand it is the same.
         """
-        groups: dict[_Made, dict[str, Attack]] = {}
+        groups: dict[Protocol, dict[str, Attack]] = {}
         for name in names or self.attacks:
             groups.setdefault(_made(self.result.outcomes[name]), {})[name] = self.attacks[name]
         found: Result | None = None
         for made, attacks in groups.items():
-            how = dict(zip(_HOW, made, strict=True))
-            how["strongest"] = whole or how["strongest"]
-            found = self._run(rows, attacks, how).joined(found)
+            protocol = replace(
+                made.under(self.result.threat),
+                attacks=attacks,
+                individual=True,
+                passes=self.judge.passes,
+                strongest=whole or made.strongest,
+                checks=False,
+            )
+            given = self.judge.model, self.x[rows], self.result.y[rows]
+            now = evaluate_by(protocol, *given, classes=self.result.classes)
+            found = now.joined(found)
         assert found is not None, "there is an attack"
         return found
-
-    def _run(self, rows: Tensor, attacks: Mapping[str, Attack], how: dict[str, Any]) -> Result:
-        return evaluate(
-            self.judge.model,
-            self.x[rows],
-            self.result.y[rows],
-            threat=self.result.threat,
-            attacks=attacks,
-            individual=True,
-            passes=self.judge.passes,
-            checks=False,
-            classes=self.result.classes,
-            **how,
-        )
 
     def differs(self, now: Result, place: int, row: int) -> bool:
         """Tell whether the strongest point of an image is another one than then.
@@ -228,11 +221,12 @@ class _Search:
         )
 
 
-def _made(outcome: Outcome) -> _Made:
-    try:
-        return tuple(outcome.made[key] for key in _HOW)
-    except KeyError as error:
-        raise UserError(f"it does not say with which {error} its attacks ran") from None
+def _made(outcome: Outcome) -> Protocol:
+    """Return how an attack was run, as far as its outcome says."""
+    missing = [key for key in _HOW if key not in outcome.made]
+    if missing:
+        raise UserError(f"it does not say with which {missing[0]} its attacks ran")
+    return Protocol.of(outcome.made)
 
 
 def _only(result: Result, rows: Tensor) -> Result:

@@ -109,7 +109,7 @@ def _missing(run: Run) -> Iterator[str]:
             about = store.about()
             norm, which = about["norm"], about["weights"]
             sample = Sample.of_content(about["sample"])
-            radii = [float(eps) for eps in about["asked"]["eps"]]
+            radii = [float(eps) for eps in about["asked"]["radii"]]
             named = [Store.of(run, Threat(norm, eps), sample, which).name for eps in radii]
         except (UserError, *UNREADABLE):
             continue  # what is damaged is said where it is looked at

@@ -160,7 +160,7 @@ def _show_plan(plan: Plan, items: Sequence[Item], terminal: Terminal) -> None:
     terminal.print(
         f"{len(items)} runs, {done} of them done; the trainings take "
         f"{sum(item.gradients for item in items):,.0f} gradient evaluations. Judged by "
-        f"{', '.join(judging.attacks)} on {items[0].sample.words('test images')}.",
+        f"{', '.join(judging.names)} on {items[0].sample.words('test images')}.",
         markup=False,
     )
 

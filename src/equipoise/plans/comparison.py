@@ -5,18 +5,19 @@ default its own name; ``budget`` gives the rounds where an entry does not. Every
 wrong is said at once, and unknown keys are refused, as in a recipe.
 """
 
-__all__ = ["Entry", "Judging", "Plan", "parse", "read"]
+__all__ = ["Entry", "Plan", "parse", "read"]
 
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from equipoise.attacks import check_norms, parse_list, without_clean
 from equipoise.errors import UserError, nearest
-from equipoise.execution import PRECISIONS, Precision
+from equipoise.evaluation import Protocol
+from equipoise.execution import PRECISIONS, Execution
 from equipoise.parsing import mapping, number
 from equipoise.settings import recipe as recipes
 from equipoise.settings.recipe import Recipe
@@ -24,31 +25,6 @@ from equipoise.threat import Threat
 
 MANY_ROUNDS = 1_000_000  # a recipe is checked before its rounds are known: behind every start
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judging:
-    """How every model is evaluated: options of ``equipoise evaluate``.
-
-    Arguments:
-        attacks: Names as for :func:`equipoise.attacks.parse`.
-        n: How many test images, as a stratified sample; None: all.
-        first: Whether they are the first of the test set instead.
-        eps: The radius; None: that of the training.
-        precision: The arithmetic of the search.
-        batch_size: How many points are attacked at a time.
-        individual: As for :func:`equipoise.evaluate`.
-        weights: Which of a run's weights, a name as for :meth:`equipoise.store.runs.Run.model`.
-    """
-
-    attacks: tuple[str, ...]
-    n: int | None = None
-    first: bool = False
-    eps: float | None = None
-    precision: Precision = "auto"
-    batch_size: int = 250
-    individual: bool | None = None
-    weights: str = "model"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +68,7 @@ class Plan:
     """
 
     entries: tuple[Entry, ...]
-    judging: Judging
+    judging: Protocol
     seeds: tuple[int, ...] = (0,)
     budget: float | None = None
     title: str = "Comparison"
@@ -141,7 +117,7 @@ def parse(given: Mapping[str, Any]) -> Plan:
 
 
 def _entries(
-    given: Any, base: Mapping[str, Any], judging: Judging, problems: list[str]
+    given: Any, base: Mapping[str, Any], judging: Protocol, problems: list[str]
 ) -> tuple[Entry, ...]:
     """Return the entries, each of them with a recipe that is valid."""
     named = _mapping(given, "entries", problems)
@@ -157,7 +133,7 @@ def _entries(
             rounds = entry.rounds if entry.rounds is not None else MANY_ROUNDS
             norm = entry.recipe(rounds=rounds).norm
             if judging.attacks:
-                check_norms(parse_list(judging.attacks), norm)
+                check_norms(judging.named, norm)
         except UserError as error:
             wrong.setdefault(str(error), []).append(entry.name)
     for message, names in wrong.items():
@@ -181,9 +157,9 @@ def _entry(name: Any, given: Any, base: Mapping[str, Any], problems: list[str]) 
     return Entry(name=name, settings=settings, cost=cost)
 
 
-def _judging(given: Mapping[str, Any], problems: list[str]) -> Judging:
-    """Return how the models are evaluated; without attacks where those are wrong."""
-    known = [f.name for f in fields(Judging) if f.name != "weights"]
+def _judging(given: Mapping[str, Any], problems: list[str]) -> Protocol:
+    """Return how the models are evaluated; without what is wrong, which is added to problems."""
+    known = ("attacks", "n", "first", "eps", "precision", "batch_size", "individual")
     problems += _unknown(given, known, "key of evaluate")
     attacks = _attacks(given.get("attacks"), problems)
     n = _whole(given.get("n"), "evaluate.n", 1, problems)
@@ -197,18 +173,19 @@ def _judging(given: Mapping[str, Any], problems: list[str]) -> Judging:
         problems.append(f"evaluate: {nearest(str(precision), PRECISIONS, 'precision')}")
     if not isinstance(individual, bool | None):
         problems.append(f"evaluate.individual: expected true or false, got {individual!r}")
-    if eps is not None:
-        try:
-            Threat("linf", eps)
-        except UserError as error:
-            problems.append(f"evaluate.eps: {error}")
-    return Judging(
+    sound = True
+    try:
+        Threat("linf", eps or 0.0)
+    except UserError as error:
+        problems.append(f"evaluate.eps: {error}")
+        sound = False
+    return Protocol(
         attacks=attacks,
         n=n,
         first=first is True,
-        eps=eps,
-        precision=cast(Precision, precision),
-        batch_size=size or Judging.batch_size,
+        eps=eps if sound else None,
+        execution=Execution(precision=precision if precision in PRECISIONS else "auto"),
+        batch_size=size or Protocol.batch_size,
         individual=individual if isinstance(individual, bool) else None,
     )
 

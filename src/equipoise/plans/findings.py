@@ -126,7 +126,7 @@ def _classes(items: Sequence[Item]) -> int:
 
 def _attacks(view: View) -> list[str]:
     """Return the attacks of a view in the order of the columns, the ensemble behind its stages."""
-    asked = list(view.plan.judging.attacks)
+    asked = list(view.plan.judging.names)
     if "autoattack" in asked and view.plan.judging.individual:
         alone = [name for name in asked if name != "autoattack"]
         first = [name for name in alone if name != "apgd-dlr"]
@@ -141,7 +141,7 @@ def _rows(look: Look) -> list[dict[str, Any]]:
     _, result, _ = item.store.read()
     shown = _verdicts(look, result)
     seconds = sum(o.seconds for o in result.outcomes.values())
-    row = _row(look, item.judging.weights, shown, seconds)
+    row = _row(look, item.weights, shown, seconds)
     return [row, *([_unattacked(row)] if 0 in look.view.eps else [])]
 
 

@@ -8,7 +8,6 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.attacks import without_clean
 from equipoise.errors import UserError
 from equipoise.fronts.choice import following
 from equipoise.fronts.ledger import FOLDER, Ledger
@@ -48,7 +47,7 @@ class FrontItem(Item):
         judging = self.judging
         models = (PAIR, digests, "average") == (known.ends, known.sha256, known.batchnorm)
         threat = (self.recipe.norm, judging.eps) == (known.norm, known.eps)
-        how = (self._names(), judging.n) == (known.attacks, known.n)
+        how = (judging.names, judging.n) == (known.attacks, known.n)
         if not (models and threat and how and self._drawn(known.sample)):
             return None
         enough = len(known.points) >= self.points or following(known.points) is None
@@ -99,9 +98,6 @@ class FrontItem(Item):
         if sample is None:
             return False
         return sample.n == sample.of or (sample.seed is None) == self.judging.first
-
-    def _names(self) -> tuple[str, ...]:
-        return tuple(without_clean(self.judging.attacks))
 
     def _evaluate(self) -> tuple[str, ...]:
         return "front", str(self.run.path), *self._how(), "--points", str(self.points)

@@ -102,7 +102,7 @@ def _item(
     if n is not None and n > len(dataset.test):
         raise UserError(f"evaluate.n must lie in 1..{len(dataset.test)}, got {n}")
     sample = shelf.sample(dataset, n, plan.judging.first)
-    judging = replace(plan.judging, n=sample.n, eps=plan.judging.eps or threat.eps)
+    judging = replace(plan.judging, n=sample.n).complete(threat.norm, threat.eps)
     return Item(
         entry=entry.name,
         recipe=recipe,

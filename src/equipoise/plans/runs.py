@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from equipoise.attacks import Attack, AutoAttack, parse_list
+from equipoise.attacks import Attack, AutoAttack
 from equipoise.errors import UserError
-from equipoise.evaluation.plan import STAGED, plan
+from equipoise.evaluation import Protocol
+from equipoise.evaluation.protocol import STAGED
 from equipoise.jobs.store import Store
 from equipoise.parsing import lines
-from equipoise.plans.comparison import Judging
 from equipoise.sample import Sample
 from equipoise.settings.recipe import Recipe
 from equipoise.store.runs import Run
@@ -43,19 +43,21 @@ class Item:
         entry: The entry it belongs to.
         recipe: What is trained.
         out: The folder of the comparison.
-        judging: How it is evaluated, with radius and number of images filled in.
+        judging: How it is evaluated, with norm, radius and number of images filled in.
         sample: Which test images it is evaluated on.
         images: The training images of a round.
         gradients: The gradient evaluations that the training is reckoned to take.
+        weights: Which of its weights, a name as for :meth:`equipoise.store.runs.Run.model`.
     """
 
     entry: str
     recipe: Recipe
     out: Path
-    judging: Judging
+    judging: Protocol
     sample: Sample
     images: int
     gradients: float
+    weights: str = "model"
 
     @property
     def name(self) -> str:
@@ -75,13 +77,12 @@ class Item:
     @property
     def threat(self) -> Threat:
         """Return what the attacks of the evaluation are allowed."""
-        assert self.judging.eps is not None
-        return Threat(self.recipe.norm, self.judging.eps)
+        return self.judging.threat
 
     @property
     def store(self) -> Store:
         """Return where its evaluation is kept."""
-        return Store.of(self.run, self.threat, self.sample, self.judging.weights)
+        return Store.of(self.run, self.threat, self.sample, self.weights)
 
     # How far it is
 
@@ -100,10 +101,10 @@ class Item:
         if found is None:
             return None
         staged = self.judging.individual is False
-        asked = [STAGED] if staged else list(self.judging.attacks)
+        asked = [STAGED] if staged else list(self.judging.names)
         mine = found.verdicts.only(asked)
         records = {record["attack"]: record for record in mine.records()}
-        wanted = plan(self._attacks(), self.recipe.norm, self.judging.individual)
+        wanted = self.judging.stages
         done = {name for name, told in mine.told.items() if self._done(told)}
         if not {stage.name for stage in wanted} <= done or not {*asked} <= set(records):
             return None
@@ -119,7 +120,7 @@ class Item:
             return None
         mine = {
             "model_sha256": self._digest(),
-            "weights": self.judging.weights,
+            "weights": self.weights,
             "sample": self.sample.content(),
             "norm": self.recipe.norm,
             "eps": repr(self.judging.eps),
@@ -129,18 +130,15 @@ class Item:
     def _done(self, told: Mapping[str, Any]) -> bool:
         """Tell whether an attack is at its end, and was run as this protocol has it."""
         made = told["made"]
-        alike = self.judging.precision in ("auto", made.get("precision"))
+        alike = self.judging.execution.precision in ("auto", made.get("precision"))
         return bool(told["finished"] and made.get("seed") == 0 and alike)
 
     def _digest(self) -> str | None:
         """Return the SHA-256 of the weights that are judged; None: there are none."""
         try:
-            return self.run.digest(self.judging.weights)
+            return self.run.digest(self.weights)
         except UserError:
             return None
-
-    def _attacks(self) -> dict[str, Attack]:
-        return parse_list(self.judging.attacks)
 
     def _begun(self) -> bool:
         """Tell whether there is an evaluation of the same kind to go on with."""
@@ -151,10 +149,10 @@ class Item:
         asked = about.get("asked", {})
         return bool(
             about.get("version") == __version__
-            and asked.get("attacks") == list(self.judging.attacks)
+            and asked.get("attacks") == list(self.judging.names)
             and asked.get("individual") == self.judging.individual
             and (asked.get("seed"), asked.get("passes")) == (0, None)
-            and self.judging.precision in ("auto", found.verdicts.precision)
+            and self.judging.execution.precision in ("auto", found.verdicts.precision)
         )
 
     def state(self) -> tuple[str, str]:
@@ -172,7 +170,7 @@ class Item:
     @property
     def evaluation(self) -> float:
         """Return a rough number of the gradient evaluations of the evaluation."""
-        prices = (_price(attack, self.recipe.norm) for attack in self._attacks().values())
+        prices = (_price(attack, self.recipe.norm) for attack in self.judging.named.values())
         return (self.judging.n or 0) * sum(prices)
 
     def work(self) -> float:
@@ -215,8 +213,8 @@ class Item:
         judging = self.judging
         words = ["evaluate", str(self.run.path)]
         words += ["--strongest", *self._how()]  # distortions are read from the points
-        if judging.weights != "model":
-            words += ["--weights", judging.weights]
+        if self.weights != "model":
+            words += ["--weights", self.weights]
         if judging.individual is not None:
             words.append("--individual" if judging.individual else "--staged")
         return *words, *(["--resume"] if self._begun() else [])
@@ -224,10 +222,11 @@ class Item:
     def _how(self) -> list[str]:
         """Return the options that say how models are attacked."""
         judging = self.judging
-        words = ["--attacks", ",".join(judging.attacks)]
+        words = ["--attacks", ",".join(judging.names)]
         words += ["--eps", repr(judging.eps), "-n", str(judging.n)]
         words += ["--first"] if judging.first else []
-        words += ["--precision", judging.precision, "--batch-size", str(judging.batch_size)]
+        words += ["--precision", judging.execution.precision]
+        words += ["--batch-size", str(judging.batch_size)]
         words += ["--device", self.recipe.device]
         if self.recipe.data_dir is not None:
             words += ["--data-dir", self.recipe.data_dir]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from equipoise.evaluation.plan import STAGED
+from equipoise.evaluation.protocol import STAGED
 from equipoise.plans.comparison import Plan
 from equipoise.plans.runs import Item
 from equipoise.store.verdicts import WORST
@@ -170,7 +170,7 @@ class Found:
             "training images a round": self._each(lambda i: f"{i.images:,}"),
             "model": self._each(lambda i: f"{i.recipe.model}, width {i.recipe.width:g}"),
             "threat of the attacks": self._each(lambda i: str(i.threat)),
-            "attacks": ", ".join(self.plan.judging.attacks) + self._how(),
+            "attacks": ", ".join(self.plan.judging.names) + self._how(),
             "budget": f"{budget:,.0f} gradient evaluations of a training" if budget else "none",
         }
         told = [f"{key}: {value}" for key, value in facts.items() if value]
@@ -183,7 +183,7 @@ class Found:
     def _how(self) -> str:
         judging = self.plan.judging
         how = {None: "", True: ", each alone", False: ", each on what the others left"}
-        return f"{how[judging.individual]}; searched in precision {judging.precision}"
+        return f"{how[judging.individual]}; searched in precision {judging.execution.precision}"
 
     def _each(self, fact: Callable[[Item], str]) -> str:
         """Return a fact of all entries, or which entries have which."""

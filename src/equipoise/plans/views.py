@@ -107,8 +107,8 @@ def looks(
         radii: list[float | None] = [eps for eps in view.eps if eps > 0]
         for eps in radii or [item.judging.eps]:
             for which in _weights(view, item):
-                judging = replace(item.judging, eps=eps, weights=which)
-                found.append(Look(view, replace(item, judging=judging)))
+                judging = replace(item.judging, eps=eps)
+                found.append(Look(view, replace(item, judging=judging, weights=which)))
     return found
 
 
