@@ -1,5 +1,6 @@
 """Synthetic ``findings.json`` of every experiment, as ``equipoise reproduce`` writes them."""
 
+import copy
 import json
 
 import numpy as np
@@ -60,6 +61,13 @@ class Maker:
         content |= {"gradient_evaluations": 2062080, "training_seconds": 141.0}
         content |= {"evaluation_seconds": 160.25, "settings": {"keep": "last"}, "cmmr": None}
         return content | more
+
+
+def change(row, attack, count):
+    """Let a model get a number of images right, the first ones."""
+    row["correct"][attack] = count
+    flags = np.arange(row["n"]) < count
+    row["verdicts"][attack] = np.packbits(flags).tobytes().hex()
 
 
 def whole(experiment, panels, rows, missing=(), **more):
@@ -271,5 +279,33 @@ def put(folder, content):
     """Write findings where they belong, and return the folder of all."""
     place = folder / content["experiment"]
     place.mkdir(parents=True, exist_ok=True)
-    (place / "findings.json").write_text(json.dumps(content), encoding="utf-8")
+    (place / "results.json").write_text(json.dumps(converted(content)), encoding="utf-8")
     return folder
+
+
+TRAINING = ("panel", "entry", "method", "seed", "rounds", "t_start", "gradient_evaluations")
+JUDGED = ("panel", "entry", "seed", "weights", "eps", "n", "round", "gamma")
+
+
+def converted(content):
+    """Return findings as results: trainings, and a row an attack."""
+    trainings, results = {}, []
+    for row in content["rows"]:
+        training = {key: row[key] for key in TRAINING} | {"settings": row["settings"]}
+        training["seconds"] = row["training_seconds"]
+        trainings[row["panel"], row["entry"], row["seed"]] = training
+        flags = {
+            name: np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[: row["n"]]
+            for name, text in row["verdicts"].items()
+        }
+        flags = {"worst-case": np.min([*flags.values()], axis=0), **flags}
+        for name, bits in flags.items():
+            result = {key: row[key] for key in JUDGED} | {"attack": name}
+            result |= {"correct": int(bits.sum()), "bits": np.packbits(bits).tobytes().hex()}
+            result |= {"sample": row.get("sample", ""), "seconds": None}
+            if name == "worst-case":
+                result |= {"seconds": row["evaluation_seconds"], "cmmr": row["cmmr"]}
+            results.append(result)
+    rest = {key: value for key, value in content.items() if key != "rows"}
+    rest = copy.deepcopy(rest)
+    return rest | {"format": 2, "trainings": [*trainings.values()], "results": results}

@@ -190,21 +190,22 @@ def test_a_figure_from_recipe_to_page(made):
     assert "3 runs in all, 0 of them done" in " ".join(done.out.split())
     assert (folder / "index.html").is_file()
     assert (folder / "results.md").is_file()
-    content = json.loads((folder / "fig3/findings.json").read_text(encoding="utf-8"))
+    content = json.loads((folder / "fig3/results.json").read_text(encoding="utf-8"))
     assert content["missing"] == []
-    rows = content["rows"]
-    assert len(rows) == 3 * 5
+    results = content["results"]
+    rows = [row for row in results if row["attack"] == "worst-case"]
+    clean = {(r["entry"], r["eps"]): r["correct"] for r in results if r["attack"] == "clean"}
+    assert len(rows) == len(clean) == 3 * 5
     _, sample = draw(load("digits").test, 64)
     assert content["panels"][0]["sample"] == sample.content()
-    assert {row["sample"] for row in rows} == {sample.sha256}
-    for row in rows:
-        for name, text in row["verdicts"].items():
-            bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[: row["n"]]
-            assert bits.sum() == row["correct"][name]
-        assert 0 <= row["cmmr"]["score"] <= 1
+    assert {row["sample"] for row in results} == {sample.sha256}
+    for row in results:
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(row["bits"]), np.uint8))[: row["n"]]
+        assert bits.sum() == row["correct"]
+    assert all(0 <= row["cmmr"]["score"] <= 1 for row in rows)
     at_zero = [row for row in rows if row["eps"] == 0]
     assert len(at_zero) == 3
-    assert all(row["cmmr"]["score"] == row["correct"]["clean"] / row["n"] for row in at_zero)
+    assert all(row["cmmr"]["score"] == clean[row["entry"], 0] / row["n"] for row in at_zero)
     by_eps = sorted((r["eps"], r["cmmr"]["score"]) for r in rows if r["entry"] == "trades")
     scores = [score for _, score in by_eps]
     assert scores == sorted(scores, reverse=True)
@@ -219,7 +220,7 @@ def test_a_repeated_command_does_nothing_again_and_runs_are_reused(command, made
     assert "3 runs in all, 3 of them done." in " ".join(again.out.split())
     after = {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*.safetensors")}
     assert after == before
-    assert (folder / "fig4/findings.json").is_file()
+    assert (folder / "fig4/results.json").is_file()
 
 
 # Of each experiment what it needs; that every method can be trained is tested elsewhere.
@@ -233,9 +234,9 @@ def test_every_experiment_at_the_smallest_scale_from_recipe_to_page(command, mad
     assert done.code == 0, done.err
     page = (folder / "index.html").read_text(encoding="utf-8")
     for name in EXPERIMENTS:
-        content = json.loads((folder / name / "findings.json").read_text(encoding="utf-8"))
+        content = json.loads((folder / name / "results.json").read_text(encoding="utf-8"))
         assert content["missing"] == []
-        assert content["rows"]
+        assert content["results"]
         assert list((folder / name).glob("*.csv")) + list((folder / name).glob("*.svg"))
         assert f'id="{name}' in page
 
@@ -245,15 +246,18 @@ def test_of_settings_the_fronts_are_measured_on_held_out_images_and_kept(made):
     words = ("reproduce", "settings", "--only", "a3gt-front")
     done = anew(*words, cwd=folder.parents[2])
     assert done.returncode == 0, done.stderr
-    content = json.loads((folder / "settings/findings.json").read_text(encoding="utf-8"))
+    content = json.loads((folder / "settings/results.json").read_text(encoding="utf-8"))
     run = folder / "trainings/settings-digits/a3gt-front-seed0"
     record = json.loads((run / "front.json").read_text(encoding="utf-8"))
     assert content["panels"][0]["split"] == "held-out"
     assert content["panels"][0]["sample"] == record["sample"]
-    assert {row["sample"] for row in content["rows"]} == {record["sample"]["sha256"]}
-    assert [row["gamma"] for row in content["rows"]] == [p["gamma"] for p in record["points"]]
-    for row, point in zip(content["rows"], record["points"], strict=True):
-        assert row["correct"] == {"clean": point["clean"], "worst-case": point["robust"]}
+    counts = {(row["gamma"], row["attack"]): row["correct"] for row in content["results"]}
+    assert {row["sample"] for row in content["results"]} == {record["sample"]["sha256"]}
+    assert counts == {
+        (point["gamma"], attack): point[key]
+        for point in record["points"]
+        for attack, key in (("clean", "clean"), ("worst-case", "robust"))
+    }
     files = [run / point["file"] for point in record["points"]]
     measured = {path: path.stat().st_mtime_ns for path in files}
     files[0].unlink()  # what is kept of one model; the others stay
@@ -281,9 +285,9 @@ def test_the_scale_of_the_paper_runs_as_a_slice(tmp_path):
     done = anew("--import", stand_ins, *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs/reproduce/full-slice"
-    content = json.loads((folder / "table2/findings.json").read_text(encoding="utf-8"))
+    content = json.loads((folder / "table2/results.json").read_text(encoding="utf-8"))
     assert content["missing"] == []
-    assert {row["entry"] for row in content["rows"]} == {"a3gt"}
-    assert {row["settings"]["model"] for row in content["rows"]} == {"resnet-18"}
-    assert {row["rounds"] for row in content["rows"]} == {2}
+    assert {row["entry"] for row in content["results"]} == {"a3gt"}
+    assert {row["settings"]["model"] for row in content["trainings"]} == {"resnet-18"}
+    assert {row["rounds"] for row in content["trainings"]} == {2}
     assert (folder / "index.html").is_file()

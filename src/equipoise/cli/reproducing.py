@@ -35,7 +35,7 @@ Scales:
   full      CIFAR-10, MNIST and SVHN with ResNet-18, as in the paper: for a GPU
 
 DIR/SCALE gets trainings/ with a run folder for each model, which report, verify and evaluate
-read; for each experiment a folder with its findings.json, tables (Markdown, CSV, LaTeX) and
+read; for each experiment a folder with its results.json, tables (Markdown, CSV, LaTeX) and
 figures (SVG, PNG); and one page of all: index.html, and as Markdown results.md.
 """
 

@@ -1,79 +1,21 @@
-"""``findings.json`` as checked values: what an experiment found, down to one bit an image."""
+"""An interim view of results as rows of models."""
 
-__all__ = [
-    "CLEAN",
-    "ENSEMBLE",
-    "EXPERIMENTS",
-    "FORMAT",
-    "SPLITS",
-    "WORST",
-    "Findings",
-    "Panel",
-    "Row",
-    "read",
-]
+__all__ = ["CLEAN", "ENSEMBLE", "EXPERIMENTS", "WORST", "Findings", "Panel", "Row", "read"]
 
-import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.errors import UserError
-from equipoise.parsing import checked
-from equipoise.report.reading import mapping
-from equipoise.sample import Sample
+from equipoise.paper import results
+from equipoise.paper.results import AUTOATTACK as ENSEMBLE
+from equipoise.paper.results import CLEAN, EXPERIMENTS, WORST
+from equipoise.paper.results import PanelInfo as Panel
 
-FORMAT = 1
-EXPERIMENTS = ("table2", "table3", "fig2", "fig3", "fig4", "fig5", "controls", "front", "settings")
-CLEAN, ENSEMBLE, WORST = "clean", "autoattack", "worst-case"
-SPLITS = ("test", "held-out")
-_RAW = ("ass", "mse", "ald2", "psnr")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Panel:
-    """One data set and model on which an experiment was made.
-
-    Arguments:
-        name: Its short name.
-        title: Its title.
-        data: The data set.
-        model: The model, as it is printed.
-        classes: How many classes there are.
-        norm: The norm of the threat.
-        eps: The radii, each a number.
-        n: The images that were asked for; None: all of them.
-        sample: Which they are; None: the first ones, by a version that did not say.
-        split: Which images those are: ``test``, or ``held-out`` training images.
-        attacks: The attacks, in the order of the columns.
-        entries: The entries, in the order of the rows.
-        seeds: The seeds that were planned.
-        budget: The gradient evaluations that a training may take; None: no limit.
-        images: The training images of a round.
-        facts: Where the numbers come from, in lines.
-    """
-
-    name: str
-    title: str
-    data: str
-    model: str
-    classes: int
-    norm: str
-    eps: tuple[float, ...]
-    n: int | None
-    sample: Sample | None
-    split: str
-    attacks: tuple[str, ...]
-    entries: tuple[str, ...]
-    seeds: tuple[int, ...]
-    budget: float | None
-    images: int | None
-    facts: tuple[str, ...]
+_PARTS = ("score", "accuracy", "success", "distortion", "ass", "mse", "ald2", "psnr")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,154 +119,51 @@ class Findings:
 
 
 def read(path: Path) -> Findings:
-    """Return the findings that a file holds.
-
-    Arguments:
-        path: The file.
-
-    Raises:
-        UserError: where it is damaged, of another format or does not agree with itself.
-    """
-    content = mapping(path, json.loads)
-    if content.get("format") != FORMAT:
-        raise UserError(
-            f"{path}: expected format {FORMAT}, got {content.get('format')!r}; "
-            "make it again with `equipoise reproduce` of this version"
+    """Return the findings that a file holds."""
+    found = results.read(path)
+    rows = []
+    keys = ["panel", "entry", "seed", "weights", "eps"]
+    for key, mine in found.table.groupby(keys, sort=False):
+        panel, entry, seed, weights, eps = cast(tuple[Any, ...], key)
+        shown = next(p for p in found.panels if p.name == panel).attacks
+        some = mine if WORST in shown else mine[mine["attack"] != WORST]
+        one = mine[mine["attack"] == WORST].iloc[0]
+        parts = {k: one.get(f"cmmr_{k}") for k in _PARTS}
+        score = {k: float(v) for k, v in parts.items() if v is not None and v == v}
+        rows.append(
+            Row(
+                panel=panel,
+                entry=entry,
+                seed=seed,
+                weights=weights,
+                eps=eps,
+                n=one["n"],
+                sample=one["sample"],
+                correct=dict(zip(some["attack"], some["correct"], strict=True)),
+                verdicts=dict(zip(some["attack"], some["flags"], strict=True)),
+                rounds=one["rounds"],
+                round=one["round"],
+                gamma=one["gamma"],
+                t_start=one["t_start"],
+                gradient_evaluations=one["gradient_evaluations"],
+                training_seconds=one["training_seconds"],
+                evaluation_seconds=_seconds(mine),
+                settings=one["settings"],
+                cmmr=score,
+            )
         )
-    if content.get("experiment") != path.parent.name:
-        raise UserError(
-            f"{path}: expected the experiment {path.parent.name}, got "
-            f"{content.get('experiment')!r}; move the file to the folder of its experiment"
-        )
-    return checked(path, _findings, content)
-
-
-def _findings(content: Mapping[str, Any]) -> Findings:
-    panels = tuple(_panel(panel) for panel in _list(content["panels"]))
-    names = [panel.name for panel in panels]
-    if len(set(names)) < len(names):
-        raise ValueError(f"two panels have one name among {names}")
-    rows = tuple(_row(row) for row in _list(content["rows"]))
-    for row in rows:
-        if row.panel not in names:
-            raise ValueError(f"a row is of the panel {row.panel!r}, which is not there")
-    keys = [(r.panel, r.entry, r.seed, r.weights, r.eps) for r in rows]
-    if len(set(keys)) < len(keys):
-        raise ValueError("two rows are of the same weights and radius")
     return Findings(
-        experiment=str(content["experiment"]),
-        scale=str(content.get("scale", "")),
-        command=str(content.get("command", "")),
-        planned=_whole(content.get("planned")),
-        missing=_texts(content.get("missing", [])),
-        panels=panels,
-        rows=rows,
+        experiment=found.experiment,
+        scale=found.scale,
+        command=found.command,
+        planned=found.planned,
+        missing=found.missing,
+        panels=found.panels,
+        rows=tuple(rows),
     )
 
 
-def _panel(value: Mapping[str, Any]) -> Panel:
-    split = str(value.get("split") or "test")
-    if split not in SPLITS:
-        raise ValueError(f"images of {split!r}: expected {' or '.join(SPLITS)}")
-    return Panel(
-        name=str(value["name"]),
-        title=str(value.get("title") or value["name"]),
-        data=str(value["data"]),
-        model=str(value.get("model", "")),
-        classes=max(1, int(value.get("classes", 10))),
-        norm=str(value.get("norm", "linf")),
-        eps=tuple(_finite(eps) for eps in _list(value.get("eps", []))),
-        n=_whole(value.get("n")),
-        sample=Sample.of_content(value["sample"]) if value.get("sample") else None,
-        split=split,
-        attacks=_texts(value.get("attacks", [])),
-        entries=_texts(value.get("entries", [])),
-        seeds=tuple(int(seed) for seed in _list(value.get("seeds", []))),
-        budget=_number(value.get("budget")),
-        images=_whole(value.get("images")),
-        facts=_texts(value.get("facts", [])),
-    )
-
-
-def _row(value: Mapping[str, Any]) -> Row:
-    n = int(value["n"])
-    if n < 1:
-        raise ValueError(f"a row of {value['entry']} is of {n} images")
-    correct = {str(name): int(count) for name, count in value["correct"].items()}
-    for name, count in correct.items():
-        if not 0 <= count <= n:
-            raise ValueError(f"{count} of {n} images right under {name}, {value['entry']}")
-    return Row(
-        panel=str(value["panel"]),
-        entry=str(value["entry"]),
-        seed=int(value["seed"]),
-        weights=str(value.get("weights", "model")),
-        eps=_finite(value["eps"]),
-        n=n,
-        sample=str(value.get("sample") or ""),
-        correct=correct,
-        verdicts=_verdicts(value.get("verdicts") or {}, correct, n),
-        rounds=_whole(value.get("rounds")),
-        round=_whole(value.get("round")),
-        gamma=_number(value.get("gamma")),
-        t_start=_whole(value.get("t_start")),
-        gradient_evaluations=_number(value.get("gradient_evaluations")),
-        training_seconds=_number(value.get("training_seconds")),
-        evaluation_seconds=_number(value.get("evaluation_seconds")),
-        settings=dict(value.get("settings") or {}),
-        cmmr=_score(value.get("cmmr")),
-    )
-
-
-def _verdicts(
-    written: Mapping[str, str], correct: Mapping[str, int], n: int
-) -> dict[str, NDArray[np.bool_]]:
-    """Return the verdicts, one bit an image; they must agree with the counts."""
-    found = {}
-    for name, text in written.items():
-        packed = np.frombuffer(bytes.fromhex(text), np.uint8)
-        if packed.size != -(-n // 8):
-            raise ValueError(f"the verdicts of {name} are not of {n} images")
-        flags = np.unpackbits(packed)[:n].astype(bool)
-        if name in correct and int(flags.sum()) != correct[name]:
-            said = f"{correct[name]} images right under {name}, but verdicts of {flags.sum()}"
-            raise ValueError(said)
-        found[name] = flags
-    return found
-
-
-def _score(value: Mapping[str, Any] | None) -> dict[str, float]:
-    keys = ("score", "accuracy", "success", "distortion", *_RAW)
-    pairs = ((key, _number((value or {}).get(key))) for key in keys)
-    return {key: number for key, number in pairs if number is not None}
-
-
-def _list(value: object) -> Sequence[Any]:
-    if not isinstance(value, list):
-        raise ValueError(f"a list was expected, got {type(value).__name__}")
-    return value
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    texts: Iterable[Any] = _list(value)
-    return tuple(str(text) for text in texts)
-
-
-def _whole(value: object) -> int | None:
-    number = _number(value)
-    return None if number is None else int(number)
-
-
-def _number(value: object) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"a number was expected, got {value!r}")
-    return float(value) if math.isfinite(value) else None
-
-
-def _finite(value: object) -> float:
-    number = _number(value)
-    if number is None:
-        raise ValueError(f"a finite number was expected, got {value!r}")
-    return number
+def _seconds(rows: Any) -> float:
+    of = dict(zip(rows["attack"], rows["seconds"], strict=True))
+    total = of.pop(WORST, None)
+    return float(total) if total is not None else sum(s for s in of.values() if s is not None)

@@ -24,7 +24,7 @@ _CLASSES = {HOLDS: "holds", FAILS: "fails", OPEN: "open"}
 def build(folder: Path) -> Path:
     """Write what the experiments of a folder found, as tables, pictures and one page.
 
-    Reads ``EXPERIMENT/findings.json`` of each experiment that is there. Beside it go
+    Reads ``EXPERIMENT/results.json`` of each experiment that is there. Beside it go
     ``EXPERIMENT.md``, a CSV and a LaTeX file a table, an SVG and a PNG file a picture; into the
     folder go ``results.md`` and, last, ``index.html``. Everything is made before anything is
     written, and every file is written whole or not at all. Equal findings give equal bytes.
@@ -40,11 +40,11 @@ def build(folder: Path) -> Path:
             or where a file cannot be written.
     """
     folder = Path(folder)
-    paths = [folder / name / "findings.json" for name in EXPERIMENTS]
+    paths = [folder / name / "results.json" for name in EXPERIMENTS]
     found = [read(path) for path in paths if path.is_file()]
     if not found:
         raise UserError(
-            f"expected EXPERIMENT/findings.json in {folder}, found none; "
+            f"expected EXPERIMENT/results.json in {folder}, found none; "
             "make them with `equipoise reproduce`"
         )
     sections = [section(findings) for findings in found]

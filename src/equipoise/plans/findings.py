@@ -1,4 +1,4 @@
-"""From judged runs to ``findings.json``: verdicts and measures of one experiment, for the report.
+"""From judged runs to ``results.json``: verdicts and measures of one experiment, for the report.
 
 The file holds, for every model and radius, one bit an image and attack, so that intervals and
 paired tests can be computed again without the runs.
@@ -18,7 +18,7 @@ from torch import Tensor
 from equipoise.evaluation import Result
 from equipoise.measures import cmmr, distortion
 from equipoise.plans.fronts import FrontItem
-from equipoise.plans.reproductions import View
+from equipoise.plans.reproductions import EXPERIMENTS, View
 from equipoise.plans.runs import Item
 from equipoise.plans.table import origin_facts
 from equipoise.plans.views import Look
@@ -27,7 +27,7 @@ from equipoise.store import weight_names as names
 from equipoise.store.runs import Run
 from equipoise.store.verdicts import WORST
 
-FORMAT = 1
+FORMAT = 2
 
 
 def findings(
@@ -68,18 +68,20 @@ def findings(
         "format": FORMAT,
         "experiment": experiment,
         "scale": scale,
+        "title": EXPERIMENTS[experiment],
         "command": command,
         "planned": len(found),
         "missing": [*problems, *missing],
         "panels": [_panel([x for x in found if x.view.pool == pool], done) for pool in views],
-        "rows": _once(rows),
+        "trainings": _trainings(rows),
+        "results": [line for row in _once(rows) for line in _results(row)],
     }
 
 
 def write(folder: Path, content: Mapping[str, Any]) -> None:
     """Write the findings of an experiment whole or not at all."""
     text = json.dumps(content, separators=(",", ":")).replace('{"panel"', '\n{"panel"')
-    Run(folder / content["experiment"]).write_text("findings.json", text + "\n")
+    Run(folder / content["experiment"]).write_text("results.json", text + "\n")
 
 
 def _state(item: Item) -> str:
@@ -170,8 +172,7 @@ def _row(
         "eps": item.judging.eps,
         "n": item.judging.n,
         "sample": sample.sha256 if (sample := _sample(look)) else "",
-        "correct": {name: int(flags.sum()) for name, flags in shown.items()},
-        "verdicts": {name: _hex(flags) for name, flags in shown.items()},
+        "verdicts": {WORST: np.all([*shown.values()], axis=0), **shown},
         "rounds": len(rounds),
         "round": int(known[1]) if (known := names.ROUND.fullmatch(which)) else None,
         "gamma": names.gamma_of(which),
@@ -189,9 +190,36 @@ def _row(
 
 def _unattacked(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row at radius 0: every attack leaves the clean accuracy."""
-    counts = dict.fromkeys(row["correct"], row["correct"]["clean"])
-    bits = dict.fromkeys(row["verdicts"], row["verdicts"]["clean"])
-    return {**row, "eps": 0.0, "correct": counts, "verdicts": bits, "evaluation_seconds": 0.0}
+    flags = dict.fromkeys(row["verdicts"], row["verdicts"]["clean"])
+    return {**row, "eps": 0.0, "verdicts": flags, "evaluation_seconds": 0.0}
+
+
+_TRAINING = ("panel", "entry", "method", "seed", "rounds", "t_start", "gradient_evaluations")
+_JUDGED = ("panel", "entry", "seed", "weights", "eps", "n", "sample", "round", "gamma")
+
+
+def _trainings(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return what is known of each training."""
+    trained = {(row["panel"], row["entry"], row["seed"]): row for row in rows}
+    return [
+        {key: row[key] for key in _TRAINING}
+        | {"seconds": row["training_seconds"], "settings": row["settings"]}
+        for row in trained.values()
+    ]
+
+
+def _results(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a line for each attack on a model; that of the worst case has the time of all."""
+    known = {key: row[key] for key in _JUDGED}
+    lines = [
+        known | {"attack": name, "correct": int(flags.sum()), "bits": _hex(flags), "seconds": None}
+        for name, flags in row["verdicts"].items()
+    ]
+    worst = next(line for line in lines if line["attack"] == WORST)
+    worst["seconds"] = row["evaluation_seconds"]
+    if row.get("cmmr"):
+        worst["cmmr"] = row["cmmr"]
+    return lines
 
 
 def _verdicts(look: Look, result: Result) -> dict[str, NDArray[np.bool_]]:

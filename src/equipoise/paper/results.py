@@ -1,0 +1,239 @@
+"""``results.json`` as one checked long table: a row a model, radius and attack."""
+
+__all__ = ["AUTOATTACK", "CLEAN", "EXPERIMENTS", "FORMAT", "WORST", "PanelInfo", "Results", "read"]
+
+import json
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from equipoise.errors import UserError, short
+from equipoise.report.reading import mapping
+from equipoise.sample import Sample
+
+FORMAT = 2
+EXPERIMENTS = ("table2", "table3", "fig2", "fig3", "fig4", "fig5", "controls", "front", "settings")
+CLEAN, AUTOATTACK, WORST = "clean", "autoattack", "worst-case"
+
+
+class PanelInfo(BaseModel):
+    """One dataset and model on which an experiment was made.
+
+    Arguments:
+        name: Its short name.
+        title: Its title.
+        data: The dataset.
+        model: The model, as it is printed.
+        classes: The number of classes.
+        norm: The norm of the threat.
+        eps: The radii.
+        n: The number of images that was asked for; None: all of them.
+        sample: Which images they are; None: not recorded.
+        split: Whether they are ``test`` images or ``held-out`` training images.
+        attacks: The attacks, in the order of the columns.
+        entries: The entries, in the order of the rows.
+        seeds: The seeds that were planned.
+        budget: The gradient evaluations that a training may take; None: no limit.
+        images: The training images of a round.
+        facts: Origin of the numbers, in lines ``name: text``.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    title: str
+    data: str
+    model: str = ""
+    classes: int = Field(10, ge=1)
+    norm: str = "linf"
+    eps: tuple[float, ...] = ()
+    n: int | None = None
+    sample: Sample | None = None
+    split: Literal["test", "held-out"] = "test"
+    attacks: tuple[str, ...] = ()
+    entries: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    budget: float | None = None
+    images: int | None = None
+    facts: tuple[str, ...] = ()
+
+
+class TrainingRow(BaseModel):
+    """A trained model; ``t_start`` is the round t', if one was found."""
+
+    panel: str
+    entry: str
+    method: str
+    seed: int
+    rounds: int | None = None
+    t_start: int | None = None
+    gradient_evaluations: float | None = None
+    training_seconds: float | None = Field(None, alias="seconds")
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class ResultRow(BaseModel):
+    """The images that one model classifies correctly under one attack."""
+
+    panel: str
+    entry: str
+    seed: int
+    weights: str = "model"
+    eps: float = Field(allow_inf_nan=False)
+    attack: str
+    n: int = Field(ge=1)
+    sample: str = ""
+    correct: int
+    bits: str
+    round: int | None = None
+    gamma: float | None = None
+    seconds: float | None = None
+    cmmr: dict[str, Any] | None = None
+
+    @cached_property
+    def flags(self) -> NDArray[np.bool_]:
+        """Whether each image is classified correctly, of shape (n,)."""
+        packed = np.frombuffer(bytes.fromhex(self.bits), np.uint8)
+        if packed.size != -(-self.n // 8):
+            raise ValueError(f"{self._name}: the bits are not of {self.n} images")
+        flags = np.unpackbits(packed)[: self.n].astype(bool)
+        if int(flags.sum()) != self.correct:
+            raise ValueError(f"{self._name}: {self.correct} correct, but bits of {flags.sum()}")
+        return flags
+
+    @property
+    def _name(self) -> str:
+        return f"{self.entry}, seed {self.seed}, {self.weights}, eps {self.eps:g}, {self.attack}"
+
+
+class Results(BaseModel):
+    """The results of an experiment.
+
+    Arguments:
+        experiment: Its name, one of ``EXPERIMENTS``.
+        scale: The scale it was made at.
+        title: Its title.
+        command: The command that makes it.
+        planned: The number of evaluations that were planned; None: not recorded.
+        missing: What is not done yet, a line each.
+        panels: Where it was made.
+        trainings: The trained models.
+        results: What they classify correctly.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    experiment: str
+    scale: str = ""
+    title: str = ""
+    command: str = ""
+    planned: int | None = None
+    missing: tuple[str, ...] = ()
+    panels: tuple[PanelInfo, ...]
+    trainings: tuple[TrainingRow, ...]
+    results: tuple[ResultRow, ...]
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The long table: a row a model, radius and attack, with what is known of its training.
+
+        Beside the fields of the file it has ``flags`` (an array of n booleans), ``accuracy`` (a
+        fraction) and the numbers of ``cmmr`` (``cmmr_score``, ...). Rows are in the order of
+        panels, entries and seeds. What is not known is None.
+        """
+        place = {p.name: {name: i for i, name in enumerate(p.entries)} for p in self.panels}
+
+        def order(row: ResultRow) -> tuple[object, ...]:
+            entries = place[row.panel]
+            first = [*place].index(row.panel), entries.get(row.entry, len(entries))
+            return *first, row.entry, row.seed, row.eps
+
+        rows = [
+            row.model_dump(exclude={"bits", "cmmr"})
+            | {"flags": row.flags, "accuracy": row.correct / row.n}
+            | _finite(row.cmmr or {})
+            for row in sorted(self.results, key=order)
+        ]
+        names = [*ResultRow.model_fields, "flags", "accuracy"]
+        long = pd.DataFrame(rows, columns=None if rows else names, dtype=object)
+        trained = pd.DataFrame(
+            [row.model_dump() for row in self.trainings],
+            columns=[*TrainingRow.model_fields],
+            dtype=object,
+        )
+        return long.merge(trained, on=["panel", "entry", "seed"])
+
+    def of(self, panel: PanelInfo, *, weights: str | None = "model") -> pd.DataFrame:
+        """Return the rows of a panel, in the order of its entries and seeds.
+
+        Arguments:
+            panel: The panel.
+            weights: Whose weights; None: all.
+        """
+        mine = self.table[self.table["panel"] == panel.name]
+        return mine if weights is None else mine[mine["weights"] == weights]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        panels = [panel.name for panel in self.panels]
+        trained = [(row.panel, row.entry, row.seed) for row in self.trainings]
+        judged = [
+            (row.panel, row.entry, row.seed, row.weights, row.eps, row.attack)
+            for row in self.results
+        ]
+        for what, keys in (("panels", panels), ("trainings", trained), ("results", judged)):
+            if len(set(keys)) < len(keys):
+                raise ValueError(f"two {what} have the same name or are of the same model")
+        for panel, entry, _ in trained:
+            if panel not in panels:
+                raise ValueError(f"{entry} is of the panel {panel!r}, which is not there")
+        if lost := {key[:3] for key in judged} - set(trained):
+            raise ValueError(f"there are results, but no training, of {min(lost)}")
+        for row in self.results:
+            row.flags  # noqa: B018 - checks that count and bits agree
+        return self
+
+
+def read(path: Path) -> Results:
+    """Return the results that a file holds.
+
+    Arguments:
+        path: The file.
+
+    Raises:
+        UserError: where it is damaged, of another format or contradicts itself.
+    """
+    content: Mapping[str, Any] = mapping(path, json.loads)
+    if content.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: expected format {FORMAT}, got {content.get('format')!r}; "
+            "make it again with `equipoise reproduce` of this version"
+        )
+    if content.get("experiment") != path.parent.name:
+        raise UserError(
+            f"{path}: expected the experiment {path.parent.name}, got "
+            f"{content.get('experiment')!r}; move the file to the folder of its experiment"
+        )
+    try:
+        return Results.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        reason = first["msg"].removeprefix("Value error, ")
+        line = f"{place}: {reason}, got {short(first['input'])}" if place else reason
+        raise UserError(
+            f"{path} is not as expected ({line}); restore it or make it again"
+        ) from None
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, float]:
+    numbers = (int, float)
+    pairs = values.items()
+    return {f"cmmr_{k}": v for k, v in pairs if isinstance(v, numbers) and math.isfinite(v)}
