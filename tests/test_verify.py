@@ -184,7 +184,7 @@ def test_an_outcome_names_the_attack_that_ran(judged):
 
 def test_a_seed_of_each_attack_is_its_own(copy):
     evaluate_run(copy, attacks="mi-fgsm-3", eps=[0.06], n=N, seed=7, checks=False)
-    seeds = {r["attack"]: r["seed"] for r in read(files(copy)[1]).verdicts.records()}
+    seeds = {r.attack: r.seed for r in read(files(copy)[1]).verdicts.records()}
     assert (seeds["fgsm"], seeds["mi-fgsm-3"]) == (0, 7)
     (_, verified) = verify_run(copy, again=10)
     assert verified.again.same == verified.again.looked_at

@@ -179,4 +179,4 @@ class Result:
 
         See :meth:`equipoise.store.verdicts.Verdicts.records`.
         """
-        return self.counted.records()
+        return [record.content() for record in self.counted.records()]

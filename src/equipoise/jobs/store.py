@@ -17,7 +17,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +192,7 @@ def _metadata(result: Result, about: Mapping[str, Any]) -> dict[str, str]:
         "eps": repr(result.threat.eps),
         "attacks": json.dumps([*result.verdicts]),
         "outcomes": json.dumps({k: o.told for k, o in result.outcomes.items()}),
-        "findings": json.dumps([asdict(finding) for finding in result.findings]),
+        "findings": json.dumps([finding.record() for finding in result.findings]),
         "classes": json.dumps(list(result.classes)),
         "seed": str(result.seed),
         "passes": str(result.passes),
@@ -220,7 +219,7 @@ def _result(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Resul
         adversarial_prediction=tensors["adversarial_prediction"],
         distance=tensors["distance"],
         outcomes=outcomes,
-        findings=tuple(Finding(**finding) for finding in json.loads(metadata["findings"])),
+        findings=tuple(map(Finding.of, json.loads(metadata["findings"]))),
         seed=int(metadata["seed"]),
         passes=int(metadata["passes"]),
         precision=metadata["precision"],

@@ -16,6 +16,7 @@ from equipoise.jobs.store import Store
 from equipoise.parsing import lines
 from equipoise.sample import Sample
 from equipoise.settings.recipe import Recipe
+from equipoise.store.records import Record
 from equipoise.store.runs import Run
 from equipoise.store.verdicts import UNREADABLE, WORST, Evaluation, read
 from equipoise.threat import Norm, Threat
@@ -103,7 +104,7 @@ class Item:
         staged = self.judging.individual is False
         asked = [STAGED] if staged else list(self.judging.names)
         mine = found.verdicts.only(asked)
-        records = {record["attack"]: record for record in mine.records()}
+        records = {record["attack"]: record for record in map(Record.content, mine.records())}
         wanted = self.judging.stages
         done = {name for name, told in mine.told.items() if self._done(told)}
         if not {stage.name for stage in wanted} <= done or not {*asked} <= set(records):

@@ -14,21 +14,9 @@ from equipoise.plugins import command
 from equipoise.report.records_reader import Record, record
 from equipoise.sample import Sample
 from equipoise.store import verdicts
+from equipoise.store.finding import STATUSES, Finding
 from equipoise.store.sealed import weights_digest
 from equipoise.store.verdicts import FOLDER, RECORDS, UNREADABLE, WORST, read
-
-_STATUSES = ("failed", "warning", "ok", "skipped")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """The answer of one check: ``failed``, ``warning``, ``ok`` or ``skipped``, and why."""
-
-    check: str
-    code: str
-    status: str
-    message: str
-    remedy: str
 
 
 @dataclass(frozen=True)
@@ -125,7 +113,7 @@ def _evaluation(path: Path, found: verdicts.Evaluation) -> Evaluation:
         finished=found.finished,
         weights=weights,
         model_sha256=str(found.about["model_sha256"]),
-        records=tuple(record({**line, **about}) for line in judged.records()),
+        records=tuple(record({**line.content(), **about}) for line in judged.records()),
         findings=_findings(found.findings),
         memory=found.memory,
         versions=dict(found.origin.get("versions") or {}),
@@ -135,21 +123,8 @@ def _evaluation(path: Path, found: verdicts.Evaluation) -> Evaluation:
     )
 
 
-def _findings(values: Sequence[Mapping[str, Any]]) -> tuple[Finding, ...]:
-    found = [
-        Finding(
-            check=str(value["check"]),
-            code=str(value.get("code") or ""),
-            status=str(value["status"]),
-            message=str(value.get("message") or ""),
-            remedy=str(value.get("remedy") or ""),
-        )
-        for value in values
-    ]
-    unknown = {finding.status for finding in found} - {*_STATUSES}
-    if unknown:
-        raise ValueError(f"unknown status {', '.join(sorted(unknown))}")
-    return tuple(sorted(found, key=lambda finding: _STATUSES.index(finding.status)))
+def _findings(values: Sequence[Finding]) -> tuple[Finding, ...]:
+    return tuple(sorted(values, key=lambda finding: STATUSES.index(finding.status)))
 
 
 def _distances(found: verdicts.Evaluation) -> Distances | None:

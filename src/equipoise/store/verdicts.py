@@ -20,6 +20,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,13 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from equipoise.measures.statistics import interval
+from equipoise.sample import Sample
+from equipoise.store.finding import Finding
+from equipoise.store.records import WORST, Record
 from equipoise.store.sealed import read_arrays
 
 FOLDER = "evaluations"
 RECORDS = "records.jsonl"
-WORST = "worst-case"
 _STAGE = re.compile(r"(.+)/([a-z][a-z0-9-]*)")
 UNREADABLE = (
     OSError,
@@ -46,7 +48,6 @@ UNREADABLE = (
 """What reading an evaluation raises."""
 
 Flags = NDArray[np.bool_]
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,20 +137,21 @@ class Verdicts:
         """Return a record for the clean accuracy, each attack and the worst case.
 
         A stage of an ensemble has a record of its own where it attacked all correct images as
-        the others of its ensemble did; the ensemble's record tells of its stages either way.
+        the others of its ensemble did; the ensemble's record has its stages either way.
         """
         whole = self.whole
-        found = [self._record("clean", self.correct, None)]
+        found = [self._record("clean", self.correct, [])]
         for name, told in self.told.items():
             ensemble = told["ensemble"]
             if name in whole and (not ensemble or all(map(self.alone, self.stages(ensemble)))):
+                made = told.get("made", {})
+                how = {key: made[key] for key in ("precision", "seed") if key in made}
                 shown = self._shown(name) if ensemble else name
-                found.append(self._record(shown, self.verdict[name], told))
+                found.append(self._record(shown, self.verdict[name], [name], **how))
         found += [self._ensemble(name) for name in self.ensembles]
         if whole:
-            names = [told["ensemble"] or name for name, told in self.told.items()]
-            several = {"attacks": [*dict.fromkeys(names)]} | _cost(self.told.values())
-            found.append(self._record(WORST, self.robust, None) | several)
+            names = dict.fromkeys(told["ensemble"] or name for name, told in self.told.items())
+            found.append(self._record(WORST, self.robust, [*self.told], attacks=tuple(names)))
         return found
 
     def _all(self, names: Iterable[str]) -> Flags:
@@ -166,95 +168,135 @@ class Verdicts:
 
     def _ensemble(self, ensemble: str) -> Record:
         """Return the record of an ensemble, with its stages."""
-        stages, left = self.stages(ensemble), self.correct
-        listed = []
-        for name in stages:
-            told = self.told[name]
+        names, left = self.stages(ensemble), self.correct
+        stages = []
+        for name in names:
             entered, left = left, left & self.verdict[name]
-            listed.append(
-                {
-                    "attack": stage_of(name)[1] or name,
-                    "entered": int(entered.sum()),
-                    "broken": int((entered & ~left).sum()),
-                    "robust": int(left.sum()),
-                    "accuracy": _mean(left),
-                    "interval": list(interval(int(left.sum()), len(left))),
-                    "alone": _mean(self.verdict[name]) if self.alone(name) else None,
-                    "settings": told["settings"],
-                    "notes": list(told["notes"]),
-                    "finished": told["finished"],
-                }
-                | _cost([told])
-            )
-        cost = _cost(self.told[name] for name in stages)
-        return self._record(ensemble, left, None) | {"stages": listed} | cost
+            alone = float(self.verdict[name].mean()) if self.alone(name) else None
+            counts = {"entered": int(entered.sum()), "alone": alone}
+            stages.append(self._record(stage_of(name)[1] or name, left, [name], **counts))
+        return self._record(ensemble, left, names, stages=tuple(stages))
 
-    def _record(self, name: str, verdict: Flags, told: Mapping[str, Any] | None) -> Record:
-        n, robust = len(verdict), int(verdict.sum())
-        per_class = self._per_class(verdict)
-        worst = min(per_class, key=lambda c: per_class[c]["accuracy"], default=None)
-        made = (told or {}).get("made", {})
-        return {
-            "attack": name,
-            "settings": told["settings"] if told else "",
-            "norm": self.norm,
-            "eps": self.eps,
-            "n": n,
-            "robust": robust,
-            "accuracy": _mean(verdict),
-            "interval": list(interval(robust, n)),
-            "per_class": per_class,
-            "worst_class": worst and {"name": worst, "accuracy": per_class[worst]["accuracy"]},
-            **_cost([told] if told else []),
-            "passes": self.passes,
-            "precision": made.get("precision", self.precision),
-            "seed": made.get("seed", self.seed),
-            "notes": list(told["notes"]) if told else [],
-            "warnings": _warnings(told) if told else [],
-        }
-
-    def _per_class(self, verdict: Flags) -> dict[str, dict[str, Any]]:
-        table = {}
-        for label in np.unique(self.y).tolist():
-            name = self.classes[label] if self.classes else str(label)
-            mine = verdict[self.y == label]
-            table[name] = {"n": len(mine), "robust": int(mine.sum()), "accuracy": _mean(mine)}
-        return table
+    def _record(self, attack: str, verdict: Flags, names: Sequence[str], **more: Any) -> Record:
+        """Return a record of the attacks that are named."""
+        usual = {"passes": self.passes, "precision": self.precision, "seed": self.seed}
+        return Record(
+            attack=attack,
+            norm=self.norm,
+            eps=self.eps,
+            verdict=verdict,
+            y=self.y,
+            classes=self.classes,
+            outcomes=tuple(self.told[name] for name in names),
+            **{**usual, **more},
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A sealed evaluation as far as its numbers go.
+    """A stored evaluation as far as its numbers go: one model, one threat, one sample of images.
 
     Arguments:
-        name: The name of its file, without the ending.
+        path: Its file.
         about: What it is of: weights, images, threat, and what was asked for.
         origin: Where it was made, for its records: split, weights, checksums, versions.
         verdicts: The verdicts.
-        findings: What its checks found.
+        findings: The answers of its checks.
         memory: The most memory the process held, in bytes.
         distance: How far each perturbed image is from the clean one, with shape (N,).
     """
 
-    name: str
+    path: Path
     about: Mapping[str, Any]
     origin: Mapping[str, Any]
     verdicts: Verdicts
-    findings: Sequence[Mapping[str, str]]
+    findings: Sequence[Finding]
     memory: int
     distance: NDArray[Any]
 
     @property
+    def name(self) -> str:
+        """The name of its file, without the ending."""
+        return self.path.stem
+
+    @property
     def finished(self) -> bool:
-        """Tell whether it was run to its end."""
+        """Whether it was run to its end."""
         return bool(self.about.get("finished"))
 
     @property
     def failed(self) -> list[str]:
-        """Return the checks that failed: with one of them the numbers cannot be trusted."""
-        return [f["check"] for f in self.findings if f["status"] == "failed"]
+        """The checks that failed: with one of them the numbers cannot be trusted."""
+        return [finding.check for finding in self.findings if finding.status == "failed"]
 
-    def summary(self, digest: str) -> Record:
+    @property
+    def threat(self) -> tuple[str, float]:
+        """The norm and the radius."""
+        return self.verdicts.norm, round(self.verdicts.eps, 9)
+
+    @property
+    def n(self) -> int:
+        """How many images there are."""
+        return len(self.verdicts.y)
+
+    @property
+    def sample(self) -> Sample | None:
+        """Which images they are."""
+        return Sample.known(self.about.get("sample"))
+
+    @property
+    def split(self) -> str:
+        """The part of the data that the images are of."""
+        return str(self.origin.get("split", "test"))
+
+    @property
+    def weights(self) -> str:
+        """The name of the weights."""
+        return str(self.about.get("weights") or "model")
+
+    @property
+    def model_sha256(self) -> str:
+        """The checksum of the weights."""
+        return str(self.about["model_sha256"])
+
+    @property
+    def data_sha256(self) -> str:
+        """The checksum of the images."""
+        return str(self.about["data_sha256"])
+
+    @property
+    def versions(self) -> Mapping[str, Any]:
+        """What it was made with: versions, device, command."""
+        return self.origin.get("versions") or {}
+
+    @property
+    def attacks(self) -> tuple[str, ...]:
+        """The names of its attacks; of stages of an ensemble ``ensemble/stage``."""
+        return tuple(self.verdicts.told)
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """The names of the classes, or nothing."""
+        return self.verdicts.classes
+
+    @cached_property
+    def records(self) -> Sequence[Record]:
+        """The records, which are counted from the verdicts."""
+        return self.verdicts.records()
+
+    @property
+    def complete(self) -> list[Record]:
+        """The complete records: of an interrupted one neither ensembles nor the worst case."""
+        return [r for r in self.records if self.finished or not (r.stages or r.attack == WORST)]
+
+    @property
+    def fooled(self) -> NDArray[Any]:
+        """How far the images that fooled the model are from the clean ones."""
+        broken = self.verdicts.correct & ~self.verdicts.robust
+        distances: NDArray[Any] = self.distance[broken & np.isfinite(self.distance)]
+        return distances
+
+    def summary(self, digest: str) -> dict[str, Any]:
         """Return what ``NAME.json`` has of it, for people and programs.
 
         Arguments:
@@ -264,18 +306,18 @@ class Evaluation:
             "format": 1,
             "about": dict(self.about),
             "finished": self.finished,
-            "records": self.verdicts.records(),
-            "findings": list(self.findings),
+            "records": [record.content() for record in self.records],
+            "findings": [finding.record() for finding in self.findings],
             "memory": self.memory,
             "origin": dict(self.origin),
             "examples": {"file": f"{self.name}.safetensors", "sha256": digest},
         }
 
-    def lines(self) -> list[Record]:
+    def lines(self) -> list[dict[str, Any]]:
         """Return its records as ``records.jsonl`` has them."""
         more = {**self.origin, "evaluation": self.name, "finished": self.finished}
         more["failed"] = self.failed
-        return [{**record, **more} for record in self.verdicts.records()]
+        return [{**record.content(), **more} for record in self.records]
 
 
 def read(path: Path) -> Evaluation:
@@ -300,17 +342,17 @@ def read(path: Path) -> Evaluation:
         classes=tuple(json.loads(metadata["classes"])),
     )
     return Evaluation(
-        name=path.stem,
+        path=path,
         about=dict(json.loads(metadata["about"])),
         origin=dict(json.loads(metadata["origin"])),
         verdicts=verdicts,
-        findings=json.loads(metadata["findings"]),
+        findings=tuple(map(Finding.of, json.loads(metadata["findings"]))),
         memory=int(metadata["memory"]),
         distance=arrays["distance"],
     )
 
 
-def all_lines(folder: Path) -> list[Record]:
+def all_lines(folder: Path) -> list[dict[str, Any]]:
     """Return the records of all sealed evaluations of a run folder, by evaluation and attack.
 
     One that cannot be read has none.
@@ -340,30 +382,3 @@ def _counts(name: str) -> bool:
     return name in ("y", "clean_prediction", "distance") or name.startswith(
         ("verdict.", "attacked.")
     )
-
-
-def _cost(told: Iterable[Mapping[str, Any]]) -> Record:
-    parts = list(told)
-    return {
-        "seconds": round(sum(part["seconds"] for part in parts), 3),
-        "forwards": sum(part["forwards"] for part in parts),
-        "backwards": sum(part["backwards"] for part in parts),
-    }
-
-
-def _warnings(told: Mapping[str, Any]) -> list[str]:
-    said = []
-    if told["rejected"]:
-        said.append(f"{told['rejected']} points were outside the threat and did not count")
-    if told["nonfinite"]:
-        said.append(
-            f"the model's output is NaN or infinite on {told['nonfinite']} points; they count as "
-            "misclassified"
-        )
-    if not told["finished"]:
-        said.append("interrupted: not all examples were attacked")
-    return said
-
-
-def _mean(flags: Flags) -> float:
-    return int(flags.sum()) / len(flags) if len(flags) else 0.0

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from equipoise.sample import Sample
+from equipoise.store.records import RESULT_COLUMNS, STAGE_COLUMNS, ResultColumn, shown
 from equipoise.terminal.table import output, rich_table
 from equipoise.threat import Threat
 
@@ -41,55 +42,27 @@ def _accuracies(records: Sequence[Mapping[str, Any]], title: str) -> "Table":
         images = Sample.of_content(first["sample"]).words("test images")
     failed = first.get("failed")
     checks = f"; FAILED CHECKS: {', '.join(failed)}" if failed else ""
-    columns = ("attack", "accuracy", "95 % interval", "worst class", "seconds")
-    return rich_table(
-        f"{title + ': ' if title else ''}{threat}, {images}{checks}",
-        columns,
-        map(_accuracy, records),
-        numbers=columns[1:],
-    )
-
-
-def _accuracy(record: Mapping[str, Any]) -> tuple[str, ...]:
-    low, high = record["interval"]
-    worst, attacks = record["worst_class"], record.get("attacks")
-    return (
-        f"worst-case of {len(attacks)}" if attacks else record["attack"],
-        f"{record['accuracy']:.2%}",
-        f"{low:.1%} .. {high:.1%}",
-        f"{worst['name']} {worst['accuracy']:.1%}" if worst else "",
-        f"{record['seconds']:.1f}" if record["seconds"] else "",
-    )
+    title = f"{title + ': ' if title else ''}{threat}, {images}{checks}"
+    return _table(title, RESULT_COLUMNS, records)
 
 
 def _stages(record: Mapping[str, Any]) -> "Table":
     """Return the stages of an ensemble: what each broke, alone where that is known, its price."""
-    columns = (
-        "stage",
-        "attacked",
-        "broken",
-        "robust so far",
-        "alone",
-        "forward",
-        "backward",
-        "seconds",
-    )
-    rows = (
-        (
-            stage["attack"],
-            str(stage["entered"]),
-            str(stage["broken"]),
-            f"{stage['accuracy']:.2%}",
-            "" if stage["alone"] is None else f"{stage['alone']:.2%}",
-            f"{stage['forwards']:,}",
-            f"{stage['backwards']:,}",
-            f"{stage['seconds']:.1f}",
-        )
-        for stage in record["stages"]
-    )
     notes = dict.fromkeys(note for stage in record["stages"] for note in stage["notes"])
     title = f"{record['attack']}, stage by stage"
-    return rich_table(title, columns, rows, numbers=columns[1:], caption=" ".join(notes))
+    return _table(title, STAGE_COLUMNS, record["stages"], caption=" ".join(notes))
+
+
+def _table(
+    title: str,
+    columns: Sequence[ResultColumn],
+    records: Sequence[Mapping[str, Any]],
+    caption: str = "",
+) -> "Table":
+    """Return records as a table that has the columns with a head."""
+    heads = [column.title for column in columns if column.title]
+    rows = [list(shown(columns, record).values()) for record in records]
+    return rich_table(title, heads, rows, numbers=heads[1:], caption=caption)
 
 
 def _classes(records: Sequence[Mapping[str, Any]]) -> "Table":

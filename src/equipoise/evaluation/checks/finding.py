@@ -7,16 +7,13 @@ raises no alarm, and the same share of a thousand does.
 __all__ = ["CHECKS", "Finding", "Status", "finding", "graded", "judged", "listed", "plural"]
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from equipoise.measures.statistics import interval
-
-Status = Literal["ok", "warning", "failed", "skipped"]
+from equipoise.store.finding import Finding, Status
 
 # The name of each check, and its number in the list of automatic checks. Before the attacks, on
 # a few examples, after the attacks, and of an attack itself.
@@ -57,43 +54,6 @@ CHECKS: dict[str, str] = {
     "attack-blind": "C14",
     "attack-lost": "C16",
 }
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Finding:
-    """The answer of one check.
-
-    Arguments:
-        check: The name of the check, one of :data:`CHECKS`; of an attack that has a name
-            with that after a colon.
-        code: Its number in the list of automatic checks.
-        status: ``"ok"``; ``"warning"``: the number may be too good; ``"failed"``: it cannot be
-            trusted; ``"skipped"``: the question does not arise or cannot be answered.
-        message: What was seen and what it means, in one line.
-        remedy: What to do about it, in one line; empty where there is nothing to do.
-        measured: The numbers behind it, all finite.
-    """
-
-    check: str
-    code: str
-    status: Status
-    message: str
-    remedy: str = ""
-    measured: Mapping[str, float] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        return f"Finding({self.status}: {self.check}: {self.message})"
-
-    def record(self) -> dict[str, Any]:
-        """Return the finding for a JSON file."""
-        return {
-            "check": self.check,
-            "code": self.code,
-            "status": self.status,
-            "message": self.message,
-            "remedy": self.remedy,
-            "measured": dict(self.measured),
-        }
 
 
 def finding(
