@@ -41,7 +41,7 @@ def provenance(device: str, seed: int) -> dict[str, Any]:
 
 def _git() -> tuple[str | None, bool | None]:
     """Return the commit of the checkout this package runs from, and whether it was changed."""
-    top = Path(__file__).resolve().parents[2]
+    top = Path(__file__).resolve().parents[3]
     if not (top / ".git").exists():
         return None, None
     try:
