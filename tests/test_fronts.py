@@ -643,7 +643,7 @@ def test_the_report_has_a_panel_that_says_everything_without_a_script(fronted, t
     record = Record.read(fronted)
     assert record is not None
     assert f'max="{len(record.points) - 1}"' in page
-    assert page.count("front-image") >= 8
+    assert page.count("held-out image") >= 16
     assert f"All {len(record.points)} measured models" in page
     assert record.words in page
     assert build([fronted], tmp_path / "again.html").read_text() == page
@@ -699,7 +699,8 @@ def test_the_slider_moves_everything(run, tmp_path):
             assert rings == [f"front-0-halo-{place}"]
             said.append(
                 view.ask(
-                    "[...document.querySelectorAll('.front img.attacked')].map(i => i.src).join()"
+                    "[...document.querySelectorAll('.front .shots > :last-child img')]"
+                    ".map(i => i.src).join()"
                 )
             )
             view.driver.find_element("css selector", ".front input").send_keys("\ue014")  # right

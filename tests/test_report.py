@@ -19,10 +19,12 @@ from safetensors.numpy import save_file
 from browser import browser
 from equipoise.errors import UserError
 from equipoise.report import build, wording
-from equipoise.report.cautions import cautions
-from equipoise.report.figures import curves, eps_sweep
+from equipoise.report.checks import cautions
+from equipoise.report.content import Section, Table
+from equipoise.report.figures import curves, overview
 from equipoise.report.gallery import gallery, png
-from equipoise.report.results import headline_rows, sections, sweep, verdicts
+from equipoise.report.pictures import inline
+from equipoise.report.results import headline, headline_rows, result_sections, sweep
 from equipoise.report.runs_reader import read_run, read_runs
 from equipoise.store.sealed import weights_digest
 from judgements import judge, write
@@ -308,19 +310,12 @@ def test_nested_settings_are_dotted():
 def test_a_pair_of_runs(pair, tmp_path):
     html = page(*pair, out=tmp_path / "deep" / "report.html")
     text = text_of(html)
-    assert (
-        "a3gt keeps 97.8 % clean and 81.2 % under the worst of 4 attacks at eps = 0.15 "
-        "(L∞, n = 500); the undefended standard keeps 98.4 % and 3.2 %."
-    ) in text
-    for identity in (
-        "fig-curves-0",
-        "fig-curves-1",
-        "fig-eps",
-        "fig-classes",
-        "gallery-0",
-        "gallery-1",
-    ):
+    first, second = (re.findall(r"[\d.]+ %", s) for s in told_in(html))
+    assert (first, second) == (["81.2 %", "97.8 %"], ["3.2 %", "98.4 %"])
+    for identity in ("fig-overview", "fig-curves-0", "fig-curves-1", "fig-classes"):
         assert re.search(rf'<figure class="figure[^"]*" id="{identity}" aria-label="[^"]+"', html)
+    pictures, tables = html.index('id="fig-overview"'), html.index("<table")
+    assert pictures < html.index('class="card"') < tables, "pictures come first"
     for heading in (
         "L∞, eps = 0.05",
         "L∞, eps = 0.1",
@@ -337,6 +332,36 @@ def test_a_pair_of_runs(pair, tmp_path):
     assert "robust.step_size" in text
     assert "data.sha256.t10k" in text
     assert "0123abcd" in text
+
+
+def told_in(html):
+    """Return the sentences of the headline."""
+    part = html.partition('<div class="verdicts">')[2].partition("</div>")[0]
+    return [text_of(s).replace("\u00a0", " ") for s in part.split("</p>")[:-1]]
+
+
+def test_the_headline_has_both_accuracies_with_n_and_intervals(tmp_path):
+    run = make_run(tmp_path, "a3gt", n=500)
+    (sentence,) = told_in(page(run, out=tmp_path / "report.html"))
+    numbers = re.findall(r"\d+(?:\.\d+)?(?:–\d+\.\d+)?", sentence.partition(":")[2])
+    assert numbers == ["81.2", "77.4–84.6", "97.8", "96.0–98.9", "4", "0.15", "500"]
+
+
+def test_one_run_at_one_radius_shows_its_attacks_as_bars(tmp_path):
+    runs = read_runs([make_run(tmp_path, "a3gt", eps=(0.15,))])
+    figure = overview(runs, headline_rows(runs), "f")
+    spoken = figure.panels[0].spoken.replace("\u00a0", " ")
+    names = ("clean", "pgd-20", "mi-fgsm-10", "apgd-ce", "square-500", "worst-case")
+    assert re.findall(r"([\w-]+) [\d.]+ %", spoken) == [*names]
+
+
+def test_several_runs_show_their_trade_off_and_several_radii_a_sweep(pair, tmp_path):
+    runs = read_runs(pair)
+    tradeoff, eps = overview(runs, headline_rows(runs), "f").panels
+    assert "a3gt: 97.8\u00a0% clean, 81.2\u00a0% under attack" in tradeoff.spoken
+    assert "0.15 81.2\u00a0%" in eps.spoken
+    one = read_runs(pair[:1])
+    assert len(overview(one, headline_rows(one), "f").panels) == 1
 
 
 def test_nothing_comes_from_outside(pair, tmp_path):
@@ -392,8 +417,8 @@ def test_what_users_write_is_escaped(tmp_path):
 def test_three_runs_speak_a_sentence_each(tmp_path):
     runs = [make_run(tmp_path, "standard", clean=0.984, worst=0.031), make_run(tmp_path, "a3gt")]
     runs.append(make_run(tmp_path, "pgd-at", clean=0.93, worst=0.78))
-    told = verdicts(list(headline_rows(read_runs(runs)).values()))
-    assert [t.split(" keeps")[0] for t in told] == ["a3gt", "pgd-at", "The undefended standard"]
+    told = headline(list(headline_rows(read_runs(runs)).values()))
+    assert [t.partition(":")[0] for t in told] == ["a3gt", "pgd-at", "standard (undefended)"]
     assert len(set(styles_in(page(*runs, out=tmp_path / "r.html")))) == 3
 
 
@@ -404,17 +429,16 @@ def test_of_many_runs_the_best_speak_and_the_rest_is_folded(tmp_path):
         name = f"pgd-at-{i}"
         runs.append(make_run(tmp_path, name, method="pgd-at", clean=0.9, worst=0.7 + i / 100))
     html = page(*runs, out=tmp_path / "r.html")
-    told = text_of(html.partition('class="verdicts"')[2].partition("</header>")[0])
-    assert "Best under attack of 8 runs: pgd-at-6 keeps" in told
-    assert "Best on clean images of 8 runs: the undefended standard keeps" in told
-    assert "pgd-at-5" not in told
+    attacked, clean = told_in(html)
+    assert attacked.startswith("Best under attack of 8 runs: pgd-at-6:")
+    assert clean.startswith("Best on clean images of 8 runs: standard (undefended):")
     assert html.count("<summary>All 8 runs</summary>") == 3  # trainings, checks and images
     assert "Report on 8 runs" in html
 
 
 def styles_in(html):
-    figure = html[html.index('id="fig-eps"') :]
-    legend = figure[: figure.index("</ul>")]
+    figure = html[html.index('id="fig-overview"') :]
+    legend = figure[figure.index("<ul") : figure.index("</ul>")]
     return re.findall(r"stroke: var\(([\w-]+)\)", legend)
 
 
@@ -451,7 +475,7 @@ def test_numbers_of_other_weights_are_left_out(tmp_path):
     weights = {"w": np.ones((2, 3), np.float32), "b": np.zeros(2, np.float32)}
     save_file(weights, run / "model.safetensors")
     assert read_run(run).records == ()
-    assert "is of other weights than the run has now" in titles(run)["Incomplete file"].text
+    assert "is of other weights than the run has now" in titles(run)["Incomplete file"][1]
     path = run / "evaluations" / "linf-0.1-n1000.safetensors"
     images(path, eps=0.1, model_sha256=weights_digest(run / "model.safetensors"))
     assert {r.n for r in read_run(run).records} == {60}
@@ -466,18 +490,27 @@ def test_verdicts_that_were_changed_are_left_out(tmp_path):
     content[head + place] ^= 1
     path.write_bytes(content)
     assert read_run(run).records == ()
-    assert "checksum of verdict.pgd-20 differs" in titles(run)["Incomplete file"].text
+    assert "checksum of verdict.pgd-20 differs" in titles(run)["Incomplete file"][1]
+
+
+def results_of(folders):
+    """Return the result tables of a report."""
+    found = [block for s in result_sections(read_runs(folders)) for block in s.blocks]
+    return [block for block in found if isinstance(block, Table)]
+
+
+def by_column(table):
+    heads = [column.head for column in table.columns]
+    return dict(zip(heads, zip(*table.rows, strict=True), strict=True))
 
 
 def test_best_is_marked_where_intervals_are_apart(tmp_path):
     runs = [make_run(tmp_path, "a", method="a3gt", clean=0.978, worst=0.812)]
     runs.append(make_run(tmp_path, "b", method="pgd-at", clean=0.981, worst=0.70))
-    last = sections(read_runs(runs))[-1]
-    marks = {
-        name: [cells[i].mark for _, cells in last.rows] for i, name in enumerate(last.columns)
-    }
-    assert marks["worst-case"] == ["best", ""]
-    assert marks["clean"] == ["", "close"]
+    columns = by_column(results_of(runs)[-1])
+    assert [cell.mark for cell in columns["worst-case"]] == ["best", ""]
+    assert [cell.mark for cell in columns["clean"]] == ["", "close"]
+    assert list(columns)[:2] == ["run", "worst-case"], "on a small screen, too"
 
 
 FIRST = {"n": 500, "of": 10_000, "seed": None, "sha256": "11" * 32}
@@ -491,19 +524,17 @@ def test_runs_on_other_images_stand_in_tables_of_their_own(tmp_path):
         make_run(tmp_path, name, method="pgd-at", worst=0.5 + i / 5, n=500, sample=sample)
         for i, (name, sample) in enumerate(given.items())
     ]
-    runs = read_runs(folders)
-    found = sections(runs)[-2:]  # of the largest budget
-    rows = {frozenset(row.run.name for row, _ in section.rows): section for section in found}
-    assert rows.keys() == {frozenset("ab"), frozenset("c")}
-    alone = rows[frozenset("c")]
-    assert alone.marks == frozenset()  # c has the highest numbers, of other images
+    found = results_of(folders)[-2:]  # of the largest radius
+    rows = {"".join(row[0].text for row in table.rows): table for table in found}
+    assert rows.keys() == {"ab", "c"}
+    assert not any(cell.mark for row in rows["c"].rows for cell in row)  # it has other images
     text = text_of(page(*folders, out=tmp_path / "report.html"))
     for told in (
         "L∞, eps = 0.15, a stratified sample of 500 of 10,000 images, seed 2",
         "L∞, eps = 0.15, the first 500 of 10,000 images",
         "a sample of 500 of 10,000",
         "Different samples",
-        "Judged on other images and not drawn: c",
+        "not drawn: c",
     ):
         assert told in text, told
     written = build(folders, tmp_path / "tables.md").read_text(encoding="utf-8")
@@ -522,22 +553,22 @@ def test_equal_records_of_other_images_do_not_replace_one_another(tmp_path):
     assert {r.sample.seed for r in found} == {2, None}
 
 
-def headline(run):
+def headline_of(run):
     (row,) = headline_rows(read_runs([run])).values()
-    return row.threat[1], row.n
+    return row.threat[1], row.evaluation.n
 
 
 def test_the_headline_is_of_the_radius_of_the_training_or_the_largest_never_the_kindest(tmp_path):
     trained = make_run(tmp_path, "a", method="a3gt", eps=(0.05, 0.1))
-    assert headline(trained) == (0.1, 1000)
+    assert headline_of(trained) == (0.1, 1000)
     judge(trained, *evaluation(0.97, 0.1, eps=0.3))
-    assert headline(trained) == (0.3, 1000)
+    assert headline_of(trained) == (0.3, 1000)
     judge(trained, *evaluation(0.97, 0.4, eps=0.15, n=200))
-    assert headline(trained) == (0.15, 200), "that of the training, on as many images as it has"
+    assert headline_of(trained) == (0.15, 200), "that of the training, on as many images as it has"
     judge(trained, record("clean", 0.97, n=5000))
-    assert headline(trained) == (0.15, 200), "clean images alone say nothing"
+    assert headline_of(trained) == (0.15, 200), "clean images alone say nothing"
     judge(trained, *evaluation(0.97, 0.9, eps=0.5, norm="l2"))
-    assert headline(trained) == (0.15, 200)
+    assert headline_of(trained) == (0.15, 200)
     # Beside another run that was judged at a smaller radius each keeps its own.
     other = make_run(tmp_path, "b", method="pgd-at", eps=(0.05,))
     third = make_run(tmp_path, "c", method="pgd-at", eps=(0.05,))
@@ -546,8 +577,8 @@ def test_the_headline_is_of_the_radius_of_the_training_or_the_largest_never_the_
 
 
 def test_one_run_has_no_best(tmp_path):
-    (last,) = sections(read_runs([make_run(tmp_path, "a3gt", eps=(0.15,))]))
-    assert last.marks == frozenset()
+    (table,) = results_of([make_run(tmp_path, "a3gt", eps=(0.15,))])
+    assert not any(cell.mark for row in table.rows for cell in row)
 
 
 def test_radius_0_is_no_budget_beside_others(tmp_path):
@@ -555,16 +586,16 @@ def test_radius_0_is_no_budget_beside_others(tmp_path):
     judge(run, record("clean", 0.97, eps=0.0), record("clean", 0.97), record("pgd-20", 0.8))
     (row,) = headline_rows(read_runs([run])).values()
     assert row.clean.accuracy == 0.97
-    assert verdicts([row])[0].startswith("a3gt keeps 97.0\u00a0% clean and 80.0\u00a0% under")
-    assert [s.columns for s in sections([row.run])] == [("clean", "pgd-20", "worst-case")]
+    assert re.findall(r"[\d.]+(?=\u00a0%)", headline([row])[0]) == ["80.0", "97.0"]
+    (table,) = results_of([run])
+    assert [*by_column(table)][1:-2] == ["worst-case", "clean", "pgd-20"]
 
 
 def test_only_clean_accuracy(tmp_path):
     run = make_run(tmp_path, "a3gt", eps=())
     judge(run, record("clean", 0.97))
     text = text_of(page(run, out=tmp_path / "report.html"))
-    assert "keeps 97.0 % clean (n = 1,000); it has not been attacked" in text
-    assert "fig-eps" not in text
+    assert "clean accuracy 97.0 % (95.7–98.0), n = 1,000; it has not been attacked" in text
 
 
 def test_sweep_takes_what_all_runs_share(tmp_path):
@@ -584,7 +615,7 @@ def test_sweep_takes_what_all_runs_share(tmp_path):
 
 def titles(*folders):
     runs = read_runs(folders)
-    return {caution.title: caution for caution in cautions(runs, headline_rows(runs))}
+    return {title: (names, text) for names, title, text in cautions(runs, headline_rows(runs))}
 
 
 def test_cautions_of_a_sound_pair(tmp_path):
@@ -613,7 +644,7 @@ def test_cautions(tmp_path):
         "No undefended model beside it",
         "One seed",
     }
-    assert found["Never synchronised"].text == "no level."
+    assert found["Never synchronised"][1] == "no level."
 
 
 def test_the_last_round_is_not_the_kept_model(tmp_path):
@@ -671,16 +702,15 @@ def test_an_evaluation_alone(tmp_path):
     run.mkdir()
     (run / "recipe.yaml").touch()
     judge(run, record("clean", 0.75), record("pgd-20", 0.5))
-    assert "r keeps 75.0 % clean and 50.0 % under" in text_of(
-        page(run, out=tmp_path / "report.html")
-    )
+    (sentence,) = told_in(page(run, out=tmp_path / "report.html"))
+    assert re.findall(r"[\d.]+ %", sentence) == ["50.0 %", "75.0 %"]
 
 
 def test_records_without_a_sealed_evaluation_are_left_out(tmp_path):
     run = make_run(tmp_path, "a3gt", eps=())
     append(run / "records.jsonl", *evaluation(0.97, 0.8))
     assert read_run(run).records == ()
-    assert "has no sealed evaluation" in titles(run)["Incomplete file"].text
+    assert "has no sealed evaluation" in titles(run)["Incomplete file"][1]
 
 
 def test_validation_may_be_missing(tmp_path):
@@ -792,7 +822,19 @@ def pixels_of(uri):
 def gallery_of(tmp_path, threat=("linf", 0.15), **options):
     run = make_run(tmp_path, "a3gt", eps=())
     images(run / "evaluations" / "linf-0.15.safetensors", **options)
-    return gallery(read_run(run), threat, "gallery-0")
+    return gallery(read_run(run), threat)
+
+
+def groups_in(section):
+    """Return the cards of every group of a gallery by its title, folded ones included."""
+    found = {}
+    for block in section.blocks:
+        if isinstance(block, Section) and block.folded:
+            found |= groups_in(block)
+        elif isinstance(block, Section):
+            cards = [card for part in block.blocks if isinstance(part, tuple) for card in part]
+            found[block.title] = (block.small, cards)
+    return found
 
 
 def test_png_is_read_by_others(tmp_path):
@@ -810,42 +852,47 @@ def test_png_is_read_by_others(tmp_path):
 def test_images_of_any_kind(tmp_path, kind, shape):
     found = gallery_of(tmp_path, kind=kind, shape=shape, n=40)
     large = shape[1] > 96
-    assert [len(group.examples) for group in found.groups[:2]] == ([4, 2] if large else [8, 4])
-    assert found.pixelated is not large
-    assert found.signed is (shape[0] == 1)
-    first = found.groups[0].examples[0]
-    for uri in (first.clean, first.noise, first.adversarial):
-        assert pixels_of(uri).shape[:2] == shape[1:]
+    groups = groups_in(found)
+    few = [len(groups[name][1]) for name in ("Fooled", "Robust")]
+    assert few == ([4, 2] if large else [8, 4])
+    first = groups["Fooled"][1][0]
+    assert first.pixelated is not large
+    for shot in first.shots:
+        assert pixels_of(shot.uri).shape[:2] == shape[1:]
 
 
 def test_float_and_uint8_show_the_same_image(tmp_path):
     one = gallery_of(tmp_path / "one", kind=np.float32)
     two = gallery_of(tmp_path / "two", kind=np.uint8)
-    assert one.groups[0].examples[0].clean == two.groups[0].examples[0].clean
+    first, second = (groups_in(found)["Fooled"][1][0].shots[0] for found in (one, two))
+    assert first.uri == second.uri
 
 
 def test_perturbation_is_scaled_to_eps(tmp_path):
     found = gallery_of(tmp_path)
-    assert found.scale == pytest.approx(0.5 / 0.15)
-    shown = pixels_of(found.groups[0].examples[0].noise).reshape(-1, 3)
+    noise = groups_in(found)["Fooled"][1][0].shots[1]
+    assert float(noise.label.rpartition(" ")[2]) == pytest.approx(0.5 / 0.15, abs=0.05)
+    shown = pixels_of(noise.uri).reshape(-1, 3)
     # Where the image leaves room on both sides every pixel changed by eps: two pure colours.
     assert {(200, 70, 0), (0, 92, 160)} <= {tuple(map(int, c)) for c in shown}
 
 
 def test_images_are_taken_class_by_class_and_told_rightly(tmp_path):
     found = gallery_of(tmp_path)
-    fooled, withstood = found.groups[:2]
-    assert (fooled.name, withstood.name) == ("Fooled", "Withstood")
+    (number, fooled), (_, robust) = (groups_in(found)[name] for name in ("Fooled", "Robust"))
     fallen = sum(i % 11 != 0 and i % 3 != 0 for i in range(60))
-    assert fooled.number == f"{fallen} of 60, 8 shown"
-    assert len({e.truth for e in fooled.examples}) == 8
-    assert all(e.after != e.truth == e.before for e in fooled.examples)
-    assert all(e.after == e.truth == e.before for e in withstood.examples)
+    assert number == f"{fallen} of 60, 8 shown"
+    assert len({card.truth for card in fooled}) == 8
+    for card in (*fooled, *robust):
+        clean, _, adversarial = card.shots
+        assert clean.read == card.truth
+        assert not clean.wrong
+        assert adversarial.wrong is (card in fooled) is (adversarial.read != card.truth)
 
 
 def test_another_budget_is_shown_where_the_wanted_one_is_not_stored(tmp_path):
     found = gallery_of(tmp_path, threat=("linf", 0.3))
-    assert found.threat.replace("\u00a0", " ") == "L∞, eps = 0.15"
+    assert found.small.replace("\u00a0", " ") == "L∞, eps = 0.15"
 
 
 def test_unreadable_images_are_said_not_fatal(tmp_path):
@@ -869,7 +916,9 @@ def test_figures_do_not_touch_global_settings(pair):
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    assert eps_sweep(read_runs(pair), "fig-eps")
+    runs = read_runs(pair)
+    figure = overview(runs, headline_rows(runs), "fig")
+    assert all("<svg" in inline(panel) for panel in figure.panels)
     assert dict(matplotlib.rcParams) == before
 
 
@@ -887,7 +936,7 @@ def test_markdown_tables(tmp_path, pair):
     text = build(pair, tmp_path / "tables.md").read_text(encoding="utf-8")
     assert "### L∞, eps = 0.15" in text
     row = next(line for line in text.split("0.15\n")[-1].splitlines() if line.startswith("| a3gt"))
-    assert "| 500 | 97.8 % (" in row
+    assert row.startswith("| a3gt | **81.2 %** 77.4–84.6 | 97.8 % 96.0–98.9 |")
     assert row.count("|") == text.split("0.15\n")[-1].splitlines()[1].count("|")
     assert "<html" not in text
 
@@ -906,17 +955,20 @@ def test_in_a_browser(pair, tmp_path):
                 asked = [url for url in view.requests() if not url.startswith("data:")]
                 assert asked == [out.resolve().as_uri()]
                 assert view.ask("document.documentElement.scrollWidth") <= width
+                column = "document.querySelector('#results thead th:nth-child(2)')"
+                assert view.ask(f"{column}.textContent").startswith("worst-case")
+                assert view.ask(f"{column}.getBoundingClientRect().right") <= width
                 figures = "[...document.querySelectorAll('.figure')]"
                 boxes = view.ask(f"{figures}.map(f => [f.offsetWidth, f.offsetHeight])")
-                assert len(boxes) == 8
+                assert len(boxes) == 5
                 assert all(w > 200 and h > 100 for w, h in boxes)
                 broken = "[...document.images].filter(i => !i.complete || !i.naturalWidth).length"
                 assert view.ask(broken) == 0
                 if shots := os.environ.get("EQUIPOISE_SCREENSHOTS"):
                     theme = "dark" if dark else "light"
                     view.screenshot(Path(shots) / f"report-{width}-{theme}.png")
-        first = "document.querySelector('.results tbody th').firstChild.textContent"
+        first = "document.querySelector('#results tbody th').firstChild.textContent"
         before = view.ask(first)
-        view.ask("document.querySelectorAll('.results thead button')[2].click()")
-        assert view.ask("document.querySelector('.results [aria-sort]').ariaSort") == "descending"
+        view.ask("document.querySelectorAll('#results thead button')[2].click()")
+        assert view.ask("document.querySelector('#results [aria-sort]').ariaSort") == "descending"
         assert (before, view.ask(first)) == ("a3gt", "standard")

@@ -13,17 +13,17 @@ from equipoise.errors import UserError
 from equipoise.measures.statistics import interval
 from equipoise.report import build, failed_checks
 from equipoise.report.bars import Bar, bars
-from equipoise.report.cautions import cautions
-from equipoise.report.checks import check_lists
-from equipoise.report.gallery import gallery
+from equipoise.report.checks import cautions, check_sections
+from equipoise.report.content import Figure, Table
+from equipoise.report.gallery import attack_names, gallery
 from equipoise.report.pictures import inline
-from equipoise.report.results import headline_rows, verdicts
+from equipoise.report.results import headline, headline_rows
 from equipoise.report.runs_reader import read_run, read_runs
-from equipoise.report.selection import attack_names
-from equipoise.report.stages import heading, stage_tables
+from equipoise.report.stages import stage_sections
 from judgements import judge
 from test_report import (
     HOSTILE,
+    groups_in,
     images,
     make_run,
     page,
@@ -111,19 +111,23 @@ def own(root, name="mine", weights="net.pt"):
 
 def told(*folders):
     runs = read_runs(folders)
-    return {c.title: c for c in cautions(runs, headline_rows(runs))}
+    return {title: (names, text) for names, title, text in cautions(runs, headline_rows(runs))}
 
 
-def cells_of(html, name):
-    """Return the words of each cell of the first table of a class, row by row."""
-    table = html[html.index(f'<table class="{name}">') :]
-    rows = re.findall(r"<tr>.*?</tr>", table[: table.index("</table>")], re.DOTALL)
-    cell = re.compile(r"<t[hd][^>]*>.*?</t[hd]>", re.DOTALL)
-    return [[text_of(c).replace("\u00a0", " ") for c in cell.findall(row)] for row in rows]
+def first_stages(run, shown=("linf", 0.15)):
+    return stage_sections(read_run(run), shown, "fig-stages-0")[0]
 
 
-def first_table(run, shown=("linf", 0.15)):
-    return stage_tables(read_run(run), shown, "fig-stages-0")[0]
+def figure_of(run):
+    return next(b for b in first_stages(run).blocks if isinstance(b, Figure))
+
+
+def remarks_of(run):
+    return [b for b in first_stages(run).blocks if isinstance(b, str)]
+
+
+def cells(row):
+    return [f"{c.text} {c.small}".strip().replace("\u00a0", " ") for c in row]
 
 
 # --- stages ----------------------------------------------------------------------------------
@@ -132,21 +136,22 @@ def first_table(run, shown=("linf", 0.15)):
 @pytest.mark.slow
 def test_stages_are_a_table_with_a_total(tmp_path):
     html = page(evaluated(tmp_path), out=tmp_path / "report.html")
-    head, *rows, total = cells_of(html, "stages")
-    assert head[:5] == ["Stage", "attacked", "broken", "robust so far", "alone"]
-    assert head[5:] == ["images forward", "images backward", "time"]
-    assert rows[1] == [
-        *("apgd-t", "880", "20", "86.0 %83.6–88.1", "87.1 %", "880,000", "440,000", "2.5 s")
+    (table,) = [b for b in first_stages(tmp_path / "a3gt").blocks if isinstance(b, Table)]
+    heads = [column.head for column in table.columns]
+    assert heads[:5] == ["stage", "attacked", "broken", "robust so far", "alone"]
+    assert heads[5:] == ["images forward", "images backward", "time"]
+    assert cells(table.rows[1]) == [
+        *("apgd-t", "880", "20", "86.0 % 83.6–88.1", "87.1 %", "880,000", "440,000", "2.5 s")
     ]
-    assert total == [
-        *("AutoAttack", "975", "120", "85.5 %83.1–87.7", "", "3,570,000", "1,785,000", "10 s")
+    assert cells(table.foot) == [
+        *("AutoAttack", "975", "120", "85.5 % 83.1–87.7", "", "3,570,000", "1,785,000", "10 s")
     ]
-    assert "AutoAttack, stage by stage" in text_of(html)
-    assert "its passes and seconds are of that" in text_of(html)
+    text = text_of(html[html.index('id="stages"') :])
+    assert all(part in text for part in ("880,000", "3,570,000", "83.1–87.7"))
 
 
 def test_the_figure_says_in_words_what_it_shows(tmp_path):
-    alone, left = first_table(evaluated(tmp_path)).figure().panels
+    alone, left = figure_of(evaluated(tmp_path)).panels
     spoken = alone.spoken.replace("\u00a0", " ")
     assert "pgd-20 90.0 %; apgd-ce 88.0 %; apgd-t 87.1 %; fab-t 87.3 %; square 90.0 %" in spoken
     assert "autoattack 85.5 %; worst-case 85.5 %." in spoken
@@ -156,12 +161,12 @@ def test_the_figure_says_in_words_what_it_shows(tmp_path):
 
 
 def test_what_is_not_known_alone_is_not_drawn(tmp_path):
-    table = first_table(evaluated(tmp_path, individual=False))
-    spoken = table.figure().panels[0].spoken
+    run = evaluated(tmp_path, individual=False)
+    spoken = figure_of(run).panels[0].spoken
     assert "apgd-ce" in spoken
     assert "square" not in spoken
-    (remark,) = table.remarks
-    assert remark.startswith("apgd-t, fab-t and square attacked only what those before had left")
+    (remark,) = remarks_of(run)
+    assert remark.startswith("apgd-t, fab-t and square ")
     assert "--individual" in remark
 
 
@@ -170,7 +175,7 @@ def test_notes_of_a_stage_are_remarks(tmp_path):
     whole = ensemble()
     whole["stages"][1]["notes"] = ["3 classes: the margin replaces dlr"]
     judge(run, whole)
-    assert "apgd-t: 3 classes: the margin replaces dlr." in first_table(run).remarks
+    assert "apgd-t: 3 classes: the margin replaces dlr." in remarks_of(run)
 
 
 def test_an_ensemble_after_other_attacks_does_not_speak_for_itself(tmp_path):
@@ -178,57 +183,53 @@ def test_an_ensemble_after_other_attacks_does_not_speak_for_itself(tmp_path):
     whole = ensemble(individual=False)
     whole["stages"][0]["alone"] = None
     judge(run, whole)
-    figure = first_table(run).figure()
+    figure = figure_of(run)
     assert len(figure.panels) == 1
     spoken = figure.panels[0].spoken
     assert "autoattack" not in spoken
     assert "worst-case" in spoken
-    assert "read the worst case" in told(run)["Ensemble after other attacks"].text
+    assert "read the worst case" in told(run)["Ensemble after other attacks"][1]
 
 
 def test_the_shown_budget_comes_first_and_others_are_folded(tmp_path):
     run = evaluated(tmp_path)
     judge(run, *judged(eps=0.05), *judged(n=200))
-    tables = stage_tables(read_run(run), ("linf", 0.15), "f")
-    assert [(t.row.threat[1], t.row.n) for t in tables] == [
-        (0.15, 1000),
-        (0.15, 200),
-        (0.05, 1000),
+    first, rest = stage_sections(read_run(run), ("linf", 0.15), "f")
+    where = [s.small.replace("\u00a0", " ") for s in (first, *rest.blocks)]
+    assert where == [
+        "AutoAttack, L∞, eps = 0.15, n = 1,000",
+        "AutoAttack, L∞, eps = 0.15, n = 200",
+        "AutoAttack, L∞, eps = 0.05, n = 1,000",
     ]
-    assert heading(tables) == "AutoAttack, stage by stage"
-    html = page(run, out=tmp_path / "report.html")
-    folded = html.index("a3gt in 2 other evaluations")
-    assert [m.start() < folded for m in re.finditer('<table class="stages">', html)] == [
-        True,
-        False,
-        False,
-    ]
+    assert (first.folded, rest.folded) == (False, True)
 
 
 def test_several_ensembles_are_told_apart(tmp_path):
     run = evaluated(tmp_path)
     judge(run, *judged(), ensemble(name="autoattack-plus"))
-    tables = stage_tables(read_run(run), ("linf", 0.15), "f")
-    assert [t.title for t in tables] == ["AutoAttack", "AutoAttack-plus"]
-    assert heading(tables) == "Ensembles, stage by stage"
+    first, rest = stage_sections(read_run(run), ("linf", 0.15), "f")
+    titles = [s.small.partition(",")[0] for s in (first, *rest.blocks)]
+    assert titles == ["AutoAttack", "AutoAttack-plus"]
 
 
 def test_a_stage_and_an_attack_of_the_same_name_are_two_bars(tmp_path):
     run = evaluated(tmp_path, individual=False)
     judge(run, record("apgd-ce", 0.9))
-    spoken = first_table(run).figure().panels[0].spoken
+    spoken = figure_of(run).panels[0].spoken
     assert "apgd-ce 90.0" in spoken
     assert "autoattack/apgd-ce 88.0" in spoken
 
 
 def test_verdicts_name_the_ensemble(tmp_path):
     def verdict(run):
-        return verdicts(list(headline_rows(read_runs([run])).values()))[0].replace("\u00a0", " ")
+        return headline(list(headline_rows(read_runs([run])).values()))[0].replace("\u00a0", " ")
 
     run = evaluated(tmp_path)
-    assert "85.5 % under AutoAttack and pgd-20 at eps = 0.15" in verdict(run)
+    assert "under AutoAttack and pgd-20 (L∞, eps = 0.15" in verdict(run)
+    assert "worst-case accuracy 85.5 %" in verdict(run)
     judge(run, record("fgsm", 0.9), record("worst-case", 0.8))
-    assert "80.0 % under the worst of 6 attacks, AutoAttack among them at" in verdict(run)
+    assert "worst-case accuracy 80.0 %" in verdict(run)
+    assert "under 6 attacks, AutoAttack among them" in verdict(run)
 
 
 def test_without_an_ensemble_there_are_no_stages(tmp_path):
@@ -247,15 +248,13 @@ def test_an_interrupted_evaluation_is_shown_as_far_as_it_came(tmp_path):
     partial["stages"][1] |= {"finished": False, "alone": None}
     evaluate(run, records=[*judged()[:2], partial], finished=False)
     assert {r.attack for r in read_run(run).records} == {"clean", "pgd-20"}
-    table = first_table(run)
-    assert table.interrupted
-    assert table.remarks[0].startswith("Interrupted during apgd-t")
-    caution = told(run)["Evaluation not finished"]
-    assert f"`equipoise evaluate '{run}' --resume`" in caution.text
+    assert first_stages(run).tag == "interrupted"
+    assert remarks_of(run)[0].startswith("Interrupted during apgd-t")
+    _, caution = told(run)["Evaluation not finished"]
+    assert f"`equipoise evaluate '{run}' --resume`" in caution
     html = page(run, out=tmp_path / "report.html")
     assert html.count('<span class="tag">interrupted</span>') == 2  # stages and images
     assert "some images have not met every attack" in text_of(html)
-    assert "withstood so far" in html
 
 
 def test_an_evaluation_that_ended_is_no_caution(tmp_path):
@@ -266,7 +265,7 @@ def test_a_damaged_evaluation_is_a_note(tmp_path):
     run = evaluated(tmp_path)
     (path,) = (run / "evaluations").glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:-1])
-    note = told(run)["Incomplete file"].text
+    note = told(run)["Incomplete file"][1]
     assert "evaluations/linf-0.15-n1000.safetensors` is damaged" in note
     assert "AutoAttack" not in text_of(page(run, out=tmp_path / "report.html"))
 
@@ -277,7 +276,7 @@ def test_weights_of_the_last_round_give_way_to_the_kept(tmp_path):
     evaluate(run, records=last, findings=[finding("lost", "failed", "gone")])
     assert [e.n for e in read_run(run).evaluations] == [1000]
     assert "Check failed: lost" not in told(run)
-    assert gallery(read_run(run), ("linf", 0.15), "g").finished
+    assert gallery(read_run(run), ("linf", 0.15)).tag == ""
 
 
 # --- checks and cost ---------------------------------------------------------------------------
@@ -293,17 +292,18 @@ MIXED = (
 
 @pytest.mark.slow
 def test_what_failed_comes_first_with_its_remedy(tmp_path):
-    (checked,) = check_lists(read_run(evaluated(tmp_path, findings=MIXED)), ("linf", 0.15))
-    assert [f.check for f in checked.alarms] == ["black-box", "steps"]
-    assert [f.check for f in checked.rest] == ["range", "logits", "control"]
-    assert checked.summary == "2 checks passed, 1 skipped"
+    (checked,) = check_sections(read_run(evaluated(tmp_path, findings=MIXED)), ("linf", 0.15))
+    alarms, rest, _ = checked.blocks
+    assert alarms == {
+        "Failed: black-box (C1)": "square fooled 14 that gradients did not. Look at the model.",
+        "Warning: steps (C1)": "more steps fool 9 more. Use more steps.",
+    }
+    assert rest.title == "2 checks passed, 1 skipped"
+    assert list(rest.blocks[0]) == ["range", "logits", "control"]
     html = page(tmp_path / "a3gt", out=tmp_path / "report.html")
+    assert html.count('<dt class="alarm">') == 2
     text = text_of(html[html.index('id="checks"') :])
-    assert (
-        "Failed, black-box (C1): square fooled 14 that gradients did not. Look at the model. "
-        "Warning, steps (C1): more steps fool 9 more. Use more steps. 2 checks passed, 1 skipped"
-    ) in text
-    assert "control skipped: no other model is known" in text
+    assert text.index("Failed: black-box (C1)") < text.index("2 checks passed, 1 skipped")
 
 
 def test_failed_checks_lead_the_cautions_with_the_name_of_the_run(tmp_path):
@@ -315,16 +315,16 @@ def test_failed_checks_lead_the_cautions_with_the_name_of_the_run(tmp_path):
         "Check failed: lost",
         "Check warns: steps",
     ]
-    assert found["Check failed: black-box"].runs == ("one",)
-    assert found["Check failed: lost"].text == "2 points are gone."
-    assert found["Check warns: steps"].text == "more steps fool 9 more. Use more steps.", (
+    assert found["Check failed: black-box"][0] == ("one",)
+    assert found["Check failed: lost"][1] == "2 points are gone."
+    assert found["Check warns: steps"][1] == "more steps fool 9 more. Use more steps.", (
         "no budget is said where there is one evaluation"
     )
 
 
 def test_failed_checks_stand_in_the_headline(tmp_path):
     def verdict(*runs):
-        return verdicts(list(headline_rows(read_runs(runs)).values()))[0].replace("\u00a0", " ")
+        return headline(list(headline_rows(read_runs(runs)).values()))[0].replace("\u00a0", " ")
 
     sound, doubtful = evaluated(tmp_path, "one"), evaluated(tmp_path, "two", findings=MIXED)
     assert "cannot be trusted" not in verdict(sound)
@@ -332,7 +332,7 @@ def test_failed_checks_stand_in_the_headline(tmp_path):
     assert failed_checks([sound]) == []
     assert failed_checks([sound, doubtful]) == ["two, linf-0.15-n1000: black-box"]
     text = build([doubtful], tmp_path / "t.md").read_text(encoding="utf-8")
-    assert "**two**, but the numbers cannot be trusted" in text.partition("###")[0]
+    assert "cannot be trusted (failed check: black-box)" in text.partition("##")[0]
     (line, *_) = [json.loads(x) for x in (doubtful / "records.jsonl").read_text().splitlines()]
     assert line["failed"] == ["black-box"]
 
@@ -352,24 +352,24 @@ def test_strict_is_exit_code_1_where_a_check_failed(command, tmp_path):
 def test_a_check_that_objects_at_several_budgets_speaks_once(tmp_path):
     run = evaluated(tmp_path, findings=MIXED)
     evaluate(run, eps=0.05, findings=[finding("steps", "warning", "more steps fool 3 more")])
-    text = told(run)["Check warns: steps"].text.replace("\u00a0", " ")
+    text = told(run)["Check warns: steps"][1].replace("\u00a0", " ")
     assert text == (
         "at L∞, eps = 0.15, n = 1,000: more steps fool 9 more. Use more steps. "
-        "It says so of another evaluation, too: see Checks and cost."
+        "The same holds for another evaluation: see Checks and cost."
     )
 
 
 def test_no_checks_are_said(tmp_path):
     html = page(evaluated(tmp_path), out=tmp_path / "report.html")
-    assert "No check was made, so nothing speaks for or against the numbers." in text_of(html)
+    assert "No check was made" in text_of(html[html.index('id="checks"') :])
 
 
 def test_cost_and_how_to_check_again(tmp_path):
     run = evaluated(tmp_path, "my run")
-    (checked,) = check_lists(read_run(run), None)
-    facts = {name: text.replace("\u00a0", " ") for name, text in checked.facts}
+    (checked,) = check_sections(read_run(run), None)
+    facts = {name: text.replace("\u00a0", " ") for name, text in checked.blocks[-1].items()}
     assert facts == {
-        "Distances": "of 120 images that are fooled: median 0.15, largest 0.15 (L∞, eps = 0.15)",
+        "Distances": "of 120 fooled images: median 0.15, largest 0.15 (L∞, eps = 0.15)",
         "Passes": "3.6 million images forward, 1.8 million backward",
         "Time": "1 min 25 s in the attacks",
         "Peak memory": "400 MiB",
@@ -427,11 +427,11 @@ def test_bars_are_drawn_to_scale():
 
 
 def indices(group):
-    return [e.index for e in group.examples]
+    return [card.index for card in group[1]]
 
 
 def groups_of(run):
-    return {group.name: group for group in gallery(read_run(run), ("linf", 0.15), "g").groups}
+    return groups_in(gallery(read_run(run), ("linf", 0.15)))
 
 
 def test_easiest_and_hardest_follow_their_rules(tmp_path):
@@ -440,17 +440,17 @@ def test_easiest_and_hardest_follow_their_rules(tmp_path):
     # Margins fall with the index here, and the attack that broke an image is its index modulo 5.
     assert indices(groups["Easiest to fool"]) == sorted(fooled, key=lambda i: (i % 5, -i))[:8]
     assert indices(groups["Hardest to fool"]) == sorted(fooled, key=lambda i: (-(i % 5), i))[:8]
-    withstood = [i for i in range(60) if i % 11 and not i % 3]
-    assert indices(groups["Nearly fooled"]) == withstood[:8]
-    assert groups["Nearly fooled"].number == f"8 of {len(withstood)} that withstood"
+    robust = [i for i in range(60) if i % 11 and not i % 3]
+    assert indices(groups["Nearly fooled"]) == robust[:8]
+    assert groups["Nearly fooled"][0] == f"8 of {len(robust)} robust images"
 
 
 def test_below_an_image_stands_what_was_measured(tmp_path):
     groups = groups_of(pictured(tmp_path))
-    first = groups["Hardest to fool"].examples[0]
+    first = groups["Hardest to fool"][1][0]
     assert first.index == 4
-    assert first.note == "broken first by square; distance 0.15, margin \u22120.05"
-    assert groups["Nearly fooled"].examples[0].note == "distance 0.15, margin 0.08"
+    assert first.note == "fooled first by square; distance 0.15, margin \u22120.05"
+    assert groups["Nearly fooled"][1][0].note == "distance 0.15, margin 0.08"
 
 
 def test_no_image_is_both_easiest_and_hardest(tmp_path):
@@ -459,20 +459,20 @@ def test_no_image_is_both_easiest_and_hardest(tmp_path):
     easy, hard = indices(groups["Easiest to fool"]), indices(groups["Hardest to fool"])
     assert len(easy) == len(hard) == 2
     assert not {*easy} & {*hard}
-    assert groups["Easiest to fool"].number == "2 of 5 that were fooled"
+    assert groups["Easiest to fool"][0] == "2 of 5 fooled images"
 
 
 def test_where_nothing_was_found_nothing_is_nearly_fooled(tmp_path):
     run = pictured(tmp_path, few=set(), margin=np.full(60, np.inf))
     groups = groups_of(run)
-    assert set(groups) == {"Fooled", "Withstood"}
-    assert groups["Withstood"].examples[0].note == "no perturbed image was found"
+    assert set(groups) == {"Fooled", "Robust"}
+    assert groups["Robust"][1][0].note == "no perturbed image was found"
 
 
 @pytest.mark.slow
 def test_of_large_images_fewer_are_shown(tmp_path):
     run = pictured(tmp_path, shape=(3, 128, 128), n=40)
-    sizes = [len(g.examples) for g in gallery(read_run(run), ("linf", 0.15), "g").groups]
+    sizes = [len(cards) for _, cards in groups_of(run).values()]
     assert sizes == [4, 2, 2, 2, 2]
 
 
@@ -480,10 +480,10 @@ def test_the_images_of_the_largest_evaluation_at_the_budget_are_shown(tmp_path):
     run = pictured(tmp_path)
     images(run / "evaluations" / "linf-0.15-n30.safetensors", n=30)
     images(run / "evaluations" / "linf-0.3-n60.safetensors", eps=0.3)
-    shown = gallery(read_run(run), ("linf", 0.15), "g")
-    assert shown.threat.replace("\u00a0", " ") == "L∞, eps = 0.15"
-    assert "of 60" in shown.groups[0].number
-    assert shown.attacks == ("pgd-20", *STAGES)
+    shown = gallery(read_run(run), ("linf", 0.15))
+    assert shown.small.replace("\u00a0", " ") == "L∞, eps = 0.15"
+    assert "of 60" in groups_in(shown)["Fooled"][0]
+    assert "pgd-20, apgd-ce, apgd-t, fab-t and square" in shown.blocks[0]
 
 
 def test_stages_keep_the_name_of_their_ensemble_where_another_has_theirs():
@@ -498,14 +498,14 @@ def test_a_model_of_ones_own_was_not_trained_here(tmp_path):
     evaluate(run, records=judged())
     html = page(run, out=tmp_path / "report.html")
     text = text_of(html)
-    assert "mine keeps 97.5 % clean and 85.5 % under AutoAttack and pgd-20" in text
+    assert "mine: worst-case accuracy 85.5 %" in text
     for word in ("Training has not finished", "One seed", "no curves", 'href="#training"'):
         assert word not in html
     assert 'id="training"' not in html
-    facts = html[html.index("a model of your own, not trained here") :]
+    facts = html[html.index('id="provenance"') :]
     for said in ("nets.robust:load", "net.pt", "cd" * 32, "digits"):
         assert f"<dd><code>{said}</code></dd>" in facts
-    assert "evaluate one on the same data" in told(run)["No undefended model beside it"].text
+    assert "evaluate one on the same data" in told(run)["No undefended model beside it"][1]
 
 
 def test_a_model_of_ones_own_beside_a_training(tmp_path):
@@ -533,12 +533,12 @@ def test_a_damaged_description_of_a_model_is_refused(tmp_path):
 def test_markdown_has_stages_and_what_the_checks_object_to(tmp_path):
     runs = [evaluated(tmp_path, findings=MIXED), own(tmp_path)]
     text = build(runs, tmp_path / "t.md").read_text(encoding="utf-8")
-    assert "### AutoAttack, stage by stage: a3gt, L∞, eps = 0.15, n = 1,000" in text
-    assert "| apgd-t | 880 | 20 | 86.0 % (83.6–88.1) | 87.1 % | 880,000 | 440,000 | 2.5 |" in text
-    assert "- a3gt, L∞, eps = 0.15, n = 1,000: 2 checks passed, 1 skipped." in text
-    assert "  - **failed, black-box**: square fooled 14 that gradients did not. Look at" in text
-    assert "| mine | nets.robust:load | net.pt |" in text
-    assert "| mine | – |" not in text, "it has no training"
+    assert "### a3gt, AutoAttack, L∞, eps = 0.15, n = 1,000" in text
+    assert "| apgd-t | 880 | 20 | 86.0 % 83.6–88.1 | 87.1 % | 880,000 | 440,000 | 2.5 s |" in text
+    assert "2 checks passed, 1 skipped" in text
+    assert "- **Failed: black-box (C1)**: square fooled 14 that gradients did not. Look at" in text
+    assert "- **Model**: `nets.robust:load`" in text
+    assert "| mine |" not in text, "it has no training"
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ from equipoise.errors import RunError, UserError
 from equipoise.jobs import summary as ending
 from equipoise.jobs.train import resume, train
 from equipoise.objectives import Batch
-from equipoise.report.page import _kept
+from equipoise.report.page import kept
 from equipoise.report.runs_reader import read_run
 from equipoise.settings.learning import PGDAT, Learning
 from equipoise.settings.methods import A3GT, Generalist
@@ -1167,8 +1167,8 @@ def test_a_job_that_ended_early_says_so_and_is_finished(tmp_path, monkeypatch, c
     resume(run.path, console=Console())
     assert run.read_json("summary.json") == summary
     read = read_run(run.path)
-    assert read.summary.stopped_early
-    assert "round 3 of 3 (stopped early; 6 were planned)" in _kept(read)
+    assert read.summary["stopped_early"]
+    assert "round 3 of 3 (stopped early; 6 were planned)" in kept(read)
 
 
 def test_patience_without_anything_to_wait_for_is_refused():

@@ -15,7 +15,7 @@ from equipoise.jobs.evaluate import evaluate_run
 from equipoise.jobs.store import Store
 from equipoise.jobs.train import train
 from equipoise.jobs.verify import verify_run
-from equipoise.report.cautions import cautions
+from equipoise.report.checks import cautions
 from equipoise.report.gallery import gallery
 from equipoise.report.runs_reader import read_run
 from equipoise.settings import recipe
@@ -295,9 +295,9 @@ def test_a_report_tells_of_the_kept_model_alone(copy):
     judged("gamma-0.4")
     run = read_run(copy)
     assert (run.records, run.evaluations) == ((), ())
-    assert gallery(run, ("linf", 0.1), "g") is None
-    (said,) = [c for c in cautions([run], {}) if c.title == "The kept model was not evaluated"]
-    assert "only the weights gamma-0.4 and round-003 were evaluated" in said.text
+    assert gallery(run, ("linf", 0.1)) is None
+    (said,) = [c for c in cautions([run], {}) if c[1] == "The kept model was not evaluated"]
+    assert "only the weights gamma-0.4 and round-003 were evaluated" in said[2]
     judged("last")
     run = read_run(copy)
     assert {r.weights for r in run.records} == {e.weights for e in run.evaluations} == {"last"}

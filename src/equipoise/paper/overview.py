@@ -56,7 +56,7 @@ def section_markdown(section: Section, *, brief: bool = False) -> str:
             alt = block.title.replace("[", "(").replace("]", ")")
             parts.append(f"![{alt}]({folder}{block.name}.svg)\n")
             parts.append(f"{block.caption}\n" if block.caption else "")
-        else:
+        elif isinstance(block, str):
             parts.append(f"{_plain(block)}\n")
     if section.missing:
         parts.append(_missing(section.missing, brief=brief))

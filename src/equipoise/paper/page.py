@@ -14,7 +14,7 @@ from equipoise.paper.overview import markdown, section_markdown, tally
 from equipoise.paper.sections import Section, section
 from equipoise.report.content import Picture, Table
 from equipoise.report.formats import csv_table, latex_table
-from equipoise.report.page import environment
+from equipoise.report.html import environment
 from equipoise.report.pictures import inline, png_file, svg_file
 from equipoise.report.writing import write
 

@@ -1,164 +1,294 @@
-"""The checks of an evaluation and what it cost: what went wrong first, all of it at hand."""
+"""What a reader must know before trusting the numbers: checks of evaluations, and cautions."""
 
-__all__ = ["CheckList", "check_cautions", "check_lists", "ranked", "said"]
+__all__ = ["cautions", "check_sections", "other_code", "ranked"]
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 
-from equipoise.plugins import command
+from equipoise.plugins import changed, command
+from equipoise.report.content import Block, Section
 from equipoise.report.evaluations_reader import Evaluation, Finding
-from equipoise.report.results import Threat
+from equipoise.report.results import WORST, EvaluatedRun, Threat, rows_of
 from equipoise.report.runs_reader import Run
-from equipoise.report.wording import closed, count, duration, images_text, large, threat_text
+from equipoise.report.wording import (
+    capital,
+    closed,
+    count,
+    duration,
+    images_text,
+    join,
+    large,
+    threat_text,
+)
+
+FEW = 1000  # images
 
 _ALARMS = {"failed": "Check failed", "warning": "Check warns"}
 
-
-@dataclass(frozen=True)
-class CheckList:
-    """What the checks of one evaluation found, and what the evaluation cost."""
-
-    evaluation: Evaluation
-    facts: tuple[tuple[str, str], ...]
-
-    @property
-    def title(self) -> str:
-        """The budget and the number of images."""
-        return _title(self.evaluation)
-
-    @property
-    def alarms(self) -> tuple[Finding, ...]:
-        """What failed, then what warns."""
-        return _alarms(self.evaluation)
-
-    @property
-    def rest(self) -> tuple[Finding, ...]:
-        """What passed, then what was skipped."""
-        return tuple(f for f in self.evaluation.findings if f.status not in _ALARMS)
-
-    @property
-    def summary(self) -> str:
-        """How many passed and were skipped."""
-        passed = sum(f.status == "ok" for f in self.rest)
-        skipped = len(self.rest) - passed
-        checks = "1 check" if passed == 1 else f"{passed} checks"
-        return f"{checks} passed" + (f", {skipped} skipped" if skipped else "")
+_Caution = tuple[str, str, str]  # run (or ""), headline, text
+Caution = tuple[tuple[str, ...], str, str]  # runs (none: all of them), headline, text
 
 
-def check_lists(run: Run, shown: Threat | None) -> tuple[CheckList, ...]:
-    """Return the checks of every evaluation of a run, those at the shown budget first."""
-    return tuple(CheckList(e, _facts(run, e)) for e in ranked(run, shown))
+# Checks
+
+
+def check_sections(run: Run, shown: Threat | None) -> list[Section]:
+    """Return the checks and the cost of every evaluation of a run, the shown threat first."""
+    sections = [_checks(run, evaluation) for evaluation in ranked(run, shown)]
+    if len(sections) < 2:
+        return sections
+    more = "another evaluation" if len(sections) == 2 else f"{len(sections) - 1} more evaluations"
+    return [sections[0], Section(f"{run.name}: {more}", sections[1:], folded=True)]
 
 
 def ranked(run: Run, shown: Threat | None) -> list[Evaluation]:
-    """Return the evaluations of a run: the shown budget first, many images before few."""
+    """Return the evaluations of a run: the shown threat first, many images before few."""
     return sorted(run.evaluations, key=lambda e: (e.threat != shown, e.threat, -e.n, e.name))
 
 
-def check_cautions(run: Run, shown: Threat | None) -> Iterator[tuple[str, str, str]]:
-    """Yield the name of the run, a headline and the reason of every reservation.
-
-    Checks that failed come first. A check that says the same at several budgets speaks once.
-    """
-    order = ranked(run, shown)
-    found: dict[tuple[str, str], list[tuple[Evaluation, Finding]]] = {}
-    for status in _ALARMS:
-        for evaluation in order:
-            for finding in _alarms(evaluation):
-                if finding.status == status:
-                    found.setdefault((status, finding.check), []).append((evaluation, finding))
-    for (status, check), alarms in found.items():
-        evaluation, finding = alarms[0]
-        where = f"at {_title(evaluation)}: " if len(order) > 1 else ""
-        text = f"{where}{said(finding)}"
-        if others := len(alarms) - 1:
-            more = "another evaluation" if others == 1 else f"{others} other evaluations"
-            text += f" It says so of {more}, too: see Checks and cost."
-        yield run.name, f"{_ALARMS[status]}: {check}", text
-    for evaluation in order:
-        if not evaluation.finished:
-            yield run.name, "Evaluation not finished", _interrupted(run, evaluation)
+def _checks(run: Run, evaluation: Evaluation) -> Section:
+    alarms = {
+        f"{capital(f.status)}: {f.check}{f' ({f.code})' if f.code else ''}": _said(f)
+        for f in _alarms(evaluation)
+    }
+    rest = [f for f in evaluation.findings if f.status not in _ALARMS]
+    passed = sum(f.status == "ok" for f in rest)
+    skipped = f", {len(rest) - passed} skipped" if len(rest) > passed else ""
+    summary = f"{passed} check{'s' * (passed != 1)} passed{skipped}"
+    listed = {f.check: ("skipped: " * (f.status == "skipped")) + f.message for f in rest}
+    blocks: list[Block] = [
+        *([alarms] if alarms else []),
+        *([] if evaluation.findings else ["No check was made, so the numbers are unchecked."]),
+        *([Section(summary, [listed], folded=True)] if rest else []),
+        _cost(run, evaluation),
+    ]
+    tag = "" if evaluation.finished else "not finished"
+    return Section(run.name, blocks, small=_title(evaluation), tag=tag)
 
 
-def _alarms(evaluation: Evaluation) -> tuple[Finding, ...]:
-    return tuple(f for f in evaluation.findings if f.status in _ALARMS)
+def _alarms(evaluation: Evaluation) -> list[Finding]:
+    return [f for f in evaluation.findings if f.status in _ALARMS]
 
 
 def _title(evaluation: Evaluation) -> str:
     return f"{threat_text(*evaluation.threat)}, {images_text(evaluation.n, evaluation.sample)}"
 
 
-def said(finding: Finding) -> str:
+def _said(finding: Finding) -> str:
     """Return what was seen and what to do about it, in sentences."""
-    remedy = finding.remedy[:1].upper() + finding.remedy[1:]
-    return f"{closed(finding.message)} {closed(remedy)}".strip()
+    return f"{closed(finding.message)} {closed(capital(finding.remedy))}".strip()
 
 
-def _interrupted(run: Run, evaluation: Evaluation) -> str:
-    last = ("--weights", "last") if evaluation.weights == "last" else ()
-    return (
-        f"the one at {_title(evaluation)} was interrupted (or still runs), so what it says is "
-        f"preliminary; go on with `{command('evaluate', run.path, '--resume', *last)}`."
-    )
+def _cost(run: Run, evaluation: Evaluation) -> dict[str, str]:
+    used = evaluation.versions.get("command")
+    facts = {
+        "Distances": _distances(evaluation),
+        **_work(evaluation),
+        "Peak memory": _size(evaluation.memory),
+        "Device": str(evaluation.versions.get("device") or ""),
+        "Command": f"`{used}`" if used else "",
+        "Check it again": f"`{command('verify', run.path)}`",
+    }
+    return {name: text for name, text in facts.items() if text}
 
 
-def _facts(run: Run, evaluation: Evaluation) -> tuple[tuple[str, str], ...]:
-    versions = evaluation.versions
-    used = versions.get("command")
-    facts = (
-        ("Distances", _distances(evaluation)),
-        ("Passes", _passes(evaluation)),
-        ("Time", _time(evaluation)),
-        ("Peak memory", _size(evaluation.memory)),
-        ("Precision", _precision(evaluation)),
-        ("Seed", _seed(evaluation)),
-        ("Device", str(versions.get("device") or "")),
-        ("Command", f"`{used}`" if used else ""),
-        ("Check it again", f"`{command('verify', run.path)}`"),
-    )
-    return tuple((name, text) for name, text in facts if text)
+def _work(evaluation: Evaluation) -> dict[str, str]:
+    """Return what all attacks together took."""
+    whole = next((r for r in evaluation.records if r.attack == WORST), None)
+    if whole is None:
+        return {}
+    passes = "1 forward pass" if whole.passes == 1 else f"{whole.passes} forward passes"
+    images = f"{large(whole.forwards)} images forward, {large(whole.backwards)} backward"
+    precision = f"searched in {whole.precision}; every verdict is by {passes} in float32"
+    return {
+        "Passes": images if whole.forwards else "",
+        "Time": f"{duration(whole.seconds)} in the attacks" if whole.seconds else "",
+        "Precision": precision if whole.precision else "",
+        "Seed": "" if whole.seed is None else str(whole.seed),
+    }
 
 
 def _distances(evaluation: Evaluation) -> str:
-    far = evaluation.distances
-    if far is None:
+    if evaluation.distances is None:
         return ""
-    norm, eps = evaluation.threat
-    images = "image that is" if far.fooled == 1 else "images that are"
+    fooled, median, largest = evaluation.distances
+    images = "fooled image" if fooled == 1 else "fooled images"
     return (
-        f"of {count(far.fooled)} {images} fooled: median {far.median:.4g}, largest "
-        f"{far.largest:.4g} ({threat_text(norm, eps)})"
+        f"of {count(fooled)} {images}: median {median:.4g}, largest {largest:.4g} "
+        f"({threat_text(*evaluation.threat)})"
     )
-
-
-def _passes(evaluation: Evaluation) -> str:
-    whole = evaluation.whole
-    if whole is None or not whole.forwards:
-        return ""
-    return f"{large(whole.forwards)} images forward, {large(whole.backwards)} backward"
-
-
-def _time(evaluation: Evaluation) -> str:
-    whole = evaluation.whole
-    return f"{duration(whole.seconds)} in the attacks" if whole and whole.seconds else ""
 
 
 def _size(memory: int) -> str:
     mebibytes = memory / 2**20
     if mebibytes < 1:
         return ""
-    large = mebibytes >= 10 * 1024
-    return f"{mebibytes / 1024:.1f}\u00a0GiB" if large else f"{mebibytes:.0f}\u00a0MiB"
+    many = mebibytes >= 10 * 1024
+    return f"{mebibytes / 1024:.1f}\u00a0GiB" if many else f"{mebibytes:.0f}\u00a0MiB"
 
 
-def _precision(evaluation: Evaluation) -> str:
-    whole = evaluation.whole
-    if whole is None or not whole.precision:
-        return ""
-    passes = "1 forward pass" if whole.passes == 1 else f"{whole.passes} forward passes"
-    return f"searched in {whole.precision}; every verdict is by {passes} in float32"
+# Cautions
 
 
-def _seed(evaluation: Evaluation) -> str:
-    whole = evaluation.whole
-    return "" if whole is None or whole.seed is None else str(whole.seed)
+def cautions(runs: Sequence[Run], rows: Mapping[str, EvaluatedRun]) -> list[Caution]:
+    """Return the reservations about runs and their results; equal ones are listed once.
+
+    Arguments:
+        runs: The runs of the report.
+        rows: The evaluation of each run that is in the headline.
+
+    Returns:
+        For each the runs it concerns (none: all of them), a headline, and the reason.
+    """
+    shown = {name: row.threat for name, row in rows.items()}
+    checks = [c for run in runs for c in _check_cautions(run, shown.get(run.name))]
+    checks.sort(key=lambda c: "failed" not in c[1])
+    own = [c for r in runs for c in (*_training(r), *_evaluation(r, rows.get(r.name)))]
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for name, title, text in (*checks, *own, *_together(runs, rows)):
+        found.setdefault((title, text), {})[name] = None
+    return [
+        (() if len(runs) == 1 else tuple(filter(None, names)), title, text)
+        for (title, text), names in found.items()
+    ]
+
+
+def _check_cautions(run: Run, shown: Threat | None) -> Iterator[_Caution]:
+    """Yield failed checks, warnings and interruptions; the same of several radii once."""
+    order = ranked(run, shown)
+    alarms = [
+        (e, f) for status in _ALARMS for e in order for f in _alarms(e) if f.status == status
+    ]
+    names = list(dict.fromkeys((f.status, f.check) for _, f in alarms))
+    alarms.sort(key=lambda pair: names.index((pair[1].status, pair[1].check)))
+    for (status, check), group in groupby(
+        alarms, key=lambda pair: (pair[1].status, pair[1].check)
+    ):
+        (evaluation, finding), *others = group
+        where = f"at {_title(evaluation)}: " if len(order) > 1 else ""
+        text = f"{where}{_said(finding)}"
+        if others:
+            more = "another evaluation" if len(others) == 1 else f"{len(others)} other evaluations"
+            text += f" The same holds for {more}: see Checks and cost."
+        yield run.name, f"{_ALARMS[status]}: {check}", text
+    for evaluation in order:
+        if not evaluation.finished:
+            last = ("--weights", "last") if evaluation.weights == "last" else ()
+            text = (
+                f"the one at {_title(evaluation)} was interrupted or still runs, so it is "
+                f"preliminary; go on with `{command('evaluate', run.path, '--resume', *last)}`."
+            )
+            yield run.name, "Evaluation not finished", text
+
+
+def _training(run: Run) -> Iterator[_Caution]:
+    if run.trained and not run.finished:
+        logged = f"{len(run.rounds)} of {run.planned} rounds are logged"
+        what = logged if run.rounds else "no round is logged yet"
+        yield run.name, "Training has not finished", f"{what}; the curves end there."
+    for warning in run.warnings:
+        yield (run.name, *_split(warning))
+    never = run.finished and len(run.learners) > 1 and run.start[0] is None
+    if never and not any("never synchronised" in w.lower() for w in run.warnings):
+        reason = f" ({run.start[1]})" if run.start[1] else ""
+        text = f"the learners never received the global weights{reason}; they trained apart."
+        yield run.name, "Never synchronised", text
+    for note in run.notes:
+        yield run.name, "Incomplete file", note
+    for text in other_code(run):
+        yield run.name, "Other code", closed(text)
+
+
+def other_code(run: Run) -> list[str]:
+    """Return which files of the user's code changed after the training."""
+    imported = run.provenance.get("import") or run.own.get("import")
+    pairs = [(imported, run.provenance.get("resumed_with"))]
+    for evaluation in run.evaluations:
+        pairs.append((imported, evaluation.versions.get("import")))
+        pairs.append((run.own.get("source"), evaluation.versions.get("source")))
+    return [text for text in dict.fromkeys(changed(*pair) for pair in pairs) if text]
+
+
+def _split(warning: str) -> tuple[str, str]:
+    title, colon, text = warning.partition(": ")
+    if not colon or len(title) > 40:
+        title, text = "warning", warning
+    return capital(title), closed(text)
+
+
+def _evaluation(run: Run, row: EvaluatedRun | None) -> Iterator[_Caution]:
+    if row is None:
+        if run.others and not run.records:
+            text = (
+                f"only the weights {join(run.others)} were evaluated, and a report is about the "
+                f"kept model: `{command('evaluate', run.path)}` evaluates it."
+            )
+            yield run.name, "The kept model was not evaluated", text
+        return
+    if row.evaluation.n < FEW:
+        text = f"with {row.images_text} the intervals are wide; evaluate {count(FEW)} images or "
+        yield run.name, "Few images", f"{text}more."
+    for warning in dict.fromkeys(w for r in run.records for w in r.warnings):
+        yield (run.name, *_split(warning))
+    if len({e.model_sha256 for e in run.evaluations}) > 1:
+        text = "its evaluations are of different weights; evaluate it again with every attack."
+        yield run.name, "More than one model", text
+    if row.evaluation.weights == "last":
+        text = "the weights of the last round were evaluated; `equipoise evaluate` takes the kept."
+        yield run.name, "Not the kept model", text
+    after = [r.attack for r in row.records.values() if not r.entire]
+    if after:
+        text = (
+            f"{join(after)} was not run on the images that other attacks had fooled before and "
+            "counts them as correct; read the worst case."
+        )
+        yield run.name, "Ensemble after other attacks", text
+
+
+def _together(runs: Sequence[Run], rows: Mapping[str, EvaluatedRun]) -> Iterator[_Caution]:
+    if not rows:
+        return
+    if not any(run.undefended for run in runs):
+        word = "train `standard`" if any(run.trained for run in runs) else "evaluate one"
+        text = f"{word} on the same data: it shows what the defence costs and gains."
+        yield "", "No undefended model beside it", text
+    if max(map(len, _repetitions(runs).values()), default=2) < 2:
+        text = "each recipe was trained once; part of a difference can be due to the seed."
+        yield "", "One seed", text
+    if len({row.images for row in rows.values()}) > 1:
+        listed = "; ".join(f"{name}: {row.images_text}" for name, row in rows.items())
+        text = f"the runs were evaluated on different images ({listed}): compare only numbers of "
+        yield "", "Different samples", f"{text}one table."
+    if _images_differ(runs):
+        text = "the checksums of the evaluated images differ; the runs cannot be compared closely."
+        yield "", "Different images", text
+    if _attacks_differ(runs):
+        text = "the worst case is not over the same attacks in every row; see below its table."
+        yield "", "Different attacks", text
+
+
+def _attacks_differ(runs: Sequence[Run]) -> bool:
+    sets: dict[tuple[object, ...], set[tuple[str, ...]]] = {}
+    for row in (row for run in runs for row in rows_of(run)):
+        if (worst := row.records.get(WORST)) and worst.attacks:
+            sets.setdefault((row.threat, row.images), set()).add(worst.attacks)
+    return any(len(attacks) > 1 for attacks in sets.values())
+
+
+def _images_differ(runs: Sequence[Run]) -> bool:
+    # Other images are expected where the split or their number is another.
+    seen: dict[tuple[str, int], set[str]] = {}
+    for record in (record for run in runs for record in run.records):
+        if record.data_sha256:
+            seen.setdefault((record.split, record.n), set()).add(record.data_sha256)
+    return any(len(sums) > 1 for sums in seen.values())
+
+
+def _repetitions(runs: Sequence[Run]) -> dict[str, set[str | None]]:
+    seeds: dict[str, set[str | None]] = {}
+    for run in (run for run in runs if run.trained):
+        recipe = {k: v for k, v in run.recipe.items() if k not in ("seed", "snapshots")}
+        key = json.dumps(recipe, sort_keys=True, default=str) if recipe else run.name
+        seeds.setdefault(key, set()).add(run.seed)
+    return seeds

@@ -1,9 +1,23 @@
 """Content of a report, independent of its format: paragraphs, tables, pictures and figures."""
 
-__all__ = ["Block", "Cell", "Column", "Figure", "Key", "Picture", "Table", "file_name"]
+__all__ = [
+    "LARGE",
+    "Block",
+    "Card",
+    "Cell",
+    "Column",
+    "Facts",
+    "Figure",
+    "Key",
+    "Picture",
+    "Section",
+    "Shot",
+    "Table",
+    "file_name",
+]
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure as Canvas
@@ -28,7 +42,7 @@ class Cell:
         text: What is printed.
         value: The number that is printed, to sort by.
         small: What is printed below it: a range, an interval.
-        mark: ``best`` or ``close`` (to the best), or nothing.
+        mark: ``best``, ``close`` (to the best) or ``differs`` (from other columns), or nothing.
     """
 
     text: str = MISSING
@@ -46,8 +60,9 @@ class Table:
         title: Its title.
         columns: Its columns.
         rows: Its rows, a cell a column; the first names the row.
-        notes: What is to be known of it.
+        notes: What the reader must know to read it.
         records: Its numbers for programs, the head first.
+        foot: A last row of totals, which is never sorted.
     """
 
     name: str
@@ -56,6 +71,7 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
     records: tuple[tuple[object, ...], ...] = ()
+    foot: tuple[Cell, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,7 +112,74 @@ class Figure:
     panels: tuple[Picture, ...]
 
 
-Block = str | Table | Picture  # text is a paragraph
+@dataclass(frozen=True)
+class Shot:
+    """An image of a card, as a data URI, with what the model predicts for it.
+
+    Arguments:
+        uri: The image.
+        alt: What it is, for readers who cannot see it.
+        label: What stands below it.
+        read: The predicted class, if it is shown.
+        wrong: Whether that is another one than the true class.
+    """
+
+    uri: str
+    alt: str
+    label: str
+    read: str = ""
+    wrong: bool = False
+
+
+@dataclass(frozen=True)
+class Card:
+    """Images that belong to one example.
+
+    Arguments:
+        index: The place of the example among those that were evaluated.
+        truth: Its true class.
+        shots: The images.
+        size: Their width and height in pixels.
+        note: What was measured of it.
+    """
+
+    index: int
+    truth: str
+    shots: tuple[Shot, ...]
+    size: tuple[int, int]
+    note: str = ""
+
+    @property
+    def pixelated(self) -> bool:
+        """Tell whether the images are so small that they are enlarged."""
+        return max(self.size) <= LARGE
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page, with parts of its own among its blocks.
+
+    Arguments:
+        title: Its title.
+        blocks: Its content: a string is a paragraph, a mapping a list of facts, a tuple of cards
+            a gallery; a string that is marked safe is HTML.
+        id: Its id on the page, where links lead to it.
+        small: What stands beside the title.
+        tag: A word that marks it, such as ``interrupted``.
+        folded: Whether it opens with a click.
+    """
+
+    title: str
+    blocks: Sequence["Block"]
+    id: str = ""
+    small: str = ""
+    tag: str = ""
+    folded: bool = False
+
+
+Facts = Mapping[str, str]
+Block = str | Facts | Table | Picture | Figure | Section | tuple[Card, ...]
+LARGE = 96  # pixels; larger images are not enlarged
 
 
 def file_name(*parts: str) -> str:

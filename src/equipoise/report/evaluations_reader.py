@@ -1,6 +1,6 @@
 """What an evaluation found: numbers from its verdicts, checks, costs, and whether it ended."""
 
-__all__ = ["Distances", "Evaluation", "Finding", "read_evaluations"]
+__all__ = ["Evaluation", "Finding", "read_evaluations"]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,15 +17,6 @@ from equipoise.store import verdicts
 from equipoise.store.finding import STATUSES, Finding
 from equipoise.store.sealed import weights_digest
 from equipoise.store.verdicts import FOLDER, RECORDS, UNREADABLE, WORST, read
-
-
-@dataclass(frozen=True)
-class Distances:
-    """How far the images that fooled the model lie from the clean ones, in the threat's norm."""
-
-    fooled: int
-    median: float
-    largest: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,18 +38,13 @@ class Evaluation:
     findings: tuple[Finding, ...]
     memory: int
     versions: Mapping[str, Any]
-    distances: Distances | None
+    distances: tuple[int, float, float] | None  # of fooled images: number, median, largest
     attacks: tuple[str, ...]
     classes: tuple[str, ...]
 
     @property
-    def whole(self) -> Record | None:
-        """The record of all attacks together, with what they cost."""
-        return next((r for r in self.records if r.attack == WORST), None)
-
-    @property
-    def told(self) -> tuple[Record, ...]:
-        """The records of what is at its end: of an interrupted one neither ensembles nor all."""
+    def complete(self) -> tuple[Record, ...]:
+        """The complete records: of an interrupted one neither ensembles nor the worst case."""
         if self.finished:
             return self.records
         return tuple(r for r in self.records if not r.stages and r.attack != WORST)
@@ -127,7 +113,7 @@ def _findings(values: Sequence[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(values, key=lambda finding: STATUSES.index(finding.status)))
 
 
-def _distances(found: verdicts.Evaluation) -> Distances | None:
+def _distances(found: verdicts.Evaluation) -> tuple[int, float, float] | None:
     far = found.distance[found.verdicts.correct & ~found.verdicts.robust]
     far = far[np.isfinite(far)]
-    return Distances(len(far), float(np.median(far)), float(far.max())) if len(far) else None
+    return (len(far), float(np.median(far)), float(far.max())) if len(far) else None

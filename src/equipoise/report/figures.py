@@ -1,6 +1,6 @@
-"""The figures of a report: training curves, and accuracy against eps."""
+"""The figures of a report: trade-off, accuracy against eps, classes, and training curves."""
 
-__all__ = ["curves", "eps_sweep"]
+__all__ = ["classes", "curves", "overview"]
 
 import itertools
 import math
@@ -10,13 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from equipoise.report import wording
+from equipoise.report import pictures, wording
+from equipoise.report.bars import Bar, bars
 from equipoise.report.content import Figure, Key, Picture
 from equipoise.report.palette import GLOBAL, LEARNERS, Palette, Style, style_of
 from equipoise.report.pictures import STEPS, axes_at, blank, line
 from equipoise.report.records_reader import Record
-from equipoise.report.results import CLEAN, WORST, rows_of, sweep
+from equipoise.report.results import CLEAN, WORST, EvaluatedRun, judged_alike, rows_of, sweep
 from equipoise.report.runs_reader import Round, Run
+from equipoise.report.stages import ATTACKED_KEY, CLEAN_KEY, accuracy_bars
 
 
 def curves(run: Run, identity: str) -> Figure | None:
@@ -46,6 +48,8 @@ def curves(run: Run, identity: str) -> Figure | None:
 
 
 _WIDE, _HIGH, _LEFT = 360.0, 232.0, 44.0  # points, of a curve
+_SIDE, _TALL = 400.0, 270.0  # points, of a figure at the top
+_NAMED = 12  # runs; of more, only the legend has the names
 _STRIP = 16.0  # the height of the strip of weights
 _Line = tuple[Style, Callable[[Round], Mapping[str, float]]]
 
@@ -76,8 +80,8 @@ def _curve_keys(run: Run, lines: Mapping[str, _Line]) -> tuple[Key, ...]:
         Key(f"{name} learner" if name in run.learners else name, s)
         for name, (s, _) in lines.items()
     ]
-    if run.start.round is not None:
-        keys.append(Key(f"merging starts, t′ = {run.start.round}", sign="start"))
+    if run.start[0] is not None:
+        keys.append(Key(f"merging starts, t′ = {run.start[0]}", sign="start"))
     if run.handovers:
         keys.append(Key("hand-over", sign="handover"))
     if run.kept_round is not None:
@@ -146,8 +150,8 @@ def _set_scale(axes: Axes, values: Sequence[float], accuracy: bool) -> None:
 
 def _moments(axes: Axes, palette: Palette, run: Run) -> None:
     floor = axes.get_xaxis_transform()
-    if run.start.round is not None:
-        axes.axvline(run.start.round, color=palette.muted, linewidth=1, dashes=(3, 3), zorder=1)
+    if run.start[0] is not None:
+        axes.axvline(run.start[0], color=palette.muted, linewidth=1, dashes=(3, 3), zorder=1)
     axes.plot(
         run.handovers,
         [0.025] * len(run.handovers),
@@ -211,26 +215,105 @@ def _spoken(title: str, values: Mapping[str, Sequence[float]], accuracy: bool) -
     return f"{title}, by round; it ends with {ends}."
 
 
-def eps_sweep(runs: Sequence[Run], identity: str) -> Figure | None:
-    """Return accuracy against budget, one panel a norm, or None where nothing was attacked."""
-    norms = sorted({r.norm for run in runs for r in run.records if r.threat and r.norm})
+# The figures at the top of the page
+
+
+def overview(
+    runs: Sequence[Run], rows: Mapping[str, EvaluatedRun], identity: str
+) -> Figure | None:
+    """Return what a report shows first, or None where nothing was evaluated.
+
+    Of several runs it is the trade-off between clean accuracy and accuracy under attack, of
+    several radii accuracy against eps; of one run at one radius the accuracy by attack.
+
+    Arguments:
+        runs: The runs.
+        rows: The evaluation of each run that is in the headline.
+        identity: The id of the figure on its page.
+    """
     styles = _styles(runs)
-    panels: list[Picture] = []
-    shown: set[str] = set()
-    for norm in norms:
+    alike = [row for row in judged_alike(list(rows.values())) if row.attacked and row.clean]
+    panels = [_tradeoff(alike, styles, f"{identity}-tradeoff")] if len(alike) > 1 else []
+    drawn = {row.run.name for row in alike} if panels else set()
+    norms = {row.threat[0] for run in runs for row in rows_of(run) if row.threat}
+    for norm in sorted(norms):
         measure, found = sweep(runs, norm)
-        if found:
+        if len({eps for by_eps in found.values() for eps in by_eps if eps}) > 1:
             title = f"{_measured(measure)}, {wording.norm_text(norm)}"
-            panels.append(_sweep_panel(title, found, styles, f"{identity}-{norm}"))
-            shown.update(found)
-    if not panels:
-        return None
-    keys = tuple(Key(run.name, styles[run.name]) for run in runs if run.name in shown)
-    caption = "Bands are 95 % intervals; lines join measured points; eps = 0 is clean accuracy."
-    others = [run.name for run in runs if run.name not in shown and rows_of(run)]
-    if others:
-        caption += f" Judged on other images and not drawn: {wording.join(others)}."
-    return Figure(identity, caption, keys, tuple(panels))
+            panels.append(_sweep(title, found, styles, f"{identity}-{norm}"))
+            drawn |= set(found)
+    if panels:
+        keys = tuple(Key(run.name, styles[run.name]) for run in runs if run.name in drawn)
+        caption = "Whiskers and bands are 95 % intervals; eps = 0 is clean accuracy."
+        others = [name for name in rows if name not in drawn]
+        if others:
+            caption += f" Evaluated in another way and not drawn: {wording.join(others)}."
+        return Figure(identity, caption, keys, tuple(panels))
+    first = next(iter(rows.values()), None)
+    return accuracy_bars(first, identity) if first else None
+
+
+def _tradeoff(rows: Sequence[EvaluatedRun], styles: Mapping[str, Style], identity: str) -> Picture:
+    pairs = [(row.attacked, row.clean, row.run.name) for row in rows]
+    points = [(a, c, name) for a, c, name in pairs if a and c]
+
+    def draw(palette: Palette) -> Canvas:
+        canvas = blank(palette, _SIDE, _TALL)
+        axes = axes_at(canvas, palette, (50, 44, _SIDE - 64, _TALL - 58), grid="both", size=11)
+        busy: list[tuple[float, float]] = []
+        for attacked, clean, name in points:
+            at = attacked.accuracy, clean.accuracy
+            colour = styles[name].of(palette)
+            for record, up in ((clean, True), (attacked, False)):
+                ends = record.interval or (record.accuracy, record.accuracy)
+                pictures.whiskers(axes, colour, at, ends, up=up)
+                busy += pictures.along((at[0], e) if up else (e, at[1]) for e in ends)
+            pictures.point(axes, palette, [at[0]], [at[1]], styles[name], size=8.5)
+        pictures.plane(axes)
+        names = [name for _, _, name in points]
+        places = [(a.accuracy, c.accuracy) for a, c, _ in points]
+        if len(points) <= _NAMED:
+            pictures.put_labels(axes, names, places, [palette.ink] * len(names), busy)
+        axes.set_xlabel("accuracy under attack", color=palette.muted, fontsize=11)
+        axes.set_ylabel("clean accuracy", color=palette.muted, fontsize=11)
+        return canvas
+
+    title = f"Clean accuracy against accuracy under attack, {_threat(rows[0])}"
+    listed = "; ".join(
+        f"{name}: {wording.percent(c.accuracy)} clean, {wording.percent(a.accuracy)} under attack"
+        for a, c, name in points
+    )
+    return Picture(identity, title, draw, f"{title}. {listed}.")
+
+
+def _threat(row: EvaluatedRun) -> str:
+    return wording.threat_text(*row.threat) if row.threat else ""
+
+
+def classes(rows: Sequence[EvaluatedRun], names: Sequence[str], identity: str) -> Figure:
+    """Return the accuracy by class of some runs, a panel of bars each.
+
+    Arguments:
+        rows: The evaluations.
+        names: The classes.
+        identity: The id of the figure on its page.
+    """
+    panels = tuple(_class_bars(row, names, f"{identity}-{i}") for i, row in enumerate(rows))
+    keys = (ATTACKED_KEY, Key("fooled by the attacks", sign="lost"), CLEAN_KEY)
+    return Figure(identity, "Accuracy by class, from 0 to 100 %.", keys, panels)
+
+
+def _class_bars(row: EvaluatedRun, names: Sequence[str], identity: str) -> Picture:
+    made = []
+    for name in names:
+        both = [r.per_class.get(name) if r else None for r in (row.clean, row.attacked)]
+        clean, attacked = both
+        value = clean if attacked is None else attacked
+        if value is not None:
+            lost = max(0.0, clean - value) if clean is not None else 0.0
+            made.append(Bar(name, value, wording.percent(value), attacked is None, lost=lost))
+    listed = "; ".join(f"{bar.name} {bar.text}" for bar in made)
+    return bars(row.run.name, made, 1, identity, f"{row.run.name}, accuracy by class: {listed}.")
 
 
 def _measured(measure: str) -> str:
@@ -238,15 +321,15 @@ def _measured(measure: str) -> str:
     return named.get(measure) or f"Under {measure}"
 
 
-def _sweep_panel(
+def _sweep(
     title: str,
     found: Mapping[str, Mapping[float, Record]],
     styles: Mapping[str, Style],
     identity: str,
 ) -> Picture:
     def draw(palette: Palette) -> Canvas:
-        canvas = blank(palette, 400, 250)
-        axes = axes_at(canvas, palette, (_LEFT, 41, 394 - _LEFT, 196), size=11)
+        canvas = blank(palette, _SIDE, _TALL)
+        axes = axes_at(canvas, palette, (_LEFT, 44, _SIDE - 6 - _LEFT, _TALL - 58), size=11)
         for name, by_eps in found.items():
             eps, accuracy = list(by_eps), [r.accuracy for r in by_eps.values()]
             line(axes, palette, eps, accuracy, styles[name])

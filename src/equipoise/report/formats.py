@@ -1,12 +1,19 @@
 """Tables as Markdown, CSV and LaTeX."""
 
-__all__ = ["csv_table", "latex_table", "markdown_table"]
+__all__ = [
+    "csv_table",
+    "latex_table",
+    "markdown_sections",
+    "markdown_table",
+    "markdown_text",
+]
 
 import csv
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from io import StringIO
 
-from equipoise.report.content import Cell, Table
+from equipoise.report.content import Block, Cell, Section, Table
 from equipoise.terminal.table import escape_markdown, markdown_rows
 
 _LATEX = {
@@ -34,27 +41,63 @@ _LATEX = {
 
 
 def markdown_table(table: Table, *, brief: bool = False) -> str:
-    """Return a table as Markdown: the best in bold, what is not told from it in italics.
+    """Return a table as Markdown: the best in bold, what is close to it in italics.
 
     Arguments:
         table: The table.
         brief: Whether to leave out intervals where there is a range beside them.
     """
-    rows = [[_markdown_item(item, brief) for item in row] for row in table.rows]
-    numbers = [column.head for column in table.columns if column.number]
+    lines = [*table.rows, *([table.foot] if table.foot else [])]
+    cells = [[_markdown_cell(cell, brief) for cell in row] for row in lines]
     heads = [column.head for column in table.columns]
-    return markdown_rows(heads, rows, numbers=numbers, escaped=True)
+    numbers = [column.head for column in table.columns if column.number]
+    return markdown_rows(heads, cells, numbers=numbers, escaped=True)
 
 
-def _markdown_item(item: Cell, brief: bool) -> str:
-    around = {"best": "**", "close": "*"}.get(item.mark, "")
-    text = f"{around}{escape_markdown(item.text)}{around}"
-    small = item.small.split("\n")[:1] if brief else item.small.split("\n")
+def _markdown_cell(cell: Cell, brief: bool) -> str:
+    around = {"best": "**", "close": "*"}.get(cell.mark, "")
+    text = f"{around}{escape_markdown(cell.text)}{around}"
+    small = cell.small.split("\n")[:1] if brief else cell.small.split("\n")
     return " ".join(filter(None, [text, *map(escape_markdown, small)]))
 
 
+def markdown_text(text: str) -> str:
+    """Return text as Markdown that shows it, but for `code` between backticks."""
+    # Code with signs of HTML in it stays escaped: not every reader of Markdown shows it as text.
+    return re.sub(r"\\`([^`&]+?)\\`", _code, escape_markdown(text))
+
+
+def _code(found: re.Match[str]) -> str:
+    return "`" + re.sub(r"\\([\\|*_\[\]])", r"\1", found[1]) + "`"
+
+
+def markdown_sections(sections: Sequence[Section], level: int = 2) -> str:
+    """Return sections as Markdown: paragraphs, facts and tables, without pictures and images."""
+    parts = (_section(section, level) for section in sections)
+    return "\n".join(filter(None, parts))
+
+
+def _section(section: Section, level: int) -> str:
+    blocks = [text for block in section.blocks if (text := _block(block, level + 1))]
+    tag = f" ({section.tag})" if section.tag else ""
+    small = f", {section.small}" if section.small else ""
+    head = f"{'#' * level} {markdown_text(f'{section.title}{small}{tag}')}\n"
+    return "\n".join([head, *blocks]) if blocks else ""
+
+
+def _block(block: Block, level: int) -> str:
+    if isinstance(block, Section):
+        return _section(block, level)
+    if isinstance(block, Table):
+        notes = "".join(f"\n{markdown_text(note)}\n" for note in block.notes)
+        return markdown_table(block) + notes
+    if isinstance(block, Mapping):
+        return "".join(f"- **{markdown_text(k)}**: {markdown_text(v)}\n" for k, v in block.items())
+    return f"{markdown_text(block)}\n" if type(block) is str else ""
+
+
 def csv_table(table: Table) -> str:
-    """Return the numbers of a table as CSV: fractions, not percent; what is not known is empty."""
+    """Return the numbers of a table as CSV: fractions, not percent; unknown ones are empty."""
     target = StringIO()
     writer = csv.writer(target, lineterminator="\n")
     for record in table.records or _printed(table):
@@ -64,8 +107,8 @@ def csv_table(table: Table) -> str:
 
 def _printed(table: Table) -> Sequence[Sequence[object]]:
     heads = [column.head for column in table.columns]
-    rows = [[item.text if item.value is None else item.value for item in r] for r in table.rows]
-    return [heads, *rows]
+    lines = [*table.rows, *([table.foot] if table.foot else [])]
+    return [heads, *([c.text if c.value is None else c.value for c in row] for row in lines)]
 
 
 def latex_table(table: Table) -> str:

@@ -1,12 +1,11 @@
-"""The panel of a front: its picture, a slider over what was measured, and images that follow it.
+"""The panel of a front: its picture, a slider over the measured models, and images that follow it.
 
 Without a script the panel is the picture and a table; the script adds the slider, which shows the
-accuracies of one model at a time, a ring around its point, and what becomes of a few images.
+accuracies of one model at a time, a ring around its point, and its predictions for a few images.
 """
 
-__all__ = ["Panel", "Shown", "panel"]
+__all__ = ["panel"]
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,59 +16,15 @@ from safetensors import SafetensorError, safe_open
 from equipoise.fronts.points import Point
 from equipoise.fronts.record import Record
 from equipoise.parsing import reason
-from equipoise.report import wording
+from equipoise.report.content import Block, Card, Cell, Column, Section, Shot, Table
 from equipoise.report.front_picture import HALO, picture
-from equipoise.report.gallery import LARGE, image_uri
-from equipoise.report.pictures import inline
+from equipoise.report.gallery import image_uri
+from equipoise.report.html import environment
 from equipoise.report.runs_reader import Run
+from equipoise.report.wording import interval, percent
 
 
-@dataclass(frozen=True)
-class Shown:
-    """One image of the gallery: as it is, and what each model of the front makes of it."""
-
-    index: int
-    truth: str
-    clean: str
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A front as a page shows it.
-
-    Arguments:
-        id: The id of the panel on its page.
-        run: The run it is of.
-        record: The front.
-        svg: Its picture.
-        caption: What is to be known of the picture.
-        images: The images that follow the slider.
-        states: For each point what the page shows when the slider is there.
-        size: Width and height of an image.
-        pixelated: Whether images are small.
-        note: Why there are no images, if there are none.
-    """
-
-    id: str
-    run: Run
-    record: Record
-    svg: Markup
-    caption: str
-    images: tuple[Shown, ...]
-    states: tuple[dict[str, Any], ...]
-    size: tuple[int, int]
-    pixelated: bool
-    note: str
-
-    @property
-    def first(self) -> int:
-        """The place of the point that is shown at first: a marked one, or that in the middle."""
-        marked = [mark.gamma for mark in self.record.marks]
-        gammas = [point.gamma for point in self.record.points]
-        return next((gammas.index(g) for g in marked if g in gammas), len(gammas) // 2)
-
-
-def panel(run: Run, identity: str) -> Panel | None:
+def panel(run: Run, identity: str) -> Section | None:
     """Return the panel of a run's front; None where none was measured.
 
     Arguments:
@@ -82,84 +37,112 @@ def panel(run: Run, identity: str) -> Panel | None:
     record = Record.read(run.path)
     if record is None or not record.points:
         return None
-    drawn = picture(record, halos=True, name=identity)
-    images: tuple[Shown, ...] = ()
-    after: list[list[dict[str, Any]]] = [[] for _ in record.points]
-    size, note = (1, 1), ""
+    note = ""
+    images: list[list[Card]] = [[] for _ in record.points]
     try:
-        images, after, size = _images(run.path, record)
+        images = _cards(run.path, record)
     except (OSError, SafetensorError, KeyError, ValueError, IndexError) as error:
         note = f"The images of the front could not be read ({reason(error)}); measure it again."
-    states = (
-        _state(place, *pair) for place, pair in enumerate(zip(record.points, after, strict=True))
-    )
-    return Panel(
-        id=identity,
-        run=run,
-        record=record,
-        svg=inline(drawn),
-        caption=drawn.caption,
-        images=images,
-        states=tuple(states),
-        size=size,
-        pixelated=max(size) <= LARGE,
-        note=note,
-    )
-
-
-def _state(place: int, point: Point, images: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what the page shows of a point, as plain values."""
-    clean, robust = (
-        (wording.percent(value), wording.interval(bounds))
-        for value, bounds in (
-            (point.clean_accuracy, point.clean_interval),
-            (point.robust_accuracy, point.robust_interval),
+    states = [_state(i, *pair) for i, pair in enumerate(zip(record.points, images, strict=True))]
+    shown = _first(record)
+    html = (
+        environment()
+        .get_template("front.html.j2")
+        .render(
+            id=identity,
+            run=run,
+            record=record,
+            picture=picture(record, halos=True, name=identity),
+            states=states,
+            first=shown,
+            cards=tuple(images[shown]),
+            note=note,
         )
     )
+    models = Section(
+        f"All {len(record.points)} measured models", [_table(run.name, record)], folded=True
+    )
+    small = f"front between {record.ends[0]} and {record.ends[1]}"
+    lead = (
+        f"{record.words} Each model whose weights lie on the line between two ends is a trade-off "
+        "that can be chosen after the training: `equipoise pick`. Measured on held-out training "
+        "images; no test images were used."
+    )
+    blocks: list[Block] = [Markup(html), lead, models]  # noqa: S704 - the template escapes what it is given
+    return Section(run.name, blocks, small=small)
+
+
+def _first(record: Record) -> int:
+    """Return the place of the point that is shown at first: a marked one, or the middle one."""
+    marked = [mark.gamma for mark in record.marks]
+    gammas = [point.gamma for point in record.points]
+    return next((gammas.index(g) for g in marked if g in gammas), len(gammas) // 2)
+
+
+def _table(name: str, record: Record) -> Table:
+    rows = (
+        (
+            Cell(f"{point.gamma:g}", point.gamma),
+            _accuracy(point.robust_accuracy, point.robust_interval),
+            _accuracy(point.clean_accuracy, point.clean_interval),
+        )
+        for point in record.points
+    )
+    columns = (Column("gamma"), Column("robust"), Column("clean"))
+    return Table("front", f"Measured models of {name}", columns, tuple(rows))
+
+
+def _accuracy(value: float, bounds: tuple[float, float]) -> Cell:
+    return Cell(percent(value), value, interval(bounds))
+
+
+def _state(place: int, point: Point, cards: list[Card]) -> dict[str, Any]:
+    """Return what the page shows of a point, as plain values."""
+    clean, robust = percent(point.clean_accuracy), percent(point.robust_accuracy)
     return {
         "gamma": f"{point.gamma:g}",
-        "clean": clean[0],
-        "cleanInterval": clean[1],
-        "robust": robust[0],
-        "robustInterval": robust[1],
-        "spoken": f"gamma {point.gamma:g}: clean {clean[0]}, robust {robust[0]}",
+        "clean": clean,
+        "cleanInterval": interval(point.clean_interval),
+        "robust": robust,
+        "robustInterval": interval(point.robust_interval),
+        "spoken": f"gamma {point.gamma:g}: clean {clean}, robust {robust}",
         "halo": f"{HALO}-{place}",
-        "images": images,
+        "images": [
+            [{"uri": s.uri, "read": s.read, "wrong": s.wrong} for s in card.shots]
+            for card in cards
+        ],
     }
 
 
-def _images(
-    folder: Path, record: Record
-) -> tuple[tuple[Shown, ...], list[list[dict[str, Any]]], tuple[int, int]]:
-    """Return the images of the gallery, and by point what becomes of each."""
+def _cards(folder: Path, record: Record) -> list[list[Card]]:
+    """Return by point the images of the gallery with what its model predicts for each."""
     with safe_open(str(folder / record.gallery), framework="np") as file:
         rows = [int(row) for row in file.get_tensor("rows")]
         x, y = file.get_tensor("x"), [int(label) for label in file.get_tensor("y")]
+    size = (x.shape[3], x.shape[2])
+    clean = [image_uri(image) for image in x]
 
     def name(label: int) -> str:
         known = 0 <= label < len(record.classes)
         return record.classes[label] if known else f"class {label}"
 
-    shown = tuple(
-        Shown(row, name(label), image_uri(image))
-        for row, label, image in zip(rows, y, x, strict=True)
-    )
-    after = []
+    def shot(uri: str, row: int, label: int, predicted: int, kind: str) -> Shot:
+        wrong = predicted != label
+        return Shot(uri, f"held-out image {row}, {kind}", kind, name(predicted), wrong)
+
+    found = []
     for point in record.points:
+        cards = []
         with safe_open(str(folder / point.file), framework="np") as file:
             x_adv = file.get_slice("x_adv")
-            read = {key: file.get_tensor(key) for key in ("prediction", "adversarial_prediction")}
-            after.append(
-                [
-                    {
-                        "attacked": image_uri(np.asarray(x_adv[row : row + 1])[0]),
-                        "before": name(int(read["prediction"][row])),
-                        "beforeWrong": int(read["prediction"][row]) != label,
-                        "after": name(int(read["adversarial_prediction"][row])),
-                        "afterWrong": int(read["adversarial_prediction"][row]) != label,
-                    }
-                    for row, label in zip(rows, y, strict=True)
-                ]
-            )
-    _, _, height, width = x.shape
-    return shown, after, (width, height)
+            before = file.get_tensor("prediction")
+            after = file.get_tensor("adversarial_prediction")
+            for row, label, uri in zip(rows, y, clean, strict=True):
+                attacked = image_uri(np.asarray(x_adv[row : row + 1])[0])
+                shots = (
+                    shot(uri, row, label, int(before[row]), "clean"),
+                    shot(attacked, row, label, int(after[row]), "adversarial"),
+                )
+                cards.append(Card(row, name(label), shots, size))
+        found.append(cards)
+    return found

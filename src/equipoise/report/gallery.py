@@ -1,15 +1,14 @@
-"""Images that fooled a model and images that did not, from the tensors of an evaluation.
+"""Clean and adversarial images of an evaluation, chosen by rules and not by eye.
 
-The images are not chosen by eye but by the rules of :mod:`equipoise.report.selection`. Files are
-opened lazily and only the images that are shown are read.
+Files are opened lazily and only the images that are shown are read.
 """
 
-__all__ = ["LARGE", "Example", "Gallery", "Group", "gallery", "image_uri", "png"]
+__all__ = ["attack_names", "gallery", "image_uri", "png"]
 
 import base64
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +17,15 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from equipoise.parsing import reason
+from equipoise.report.content import LARGE, Block, Card, Section, Shot
 from equipoise.report.evaluations_reader import Evaluation
 from equipoise.report.results import Threat
 from equipoise.report.runs_reader import Run
-from equipoise.report.selection import attack_names, selections
-from equipoise.report.wording import norm_text, threat_text
+from equipoise.report.wording import count, join, norm_text, threat_text
 from equipoise.store.sealed import read_arrays
-from equipoise.store.verdicts import UNREADABLE, read
+from equipoise.store.verdicts import UNREADABLE, read, stage_of
 
-LARGE = 96  # pixels; above, fewer images are shown and they are not enlarged
+FOOLED, ROBUST, EXTREME = 8, 4, 8  # images
 _KNOWN = {  # of each image
     *("y", "clean_prediction", "adversarial_prediction"),
     *("margin", "distance", "broken_by"),
@@ -35,59 +34,18 @@ _COLD, _PAPER, _WARM = (0, 92, 160), (246, 246, 244), (200, 70, 0)
 
 Pixels = NDArray[np.float64]
 Bytes = NDArray[np.uint8]
+Rule = tuple[str, str, str, list[int]]  # name, how many there are, the rule, the images
 
 
-@dataclass(frozen=True)
-class Example:
-    """One image before and after an attack, as data URIs, with what the model made of it."""
-
-    index: int
-    truth: str
-    before: str
-    after: str
-    clean: str
-    noise: str
-    adversarial: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Images of one kind: how many there are, and by which rule these are shown."""
-
-    name: str
-    number: str
-    rule: str
-    extreme: bool
-    examples: tuple[Example, ...]
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """The images of one run at one budget."""
-
-    id: str
-    threat: str
-    norm: str
-    attacks: tuple[str, ...]
-    groups: tuple[Group, ...]
-    finished: bool
-    scale: float
-    signed: bool
-    size: tuple[int, int]
-    pixelated: bool
-
-
-def gallery(run: Run, threat: Threat | None, identity: str) -> Gallery | str | None:
+def gallery(run: Run, threat: Threat | None) -> Section | str | None:
     """Return the images of a run.
 
     Arguments:
         run: The run.
-        threat: The budget that is wanted; without images of it, the largest one is shown.
-        identity: The id of the gallery on its page.
+        threat: The wanted threat; without images of it, those of the largest radius are shown.
 
     Returns:
-        The gallery; one line saying why there is none; or None where no images were stored.
+        The images; a line on why they cannot be read; or None where no images were stored.
     """
     if not run.evaluations:
         return None
@@ -97,7 +55,7 @@ def gallery(run: Run, threat: Threat | None, identity: str) -> Gallery | str | N
         known = {"correct": judged.correct, "robust": judged.robust}
         known |= read_arrays(best.path, lambda name: name in _KNOWN)[1]
         with safe_open(str(best.path), framework="np") as file:
-            return _gallery(_Stored(best, known, file, best.classes or run.classes), identity)
+            return _gallery(run.name, _Stored(best, known, file, best.classes or run.classes))
     except UNREADABLE as error:
         return f"The stored images could not be read ({reason(error)}); evaluate the run again."
 
@@ -130,6 +88,144 @@ class _Stored:
         return self.classes[label] if 0 <= label < len(self.classes) else f"class {label}"
 
 
+# Which images
+
+
+def _rules(known: Mapping[str, NDArray[Any]], share: int) -> tuple[list[Rule], list[Rule]]:
+    """Return the images to show: typical ones, and extreme ones.
+
+    Arguments:
+        known: What is known of each image, by name.
+        share: By what the numbers of images are divided; 1 for small images.
+    """
+    y, correct, robust = known["y"], known["correct"], known["robust"]
+    margin = np.nan_to_num(known["margin"], nan=-np.inf, posinf=np.inf)
+    fooled, few = correct & ~robust, EXTREME // share**2
+    typical = [
+        _typical("Fooled", y, fooled, FOOLED // share),
+        _typical("Robust", y, correct & robust, ROBUST // share),
+    ]
+    extreme = [*_ends(np.flatnonzero(fooled), margin, known["broken_by"], few)]
+    return typical, [*extreme, *_nearly(np.flatnonzero(correct & robust), margin, few)]
+
+
+def _typical(name: str, y: NDArray[Any], mask: NDArray[np.bool_], most: int) -> Rule:
+    """Take the first of every class, then the second of every class, and so on."""
+    turns: dict[int, int] = {}
+    order: list[tuple[int, int, int]] = []
+    for index in np.flatnonzero(mask):
+        label = int(y[index])
+        turns[label] = turns.get(label, -1) + 1
+        order.append((turns[label], label, int(index)))
+    indices = [index for _, _, index in sorted(order)[:most]]
+    shown = f", {len(indices)} shown" if 0 < len(indices) < len(order) else ""
+    rule = "The first image of every class in turn, in the order in which they were evaluated."
+    return name, f"{count(len(order))} of {count(len(y))}{shown}", rule, indices
+
+
+def _ends(
+    where: NDArray[np.intp], margin: NDArray[np.float64], broken_by: NDArray[Any], most: int
+) -> Iterator[Rule]:
+    """Take the two ends of the fooled images; no image is in both."""
+    most = min(most, len(where) // 2)
+    order = where[np.lexsort((where, margin[where], broken_by[where]))]
+    number = f"{most} of {count(len(where))} fooled images"
+    first = "By the attack that fooled the model first, {}; then by the margin, {}."
+    if most:
+        easy = first.format("early attacks before late ones", "low before high")
+        yield "Easiest to fool", number, easy, [*map(int, order[:most])]
+        hard = first.format("late attacks before early ones", "the closest to 0 before others")
+        yield "Hardest to fool", number, hard, [*map(int, order[::-1][:most])]
+
+
+def _nearly(where: NDArray[np.intp], margin: NDArray[np.float64], most: int) -> Iterator[Rule]:
+    where = where[np.isfinite(margin[where])]
+    order = where[np.lexsort((where, margin[where]))][:most]
+    if len(order):
+        number = f"{len(order)} of {count(len(where))} robust images"
+        rule = "By the margin that the attacks left, the closest to 0 before others."
+        yield "Nearly fooled", number, rule, [*map(int, order)]
+
+
+# What is shown of them
+
+
+def attack_names(keys: Sequence[str]) -> tuple[str, ...]:
+    """Return attacks as they are shown: a stage of an ensemble by its own name if it is free."""
+    short = [stage_of(key)[1] or key for key in keys]
+    return tuple(
+        name if short.count(name) == 1 else key for name, key in zip(short, keys, strict=True)
+    )
+
+
+def _gallery(name: str, stored: _Stored) -> Section:
+    evaluation = stored.evaluation
+    _, channels, height, width = stored.file.get_slice("x").get_shape()
+    typical, extreme = _rules(stored.known, 2 if max(height, width) > LARGE else 1)
+    scale = _scale(stored, [i for rule in (*typical, *extreme) for i in rule[3]])
+    attacks = attack_names(evaluation.attacks)
+
+    def groups(rules: Sequence[Rule]) -> list[Section]:
+        made = []
+        for title, number, rule, indices in rules:
+            cards = tuple(_card(stored, i, attacks, scale, (width, height)) for i in indices)
+            made.append(Section(title, [rule, cards] if cards else ["None."], small=number))
+        return made
+
+    colours = "red is brighter, blue darker" if channels == 1 else "grey is no change"
+    text = (
+        f"Found by {join(attacks) if attacks else 'the evaluation'}. The difference is magnified "
+        f"{scale:.3g} times: {colours}. Of each image the allowed point with the lowest margin is "
+        "shown. The margin is the output for the true class less the largest other one: below 0 "
+        f"the model is fooled. Distances are in {norm_text(evaluation.threat[0])}."
+    )
+    if not evaluation.finished:
+        text += " The evaluation was interrupted, so some images have not met every attack."
+    ends = Section("The easiest and the hardest images", groups(extreme), folded=True)
+    blocks: list[Block] = [text, *groups(typical), *([ends] if extreme else [])]
+    tag = "" if evaluation.finished else "interrupted"
+    return Section(name, blocks, small=threat_text(*evaluation.threat), tag=tag)
+
+
+def _card(
+    stored: _Stored, index: int, attacks: Sequence[str], scale: float, size: tuple[int, int]
+) -> Card:
+    truth, before, after = (
+        stored.label(key, index) for key in ("y", "clean_prediction", "adversarial_prediction")
+    )
+    clean, adversarial = (_colours(stored.image(name, index)) for name in ("x", "x_adv"))
+    noise = _noise(stored.difference(index) * scale)
+    shots = (
+        Shot(_uri(clean), f"image {index}, {truth}", "clean", before, before != truth),
+        Shot(_uri(noise), f"difference of image {index}", f"difference × {scale:.2g}"),
+        Shot(_uri(adversarial), f"image {index}, attacked", "adversarial", after, after != truth),
+    )
+    return Card(index, truth, shots, size, _note(stored, index, attacks))
+
+
+def _note(stored: _Stored, index: int, attacks: Sequence[str]) -> str:
+    """Return which attack fooled the model first, how far the image is and by how much."""
+    margin, distance, by = (
+        stored.known[key][index] for key in ("margin", "distance", "broken_by")
+    )
+    if margin == np.inf:
+        return "no perturbed image was found"
+    first = f"fooled first by {attacks[int(by)]}; " if 0 <= by < len(attacks) else ""
+    sign = f"{abs(margin):.3g}" if margin >= 0 else f"\u2212{abs(margin):.3g}"
+    return f"{first}distance {distance:.3g}, margin {sign}"
+
+
+def _scale(stored: _Stored, indices: Sequence[int]) -> float:
+    """Return the factor that brings the largest change of a pixel to half the range."""
+    norm, eps = stored.evaluation.threat
+    largest = max((float(np.abs(stored.difference(i)).max()) for i in indices), default=0.0)
+    reach = eps if norm == "linf" else largest
+    return 0.5 / reach if reach > 0 else 1.0
+
+
+# Images as data
+
+
 def png(image: Bytes) -> bytes:
     """Return an image as a PNG file.
 
@@ -154,65 +250,6 @@ def image_uri(pixels: NDArray[Any]) -> str:
         pixels: The image in [0, 1], with shape (C, H, W).
     """
     return _uri(_colours(np.nan_to_num(np.asarray(pixels, np.float64))))
-
-
-def _gallery(stored: _Stored, identity: str) -> Gallery:
-    evaluation = stored.evaluation
-    _, channels, height, width = stored.file.get_slice("x").get_shape()
-    chosen = selections(stored.known, 2 if max(height, width) > LARGE else 1)
-    scale = _scale(stored, [i for kind in chosen for i in kind.indices])
-    attacks = attack_names(evaluation.attacks)
-
-    def examples(indices: Sequence[int]) -> tuple[Example, ...]:
-        return tuple(_example(stored, index, attacks, scale) for index in indices)
-
-    return Gallery(
-        id=identity,
-        threat=threat_text(*evaluation.threat),
-        norm=norm_text(evaluation.threat[0]),
-        attacks=attacks,
-        groups=tuple(
-            Group(c.name, c.number, c.rule, c.extreme, examples(c.indices)) for c in chosen
-        ),
-        finished=evaluation.finished,
-        scale=scale,
-        signed=channels == 1,
-        size=(width, height),
-        pixelated=max(height, width) <= LARGE,
-    )
-
-
-def _note(stored: _Stored, index: int, attacks: Sequence[str]) -> str:
-    """Return what broke an image first, and how far and by how much."""
-    margin, distance, by = (
-        stored.known[key][index] for key in ("margin", "distance", "broken_by")
-    )
-    if margin == np.inf:
-        return "no perturbed image was found"
-    first = f"broken first by {attacks[int(by)]}; " if 0 <= by < len(attacks) else ""
-    sign = f"{abs(margin):.3g}" if margin >= 0 else f"\u2212{abs(margin):.3g}"
-    return f"{first}distance {distance:.3g}, margin {sign}"
-
-
-def _scale(stored: _Stored, indices: Sequence[int]) -> float:
-    """Return the factor that brings the largest change of a pixel to half the range."""
-    norm, eps = stored.evaluation.threat
-    largest = max((float(np.abs(stored.difference(i)).max()) for i in indices), default=0.0)
-    reach = eps if norm == "linf" else largest
-    return 0.5 / reach if reach > 0 else 1.0
-
-
-def _example(stored: _Stored, index: int, attacks: Sequence[str], scale: float) -> Example:
-    return Example(
-        index=index,
-        truth=stored.label("y", index),
-        before=stored.label("clean_prediction", index),
-        after=stored.label("adversarial_prediction", index),
-        clean=_uri(_colours(stored.image("x", index))),
-        noise=_uri(_noise(stored.difference(index) * scale)),
-        adversarial=_uri(_colours(stored.image("x_adv", index))),
-        note=_note(stored, index, attacks),
-    )
 
 
 def _colours(pixels: Pixels) -> Bytes:

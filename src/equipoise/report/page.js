@@ -23,3 +23,30 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+// A slider over the measured models of a front: numbers, ring and images follow it.
+for (const panel of document.querySelectorAll(".front")) {
+  const states = JSON.parse(panel.querySelector(".front-states").textContent);
+  const slider = panel.querySelector("input[type=range]");
+  const show = () => {
+    const state = states[Number(slider.value)];
+    slider.setAttribute("aria-valuetext", state.spoken);
+    for (const field of panel.querySelectorAll("[data-field]")) {
+      field.textContent = state[field.dataset.field];
+    }
+    for (const other of states) {
+      const ring = document.getElementById(`${panel.id}-${other.halo}`);
+      if (ring) ring.style.visibility = other === state ? "visible" : "hidden";
+    }
+    panel.querySelectorAll(".card").forEach((card, i) => {
+      card.querySelectorAll(".shots > div").forEach((shot, j) => {
+        const { uri, read, wrong } = state.images[i][j];
+        shot.querySelector("img").setAttribute("src", uri);
+        shot.querySelector("b").textContent = read;
+        shot.querySelector("b").classList.toggle("wrong", wrong);
+      });
+    });
+  };
+  slider.addEventListener("input", show);
+  panel.querySelector(".front-control").hidden = false;
+  show();
+}

@@ -1,71 +1,33 @@
-"""The page: everything a report says, in reading order, as one HTML file that asks for nothing."""
+"""The page: all of a report in reading order, as one HTML file that loads nothing, or Markdown."""
 
-__all__ = ["ClassTable", "Training", "build", "environment", "failed_checks"]
+__all__ = ["build", "failed_checks"]
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-
-from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup, escape
 
 from equipoise.errors import UserError
 from equipoise.plugins import command
-from equipoise.report import wording
-from equipoise.report.cautions import cautions
-from equipoise.report.checks import check_lists
-from equipoise.report.content import Figure
-from equipoise.report.figures import curves, eps_sweep
+from equipoise.report import figures, wording
+from equipoise.report.checks import cautions, check_sections
+from equipoise.report.content import Block, Card, Cell, Column, Section, Table
+from equipoise.report.formats import markdown_sections, markdown_text
 from equipoise.report.front_panel import panel
-from equipoise.report.gallery import Gallery, gallery
-from equipoise.report.markdown import tables
-from equipoise.report.pictures import inline
-from equipoise.report.records_reader import Record
-from equipoise.report.results import Row, best, headline_rows, sections, verdicts
+from equipoise.report.gallery import gallery
+from equipoise.report.html import environment
+from equipoise.report.results import EvaluatedRun, best, headline, headline_rows, result_sections
 from equipoise.report.runs_reader import Run, read_runs
-from equipoise.report.stages import heading, stage_tables
+from equipoise.report.stages import stage_sections
 from equipoise.report.writing import write
 
-_MANY = 24  # classes; of more, the worst are shown first
-_MANY_RUNS = 6  # of more, a page tells the best at the top and folds what each run has of its own
-
-
-@dataclass(frozen=True)
-class Training:
-    """How one run was trained: its curves, and the facts beside them."""
-
-    run: Run
-    figure: Figure | None
-    facts: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class ClassTable:
-    """Accuracy by class; a row has a name and for each run clean and attacked accuracy."""
-
-    runs: tuple[tuple[str, str], ...]
-    rows: tuple[tuple[str, tuple[tuple[float | None, float | None], ...]], ...]
-    hidden: int
-
-
-@dataclass(frozen=True)
-class SideBySide:
-    """Settings of all runs in one table; those that differ are marked."""
-
-    rows: tuple[tuple[str, tuple[str, ...], bool], ...]
-
-    @property
-    def differing(self) -> tuple[tuple[str, tuple[str, ...], bool], ...]:
-        """The rows in which runs that have the setting disagree."""
-        return tuple(row for row in self.rows if len({*row[1]} - {wording.MISSING}) > 1)
+_MANY = 24  # classes; of more, those with the lowest accuracy are shown
+_MANY_RUNS = 6  # of more, the headline names the best, and what each run has of its own is folded
+_EXAMPLES = 3
 
 
 def build(runs: Sequence[Path], out: Path) -> Path:
     """Write the report on some runs as one HTML file, or its tables as Markdown.
 
-    The HTML file holds its style, its figures and its images, and asks for nothing from outside.
+    The HTML file holds its style, its figures and its images, and loads nothing from outside.
     Equal run folders give equal bytes. It appears whole or not at all.
 
     Arguments:
@@ -84,12 +46,12 @@ def build(runs: Sequence[Path], out: Path) -> Path:
     if out.is_dir():
         raise UserError(f"{out} is a folder; name the file to write, e.g. {out / 'report.html'}")
     found = read_runs(runs)
-    write(out, tables(found) if out.suffix == ".md" else _render(found))
+    write(out, _markdown(found) if out.suffix == ".md" else _html(found))
     return out
 
 
 def failed_checks(runs: Sequence[Path]) -> list[str]:
-    """Return the failed checks of all evaluations that a report on some runs tells of, in words.
+    """Return the failed checks of all evaluations of a report on some runs, in words.
 
     Arguments:
         runs: The run folders.
@@ -103,192 +65,224 @@ def failed_checks(runs: Sequence[Path]) -> list[str]:
     ]
 
 
-def _render(runs: Sequence[Run]) -> str:
-    rows, tables = headline_rows(runs), sections(runs)
-    names, many = [run.name for run in runs], len(runs) > _MANY_RUNS
+def _html(runs: Sequence[Run]) -> str:
+    rows = headline_rows(runs)
+    galleries = _galleries(runs, rows)
     return (
         environment()
         .get_template("page.html.j2")
         .render(
-            _evaluations(runs, rows),
-            runs=runs,
-            many=many,
-            title="Report on " + (f"{len(runs)} runs" if many else wording.join(names)),
-            verdicts=(*(best if many else verdicts)(list(rows.values())), *_unjudged(runs, rows)),
+            title=_title(runs),
+            headline=_headline(runs, rows),
+            overview=_overview(runs, rows, galleries),
             cautions=cautions(runs, rows),
-            sections=tables,
-            marks=frozenset().union(*(table.marks for table in tables)),
-            trainings=[_training(r, f"fig-curves-{i}") for i, r in enumerate(runs) if r.trained],
-            sweep=eps_sweep(runs, "fig-eps"),
-            fronts=[found for i, r in enumerate(runs) if (found := panel(r, f"front-{i}"))],
-            classes=_classes(list(rows.values())),
-            recipes=_side_by_side([run.recipe for run in runs]),
-            provenances=_side_by_side([run.provenance for run in runs]),
-            models=_side_by_side([run.config for run in runs]),
-            own=[(run, _own(run)) for run in runs if not run.trained],
+            sections=[
+                *_evaluations(runs, rows),
+                *_training(runs, pictures=True),
+                *_classes(list(rows.values())),
+                *_folded(runs, "Images", "gallery", _EYE, galleries),
+                _provenance(runs),
+            ],
         )
     )
 
 
-def _evaluations(runs: Sequence[Run], rows: Mapping[str, Row]) -> dict[str, object]:
-    """Return what the page shows of each run's evaluations, the run's headline budget first."""
+def _markdown(runs: Sequence[Run]) -> str:
+    rows = headline_rows(runs)
+    parts = [f"# {markdown_text(_title(runs))}\n"]
+    parts += [f"{markdown_text(sentence)}\n" for sentence in _headline(runs, rows)]
+    for names, title, text in cautions(runs, rows):
+        of = f"{wording.join(names)}: " if names else ""
+        parts.append(f"- **{markdown_text(title)}**: {markdown_text(of + text)}\n")
+    sections = [*_evaluations(runs, rows), *_training(runs, pictures=False), *_own(runs)]
+    return "\n".join([*parts, markdown_sections(sections)])
+
+
+def _title(runs: Sequence[Run]) -> str:
+    many = len(runs) > _MANY_RUNS
+    return "Report on " + (f"{len(runs)} runs" if many else wording.join([r.name for r in runs]))
+
+
+def _headline(runs: Sequence[Run], rows: Mapping[str, EvaluatedRun]) -> list[str]:
+    sentences = (best if len(runs) > _MANY_RUNS else headline)(list(rows.values()))
+    for run in runs:
+        if run.name not in rows:
+            trained = f"was trained for {len(run.rounds)} of {run.planned} rounds"
+            if not run.rounds:
+                trained = "has not logged a round" if run.trained else "was not trained here"
+            again = f"`{command('evaluate', run.path)}`"
+            sentences.append(
+                f"{run.name} {trained} and has not been evaluated; evaluate it with {again}."
+            )
+    return sentences
+
+
+def _folded(
+    runs: Sequence[Run], title: str, identity: str, lead: str, found: Sequence[Section]
+) -> list[Section]:
+    """Return what each run has of its own as a section; of many runs it is folded."""
+    if not found:
+        return []
+    inner: list[Block] = list(found)
+    if len(runs) > _MANY_RUNS:
+        inner = [Section(f"All {len(runs)} runs", found, folded=True)]
+    return [Section(title, [*([lead] if lead else []), *inner], id=identity)]
+
+
+# The top of the page: pictures first
+
+
+def _overview(
+    runs: Sequence[Run], rows: Mapping[str, EvaluatedRun], galleries: Sequence[Section]
+) -> list[Block]:
+    figure = figures.overview(runs, rows, "fig-overview")
+    fronts = [found for i, run in enumerate(runs) if (found := panel(run, f"front-{i}"))]
+    examples = _examples(rows, galleries)
+    return [*([figure] if figure else []), *fronts, *([examples] if examples else [])]
+
+
+def _examples(rows: Mapping[str, EvaluatedRun], galleries: Sequence[Section]) -> Section | None:
+    """Return three adversarial examples of the first defended run that has some."""
+    undefended = {name for name, row in rows.items() if row.run.undefended}
+    for found in sorted(galleries, key=lambda found: found.title in undefended):
+        groups = [block for block in found.blocks if isinstance(block, Section)]
+        for group in groups[:1]:
+            cards = next((block for block in group.blocks if isinstance(block, tuple)), ())
+            few = tuple(card for card in cards if isinstance(card, Card))[:_EXAMPLES]
+            if few:
+                return Section(
+                    "Adversarial examples", [few], small=f"{found.title}, {found.small}"
+                )
+    return None
+
+
+# Sections
+
+
+def _evaluations(runs: Sequence[Run], rows: Mapping[str, EvaluatedRun]) -> list[Section]:
+    """Return results, stages and checks, of each run the threat of the headline first."""
+    results = result_sections(runs)
     common = next((row.threat for row in rows.values() if row.threat), None)
-    stages, checks, pictures = [], [], []
-    for i, run in enumerate(runs):
-        shown = rows[run.name].threat if run.name in rows else common
-        stages.append(stage_tables(run, shown, f"fig-stages-{i}"))
-        checks.append((run, check_lists(run, shown)))
-        pictures.append((run, gallery(run, shown, f"gallery-{i}")))
-    return {
-        "stages": [found for found in stages if found],
-        "stages_heading": heading([table for found in stages for table in found]),
-        "checks": [(run, found) for run, found in checks if found],
-        "galleries": [(run, g) for run, g in pictures if isinstance(g, Gallery)],
-        "lost": [(run, g) for run, g in pictures if isinstance(g, str)],
-    }
-
-
-def environment(*packages: str) -> Environment:
-    """Return where templates and assets are found, with the filters of the house.
-
-    Arguments:
-        packages: Where to look for a file before it is looked for in this package.
-    """
-
-    def source(name: str) -> str:
-        places = [files(package).joinpath(name) for package in (*packages, str(__package__))]
-        found = next((place for place in places if place.is_file()), places[-1])
-        return found.read_text(encoding="utf-8")
-
-    environment = Environment(
-        loader=FunctionLoader(source),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals["asset"] = lambda name: Markup(source(name))  # noqa: S704 - our own file
-    environment.filters |= {
-        "closed": wording.closed,
-        "count": wording.count,
-        "duration": wording.duration,
-        "drawn": inline,
-        "interval": wording.interval,
-        "percent": wording.percent,
-        "opening": lambda text: text[:1].upper() + text[1:],
-        "sentence": _sentence,
-        "threat": lambda threat: wording.threat_text(*threat),
-        "join_words": wording.join,
-    }
-    return environment
-
-
-def _sentence(text: str) -> Markup:
-    """Return text as HTML: `code` between backticks, percentages set off."""
-    safe = str(escape(text))
-    safe = re.sub(r"`([^`]+)`", _code, safe)
-    safe = re.sub(r"(?<![\d.,])(\d+\.\d+\u00a0%)", r"<strong>\1</strong>", safe)
-    return Markup(safe)  # noqa: S704 - escaped above
-
-
-def _code(found: re.Match[str]) -> str:
-    # Browsers break a line after any hyphen, even between the two of an option.
-    options = re.sub(r"(?<=\s)-\S+", r'<span class="option">\g<0></span>', found[1])
-    return f"<code>{options}</code>"
-
-
-def _unjudged(runs: Sequence[Run], rows: Mapping[str, Row]) -> list[str]:
-    def trained(run: Run) -> str:
-        if not run.trained:
-            return "was not trained here"
-        if not run.rounds:
-            return "has not logged a round"
-        return f"was trained for {len(run.rounds)} of {run.planned} rounds"
-
+    shown = {run.name: rows[run.name].threat if run.name in rows else common for run in runs}
+    stages = [
+        section
+        for i, run in enumerate(runs)
+        for section in stage_sections(run, shown[run.name], f"fig-stages-{i}")
+    ]
+    checks = [section for run in runs for section in check_sections(run, shown[run.name])]
     return [
-        f"{run.name} {trained(run)} and has not been evaluated; "
-        f"evaluate it with `{command('evaluate', run.path)}`."
-        for run in runs
-        if run.name not in rows
+        *([Section("Results", [_SHARE, *results], id="results")] if results else []),
+        *_folded(runs, "Ensembles, stage by stage", "stages", _STAGES, stages),
+        *_folded(runs, "Checks and cost", "checks", _CHECKS, checks),
     ]
 
 
-def _own(run: Run) -> tuple[tuple[str, str], ...]:
-    """Return where a model of the user's own comes from."""
-    facts = (
-        ("Model", "model"),
-        ("Weights", "weights"),
-        ("SHA-256 of the weights", "weights_sha256"),
-        ("Data", "data"),
-        ("Folder of the data", "data_dir"),
-    )
-    told = [(name, f"`{run.own[key]}`") for name, key in facts if run.own.get(key)]
-    for name, key in (("code", "source"), ("imported file", "import")):
-        file = run.own.get(key)
-        if isinstance(file, Mapping):
-            told.append((name.capitalize(), f"`{file.get('file')}`"))
-            told.append((f"SHA-256 of the {name}", f"`{file.get('sha256')}`"))
-    if not run.own.get("weights"):
-        told.insert(1, ("Weights", "those that the import itself loads; no file was named"))
-    return tuple(told)
+_SHARE = (
+    "Share of images that are classified correctly. The small figures are exact 95 % intervals "
+    "for the number of images; they do not cover differences between seeds. ● is the highest of "
+    "its column, its interval apart from all others; ○ is the highest, but its interval overlaps "
+    "another."
+)
+_STAGES = (
+    "The attacks of an ensemble run in turn, each on the images that are still classified "
+    "correctly. “Alone” is the accuracy under one attack by itself."
+)
+_CHECKS = (
+    "Every evaluation checks itself for what would make its accuracies too high: masked "
+    "gradients, attacks that stop too early, images outside the threat."
+)
+_EYE = "Chosen by a rule, not by eye. Below an image stands the class that the model predicts."
 
 
-def _training(run: Run, identity: str) -> Training:
-    facts = (
-        ("Method", run.method),
-        ("Learners", wording.join(run.learners) if run.learners else ""),
-        ("Merging", _merging(run)),
-        ("Hand-overs", _handovers(run)),
-        ("Model kept", _kept(run)),
-        ("Effort", _effort(run)),
-        ("Picked", _picked(run)),
+def _training(runs: Sequence[Run], *, pictures: bool) -> list[Section]:
+    trained = [run for run in runs if run.trained]
+    if not trained:
+        return []
+    heads = ("method", "seed", "rounds", "kept", "gradient evaluations", "t′", "hand-overs")
+    table = Table(
+        "training",
+        "Training",
+        tuple(Column(head, head not in ("run", "method")) for head in ("run", *heads)),
+        tuple(_training_row(run) for run in trained),
     )
-    return Training(run, curves(run, identity), tuple((k, v) for k, v in facts if v))
+    curves = _folded(
+        runs, "", "", "", [_curves(run, f"fig-curves-{i}") for i, run in enumerate(trained)]
+    )
+    more = curves[0].blocks if pictures else []
+    return [Section("Training", [table, *more], id="training")]
+
+
+def _training_row(run: Run) -> tuple[Cell, ...]:
+    numbers = (
+        len(run.rounds),
+        run.kept_round,
+        run.gradient_evaluations or None,
+        run.start[0] if run.handovers else None,
+        len(run.handovers) or None,
+    )
+    return (
+        Cell(run.name, small="" if run.finished else "not finished"),
+        Cell(run.method or wording.MISSING),
+        Cell(run.seed or wording.MISSING),
+        *(Cell() if n is None else Cell(wording.large(n), n) for n in numbers),
+    )
+
+
+def _curves(run: Run, identity: str) -> Section:
+    facts = {
+        "Learners": wording.join(run.learners) if run.learners else "",
+        "Merging": _merging(run),
+        "Hand-overs": _handovers(run),
+        "Model kept": kept(run),
+        "Effort": _effort(run),
+        "Picked": _picked(run),
+    }
+    known = {name: text for name, text in facts.items() if text}
+    figure = figures.curves(run, identity)
+    blocks = [known, figure or "No round has been logged, so there are no curves."]
+    return Section(run.name, blocks, tag="" if run.finished else "not finished")
 
 
 def _merging(run: Run) -> str:
     if len(run.learners) < 2:
         return ""
-    start = run.start
+    start, reason = run.start
     never = "never started" if run.finished else "has not started"
-    when = never if start.round is None else f"starts at t′ = {start.round}"
-    return f"{when} ({start.reason})" if start.reason else when
+    when = never if start is None else f"starts at t′ = {start}"
+    return f"{when} ({reason})" if reason else when
 
 
 def _handovers(run: Run) -> str:
-    if not run.handovers:
-        return ""
     some = [str(r) for r in run.handovers]
     if len(some) > 12:
         return f"{len(some)}, from round {some[0]} to round {some[-1]}"
-    return f"after {'rounds' if len(some) > 1 else 'round'} {wording.join(some)}"
+    rounds = "rounds" if len(some) > 1 else "round"
+    return f"after {rounds} {wording.join(some)}" if some else ""
 
 
-def _kept(run: Run) -> str:
+def kept(run: Run) -> str:
+    """Return which round's weights are the model, and by which rule."""
     if run.kept_round is None:
         return ""
-    rule = run.summary.rule if run.summary else ""
-    by = f", {rule}" if rule else ""
+    rule = run.summary.get("rule")
     of = f"{run.planned}"
-    if run.summary and run.summary.stopped_early:
+    if run.summary.get("stopped_early"):
         of = f"{len(run.rounds)} (stopped early; {run.planned} were planned)"
-    return f"round {run.kept_round} of {of}{by}; test images had no part in it"
+    by = f", {rule}" if rule else ""
+    return f"round {run.kept_round} of {of}{by}; chosen without test images"
 
 
 def _picked(run: Run) -> str:
-    """Return from what a picked model is, and why it is that one."""
+    """Return from which front a model was picked, and why it is that one."""
     if not run.picked:
         return ""
     asked = run.picked.get("constraint") or {}
-    told = f"from the front of {run.picked.get('from')}: {run.picked.get('in_words')}"
-    return f"{told}. Asked for: {asked.get('in_words')}" if isinstance(asked, dict) else told
+    source = f"from the front of {run.picked.get('from')}: {run.picked.get('in_words')}"
+    return f"{source}. Asked for: {asked.get('in_words')}" if isinstance(asked, dict) else source
 
 
 def _effort(run: Run) -> str:
-    logged = sum(r.gradient_evaluations for r in run.rounds), sum(r.seconds for r in run.rounds)
-    said = run.summary
-    gradients = (said and said.gradient_evaluations) or logged[0]
-    seconds = (said and said.seconds) or logged[1]
+    gradients, seconds = run.gradient_evaluations, run.seconds
     parts = (
         f"{wording.large(gradients)} gradient evaluations" if gradients else "",
         wording.duration(seconds) if seconds else "",
@@ -296,43 +290,106 @@ def _effort(run: Run) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _classes(rows: Sequence[Row]) -> ClassTable | None:
+def _classes(rows: Sequence[EvaluatedRun]) -> list[Section]:
     judged = [row for row in rows if any(r.per_class for r in (row.clean, row.attacked) if r)]
     if not judged:
-        return None
-    pairs = [(_by_class(row.clean), _by_class(row.attacked)) for row in judged]
-    present = dict.fromkeys(name for pair in pairs for accuracy in pair for name in accuracy)
+        return []
+    found = [[r.per_class if r else {} for r in (row.attacked, row.clean)] for row in judged]
+    present = dict.fromkeys(name for pair in found for record in pair for name in record)
     known = [name for row in judged for name in row.run.classes if name in present]
-    rest = {
-        name: tuple((clean.get(name), attacked.get(name)) for clean, attacked in pairs)
-        for name in dict.fromkeys([*known, *present])
-    }
-    names = list(rest)
+    names = list(dict.fromkeys([*known, *present]))
+    lead = []
     if len(names) > _MANY:
-        names = sorted(names, key=lambda name: _lowest(rest[name]))[:_MANY]
-    return ClassTable(
-        tuple((row.run.name, _under(row)) for row in judged),
-        tuple((name, rest[name]) for name in names),
-        len(rest) - len(names),
+        lead = [f"The {_MANY} classes with the lowest accuracy; {len(names) - _MANY} are higher."]
+        lowest = {n: min(r.get(n, 1.0) for pair in found for r in pair) for n in names}
+        names = sorted(names, key=lowest.__getitem__)[:_MANY]
+    heads = [f"{row.run.name}, {what}" for row in judged for what in ("attacked", "clean")]
+    table = Table(
+        "classes",
+        "Accuracy by class",
+        (Column("class", number=False), *map(Column, heads)),
+        tuple(
+            (Cell(name), *(_share(record.get(name)) for pair in found for record in pair))
+            for name in names
+        ),
     )
+    figure = figures.classes(judged[:_MANY_RUNS], names, "fig-classes")
+    numbers = Section("Accuracy by class as numbers", [table], folded=True)
+    return [Section("Classes", [*lead, figure, numbers], id="classes")]
 
 
-def _by_class(record: Record | None) -> Mapping[str, float]:
-    return record.per_class if record else {}
+def _share(value: float | None) -> Cell:
+    return Cell(wording.percent(value), value)
 
 
-def _lowest(pairs: Sequence[tuple[float | None, float | None]]) -> float:
-    return min((v for pair in pairs for v in pair if v is not None), default=1.0)
+def _galleries(runs: Sequence[Run], rows: Mapping[str, EvaluatedRun]) -> list[Section]:
+    common = next((row.threat for row in rows.values() if row.threat), None)
+    made = []
+    for run in runs:
+        found = gallery(run, rows[run.name].threat if run.name in rows else common)
+        if found is not None:
+            made.append(Section(run.name, [found]) if isinstance(found, str) else found)
+    return made
 
 
-def _under(row: Row) -> str:
-    if row.attacked is None or row.threat is None:
-        return "clean"
-    return f"{row.attacked.attack}, {wording.threat_text(*row.threat)}"
+def _own(runs: Sequence[Run]) -> list[Section]:
+    """Return where models of the user's own come from."""
+    small = "a model of your own, not trained here"
+    return [Section(run.name, [_own_facts(run)], small=small) for run in runs if not run.trained]
 
 
-def _side_by_side(trees: Sequence[Mapping[str, object]]) -> SideBySide:
+def _own_facts(run: Run) -> dict[str, str]:
+    names = {
+        "model": "Model",
+        "weights": "Weights",
+        "weights_sha256": "SHA-256 of the weights",
+        "data": "Data",
+        "data_dir": "Folder of the data",
+    }
+    facts = {name: f"`{run.own[key]}`" for key, name in names.items() if run.own.get(key)}
+    for name, key in (("code", "source"), ("imported file", "import")):
+        file = run.own.get(key)
+        if isinstance(file, Mapping):
+            facts[wording.capital(name)] = f"`{file.get('file')}`"
+            facts[f"SHA-256 of the {name}"] = f"`{file.get('sha256')}`"
+    facts.setdefault("Weights", "those that the import itself loads; no file was named")
+    return facts
+
+
+def _provenance(runs: Sequence[Run]) -> Section:
+    blocks: list[Block] = list(_own(runs))
+    recipes = _side_by_side("Recipe", runs, [run.recipe for run in runs])
+    differing = [row for row in recipes.rows if row[1].mark and _disagree(row)] if recipes else []
+    if recipes and len(runs) > 1 and differing:
+        blocks.append("Settings in which the runs differ:")
+        blocks.append(Table("settings", "Different settings", recipes.columns, tuple(differing)))
+    for title, trees in (
+        ("Recipe, fully resolved", [run.recipe for run in runs]),
+        ("Model", [run.config for run in runs]),
+        ("Provenance: versions, device, data, seed, commit", [run.provenance for run in runs]),
+    ):
+        table = _side_by_side(title, runs, trees)
+        if table:
+            blocks.append(Section(title, [table], folded=True))
+    return Section("Recipe and provenance", blocks, id="provenance")
+
+
+def _side_by_side(
+    title: str, runs: Sequence[Run], trees: Sequence[Mapping[str, object]]
+) -> Table | None:
+    """Return the settings of all runs in one table; those that differ are marked."""
     flat = [dict(wording.flatten(tree)) for tree in trees]
     names = dict.fromkeys(name for settings in flat for name in settings)
-    rows = ((n, tuple(settings.get(n, wording.MISSING) for settings in flat)) for n in names)
-    return SideBySide(tuple((name, values, len(set(values)) > 1) for name, values in rows))
+    rows = []
+    for name in names:
+        values = [settings.get(name, wording.MISSING) for settings in flat]
+        mark = "differs" if len(set(values)) > 1 else ""
+        rows.append((Cell(name), *(Cell(value, mark=mark) for value in values)))
+    heads = ("setting", *(run.name for run in runs))
+    columns = tuple(Column(head, number=False) for head in heads)
+    return Table("settings", title, columns, tuple(rows)) if rows else None
+
+
+def _disagree(row: Sequence[Cell]) -> bool:
+    """Tell whether runs that have a setting differ in it."""
+    return len({cell.text for cell in row[1:]} - {wording.MISSING}) > 1

@@ -1,9 +1,8 @@
-"""Files of a run as checked values; what is wrong with one is said with its name."""
+"""Files as checked mappings; a damaged file is named."""
 
-__all__ = ["Numbers", "budget", "mapping", "numbers"]
+__all__ = ["mapping"]
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,6 @@ import yaml
 
 from equipoise.errors import UserError
 from equipoise.parsing import reason
-
-Numbers = Mapping[str, float]
 
 
 def mapping(path: Path, parse: Callable[[str], object]) -> dict[str, Any]:
@@ -36,20 +33,3 @@ def mapping(path: Path, parse: Callable[[str], object]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold a mapping, got {type(value).__name__}; restore it")
     return value
-
-
-def budget(value: object) -> float | None:
-    """Return a budget from a number or a fraction such as ``8/255``; None where it is neither."""
-    if isinstance(value, str):
-        top, _, bottom = value.partition("/")
-        try:
-            return float(top) / float(bottom or 1)
-        except (ValueError, ZeroDivisionError):
-            return None
-    return float(value) if isinstance(value, int | float) else None
-
-
-def numbers(value: Mapping[str, Any] | None) -> Numbers:
-    """Return the finite numbers of a mapping."""
-    pairs = (value or {}).items()
-    return {k: float(v) for k, v in pairs if isinstance(v, int | float) and math.isfinite(v)}

@@ -1,13 +1,12 @@
 """Records of an evaluation: one for each attack, with its stages where it is an ensemble."""
 
-__all__ = ["Record", "Stage", "record", "told"]
+__all__ = ["Record", "Stage", "record"]
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from equipoise.report.reading import budget
 from equipoise.sample import Sample
 
 
@@ -107,7 +106,7 @@ def record(value: Mapping[str, Any]) -> Record:
         robust=int(value["robust"]),
         accuracy=float(value["accuracy"]),
         norm=value.get("norm"),
-        eps=budget(value.get("eps")),
+        eps=value.get("eps"),
         split=str(value.get("split") or "test"),
         sample=Sample.of_content(value["sample"]) if value.get("sample") else None,
         settings=str(value.get("settings") or ""),
@@ -160,14 +159,3 @@ def _bounds(value: Sequence[float] | None) -> tuple[float, float] | None:
 
 def _texts(value: Sequence[object] | None) -> tuple[str, ...]:
     return tuple(str(text) for text in value or ())
-
-
-def told(weights: Collection[str]) -> str:
-    """Return the weights that a report tells of: the kept ones, else those of the last round.
-
-    Numbers of others, of a round on the way or of a learner, are never taken for the model's.
-
-    Arguments:
-        weights: Those that were evaluated.
-    """
-    return "last" if "last" in weights and "model" not in weights else "model"

@@ -1,63 +1,72 @@
-"""What was measured, side by side: rows of equal footing, the best of a column, a verdict."""
+"""What was measured: tables of runs on the same images, the best of a column, the headline."""
 
 __all__ = [
     "CLEAN",
     "WORST",
-    "Cell",
-    "Row",
-    "Section",
+    "EvaluatedRun",
     "Threat",
+    "accuracy_cell",
     "best",
     "doubt",
     "ensemble_title",
+    "headline",
     "headline_rows",
-    "row_of",
+    "judged_alike",
+    "result_sections",
     "rows_of",
-    "sections",
     "stage_name",
-    "strongest",
     "sweep",
-    "verdicts",
 ]
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+from equipoise.report.content import Block, Cell, Column, Section, Table
 from equipoise.report.evaluations_reader import Evaluation
 from equipoise.report.records_reader import Record, Stage
 from equipoise.report.runs_reader import Run
-from equipoise.report.wording import images_text, interval, join, percent, threat_text
-from equipoise.sample import Sample
+from equipoise.report.wording import count, images_text, interval, join, percent, threat_text
 
 CLEAN = "clean"
 WORST = "worst-case"
 
 Threat = tuple[str, float]
-Mark = str  # "": not the best; "best": ahead of all others; "close": ahead within the interval
 
 
 @dataclass(frozen=True)
-class Row:
-    """Everything measured for one run on the same images at one budget."""
+class EvaluatedRun:
+    """A run with one of its evaluations: everything measured on the same images at one radius."""
 
     run: Run
-    threat: Threat | None
-    split: str
-    n: int
-    sample: Sample | None
-    records: Mapping[str, Record]
-    failed: tuple[str, ...] = ()  # checks; with one of them the numbers cannot be trusted
+    evaluation: Evaluation
+
+    @cached_property
+    def records(self) -> Mapping[str, Record]:
+        """The records by attack; of an interrupted evaluation those that are complete."""
+        return {record.attack: record for record in self.evaluation.complete}
+
+    @property
+    def threat(self) -> Threat | None:
+        """Norm and radius, or None where nothing was perturbed."""
+        return self.evaluation.threat if self.evaluation.threat[1] else None
+
+    @property
+    def split(self) -> str:
+        """The split of the images."""
+        return self.evaluation.records[0].split
 
     @property
     def images(self) -> tuple[int, str]:
-        """What is the same for rows of the same images: their number and checksum."""
-        return self.n, self.sample.sha256 if self.sample else ""
+        """What is the same for evaluations of the same images: their number and checksum."""
+        sample = self.evaluation.sample
+        return self.evaluation.n, sample.sha256 if sample else ""
 
     @property
-    def told(self) -> str:
+    def images_text(self) -> str:
         """How many images, and which, in a few words."""
-        return images_text(self.n, self.sample)
+        return images_text(self.evaluation.n, self.evaluation.sample)
 
     @property
     def clean(self) -> Record | None:
@@ -67,74 +76,20 @@ class Row:
     @property
     def attacked(self) -> Record | None:
         """The worst case, or the strongest single attack where there is no worst case."""
-        return self.records.get(WORST) or strongest(self.records.values())
+        single = [r for name, r in self.records.items() if name not in (CLEAN, WORST)]
+        return self.records.get(WORST) or min(single, key=lambda r: r.accuracy, default=None)
 
     @property
-    def worst_class(self) -> tuple[str, float] | None:
-        """Name and accuracy of the class that fares worst, under attack if there was one."""
-        record = self.attacked or self.clean
-        return record.worst_class if record else None
+    def failed(self) -> list[str]:
+        """The checks that failed; with one of them the numbers cannot be trusted."""
+        return [f.check for f in self.evaluation.findings if f.status == "failed"]
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One number of a table with its interval and its standing in the column."""
-
-    record: Record | None
-    mark: Mark = ""
-
-    @property
-    def text(self) -> str:
-        """The accuracy in percent."""
-        return percent(self.record.accuracy if self.record else None)
-
-    @property
-    def interval(self) -> str:
-        """The 95 % interval in percent, without the sign."""
-        return interval(self.record.interval if self.record else None)
-
-
-@dataclass(frozen=True)
-class Section:
-    """The table of one budget on the same images: its columns are attacks, its rows runs.
-
-    Arguments:
-        threat: The budget.
-        images: Which images they are, in words; empty where that goes without saying.
-        columns: The attacks.
-        rows: The runs.
-    """
-
-    threat: Threat | None
-    images: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Row, tuple[Cell, ...]], ...]
-
-    @property
-    def title(self) -> str:
-        """The budget and the images, as they are printed."""
-        budget = threat_text(*self.threat) if self.threat else "No perturbation"
-        return f"{budget}, {self.images}" if self.images else budget
-
-    @property
-    def marks(self) -> frozenset[Mark]:
-        """The marks that occur, to be explained below the table."""
-        return frozenset(cell.mark for _, cells in self.rows for cell in cells) - {""}
-
-    @property
-    def settings(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        """Each attack with the settings it was run with; more than one where runs differ."""
-        return tuple(
-            (name, settings)
-            for name in self.columns
-            if name not in (CLEAN, WORST) and (settings := _settings(self.rows, name))
-        )
-
-    @property
-    def worst_of(self) -> tuple[tuple[str, ...], ...]:
-        """The sets of attacks behind the column of the worst case."""
-        found = (row.records.get(WORST) for row, _ in self.rows)
-        return tuple(dict.fromkeys(r.attacks for r in found if r and r.attacks))
+def rows_of(run: Run) -> list[EvaluatedRun]:
+    """Return what was measured for a run; without a perturbation only where nothing else was."""
+    rows = [EvaluatedRun(run, evaluation) for evaluation in run.evaluations]
+    rows = [row for row in rows if row.records]
+    return [row for row in rows if row.threat] or rows
 
 
 def ensemble_title(name: str) -> str:
@@ -143,107 +98,147 @@ def ensemble_title(name: str) -> str:
     return f"AutoAttack{'-' * bool(rest)}{rest}" if head == "autoattack" else name
 
 
-def stage_name(row: Row, ensemble: Record, stage: Stage) -> str:
-    """Return the name under which a stage stands among other attacks.
+def stage_name(records: Mapping[str, Record], ensemble: Record, stage: Stage) -> str:
+    """Return the name under which a stage is listed among other attacks.
 
-    It is the stage's own, unless another attack of the row has that.
+    It is the stage's own, unless another attack of the evaluation has that.
     """
     full = f"{ensemble.attack}/{stage.attack}"
-    other = row.records.get(stage.attack)
+    other = records.get(stage.attack)
     taken = other and (other.settings, other.accuracy) != (stage.settings, stage.alone)
-    return full if full in row.records or taken else stage.attack
+    return full if full in records or taken else stage.attack
 
 
-def strongest(records: Iterable[Record]) -> Record | None:
-    """Return the record of the single attack that left the fewest images correct."""
-    attacks = [r for r in records if r.attack not in (CLEAN, WORST)]
-    return min(attacks, key=lambda r: r.accuracy, default=None)
+# Tables
 
 
-def rows_of(run: Run) -> tuple[Row, ...]:
-    """Return what was measured for a run, one row an evaluation."""
-    rows = [row for evaluation in run.evaluations if (row := row_of(run, evaluation)).records]
-    perturbed = any(row.threat for row in rows)
-    return tuple(row for row in rows if row.threat or not perturbed)
-
-
-def row_of(run: Run, evaluation: Evaluation) -> Row:
-    """Return what one evaluation measured, as far as it is at its end."""
-    records = {record.attack: record for record in evaluation.told}
-    first = evaluation.records[0]  # of the clean images
-    failed = tuple(f.check for f in evaluation.findings if f.status == "failed")
-    where = first.threat, first.split, evaluation.n, evaluation.sample
-    return Row(run, *where, records, failed)
-
-
-def sections(runs: Sequence[Run]) -> tuple[Section, ...]:
-    """Return one table per budget and sample of images, small budgets and many images first."""
-    tables: dict[tuple[Threat, tuple[int, str]], list[Row]] = {}
+def result_sections(runs: Sequence[Run]) -> list[Section]:
+    """Return one table per radius and sample of images, small radii and many images first."""
+    tables: dict[tuple[Threat, tuple[int, str]], list[EvaluatedRun]] = {}
     for row in (row for run in runs for row in rows_of(run)):
         tables.setdefault((row.threat or ("", 0.0), row.images), []).append(row)
     several = Counter(threat for threat, _ in tables)
-    order = sorted(tables, key=lambda key: (key[0], -key[1][0], key[1][1]))
-    return tuple(_section(tables[key], several[key[0]] > 1) for key in order)
+    sections: list[Section] = []
+    before: tuple[list[str], dict[str, str]] = ([], {})
+    for key in sorted(tables, key=lambda key: (key[0], -key[1][0], key[1][1])):
+        rows = tables[key]
+        notes, settings = _worst_of(rows), _settings(rows)
+        title = _title(rows[0], several[key[0]] > 1)
+        blocks: list[Block] = [_table(title, rows)]
+        blocks += notes if notes != before[0] else []
+        if settings and settings != before[1]:
+            blocks.append(Section("How the attacks were set", [settings], folded=True))
+        before = notes, settings
+        sections.append(Section(title, blocks))
+    return sections
 
 
-def _section(rows: Sequence[Row], several: bool) -> Section:
-    threat, sample = rows[0].threat, rows[0].sample
-    images = rows[0].told if several else ""
-    if sample is not None:
-        images = sample.words("images")
-    names = dict.fromkeys(name for row in rows for name in row.records)
-    attacks = [name for name in names if name not in (CLEAN, WORST)]
-    columns = tuple(n for n in (CLEAN, *attacks, WORST) if n in names)
-    marks = {name: _marks([row.records.get(name) for row in rows]) for name in columns}
-    return Section(
-        threat,
-        images,
-        columns,
+def _title(row: EvaluatedRun, several: bool) -> str:
+    sample = row.evaluation.sample
+    images = sample.words("images") if sample else row.images_text if several else ""
+    radius = threat_text(*row.threat) if row.threat else "No perturbation"
+    return f"{radius}, {images}" if images else radius
+
+
+def _table(title: str, rows: Sequence[EvaluatedRun]) -> Table:
+    """Return the table of some runs; the worst case comes first, to be seen on any screen."""
+    names = list(dict.fromkeys(name for row in rows for name in row.records))
+    attacks = [name for name in (WORST, CLEAN) if name in names]
+    attacks += [name for name in names if name not in attacks]
+    columns = [_column([row.records.get(name) for row in rows]) for name in attacks]
+    heads = ["run", *attacks, "n", "worst class"]
+    return Table(
+        "results",
+        f"Accuracy, {title}",
+        tuple(Column(head, number=head not in ("run", "worst class")) for head in heads),
         tuple(
-            (row, tuple(Cell(row.records.get(name), marks[name][i]) for name in columns))
-            for i, row in enumerate(rows)
+            (_run_cell(row.run), *cells, _images_cell(row), _class_cell(row))
+            for row, cells in zip(rows, zip(*columns, strict=True), strict=True)
         ),
     )
 
 
-def _marks(records: Sequence[Record | None]) -> list[Mark]:
+def _run_cell(run: Run) -> Cell:
+    return Cell(run.name, small=run.method if run.method != run.name else "")
+
+
+def _images_cell(row: EvaluatedRun) -> Cell:
+    n = row.evaluation.n
+    return Cell(count(n), n, "" if row.split == "test" else row.split)
+
+
+def _class_cell(row: EvaluatedRun) -> Cell:
+    """Return the class with the lowest accuracy, under attack if there was one."""
+    record = row.attacked or row.clean
+    if record is None or record.worst_class is None:
+        return Cell()
+    name, accuracy = record.worst_class
+    return Cell(name, accuracy, percent(accuracy))
+
+
+def accuracy_cell(record: Record | Stage, mark: str = "") -> Cell:
+    """Return an accuracy with its 95 % interval as a cell."""
+    return Cell(percent(record.accuracy), record.accuracy, interval(record.interval), mark)
+
+
+def _column(records: Sequence[Record | None]) -> list[Cell]:
+    """Return the cells of an attack, the highest marked."""
     present = [r for r in records if r]
-    if len(present) < 2:
-        return [""] * len(records)
-    top = max(r.accuracy for r in present)
-    rest = [r for r in present if r.accuracy < top]
-    ties = len(present) - len(rest) > 1
-    marks: list[Mark] = []
-    for record in records:
-        if record is None or record.accuracy < top or not rest:
-            marks.append("")
-        else:
-            marks.append("close" if ties or any(_overlap(record, r) for r in rest) else "best")
-    return marks
+    top = max(present, key=lambda r: r.accuracy)
+    rest = [r for r in present if r.accuracy < top.accuracy]
+    tied = len(present) - len(rest) > 1
+    mark = "close" if tied or any(_overlap(top, r) for r in rest) else "best"
+    return [
+        accuracy_cell(r, mark if rest and r.accuracy == top.accuracy else "") if r else Cell()
+        for r in records
+    ]
 
 
-def _overlap(best: Record, other: Record) -> bool:
-    if best.interval is None or other.interval is None:
+def _overlap(top: Record, other: Record) -> bool:
+    if top.interval is None or other.interval is None:
         return True
-    return best.interval[0] <= other.interval[1]
+    return top.interval[0] <= other.interval[1]
 
 
-def _settings(rows: Sequence[tuple[Row, tuple[Cell, ...]]], name: str) -> tuple[str, ...]:
-    found = (row.records.get(name) for row, _ in rows)
-    return tuple(dict.fromkeys(r.settings for r in found if r and r.settings))
+def _worst_of(rows: Sequence[EvaluatedRun]) -> list[str]:
+    """Return over which attacks the worst case is, in a sentence."""
+    worst = (row.records.get(WORST) for row in rows)
+    sets = list(dict.fromkeys(r.attacks for r in worst if r and r.attacks))
+    if len(sets) > 1:
+        listed = "; or ".join(join(attacks) for attacks in sets)
+        return [f"The worst case is not over the same attacks in every row: {listed}."]
+    return [
+        f"The worst case counts an image as correct only if every one of {join(attacks)} failed."
+        for attacks in sets
+    ]
 
 
-def headline_rows(runs: Sequence[Run]) -> dict[str, Row]:
-    """Return one row per run to speak of first: the budget it was trained for, or the largest.
+def _settings(rows: Sequence[EvaluatedRun]) -> dict[str, str]:
+    """Return each attack with the settings it was run with; several where rows differ."""
+    found: dict[str, dict[str, None]] = {}
+    for record in (record for row in rows for record in row.records.values()):
+        if record.settings:
+            found.setdefault(record.attack, {})[f"`{record.settings}`"] = None
+    return {
+        name: "; ".join(settings) + (" (not the same in every row)" * (len(settings) > 1))
+        for name, settings in found.items()
+    }
 
-    A run that was not attacked at the budget of its training speaks with its largest one, in the
-    norm of its training if there is any, on as many images as it has: never with a kinder one.
+
+# The headline
+
+
+def headline_rows(runs: Sequence[Run]) -> dict[str, EvaluatedRun]:
+    """Return the evaluation of each run for the headline: at the radius of its training.
+
+    Of a run that was not attacked at the radius of its training it is the largest radius, in the
+    norm of its training if there is any, on as many images as there are: never a smaller one.
     """
     rows = {run.name: rows_of(run) for run in runs}
     return {name: max(found, key=_rank) for name, found in rows.items() if found}
 
 
-def _rank(row: Row) -> tuple[object, ...]:
+def _rank(row: EvaluatedRun) -> tuple[object, ...]:
     trained, threat = row.run.threat, row.threat or ("", 0.0)
     return (
         row.attacked is not None,
@@ -251,135 +246,128 @@ def _rank(row: Row) -> tuple[object, ...]:
         trained is not None and threat[0] == trained[0],
         threat[1],
         WORST in row.records,
-        row.n,
+        row.evaluation.n,
     )
 
 
-def verdicts(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Return what the runs achieve, a sentence each.
+def headline(rows: Sequence[EvaluatedRun]) -> list[str]:
+    """Return a sentence a run: accuracy under attack and clean accuracy, with their intervals."""
+    return [f"{_sentence(row)}." for row in sorted(rows, key=lambda row: row.run.undefended)]
 
-    Two runs that were judged alike, one of them undefended, share a sentence.
+
+def best(rows: Sequence[EvaluatedRun]) -> list[str]:
+    """Return which of many runs have the highest accuracy under attack and on clean images.
+
+    Only runs that were judged like the first one are compared.
     """
-    defended = [row for row in rows if not row.run.undefended]
-    plain = [row for row in rows if row.run.undefended]
-    if len(defended) == len(plain) == 1 and _alike(defended[0], plain[0]):
-        beside = f"; the undefended {plain[0].run.name} keeps {_kept(plain[0])}."
-        return (_sentence(defended[0]) + beside,)
-    return tuple(f"{_sentence(row)}." for row in (*defended, *plain))
-
-
-def best(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Return which of many runs keep most under attack and most on clean images.
-
-    Only runs that were judged like the first one are compared, and that is said of the others.
-    """
-    alike = [row for row in rows if _alike(row, rows[0])] if rows else []
-    attacked = [row for row in alike if row.attacked]
+    alike = judged_alike(rows)
     found = []
-    if attacked:
-        found.append(("under attack", max(attacked, key=lambda row: _share(row.attacked))))
-    if any(row.clean for row in alike):
-        found.append(("on clean images", max(alike, key=lambda row: _share(row.clean))))
-    told = [
-        f"Best {where} of {len(alike)} runs: {_sentence(row).replace('The un', 'the un', 1)}."
-        for where, row in found
-    ]
+    for where, kept in (
+        ("under attack", [row for row in alike if row.attacked]),
+        ("on clean images", [row for row in alike if row.clean]),
+    ):
+        top = max(kept, key=lambda row: _share(row, where), default=None)
+        found += [f"Best {where} of {len(alike)} runs: {_sentence(top)}."] if top else []
     if len(alike) < len(rows):
-        told.append(f"{len(rows) - len(alike)} more were judged otherwise: see the tables.")
-    return tuple(told)
+        others = len(rows) - len(alike)
+        found.append(f"{others} more were evaluated in another way: see the tables.")
+    return found
 
 
-def _share(record: Record | None) -> float:
+def _share(row: EvaluatedRun, where: str) -> float:
+    record = row.attacked if where == "under attack" else row.clean
     return record.accuracy if record else -1.0
 
 
-def _alike(one: Row, two: Row) -> bool:
-    def terms(row: Row) -> tuple[object, ...]:
+def judged_alike(rows: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
+    """Return the rows with the threat, the images and the attacks of the first one."""
+
+    def terms(row: EvaluatedRun) -> tuple[object, ...]:
         judge = row.attacked
         attacks = (judge.attack, set(judge.attacks)) if judge else ()
         return row.threat, row.split, row.images, attacks, row.clean is None
 
-    return terms(one) == terms(two)
+    return [row for row in rows if terms(row) == terms(rows[0])]
 
 
-def _kept(row: Row) -> str:
-    parts = [percent(r.accuracy) for r in (row.clean, row.attacked) if r]
-    return " and ".join(parts) + doubt(row)
-
-
-def doubt(row: Row) -> str:
-    """Return what the failed checks of an evaluation make of its numbers; nothing without any."""
+def doubt(row: EvaluatedRun) -> str:
+    """Return what the failed checks of an evaluation mean for its numbers."""
     if not row.failed:
         return ""
     checks = "check" if len(row.failed) == 1 else "checks"
     return f", but the numbers cannot be trusted (failed {checks}: {join(row.failed)})"
 
 
-def _sentence(row: Row) -> str:
-    who = f"The undefended {row.run.name}" if row.run.undefended else row.run.name
-    clean = f"{percent(row.clean.accuracy)} clean" if row.clean else ""
-    images = row.told
+def _sentence(row: EvaluatedRun) -> str:
+    name = row.run.name + (" (undefended)" if row.run.undefended else "")
+    clean = f"clean accuracy {_written(row.clean)}" if row.clean else ""
     if row.attacked is None or row.threat is None:
-        return f"{who} keeps {clean} ({images}); it has not been attacked{doubt(row)}"
-    under = f"{percent(row.attacked.accuracy)} under {_judge(row)}"
-    norm, _, eps = threat_text(*row.threat).partition(", ")
-    kept = " and ".join(filter(None, (clean, under)))
-    return f"{who} keeps {kept} at {eps} ({norm}, {images}){doubt(row)}"
+        return f"{name}: {clean}, {row.images_text}; it has not been attacked{doubt(row)}"
+    kind = "worst-case accuracy" if row.attacked.attack == WORST else "accuracy under attack"
+    both = " and ".join(filter(None, (f"{kind} {_written(row.attacked)}", clean)))
+    where = f"{threat_text(*row.threat)}, {row.images_text}"
+    return f"{name}: {both}, under {_attacks(row)} ({where}){doubt(row)}"
 
 
-def _judge(row: Row) -> str:
+def _written(record: Record) -> str:
+    bounds = interval(record.interval)
+    return percent(record.accuracy) + (f" ({bounds})" if bounds else "")
+
+
+def _attacks(row: EvaluatedRun) -> str:
+    """Return the attacks of the headline, in words."""
     record = row.attacked
-    assert record is not None, "the row was attacked"
+    assert record is not None, "the run was attacked"
     if record.attack != WORST:
         return ensemble_title(record.attack)
     parts = [row.records[name] for name in record.attacks if name in row.records]
     whole = [part for part in parts if part.stages]
-    stages = {stage_name(row, part, stage) for part in whole for stage in part.stages}
+    stages = {stage_name(row.records, part, stage) for part in whole for stage in part.stages}
     ensembles = [ensemble_title(part.attack) for part in whole]
     single = {*record.attacks} - {part.attack for part in whole} - stages
     if not ensembles:
-        return f"the worst of {len(single)} attacks" if len(single) > 1 else "the worst case"
+        return f"{len(single)} attacks" if len(single) > 1 else "one attack"
     if len(ensembles) + len(single) < 3:
-        return " and ".join((*ensembles, *sorted(single)))
-    return f"the worst of {len(stages | single)} attacks, {join(ensembles)} among them"
+        return join([*ensembles, *sorted(single)])
+    return f"{len(stages | single)} attacks, {join(ensembles)} among them"
+
+
+# Accuracy against the radius
 
 
 def sweep(runs: Sequence[Run], norm: str) -> tuple[str, dict[str, dict[float, Record]]]:
-    """Return accuracy by budget for every run that was judged in a norm, and under what.
+    """Return accuracy by radius for every run that was judged in a norm, and under what.
 
-    The measure is the worst case where each run has one at every budget it was judged at, or
-    else the strongest attack that all of them share. Budget 0 is clean accuracy. All are of the
+    The measure is the worst case where each run has one at every radius it was judged at, or
+    else the strongest attack that all of them share. Radius 0 is clean accuracy. All are of the
     same images, those on which most was measured; what is of others is left out.
 
     Returns:
-        Name of the measure, and for each run its records by budget.
+        Name of the measure, and for each run its records by radius.
     """
-    rows: dict[str, dict[float, Row]] = {}
-    judged = (row for run in runs for row in rows_of(run))
-    known = Counter(r.images for r in judged if r.threat and r.threat[0] == norm and r.attacked)
+    judged = [row for row in _attacked(runs) if row.threat and row.threat[0] == norm]
+    known = Counter(row.images for row in judged)
     images = max(known, key=lambda images: (known[images], images), default=None)
-    for run in runs:
-        for row in rows_of(run):
-            if row.threat and row.threat[0] == norm and row.attacked and row.images == images:
-                rows.setdefault(run.name, {})[row.threat[1]] = row
-    every = [row for by_eps in rows.values() for row in by_eps.values()]
+    every = [row for row in judged if row.images == images]
     measure = _measure(every)
-    found = {
-        name: {
-            eps: record
-            for eps, row in sorted(by_eps.items())
-            if (record := row.records[measure] if measure else row.attacked)
-        }
-        for name, by_eps in rows.items()
-    }
+    rows: dict[str, dict[float, EvaluatedRun]] = {}
+    for row in every:
+        rows.setdefault(row.run.name, {})[row.evaluation.threat[1]] = row
+    found: dict[str, dict[float, Record]] = {}
     for name, by_eps in rows.items():
-        largest = max(by_eps.values(), key=lambda r: r.n)
-        if largest.clean:
-            found[name] = {0.0: largest.clean, **found[name]}
+        largest = max(by_eps.values(), key=lambda row: row.evaluation.n)
+        found[name] = {0.0: largest.clean} if largest.clean else {}
+        for eps, row in sorted(by_eps.items()):
+            record = row.records[measure] if measure else row.attacked
+            found[name] |= {eps: record} if record else {}
     return measure, found
 
 
-def _measure(rows: Sequence[Row]) -> str:
+def _attacked(runs: Sequence[Run]) -> Iterator[EvaluatedRun]:
+    return (row for run in runs for row in rows_of(run) if row.attacked)
+
+
+def _measure(rows: Sequence[EvaluatedRun]) -> str:
     shared = set.intersection(*(set(row.records) for row in rows)) - {CLEAN} if rows else set()
     if WORST in shared or not shared:
         return WORST if shared else ""

@@ -1,8 +1,9 @@
 """Run folders as data: everything a report needs, read once and checked, without a model."""
 
-__all__ = ["Round", "Run", "Start", "Summary", "read_run", "read_runs"]
+__all__ = ["Round", "Run", "Start", "read_run", "read_runs"]
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,20 +12,16 @@ from typing import Any
 from equipoise.errors import UserError
 from equipoise.parsing import checked, lines, load
 from equipoise.report.evaluations_reader import Evaluation, read_evaluations
-from equipoise.report.reading import Numbers, budget, mapping, numbers
-from equipoise.report.records_reader import Record, told
+from equipoise.report.reading import mapping
+from equipoise.report.records_reader import Record
 
 _OWN = "own-model.json"  # describes a model that was not trained here
 _PICKED = "picked.json"  # says from which front a model was picked, and why
 _SIGNS = ("recipe.yaml", "log.jsonl", _OWN)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """Round t' after which learners are handed the global weights; None: not reached."""
-
-    round: int | None = None
-    reason: str = ""
+Numbers = Mapping[str, float]
+Start = tuple[int | None, str]  # round t' from which the learners are merged (or None), and why
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,21 +41,6 @@ class Round:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
-    """What the end of training left to say."""
-
-    finished: bool
-    kept_round: int | None
-    rule: str
-    start: Start | None
-    handovers: tuple[int, ...] | None
-    warnings: tuple[str, ...]
-    gradient_evaluations: float | None
-    seconds: float | None
-    stopped_early: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class Run:
     """One run folder. Parts that are not there yet are empty, never an error."""
 
@@ -68,8 +50,8 @@ class Run:
     provenance: Mapping[str, Any]
     config: Mapping[str, Any]
     rounds: tuple[Round, ...]
-    summary: Summary | None
-    others: tuple[str, ...]  # the weights of evaluations that are not told of
+    summary: Mapping[str, Any]  # checked; empty before the end of the training
+    others: tuple[str, ...]  # the weights of evaluations that the report leaves out
     evaluations: tuple[Evaluation, ...]
     own: Mapping[str, Any]
     picked: Mapping[str, Any]
@@ -78,7 +60,7 @@ class Run:
     @property
     def records(self) -> tuple[Record, ...]:
         """What was measured, of all evaluations."""
-        return tuple(record for evaluation in self.evaluations for record in evaluation.told)
+        return tuple(record for evaluation in self.evaluations for record in evaluation.complete)
 
     @property
     def trained(self) -> bool:
@@ -88,9 +70,7 @@ class Run:
     @property
     def method(self) -> str:
         """Name of the method, as far as the recipe says it."""
-        method = self.recipe.get("method")
-        named = method.get("name") if isinstance(method, Mapping) else method
-        return str(named) if named else ""
+        return str(self.recipe.get("method") or "")
 
     @property
     def undefended(self) -> bool:
@@ -100,9 +80,7 @@ class Run:
     @property
     def threat(self) -> tuple[str, float] | None:
         """The threat it was trained against."""
-        threat = self.recipe.get("threat")
-        source = threat if isinstance(threat, Mapping) else self.recipe
-        norm, eps = source.get("norm"), budget(source.get("eps"))
+        norm, eps = self.recipe.get("norm"), _radius(self.recipe.get("eps"))
         return (norm, round(eps, 9)) if isinstance(norm, str) and eps else None
 
     @property
@@ -126,28 +104,44 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether training came to its end."""
-        return self.summary is not None and self.summary.finished
+        return bool(self.summary.get("finished"))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The warnings of the training."""
+        return tuple(self.summary.get("warnings", ()))
 
     @property
     def start(self) -> Start:
         """When merging began, from the summary or else from the last round."""
-        if self.summary is not None and self.summary.start is not None:
-            return self.summary.start
-        return self.rounds[-1].start if self.rounds else Start()
+        logged: Start = self.rounds[-1].start if self.rounds else (None, "")
+        start: Start = self.summary.get("start") or logged
+        return start
 
     @property
     def kept_round(self) -> int | None:
         """The round whose weights are the model, as far as it is known."""
-        if self.summary is not None and self.summary.kept_round is not None:
-            return self.summary.kept_round
-        return next((r.number for r in reversed(self.rounds) if r.kept), None)
+        logged = next((r.number for r in reversed(self.rounds) if r.kept), None)
+        kept: int | None = self.summary.get("kept_round", logged)
+        return kept
 
     @property
     def handovers(self) -> tuple[int, ...]:
         """Rounds at whose end the learners took over the global weights."""
-        if self.summary is not None and self.summary.handovers is not None:
-            return self.summary.handovers
-        return tuple(r.number for r in self.rounds if r.handover)
+        logged = tuple(r.number for r in self.rounds if r.handover)
+        rounds: tuple[int, ...] = self.summary.get("handovers", logged)
+        return rounds
+
+    @property
+    def gradient_evaluations(self) -> float:
+        """What the training cost: as many gradients of a loss in the inputs or the weights."""
+        logged = sum(r.gradient_evaluations for r in self.rounds)
+        return float(self.summary.get("gradient_evaluations") or logged)
+
+    @property
+    def seconds(self) -> float:
+        """How long the training took."""
+        return float(self.summary.get("seconds") or sum(r.seconds for r in self.rounds))
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -199,8 +193,10 @@ def read_run(folder: Path) -> Run:
     notes: list[str] = []
     summary = mapping(folder / "summary.json", json.loads)
     found = read_evaluations(folder, notes)
-    weights = told({evaluation.weights for evaluation in found})
-    mine = tuple(evaluation for evaluation in found if evaluation.weights == weights)
+    # The kept weights, else those of the last round: numbers of weights of a round on the way or
+    # of a learner are never taken for the model's.
+    evaluated = {evaluation.weights for evaluation in found}
+    weights = "last" if "last" in evaluated and "model" not in evaluated else "model"
     return Run(
         path=folder,
         name=folder.resolve().name,
@@ -208,19 +204,29 @@ def read_run(folder: Path) -> Run:
         provenance=mapping(folder / "provenance.json", json.loads),
         config=mapping(folder / "config.json", json.loads),
         rounds=_rounds(lines(folder / "log.jsonl", _round, notes)),
-        summary=checked(folder / "summary.json", _summary, summary) if summary else None,
+        summary=checked(folder / "summary.json", _summary, summary) if summary else {},
         others=tuple(dict.fromkeys(e.weights for e in found if e.weights != weights)),
-        evaluations=mine,
+        evaluations=tuple(e for e in found if e.weights == weights),
         own=mapping(folder / _OWN, json.loads),
         picked=mapping(folder / _PICKED, json.loads),
         notes=tuple(notes),
     )
 
 
+def _radius(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _numbers(value: Mapping[str, Any] | None) -> Numbers:
+    """Return the finite numbers of a mapping."""
+    pairs = (value or {}).items()
+    return {k: float(v) for k, v in pairs if isinstance(v, int | float) and math.isfinite(v)}
+
+
 def _start(value: Mapping[str, Any] | None) -> Start:
     value = value or {}
     number = value.get("round")
-    return Start(round=None if number is None else int(number), reason=value.get("reason") or "")
+    return None if number is None else int(number), str(value.get("reason") or "")
 
 
 def _round(value: Mapping[str, Any]) -> Round:
@@ -228,14 +234,14 @@ def _round(value: Mapping[str, Any]) -> Round:
     return Round(
         number=number,
         planned=max(int(value.get("rounds") or 0), number),
-        learners={str(k): numbers(v) for k, v in (value.get("learners") or {}).items()},
-        merged=numbers(value.get("global")),
-        weights=numbers(value.get("weights")),
+        learners={str(k): _numbers(v) for k, v in (value.get("learners") or {}).items()},
+        merged=_numbers(value.get("global")),
+        weights=_numbers(value.get("weights")),
         start=_start(value.get("start")),
         handover=bool(value.get("handover")),
         kept=bool(value.get("kept")),
         gradient_evaluations=float(value.get("gradient_evaluations") or 0),
-        seconds=sum(numbers(value.get("seconds")).values()),
+        seconds=sum(_numbers(value.get("seconds")).values()),
     )
 
 
@@ -245,17 +251,17 @@ def _rounds(rounds: list[Round]) -> tuple[Round, ...]:
     return tuple(by_number[number] for number in sorted(by_number))
 
 
-def _summary(value: Mapping[str, Any]) -> Summary:
-    handovers = value.get("handovers")
-    known = numbers(value)
-    return Summary(
-        finished=bool(value.get("finished")),
-        kept_round=int(known["kept_round"]) if "kept_round" in known else None,
-        rule=str(value.get("rule") or ""),
-        start=_start(value["start"]) if value.get("start") else None,
-        handovers=None if handovers is None else tuple(int(r) for r in handovers),
-        warnings=tuple(str(w) for w in value.get("warnings") or ()),
-        gradient_evaluations=known.get("gradient_evaluations"),
-        seconds=known.get("seconds"),
-        stopped_early=bool(value.get("stopped_early")),
-    )
+def _summary(value: Mapping[str, Any]) -> dict[str, Any]:
+    known = _numbers(value)
+    found: dict[str, Any] = {"finished": bool(value.get("finished"))}
+    found |= {"stopped_early": bool(value.get("stopped_early"))}
+    found |= {"rule": str(value.get("rule") or "")}
+    found |= {"warnings": [str(w) for w in value.get("warnings") or ()]}
+    found |= {k: known[k] for k in ("gradient_evaluations", "seconds") if k in known}
+    if "kept_round" in known:
+        found["kept_round"] = int(known["kept_round"])
+    if value.get("start"):
+        found["start"] = _start(value["start"])
+    if value.get("handovers") is not None:
+        found["handovers"] = tuple(int(r) for r in value["handovers"])
+    return found

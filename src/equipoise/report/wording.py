@@ -2,6 +2,7 @@
 
 __all__ = [
     "MISSING",
+    "capital",
     "closed",
     "count",
     "duration",
@@ -113,6 +114,11 @@ def duration(seconds: float) -> str:
 def join(words: Sequence[str]) -> str:
     """Return words as a list in a sentence: ``a, b and c``."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def capital(text: str) -> str:
+    """Return a text with a capital at its beginning."""
+    return text[:1].upper() + text[1:]
 
 
 def closed(text: str) -> str:
