@@ -24,7 +24,7 @@ from equipoise.execution import Execution
 from equipoise.execution.policy import has_bfloat16
 from equipoise.jobs.device import choose_device
 from equipoise.report.pictures import svg_file
-from equipoise.report.writing import write
+from equipoise.store.files import write
 from equipoise.store.provenance import provenance
 from equipoise.terminal.progress import Console
 

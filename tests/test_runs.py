@@ -15,7 +15,8 @@ from torch import nn
 from equipoise import models
 from equipoise.errors import RunError, UserError
 from equipoise.store import runs
-from equipoise.store.runs import Run, load, model_digest
+from equipoise.store.runs import Run, load
+from equipoise.store.sealed import model_digest
 
 STATES = ("state.pt", "state.previous.pt")
 
@@ -152,7 +153,7 @@ def test_only_run_folders_can_be_opened(tmp_path):
 def test_json_that_is_damaged_is_a_line(run):
     assert run.read_json("summary.json") == {}
     (run.path / "summary.json").write_text('{"finished": tr')
-    with pytest.raises(UserError, match=r"cannot read .*summary\.json"):
+    with pytest.raises(UserError, match=r"summary\.json"):
         run.read_json("summary.json")
 
 

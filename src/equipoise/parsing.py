@@ -14,6 +14,7 @@ __all__ = [
     "mapping",
     "number",
     "numbers",
+    "read_mapping",
     "reason",
     "share",
 ]
@@ -183,6 +184,29 @@ def lines(path: Path, parse: Callable[[Any], T], notes: list[str] | None = None)
             continue
         found.append(checked(f"{path}, line {number}", parse, value))
     return found
+
+
+def read_mapping(path: Path, parse: Callable[[str], object] = json.loads) -> dict[str, Any]:
+    """Return the mapping that a file of a run holds; of an absent or empty file nothing.
+
+    Arguments:
+        path: The file.
+        parse: What turns its text into a value.
+
+    Raises:
+        UserError: If the file is damaged or holds something else.
+    """
+    if not path.exists():
+        return {}
+    try:
+        value = parse(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is damaged ({reason(error)}); restore it or remove it") from error
+    if value is None:  # an empty file: a run that stopped before it began
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a mapping, got {type(value).__name__}; restore it")
+    return value
 
 
 def checked(where: object, parse: Callable[[Any], T], value: object) -> T:

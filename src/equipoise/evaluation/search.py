@@ -24,7 +24,7 @@ from equipoise.evaluation.protocol import Protocol, Stage
 from equipoise.evaluation.result import Result
 from equipoise.execution import Fast, fast
 from equipoise.losses import margin
-from equipoise.store.machine import machine
+from equipoise.store.provenance import machine
 from equipoise.terminal.progress import AttackProgress
 
 NEAR = 0.04  # of the clean margin; rounding moved the end of a search by up to 0.03 of it

@@ -26,7 +26,7 @@ from equipoise.evaluation.evaluate import evaluate_by
 from equipoise.evaluation.search import NEAR
 from equipoise.jobs.verify_stored import TRANSFER, recreate
 from equipoise.measures.statistics import would_be_found
-from equipoise.store.machine import machine
+from equipoise.store.provenance import machine
 from equipoise.version import __version__
 
 SECOND = 8  # points that are looked at in their first batch, where a bit differs

@@ -16,7 +16,7 @@ from equipoise.report.content import Picture, Table
 from equipoise.report.formats import csv_table, latex_table
 from equipoise.report.html import environment
 from equipoise.report.pictures import inline, png_file, svg_file
-from equipoise.report.writing import write
+from equipoise.store.files import write
 
 _CLASSES = {HOLDS: "holds", FAILS: "fails", OPEN: "open"}
 

@@ -2,7 +2,6 @@
 
 __all__ = ["AUTOATTACK", "CLEAN", "EXPERIMENTS", "FORMAT", "WORST", "PanelInfo", "Results", "read"]
 
-import json
 import math
 from collections.abc import Mapping
 from functools import cached_property
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from equipoise.errors import UserError, short
-from equipoise.report.reading import mapping
+from equipoise.parsing import read_mapping
 from equipoise.sample import Sample
 
 FORMAT = 2
@@ -210,7 +209,7 @@ def read(path: Path) -> Results:
     Raises:
         UserError: where it is damaged, of another format or contradicts itself.
     """
-    content: Mapping[str, Any] = mapping(path, json.loads)
+    content: Mapping[str, Any] = read_mapping(path)
     if content.get("format") != FORMAT:
         raise UserError(
             f"{path}: expected format {FORMAT}, got {content.get('format')!r}; "

@@ -12,7 +12,7 @@ from equipoise.fronts.record import Other, Record
 from equipoise.report import pictures, wording
 from equipoise.report.content import Picture
 from equipoise.report.palette import Palette, Style, style_of
-from equipoise.report.writing import write
+from equipoise.store.files import write
 
 HALO = "halo"  # the names of the rings that a page shows around a point: halo-0, halo-1, ...
 _FRONT = Style(1, (), "o", 1.8)

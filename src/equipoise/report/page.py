@@ -17,7 +17,7 @@ from equipoise.report.html import environment
 from equipoise.report.results import EvaluatedRun, best, headline, headline_rows, result_sections
 from equipoise.report.runs_reader import Run, read_runs
 from equipoise.report.stages import stage_sections
-from equipoise.report.writing import write
+from equipoise.store.files import write
 
 _MANY = 24  # classes; of more, those with the lowest accuracy are shown
 _MANY_RUNS = 6  # of more, the headline names the best, and what each run has of its own is folded

@@ -2,7 +2,6 @@
 
 __all__ = ["Round", "Run", "Start", "read_run", "read_runs"]
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.errors import UserError
-from equipoise.parsing import checked, lines, load
+from equipoise.parsing import checked, lines, load, read_mapping
 from equipoise.report.evaluations_reader import Evaluation, read_evaluations
-from equipoise.report.reading import mapping
 from equipoise.report.records_reader import Record
 
 _OWN = "own-model.json"  # describes a model that was not trained here
@@ -191,7 +189,7 @@ def read_run(folder: Path) -> Run:
             + (f"; a comparison's runs are {folder}/*-seed*" if _compared(folder) else "")
         )
     notes: list[str] = []
-    summary = mapping(folder / "summary.json", json.loads)
+    summary = read_mapping(folder / "summary.json")
     found = read_evaluations(folder, notes)
     # The kept weights, else those of the last round: numbers of weights of a round on the way or
     # of a learner are never taken for the model's.
@@ -200,15 +198,15 @@ def read_run(folder: Path) -> Run:
     return Run(
         path=folder,
         name=folder.resolve().name,
-        recipe=mapping(folder / "recipe.yaml", load),
-        provenance=mapping(folder / "provenance.json", json.loads),
-        config=mapping(folder / "config.json", json.loads),
+        recipe=read_mapping(folder / "recipe.yaml", load),
+        provenance=read_mapping(folder / "provenance.json"),
+        config=read_mapping(folder / "config.json"),
         rounds=_rounds(lines(folder / "log.jsonl", _round, notes)),
         summary=checked(folder / "summary.json", _summary, summary) if summary else {},
         others=tuple(dict.fromkeys(e.weights for e in found if e.weights != weights)),
         evaluations=tuple(e for e in found if e.weights == weights),
-        own=mapping(folder / _OWN, json.loads),
-        picked=mapping(folder / _PICKED, json.loads),
+        own=read_mapping(folder / _OWN),
+        picked=read_mapping(folder / _PICKED),
         notes=tuple(notes),
     )
 

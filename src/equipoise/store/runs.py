@@ -22,13 +22,11 @@ Each file is written beside its place, flushed, and renamed over it. A state car
 of its content: one that was cut or damaged is recognised, and the previous one is used.
 """
 
-__all__ = ["OWN", "PICKED", "Run", "is_free", "load", "model_digest"]
+__all__ = ["OWN", "PICKED", "Run", "is_free", "load"]
 
-import errno
 import hashlib
 import io
 import json
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,10 +40,12 @@ from torch import Tensor, nn
 
 from equipoise import models
 from equipoise.errors import RunError, UserError
+from equipoise.parsing import read_mapping
 from equipoise.plugins import command, explained
+from equipoise.store import files
 from equipoise.store import weight_names as names
 from equipoise.store.locks import free_of_locks, locked
-from equipoise.store.sealed import file_digest
+from equipoise.store.sealed import file_digest, model_digest
 
 MAGIC = b"equipoise-state-1\n"
 FORMAT = 1
@@ -84,7 +84,7 @@ class Run:
             )
         try:
             run.path.mkdir(parents=True, exist_ok=True)
-            run.write_text("recipe.yaml", recipe)
+            run.write("recipe.yaml", recipe)
         except OSError as error:
             raise UserError(f"cannot write to {path}: {error.strerror}") from None
         except RunError as error:
@@ -137,16 +137,7 @@ class Run:
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Return a JSON file of the folder, empty where there is none."""
-        path = self.path / name
-        if not path.exists():
-            return {}
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, OSError, RecursionError) as error:
-            raise UserError(f"cannot read {path}: {error}") from None
-        if not isinstance(content, dict):
-            raise UserError(f"expected a mapping in {path}, got {type(content).__name__}")
-        return content
+        return read_mapping(self.path / name)
 
     def described(self) -> dict[str, str]:
         """Return the SHA-256 of the file that says what was trained, or what an own model is."""
@@ -181,69 +172,34 @@ class Run:
 
     # Writing
 
-    def write(self, name: str, write: Callable[[BinaryIO], object], keep: str = "") -> None:
-        """Write a file whole or not at all.
+    def write(
+        self, name: str, content: str | bytes | Callable[[BinaryIO], object], keep: str = ""
+    ) -> None:
+        """Write a file of the folder whole or not at all: see :func:`equipoise.store.files.write`.
 
         Arguments:
             name: The file's name in the folder.
-            write: Given the open file.
+            content: What it holds.
             keep: The name under which a present file is kept.
-
-        Raises:
-            RunError: If the disk is full, with what was there before intact.
         """
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.part")
-        try:
-            with beside.open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            if keep and path.exists():
-                path.replace(self.path / keep)
-            beside.replace(path)
-        except OSError as error:
-            beside.unlink(missing_ok=True)
-            raise self._failure(error, path) from None
-
-    def _failure(self, error: OSError, path: Path) -> RunError:
-        """Return a failure to write as one line with its remedy."""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            again = f" with: {self.again}" if self.again else ""
-            return RunError(
-                f"the disk is full: {path} was not written, and what was there before is "
-                f"intact. Free some space and go on{again}"
-            )
-        return RunError(f"cannot write {path}: {error.strerror}; what was there is intact")
+        kept = self.path / keep if keep else None
+        files.write(self.path / name, content, keep=kept, again=self.again)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file whole or not at all."""
-        self.write(name, lambda file: file.write(text.encode()))
+        self.write(name, text)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file whole or not at all."""
-        self.write_text(name, json.dumps(content, indent=2) + "\n")
+        self.write(name, json.dumps(content, indent=2) + "\n")
 
     def write_lines(self, name: str, objects: list[dict[str, Any]]) -> None:
         """Write a file of JSON lines whole or not at all."""
-        self.write_text(name, "".join(json.dumps(item) + "\n" for item in objects))
+        self.write(name, "".join(json.dumps(item) + "\n" for item in objects))
 
     def append_line(self, name: str, content: Mapping[str, Any]) -> None:
         """Append an object to a file of JSON lines; a line cut by a crash is dropped first."""
-        path = self.path / name
-        try:
-            with path.open("ab+") as file:
-                file.seek(0)
-                data = file.read()
-                whole = data.rfind(b"\n") + 1
-                if whole < len(data) and _is_json(data[whole:]):
-                    file.write(b"\n")
-                else:
-                    file.truncate(whole)
-                file.write((json.dumps(content) + "\n").encode())
-        except OSError as error:
-            raise self._failure(error, path) from None
+        files.append_line(self.path / name, content, self.again)
 
     def write_state(self, state: Mapping[str, Any]) -> None:
         """Save the state of the training, keeping the one before."""
@@ -257,7 +213,7 @@ class Run:
     def write_model(self, name: str, state: Mapping[str, Tensor]) -> None:
         """Write weights as safetensors."""
         data = save({key: value.detach().cpu().contiguous() for key, value in state.items()})
-        self.write(name, lambda file: file.write(data))
+        self.write(name, data)
 
     # The model
 
@@ -367,24 +323,6 @@ def load(path: str | Path, which: str = "model") -> nn.Module:
 def is_free(path: Path) -> bool:
     """Tell whether a folder can be made there, or is empty but for traces of a stopped start."""
     return not path.exists() or (path.is_dir() and free_of_locks(path))
-
-
-def model_digest(model: nn.Module) -> str:
-    """Return the SHA-256 of a model's parameters and buffers, by name."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        data = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
-        digest.update(data.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _is_json(text: bytes) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def _read_state(path: Path) -> dict[str, Any] | None:

@@ -3,16 +3,19 @@
 A file of tensors carries a SHA-256 of each tensor and, over these and everything else that it
 says, one of its own. So a reader who needs a few of the tensors knows that they are those that
 were written without reading the rest. A checksum shows accidents; what somebody has changed and
-sealed again, :mod:`equipoise.jobs.verify` finds. No torch is imported.
+sealed again, :mod:`equipoise.jobs.verify` finds. Torch is imported for tensors alone.
 """
 
 __all__ = [
     "array_digest",
+    "content_digest",
     "file_digest",
     "is_sealed",
+    "model_digest",
     "read_arrays",
     "seal",
     "stamped",
+    "tensor_digest",
     "weights_digest",
 ]
 
@@ -20,11 +23,14 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _TORCH = {  # the names of types in the header of a file of weights, and torch's
     "BOOL": "torch.bool",
@@ -65,6 +71,32 @@ def array_digest(array: NDArray[Any]) -> str:
     return digest.hexdigest()
 
 
+def model_digest(model: "nn.Module") -> str:
+    """Return the SHA-256 of a model's parameters and buffers, by name."""
+    return _tensors_digest(model.state_dict(), b"")
+
+
+def tensor_digest(value: "Tensor") -> str:
+    """Return the SHA-256 of a tensor: type, shape and bytes."""
+    return content_digest({"": value}, {})
+
+
+def content_digest(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> str:
+    """Return the SHA-256 of named tensors and their metadata."""
+    return _tensors_digest(tensors, json.dumps(dict(metadata), sort_keys=True).encode())
+
+
+def _tensors_digest(tensors: "Mapping[str, Tensor]", head: bytes) -> str:
+    import torch
+
+    digest = hashlib.sha256(head)
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        data = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
+        digest.update(data.numpy().data)
+    return digest.hexdigest()
+
+
 def stamped(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> dict[str, str]:
     """Return what is said of arrays, with the checksums of both.
 
@@ -93,8 +125,6 @@ def read_arrays(
         metadata = dict(file.metadata() or {})
         names = set(file.keys())
         arrays = {name: file.get_tensor(name) for name in sorted(names) if wanted(name)}
-    if "about" in metadata and "digests" not in metadata:
-        raise ValueError("an earlier version of equipoise wrote it")
     digests = json.loads(metadata["digests"]) if "digests" in metadata else {}
     if not is_sealed(metadata) or set(digests) != names:
         raise ValueError("its checksum differs")
@@ -105,7 +135,7 @@ def read_arrays(
 
 
 def weights_digest(path: Path) -> str:
-    """Return the SHA-256 of a file of weights, as ``runs.model_digest`` has it.
+    """Return the SHA-256 of a file of weights, as :func:`model_digest` has it.
 
     Arguments:
         path: A safetensors file that holds the state of a model.
