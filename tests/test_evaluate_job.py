@@ -22,8 +22,9 @@ from equipoise.jobs.evaluate import evaluate_run
 from equipoise.jobs.store import Store
 from equipoise.jobs.verify import verify_run
 from equipoise.models.foreign import import_model, load_weights
+from equipoise.store.digests import model_digest
 from equipoise.store.runs import Run
-from equipoise.store.sealed import is_sealed, model_digest, seal
+from equipoise.store.sealed import is_sealed, seal
 from problems import small_layers, small_net
 
 QUICK = "pgd-3,apgd-t-4,square-20"

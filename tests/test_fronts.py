@@ -33,8 +33,8 @@ from equipoise.jobs.front import measure_front
 from equipoise.jobs.train import train
 from equipoise.report import build
 from equipoise.settings.recipe import parse
+from equipoise.store.digests import model_digest
 from equipoise.store.runs import Run
-from equipoise.store.sealed import model_digest
 from equipoise.store.weight_names import mix
 from equipoise.training.merge import averaged_names
 from problems import held_out, linear_problem, small_net

@@ -5,7 +5,7 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 37_783,
+    "lines of Python": 38_000,
     "lines of templates, scripts, styles and YAML": 2_203,
     "classes": 282,
     "dataclasses": 180,

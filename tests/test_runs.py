@@ -15,8 +15,8 @@ from torch import nn
 from equipoise import models
 from equipoise.errors import RunError, UserError
 from equipoise.store import runs
+from equipoise.store.digests import model_digest
 from equipoise.store.runs import Run, load
-from equipoise.store.sealed import model_digest
 
 STATES = ("state.pt", "state.previous.pt")
 

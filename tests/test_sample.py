@@ -25,8 +25,8 @@ from equipoise.measures.statistics import interval
 from equipoise.plans.comparison import parse
 from equipoise.plans.overview import items
 from equipoise.sample import Sample
+from equipoise.store.digests import tensor_digest
 from equipoise.store.runs import Run
-from equipoise.store.sealed import tensor_digest
 
 COUNTS = {
     "even": [30] * 10,

@@ -22,8 +22,9 @@ from equipoise.jobs.verify import verify_run
 from equipoise.jobs.verify_stored import recreate
 from equipoise.measures.statistics import would_be_found
 from equipoise.report.runs_reader import read_run
+from equipoise.store.digests import model_digest
 from equipoise.store.runs import Run
-from equipoise.store.sealed import model_digest, read_arrays, seal, stamped, weights_digest
+from equipoise.store.sealed import read_arrays, seal, stamped, weights_digest
 from equipoise.store.verdicts import all_lines, read
 
 ATTACKS = "fgsm,pgd-8(restarts=2),apgd-t-5"

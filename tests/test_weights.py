@@ -20,8 +20,8 @@ from equipoise.report.gallery import gallery
 from equipoise.report.runs_reader import read_run
 from equipoise.settings import recipe
 from equipoise.settings.recipe import Recipe, parse
+from equipoise.store.digests import model_digest
 from equipoise.store.runs import Run, load
-from equipoise.store.sealed import model_digest
 from equipoise.store.weight_names import canonical, learner_name, mix, stored
 from equipoise.threat import Threat
 

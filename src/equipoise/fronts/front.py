@@ -26,8 +26,8 @@ from equipoise.fronts.record import Mark, Record
 from equipoise.fronts.survey import DEFAULT, FARTHEST, Subject, Watch, survey
 from equipoise.parsing import lines
 from equipoise.plugins import command
+from equipoise.store.digests import model_digest, tensor_digest
 from equipoise.store.runs import Run
-from equipoise.store.sealed import model_digest, tensor_digest
 from equipoise.store.weight_names import PAIR
 from equipoise.terminal.table import TextTable
 from equipoise.threat import Norm, Threat

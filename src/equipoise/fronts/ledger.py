@@ -19,8 +19,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from equipoise.fronts.measure import Measured
+from equipoise.store.digests import content_digest
 from equipoise.store.runs import Run
-from equipoise.store.sealed import content_digest
 
 FOLDER = "front"
 _TENSORS = ("correct", "robust", "prediction", "adversarial_prediction", "x_adv")

@@ -26,8 +26,8 @@ from equipoise.attacks import PGD
 from equipoise.data import Images
 from equipoise.draws import KeyedDraws
 from equipoise.errors import UserError
+from equipoise.store.digests import model_digest
 from equipoise.store.runs import Run
-from equipoise.store.sealed import model_digest
 from equipoise.store.weight_names import PAIR, mix, mixable
 from equipoise.threat import Threat
 from equipoise.training.batchnorm import has_batchnorm, settle, some_batches

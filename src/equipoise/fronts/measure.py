@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from equipoise.attacks.inputs import check_inputs
 from equipoise.evaluation import Judge, Protocol
 from equipoise.evaluation.search import Search
-from equipoise.store.sealed import tensor_digest
+from equipoise.store.digests import tensor_digest
 from equipoise.terminal.progress import AttackProgress
 
 

@@ -12,8 +12,8 @@ from torch import nn
 from equipoise.errors import UserError
 from equipoise.fronts.picking import Choice
 from equipoise.plugins import command
+from equipoise.store.digests import model_digest
 from equipoise.store.runs import PICKED, Run, is_free
-from equipoise.store.sealed import model_digest
 
 _COPIED = ("config.json", "provenance.json")
 

@@ -23,7 +23,7 @@ class Point:
         forwards: Images that passed forward through the model in the searches.
         backwards: Images that passed backward through it.
         seconds: The time the searches took.
-        sha256: The checksum of the weights, as :func:`equipoise.store.sealed.model_digest` has it.
+        sha256: The checksum of the weights: :func:`equipoise.store.digests.model_digest`.
         file: The file of the verdicts and adversarial examples, from the run folder.
     """
 

@@ -22,8 +22,8 @@ from equipoise.fronts.line import BatchNorms, Ends, reestimated
 from equipoise.fronts.measure import Measured, Question, measure, retried
 from equipoise.fronts.points import Point
 from equipoise.fronts.record import FILE, Mark, Other, Record
+from equipoise.store.digests import model_digest
 from equipoise.store.runs import Run
-from equipoise.store.sealed import model_digest
 from equipoise.terminal.progress import AttackProgress
 from equipoise.threat import Threat
 

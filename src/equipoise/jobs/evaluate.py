@@ -24,9 +24,9 @@ from equipoise.jobs.target_model import Subject, of_run, open_folder
 from equipoise.sample import Sample
 from equipoise.settings import recipe
 from equipoise.store import verdicts
+from equipoise.store.digests import model_digest, tensor_digest
 from equipoise.store.provenance import provenance
 from equipoise.store.runs import Run
-from equipoise.store.sealed import model_digest, tensor_digest
 from equipoise.terminal.progress import Console
 from equipoise.threat import Threat
 from equipoise.version import __version__

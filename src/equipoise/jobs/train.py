@@ -23,9 +23,9 @@ from equipoise.plugins import command
 from equipoise.settings import recipe as recipes
 from equipoise.settings.recipe import Recipe
 from equipoise.settings.split import Split, proportional
+from equipoise.store.digests import model_digest
 from equipoise.store.provenance import provenance
 from equipoise.store.runs import FORMAT, PICKED, Run
-from equipoise.store.sealed import model_digest
 from equipoise.store.weight_names import round_name
 from equipoise.terminal.progress import Console
 from equipoise.threat import Threat

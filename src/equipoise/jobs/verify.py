@@ -31,7 +31,7 @@ from equipoise.jobs.verify_again import Again, attack_again
 from equipoise.losses import margin
 from equipoise.plugins import command
 from equipoise.sample import Sample
-from equipoise.store.sealed import model_digest, tensor_digest
+from equipoise.store.digests import model_digest, tensor_digest
 from equipoise.store.verdicts import UNREADABLE
 from equipoise.terminal.progress import Console
 

@@ -44,8 +44,9 @@ from equipoise.parsing import read_mapping
 from equipoise.plugins import command, explained
 from equipoise.store import files
 from equipoise.store import weight_names as names
+from equipoise.store.digests import model_digest
 from equipoise.store.locks import free_of_locks, locked
-from equipoise.store.sealed import file_digest, model_digest
+from equipoise.store.sealed import file_digest
 
 MAGIC = b"equipoise-state-1\n"
 FORMAT = 1

@@ -3,19 +3,16 @@
 A file of tensors carries a SHA-256 of each tensor and, over these and everything else that it
 says, one of its own. So a reader who needs a few of the tensors knows that they are those that
 were written without reading the rest. A checksum shows accidents; what somebody has changed and
-sealed again, :mod:`equipoise.jobs.verify` finds. Torch is imported for tensors alone.
+sealed again, :mod:`equipoise.jobs.verify` finds. No torch is imported.
 """
 
 __all__ = [
     "array_digest",
-    "content_digest",
     "file_digest",
     "is_sealed",
-    "model_digest",
     "read_arrays",
     "seal",
     "stamped",
-    "tensor_digest",
     "weights_digest",
 ]
 
@@ -23,14 +20,11 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 _TORCH = {  # the names of types in the header of a file of weights, and torch's
     "BOOL": "torch.bool",
@@ -68,32 +62,6 @@ def array_digest(array: NDArray[Any]) -> str:
     """Return the SHA-256 of an array: type, shape and bytes."""
     digest = hashlib.sha256(f"{array.dtype} {array.shape}\n".encode())
     digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
-
-
-def model_digest(model: "nn.Module") -> str:
-    """Return the SHA-256 of a model's parameters and buffers, by name."""
-    return _tensors_digest(model.state_dict(), b"")
-
-
-def tensor_digest(value: "Tensor") -> str:
-    """Return the SHA-256 of a tensor: type, shape and bytes."""
-    return content_digest({"": value}, {})
-
-
-def content_digest(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> str:
-    """Return the SHA-256 of named tensors and their metadata."""
-    return _tensors_digest(tensors, json.dumps(dict(metadata), sort_keys=True).encode())
-
-
-def _tensors_digest(tensors: "Mapping[str, Tensor]", head: bytes) -> str:
-    import torch
-
-    digest = hashlib.sha256(head)
-    for name, value in sorted(tensors.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        data = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
-        digest.update(data.numpy().data)
     return digest.hexdigest()
 
 
@@ -135,7 +103,7 @@ def read_arrays(
 
 
 def weights_digest(path: Path) -> str:
-    """Return the SHA-256 of a file of weights, as :func:`model_digest` has it.
+    """Return the SHA-256 of a file of weights: that of ``digests.model_digest``.
 
     Arguments:
         path: A safetensors file that holds the state of a model.
