@@ -549,8 +549,9 @@ def test_equal_records_of_other_images_do_not_replace_one_another(tmp_path):
         record("clean", 0.9, n=500, sample=FIRST),
         record("pgd-20", 0.4567, n=500, sample=FIRST),
     )
-    found = [r for r in read_runs([folder])[0].records if r.attack == "pgd-20"]
-    assert {r.sample.seed for r in found} == {2, None}
+    found = read_runs([folder])[0].evaluations
+    assert {e.sample.seed for e in found} == {2, None}
+    assert sum(r.attack == "pgd-20" for e in found for r in e.records) == 2
 
 
 def headline_of(run):

@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
+import numpy as np
+
 from equipoise.plugins import changed, command
 from equipoise.report.content import Block, Section
-from equipoise.report.evaluations_reader import Evaluation, Finding
 from equipoise.report.results import WORST, EvaluatedRun, Threat, rows_of
 from equipoise.report.runs_reader import Run
 from equipoise.report.wording import (
@@ -21,6 +22,8 @@ from equipoise.report.wording import (
     large,
     threat_text,
 )
+from equipoise.store.finding import STATUSES, Finding
+from equipoise.store.verdicts import Evaluation
 
 FEW = 1000  # images
 
@@ -52,7 +55,7 @@ def _checks(run: Run, evaluation: Evaluation) -> Section:
         f"{capital(f.status)}: {f.check}{f' ({f.code})' if f.code else ''}": _said(f)
         for f in _alarms(evaluation)
     }
-    rest = [f for f in evaluation.findings if f.status not in _ALARMS]
+    rest = [f for f in _sorted(evaluation) if not f.alarm]
     passed = sum(f.status == "ok" for f in rest)
     skipped = f", {len(rest) - passed} skipped" if len(rest) > passed else ""
     summary = f"{passed} check{'s' * (passed != 1)} passed{skipped}"
@@ -68,7 +71,12 @@ def _checks(run: Run, evaluation: Evaluation) -> Section:
 
 
 def _alarms(evaluation: Evaluation) -> list[Finding]:
-    return [f for f in evaluation.findings if f.status in _ALARMS]
+    return [f for f in _sorted(evaluation) if f.alarm]
+
+
+def _sorted(evaluation: Evaluation) -> list[Finding]:
+    """Return the findings, the failed first."""
+    return sorted(evaluation.findings, key=lambda finding: STATUSES.index(finding.status))
 
 
 def _title(evaluation: Evaluation) -> str:
@@ -104,18 +112,18 @@ def _work(evaluation: Evaluation) -> dict[str, str]:
     return {
         "Passes": images if whole.forwards else "",
         "Time": f"{duration(whole.seconds)} in the attacks" if whole.seconds else "",
-        "Precision": precision if whole.precision else "",
-        "Seed": "" if whole.seed is None else str(whole.seed),
+        "Precision": precision,
+        "Seed": str(whole.seed),
     }
 
 
 def _distances(evaluation: Evaluation) -> str:
-    if evaluation.distances is None:
+    far = evaluation.fooled
+    if not len(far):
         return ""
-    fooled, median, largest = evaluation.distances
-    images = "fooled image" if fooled == 1 else "fooled images"
+    images = "fooled image" if len(far) == 1 else "fooled images"
     return (
-        f"of {count(fooled)} {images}: median {median:.4g}, largest {largest:.4g} "
+        f"of {count(len(far))} {images}: median {np.median(far):.4g}, largest {far.max():.4g} "
         f"({threat_text(*evaluation.threat)})"
     )
 
@@ -279,9 +287,8 @@ def _attacks_differ(runs: Sequence[Run]) -> bool:
 def _images_differ(runs: Sequence[Run]) -> bool:
     # Other images are expected where the split or their number is another.
     seen: dict[tuple[str, int], set[str]] = {}
-    for record in (record for run in runs for record in run.records):
-        if record.data_sha256:
-            seen.setdefault((record.split, record.n), set()).add(record.data_sha256)
+    for e in (evaluation for run in runs for evaluation in run.evaluations):
+        seen.setdefault((e.split, e.n), set()).add(e.data_sha256)
     return any(len(sums) > 1 for sums in seen.values())
 
 

@@ -15,10 +15,10 @@ from equipoise.report.bars import Bar, bars
 from equipoise.report.content import Figure, Key, Picture
 from equipoise.report.palette import GLOBAL, LEARNERS, Palette, Style, style_of
 from equipoise.report.pictures import STEPS, axes_at, blank, line
-from equipoise.report.records_reader import Record
 from equipoise.report.results import CLEAN, WORST, EvaluatedRun, judged_alike, rows_of, sweep
 from equipoise.report.runs_reader import Round, Run
 from equipoise.report.stages import ATTACKED_KEY, CLEAN_KEY, accuracy_bars
+from equipoise.store.records import Record
 
 
 def curves(run: Run, identity: str) -> Figure | None:
@@ -265,7 +265,7 @@ def _tradeoff(rows: Sequence[EvaluatedRun], styles: Mapping[str, Style], identit
             at = attacked.accuracy, clean.accuracy
             colour = styles[name].of(palette)
             for record, up in ((clean, True), (attacked, False)):
-                ends = record.interval or (record.accuracy, record.accuracy)
+                ends = record.interval
                 pictures.whiskers(axes, colour, at, ends, up=up)
                 busy += pictures.along((at[0], e) if up else (e, at[1]) for e in ends)
             pictures.point(axes, palette, [at[0]], [at[1]], styles[name], size=8.5)
@@ -333,8 +333,7 @@ def _sweep(
         for name, by_eps in found.items():
             eps, accuracy = list(by_eps), [r.accuracy for r in by_eps.values()]
             line(axes, palette, eps, accuracy, styles[name])
-            bounds = [r.interval or (r.accuracy, r.accuracy) for r in by_eps.values()]
-            low, high = zip(*bounds, strict=True)
+            low, high = zip(*(r.interval for r in by_eps.values()), strict=True)
             colour = styles[name].of(palette)
             axes.fill_between(eps, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.set_ylim(0, 1)

@@ -18,12 +18,11 @@ from safetensors import safe_open
 
 from equipoise.parsing import reason
 from equipoise.report.content import LARGE, Block, Card, Section, Shot
-from equipoise.report.evaluations_reader import Evaluation
 from equipoise.report.results import Threat
 from equipoise.report.runs_reader import Run
 from equipoise.report.wording import count, join, norm_text, threat_text
 from equipoise.store.sealed import read_arrays
-from equipoise.store.verdicts import UNREADABLE, read, stage_of
+from equipoise.store.verdicts import UNREADABLE, Evaluation, read, stage_of
 
 FOOLED, ROBUST, EXTREME = 8, 4, 8  # images
 _KNOWN = {  # of each image

@@ -5,13 +5,13 @@ __all__ = [
     "WORST",
     "EvaluatedRun",
     "Threat",
-    "accuracy_cell",
     "best",
     "doubt",
     "ensemble_title",
     "headline",
     "headline_rows",
     "judged_alike",
+    "record_table",
     "result_sections",
     "rows_of",
     "stage_name",
@@ -24,10 +24,17 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from equipoise.report.content import Block, Cell, Column, Section, Table
-from equipoise.report.evaluations_reader import Evaluation
-from equipoise.report.records_reader import Record, Stage
 from equipoise.report.runs_reader import Run
-from equipoise.report.wording import count, images_text, interval, join, percent, threat_text
+from equipoise.report.wording import (
+    count,
+    images_text,
+    interval,
+    join,
+    percent,
+    threat_text,
+)
+from equipoise.store.records import RESULT_COLUMNS, Record, ResultColumn
+from equipoise.store.verdicts import Evaluation
 
 CLEAN = "clean"
 WORST = "worst-case"
@@ -53,11 +60,6 @@ class EvaluatedRun:
         return self.evaluation.threat if self.evaluation.threat[1] else None
 
     @property
-    def split(self) -> str:
-        """The split of the images."""
-        return self.evaluation.records[0].split
-
-    @property
     def images(self) -> tuple[int, str]:
         """What is the same for evaluations of the same images: their number and checksum."""
         sample = self.evaluation.sample
@@ -79,11 +81,6 @@ class EvaluatedRun:
         single = [r for name, r in self.records.items() if name not in (CLEAN, WORST)]
         return self.records.get(WORST) or min(single, key=lambda r: r.accuracy, default=None)
 
-    @property
-    def failed(self) -> list[str]:
-        """The checks that failed; with one of them the numbers cannot be trusted."""
-        return [f.check for f in self.evaluation.findings if f.status == "failed"]
-
 
 def rows_of(run: Run) -> list[EvaluatedRun]:
     """Return what was measured for a run; without a perturbation only where nothing else was."""
@@ -98,7 +95,7 @@ def ensemble_title(name: str) -> str:
     return f"AutoAttack{'-' * bool(rest)}{rest}" if head == "autoattack" else name
 
 
-def stage_name(records: Mapping[str, Record], ensemble: Record, stage: Stage) -> str:
+def stage_name(records: Mapping[str, Record], ensemble: Record, stage: Record) -> str:
     """Return the name under which a stage is listed among other attacks.
 
     It is the stage's own, unless another attack of the evaluation has that.
@@ -126,6 +123,12 @@ def result_sections(runs: Sequence[Run]) -> list[Section]:
         title = _title(rows[0], several[key[0]] > 1)
         blocks: list[Block] = [_table(title, rows)]
         blocks += notes if notes != before[0] else []
+        attacks = [
+            record_table("attacks", row.run.name, RESULT_COLUMNS, [*row.records.values()])
+            for row in rows
+        ]
+        named = [Section(made.title, [made]) for made in attacks]
+        blocks.append(Section("Each attack of each run", named, folded=True))
         if settings and settings != before[1]:
             blocks.append(Section("How the attacks were set", [settings], folded=True))
         before = notes, settings
@@ -164,7 +167,7 @@ def _run_cell(run: Run) -> Cell:
 
 def _images_cell(row: EvaluatedRun) -> Cell:
     n = row.evaluation.n
-    return Cell(count(n), n, "" if row.split == "test" else row.split)
+    return Cell(count(n), n, "" if row.evaluation.split == "test" else row.evaluation.split)
 
 
 def _class_cell(row: EvaluatedRun) -> Cell:
@@ -176,9 +179,39 @@ def _class_cell(row: EvaluatedRun) -> Cell:
     return Cell(name, accuracy, percent(accuracy))
 
 
-def accuracy_cell(record: Record | Stage, mark: str = "") -> Cell:
+def _accuracy(record: Record, mark: str = "") -> Cell:
     """Return an accuracy with its 95 % interval as a cell."""
     return Cell(percent(record.accuracy), record.accuracy, interval(record.interval), mark)
+
+
+def record_table(
+    name: str, title: str, columns: Sequence[ResultColumn], records: Sequence[Record]
+) -> Table:
+    """Return records as a table that has the columns with a head.
+
+    Arguments:
+        name: The name of the table.
+        title: Its title.
+        columns: ``RESULT_COLUMNS`` or ``STAGE_COLUMNS`` of :mod:`equipoise.store.records`.
+        records: The records, or the stages of one.
+    """
+    shown = [c for c in columns if c.title and c.name != "interval"]  # it is below the accuracy
+    heads = tuple(Column(c.title, c.name not in ("attack", "worst_class")) for c in shown)
+    rows = (tuple(_record_cell(column, record) for column in shown) for record in records)
+    return Table(name, title, heads, tuple(rows))
+
+
+def _record_cell(column: ResultColumn, record: Record) -> Cell:
+    value = column.value(record)
+    if column.name == "accuracy":
+        return _accuracy(record)
+    if column.name == "seconds":
+        return Cell(f"{value:,.1f}", value)
+    if isinstance(value, float | None):
+        return Cell(percent(value), value)
+    if isinstance(value, int):
+        return Cell(count(value), value)
+    return Cell(value if isinstance(value, str) else column.text(record.content()))
 
 
 def _column(records: Sequence[Record | None]) -> list[Cell]:
@@ -187,17 +220,11 @@ def _column(records: Sequence[Record | None]) -> list[Cell]:
     top = max(present, key=lambda r: r.accuracy)
     rest = [r for r in present if r.accuracy < top.accuracy]
     tied = len(present) - len(rest) > 1
-    mark = "close" if tied or any(_overlap(top, r) for r in rest) else "best"
+    mark = "close" if tied or any(top.interval[0] <= r.interval[1] for r in rest) else "best"
     return [
-        accuracy_cell(r, mark if rest and r.accuracy == top.accuracy else "") if r else Cell()
+        _accuracy(r, mark if rest and r.accuracy == top.accuracy else "") if r else Cell()
         for r in records
     ]
-
-
-def _overlap(top: Record, other: Record) -> bool:
-    if top.interval is None or other.interval is None:
-        return True
-    return top.interval[0] <= other.interval[1]
 
 
 def _worst_of(rows: Sequence[EvaluatedRun]) -> list[str]:
@@ -285,17 +312,17 @@ def judged_alike(rows: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
     def terms(row: EvaluatedRun) -> tuple[object, ...]:
         judge = row.attacked
         attacks = (judge.attack, set(judge.attacks)) if judge else ()
-        return row.threat, row.split, row.images, attacks, row.clean is None
+        return row.threat, row.evaluation.split, row.images, attacks, row.clean is None
 
     return [row for row in rows if terms(row) == terms(rows[0])]
 
 
 def doubt(row: EvaluatedRun) -> str:
     """Return what the failed checks of an evaluation mean for its numbers."""
-    if not row.failed:
+    if not row.evaluation.failed:
         return ""
-    checks = "check" if len(row.failed) == 1 else "checks"
-    return f", but the numbers cannot be trusted (failed {checks}: {join(row.failed)})"
+    checks = "check" if len(row.evaluation.failed) == 1 else "checks"
+    return f", but the numbers cannot be trusted (failed {checks}: {join(row.evaluation.failed)})"
 
 
 def _sentence(row: EvaluatedRun) -> str:
@@ -310,8 +337,7 @@ def _sentence(row: EvaluatedRun) -> str:
 
 
 def _written(record: Record) -> str:
-    bounds = interval(record.interval)
-    return percent(record.accuracy) + (f" ({bounds})" if bounds else "")
+    return f"{percent(record.accuracy)} ({interval(record.interval)})"
 
 
 def _attacks(row: EvaluatedRun) -> str:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.errors import UserError
-from equipoise.parsing import checked, lines, load, read_mapping
-from equipoise.report.evaluations_reader import Evaluation, read_evaluations
-from equipoise.report.records_reader import Record
+from equipoise.parsing import checked, lines, load, read_mapping, reason
+from equipoise.plugins import command
+from equipoise.store.records import Record
+from equipoise.store.sealed import weights_digest
+from equipoise.store.verdicts import FOLDER, RECORDS, UNREADABLE, Evaluation, read
 
 _OWN = "own-model.json"  # describes a model that was not trained here
 _PICKED = "picked.json"  # says from which front a model was picked, and why
@@ -190,7 +192,7 @@ def read_run(folder: Path) -> Run:
         )
     notes: list[str] = []
     summary = read_mapping(folder / "summary.json")
-    found = read_evaluations(folder, notes)
+    found = _evaluations(folder, notes)
     # The kept weights, else those of the last round: numbers of weights of a round on the way or
     # of a learner are never taken for the model's.
     evaluated = {evaluation.weights for evaluation in found}
@@ -209,6 +211,35 @@ def read_run(folder: Path) -> Run:
         picked=read_mapping(folder / _PICKED),
         notes=tuple(notes),
     )
+
+
+def _evaluations(run: Path, notes: list[str]) -> list[Evaluation]:
+    """Return the evaluations of the weights that a folder has now; add notes on all others."""
+    found: list[Evaluation] = []
+    paths = sorted((run / FOLDER).glob("*.safetensors"))
+    for path in paths:
+        where = f"`{FOLDER}/{path.name}`"
+        try:
+            evaluation = read(path)
+        except UNREADABLE as error:
+            notes.append(f"{where} is damaged ({reason(error)}): its numbers are left out.")
+            continue
+        if _present(run, evaluation.weights) in (None, evaluation.model_sha256):
+            found.append(evaluation)
+        else:
+            notes.append(
+                f"{where} is of other weights than the run has now: its numbers are left out. "
+                f"Evaluate the run again: `{command('evaluate', run)}`."
+            )
+    if not paths and (run / RECORDS).is_file():
+        notes.append(f"`{RECORDS}` has no sealed evaluation to it: its numbers are left out.")
+    return found
+
+
+def _present(run: Path, weights: str) -> str | None:
+    """Return the SHA-256 of weights as they are now; None: there are none to compare with."""
+    path = run / f"{weights}.safetensors"
+    return weights_digest(path) if path.is_file() else None
 
 
 def _radius(value: object) -> float | None:

@@ -3,22 +3,23 @@
 __all__ = ["accuracy_bars", "stage_sections"]
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from equipoise.measures.statistics import interval
 from equipoise.report.bars import Bar, bars
-from equipoise.report.content import Block, Cell, Column, Figure, Key, Picture, Section, Table
-from equipoise.report.records_reader import Record, Stage
+from equipoise.report.content import Block, Figure, Key, Picture, Section, Table
 from equipoise.report.results import (
     CLEAN,
     WORST,
     EvaluatedRun,
     Threat,
-    accuracy_cell,
     ensemble_title,
+    record_table,
     stage_name,
 )
 from equipoise.report.runs_reader import Run
-from equipoise.report.wording import closed, count, duration, join, percent, threat_text
+from equipoise.report.wording import closed, count, join, percent, threat_text
+from equipoise.store.records import STAGE_COLUMNS, Record
 
 Records = dict[str, Record]
 CLEAN_KEY = Key("without attack", sign="clean")
@@ -66,41 +67,9 @@ def _section(row: EvaluatedRun, records: Records, ensemble: Record, identity: st
 
 
 def _table(title: str, run: str, ensemble: Record) -> Table:
-    heads = ("attacked", "broken", "robust so far", "alone", "images forward", "images backward")
-    first = ensemble.stages[0]
-    total = (
-        Cell(title),
-        Cell(count(first.entered), first.entered),
-        Cell(count(first.entered - ensemble.robust), first.entered - ensemble.robust),
-        accuracy_cell(ensemble),
-        Cell(""),
-        *_cost(ensemble),
-    )
-    return Table(
-        "stages",
-        f"Stages of {title}, {run}",
-        tuple(Column(head, head != "stage") for head in ("stage", *heads, "time")),
-        tuple(
-            (
-                Cell(stage.attack, small="" if stage.finished else "interrupted"),
-                Cell(count(stage.entered), stage.entered),
-                Cell(count(stage.broken), stage.broken),
-                accuracy_cell(stage),
-                Cell(percent(stage.alone), stage.alone),
-                *_cost(stage),
-            )
-            for stage in ensemble.stages
-        ),
-        foot=total,
-    )
-
-
-def _cost(of: Record | Stage) -> tuple[Cell, Cell, Cell]:
-    return (
-        Cell(count(of.forwards), of.forwards),
-        Cell(count(of.backwards), of.backwards),
-        Cell(duration(of.seconds), of.seconds),
-    )
+    total = replace(ensemble, attack=title, entered=ensemble.stages[0].entered)
+    made = record_table("stages", f"Stages of {title}, {run}", STAGE_COLUMNS, ensemble.stages)
+    return replace(made, foot=record_table("", "", STAGE_COLUMNS, [total]).rows[0])
 
 
 def _remarks(row: EvaluatedRun, ensemble: Record, interrupted: bool) -> Iterator[str]:
@@ -209,14 +178,14 @@ def _accuracy_picture(title: str, rows: Sequence[Bar], identity: str) -> Picture
     return bars(title, rows, 1, identity, f"{title}. {listed}.{end}")
 
 
-def _remaining(n: int, stages: Sequence[Stage], interrupted: bool, identity: str) -> Picture:
+def _remaining(n: int, stages: Sequence[Record], interrupted: bool, identity: str) -> Picture:
     first, last = stages[0].entered, stages[-1]
     rows = [Bar("correct, no attack", first, count(first), clean=True)]
     for stage in stages:
         lost = f" (\u2212{count(stage.broken)})" if stage.broken else ""
         text = f"{count(stage.robust)}{lost}"
         rows.append(Bar(f"after {stage.attack}", stage.robust, text, lost=stage.broken))
-    bounds = (last.interval[0] * n, last.interval[1] * n) if last.interval else None
+    bounds = (last.interval[0] * n, last.interval[1] * n)
     name = "robust so far" if interrupted else "robust"
     rows.append(Bar(name, last.robust, count(last.robust), interval=bounds))
     listed = "; ".join(f"{s.attack} breaks {s.broken} and leaves {s.robust}" for s in stages)
