@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-extras quick check format docs wheel-test bench clean
+.PHONY: demo test test-extras quick check format docs pictures wheel-test bench clean
 
 demo: .venv/run ## train and attack two models on embedded data, write a report
 	$(BIN)/equipoise demo
@@ -36,6 +36,9 @@ format: .venv/dev
 docs: .venv/docs ## the site, in site/: guides, API, commands; broken links are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q --strict
 	$(BIN)/python -m website.check site
+
+pictures: demo .venv/dev ## the pictures of the documents; needs Chromium
+	$(BIN)/python -m website.pictures
 
 wheel-test: .venv/bin/python ## build the wheel, run the demo from it in an empty environment
 	$(BIN)/python tests/wheel.py

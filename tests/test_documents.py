@@ -115,6 +115,13 @@ def test_links_between_documents_lead_somewhere(path):
             assert not anchor or anchor in anchors(target), link
 
 
+def test_files_that_the_architecture_names_are_there():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([a-z_/]+\.py)`", page)
+    assert len(named) > 15
+    assert [name for name in named if not (ROOT / "src" / "equipoise" / name).is_file()] == []
+
+
 MAKE = shutil.which("make") or ""
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from website import check, markup
+from tests import house
+from website import check, markup, pictures
 
 
 def shown(text):
@@ -65,3 +66,32 @@ def test_a_style_that_loads_a_font_from_elsewhere_is_found(tmp_path):
     (tmp_path / "b.css").write_text("a { background: url(x.png) } /* https://a.org */")
     (line,) = check.outside(tmp_path)
     assert "a.css" in line
+
+
+def room(module):
+    return module.split(".")[1] if "." in module else ""
+
+
+FLOOR = {name: depth for depth, floor in enumerate(pictures.FLOORS) for name, _ in floor}
+NO_ROOMS = {"", "__main__", "version"}
+
+
+def test_the_picture_has_every_room():
+    rooms = {room(module) for module in house.trees()} - NO_ROOMS
+    assert rooms == {*FLOOR, *(name for name, _ in pictures.SIDE)}
+
+
+def test_imports_go_down_in_the_picture():
+    graph = house.imports(house.trees())
+    up = [
+        f"{module} imports {other}"
+        for module, others in graph.items()
+        for other in others
+        if FLOOR.get(room(module), -1) > FLOOR.get(room(other), len(FLOOR))
+    ]
+    assert up == []
+
+
+def test_the_picture_in_the_documents_is_the_one_that_is_drawn():
+    kept = pictures.PICTURES / "rooms.svg"
+    assert kept.read_text(encoding="utf-8") == pictures.rooms()
