@@ -13,7 +13,8 @@ import yaml
 
 from equipoise import data
 from equipoise.errors import UserError
-from equipoise.plans import comparison
+from equipoise.plans.plan import parse, read
+from equipoise.plans.prepare import Datasets, merged, tasks
 from equipoise.settings import recipe
 from forks import FORKED
 
@@ -69,10 +70,17 @@ def records(run):
     return {record["attack"]: record for record in map(json.loads, lines)}
 
 
-def runs(out):
-    """Return the rows of the runs without the times in them."""
-    rows = json.loads((out / "comparison.json").read_text())["runs"]
-    return [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in rows]
+def results(out):
+    """Return the trainings and the results, without the times in them."""
+    content = json.loads((out / "results.json").read_text())
+    rows = [*content["trainings"], *content["results"]]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "settings")} for row in rows]
+
+
+def accuracies(out):
+    """Return the accuracies by entry, seed and attack."""
+    rows = json.loads((out / "results.json").read_text())["results"]
+    return {(r["entry"], r["seed"], r["attack"]): r["correct"] / r["n"] for r in rows}
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +114,9 @@ def test_everything_that_is_wrong_with_a_plan_is_said_at_once():
         "evaluate": {"attacks": "pdg-3", "m": 3, "n": 0, "eps": 8, "precision": "float16"},
     }
     with pytest.raises(UserError) as caught:
-        comparison.parse(plan)
+        parse(plan)
     for text in (
-        "unknown key of a comparison 'tilte'; did you mean 'title'?",
+        "unknown key of a plan 'tilte'; did you mean 'title'?",
         "base.seed: the seeds are those of `seeds`",
         "budget: expected a number above 0, got 'much'",
         "seeds: expected different whole numbers like [0, 1], got [0, 0]",
@@ -122,7 +130,7 @@ def test_everything_that_is_wrong_with_a_plan_is_said_at_once():
         "unknown key of evaluate 'm'",
         "evaluate.n: expected a whole number of at least 1, got 0",
         "evaluate.eps: eps must lie in [0, 1], got 8",
-        "unknown precision 'float16'",
+        "evaluate.precision: ",
     ):
         assert text in str(caught.value), text
 
@@ -140,6 +148,13 @@ def test_everything_that_is_wrong_with_a_plan_is_said_at_once():
         (changed(base={"gama": [1]}), "every entry: unknown setting 'gama'"),
         (changed(seeds=3), "seeds: expected different whole numbers like [0, 1], got 3"),
         (changed(title=3), "title: expected text, got 3"),
+        (changed(evaluate={"eps": 0}), "evaluate.eps: expected a radius above 0"),
+        (changed(evaluate={"weights": "best"}), "evaluate.weights: expected names"),
+        (changed(evaluate={"weights": ["gamma-2"]}), "gamma-2"),
+        (changed(evaluate={"points": 1}), "evaluate.points: expected a whole number"),
+        (changed(only=["avraged"]), "did you mean 'averaged'"),
+        (changed(grids=[{"name": "a"}]), "grids: expected name, entry and over"),
+        (changed(published=True), "no published settings for 'digits'"),
         (
             changed(base={"norm": "l2", "eps": 1.0}, evaluate={"attacks": "cw-inf-2"}),
             "cw-inf-2 is defined for linf, not l2",
@@ -148,7 +163,7 @@ def test_everything_that_is_wrong_with_a_plan_is_said_at_once():
 )
 def test_a_plan_is_refused_in_words(plan, text):
     with pytest.raises(UserError, match=r".") as caught:
-        comparison.parse(plan)
+        parse(plan)
     assert text in str(caught.value)
 
 
@@ -156,34 +171,47 @@ def test_a_name_that_is_given_twice_is_not_dropped_in_silence(tmp_path):
     path = tmp_path / "plan.yaml"
     text = "base: &b {eps: 0.1}\nentries:\n  standard: {<<: *b, eps: 0.2}\n"
     path.write_text(f"{text}evaluate: {{attacks: fgsm}}\n")
-    assert comparison.read(path).entries[0].settings["eps"] == 0.2  # merging is no repetition
+    assert read(path).entries[0].settings["eps"] == 0.2  # merging is no repetition
     path.write_text(f"{text}  standard: {{eps: 0.3}}\nevaluate: {{attacks: fgsm}}\n")
     with pytest.raises(UserError, match="'standard' is given twice"):
-        comparison.read(path)
+        read(path)
     path.write_text("entries: [")
     with pytest.raises(UserError, match="cannot read the plan"):
-        comparison.read(path)
+        read(path)
     with pytest.raises(UserError, match="no plan at"):
-        comparison.read(tmp_path / "nothing.yaml")
+        read(tmp_path / "nothing.yaml")
 
 
 def test_an_entry_lies_over_the_base_group_by_group():
     plan = changed(base={"robust": {"lr": 0.2, "momentum": 0.5}}, budget=None)
     del plan["entries"]["standard"]
     plan["entries"]["averaged"]["robust"] = {"lr": 0.1}
-    found = comparison.parse(plan).entries[0].recipe(seed=3)
+    found = parse(plan).entries[0].recipe(seed=3)
     assert (found.method, found.seed, found.rounds) == ("pgd-at", 3, recipe.Recipe.rounds)
     assert (found.settings.robust.lr, found.settings.robust.momentum) == (0.1, 0.5)
 
 
+def test_everything_in_a_list_of_models_is_judged_and_grids_are_written_out(tmp_path):
+    plan = changed(budget=None, evaluate={"eps": [0, 0.1, "1/5"], "weights": ["model", "rounds"]})
+    plan["base"] |= {"snapshots": 2, "rounds": 5}
+    grid = {"name": "a{alpha}", "entry": {"method": "pgd-at"}, "over": {"alpha": [0.5, 0.9]}}
+    plan |= {"entries": {}, "grids": [grid], "only": ["a0.9", "a*"], "seeds": [0]}
+    found = tasks(parse(plan), tmp_path, None, Datasets())
+    assert [task.entry for task in found] == ["a0.9", "a0.5"]
+    assert [(e.protocol.eps, e.weights) for e in found[0].evaluations] == [
+        (eps, which) for eps in (0.1, 0.2) for which in ("model", "round-002", "round-004")
+    ]
+    assert len(merged([*found, *found])) == len(found)
+
+
 @pytest.mark.parametrize("path", sorted(ROOT.glob("comparisons/*.yaml")), ids=str)
 def test_the_plans_of_the_house_are_valid(path):
-    plan = comparison.read(path)
+    plan = read(path)
     assert all(entry.recipe().keep == "last" for entry in plan.entries)
 
 
 def test_the_comparison_of_the_house_has_every_kind_of_method():
-    plan = comparison.read(ROOT / "comparisons/fashion-mnist.yaml")
+    plan = read(ROOT / "comparisons/fashion-mnist.yaml")
     names = {entry.name for entry in plan.entries}
     assert {"standard", "pgd-at", "trades", "mart", "fat", "yopo", "a3gt"} <= names
 
@@ -207,16 +235,13 @@ def test_the_table_has_the_numbers_of_the_records(compared):
             assert text in (out / "table.md").read_text()
     summary = json.loads((out / "averaged-seed1" / "summary.json").read_text())
     log = [json.loads(x) for x in (out / "averaged-seed1" / "log.jsonl").read_text().splitlines()]
-    (row,) = [
-        row
-        for row in json.loads((out / "comparison.json").read_text())["runs"]
-        if row["run"] == "averaged-seed1"
-    ]
+    rows = json.loads((out / "results.json").read_text())["trainings"]
+    (row,) = [r for r in rows if (r["entry"], r["seed"]) == ("averaged", 1)]
     assert row["gradient_evaluations"] == summary["gradient_evaluations"] == 2 * 240 * 3
     assert row["rounds"] == len(log) == 2
-    assert row["training_seconds"] == pytest.approx(sum(r["seconds"]["train"] for r in log))
+    assert row["seconds"] == pytest.approx(sum(r["seconds"]["train"] for r in log))
     assert "4/4  " in ended.err
-    assert "averaged, seed 1: clean " in ended.err
+    assert "averaged-seed1: clean " in ended.err
 
 
 @pytest.mark.slow
@@ -254,11 +279,11 @@ def test_its_runs_are_runs_like_any_other(command, compared):
 
 @pytest.mark.slow
 def test_a_repeated_comparison_does_nothing_again(command, compared, again):
-    before, rows = contents(again), runs(again)
+    before, rows = contents(again), results(again)
     ended = command("compare", write(again.parent), "--out", again, "-q", before=FORKED)
     assert (ended.code, ended.err) == (0, "")
     assert contents(again) == before
-    assert runs(again) == rows
+    assert results(again) == rows
 
 
 @pytest.mark.slow
@@ -269,10 +294,10 @@ def test_another_protocol_judges_again_but_trains_nothing(command, again):
     assert ended.code == 0, ended.err
     assert {path: path.stat().st_mtime_ns for path in again.rglob("state.pt")} == states
     assert "test images: a stratified sample of 50 of 500" in ended.out
-    for row in runs(again):
-        found = records(again / row["run"])["staged"]
-        assert row["accuracy"]["staged"] == found["accuracy"]
-        assert row["accuracy"]["pgd-2 and before"] == found["stages"][0]["accuracy"]
+    for entry in ("standard", "averaged"):
+        found, table = records(again / f"{entry}-seed1")["staged"], accuracies(again)
+        assert table[entry, 1, "worst-case"] == found["accuracy"]
+        assert table[entry, 1, "pgd-2 and before"] == found["stages"][0]["accuracy"]
     before = contents(again)
     assert command("compare", plan, "--out", again, "-q", before=FORKED).code == 0
     assert contents(again) == before
@@ -289,6 +314,7 @@ def test_a_plan_that_is_only_shown_touches_nothing(command, again, tmp_path):
     assert lines["averaged-seed0"] == ["2", "1,440", "done", "done"]
     assert lines["standard-seed1"] == ["2", "480", "to", "do", "to", "do"]
     assert "4 runs, 3 of them done" in ended.out
+    assert "left are about 780 gradient evaluations" in ended.out
     assert contents(tmp_path) == before
     ended = command("compare", plan, "--out", tmp_path / "new", "--plan")
     assert (ended.code, (tmp_path / "new").exists()) == (0, False)
@@ -344,7 +370,8 @@ def test_a_run_that_fails_is_named_and_stops_no_other(command, compared, tmp_pat
     assert (out / "logs" / "bad-seed0.log").read_text().strip().endswith("clean.lr=3.3e+08")
     assert "| bad | standard | (1 missing) | 2 | - |" in (out / "table.md").read_text()
     assert "- bad-seed0: training failed: the loss is not finite" in (out / "table.md").read_text()
-    assert runs(out) == [row for row in runs(compared[0]) if row["run"] == "standard-seed0"]
+    kept = [r for r in results(compared[0]) if (r["entry"], r["seed"]) == ("standard", 0)]
+    assert results(out) == kept
 
 
 def longer():
@@ -371,7 +398,7 @@ def undisturbed(command, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     ended = command("compare", write(folder, longer()), "--out", folder / "out", before=FORKED)
     assert ended.code == 0, ended.err
-    return runs(folder / "out")
+    return results(folder / "out")
 
 
 @pytest.mark.slow
@@ -393,7 +420,7 @@ def test_killed_and_repeated_it_goes_on(command, undisturbed, tmp_path):
     ended = command("compare", plan, "--out", out, before=FORKED)
     assert ended.code == 0, ended.err
     assert contents(out / "standard-seed0") == kept
-    assert runs(out) == undisturbed
+    assert results(out) == undisturbed
     log = (out / "logs" / "averaged-seed0.log").read_text()
     assert f"$ equipoise train --resume {last}" in log
     assert " --device auto --resume\n" in log  # the evaluation, in which it was killed, too
@@ -431,7 +458,7 @@ def test_a_signal_saves_every_run_and_says_how_to_go_on(command, undisturbed, tm
         assert "equipoise: SIGTERM: stopped " in log.splitlines()[-1]
     ended = command(*words, before=FORKED)
     assert ended.code == 0, ended.err
-    assert runs(out) == undisturbed
+    assert results(out) == undisturbed
 
 
 @pytest.mark.slow
@@ -439,9 +466,10 @@ def test_two_comparisons_do_not_work_in_one_folder(command, tmp_path):
     plan, out = write(tmp_path, longer()), tmp_path / "out"
     running = command.start("compare", plan, "--out", out, before=FORKED)
     wait_for(lambda: lines(out / "standard-seed0" / "log.jsonl") >= 1)
-    ended = command("compare", plan, "--out", out, "-q", before=f"{FORKED}\ncrew.WAIT_SECONDS = 0")
+    now = f"{FORKED}\nexecutor.WAIT_SECONDS = 0"
+    ended = command("compare", plan, "--out", out, "-q", before=now)
     assert ended.code == 2
-    assert f"another comparison works in {out}" in ended.line
+    assert str(out) in ended.line
     running.signal(signal.SIGTERM)
     assert running.wait().code == 1
 
@@ -455,7 +483,10 @@ def test_what_was_cut_off_before_there_was_a_run_is_no_obstacle(command, tmp_pat
     del plan["entries"]["averaged"]
     ended = command("compare", write(tmp_path, plan), "--out", out, "-q", before=FORKED)
     assert (ended.code, ended.err) == (0, "")
-    assert list(runs(out)[0]["accuracy"]) == ["clean", "fgsm"]  # of one attack no worst case
+    attacks = [attack for _, _, attack in accuracies(out)]
+    assert attacks == ["clean", "fgsm", "worst-case"]
+    head = next(csv.reader((out / "table.csv").read_text().splitlines()))
+    assert "worst-case" not in head  # of one attack it is the same
 
 
 @pytest.mark.slow

@@ -713,7 +713,7 @@ def test_the_slider_moves_everything(run, tmp_path):
 
 @pytest.mark.slow
 def test_trials_of_pick_are_kept_and_counted(tmp_path):
-    program = Path(__file__).parents[1] / "comparisons" / "pick_trials.py"
+    program = Path(__file__).parents[1] / "benchmarks" / "pick_trials.py"
     small = ("-n", "60", "limit=600", "validation=200", "rounds=2")
     words = (sys.executable, program, "trials", "--data", "digits", "--seeds", "1", *small)
     done = [

@@ -8,8 +8,8 @@ import pytest
 from equipoise.errors import UserError
 from equipoise.fronts.front import Front
 from equipoise.parsing import lines
-from equipoise.plans.comparison import parse
-from equipoise.plans.overview import items
+from equipoise.plans.plan import parse
+from equipoise.plans.prepare import Datasets, tasks
 
 PLAN = {
     "base": {"data": "digits", "rounds": 2},
@@ -53,14 +53,14 @@ def test_any_other_damage_is_refused_with_file_and_line(tmp_path, text):
 
 @pytest.mark.parametrize("damage", ['{"round": 1\n{"round": 2}\n', "[]\n", '{"rounds": 1}\n'])
 def test_a_comparison_and_a_front_refuse_what_a_report_refuses(trained, tmp_path, damage):
-    (item,) = items(parse(PLAN), tmp_path, None)
-    item.run.path.mkdir(parents=True)
-    log = item.run.path / "log.jsonl"
+    (task,) = tasks(parse(PLAN), tmp_path, None, Datasets())
+    task.run.path.mkdir(parents=True)
+    log = task.run.path / "log.jsonl"
     log.write_text('{"round": 1}\n{"round": 2}\n{"rou', encoding="utf-8")
-    assert len(item.rounds()) == 2
+    assert len(task.rounds()) == 2
     log.write_text(damage, encoding="utf-8")
     with pytest.raises(UserError, match=r"log\.jsonl, line 1"):
-        item.rounds()
+        task.rounds()
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     before = Front(run).marks
     with (run / "log.jsonl").open("a", encoding="utf-8") as file:

@@ -10,10 +10,10 @@ import pytest
 
 from equipoise.data import draw, load
 from equipoise.errors import UserError
-from equipoise.plans import reproductions
-from equipoise.plans.findings import findings
-from equipoise.plans.reproductions import EXPERIMENTS, SCALES, views
-from equipoise.plans.views import chains, looks
+from equipoise.plans.plan import parse
+from equipoise.plans.prepare import Datasets, merged, tasks
+from equipoise.plans.reproductions import EXPERIMENTS, SCALES, plans
+from equipoise.plans.results import Experiment
 from forks import FORKED
 
 pytestmark = [
@@ -28,38 +28,42 @@ def anew(*words, cwd):
     return subprocess.run(run, cwd=cwd, capture_output=True, text=True, timeout=2200)
 
 
+def of_scale(scale, names=("all",), **options):
+    """Return the plans of some experiments in one list."""
+    return [plan for some in plans(scale, names, **options).values() for plan in some]
+
+
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("slice_", [False, True])
 def test_every_plan_is_one_of_valid_recipes(scale, slice_):
-    found = views(scale, ["all"], slice_=slice_)
-    assert {view.experiment for view in found} == set(EXPERIMENTS)
-    for view in found:
-        for entry in view.plan.entries:
+    assert {*plans(scale, ["all"], slice_=slice_)} == set(EXPERIMENTS)
+    for plan in of_scale(scale, slice_=slice_):
+        for entry in plan.entries:
             rounds = entry.rounds or 7
-            recipe = entry.recipe(rounds=rounds, seed=view.plan.seeds[0])
+            recipe = entry.recipe(rounds=rounds, seed=plan.seeds[0])
             assert recipe.rounds == (2 if slice_ else rounds)
 
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_entries_of_one_pool_are_one_recipe_in_every_experiment(scale):
     known = {}
-    for view in views(scale, ["all"]):
-        for entry in view.plan.entries:
-            key = view.pool, entry.name
+    for plan in of_scale(scale):
+        for entry in plan.entries:
+            key = plan.name, entry.name
             assert known.setdefault(key, entry.settings) == entry.settings
             assert known[key] is not None
 
 
 def test_the_papers_methods_attacks_and_controls_are_there():
-    table2 = views("cpu", ["table2"])[0].plan
+    table2 = of_scale("cpu", ["table2"])[0]
     names = {entry.name for entry in table2.entries}
     asked = {"standard", "fat", "iat", "generalist", "a3gt", "trades", "mart", "sat", "yopo"}
     assert asked | {"pgd-at", "pgd-at-averaged", "mix-at-50"} <= names
     assert table2.seeds == (0, 1, 2)
-    ablation = [entry.settings for entry in views("cpu", ["fig5"])[0].plan.entries]
+    ablation = [entry.settings for entry in of_scale("cpu", ["fig5"])[0].entries]
     assert {settings["every"] for settings in ablation} == {1, 3, 5, 10, 20}
     assert any(tuple(settings["gamma"]) == (1, 1, 1, 0.4) for settings in ablation)
-    starts = [entry.settings for entry in views("cpu", ["controls"])[0].plan.entries]
+    starts = [entry.settings for entry in of_scale("cpu", ["controls"])[0].entries]
     fractions = {s["start"].get("fraction") for s in starts if "start" in s}
     assert {0.25, 0.5, 0.625, 0.75} <= fractions
     grid = [s["start"] for s in starts if s["method"] == "a3gt-paper"]
@@ -72,62 +76,78 @@ def test_the_papers_methods_attacks_and_controls_are_there():
 )
 def test_unknown_names_are_refused_with_the_nearest(scale, names, said):
     with pytest.raises(UserError, match=said if scale == "smoke" else "unknown scale"):
-        views(scale, names)
+        plans(scale, names)
 
 
 def test_only_some_entries():
-    found = views("cpu", ["all"], only=["a3gt", "mix-at-*"])
-    names = {view.pool: [entry.name for entry in view.plan.entries] for view in found}
-    assert names["fashion-mnist"] == ["a3gt"]  # of figure 4, the last that looks there
-    assert [e.name for e in found[0].plan.entries] == ["mix-at-25", "mix-at-50", "a3gt"]
-    assert {view.experiment for view in found} == set(EXPERIMENTS) - {"fig5", "settings"}
+    found = plans("cpu", ["all"], only=["a3gt", "mix-at-*"])
+    assert [e.name for e in found["fig4"][0].entries] == ["a3gt"]
+    assert [e.name for e in found["table2"][0].entries] == ["mix-at-25", "mix-at-50", "a3gt"]
+    assert set(found) == set(EXPERIMENTS) - {"fig5", "settings"}
     with pytest.raises(UserError, match="did you mean 'a3gt'"):
-        views("cpu", ["table2"], only=["agt"])
+        plans("cpu", ["table2"], only=["agt"])
+
+
+def smoke(names, folder):
+    """Return the tasks of some experiments at the smallest scale, plan by plan."""
+    every = of_scale("smoke", names)
+    return [(plan, tasks(plan, folder / plan.name, None, Datasets())) for plan in every]
 
 
 def test_runs_are_shared_and_every_evaluation_stands_once(tmp_path):
-    found = [
-        look
-        for view in views("smoke", ["fig2", "fig3", "fig4"])
-        for look in looks(view, tmp_path, None)
-    ]
-    every = chains(found)
-    assert len(every) == len({chain.name for chain in every}) == 5
-    by_name = {chain.name: chain for chain in every}
-    assert [i.judging.eps for i in by_name["digits/trades-seed0"].items] == [
-        0.04,
-        0.08,
-        0.12,
-        0.16,
-    ]
-    merged = by_name["along-training/a3gt-seed0"]
-    weights = [item.weights for item in merged.items]
+    every = merged(task for _, some in smoke(["fig2", "fig3", "fig4"], tmp_path) for task in some)
+    by_name = {task.name: task for task in every}
+    assert len(every) == len(by_name) == 5
+    radii = [each.protocol.eps for each in by_name["digits/trades-seed0"].evaluations]
+    assert radii == [0.04, 0.08, 0.12, 0.16]
+    mixed = by_name["along-training/a3gt-seed0"]
+    weights = [each.weights for each in mixed.evaluations]
     assert weights == ["model", "round-002", "gamma-0", "gamma-0.5", "gamma-1"]
     alone = by_name["along-training/pgd-at-seed0"]
-    assert [item.weights for item in alone.items] == ["model", "round-002"]
-    assert merged.work() == 0
-    assert merged.step().phase == "training"
+    assert [each.weights for each in alone.evaluations] == ["model", "round-002"]
+    assert mixed.done() == 0
+    assert mixed.step().phase == "training"
+
+
+# Before any run: what is planned, and what it is reckoned to take. The numbers are those of the
+# plans of version 0.1.0; a change of a plan changes them.
+PLANNED = {
+    "table2": (14, 14, 1_284_405),
+    "table3": (4, 4, 358_891),
+    "fig2": (2, 7, 499_675),
+    "fig3": (3, 12, 93_696),
+    "fig4": (3, 12, 93_696),
+    "fig5": (4, 4, 541_675),
+    "controls": (6, 6, 812_512),
+    "front": (3, 5, 365_490),
+    "settings": (2, 2, 130_328),
+}
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_what_a_plan_takes_is_counted(name, tmp_path):
+    made = Experiment(name, "", tmp_path, "", smoke([name], tmp_path))
+    cost = round(sum(task.cost for task in made.tasks))
+    assert (len(made.tasks), made.evaluations, cost) == PLANNED[name]
 
 
 def test_of_a_front_every_mix_is_judged_and_of_others_the_model(tmp_path):
-    found = [look for v in views("smoke", ["front"]) for look in looks(v, tmp_path, None)]
-    judged = {}
-    for look in found:
-        judged.setdefault(look.item.entry, []).append(look.item.weights)
+    made = Experiment("front", "", tmp_path, "", smoke(["front"], tmp_path))
+    judged = {task.entry: [e.weights for e in task.evaluations] for task in made.tasks}
     assert judged == {
         "a3gt-front": ["model", "gamma-0", "gamma-1"],
         "mix-at-10": ["model"],
         "mix-at-90": ["model"],
     }
-    content = findings("front", "smoke", found, command="", failures={})
+    content = made.results()
     assert [panel["entries"] for panel in content["panels"]] == [list(judged)]
     assert content["planned"] == 5
 
 
 def test_the_run_with_the_front_has_a_third_of_what_five_trainings_take(tmp_path):
-    for view in views("cpu", ["front"]):
-        assert view.plan.budget is not None
-        for entry in view.plan.entries:
+    for plan in of_scale("cpu", ["front"]):
+        assert plan.budget is not None
+        for entry in plan.entries:
             if entry.name == "a3gt-front":
                 recipe = entry.recipe()
                 method = recipe.settings.build(recipe.threat(0.1), recipe.rounds)
@@ -137,17 +157,14 @@ def test_the_run_with_the_front_has_a_third_of_what_five_trainings_take(tmp_path
 
 
 def test_a_grid_names_what_it_is_made_of():
-    pool = {
-        "base": {"data": "digits", "rounds": 4},
-        "grids": [
-            {
-                "name": "g{gamma}-l{start.threshold}",
-                "entry": {"method": "a3gt-paper", "start": {"rule": "threshold"}},
-                "over": {"gamma": [[1, 0.4], [0.5]], "start.threshold": [0.5, 1.5]},
-            }
-        ],
+    grid = {
+        "name": "g{gamma}-l{start.threshold}",
+        "entry": {"method": "a3gt-paper", "start": {"rule": "threshold"}},
+        "over": {"gamma": [[1, 0.4], [0.5]], "start.threshold": [0.5, 1.5]},
     }
-    entries = reproductions._entries(pool, False)
+    base, judged = {"data": "digits", "rounds": 4}, {"attacks": "fgsm"}
+    plan = parse({"base": base, "grids": [grid], "evaluate": judged})
+    entries = {entry.name: entry.settings for entry in plan.entries}
     assert list(entries) == ["g1-0.4-l0.5", "g1-0.4-l1.5", "g0.5-l0.5", "g0.5-l1.5"]
     assert entries["g0.5-l1.5"]["start"]["threshold"] == 1.5
     assert entries["g1-0.4-l0.5"]["start"]["threshold"] == 0.5
@@ -155,18 +172,18 @@ def test_a_grid_names_what_it_is_made_of():
 
 def test_a_file_stands_in_for_a_data_set(command, tmp_path):
     mine = tmp_path / "mine.npz"
-    found = views("cpu", ["settings"], files={"mnist": mine})
-    titles = {view.plan.title for view in found}
+    found = of_scale("cpu", ["settings"], files={"mnist": mine})
+    titles = {plan.title for plan in found}
     assert "MNIST, eps 0.3, small CNN (mine.npz)" in titles
     assert "Fashion-MNIST, eps 0.1, small CNN" in titles
-    data = {v.pool: {e.settings["data"] for e in v.plan.entries} for v in found}
+    data = {plan.name: {e.settings["data"] for e in plan.entries} for plan in found}
     assert data["settings-mnist"] == data["settings-mnist-resnet"] == {str(mine)}
     assert data["settings-fashion-mnist"] == {"fashion-mnist"}
-    published = views("full", ["table2"], files={"cifar10": mine})[0].plan.entries
-    usual = views("full", ["table2"])[0].plan.entries
+    published = of_scale("full", ["table2"], files={"cifar10": mine})[0].entries
+    usual = of_scale("full", ["table2"])[0].entries
     assert [{**e.settings, "data": "cifar10"} for e in published] == [e.settings for e in usual]
     with pytest.raises(UserError, match="did you mean 'mnist'"):
-        views("cpu", ["settings"], files={"mnst": mine})
+        plans("cpu", ["settings"], files={"mnst": mine})
     done = command("reproduce", "settings", "--plan", "--data", "mnist", cwd=tmp_path)
     assert done.code == 2
     assert "expected --data NAME=FILE.npz" in done.err
@@ -187,7 +204,7 @@ def made(command, tmp_path_factory):
 
 def test_a_figure_from_recipe_to_page(made):
     folder, done = made
-    assert "3 runs in all, 0 of them done" in " ".join(done.out.split())
+    assert "3 runs, 0 of them done" in " ".join(done.out.split())
     assert (folder / "index.html").is_file()
     assert (folder / "results.md").is_file()
     content = json.loads((folder / "fig3/results.json").read_text(encoding="utf-8"))
@@ -217,7 +234,7 @@ def test_a_repeated_command_does_nothing_again_and_runs_are_reused(command, made
     words = ("reproduce", "fig3", "fig4", "--workers", 2)
     again = command(*words, before=FORKED, cwd=folder.parents[2])
     assert again.code == 0, again.err
-    assert "3 runs in all, 3 of them done." in " ".join(again.out.split())
+    assert "3 runs, 3 of them done." in " ".join(again.out.split())
     after = {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*.safetensors")}
     assert after == before
     assert (folder / "fig4/results.json").is_file()
@@ -263,7 +280,7 @@ def test_of_settings_the_fronts_are_measured_on_held_out_images_and_kept(made):
     files[0].unlink()  # what is kept of one model; the others stay
     again = anew(*words, cwd=folder.parents[2])
     assert again.returncode == 0, again.stderr
-    assert "1 runs in all, 0 of them done" in " ".join(again.stdout.split())
+    assert "1 runs, 0 of them done" in " ".join(again.stdout.split())
     found = {path: path.stat().st_mtime_ns for path in files}
     assert found[files[0]] != measured[files[0]]
     repeated = json.loads((run / "front.json").read_text(encoding="utf-8"))

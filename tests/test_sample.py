@@ -22,8 +22,8 @@ from equipoise.jobs.evaluate import evaluate_run
 from equipoise.jobs.store import Store
 from equipoise.jobs.verify import verify_run
 from equipoise.measures.statistics import interval
-from equipoise.plans.comparison import parse
-from equipoise.plans.overview import items
+from equipoise.plans.plan import parse
+from equipoise.plans.prepare import Datasets, tasks
 from equipoise.sample import Sample
 from equipoise.store.digests import tensor_digest
 from equipoise.store.runs import Run
@@ -168,13 +168,13 @@ def test_the_first_without_their_number_are_refused(command, trained, tmp_path):
         "evaluate": {"attacks": "fgsm", "first": True},
     }
     with pytest.raises(UserError, match="how many of the first"):
-        items(parse(plan), tmp_path, None)
+        tasks(parse(plan), tmp_path, None, Datasets())
     with pytest.raises(UserError, match=r"evaluate\.first: expected true or false"):
         parse(plan | {"evaluate": {"attacks": "fgsm", "n": 5, "first": 1}})
-    (item,) = items(
-        parse(plan | {"evaluate": {"attacks": "fgsm", "n": 5, "first": True}}), tmp_path, None
-    )
-    assert (item.sample.n, item.sample.seed) == (5, None)
+    plan |= {"evaluate": {"attacks": "fgsm", "n": 5, "first": True}}
+    (task,) = tasks(parse(plan), tmp_path, None, Datasets())
+    sample = task.evaluations[0].sample
+    assert (sample.n, sample.seed) == (5, None)
 
 
 def test_a_class_that_is_not_in_the_first_images_is_warned_of(command, tmp_path):

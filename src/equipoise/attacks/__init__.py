@@ -17,6 +17,7 @@ __all__ = [
     "CarliniWagnerL2",
     "Square",
     "check_norms",
+    "cost",
     "parse",
     "parse_list",
     "split_names",
@@ -31,7 +32,7 @@ from typing import Any
 
 from equipoise.attacks.apgd import APGD, APGDCE, APGDDLR, APGDT
 from equipoise.attacks.carlini_wagner import CarliniWagnerL2
-from equipoise.attacks.core import Attack
+from equipoise.attacks.core import Attack, cost
 from equipoise.attacks.ensemble import AutoAttack
 from equipoise.attacks.fab import FAB, FABT
 from equipoise.attacks.pgd import FGSM, MIFGSM, PGD, CWInf

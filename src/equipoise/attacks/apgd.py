@@ -107,6 +107,10 @@ class APGD:
             problems.append(f"largereps must be true, false or none, got {self.largereps!r}")
         refuse(problems + wrong_norms(self.norms))
 
+    def cost(self, norm: Norm) -> float:
+        """Return a rough number of the gradient evaluations an image."""
+        return float(self.steps * self.restarts * (self.targets or 1))
+
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, draws: Draws | None = None
     ) -> Tensor:

@@ -82,6 +82,10 @@ class CarliniWagnerL2:
             problems.append(f"norms must be ('l2',), got {self.norms!r}")
         refuse(problems)
 
+    def cost(self, norm: Norm) -> float:
+        """Return a rough number of the gradient evaluations an image."""
+        return float(self.steps * self.binary_search_steps)
+
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, draws: Draws | None = None
     ) -> Tensor:

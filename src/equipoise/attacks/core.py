@@ -10,6 +10,7 @@ __all__ = [
     "averaged",
     "check_threat",
     "confirmed",
+    "cost",
     "guest",
     "input_gradient",
     "input_gradients",
@@ -72,6 +73,15 @@ class Attack(Protocol):
             Inputs with the shape and dtype of ``x``, within the threat.
         """
         ...
+
+
+def cost(attack: Attack, norm: Norm) -> float:
+    """Return a rough number of the gradient evaluations an image that an attack takes.
+
+    An attack says it by a method ``cost(norm)``; one that does not counts as one.
+    """
+    own: Callable[[Norm], float] | None = getattr(attack, "cost", None)
+    return 1.0 if own is None else own(norm)
 
 
 def uncounted(attack: object, *names: str) -> list[str]:

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.attacks.apgd import APGDCE, APGDDLR, APGDT
-from equipoise.attacks.core import Attack, guest
+from equipoise.attacks.core import Attack, cost, guest
 from equipoise.attacks.fab import FAB, FABT
 from equipoise.attacks.inputs import check_inputs
 from equipoise.attacks.square import Square
@@ -96,6 +96,11 @@ class AutoAttack:
             "fab-t": FABT(),
             "square": Square(),
         }
+
+    def cost(self, norm: Norm) -> float:
+        """Return a rough number of the gradient evaluations an image."""
+        every = sum(cost(stage, norm) for stage in self.stages(norm).values())
+        return every / 2  # the later stages attack what is left
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, draws: Draws | None = None

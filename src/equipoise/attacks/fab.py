@@ -91,6 +91,10 @@ class FAB:
                 problems.append(f"{name} must be a number in [{least}, {most}], got {value}")
         refuse(problems + wrong_norms(self.norms))
 
+    def cost(self, norm: Norm) -> float:
+        """Return a rough number of the gradient evaluations an image."""
+        return float(self.steps * self.restarts * (self.targets or 1))
+
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, draws: Draws | None = None
     ) -> Tensor:

@@ -124,6 +124,10 @@ class PGD:
                 problems.append(f"{name} must be one of {', '.join(known_names)}, got {value!r}")
         refuse(problems + wrong_norms(self.norms))
 
+    def cost(self, norm: Norm) -> float:
+        """Return a rough number of the gradient evaluations an image."""
+        return float(self.steps * self.restarts)
+
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, draws: Draws | None = None
     ) -> Tensor:

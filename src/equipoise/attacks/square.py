@@ -93,6 +93,10 @@ class Square:
             problems.append(f"rescale must be true or false, got {self.rescale!r}")
         refuse(problems + wrong_norms(self.norms))
 
+    def cost(self, norm: Norm) -> float:
+        """Return a rough number of the gradient evaluations an image."""
+        return self.restarts * (1 + self.queries / 3)  # a query is a forward pass
+
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, draws: Draws | None = None
     ) -> Tensor:

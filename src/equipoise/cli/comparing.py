@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from equipoise.cli.options import DataDir, console_of
+
 EPILOG = """The plan:
 
 \b
@@ -25,11 +27,12 @@ EPILOG = """The plan:
 base is laid under every entry; an entry holds what a recipe may say, and its method is by default
 its name. budget is the gradient evaluations of a training: rounds that an entry does not give are
 budget / (cost of an image in a round x images of a round); `cost: 4.1` in an entry is what an
-image is expected to cost, where that shows only in the run. evaluate may also hold eps,
-precision, batch_size and individual.
+image is expected to cost, where that shows only in the run. evaluate may also hold eps (one
+radius or a list), weights (like [model, rounds, gamma-0.4]), individual, first, precision,
+batch_size, points (measure a front) and cmmr; the plan may also hold grids, only and published.
 
 DIR gets a run folder for each entry and seed, which report, verify and evaluate read, and
-table.md, table.csv, comparison.json, report.html and logs/.
+table.md, table.csv, results.json, report.html and logs/.
 """
 
 
@@ -39,9 +42,7 @@ def compare(
     workers: Annotated[
         int, typer.Option(help="Runs side by side, each with its share of the threads.")
     ] = 1,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of the data; the usual places otherwise.")
-    ] = None,
+    data_dir: DataDir = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Show what is to be done and what is done; stop there.")
     ] = False,
@@ -54,10 +55,7 @@ def compare(
     Ctrl-C saves and stops. The same command goes on, inside a training or an attack, and does
     nothing again that is finished; also after kill -9.
     """
-    from rich.console import Console as Terminal
-
     from equipoise.plans.compare import compare as job
-    from equipoise.terminal.progress import Console
 
     job(
         what,
@@ -66,6 +64,5 @@ def compare(
         data_dir=data_dir,
         plan_only=plan,
         command=shlex.join(["equipoise", *sys.argv[1:]]),
-        terminal=Terminal(highlight=False, width=None if sys.stdout.isatty() else 160),
-        console=Console(quiet=quiet),
+        console=console_of(quiet),
     )

@@ -82,8 +82,6 @@ def reproduce(
     are made once. Ctrl-C saves and stops; the same command goes on, and does nothing again that
     is finished; also after kill -9.
     """
-    from rich.console import Console as Terminal
-
     from equipoise.plans.reproduce import reproduce as job
 
     job(
@@ -97,7 +95,6 @@ def reproduce(
         slice_=slice_,
         plan_only=plan,
         command=shlex.join(["equipoise", *sys.argv[1:]]),
-        terminal=Terminal(highlight=False, width=None if sys.stdout.isatty() else 140),
         console=console_of(quiet),
     )
 

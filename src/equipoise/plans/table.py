@@ -1,325 +1,255 @@
-"""What a comparison found: a row an entry, a row a run, and where the numbers come from."""
+"""Results as one table: a row an entry, weights and radius; means over the seeds."""
 
-__all__ = ["Found", "Row", "collect", "origin_facts"]
+__all__ = ["csv_rows", "facts", "finished_line", "markdown", "terminal_table"]
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from equipoise.evaluation.protocol import STAGED
-from equipoise.plans.comparison import Plan
-from equipoise.plans.runs import Item
+from equipoise.plans.results import Experiment
+from equipoise.plans.task import PlannedFront, Task
 from equipoise.store.verdicts import WORST
-from equipoise.terminal.table import escape_markdown, markdown_rows
+from equipoise.terminal.table import escape_markdown, markdown_rows, rich_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 MISSING = "-"
+_COSTS = {
+    "gradient evaluations": ("gradient_evaluations", "{:,.0f}"),
+    "training, s": ("training_seconds", "{:.1f}"),
+    "evaluation, s": ("evaluation_seconds", "{:.1f}"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """The numbers of one run that is trained and judged.
+class TableLine:
+    """One row of the table.
 
     Arguments:
-        entry: The entry it belongs to.
+        entry: The entry.
         method: Its method.
-        seed: Its seed.
-        run: The name of its folder.
-        rounds: The rounds it was trained.
-        accuracy: The accuracy by attack, in [0, 1]; ``clean`` is without one.
-        gradient_evaluations: The gradient evaluations of the training, as they were counted.
-        training_seconds: The seconds of the training, without validation.
-        evaluation_seconds: The seconds of the attacks.
+        seeds: The seeds whose results are there.
+        rounds: The rounds of each training; of none those that are planned.
+        weights: Which weights of a run.
+        eps: The radius; None where there are no results.
+        values: By column the value of each seed: accuracies by attack, CMMR and costs.
     """
 
     entry: str
     method: str
-    seed: int
-    run: str
-    rounds: int
-    accuracy: Mapping[str, float]
-    gradient_evaluations: float
-    training_seconds: float
-    evaluation_seconds: float
-
-    @classmethod
-    def of(cls, item: Item, verdicts: Mapping[str, Mapping[str, Any]]) -> "Row":
-        """Return the row of a run from its records."""
-        rounds = item.rounds()
-        summary = item.run.read_json("summary.json")
-        attacks = [v for name, v in verdicts.items() if name not in ("clean", WORST)]
-        return cls(
-            entry=item.entry,
-            method=item.recipe.method,
-            seed=item.recipe.seed,
-            run=item.name,
-            rounds=len(rounds),
-            accuracy=_accuracies(verdicts, item.judging.individual),
-            gradient_evaluations=float(summary["gradient_evaluations"]),
-            training_seconds=sum(r["seconds"]["train"] for r in rounds),
-            evaluation_seconds=sum(v["seconds"] for v in attacks),
-        )
-
-    def line(self) -> str:
-        """Return the run in one line."""
-        told = ", ".join(f"{name} {_percent(v)} %" for name, v in self.accuracy.items())
-        seconds = f"{self.training_seconds:.0f} s + {self.evaluation_seconds:.0f} s"
-        return f"{self.entry}, seed {self.seed}: {told}  [{seconds}]"
+    seeds: Sequence[int]
+    rounds: Sequence[int]
+    weights: str = MISSING
+    eps: float | None = None
+    values: Mapping[str, Sequence[float]]
 
 
-def _accuracies(
-    verdicts: Mapping[str, Mapping[str, Any]], individual: bool | None
-) -> dict[str, float]:
-    """Return the accuracies in the order of the columns; the worst case, if there are several."""
-    found: dict[str, float] = {}
-    for name, record in verdicts.items():
-        stages = record.get("stages", ())
-        if name == STAGED:
-            found |= {f"{s['attack']} and before": s["accuracy"] for s in stages[:-1]}
-        elif individual:
-            found |= {f"{name}/{s['attack']}": s["alone"] for s in stages}
-        found[name] = record["accuracy"]
-    if len(verdicts) == 3:  # clean, one attack, and that attack again as the worst case
-        del found[WORST]
-    return found
+def _lines(experiment: Experiment, content: Mapping[str, Any], each: bool) -> list[TableLine]:
+    """Return the rows of the table; ``each``: of every seed apart."""
+    trained = {(row["entry"], row["seed"]): row for row in content["trainings"]}
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in content["results"]:
+        key = row["entry"], row["seed"] if each else None, row["weights"], row["eps"]
+        groups.setdefault(key, []).append(row)
+    lines = []
+    plan, tasks = experiment.parts[0]
+    for entry in plan.entries:
+        for key, rows in groups.items():
+            if key[0] == entry.name:
+                lines.append(_line(rows, trained))
+        if not each and not any(key[0] == entry.name for key in groups):
+            recipe = next(task.recipe for task in tasks if task.entry == entry.name)
+            rounds, method = [recipe.rounds], recipe.method
+            lines.append(
+                TableLine(entry=entry.name, method=method, seeds=(), rounds=rounds, values={})
+            )
+    return lines
 
 
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """What a comparison has found so far.
-
-    Arguments:
-        plan: The plan.
-        items: Its runs, in the order of the plan.
-        rows: The rows of those that are trained and judged.
-        failures: Why runs failed, by name.
-        command: The command, as it was given.
-    """
-
-    plan: Plan
-    items: Sequence[Item]
-    rows: Sequence[Row]
-    failures: Mapping[str, str]
-    command: str
-
-    @property
-    def attacks(self) -> list[str]:
-        """Return the columns of accuracies."""
-        return list(dict.fromkeys(name for row in self.rows for name in row.accuracy))
-
-    @property
-    def missing(self) -> list[str]:
-        """Return a line for each run that is not in the table."""
-        there = {row.run for row in self.rows}
-        return [
-            f"{i.name}: {self.failures.get(i.name, ', '.join(_state(i)))}"
-            for i in self.items
-            if i.name not in there
-        ]
-
-    def columns(self) -> list[str]:
-        """Return the heads of the table of entries."""
-        end = ["gradient evaluations", "training, s", "evaluation, s"]
-        return ["entry", "method", "seeds", "rounds", *self.attacks, *end]
-
-    def entries(self) -> list[list[str]]:
-        """Return the table of entries: means over the seeds, and in brackets their range."""
-        return [self._entry(entry.name) for entry in self.plan.entries]
-
-    def _entry(self, name: str) -> list[str]:
-        rows = [row for row in self.rows if row.entry == name]
-        item = next(item for item in self.items if item.entry == name)
-        lost = len(self.plan.seeds) - len(rows)
-        seeds = ", ".join(str(row.seed) for row in rows) + (f" ({lost} missing)" if lost else "")
-        return [
-            name,
-            item.recipe.method,
-            seeds.strip(),
-            _span([row.rounds for row in rows] or [item.recipe.rounds]),
-            *(_spread([row.accuracy.get(a) for row in rows]) for a in self.attacks),
-            _mean([row.gradient_evaluations for row in rows], "{:,.0f}"),
-            _mean([row.training_seconds for row in rows], "{:.1f}"),
-            _mean([row.evaluation_seconds for row in rows], "{:.1f}"),
-        ]
-
-    def runs(self) -> list[list[str]]:
-        """Return the table of runs."""
-        return [
-            [
-                row.run,
-                row.method,
-                str(row.seed),
-                str(row.rounds),
-                *(_percent(row.accuracy.get(a)) for a in self.attacks),
-                f"{row.gradient_evaluations:,.0f}",
-                f"{row.training_seconds:.1f}",
-                f"{row.evaluation_seconds:.1f}",
-            ]
-            for row in self.rows
-        ]
-
-    def facts(self) -> list[str]:
-        """Return in lines what the numbers are of, and where they come from."""
-        several = len(self.plan.seeds) > 1
-        spread = "; a mean over the seeds, in brackets their range" if several else ""
-        budget = self.plan.budget
-        origins = [item.run.read_json("provenance.json") for item in self._finished()]
-        facts = {
-            "accuracy": f"in percent{spread}",
-            "test images": self._each(lambda i: i.sample.words(f"images of {i.recipe.data}")),
-            "training images a round": self._each(lambda i: f"{i.images:,}"),
-            "model": self._each(lambda i: f"{i.recipe.model}, width {i.recipe.width:g}"),
-            "threat of the attacks": self._each(lambda i: str(i.threat)),
-            "attacks": ", ".join(self.plan.judging.names) + self._how(),
-            "budget": f"{budget:,.0f} gradient evaluations of a training" if budget else "none",
-        }
-        told = [f"{key}: {value}" for key, value in facts.items() if value]
-        return [*told, *origin_facts(origins), f"command: {self.command}"]
-
-    def _finished(self) -> list[Item]:
-        there = {row.run for row in self.rows}
-        return [item for item in self.items if item.name in there]
-
-    def _how(self) -> str:
-        judging = self.plan.judging
-        how = {None: "", True: ", each alone", False: ", each on what the others left"}
-        return f"{how[judging.individual]}; searched in precision {judging.execution.precision}"
-
-    def _each(self, fact: Callable[[Item], str]) -> str:
-        """Return a fact of all entries, or which entries have which."""
-        known: dict[str, list[str]] = {}
-        for item in self.items:
-            names = known.setdefault(fact(item), [])
-            if item.entry not in names:
-                names.append(item.entry)
-        if len(known) == 1:
-            return next(iter(known))
-        return "; ".join(f"{value} ({', '.join(names)})" for value, names in known.items())
-
-    # As files
-
-    def markdown(self) -> str:
-        """Return both tables, the facts and what is missing as Markdown."""
-        columns = self.columns()
-        parts = [
-            f"## {escape_markdown(self.plan.title)}\n",
-            markdown_rows(columns, self.entries()),
-            "".join(f"- {escape_markdown(line)}\n" for line in self.facts()),
-        ]
-        if self.missing:
-            missing = (f"- {escape_markdown(line)}\n" for line in self.missing)
-            parts.append("Missing:\n\n" + "".join(missing))
-        if self.rows:
-            heads = ["run", "method", "seed", *columns[3:]]
-            parts.append(f"### Single runs\n\n{markdown_rows(heads, self.runs())}")
-        return "\n".join(parts)
-
-    def csv(self) -> list[list[object]]:
-        """Return the table of entries for programs: fractions, with the range of each."""
-        ends = ("", " lowest", " highest")
-        head: list[object] = ["entry", "method", "seeds", "rounds"]
-        head += [f"{attack}{end}" for attack in self.attacks for end in ends]
-        head += ["gradient_evaluations", "training_seconds", "evaluation_seconds"]
-        return [head, *(self._numbers(entry.name) for entry in self.plan.entries)]
-
-    def _numbers(self, name: str) -> list[object]:
-        rows = [row for row in self.rows if row.entry == name]
-        item = next(item for item in self.items if item.entry == name)
-        line: list[object] = [name, item.recipe.method, " ".join(str(row.seed) for row in rows)]
-        line.append(_span([row.rounds for row in rows] or [item.recipe.rounds]))
-        for attack in self.attacks:
-            values = [row.accuracy[attack] for row in rows if attack in row.accuracy]
-            line += [_average(values), min(values), max(values)] if values else ["", "", ""]
-        for key in ("gradient_evaluations", "training_seconds", "evaluation_seconds"):
-            line.append(_average([getattr(row, key) for row in rows]) if rows else "")
-        return line
-
-    def json(self) -> str:
-        """Return everything as JSON."""
-        content = {
-            "format": 1,
-            "title": self.plan.title,
-            "command": self.command,
-            "plan": self.plan.given,
-            "facts": self.facts(),
-            "missing": self.missing,
-            "runs": [asdict(row) for row in self.rows],
-        }
-        return json.dumps(content, indent=2) + "\n"
-
-
-def collect(plan: Plan, items: Sequence[Item], failures: Mapping[str, str], command: str) -> Found:
-    """Return what there is of a comparison.
-
-    Arguments:
-        plan: The plan.
-        items: Its runs.
-        failures: Why runs failed, by name.
-        command: The command, as it was given.
-    """
-    order = [entry.name for entry in plan.entries]
-    ordered = sorted(items, key=lambda item: order.index(item.entry))  # seeds keep their order
-    rows = []
-    for item in ordered:
-        verdicts = item.verdicts() if item.trained else None
-        if verdicts is not None:
-            rows.append(Row.of(item, verdicts))
-    return Found(plan=plan, items=ordered, rows=rows, failures=failures, command=command)
-
-
-def origin_facts(origins: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return in lines where trainings come from, by their provenance: device and versions."""
-    facts = {
-        "device": _distinct(f"{o.get('device')}" for o in origins),
-        "threads": _distinct(str(o.get("threads")) for o in origins),
-        "versions": _distinct(_versions(o) for o in origins),
-        "git commit": _distinct(_commit(o) for o in origins),
+def _line(
+    rows: Sequence[Mapping[str, Any]], trained: Mapping[tuple[str, int], Mapping[str, Any]]
+) -> TableLine:
+    first = rows[0]
+    seeds = list(dict.fromkeys(row["seed"] for row in rows))
+    trainings = [trained[first["entry"], seed] for seed in seeds]
+    attacks = dict.fromkeys(row["attack"] for row in rows)
+    values: dict[str, Sequence[float]] = {
+        name: [row["correct"] / row["n"] for row in rows if row["attack"] == name]
+        for name in attacks
     }
-    return [f"{key}: {value}" for key, value in facts.items() if value]
+    if len(attacks) == 3:  # clean, one attack, and that attack again as the worst case
+        values.pop(WORST, None)
+    worst = [row for row in rows if row["attack"] == WORST]
+    values["cmmr"] = [row["cmmr"]["score"] for row in worst if "cmmr" in row]
+    values["gradient_evaluations"] = [row["gradient_evaluations"] for row in trainings]
+    values["training_seconds"] = [row["seconds"] for row in trainings]
+    values["evaluation_seconds"] = [row["seconds"] for row in worst]
+    return TableLine(
+        entry=first["entry"],
+        method=trainings[0]["method"],
+        seeds=seeds,
+        rounds=[row["rounds"] for row in trainings],
+        weights=first["weights"],
+        eps=first["eps"],
+        values={name: numbers for name, numbers in values.items() if numbers},
+    )
 
 
-def _state(item: Item) -> tuple[str, str]:
-    training, evaluation = item.state()
-    return f"training {training}", f"evaluation {evaluation}"
+def _shares(lines: Sequence[TableLine]) -> list[str]:
+    """Return the columns that are parts of one: accuracies by attack, and CMMR."""
+    costs = {name for name, _ in _COSTS.values()}
+    return [n for n in dict.fromkeys(n for line in lines for n in line.values) if n not in costs]
 
 
-def _percent(value: float | None) -> str:
-    return MISSING if value is None else f"{100 * value:.1f}"
+def _models(lines: Sequence[TableLine]) -> list[str]:
+    """Return the columns that say which model it is, where there are several of a training."""
+    several = {name: {getattr(x, name) for x in lines if x.seeds} for name in ("weights", "eps")}
+    return [name for name, values in several.items() if len(values) > 1]
 
 
-def _average(values: Sequence[float]) -> float:
+def _heads(lines: Sequence[TableLine]) -> list[str]:
+    return ["method", "seeds", "rounds", *_models(lines), *_shares(lines), *_COSTS]
+
+
+def _cells(line: TableLine, lines: Sequence[TableLine], seeds: int) -> list[str]:
+    """Return a row as text, but for its name: means over the seeds, in brackets their range."""
+    lost = f" ({seeds - len(line.seeds)} missing)" if len(line.seeds) < seeds else ""
+    of = {"weights": line.weights, "eps": MISSING if line.eps is None else f"{line.eps:g}"}
+    costs = [(line.values.get(key, ()), text) for key, text in _COSTS.values()]
+    return [
+        line.method,
+        (", ".join(map(str, line.seeds)) + lost).strip(),
+        _span(line.rounds),
+        *(of[name] for name in _models(lines)),
+        *(_spread(line.values.get(name, ())) for name in _shares(lines)),
+        *(text.format(_mean(values)) if values else MISSING for values, text in costs),
+    ]
+
+
+def _table(
+    experiment: Experiment, content: Mapping[str, Any], each: bool = False
+) -> tuple[list[str], list[list[str]]]:
+    """Return the heads and rows of the table as text."""
+    lines = _lines(experiment, content, each)
+    seeds = 1 if each else len(experiment.parts[0][0].seeds)
+    rows = [
+        [f"{x.entry}-seed{x.seeds[0]}" if each else x.entry, *_cells(x, lines, seeds)]
+        for x in lines
+    ]
+    return ["run" if each else "entry", *_heads(lines)], rows
+
+
+def terminal_table(experiment: Experiment, content: Mapping[str, Any]) -> "Table":
+    """Return the table for a terminal."""
+    heads, rows = _table(experiment, content)
+    return rich_table(experiment.title, heads, rows, numbers=heads[2:])
+
+
+def markdown(experiment: Experiment, content: Mapping[str, Any]) -> str:
+    """Return the table, the facts, what is missing and the table of every run as Markdown."""
+    lines = "".join(f"- {escape_markdown(line)}\n" for line in facts(experiment, content))
+    parts = [
+        f"## {escape_markdown(experiment.title)}\n",
+        markdown_rows(*_table(experiment, content)),
+        lines,
+    ]
+    if content["missing"]:
+        missing = (f"- {escape_markdown(line)}\n" for line in content["missing"])
+        parts.append("Missing:\n\n" + "".join(missing))
+    if content["results"]:
+        runs = markdown_rows(*_table(experiment, content, each=True))
+        parts.append(f"### Single runs\n\n{runs}")
+    return "\n".join(parts)
+
+
+def csv_rows(experiment: Experiment, content: Mapping[str, Any]) -> list[list[object]]:
+    """Return the table for programs: fractions, with the lowest and highest of the seeds."""
+    lines = _lines(experiment, content, each=False)
+    shares, models = _shares(lines), _models(lines)
+    costs = [name for name, _ in _COSTS.values()]
+    head: list[object] = ["entry", "method", "seeds", "rounds", *models]
+    head += [f"{name}{end}" for name in shares for end in ("", " lowest", " highest")]
+    rows = [[*head, *costs]]
+    for line in lines:
+        row: list[object] = [line.entry, line.method, " ".join(map(str, line.seeds))]
+        row += [_span(line.rounds), *(getattr(line, name) for name in models)]
+        for name in shares:
+            values = line.values.get(name, ())
+            row += [_mean(values), min(values), max(values)] if values else ["", "", ""]
+        row += [_mean(v) if (v := line.values.get(name)) else "" for name in costs]
+        rows.append(row)
+    return rows
+
+
+def facts(experiment: Experiment, content: Mapping[str, Any]) -> list[str]:
+    """Return in lines what the numbers are of, and where they come from."""
+    plan, tasks = experiment.parts[0]
+    protocol, budget = plan.judging.protocol, plan.budget
+    spread = "; a mean over the seeds, in brackets their range" if len(plan.seeds) > 1 else ""
+    how = {None: "", True: ", each alone", False: ", each on what the others left"}
+    attacks = f"{', '.join(protocol.names)}{how[protocol.individual]}"
+    known = {
+        "accuracy": f"in percent{spread}",
+        "test images": _each(tasks, _images),
+        "training images a round": _each(tasks, lambda task: f"{task.images:,}"),
+        "model": _each(tasks, lambda t: f"{t.recipe.model}, width {t.recipe.width:g}"),
+        "threat of the attacks": _each(tasks, _threats),
+        "attacks": f"{attacks}; searched in precision {protocol.execution.precision}",
+        "budget": f"{budget:,.0f} gradient evaluations of a training" if budget else "none",
+    }
+    lines = [f"{key}: {value}" for key, value in known.items()]
+    return [*lines, *content["panels"][0]["facts"], f"command: {experiment.command}"]
+
+
+def _images(task: Task) -> str:
+    evaluation = task.evaluations[0]
+    if isinstance(evaluation, PlannedFront):
+        return f"none; {evaluation.protocol.n:,} held-out training images of {task.recipe.data}"
+    return evaluation.sample.words(f"images of {task.recipe.data}")
+
+
+def _threats(task: Task) -> str:
+    return ", ".join(dict.fromkeys(str(each.protocol.threat) for each in task.evaluations))
+
+
+def _each(tasks: Sequence[Task], fact: Callable[[Task], str]) -> str:
+    """Return a fact of all entries, or which entries have which."""
+    names: dict[str, list[str]] = {}
+    for task in tasks:
+        having = names.setdefault(fact(task), [])
+        if task.entry not in having:
+            having.append(task.entry)
+    if len(names) == 1:
+        return next(iter(names))
+    return "; ".join(f"{value} ({', '.join(having)})" for value, having in names.items())
+
+
+def finished_line(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what was found of one training in a line; of several models only their number."""
+    models = {(row["weights"], row["eps"]) for row in rows}
+    if len(models) > 1:
+        return f"{len(models)} models and radii judged"
+    accuracies = [f"{row['attack']} {_percent(row['correct'] / row['n'])} %" for row in rows]
+    return ", ".join(accuracies)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _spread(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
+def _spread(values: Sequence[float]) -> str:
+    if not values:
         return MISSING
-    mean = _percent(_average(known))
-    if len(known) == 1:
-        return mean
-    return f"{mean} ({_percent(min(known))}..{_percent(max(known))})"
+    around = f" ({_percent(min(values))}..{_percent(max(values))})" if len(values) > 1 else ""
+    return f"{_percent(_mean(values))}{around}"
 
 
 def _span(values: Sequence[int]) -> str:
     """Return a number, or from which to which; a training may end before its last round."""
     low, high = min(values), max(values)
     return str(low) if low == high else f"{low}..{high}"
-
-
-def _mean(values: Sequence[float], form: str) -> str:
-    return form.format(_average(values)) if values else MISSING
-
-
-def _distinct(values: Iterable[str]) -> str:
-    return "; ".join(dict.fromkeys(values))
-
-
-def _versions(origin: Mapping[str, Any]) -> str:
-    return f"equipoise {origin.get('equipoise')}, torch {origin.get('torch')}"
-
-
-def _commit(origin: Mapping[str, Any]) -> str:
-    commit = origin.get("git_commit")
-    changed = " with changes" if origin.get("git_dirty") else ""
-    return f"{commit[:12]}{changed}" if commit else "not from a checkout"

@@ -173,7 +173,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
 
 
 def _compared(folder: Path) -> bool:
-    return (folder / "comparison.json").is_file()
+    return (folder / "results.json").is_file()
 
 
 def read_run(folder: Path) -> Run:

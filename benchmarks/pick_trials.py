@@ -1,6 +1,6 @@
 """Does what `equipoise pick` promises hold on test images? Independent trials, each a training.
 
-    python comparisons/pick_trials.py runs/picks --data fashion-mnist mnist --seeds 10
+    python benchmarks/pick_trials.py runs/picks --data fashion-mnist mnist --seeds 10
 
 Each trial trains a short run of a3gt-front on images, held-out images and weights of its own seed,
 measures its front and asks twice for a model: for one nearly as accurate as the clean end (half a

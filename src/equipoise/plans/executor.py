@@ -1,0 +1,130 @@
+"""Where the commands of tasks run: three calls, and child processes on this machine."""
+
+__all__ = ["Executor", "LocalProcesses", "claim", "spawn"]
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from equipoise.errors import UserError
+from equipoise.plans import child_process
+from equipoise.plans.task import Command, Task
+from equipoise.store.locks import locked
+from equipoise.terminal.progress import Console
+
+WAIT_SECONDS = 20.0
+
+
+class Executor(Protocol):
+    """Runs commands of tasks, several at a time; a task has one command at a time."""
+
+    @property
+    def slots(self) -> int:
+        """Return how many commands run at a time."""
+
+    def submit(self, task: Task, command: Command) -> None:
+        """Start a command, whose output is added to the task's log."""
+
+    def poll(self) -> dict[str, int]:
+        """Return the exit codes of the commands that have ended since, by the task's name.
+
+        Of a command that a signal ended it is the signal's number, negative.
+        """
+
+    def stop(self, *, now: bool = False) -> None:
+        """Ask every command that runs to save and end, each once; ``now``: end them at once."""
+
+
+class LocalProcesses:
+    """Child processes of this one, which end with it.
+
+    Arguments:
+        slots: How many run side by side, each with its share of the threads.
+        lock: Handles of the lock on the folder; the processes hold it, too, to their end.
+    """
+
+    def __init__(self, slots: int, lock: tuple[int, ...]) -> None:
+        self.slots, self.lock = slots, lock
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._asked: set[str] = set()  # to save and end: a second time means at once
+
+    def submit(self, task: Task, command: Command) -> None:
+        """Start a command; see :meth:`Executor.submit`."""
+        given = os.environ.get("OMP_NUM_THREADS", "")
+        cores = int(given) if given.isdigit() else os.cpu_count() or 1
+        environment = {"OMP_NUM_THREADS": str(max(1, cores // self.slots))}
+        if task.recipe.data_dir is not None:  # also for what was begun with another folder
+            environment["EQUIPOISE_DATA"] = task.recipe.data_dir
+        self._running[task.name] = spawn(command.words, task.log, environment, self.lock)
+        self._asked.discard(task.name)
+
+    def poll(self) -> dict[str, int]:
+        """Return what has ended; see :meth:`Executor.poll`."""
+        codes = {name: process.poll() for name, process in self._running.items()}
+        ended = {name: code for name, code in codes.items() if code is not None}
+        for name in ended:
+            del self._running[name]
+        return ended
+
+    def stop(self, *, now: bool = False) -> None:
+        """End what runs; see :meth:`Executor.stop`."""
+        for name, process in self._running.items():
+            if now:
+                process.kill()
+            elif name not in self._asked:
+                self._asked.add(name)
+                process.terminate()
+
+
+def spawn(
+    words: Sequence[str], log: Path, environment: Mapping[str, str], lock: tuple[int, ...]
+) -> subprocess.Popen[bytes]:
+    """Start a command that ends with this process.
+
+    Arguments:
+        words: The words after ``equipoise``.
+        log: The file that its output is added to.
+        environment: What is changed in the environment.
+        lock: Handles that it holds open.
+    """
+    command = (sys.executable, "-P", child_process.__file__, str(os.getpid()), *words)
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            env=os.environ | environment,
+            process_group=0,  # Ctrl-C is for this process, which passes it on
+            pass_fds=lock,
+        )
+
+
+@contextmanager
+def claim(out: Path, console: Console) -> Iterator[tuple[int, ...]]:
+    """Keep other plans out of a folder, until the last process that works in it has ended.
+
+    Processes of one that was killed are given time to save.
+
+    Yields:
+        The handles of the lock, to be handed on.
+
+    Raises:
+        UserError: If another plan is run there, or the folder cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror}") from None
+    busy = f"another comparison is running in {out}"
+
+    def waiting() -> None:
+        console.say(f"{busy}: waiting for it to save and end")
+
+    lock, refusal = out / ".comparison.lock", f"{busy}; wait until it finishes"
+    with locked(lock, refusal, wait=WAIT_SECONDS, waiting=waiting) as handles:
+        yield handles
