@@ -239,7 +239,7 @@ def _digits(device: torch.device) -> nn.Module:
         torch.manual_seed(0)
         model = models.build("small-cnn", dataset.settings)
     trained = Training(
-        method=found.settings.build(Threat("linf", dataset.eps), found.rounds),
+        method=found.settings.build(Threat("linf", dataset.eps)),
         model=model,
         images=dataset.train.to(device),
         rounds=found.rounds,

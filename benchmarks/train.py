@@ -99,7 +99,7 @@ def training(case: Case, problem: Problem, precision: str | None = None) -> Trai
     """Return our training, at its beginning."""
     found = recipe.parse(settings(case))
     return Training(
-        method=found.settings.build(problem.threat, found.rounds),
+        method=found.settings.build(problem.threat),
         model=deepcopy(problem.model),
         images=problem.images,
         rounds=found.rounds,

@@ -11,8 +11,9 @@ from equipoise import models
 from equipoise.attacks import PGD
 from equipoise.data import Images
 from equipoise.execution import Execution
-from equipoise.settings.learning import PGDAT, Clean
-from equipoise.settings.methods import A3GT, Settings
+from equipoise.objectives.adversarial import Adversarial
+from equipoise.objectives.standard import Standard
+from equipoise.settings.methods import METHODS, Settings
 from equipoise.threat import Linf, Threat
 from equipoise.training import Fixed, Method, Training
 
@@ -41,18 +42,18 @@ def new_model(seed: int = 0) -> nn.Module:
         return models.build("small-cnn", settings)
 
 
-def small(kind: type[A3GT] = A3GT, **settings: Any) -> A3GT:
+def small(method: str = "a3gt", **settings: Any) -> Any:
     """Return the settings of a method that is quick and changes quickly."""
     schedule: dict[str, Any] = {"lr_factors": (0.5, 1.0, 0.2), "lr_at": None}
     attack = PGD(steps=2, keep="last")
     usual: dict[str, Any] = {
-        "clean": Clean(lr=0.1, weight_decay=1e-3, **schedule),
-        "robust": PGDAT(lr=0.07, weight_decay=4e-3, attack=attack, **schedule),
+        "clean": Standard(lr=0.1, weight_decay=1e-3, **schedule),
+        "robust": Adversarial(lr=0.07, weight_decay=4e-3, attack=attack, **schedule),
         "alpha": 0.8,
         "every": 2,
         "start": Fixed(round=2),
     }
-    return kind(**usual | settings)
+    return METHODS[method](**usual | settings)
 
 
 def constant(model: nn.Module, threat: Threat | None = None) -> dict[str, float]:
@@ -76,7 +77,7 @@ def measured(model: nn.Module, threat: Threat | None = None) -> dict[str, float]
 def training(
     settings: Settings | Method, rounds: int = 4, *, seed: int = 0, **others: Any
 ) -> Training:
-    method = settings if isinstance(settings, Method) else settings.build(THREAT, rounds)
+    method = settings if isinstance(settings, Method) else settings.build(THREAT)
     usual: dict[str, Any] = {
         "method": method,
         "model": new_model(),

@@ -6,6 +6,7 @@ Nothing here calls a loss or an objective of the project. The losses are sums an
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,10 +19,11 @@ from equipoise.data import Images
 from equipoise.draws import GeneratorDraws
 from equipoise.execution import Execution
 from equipoise.models.core import Classifier, Normalize
-from equipoise.objectives import Batch, Objective
+from equipoise.objectives import Batch, Objective, Robust
+from equipoise.objectives.friendly import Friendly
 from equipoise.stopwatch import Stopwatch
-from equipoise.threat import Threat
-from equipoise.training import Augment, Knots, Learner, LearnerSpec
+from equipoise.threat import Linf, Threat
+from equipoise.training import Augment, Learner
 from problems import digits
 
 # Losses, (B, K) to (B,)
@@ -185,25 +187,61 @@ def ball(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 def backward(objective: Objective, model: nn.Module, batch: Batch, draws: Any) -> Tensor:
     """Take the gradients of an update; return the loss that is reported."""
     reported = None
-    for loss in objective(model, batch, draws):
+    for loss in objective.losses(model, batch, draws):
         loss.backward()
         reported = loss.detach() if reported is None else reported
     assert reported is not None
     return reported
 
 
-class ByHand(Objective):
+@dataclass(frozen=True, kw_only=True)
+class Plainly(Objective):
+    """An objective without an attack, of which a test says what it needs."""
+
+    def losses(self, model: nn.Module, batch: Batch, draws: Any) -> Any:
+        raise NotImplementedError
+
+    def inputs(self, model: nn.Module, batch: Batch, draws: Any) -> Tensor:
+        return batch.x
+
+    @property
+    def cost(self) -> int:
+        return 0
+
+    def formula(self) -> list[str]:
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written(Plainly):
     """An objective of losses that are written out in a test, as a function of model and batch."""
 
-    def __init__(self, losses: Callable[[nn.Module, Batch, Any], Any]) -> None:
-        super().__init__()
-        self.losses = losses
+    by_hand: Callable[[nn.Module, Batch, Any], Any]
 
-    def forward(self, model: nn.Module, batch: Batch, draws: Any) -> Any:
-        yield from self.losses(model, batch, draws)
+    def losses(self, model: nn.Module, batch: Batch, draws: Any) -> Any:
+        yield from self.by_hand(model, batch, draws)
 
-    def evaluations(self, n: int) -> int:
-        return 0
+
+def ByHand(losses: Callable[[nn.Module, Batch, Any], Any]) -> Objective:  # noqa: N802
+    return Written(by_hand=losses).bind(Linf(0.1))
+
+
+def bound(kind: Callable[..., Objective], threat: Threat | None = None, **settings: Any) -> Any:
+    """Return an objective that is bound to a threat, by default to Linf(0.1)."""
+    return kind(**settings).bind(threat or Linf(0.1))
+
+
+def friendly(kind: type[Robust]) -> type[Any]:
+    """Return an objective with the search of friendly adversarial training."""
+
+    class Made(kind, Friendly):  # type: ignore[misc,valid-type]
+        omega: float = 0.0
+
+        @property
+        def noise(self) -> float:
+            return self.omega
+
+    return dataclass(frozen=True, kw_only=True)(Made)
 
 
 def gradient_of(model: nn.Module, grads: Sequence[Tensor]) -> Tensor:
@@ -223,11 +261,12 @@ def trained(
     """Return a learner after some steps on digits, with progress from 0 to 1."""
     x, y = digits()
     images = Images((x[: steps * size] * 255).round().to(torch.uint8), y[: steps * size])
-    spec = LearnerSpec(objective=objective, lr=lr, schedule=Knots((1.0, 0.5)), weight_decay=1e-3)
+    sgd: dict[str, Any] = {"lr": lr, "lr_factors": (1.0, 0.5), "lr_at": None}
+    threat = objective.state.threat or Linf(0.1)
     own = deepcopy(net)
     learner = Learner(
         "robust",
-        spec,
+        replace(objective, **sgd, weight_decay=1e-3).bind(threat),
         own,
         seed=3,
         average=False,

@@ -33,7 +33,6 @@ from equipoise.data import DATASETS
 from equipoise.jobs.train import resume, train
 from equipoise.models import MODELS
 from equipoise.settings.explanation import explain
-from equipoise.settings.learning import LEARNERS
 from equipoise.settings.methods import METHODS
 from equipoise.settings.recipe import Recipe
 from equipoise.settings.recipe import parse as recipe
@@ -43,7 +42,7 @@ from problems import held_out, small_net
 from test_recipe import refused
 
 TEXT = (Path(__file__).parents[1] / "docs" / "adding.md").read_text(encoding="utf-8")
-TABLES: tuple[dict[str, Any], ...] = (METHODS, LEARNERS, ATTACKS, DATASETS, MODELS)
+TABLES: tuple[dict[str, Any], ...] = (METHODS, ATTACKS, DATASETS, MODELS)
 QUICK = {
     "data": "digits",
     "rounds": 2,
@@ -137,7 +136,7 @@ def test_what_the_page_names_exists():
     for path in re.findall(r"`(tests/\w+\.py)`", TEXT):
         assert (root / path).is_file(), path
     for path in re.findall(
-        r"`((?:attacks|objectives)/__init__\.py|settings/learning\.py|settings/methods\.py)`", TEXT
+        r"`(attacks/__init__\.py|objectives/self_adaptive\.py|settings/methods\.py)`", TEXT
     ):
         assert (root / "src" / "equipoise" / path).is_file(), path
     assert {"EVERY", "BY_HAND", "BUDGETS", "NARROW"} <= set(re.findall(r"`([A-Z_]+)`", TEXT))
@@ -218,12 +217,9 @@ def test_the_objective_is_one_of_any_learner(page):
     log = (there.path / "log.jsonl").read_text().splitlines()
     assert len(log) == 2
     given = recipe({"method": "a3gt", "robust": {"objective": "score", "beta": 2}, **QUICK})
-    assert given.settings.robust == page.own.LearnsSCORE(
-        beta=2, attack=given.settings.robust.attack
-    )
-    robust = given.settings.build(Linf(0.1), 2).learners["robust"].objective
+    robust = given.settings.build(Linf(0.1)).learners["robust"]
     assert isinstance(robust, page.own.SCORE)
-    assert robust.beta == 2
+    assert robust == page.own.SCORE(beta=2, attack=robust.attack)
     assert "2 |p(x') - p(x)|^2" in "\n".join(explain(given))
     more = {
         "more": {"l2": {"objective": "score", "norm": "l2", "eps": 1}},
@@ -231,7 +227,7 @@ def test_the_objective_is_one_of_any_learner(page):
         "gamma": [1, 0.6],
     }
     given = recipe({"method": "a3gt", **QUICK, **more})
-    assert isinstance(given.settings.build(Linf(0.1), 2).learners["l2"].objective, page.own.SCORE)
+    assert isinstance(given.settings.build(Linf(0.1)).learners["l2"], page.own.SCORE)
 
 
 def test_settings_of_the_objective_are_validated(page):
@@ -264,7 +260,7 @@ def test_the_loss_is_the_one_by_hand(page, monkeypatch, classes, smoothing):
 
 def test_without_a_radius_it_is_the_squared_error_of_clean_training(page):
     batch, net = naive.batch(), naive.model("plain")
-    objective = page.own.SCORE(threat=Linf(0.0), attack=naive.inner(), beta=7.0)
+    objective = naive.bound(page.own.SCORE, Linf(0.0), attack=naive.inner(), beta=7.0)
     found = naive.backward(objective, net, batch, naive.Tape())
     with torch.no_grad():
         answers = net(batch.x).softmax(1)
@@ -274,7 +270,7 @@ def test_without_a_radius_it_is_the_squared_error_of_clean_training(page):
 
 def test_the_search_moves_the_answer_away_from_the_clean_one(page):
     batch, net = naive.batch(), small_net()
-    objective = page.own.SCORE(threat=Linf(0.1), attack=naive.inner(10))
+    objective = naive.bound(page.own.SCORE, attack=naive.inner(10))
     x_adv = objective.search(net, batch, page.own.Labels(batch.y), naive.Tape())
     noise = Linf(0.1).start(batch.x, naive.Tape().uniform(batch.x))
     with torch.no_grad():

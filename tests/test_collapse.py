@@ -2,6 +2,7 @@
 
 import json
 from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -22,28 +23,32 @@ from blobs import (
     weights_of,
     without_times,
 )
-from equipoise import data, models, objectives
+from equipoise import data, models
 from equipoise.attacks import PGD
 from equipoise.data import Images
 from equipoise.draws import KeyedDraws
 from equipoise.execution import Execution
 from equipoise.jobs import train as job_module
 from equipoise.objectives import Batch
+from equipoise.objectives.adversarial import Adversarial
+from equipoise.objectives.standard import Standard
+from equipoise.objectives.trades import TRADES
+from equipoise.objectives.yopo import YOPO
 from equipoise.settings.recipe import parse
 from equipoise.terminal.progress import round_line
 from equipoise.threat import Linf
 from equipoise.training import (
     Interrupted,
     Knots,
-    LearnerSpec,
     Merge,
     Method,
+    Never,
     Probe,
     Training,
     Watch,
-    Weights,
 )
 from equipoise.training.collapse import collapse, warnings
+from naive import bound
 
 FAST = PGD(steps=1, step_factor=1, start="zero", keep="last")
 
@@ -109,7 +114,7 @@ def test_rounds_without_a_probe_do_not_count():
 def test_the_probe_is_pgd_20_and_the_learners_own_attack_on_the_same_draws():
     model, images = new_model(), blobs(1, 24)
     x, y = images.pixels(), images.y
-    objective = objectives.Adversarial(threat=THREAT, attack=PGD(steps=1, keep="last"))
+    objective = bound(Adversarial, THREAT, attack=PGD(steps=1, keep="last"))
     model.train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     found = Probe(x=x, y=y)(model, objective, 0.5)
@@ -141,17 +146,17 @@ class Scripted:
 
 def weak(attack: PGD = FAST, **others: Any) -> Method:
     """Return adversarial training with one step, beside a clean learner."""
-    schedule = Knots((1.0, 0.3))
-    robust = objectives.Adversarial(threat=THREAT, attack=attack)
     learners = {
-        "clean": LearnerSpec(objective=objectives.Standard(), lr=0.05, schedule=schedule),
-        "robust": LearnerSpec(objective=robust, lr=0.05, schedule=schedule),
+        "clean": bound(Standard, THREAT, **SGD),
+        "robust": bound(Adversarial, THREAT, attack=attack, **SGD),
     }
-    weights = Weights(knots={"clean": Knots((0.5,)), "robust": Knots((0.5,))})
-    return Method(learners=learners, merge=Merge(weights=weights, alpha=0.9, **others))
+    knots = {"clean": Knots((0.5,)), "robust": Knots((0.5,))}
+    usual: dict[str, Any] = {"alpha": 0.9, "every": None, "start": Never()}
+    return Method(learners=learners, knots=knots, merge=Merge(**usual | others))
 
 
 LOW = (0.05, 0.9)
+SGD: dict[str, Any] = {"lr": 0.05, "lr_factors": (1.0, 0.3), "lr_at": None}
 ROUNDS = 4
 
 
@@ -162,10 +167,10 @@ def scripted(
     return training(weak(), rounds, **usual | others)
 
 
-@pytest.mark.parametrize("kind", [objectives.TRADES, objectives.YOPO, objectives.Adversarial])
+@pytest.mark.parametrize("kind", [TRADES, YOPO, Adversarial])
 def test_the_probe_looks_at_attacked_images_alone(kind):
-    start = {"start": "noise"} if kind is objectives.TRADES else {}
-    objective = kind(threat=THREAT, attack=PGD(steps=1, keep="last", **start))
+    start = {"start": "noise"} if kind is TRADES else {}
+    objective = bound(kind, THREAT, attack=PGD(steps=1, keep="last", **start))
     images, model = blobs(1, 24), new_model().eval()
     probe = Probe(x=images.pixels(), y=images.y)
     found = probe(model, objective, 0.5)
@@ -178,7 +183,7 @@ def test_the_probe_looks_at_attacked_images_alone(kind):
 
 
 def test_several_starts_of_one_step_are_weak_too():
-    several = objectives.Adversarial(threat=THREAT, attack=PGD(steps=1, restarts=3, keep="last"))
+    several = bound(Adversarial, THREAT, attack=PGD(steps=1, restarts=3, keep="last"))
     assert several.weak(0.5)
 
 
@@ -312,24 +317,21 @@ def test_what_was_lost_is_counted_and_named():
     json.dumps(job.history)
 
 
-class Remembering(objectives.Adversarial):
+@dataclass(frozen=True, kw_only=True)
+class Remembering(Adversarial):
     """Remembers the positions of the images that it is given."""
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.orders: list[Tensor] = []
+    orders: list[Tensor] = field(default_factory=list)
 
-    def forward(self, model: nn.Module, batch: Batch, draws: Any) -> Any:
+    def losses(self, model: nn.Module, batch: Batch, draws: Any) -> Any:
         self.orders.append(batch.index.clone())
-        yield from super().forward(model, batch, draws)
+        yield from Adversarial.losses(self, model, batch, draws)
 
 
 def test_the_round_is_not_repeated_as_it_was():
     method = weak()
-    spec = method.learners["robust"]
-    objective = Remembering(threat=THREAT, attack=FAST)
-    again = LearnerSpec(objective=objective, lr=spec.lr, schedule=spec.schedule)
-    changed = Method(learners={**method.learners, "robust": again}, merge=method.merge)
+    objective = bound(Remembering, THREAT, attack=FAST, **SGD)
+    changed = replace(method, learners={**method.learners, "robust": objective})
     probe = Scripted(3, {0: {2: LOW}, 1: {2: LOW}})
     training(changed, 3, probe=probe, on_collapse="rollback").run()
     orders = [
@@ -430,12 +432,13 @@ def trained(model: nn.Module, attack: PGD, lr: Knots, **others: Any) -> Training
     """Train against an attack on digits, of 16 x 16 pixels and within 0.21 unless told."""
     scale, eps = others.pop("scale", 2), others.pop("eps", 0.21)
     train, held_out = digits(scale)
-    objective = objectives.Adversarial(threat=Linf(eps), attack=attack)
-    merge = Merge(weights=Weights(knots={"robust": Knots((1.0,))}))
+    sgd = {"lr": 1.0, "lr_factors": lr.values, "lr_at": lr.at}
+    objective = bound(Adversarial, Linf(eps), attack=attack, **sgd)
     usual: dict[str, Any] = {
         "method": Method(
-            learners={"robust": LearnerSpec(objective=objective, lr=1.0, schedule=lr)},
-            merge=merge,
+            learners={"robust": objective},
+            knots={"robust": Knots((1.0,))},
+            merge=Merge(alpha=0.0, every=None, start=Never()),
         ),
         "model": deepcopy(model),
         "images": train,

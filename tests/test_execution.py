@@ -20,7 +20,6 @@ from equipoise.execution import Execution, Fast, fast
 from equipoise.execution.layers import Folded, Strided, become
 from equipoise.objectives.core import Batch
 from equipoise.objectives.trades import TRADES
-from equipoise.stopwatch import Stopwatch
 from problems import held_out, small_net
 
 
@@ -377,8 +376,8 @@ def test_a_training_with_compiled_steps_is_the_training():
     model, (x, y) = copy.deepcopy(small_net()), held_out(32)
     batch, found = Batch(x, y, torch.arange(32), 0.0), []
     for execution in (FULL, COMPILED):
-        objective = TRADES(threat=eq.Linf(0.1), attack=eq.attacks.PGD(steps=3, start="noise"))
-        objective.execute(execution, Stopwatch())
+        objective = TRADES(attack=eq.attacks.PGD(steps=3, start="noise")).bind(eq.Linf(0.1))
+        objective.state.execution = execution
         found.append(objective.attacked(model, batch, KeyedDraws.of(x)))
     assert torch.allclose(found[1], found[0], atol=1e-6)
 

@@ -22,13 +22,20 @@ from blobs import (
     weights_of,
     without_times,
 )
-from equipoise import objectives
+from equipoise.attacks.core import refuse
 from equipoise.errors import UserError
 from equipoise.objectives import Batch
+from equipoise.objectives.adversarial import Adversarial
+from equipoise.objectives.following import Following
+from equipoise.objectives.friendly import FAT
+from equipoise.objectives.mixed import Mixed
+from equipoise.objectives.robust import inner_attack
+from equipoise.objectives.standard import Standard
+from equipoise.objectives.trades import TRADES
+from equipoise.objectives.yopo import YOPO
 from equipoise.settings import recipe
-from equipoise.settings.branching import A3GTFront, Following
 from equipoise.settings.explanation import explain
-from equipoise.settings.learning import FAT, PGDAT, TRADES, YOPO, Clean, MixAT, inner_attack
+from equipoise.settings.methods import METHODS, A3GTFront
 from equipoise.store.weight_names import mix
 from equipoise.threat import Threat
 from equipoise.training import (
@@ -44,14 +51,14 @@ from equipoise.training.collapse import Probes
 QUICK = inner_attack(steps=2)
 
 
-def front(**settings: Any) -> A3GTFront:
+def front(**settings: Any) -> Any:
     """Return settings with short searches that part after round 2."""
     usual = {
-        "robust": MixAT(weight=0.9, attack=QUICK),
+        "robust": Mixed(weight=0.9, attack=QUICK),
         "start": Fixed(round=2),
         "alpha": 0.8,
     }
-    return A3GTFront(**(usual | settings))
+    return METHODS["a3gt-front"](**(usual | settings))
 
 
 # What it is
@@ -65,7 +72,7 @@ def listening(job: Training) -> dict[str, list[tuple[Batch, Tensor | None]]]:
 
         def noting(batch: Batch, name: str = name, step: Any = step) -> None:
             step(batch)
-            noted[name].append((batch, job.learners[name].objective.found))
+            noted[name].append((batch, job.learners[name].objective.state.found))
 
         learner.step = noting  # type: ignore[method-assign]
     return noted
@@ -101,7 +108,7 @@ def plain_step(model: nn.Module, buffers: list[Tensor], x: Tensor, loss: Any, lr
 
 @pytest.mark.parametrize("weight", [0.0, 0.1])
 def test_the_ends_are_those_of_a_loop_written_out(weight):
-    method = front(clean=Following(weight=weight)).build(THREAT, 4)
+    method = front(clean=Following(weight=weight)).build(THREAT)
     job = training(method, 4)
     parted: dict[str, Any] = {}
 
@@ -231,7 +238,7 @@ def test_the_stable_rule_waits_for_the_slower_of_the_two_losses():
 
 def test_a_restarted_schedule_begins_at_the_branch_and_ends_with_the_training():
     schedule = {"lr_factors": (1.0, 0.0), "lr_at": (0.0, 1.0)}
-    robust = MixAT(weight=0.9, attack=QUICK, **schedule)  # type: ignore[arg-type]
+    robust = Mixed(weight=0.9, attack=QUICK, **schedule)  # type: ignore[arg-type]
 
     def rates(restart: bool) -> list[float]:
         job = training(front(robust=robust, restart=restart), 4)
@@ -275,7 +282,7 @@ def test_a_round_of_the_trunk_is_not_kept_in_the_place_of_the_front():
 
 
 def test_a_branch_keeps_the_settings_of_its_own_sgd():
-    robust = MixAT(weight=0.9, attack=QUICK, momentum=0.5, weight_decay=0.0, nesterov=False)
+    robust = Mixed(weight=0.9, attack=QUICK, momentum=0.5, weight_decay=0.0, nesterov=False)
     job = training(front(robust=robust), 3)
     job.run()
     for name in ("trunk", "robust"):
@@ -290,7 +297,7 @@ def test_an_attack_that_was_made_stronger_stays_so_behind_the_branch():
     job.learners["trunk"].objective.strengthen()
     job.run()
     robust = job.learners["robust"].objective
-    assert isinstance(robust, objectives.Mixed)
+    assert isinstance(robust, Mixed)
     assert robust.level == 1
     assert robust.stronger.steps == 4
 
@@ -327,7 +334,7 @@ def test_the_search_is_paid_once():
     ]
     assert spent[0] == {"trunk": 4 * n}
     assert spent[3] == {"robust": 4 * n, "clean": 2 * n}
-    method = front().build(THREAT, 4)
+    method = front().build(THREAT)
     total = sum(sum(record.values()) for record in spent)
     assert method.cost(4) * 4 * n == total
 
@@ -337,12 +344,12 @@ def test_the_search_is_paid_once():
     [({}, 4, (2 * 4 + 2 * 6) / 4), ({"clean": Following(weight=0.0)}, 4, 4.5)],
 )
 def test_the_planned_cost_is_a_mean_over_the_rounds(settings, rounds, cost):
-    assert front(**settings).build(THREAT, rounds).cost(rounds) == cost
+    assert front(**settings).build(THREAT).cost(rounds) == cost
 
 
 def test_without_a_trunk_the_planned_cost_is_the_sum_over_the_learners():
-    method = recipe.parse({"method": "a3gt", "data": "digits"}).settings.build(THREAT, 30)
-    assert method.cost(30) == sum(s.objective.cost for s in method.learners.values()) == 12
+    method = recipe.parse({"method": "a3gt", "data": "digits"}).settings.build(THREAT)
+    assert method.cost(30) == sum(o.cost for o in method.learners.values()) == 12
 
 
 # Going on
@@ -351,7 +358,7 @@ RESUMED = [
     front(),
     front(start=Stable(window=1, deadline=0.5), restart=True),
     front(every=1, momentum="zero"),
-    front(clean=MixAT(weight=0.1, attack=QUICK), batchnorm="estimate"),
+    front(clean=Mixed(weight=0.1, attack=QUICK), batchnorm="estimate"),
 ]
 
 
@@ -401,18 +408,18 @@ def test_a_hand_over_makes_the_branches_one_again():
         ({"start": Stable(deadline=1.0)}, 4, "start.deadline"),
         ({"start": Stable()}, 1, "at least 2"),
         ({"robust": YOPO()}, 4, "robust finds no adversarial inputs"),
-        ({"robust": MixAT(weight=0.0)}, 4, "robust finds no adversarial inputs"),
-        ({"robust": PGDAT(cutmix=0.5)}, 4, "robust changes its images"),
-        ({"robust": PGDAT(erasing=0.5)}, 4, "robust changes its images"),
+        ({"robust": Mixed(weight=0.0)}, 4, "robust finds no adversarial inputs"),
+        ({"robust": Adversarial(cutmix=0.5)}, 4, "robust changes its images"),
+        ({"robust": Adversarial(erasing=0.5)}, 4, "robust changes its images"),
     ],
 )
 def test_what_cannot_part_or_lead_is_refused(settings, rounds, said):
     with pytest.raises(UserError, match=said):
-        front(**settings).build(THREAT, rounds)
+        refuse(front(**settings).unfit("linf", rounds))
 
 
 @pytest.mark.parametrize(
-    "robust", [PGDAT(attack=QUICK), FAT(attack=QUICK), MixAT(weight=1.0, attack=QUICK)]
+    "robust", [Adversarial(attack=QUICK), FAT(attack=QUICK), Mixed(weight=1.0, attack=QUICK)]
 )
 def test_whoever_searches_can_lead(robust):
     job = training(front(robust=robust), 3)
@@ -421,7 +428,7 @@ def test_whoever_searches_can_lead(robust):
 
 
 def test_the_clean_branch_may_learn_by_itself():
-    job = training(front(clean=Clean()), 3)
+    job = training(front(clean=Standard()), 3)
     noted = listening(job)
     job.run()
     assert all(batch.adversarial is None for batch, _ in noted["clean"])
@@ -430,10 +437,12 @@ def test_the_clean_branch_may_learn_by_itself():
 
 
 def followed(leader: str, order: tuple[str, ...]) -> Method:
-    method = front().build(THREAT, 4)
-    specs = dict(method.learners)
-    specs["clean"] = replace(specs["clean"], follows=leader)
-    return replace(method, learners={name: specs[name] for name in order})
+    class Led(Following):
+        follows = leader
+
+    method: Method = front().build(THREAT)
+    learners = {**method.learners, "clean": Led().bind(THREAT)}
+    return replace(method, learners={name: learners[name] for name in order})
 
 
 @pytest.mark.parametrize(
@@ -452,7 +461,7 @@ def test_nobody_follows_whoever_comes_later_or_never(leader, order):
 @pytest.mark.parametrize("weight", [-0.1, 1.0, float("nan")])
 def test_a_weight_that_leaves_nothing_clean_is_refused(weight):
     with pytest.raises(UserError, match=r"weight must lie in \[0, 1\)"):
-        objectives.Following(weight=weight)
+        Following(weight=weight)
 
 
 @pytest.mark.parametrize("name", ["gamma", "trunk_weight"])
@@ -464,10 +473,10 @@ def test_a_share_that_is_none_is_refused(name, value):
 
 def test_the_trunk_learns_and_searches_as_the_robust_branch_is_told_to():
     method = front(robust=TRADES(beta=3.0, lr=0.02, attack=QUICK), trunk_weight=0.4)
-    trunk = method.build(THREAT, 4).learners["trunk"]
-    assert isinstance(trunk.objective, objectives.Mixed)
-    assert trunk.objective.weight == 0.4
-    assert trunk.objective.attack == QUICK
+    trunk = method.build(THREAT).learners["trunk"]
+    assert isinstance(trunk, Mixed)
+    assert trunk.weight == 0.4
+    assert trunk.attack == QUICK
     assert trunk.lr == 0.02
 
 
@@ -485,7 +494,7 @@ def test_its_recipe_says_all_of_it_and_is_read_again():
     assert short.settings.robust.attack.steps == 3
     other = recipe.parse({"method": "a3gt-front", "clean": {"objective": "mix-at"}})
     assert isinstance(other.settings, A3GTFront)
-    assert other.settings.clean == MixAT()
+    assert other.settings.clean == Mixed()
 
 
 def test_explain_says_what_parts_when_and_who_follows_whom():

@@ -12,24 +12,19 @@ import torch
 from torch import Tensor, nn
 
 import naive
-from equipoise.objectives import (
-    IAT,
-    MART,
-    TRADES,
-    YOPO,
-    Adversarial,
-    Batch,
-    Labels,
-    Mixed,
-    Objective,
-    Options,
-    SelfAdaptive,
-    Standard,
-    Tau,
-)
+from equipoise.objectives import Batch, Labels, Objective
+from equipoise.objectives.adversarial import Adversarial
+from equipoise.objectives.friendly import FAT
+from equipoise.objectives.iat import IAT
+from equipoise.objectives.mart import MART
+from equipoise.objectives.mixed import Mixed
+from equipoise.objectives.self_adaptive import SelfAdaptive
+from equipoise.objectives.standard import Standard
+from equipoise.objectives.trades import TRADES
+from equipoise.objectives.yopo import YOPO
 from equipoise.threat import L2, Linf, Threat
 from equipoise.training import Learner
-from naive import ByHand, inner
+from naive import ByHand, bound, friendly, inner
 
 STEPS = 4
 THREAT = Linf(0.15)
@@ -40,63 +35,73 @@ def usual(start: str = "uniform", threat: Threat = THREAT, **others: Any) -> dic
     return {"threat": threat, "attack": inner(STEPS, start), **others}
 
 
+def plain() -> Any:
+    return bound(Standard)
+
+
 BESIDE = usual("noise")
-ALWAYS = {"tau": Tau((STEPS,)), "omega": 0.0}
-MIXED = Options(cutmix=0.5, erasing=0.5, label_smoothing=0.1, awp=0.02)
+ALWAYS = {"tau": STEPS, "omega": 0.0}
+MIXED = {"cutmix": 0.5, "erasing": 0.5, "label_smoothing": 0.1, "awp": 0.02}
 
 Pair = tuple[Callable[[], Objective], Callable[[], Objective]]
 SAME: dict[str, Pair] = {
-    "trades(beta=0) is standard": (lambda: TRADES(beta=0.0, **BESIDE), Standard),
-    "mix-at(0) is standard": (lambda: Mixed(weight=0.0, **usual()), Standard),
+    "trades(beta=0) is standard": (lambda: bound(TRADES, beta=0.0, **BESIDE), plain),
+    "mix-at(0) is standard": (lambda: bound(Mixed, weight=0.0, **usual()), plain),
     "mix-at(0) is standard with smoothed labels": (
-        lambda: Mixed(weight=0.0, **usual(options=Options(label_smoothing=0.2))),
-        lambda: Standard(label_smoothing=0.2),
+        lambda: bound(Mixed, weight=0.0, **usual(label_smoothing=0.2)),
+        lambda: bound(Standard, label_smoothing=0.2),
     ),
-    "mix-at(1) is pgd-at": (lambda: Mixed(weight=1.0, **usual()), lambda: Adversarial(**usual())),
+    "mix-at(1) is pgd-at": (
+        lambda: bound(Mixed, weight=1.0, **usual()),
+        lambda: bound(Adversarial, **usual()),
+    ),
     "mix-at(1) is pgd-at with options": (
-        lambda: Mixed(weight=1.0, **usual(options=MIXED)),
-        lambda: Adversarial(**usual(options=MIXED)),
+        lambda: bound(Mixed, weight=1.0, **usual(**MIXED)),
+        lambda: bound(Adversarial, **usual(**MIXED)),
     ),
     "fat(tau=steps) is pgd-at": (
-        lambda: Adversarial(**usual(**ALWAYS)),
-        lambda: Adversarial(**usual()),
+        lambda: bound(FAT, **usual(**ALWAYS)),
+        lambda: bound(Adversarial, **usual()),
     ),
     "fat(tau=steps) is pgd-at in L2": (
-        lambda: Adversarial(**usual(threat=L2(1.0), **ALWAYS)),
-        lambda: Adversarial(**usual(threat=L2(1.0))),
+        lambda: bound(FAT, **usual(threat=L2(1.0), **ALWAYS)),
+        lambda: bound(Adversarial, **usual(threat=L2(1.0))),
     ),
     "fat-trades(tau=steps) is trades": (
-        lambda: TRADES(**BESIDE, **ALWAYS),
-        lambda: TRADES(**BESIDE),
+        lambda: bound(friendly(TRADES), **BESIDE, **ALWAYS),
+        lambda: bound(TRADES, **BESIDE),
     ),
     "fat-trades(tau=steps) is trades with options": (
-        lambda: TRADES(**BESIDE, **ALWAYS, options=MIXED),
-        lambda: TRADES(**BESIDE, options=MIXED),
+        lambda: bound(friendly(TRADES), **BESIDE, **ALWAYS, **MIXED),
+        lambda: bound(TRADES, **BESIDE, **MIXED),
     ),
-    "fat-mart(tau=steps) is mart": (lambda: MART(**BESIDE, **ALWAYS), lambda: MART(**BESIDE)),
+    "fat-mart(tau=steps) is mart": (
+        lambda: bound(friendly(MART), **BESIDE, **ALWAYS),
+        lambda: bound(MART, **BESIDE),
+    ),
     "iat(mixup=0) is mix-at(1/2)": (
-        lambda: IAT(mixup=0.0, **usual()),
-        lambda: Mixed(weight=0.5, **usual()),
+        lambda: bound(IAT, mixup=0.0, **usual()),
+        lambda: bound(Mixed, weight=0.5, **usual()),
     ),
     "iat(mixup=0) is mix-at(1/2) with options": (
-        lambda: IAT(mixup=0.0, **usual(options=MIXED)),
-        lambda: Mixed(weight=0.5, **usual(options=MIXED)),
+        lambda: bound(IAT, mixup=0.0, **usual(**MIXED)),
+        lambda: bound(Mixed, weight=0.5, **usual(**MIXED)),
     ),
     "self-adaptive before its onset is trades": (
-        lambda: SelfAdaptive(onset=LATE, **BESIDE),
-        lambda: TRADES(**BESIDE),
+        lambda: bound(SelfAdaptive, onset=LATE, **BESIDE),
+        lambda: bound(TRADES, **BESIDE),
     ),
     "self-adaptive of perfect memory is trades": (
-        lambda: SelfAdaptive(onset=EARLY, memory=1.0, **BESIDE),
-        lambda: TRADES(**BESIDE),
+        lambda: bound(SelfAdaptive, onset=EARLY, memory=1.0, **BESIDE),
+        lambda: bound(TRADES, **BESIDE),
     ),
     "awp=0 changes nothing": (
-        lambda: MART(**BESIDE, options=Options(awp=0.0, awp_from=0.0)),
-        lambda: MART(**BESIDE),
+        lambda: bound(MART, **BESIDE, awp=0.0, awp_from=0.0),
+        lambda: bound(MART, **BESIDE),
     ),
     "awp to come changes nothing": (
-        lambda: TRADES(**BESIDE, options=Options(awp=0.3, awp_from=LATE)),
-        lambda: TRADES(**BESIDE),
+        lambda: bound(TRADES, **BESIDE, awp=0.3, awp_from=LATE),
+        lambda: bound(TRADES, **BESIDE),
     ),
 }
 
@@ -129,25 +134,28 @@ def test_the_weights_are_the_same(name, kind):
 
 DIFFERENT: dict[str, Pair] = {
     "trades of another beta": (
-        lambda: TRADES(beta=1.0, **BESIDE),
-        lambda: TRADES(beta=1.5, **BESIDE),
+        lambda: bound(TRADES, beta=1.0, **BESIDE),
+        lambda: bound(TRADES, beta=1.5, **BESIDE),
     ),
     "fat stops": (
-        lambda: Adversarial(**usual(tau=Tau((0,)))),
-        lambda: Adversarial(**usual()),
+        lambda: bound(FAT, **usual(tau=0, omega=0.0)),
+        lambda: bound(Adversarial, **usual()),
     ),
     "noise moves": (
-        lambda: Adversarial(**usual(tau=Tau((STEPS,)), omega=0.02)),
-        lambda: Adversarial(**usual()),
+        lambda: bound(FAT, **usual(tau=STEPS, omega=0.02)),
+        lambda: bound(Adversarial, **usual()),
     ),
-    "mixup mixes": (lambda: IAT(mixup=1.0, **usual()), lambda: Mixed(weight=0.5, **usual())),
+    "mixup mixes": (
+        lambda: bound(IAT, mixup=1.0, **usual()),
+        lambda: bound(Mixed, weight=0.5, **usual()),
+    ),
     "labels learn": (
-        lambda: SelfAdaptive(onset=0.5, **BESIDE),
-        lambda: TRADES(**BESIDE),
+        lambda: bound(SelfAdaptive, onset=0.5, **BESIDE),
+        lambda: bound(TRADES, **BESIDE),
     ),
     "the stem has a gradient of its own": (
-        lambda: YOPO(stem="both", replays=2, **usual()),
-        lambda: YOPO(stem="loss", replays=2, **usual()),
+        lambda: bound(YOPO, stem="both", replays=2, **usual()),
+        lambda: bound(YOPO, stem="loss", replays=2, **usual()),
     ),
 }
 
@@ -204,14 +212,14 @@ def clean(net: nn.Module, batch: Batch, draws: Any) -> Iterator[Tensor]:
 
 
 WRITTEN: dict[str, tuple[Callable[[], Objective], Any]] = {
-    "standard": (Standard, clean),
-    "trades(beta=0)": (lambda: TRADES(beta=0.0, **BESIDE), clean),
-    "pgd-at": (lambda: Adversarial(**usual()), madry),
-    "mart(beta=0)": (lambda: MART(beta=0.0, **BESIDE), boosted),
-    "iat(mixup=0)": (lambda: IAT(mixup=0.0, joint=False, **usual()), both),
-    "mix-at(1/2)": (lambda: Mixed(weight=0.5, joint=False, **usual()), both),
-    "iat(mixup=0), one batch": (lambda: IAT(mixup=0.0, **usual()), together),
-    "mix-at(1/2), one batch": (lambda: Mixed(weight=0.5, **usual()), together),
+    "standard": (plain, clean),
+    "trades(beta=0)": (lambda: bound(TRADES, beta=0.0, **BESIDE), clean),
+    "pgd-at": (lambda: bound(Adversarial, **usual()), madry),
+    "mart(beta=0)": (lambda: bound(MART, beta=0.0, **BESIDE), boosted),
+    "iat(mixup=0)": (lambda: bound(IAT, mixup=0.0, joint=False, **usual()), both),
+    "mix-at(1/2)": (lambda: bound(Mixed, weight=0.5, joint=False, **usual()), both),
+    "iat(mixup=0), one batch": (lambda: bound(IAT, mixup=0.0, **usual()), together),
+    "mix-at(1/2), one batch": (lambda: bound(Mixed, weight=0.5, **usual()), together),
 }
 
 
@@ -225,7 +233,7 @@ def test_the_weights_are_those_of_the_losses_written_out(name, kind):
 
 def divergent(kind: type[TRADES] | type[MART]) -> ByHand:
     """Return TRADES or MART by hand, on the inputs that the objective's search finds."""
-    search = kind(**BESIDE)
+    search = bound(kind, **BESIDE)
 
     def losses(net: nn.Module, batch: Batch, draws: Any) -> Iterator[Tensor]:
         x_adv = search.search(net, batch, Labels(batch.y), draws)
@@ -245,13 +253,15 @@ def divergent(kind: type[TRADES] | type[MART]) -> ByHand:
 @pytest.mark.parametrize("kind", [TRADES, MART])
 def test_trades_and_mart_are_written_out_but_for_their_search(kind, model):
     net = naive.model(model).double()
-    one = naive.trained(kind(joint=False, **BESIDE), net)
+    one = naive.trained(bound(kind, joint=False, **BESIDE), net)
     alike(one, naive.trained(divergent(kind), net), 1e-8)
 
 
 def test_self_adaptive_labels_are_kept_by_image():
     net = naive.model("plain").double()
-    one = naive.trained(SelfAdaptive(beta=0.0, onset=0.4, memory=0.7, **BESIDE), net, steps=6)
+    one = naive.trained(
+        bound(SelfAdaptive, beta=0.0, onset=0.4, memory=0.7, **BESIDE), net, steps=6
+    )
     kept = {}
 
     def losses(net: nn.Module, batch: Batch, draws: Any) -> Iterator[Tensor]:
@@ -319,8 +329,8 @@ def naive_yopo(m: int, n: int, stem: str) -> ByHand:
 @pytest.mark.parametrize("kind", ["batchnorm", "plain"])
 def test_yopo_is_the_naive_algorithm(kind, m, n, stem):
     net = naive.model(kind).double()
-    yopo = YOPO(threat=THREAT, attack=inner(n), replays=m, stem=stem)
-    one = naive.trained(yopo, net, lr=0.1 / m)
+    yopo = bound(YOPO, threat=THREAT, attack=inner(n), replays=m, stem=stem)
+    one = naive.trained(yopo, net, lr=0.1)
     other = naive.trained(naive_yopo(m, n, stem), net, lr=0.1 / m)
     alike(one, other, 1e-8)
     if kind == "batchnorm":
@@ -367,8 +377,8 @@ def at_rest(net: nn.Module, point: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", ["batchnorm", "plain"])
 def test_yopo_with_the_whole_network_as_its_stem_trains_on_every_iterate(kind, m, stem):
     net = naive.Whole(naive.model(kind).double())
-    yopo = YOPO(threat=THREAT, attack=inner(1), replays=m, stem=stem)
-    one = naive.trained(yopo, net, lr=0.1 / m)
+    yopo = bound(YOPO, threat=THREAT, attack=inner(1), replays=m, stem=stem)
+    one = naive.trained(yopo, net, lr=0.1)
     alike(one, naive.trained(every_iterate(m, stem), net, lr=0.1 / m), 1e-8)
 
 
@@ -385,7 +395,9 @@ def test_yopo_with_the_whole_network_as_its_stem_follows_the_steps_of_pgd():
     net.trunk = watched
     m, tape = 5, naive.Tape()
     attack = inner(1, step_factor=0.6)
-    naive.backward(YOPO(threat=THREAT, attack=attack, replays=m, stem="loss"), net, batch, tape)
+    naive.backward(
+        bound(YOPO, threat=THREAT, attack=attack, replays=m, stem="loss"), net, batch, tape
+    )
     assert len(seen) == m
     start = (batch.x + THREAT.eps * (2 * tape.taken[0] - 1)).clamp(0, 1)
     for k, logits in enumerate(seen):
@@ -399,7 +411,7 @@ def test_yopo_with_the_whole_network_as_its_stem_follows_the_steps_of_pgd():
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (3, 2)])
 def test_yopo_is_probed_with_the_inputs_it_trains_on(m, n):
     net, batch = naive.model("plain").double().train(), naive.batch()
-    yopo, tape = YOPO(threat=THREAT, attack=inner(n), replays=m), naive.Tape()
+    yopo, tape = bound(YOPO, threat=THREAT, attack=inner(n), replays=m), naive.Tape()
     seen: list[Tensor] = []
     stem = net.stem
 
@@ -422,8 +434,8 @@ def test_yopo_is_probed_with_the_inputs_it_trains_on(m, n):
 @pytest.mark.parametrize("make", [TRADES, MART, IAT, Mixed])
 def test_one_batch_or_two_differ_by_the_statistics_of_batchnorm_alone(make, kind):
     net = naive.model(kind).double()
-    one = naive.trained(make(**BESIDE), net).model.state_dict()
-    other = naive.trained(make(joint=False, **BESIDE), net).model.state_dict()
+    one = naive.trained(bound(make, **BESIDE), net).model.state_dict()
+    other = naive.trained(bound(make, joint=False, **BESIDE), net).model.state_dict()
     gap = max(float((one[key] - other[key]).abs().max()) for key in one if "weight" in key)
     assert gap > 1e-3 if kind == "batchnorm" else gap < 1e-9
     if kind == "batchnorm":

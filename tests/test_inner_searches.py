@@ -12,10 +12,14 @@ import naive
 from equipoise.attacks import PGD
 from equipoise.draws import KeyedDraws
 from equipoise.errors import UserError
-from equipoise.objectives import MART, TRADES, Adversarial, Batch, Labels, Tau
-from equipoise.objectives.friendly import friendly
+from equipoise.objectives import Batch, Labels
+from equipoise.objectives.adversarial import Adversarial
+from equipoise.objectives.friendly import FAT, friendly
+from equipoise.objectives.mart import MART
+from equipoise.objectives.trades import TRADES
 from equipoise.threat import L2, Linf, Threat
 from naive import Tape, inner
+from naive import friendly as friendly_kind
 from problems import held_out, small_net
 
 THREAT = Linf(0.2)
@@ -118,7 +122,7 @@ def test_each_objective_climbs_its_own_loss(objective, threat):
     net.train()
     kinds = {"pgd-at": Adversarial, "mart": MART, "trades": TRADES}
     attack, tape = inner(STEPS, "noise"), Tape()
-    found = kinds[objective](threat=threat, attack=attack).search(
+    found = naive.bound(kinds[objective], threat, attack=attack).search(
         net, Batch(x, y, torch.arange(len(x)), 0.0), Labels(y, smoothing=0.2), tape
     )
     net.eval()
@@ -141,7 +145,7 @@ def test_mixed_labels_are_climbed_without_their_smoothing():
     other, share = y.flip(0), torch.linspace(0.5, 1, len(y))
     labels, tape = Labels(y, other, share, smoothing=0.2), Tape()
     batch = Batch(x, y, torch.arange(len(x)), 0.0)
-    found = Adversarial(threat=THREAT, attack=inner(STEPS)).search(net, batch, labels, tape)
+    found = naive.bound(Adversarial, THREAT, attack=inner(STEPS)).search(net, batch, labels, tape)
     part = share.double()[:, None]
     target = part * naive.onehot(y, 10) + (1 - part) * naive.onehot(other, 10)
     expected = naive.ascend(
@@ -258,7 +262,7 @@ def test_a_friendly_search_does_not_depend_on_the_other_examples():
 @pytest.mark.parametrize("kind", [Adversarial, TRADES, MART])
 def test_the_budget_follows_the_progress_and_grows_when_strengthened(kind):
     net, x, y = problem()
-    tau = Tau((0, 2, 4), (0.0, 0.25, 0.75))
+    tau, places = (0, 2, 4), (0.0, 0.25, 0.75)
     clean = net(x).detach()
 
     def losses(logits: Tensor, index: Tensor) -> Tensor:
@@ -267,13 +271,15 @@ def test_the_budget_follows_the_progress_and_grows_when_strengthened(kind):
     spent: dict[tuple[float, int], int] = {}
     for level in (0, 1, 2):
         for progress in (0.0, 0.2499, 0.25, 0.5, 0.75, 0.99):
-            objective = kind(threat=THREAT, attack=inner(STEPS, "noise"), tau=tau)
+            objective = friendly_kind(kind)(
+                attack=inner(STEPS, "noise"), tau=tau, tau_at=places
+            ).bind(THREAT)
             for _ in range(level):
                 objective.strengthen()
             batch = Batch(x, y, torch.arange(len(x)), progress)
             objective.search(net, batch, Labels(y), Tape())
             spent[progress, level] = int(objective.evaluations(len(x))) - objective.passes * len(x)
-            reached = [v for v, at in zip(tau.values, (0.0, 0.25, 0.75), strict=True)
+            reached = [v for v, at in zip(tau, places, strict=True)
                        if at <= progress]  # fmt: skip
             first = inner(STEPS, "noise").start_at(x, THREAT, Tape())
             _, expected, _ = one_by_one(
@@ -285,11 +291,11 @@ def test_the_budget_follows_the_progress_and_grows_when_strengthened(kind):
 
 
 def test_budgets_are_constant_between_their_places():
-    tau = Tau((5, 0, 2))
-    assert [tau(i / 12) for i in range(12)] == [5] * 4 + [0] * 4 + [2] * 4
-    assert Tau((7,))(0.0) == Tau((7,))(0.999) == 7
-    uneven = Tau((0, 1, 2), (0.0, 50 / 120, 90 / 120))
-    assert [uneven(t / 120) for t in (0, 49, 50, 89, 90, 119)] == [0, 0, 1, 1, 2, 2]
+    even = FAT(tau=(5, 0, 2), tau_at=None)
+    assert [even.budget(i / 12) for i in range(12)] == [5] * 4 + [0] * 4 + [2] * 4
+    assert FAT(tau=7).budget(0.0) == FAT(tau=7).budget(0.999) == 7
+    uneven = FAT(tau=(0, 1, 2), tau_at=(0.0, 50 / 120, 90 / 120))
+    assert [uneven.budget(t / 120) for t in (0, 49, 50, 89, 90, 119)] == [0, 0, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -307,4 +313,4 @@ def test_budgets_are_constant_between_their_places():
 )
 def test_budgets_that_cannot_be_meant_are_refused(values, at):
     with pytest.raises(UserError, match="tau"):
-        Tau(values, at)
+        FAT(tau=values, tau_at=at)

@@ -6,13 +6,33 @@ import pytest
 import torch
 
 from equipoise.errors import UserError
-from equipoise.training import Handover, Knots, Merge, Weights
+from equipoise.objectives.standard import Standard
+from equipoise.training import Knots, Merge
 from equipoise.training.merge import Share, State, total
+from equipoise.training.method import Method, check_weights
+from naive import bound
 
 GAMMA = {"robust": Knots((1.0, 1.0, 1.0, 0.4)), "clean": Knots((0.0, 0.0, 0.0, 0.6))}
 
 
 # How much each learner counts
+
+
+class Weights:
+    """The weights of learners that a test names, as a method has them."""
+
+    def __init__(self, knots: dict[str, Knots], anchor: str = "start") -> None:
+        check_weights(knots)
+        self.knots, self.merge = knots, merge(anchor=anchor)
+
+    def at(self, t: int, rounds: int, start: int | None) -> dict[str, float]:
+        learners = dict.fromkeys(self.knots, bound(Standard))
+        method = Method(learners=learners, knots=self.knots, merge=self.merge)
+        return method.weights(t, rounds, start)
+
+
+def merge(**settings: object) -> Merge:
+    return Merge(**settings)  # type: ignore[arg-type]
 
 
 def test_the_clock_has_the_values_of_the_generalist_code():
@@ -85,8 +105,7 @@ def test_weights_are_also_checked_to_the_left_of_a_jump():
 
 
 def due(start: int | None, rounds: int = 20, **settings: object) -> set[int]:
-    handover = Handover(**settings)  # type: ignore[arg-type]
-    return {t for t in range(1, rounds + 1) if handover.due(t, start)}
+    return {t for t in range(1, rounds + 1) if merge(**settings).due(t, start)}
 
 
 @pytest.mark.parametrize(
@@ -131,14 +150,10 @@ def test_the_generalist_code_hands_over_in_ten_epochs():
 @pytest.mark.parametrize("every", [0, -1])
 def test_a_period_below_one_is_refused(every):
     with pytest.raises(UserError, match="every"):
-        Handover(every=every)
+        Merge(every=every)
 
 
 # The memory
-
-
-def merge(**settings: object) -> Merge:
-    return Merge(weights=Weights(knots={"robust": Knots((1.0,))}), **settings)  # type: ignore[arg-type]
 
 
 def test_the_memory_grows_in():

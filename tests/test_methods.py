@@ -17,9 +17,9 @@ from equipoise.data import Images
 from equipoise.execution import Execution, fast
 from equipoise.jobs.train import train
 from equipoise.models.core import Classifier
+from equipoise.objectives import Objective
 from equipoise.settings.explanation import explain, price
-from equipoise.settings.learning import LEARNERS
-from equipoise.settings.methods import METHODS
+from equipoise.settings.methods import METHODS, learners
 from equipoise.settings.recipe import Recipe, parse
 from equipoise.store.runs import Run
 from equipoise.threat import Linf
@@ -93,7 +93,7 @@ def training(given: Recipe, kind: str = "small-cnn", channels: int = 1, **more: 
     with torch.random.fork_rng([]):
         model = new_model(kind, channels)
     usual: dict[str, Any] = {
-        "method": given.settings.build(Linf(0.1), given.rounds),
+        "method": given.settings.build(Linf(0.1)),
         "model": model,
         "images": images(channels),
         "rounds": given.rounds,
@@ -153,8 +153,9 @@ def test_stopped_in_a_round_and_resumed_it_ends_with_the_same_bits(method):
     second.load_state_dict(through_a_file(first.state_dict()))
     second.run()
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(second), strict=True))
-    for name, learner in whole.learners.items():
-        state, other = learner.objective.state_dict(), second.learners[name].objective.state_dict()
+    for name in whole.learners:
+        states = [job.learners[name].objective.state.state_dict() for job in (whole, second)]
+        state, other = states
         tensors = [(v, other[k]) for k, v in state.items() if isinstance(v, Tensor)]
         assert all(torch.equal(a, b) for a, b in tensors)
 
@@ -184,24 +185,20 @@ def test_bfloat16_is_close_to_float32(method):
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)
 
 
-class Watched(nn.Module):
+class Watched:
     """Notes what goes into an objective and what comes out of it."""
 
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
+    def __init__(self, inner: Objective) -> None:
         self.inner = inner
         self.first: list[float] = []
         self.orders: list[Tensor] = []
 
     def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("inner"), name)
+        return getattr(self.inner, name)
 
-    def forward(self, model: nn.Module, batch: Any, draws: Any) -> Iterator[Tensor]:
+    def losses(self, model: nn.Module, batch: Any, draws: Any) -> Iterator[Tensor]:
         x, y, index = batch.x.clone(), batch.y.clone(), batch.index.clone()
-        for number, loss in enumerate(self.inner(model, batch, draws)):
+        for number, loss in enumerate(self.inner.losses(model, batch, draws)):
             if number == 0:
                 self.first.append(float(loss.detach()))
             yield loss
@@ -223,7 +220,7 @@ def test_the_batch_is_left_alone_and_the_loss_is_the_one_reported(method):
         (reported,) = (r["learners"][name]["loss"] for r in job.history if name in r["learners"])
         assert reported == pytest.approx(sum(seen.first) / len(seen.first), rel=1e-5)
         order = torch.cat(seen.orders)
-        drawn = job.learners[job.learners[name].spec.follows or name].order
+        drawn = job.learners[job.learners[name].objective.follows or name].order
         assert torch.equal(order, drawn[: len(order)])
         assert len(order) == len(pool) // BATCH * BATCH
 
@@ -253,7 +250,7 @@ def test_the_evaluations_that_are_logged_are_those_that_were_made(method):
     assert logged == sum(counted.values())
 
 
-@pytest.mark.parametrize("objective", [name for name in LEARNERS if name != "standard"])
+@pytest.mark.parametrize("objective", [name for name in learners() if name != "standard"])
 def test_statistics_are_estimated_with_any_objective(objective):
     given = {"method": "a3gt", "robust": {"objective": objective, "attack": {"steps": 2}}}
     more = {"batchnorm": "estimate", "rounds": 2, "start": 1, "every": 1, "gamma": [0.5]}
@@ -272,21 +269,21 @@ def test_explained_with_its_numbers(method):
         assert "8/255" in text
         changed = recipe(method, eps=4 / 255)
         assert "4/255" in "\n".join(explain(changed))
-    built = given.settings.build(Linf(8 / 255), 2)
-    for spec in built.learners.values():
-        assert all(line in text for line in spec.objective.formula())
+    built = given.settings.build(Linf(8 / 255))
+    for objective in built.learners.values():
+        assert all(line in text for line in objective.formula())
     total = built.cost(2)
     if built.branch is None:
-        assert total == sum(spec.objective.cost for spec in built.learners.values())
+        assert total == sum(o.cost for o in built.learners.values())
     assert f"{total:g} gradient evaluation{'s' * (total > 1)} an image" in text
 
 
 def test_the_catalogue_says_what_a_user_needs(capsys):
     write_catalogue("methods")
     shown = capsys.readouterr().out
-    for name, kind in METHODS.items():
+    for name, row in METHODS.items():
         assert name in shown
-        assert kind.paper.split(",")[0] in shown
+        assert row.paper.split(",")[0] in shown
         assert math.isfinite(price(name))
     assert price("trades") == 12
     assert price("yopo") == 5

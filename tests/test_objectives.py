@@ -10,20 +10,16 @@ from torch import Tensor, nn
 
 import naive
 from equipoise.errors import UserError
-from equipoise.objectives import (
-    IAT,
-    MART,
-    TRADES,
-    Adversarial,
-    Batch,
-    Mixed,
-    Objective,
-    Options,
-    SelfAdaptive,
-    Standard,
-)
+from equipoise.objectives import Batch, Objective
+from equipoise.objectives.adversarial import Adversarial
+from equipoise.objectives.iat import IAT
+from equipoise.objectives.mart import MART
+from equipoise.objectives.mixed import Mixed
+from equipoise.objectives.self_adaptive import SelfAdaptive
+from equipoise.objectives.standard import Standard
+from equipoise.objectives.trades import TRADES
 from equipoise.threat import Linf
-from naive import Tape, backward, inner
+from naive import Tape, backward, bound, inner
 
 THREAT = Linf(0.1)
 COUNT = 9
@@ -134,9 +130,7 @@ def test_the_loss_and_its_gradients_are_those_by_hand(name, classes, scale, smoo
     make, count, by_hand = BY_HAND[name]
     given = tables(count, classes, scale)
     batch = stubbed(classes)
-    objective = make(
-        threat=THREAT, attack=inner(start="noise"), options=Options(label_smoothing=smoothing)
-    )
+    objective = bound(make, attack=inner(start="noise"), label_smoothing=smoothing)
     objective.prepare(batch.y, classes)
     model = Stub(*given)
     found = backward(objective, model, batch, Tape())
@@ -158,7 +152,7 @@ def test_the_loss_in_float32_is_that_in_float64(name):
     given, batch = tables(count, 10, 12.0, seed=2), stubbed(10)
     reported, gradients = [], []
     for dtype in (torch.float64, torch.float32):
-        objective = make(threat=THREAT, attack=inner(start="noise"))
+        objective = bound(make, attack=inner(start="noise"))
         objective.prepare(batch.y, 10)
         model = Stub(*(table.to(dtype) for table in given))
         reported.append(backward(objective, model, batch._replace(x=batch.x.to(dtype)), Tape()))
@@ -173,7 +167,7 @@ def test_each_input_meets_its_own_part_of_the_loss():
     # The stub remembers what it was shown: the clean batch first, then what the search found.
     batch = stubbed(5)
     for name, (make, count, _) in BY_HAND.items():
-        objective = make(threat=THREAT, attack=inner(start="noise"))
+        objective = bound(make, attack=inner(start="noise"))
         objective.prepare(batch.y, 5)
         model = Stub(*tables(count, 5, 3.0))
         backward(objective, model, batch, Tape())
@@ -192,7 +186,7 @@ def test_the_weight_of_mart_and_the_clean_answers_carry_gradients():
     held = (p * gap).sum(1) * weight.detach() + (p.detach() * gap.detach()).sum(1) * weight
     (both,) = torch.autograd.grad(2.5 * held.mean(), clean)
     model = Stub(clean.detach(), robust.detach())
-    backward(MART(beta=2.5, threat=THREAT, attack=inner()), model, stubbed(5), Tape())
+    backward(bound(MART, beta=2.5, attack=inner()), model, stubbed(5), Tape())
     assert both.abs().max() > 0.01
     torch.testing.assert_close(model.tables[0].grad, both)
 
@@ -205,9 +199,7 @@ def test_the_weight_of_mart_and_the_clean_answers_carry_gradients():
 def test_interpolated_training_mixes_inputs_and_labels_alike(a, smoothing):
     batch, given = stubbed(5), tables(2, 5, 3.0)
     tape = Tape()
-    objective = IAT(
-        mixup=a, threat=THREAT, attack=inner(), options=Options(label_smoothing=smoothing)
-    )
+    objective = bound(IAT, mixup=a, attack=inner(), label_smoothing=smoothing)
     model = Stub(*given)
     found = backward(objective, model, batch, tape)
     start, *lots = tape.taken
@@ -237,15 +229,15 @@ def test_interpolated_training_mixes_inputs_and_labels_alike(a, smoothing):
 def test_the_shares_of_interpolation_have_their_beta_distribution():
     unit = torch.linspace(0.0005, 0.9995, 1000)
     for a in (0.5, 1.0, 3.0):
-        objective = IAT(mixup=a, threat=THREAT, attack=inner())
+        objective = bound(IAT, mixup=a, attack=inner())
         shares = torch.cat([objective._share(u[None]) for u in unit])
         assert kstest(shares.numpy(), beta(a, a).cdf).statistic < 2e-3
         assert 0 <= float(objective._share(torch.zeros(1))) < 1e-3
 
 
-def adaptive(**settings: Any) -> SelfAdaptive:
-    usual: dict[str, Any] = {"threat": THREAT, "attack": inner(start="noise"), "beta": 3.0}
-    return SelfAdaptive(**usual | settings)
+def adaptive(**settings: Any) -> Any:
+    usual: dict[str, Any] = {"attack": inner(start="noise"), "beta": 3.0}
+    return bound(SelfAdaptive, **usual | settings)
 
 
 def test_soft_labels_learn_for_their_own_image_from_the_onset_on():
@@ -269,7 +261,7 @@ def test_soft_labels_learn_for_their_own_image_from_the_onset_on():
 def test_soft_labels_learn_once_a_visit_from_the_weights_themselves():
     # Perturbed weights ask for the loss twice; what the labels learn is the first answer.
     batch, net = naive.batch(), naive.model("plain")
-    objective = adaptive(onset=0.0, memory=0.5, options=Options(awp=0.5))
+    objective = adaptive(onset=0.0, memory=0.5, awp=0.5)
     objective.prepare(batch.y, 10)
     with torch.no_grad():
         answer = naive.log_p(net(batch.x).double()).exp()
@@ -287,7 +279,7 @@ def test_standard_training_is_the_mean_cross_entropy():
     batch, (given,) = stubbed(5), tables(1, 5, 3.0)
     for part in (0.0, 0.3):
         model = Stub(given)
-        found = backward(Standard(label_smoothing=part), model, batch, Tape())
+        found = backward(bound(Standard, label_smoothing=part), model, batch, Tape())
         expected = naive.ce(given, naive.smooth(batch.y, 5, part)).mean()
         assert float(found) == pytest.approx(float(expected), rel=1e-7)
         assert torch.equal(model.seen[0], batch.x)

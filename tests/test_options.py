@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -9,10 +10,14 @@ import torch
 from torch import Tensor, nn
 
 import naive
-from equipoise.objectives import MART, TRADES, Adversarial, Batch, Labels, Mixed, Options, Robust
+from equipoise.objectives import Batch, Labels
+from equipoise.objectives.adversarial import Adversarial
+from equipoise.objectives.mart import MART
+from equipoise.objectives.mixed import Mixed
 from equipoise.objectives.options import climbed
+from equipoise.objectives.trades import TRADES
 from equipoise.threat import Linf
-from naive import Tape, backward, inner
+from naive import Tape, backward, bound, inner
 
 THREAT = Linf(0.1)
 GAMMA = 0.05
@@ -22,14 +27,9 @@ KINDS = {"adversarial": Adversarial, "trades": TRADES, "mart": MART, "mixed": Mi
 # Perturbed weights
 
 
-def robust(name: str, options: Options | None = None, **settings: Any) -> Robust:
+def robust(name: str = "adversarial", **settings: Any) -> Any:
     apart = {} if name == "adversarial" else {"joint": False}  # as by_hand has it
-    return KINDS[name](
-        threat=THREAT,
-        attack=inner(2, "noise"),
-        options=options or Options(),
-        **apart | settings,
-    )
+    return bound(KINDS[name], **{"attack": inner(2, "noise")} | apart | settings)
 
 
 def by_hand(name: str, net: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
@@ -82,8 +82,7 @@ def naive_awp(name: str, since: float) -> naive.ByHand:
 @pytest.mark.parametrize("name", KINDS)
 def test_perturbed_weights_are_those_of_a_copy(name, kind, since):
     net = naive.model(kind).double()
-    options = Options(awp=GAMMA, awp_from=since)
-    one = naive.trained(robust(name, options), net)
+    one = naive.trained(robust(name, awp=GAMMA, awp_from=since), net)
     other = naive.trained(naive_awp(name, since), net)
     without = naive.trained(robust(name), net)
     for key, value in one.model.state_dict().items():
@@ -98,9 +97,9 @@ def test_perturbed_weights_are_those_of_a_copy(name, kind, since):
 
 def test_no_perturbation_changes_nothing():
     net = naive.model()
-    one = naive.trained(robust("trades", Options(awp=0.0, awp_from=0.3)), net)
+    one = naive.trained(robust("trades", awp=0.0, awp_from=0.3), net)
     other = naive.trained(robust("trades"), net)
-    late = naive.trained(robust("trades", Options(awp=0.5, awp_from=1.0)), net)
+    late = naive.trained(robust("trades", awp=0.5, awp_from=1.0), net)
     for key, value in one.model.state_dict().items():
         assert torch.equal(value, other.model.state_dict()[key]), key
         assert torch.equal(value, late.model.state_dict()[key]), key
@@ -185,7 +184,7 @@ def rectangle(mask: Tensor) -> bool:
 
 def test_cut_images_have_the_labels_of_their_pixels():
     batch = marked(200)
-    x, labels = Options(cutmix=1.0).applied(batch, Tape())
+    x, labels = robust(cutmix=1.0).changed(batch, Tape())
     assert labels.other is not None
     assert labels.share is not None
     target = labels.target(200).double()
@@ -210,7 +209,7 @@ def test_cut_images_have_boxes_of_even_areas():
     # side s = sqrt(u) there is s - s^2/4 left on average, so E[(s - s^2/4)^2] = 1/2 - 1/5 + 1/48.
     count = 4000
     batch = marked(count, side=24, channels=1)
-    x, labels = Options(cutmix=1.0).applied(batch, Tape())
+    x, labels = robust(cutmix=1.0).changed(batch, Tape())
     foreign = (x != batch.x).float().mean((1, 2, 3))
     assert float(foreign.mean()) == pytest.approx(1 / 2 - 1 / 5 + 1 / 48, abs=0.015)
     assert labels.share is not None
@@ -226,7 +225,7 @@ def test_cut_images_have_boxes_of_even_areas():
 def test_images_that_are_not_cut_are_untouched(chance):
     count = 2000
     batch = marked(count, side=16, channels=1)
-    x, labels = Options(cutmix=chance).applied(batch, Tape())
+    x, labels = robust(cutmix=chance).changed(batch, Tape())
     changed = (x != batch.x).flatten(1).any(1)
     # 1 in 200 of the boxes is too small to hold the centre of a pixel
     assert float(changed.float().mean()) == pytest.approx(chance, abs=0.04)
@@ -245,7 +244,7 @@ def test_images_that_are_not_cut_are_untouched(chance):
 def test_erased_images_hold_a_box_of_noise(chance):
     count, side = 1500, 32
     batch = marked(count, side)
-    x, labels = Options(erasing=chance).applied(batch, Tape())
+    x, labels = robust(erasing=chance).changed(batch, Tape())
     assert torch.equal(labels.y, batch.y)
     assert labels.other is None
     erased = (x != batch.x).any(1)
@@ -271,18 +270,18 @@ def test_erased_images_hold_a_box_of_noise(chance):
 
 def test_cutting_comes_before_erasing_and_both_before_the_search():
     batch = naive.batch(40)
-    options = Options(cutmix=1.0, erasing=1.0)
     seen: list[Tensor] = []
 
+    @dataclass(frozen=True, kw_only=True)
     class Watched(Adversarial):
         def search(self, model: nn.Module, batch: Batch, labels: Labels, draws: Any) -> Tensor:
             seen.extend((batch.x, labels.y))
-            return super().search(model, batch, labels, draws)
+            return Adversarial.search(self, model, batch, labels, draws)
 
-    objective = Watched(threat=THREAT, attack=inner(), options=options)
+    objective = bound(Watched, attack=inner(), cutmix=1.0, erasing=1.0)
     backward(objective, naive.model(), batch, Tape())
-    cut, labels = Options(cutmix=1.0).applied(batch, tape := Tape())
-    erased, _ = Options(erasing=1.0).applied(batch._replace(x=cut), tape)
+    cut, labels = robust(cutmix=1.0).changed(batch, tape := Tape())
+    erased, _ = robust(erasing=1.0).changed(batch._replace(x=cut), tape)
     assert torch.equal(seen[0], erased)
     assert torch.equal(seen[1], labels.y)
 

@@ -9,13 +9,15 @@ import yaml
 from equipoise.cli.listing import write_presets
 from equipoise.errors import UserError
 from equipoise.models import MODELS
+from equipoise.objectives import Objective, Robust
+from equipoise.objectives.friendly import Friendly
+from equipoise.objectives.trades import TRADES
 from equipoise.parsing import number
 from equipoise.settings import recipe
 from equipoise.settings.methods import METHODS
 from equipoise.settings.presets import DATA, Preset, presets
 from equipoise.settings.recipe import Recipe, combine, overrides, parse, published
-from equipoise.threat import Linf
-from equipoise.training.method import LearnerSpec, Method
+from equipoise.training.method import Method
 from equipoise.training.start import Fixed, Stable, Threshold
 
 EVERY = [preset for data in DATA for preset in presets(data)]
@@ -29,12 +31,18 @@ def trained(preset: Preset, *items: str) -> Recipe:
 
 def built(method: str, data: str, *items: str) -> Method:
     one = trained(published(method, data), *items)
-    return one.settings.build(one.threat(0.1), one.rounds)
+    return one.settings.build(one.threat(0.1))
 
 
-def learner(method: str, data: str) -> LearnerSpec:
+def learner(method: str, data: str) -> Objective:
     learners = built(method, data).learners
     return learners.get("robust") or learners["clean"]
+
+
+def friendly(method: str, data: str) -> Friendly:
+    objective = learner(method, data)
+    assert isinstance(objective, Friendly)
+    return objective
 
 
 def rates(method: str, data: str, name: str = "") -> list[float]:
@@ -43,7 +51,9 @@ def rates(method: str, data: str, name: str = "") -> list[float]:
     spec = built(method, data).learners[name] if name else learner(method, data)
     found = []
     for t in range(rounds):
-        of_round = [spec.lr * spec.schedule((t + step / 389) / rounds) for step in (0, 200, 388)]
+        of_round = [
+            spec.step_size * spec.schedule((t + step / 389) / rounds) for step in (0, 200, 388)
+        ]
         assert of_round == pytest.approx([of_round[0]] * 3)
         found.append(of_round[0])
     return found
@@ -57,19 +67,17 @@ def steps(*parts: tuple[int, float]) -> list[float]:
 # All of them
 
 
-def test_every_method_has_a_preset_for_every_data_set():
-    for data in DATA:
-        assert [preset.method for preset in presets(data)] == [
-            name
-            for name in METHODS
-            if name != "a3gt-front"  # which nobody has published
-        ]
+def test_every_data_set_has_presets_of_the_same_methods():
+    first, *others = [[preset.method for preset in presets(data)] for data in DATA]
+    assert all(methods == first for methods in others)
+    assert first == [name for name in METHODS if name in first]
+    assert len(first) >= 14
 
 
 @pytest.mark.parametrize("preset", EVERY, ids=IDS)
 def test_a_preset_is_a_recipe_with_a_source(preset):
     one = trained(preset)
-    method = one.settings.build(one.threat(0.1), one.rounds)
+    method = one.settings.build(one.threat(0.1))
     assert (one.method, one.data, one.model) == (preset.method, preset.data, "resnet-18")
     assert one.eps == (0.3 if preset.data == "mnist" else 8 / 255)
     for sentence in (preset.source, *preset.deviations):
@@ -102,9 +110,9 @@ def test_a_preset_says_nothing_that_no_setting_takes_up(preset):
 @pytest.mark.parametrize("preset", EVERY, ids=IDS)
 def test_the_step_of_the_inner_attack_is_absolute(preset):
     attacks = [
-        spec.objective.attack
-        for spec in trained(preset).settings.build(Linf(0.1), 200).learners.values()
-        if hasattr(spec.objective, "attack")
+        objective.attack
+        for objective in trained(preset).settings.learners.values()
+        if isinstance(objective, Robust)
     ]
     expected = {"cifar10": (0.007, 2 / 255, 0.00784), "svhn": (1 / 255,), "mnist": (0.01,)}
     assert all(attack.step_size in expected[preset.data] for attack in attacks)
@@ -154,13 +162,13 @@ def test_the_learning_rate_of_every_epoch(method, data, expected):
 def test_the_learners_of_a_merge_follow_the_lines_of_generalist(method, data):
     for spec in built(method, data).learners.values():
         places = (0, 20 / 120, 40 / 120, 60 / 120, 80 / 120, 100 / 120, 1)
-        found = [spec.lr * spec.schedule(place) for place in places]
+        found = [spec.step_size * spec.schedule(place) for place in places]
         expected = [0.01, 0.01, 0.01, 0.0055, 0.001, 0.00055, 0.0001]
         assert found == pytest.approx(expected)
     merge = built(method, data).merge
     assert merge.alpha == 0.999
-    assert merge.handover.every == 5
-    knots = merge.weights.knots["robust"]
+    assert merge.every == 5
+    knots = merge.knots()["robust"]
     assert [knots(t / 120) for t in (1, 40, 80, 100, 120)] == pytest.approx([1, 1, 1, 0.7, 0.4])
     decay = {name: spec.weight_decay for name, spec in built(method, data).learners.items()}
     assert decay == {"clean": 5e-4, "robust": 3.5e-3}
@@ -186,10 +194,10 @@ def test_the_budget_of_friendly_training_in_every_epoch(method, ends, scale):
     rounds = max(ends)
     expected = [min(b for last, b in ends.items() if t <= last) for t in range(1, rounds + 1)]
     for data in ("cifar10", "svhn"):
-        tau = learner(method, data).objective.tau
+        tau = friendly(method, data).budget
         for at in (0.0, 0.999):
             assert [tau((t - 1 + at) / rounds) for t in range(1, rounds + 1)] == expected
-    tau = learner(method, "mnist").objective.tau
+    tau = friendly(method, "mnist").budget
     assert [tau((t - 1) / rounds) for t in range(1, rounds + 1)] == [scale * b for b in expected]
 
 
@@ -212,7 +220,7 @@ def test_the_budget_of_friendly_training_in_every_epoch(method, ends, scale):
     ],
 )
 def test_the_settings_of_an_objective(method, data, name, value):
-    assert getattr(learner(method, data).objective, name) == value
+    assert getattr(learner(method, data), name) == value
 
 
 @pytest.mark.parametrize(
@@ -237,7 +245,8 @@ def test_the_settings_of_an_objective(method, data, name, value):
 )
 def test_weight_decay_batch_and_attack(method, data, decay, batch, attack):
     spec = learner(method, data)
-    found = spec.objective.attack
+    assert isinstance(spec, Robust)
+    found = spec.attack
     assert spec.weight_decay == decay
     assert trained(published(method, data)).batch_size == batch
     assert (found.steps, found.step_size, found.start) == attack
@@ -278,9 +287,10 @@ def test_another_rule_for_the_start_replaces_that_of_the_preset(items, start):
 
 
 def test_the_learner_of_a_merge_may_have_another_objective():
-    spec = built("a3gt", "cifar10", "robust.objective=trades").learners["robust"]
-    assert spec.objective.beta == 6
-    assert spec.weight_decay == 3.5e-3
+    robust = built("a3gt", "cifar10", "robust.objective=trades").learners["robust"]
+    assert isinstance(robust, TRADES)
+    assert robust.beta == 6
+    assert robust.weight_decay == 3.5e-3
 
 
 def test_a_preset_stays_as_it_is():

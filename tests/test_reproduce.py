@@ -150,7 +150,7 @@ def test_the_run_with_the_front_has_a_third_of_what_five_trainings_take(tmp_path
         for entry in plan.entries:
             if entry.name == "a3gt-front":
                 recipe = entry.recipe()
-                method = recipe.settings.build(recipe.threat(0.1), recipe.rounds)
+                method = recipe.settings.build(recipe.threat(0.1))
                 images = recipe.limit - recipe.validation
                 mixed = 5 * 7 * 12 * images
                 assert method.cost(recipe.rounds) * images * recipe.rounds <= mixed / 3

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from equipoise.errors import UserError
-from equipoise.training import Fixed, Never, Stable, Start, Threshold
-from equipoise.training.start import Verdict
+from equipoise.training import Fixed, Never, Stable, Threshold
+from equipoise.training.start import AnyStart, Verdict
 
 FALLING = [2.0, 1.5, 1.2, 1.1, 1.05, 1.04, 1.035, 1.034, 1.0335, 1.0333]
 
 
-def found(rule: Start, losses: list[float], rounds: int = 100) -> int | None:
+def found(rule: AnyStart, losses: list[float], rounds: int = 100) -> int | None:
     return rule({"robust": losses}, rounds).rounds["robust"]
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -31,18 +31,18 @@ from blobs import (
     weights_of,
     without_times,
 )
-from equipoise import objectives
 from equipoise.attacks import PGD
 from equipoise.data import Dataset, Images
 from equipoise.draws import KeyedDraws
 from equipoise.errors import RunError, UserError
 from equipoise.jobs import summary as ending
 from equipoise.jobs.train import resume, train
-from equipoise.objectives import Batch
+from equipoise.objectives import Batch, Objective
+from equipoise.objectives.adversarial import Adversarial
+from equipoise.objectives.standard import Standard
 from equipoise.report.page import kept
 from equipoise.report.runs_reader import read_run
-from equipoise.settings.learning import PGDAT, Learning
-from equipoise.settings.methods import A3GT, Generalist
+from equipoise.settings.methods import A3GT
 from equipoise.settings.recipe import parse
 from equipoise.settings.split import Split
 from equipoise.terminal.progress import Console
@@ -52,7 +52,6 @@ from equipoise.training import (
     Fixed,
     Interrupted,
     Knots,
-    LearnerSpec,
     Merge,
     Method,
     Never,
@@ -60,7 +59,6 @@ from equipoise.training import (
     Threshold,
     Training,
     Watch,
-    Weights,
 )
 from equipoise.training.batchnorm import estimate
 from equipoise.training.validation import Validator
@@ -86,36 +84,38 @@ class Tape:
         return Tape(self.draws.select(index), self.noise)
 
 
-class RecordedClean(objectives.Standard):
-    def __init__(self) -> None:
-        super().__init__()
-        self.batches: list[Batch] = []
+@dataclass(frozen=True, kw_only=True)
+class RecordedClean(Standard):
+    batches: list[Batch] = field(default_factory=list)
 
-    def forward(self, model: nn.Module, batch: Batch, draws: Any) -> Iterator[Tensor]:
+    def losses(self, model: nn.Module, batch: Batch, draws: Any) -> Iterator[Tensor]:
         self.batches.append(Batch(batch.x.clone(), batch.y.clone(), batch.index, batch.progress))
-        yield from super().forward(model, batch, draws)
+        yield from Standard.losses(self, model, batch, draws)
 
 
-class RecordedRobust(objectives.Adversarial):
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.batches: list[Batch] = []
-        self.noise: list[Tensor] = []
+@dataclass(frozen=True, kw_only=True)
+class RecordedRobust(Adversarial):
+    batches: list[Batch] = field(default_factory=list)
+    noise: list[Tensor] = field(default_factory=list)
 
-    def forward(self, model: nn.Module, batch: Batch, draws: Any) -> Iterator[Tensor]:
+    def losses(self, model: nn.Module, batch: Batch, draws: Any) -> Iterator[Tensor]:
         self.batches.append(Batch(batch.x.clone(), batch.y.clone(), batch.index, batch.progress))
-        yield from super().forward(model, batch, Tape(draws, self.noise))
+        yield from Adversarial.losses(self, model, batch, Tape(draws, self.noise))
+
+
+def like(kind: type[Objective], objective: Objective, /, **more: Any) -> Any:
+    """Return an objective of a kind, with the settings of another one, bound to the threat."""
+    shared = {f.name for f in fields(kind)} & {f.name for f in fields(objective)}
+    settings = {name: getattr(objective, name) for name in shared}
+    return kind(**settings | more).bind(THREAT)
 
 
 def recorded(settings: A3GT, rounds: int) -> Method:
     """Return a method whose objectives remember what they were given."""
-    method = settings.build(THREAT, rounds)
-    robust = method.learners["robust"].objective
-    assert isinstance(robust, objectives.Adversarial)
-    taped = RecordedRobust(threat=robust.threat, attack=robust.attack)
+    method = settings.build(THREAT)
     learners = {
-        "clean": replace(method.learners["clean"], objective=RecordedClean()),
-        "robust": replace(method.learners["robust"], objective=taped),
+        "clean": like(RecordedClean, method.learners["clean"]),
+        "robust": like(RecordedRobust, method.learners["robust"]),
     }
     return replace(method, learners=learners)
 
@@ -132,7 +132,7 @@ def naive_pgd(model: nn.Module, x: Tensor, y: Tensor, noise: Tensor, steps: int)
 
 
 class NaiveLearner:
-    def __init__(self, model: nn.Module, learning: Learning) -> None:
+    def __init__(self, model: nn.Module, learning: Objective) -> None:
         self.model, self.learning = deepcopy(model), learning
         self.velocity: list[Tensor] = []
 
@@ -180,7 +180,7 @@ def naively(
     settings: A3GT, method: Method, model: nn.Module, rounds: int, start: int
 ) -> tuple[dict[str, State], int]:
     """Return the final weights, and how often the learners were handed the global ones."""
-    clean, robust = (method.learners[name].objective for name in ("clean", "robust"))
+    clean, robust = (method.learners[name] for name in ("clean", "robust"))
     assert isinstance(clean, RecordedClean)
     assert isinstance(robust, RecordedRobust)
     learners = {
@@ -229,7 +229,7 @@ def naively(
         (small(anchor="clock", gamma=(1.0, 0.2, 0.6), count="rounds", inclusive=False), 6, 1),
         (small(anchor="clock", gamma=(0.5,), warmup=False, alpha=0.6, every=1), 4, 2),
         (small(alpha=0.0, gamma=(0.7, 0.3), every=1), 4, 2),
-        (small(Generalist, start=Fixed(round=3), every=3), 6, 2 * STEPS),
+        (small("generalist", start=Fixed(round=3), every=3), 6, 2 * STEPS),
     ],
 )
 def test_the_loop_is_the_naive_algorithm(settings, rounds, handed):
@@ -253,7 +253,7 @@ def test_batches_visit_each_image_at_most_once_a_round_in_new_orders():
     finished(method, 3)
     orders = []
     for name in ("clean", "robust"):
-        batches = method.learners[name].objective.batches
+        batches = method.learners[name].batches
         assert len(batches) == 3 * STEPS
         for t in range(3):
             seen = torch.cat([b.index for b in batches[t * STEPS : (t + 1) * STEPS]])
@@ -268,7 +268,7 @@ def test_batches_visit_each_image_at_most_once_a_round_in_new_orders():
 def test_the_last_incomplete_batch_is_another_one_each_round():
     method = recorded(small(), 4)
     finished(method, 4)
-    batches = method.learners["clean"].objective.batches
+    batches = method.learners["clean"].batches
     left_out = [
         frozenset(range(COUNT))
         - set(torch.cat([b.index for b in batches[t * STEPS : (t + 1) * STEPS]]).tolist())
@@ -318,8 +318,8 @@ def test_the_initial_model_is_not_trained():
 
 def test_a3gt_started_at_a_round_is_generalist_with_the_same_readings():
     readings = {"anchor": "clock", "source": "average", "count": "rounds", "granularity": "step"}
-    one = finished(small(A3GT, **readings), 5)
-    other = finished(small(Generalist, start=Fixed(round=2)), 5)
+    one = finished(small(**readings), 5)
+    other = finished(small("generalist", start=Fixed(round=2)), 5)
     assert same(weights_of(one), weights_of(other))
     assert without_times(one.history) == without_times(other.history)
 
@@ -370,7 +370,7 @@ def test_never_and_no_period_train_learners_that_know_nothing_of_one_another():
 
 def test_gamma_one_is_adversarial_training_with_averaging():
     settings = parse({"method": "pgd-at", "alpha": 0.8}).settings
-    at = replace(settings, robust=small().robust).build(THREAT, 4)
+    at = replace(settings, robust=small().robust).build(THREAT)
     one = weights_of(finished(at))
     other = weights_of(finished(small(gamma=(1.0,), start=Never())))
     assert same({"robust": one["robust"]}, {"robust": other["robust"]})
@@ -468,16 +468,19 @@ def test_estimating_statistics_changes_nothing_but_them():
     assert {model.bn1.momentum, model.bn2.momentum} == {0.1}
 
 
-class Spy(objectives.Standard):
+@dataclass(frozen=True, kw_only=True)
+class Spy(Standard):
     """Counts the images that it is asked for; remembers the statistics of the model then."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.images = 0
-        self.means: list[Tensor] = []
+    counts: list[int] = field(default_factory=list)
+    means: list[Tensor] = field(default_factory=list)
+
+    @property
+    def images(self) -> int:
+        return sum(self.counts)
 
     def inputs(self, model: nn.Module, batch: Batch, draws: Any) -> Tensor:
-        self.images += len(batch.y)
+        self.counts.append(len(batch.y))
         self.means.append(model.get_buffer("bn1.running_mean").clone())
         return batch.x
 
@@ -559,21 +562,26 @@ def test_the_model_that_is_saved_is_the_one_that_was_validated(batchnorm):
 
 
 def branched(trunk: str, round_: int, *, last_lr: float = 1.0, source: str = "weights") -> Method:
-    schedule = Knots((1.0, 1.0, last_lr, last_lr), at=(0.0, 0.5, 0.5, 1.0))
+    sgd: dict[str, Any] = {
+        "lr": 0.05,
+        "lr_factors": (1.0, 1.0, last_lr, last_lr),
+        "lr_at": (0.0, 0.5, 0.5, 1.0),
+    }
 
-    def spec(objective: objectives.Objective) -> LearnerSpec:
-        return LearnerSpec(objective=objective, lr=0.05, schedule=schedule)
+    def robust() -> Objective:
+        return Adversarial(attack=PGD(steps=2, keep="last"), **sgd).bind(THREAT)
 
-    def robust() -> objectives.Objective:
-        return objectives.Adversarial(threat=THREAT, attack=PGD(steps=2, keep="last"))
-
-    learners = {"clean": spec(objectives.Standard()), "robust": spec(robust())}
+    learners: dict[str, Objective] = {
+        "clean": Standard(**sgd).bind(THREAT),
+        "robust": robust(),
+    }
     if trunk not in learners:
-        learners[trunk] = spec(robust())
-    weights = Weights(knots={"clean": Knots((0.4,)), "robust": Knots((0.6,))})
+        learners[trunk] = robust()
+    merge: dict[str, Any] = {"alpha": 0.8, "source": source, "every": None, "start": Never()}
     return Method(
         learners=learners,
-        merge=Merge(weights=weights, alpha=0.8, source=source),  # type: ignore[arg-type]
+        knots={"clean": Knots((0.4,)), "robust": Knots((0.6,))},
+        merge=Merge(**merge),
         branch=Branch(trunk=trunk, round=round_),
     )
 
@@ -630,7 +638,8 @@ def test_the_trunk_alone_is_the_training_of_one_learner():
     method = branched("robust", 3)
     alone = Method(
         learners={"robust": method.learners["robust"]},
-        merge=Merge(weights=Weights(knots={"robust": Knots((1.0,))}), alpha=0.8),
+        knots={"robust": Knots((1.0,))},
+        merge=Merge(alpha=0.8, every=None, start=Never()),
     )
     other = weights_of(finished(alone, 3))
     found = weights_of(job)
@@ -654,14 +663,11 @@ def test_a_branch_is_continuous_for_the_global_model():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: branched("robust", 2).__class__(
-            learners=branched("robust", 2).learners,
-            merge=branched("robust", 2).merge,
-            branch=Branch(trunk="nobody", round=2),
-        ),
-        lambda: Method(
+        lambda: replace(branched("robust", 2), branch=Branch(trunk="nobody", round=2)),
+        lambda: replace(
+            branched("robust", 2),
             learners={"clean": branched("robust", 2).learners["clean"]},
-            merge=branched("robust", 2).merge,
+            branch=None,
         ),
     ],
 )
@@ -770,25 +776,25 @@ def test_a_loss_that_explodes_names_the_learner_and_the_round(name):
     assert job.history == []
 
 
-class Breaks(objectives.Standard):
+@dataclass(frozen=True, kw_only=True)
+class Breaks(Standard):
     """Is well until one step, whose loss is finite and whose gradient is not."""
 
-    def __init__(self, at: int) -> None:
-        super().__init__()
-        self.at, self.calls = at, 0
+    at: int
+    calls: list[int] = field(default_factory=list)
 
-    def forward(self, model: nn.Module, batch: Batch, draws: Any) -> Iterator[Tensor]:
-        for loss in super().forward(model, batch, draws):
-            self.calls += 1
-            if self.calls == self.at:
+    def losses(self, model: nn.Module, batch: Batch, draws: Any) -> Iterator[Tensor]:
+        for loss in Standard.losses(self, model, batch, draws):
+            self.calls.append(1)
+            if len(self.calls) == self.at:
                 loss.register_hook(lambda grad: grad * torch.nan)
             yield loss
 
 
 @pytest.mark.parametrize("at", [2 * STEPS - 1, 2 * STEPS])
 def test_the_last_good_state_stays_wherever_in_a_round_a_learner_breaks(at):
-    method = small().build(THREAT, 4)
-    broken = replace(method.learners["clean"], objective=Breaks(at))
+    method = small().build(THREAT)
+    broken = like(Breaks, method.learners["clean"], at=at)
     job = training(replace(method, learners={**method.learners, "clean": broken}), 4)
     saved: list[bool] = []
     job.watch = Watch(save=lambda f: saved.append(finite(job.state_dict()["learners"])))
@@ -799,12 +805,9 @@ def test_the_last_good_state_stays_wherever_in_a_round_a_learner_breaks(at):
 
 
 def test_learners_without_weights_or_numbers_are_refused():
-    for field, value in (("lr", 0.0), ("lr", -1.0), ("lr", float("nan")), ("momentum", -0.1)):
-        with pytest.raises(UserError, match=field):
-            LearnerSpec(
-                **{"objective": objectives.Standard(), "lr": 0.1, "schedule": Knots((1.0,))}
-                | {field: value}
-            )
+    for name, value in (("lr", 0.0), ("lr", -1.0), ("lr", float("nan")), ("momentum", -0.1)):
+        with pytest.raises(UserError, match=name):
+            Standard(**{name: value})
 
 
 # Validation and the kept round
@@ -906,35 +909,35 @@ def test_a_batch_larger_than_the_set_is_one_step_of_all():
 # What an objective tells of itself
 
 
-class Friendly(objectives.Standard):
+@dataclass(frozen=True, kw_only=True)
+class Friendly(Standard):
     """Spends another number of gradient evaluations each time, as a number or a tensor."""
 
-    def __init__(self, kind: type) -> None:
-        super().__init__()
-        self.kind, self.calls = kind, 0
-        self.prepared: list[tuple[int, int]] = []
+    kind: type
+    calls: list[int] = field(default_factory=list)
+    prepared: list[tuple[int, int]] = field(default_factory=list)
 
     def prepare(self, y: Tensor, classes: int) -> None:
         assert not self.prepared
         self.prepared.append((len(y), classes))
-        self.register_buffer("seen", torch.zeros(len(y), classes))
-        self.head = nn.Parameter(torch.ones(3))
+        self.state.register_buffer("seen", torch.zeros(len(y), classes))
+        self.state.register_parameter("head", nn.Parameter(torch.ones(3)))
 
-    def forward(self, model: nn.Module, batch: Batch, draws: Any) -> Iterator[Tensor]:
-        self.calls += 1
-        self.seen[batch.index, batch.y] += 1
-        for loss in super().forward(model, batch, draws):
-            yield loss + self.head.square().sum()
+    def losses(self, model: nn.Module, batch: Batch, draws: Any) -> Iterator[Tensor]:
+        self.calls.append(1)
+        self.state.seen[batch.index, batch.y] += 1  # type: ignore[operator]
+        for loss in Standard.losses(self, model, batch, draws):
+            yield loss + self.state.get_parameter("head").square().sum()
 
     def evaluations(self, n: int) -> Tensor | int:
-        spent = n + 7 * self.calls
+        spent = n + 7 * len(self.calls)
         return torch.tensor(spent) if self.kind is Tensor else spent
 
 
 def friendly(kind: type) -> Method:
-    method = small(every=None).build(THREAT, 2)
-    spec = replace(method.learners["clean"], objective=Friendly(kind))
-    return replace(method, learners={**method.learners, "clean": spec})
+    method: Method = small(every=None).build(THREAT)
+    clean = like(Friendly, method.learners["clean"], kind=kind)
+    return replace(method, learners={**method.learners, "clean": clean})
 
 
 @pytest.mark.parametrize("kind", [int, Tensor])
@@ -960,12 +963,12 @@ def test_evaluations_of_a_round_survive_an_interruption():
     calls = job.learners["clean"].objective.calls
     job = training(friendly(Tensor), 2)
     job.load_state_dict(saved[-1])
-    job.learners["clean"].objective.calls = calls  # no state of the objective's
+    job.learners["clean"].objective.calls.extend(calls)  # no state of the objective's
     job.run()
     whole = finished(friendly(Tensor), 2)
     assert without_times(job.history) == without_times(whole.history)
     assert torch.equal(
-        job.learners["clean"].objective.seen, whole.learners["clean"].objective.seen
+        job.learners["clean"].objective.state.seen, whole.learners["clean"].objective.state.seen
     )
 
 
@@ -975,9 +978,9 @@ def test_objectives_are_prepared_once_before_the_optimiser():
     job = training(friendly(int), 2, model=model)
     objective = job.learners["clean"].objective
     assert objective.prepared == [(COUNT, 4)]
-    assert objective.seen.shape == (COUNT, 4)
+    assert objective.state.seen.shape == (COUNT, 4)
     trained = job.learners["clean"].optimizer.param_groups[0]["params"]
-    assert any(parameter is objective.head for parameter in trained)
+    assert any(parameter is objective.state.head for parameter in trained)
     assert model.training
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
@@ -989,11 +992,11 @@ def several() -> tuple[Method, dict[str, Threat | None]]:
     """Return a method with learners against Linf and L2, and who is against what."""
     learning: dict[str, Any] = {"lr": 0.05, "attack": PGD(steps=1, keep="last")}
     settings = small(
-        more={"l2": PGDAT(norm="l2", eps=0.4, **learning)},
+        more={"l2": Adversarial(norm="l2", eps=0.4, **learning)},
         gamma=(0.5,),
         more_gamma={"l2": (0.3,)},
     )
-    return settings.build(THREAT, 2), {"clean": None, "robust": THREAT, "l2": L2(0.4)}
+    return settings.build(THREAT), {"clean": None, "robust": THREAT, "l2": L2(0.4)}
 
 
 def test_a_learner_is_validated_under_its_own_threat_and_the_global_model_under_all():

@@ -19,7 +19,7 @@ from equipoise.report.checks import cautions
 from equipoise.report.gallery import gallery
 from equipoise.report.runs_reader import read_run
 from equipoise.settings import recipe
-from equipoise.settings.recipe import Recipe, parse
+from equipoise.settings.recipe import parse
 from equipoise.store.digests import model_digest
 from equipoise.store.runs import Run, load
 from equipoise.store.weight_names import canonical, learner_name, mix, stored
@@ -224,7 +224,7 @@ def test_damaged_weights_are_noticed_in_a_mix_too(copy):
 
 def test_a_period_of_snapshots_is_at_least_one_round():
     with pytest.raises(UserError, match="snapshots must be at least 1, got 0"):
-        Recipe(method="a3gt", snapshots=0)
+        parse({"method": "a3gt", "snapshots": 0})
 
 
 # --- evaluated ---

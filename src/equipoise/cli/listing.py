@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import yaml
 
@@ -17,10 +17,10 @@ from equipoise.data import DATASETS, status
 from equipoise.errors import UserError, nearest
 from equipoise.models import MODELS
 from equipoise.settings.explanation import price
-from equipoise.settings.methods import METHODS
+from equipoise.settings.methods import METHODS, Row, Settings
 from equipoise.settings.presets import DATA, Preset, presets
 from equipoise.settings.recipe import Recipe, defaults
-from equipoise.settings.schema import TAGS, WORDS, plain, variants
+from equipoise.settings.schema import TAGS, WORDS, plain
 from equipoise.terminal.table import output, rich_table
 
 
@@ -53,10 +53,9 @@ def write_catalogue(what: str | None) -> None:
 
 def _method(name: str) -> tuple[str, ...]:
     """Return the row of a method: what it is, its price, its main parameters, its paper."""
-    kind = METHODS[name]
-    parameters = (f"{path.split('.')[-1]}={_value_at(kind(), path)}" for path in kind.shown)
-    about = (kind.__doc__ or "").strip().splitlines()[0]
-    return name, about, str(price(name)), " ".join(parameters), kind.paper
+    row = METHODS[name]
+    parameters = (f"{path.split('.')[-1]}={_value_at(row(), path)}" for path in row.shown)
+    return name, row.title, str(price(name)), " ".join(parameters), row.paper
 
 
 def _value_at(settings: Any, path: str) -> str:
@@ -107,8 +106,7 @@ def write_settings(method: str) -> None:
     if method not in METHODS:
         raise UserError(nearest(method, METHODS, "method"))
     terminal = output()
-    about = inspect.cleandoc(METHODS[method].__doc__ or "").partition("Arguments:")[0]
-    terminal.print(about.strip() + "\n")
+    terminal.print(METHODS[method].about + "\n")
     for group in settings_groups(method):
         if group.rows:
             title = f"{group.path or 'settings'}: {group.title}".rstrip(": ")
@@ -134,25 +132,26 @@ def settings_groups(method: str) -> list[SettingsGroup]:
     """
     common = {f.name: f.default for f in fields(Recipe) if f.name not in ("method", "settings")}
     first = SettingsGroup("", "of every method", _rows(Recipe, common))
-    return [first, *_groups(METHODS[method](), "", "its own")]
+    return [first, *_groups(METHODS[method], METHODS[method](), "", "its own")]
 
 
 def _groups(
-    settings: Any, path: str, title: str, tags: Mapping[str, str] | None = None
+    row: Row, settings: Any, path: str, title: str, tags: Mapping[str, str] | None = None
 ) -> Iterator[SettingsGroup]:
     """Yield the group of a dataclass, and those of the dataclasses in it."""
     kind = type(settings)
-    values = {f.name: getattr(settings, f.name) for f in fields(kind)}
+    names = kind.offered() if issubclass(kind, Settings) else [f.name for f in fields(kind)]
+    values = {name: getattr(settings, name) for name in names}
     inner = {name: value for name, value in values.items() if is_dataclass(value)}
     own = {name: value for name, value in values.items() if name not in inner}
     yield SettingsGroup(path, title, _rows(kind, own, tags))
-    hints, meanings = get_type_hints(kind), _meanings(kind)
+    meanings = _meanings(kind)
     for name, value in inner.items():
         where = f"{path}.{name}" if path else name
         tag = TAGS.get(where, "")
-        kinds = variants(hints[name], tag) if tag else {}
+        kinds = row.kinds(where) if tag else {}
         meaning = {tag: f"The {WORDS[tag]}: {', '.join(kinds)}."} if tag else {}
-        yield from _groups(value, where, meanings.get(name, ""), meaning)
+        yield from _groups(row, value, where, meanings.get(name, ""), meaning)
         for other, its in kinds.items() if tag == "rule" else ():
             if other != getattr(value, tag):
                 rest = {f.name: getattr(its(), f.name) for f in fields(its)}

@@ -37,7 +37,7 @@ def summary(training: Training, keep: str) -> dict[str, Any]:
     """
     history = training.history
     handovers = [record["round"] for record in history if record["handover"]]
-    apart = training.method.merge.handover.every is not None and not handovers
+    apart = training.method.merge.every is not None and not handovers
     never = (
         "never synchronised: the learners were trained apart to the end and their average need "
         f"not be good at anything ({history[-1]['start']['reason']})"
@@ -81,7 +81,7 @@ def write_learners(run: Run, training: Training) -> None:
     training stopped early after a hand-over, or handed over after every step, each is the global
     model. A trunk that parted into others is none of them.
     """
-    merged = training.method.merge.weights.knots
+    merged = training.method.knots
     if len(merged) > 1:
         for name in merged:
             part = training.learners[name].merged_part()

@@ -53,7 +53,7 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
         RunError: If the training failed or was interrupted; the folder can be resumed.
     """
     console = console or Console(quiet=True)
-    recipe, dataset = _resolve(recipe)
+    recipe, dataset, method = _resolve(recipe)
     if recipe.validation > max(len(dataset.train), Recipe.validation):
         raise UserError(
             f"validation={recipe.validation} is more than the {len(dataset.train)} training "
@@ -61,7 +61,8 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
         )
     _refuse_picked(Path(out))
     _refuse_another(Path(out), recipe)
-    job = _Job(Run(out), recipe, dataset, console)  # what cannot be trained leaves no folder
+    # Before the folder is made: what cannot be trained leaves none.
+    job = _Job(Run(out), recipe, dataset, method, console)
     with job.run.lock():
         Run.create(out, recipe.to_yaml())
         job.run.write_json("provenance.json", job.provenance())
@@ -85,8 +86,8 @@ def resume(path: str | Path, *, trust: bool = False, console: Console | None = N
 
 
 def _resume(run: Run, console: Console) -> Run:
-    recipe, dataset = _resolve(recipes.stored(run))
-    job = _Job(run, recipe, dataset, console)
+    recipe, dataset, method = _resolve(recipes.stored(run))
+    job = _Job(run, recipe, dataset, method, console)
     before = run.read_json("provenance.json")
     if not before:
         run.write_json("provenance.json", job.provenance())
@@ -127,17 +128,17 @@ def _refuse_another(out: Path, recipe: Recipe) -> None:
             )
 
 
-def _resolve(recipe: Recipe) -> tuple[Recipe, Dataset]:
-    """Load the data; return the recipe with what depends on them filled in."""
+def _resolve(recipe: Recipe) -> tuple[Recipe, Dataset, Method]:
+    """Load the data; return the recipe with what depends on them filled in, and its method."""
     path = Path(recipe.data).expanduser() if recipe.data.endswith(".npz") else recipe.data
     dataset = data.load(path, recipe.data_dir)
     eps = dataset.eps if recipe.eps is None else recipe.eps
     threat = recipe.threat(eps)
-    method = recipe.settings.build(threat, recipe.rounds)
-    for one in _threats(method, threat):
+    method = recipe.settings.build(threat)
+    for learner_threat in _threats(method, threat):
         attack = {recipe.validation_attack: attacks.parse(recipe.validation_attack)}
-        attacks.check_norms(attack, one.norm)
-    robust = any(spec.objective.threat is not None for spec in method.learners.values())
+        attacks.check_norms(attack, learner_threat.norm)
+    robust = any(o.state.threat is not None for o in method.learners.values())
     keep = recipe.keep or ("balanced" if robust else "clean")
     return (
         replace(
@@ -149,6 +150,7 @@ def _resolve(recipe: Recipe) -> tuple[Recipe, Dataset]:
             **asdict(_execution(recipe)),
         ),
         dataset,
+        method,
     )
 
 
@@ -160,9 +162,9 @@ def _execution(recipe: Recipe) -> Execution:
 
 def _threats(method: Method, threat: Threat) -> tuple[Threat, ...]:
     """Return the threats of a method's objectives, the recipe's first; of none the recipe's."""
-    objectives = [spec.objective for spec in method.learners.values()]
-    found = dict.fromkeys(one.threat for one in objectives if one.threat is not None)
-    return tuple(sorted(found, key=lambda one: one != threat)) or (threat,)
+    threats = [objective.state.threat for objective in method.learners.values()]
+    different = dict.fromkeys(one for one in threats if one is not None)
+    return tuple(sorted(different, key=lambda one: one != threat)) or (threat,)
 
 
 def _absolute(path: str) -> str:
@@ -173,7 +175,9 @@ def _absolute(path: str) -> str:
 class _Job:
     """A training in its run folder."""
 
-    def __init__(self, run: Run, recipe: Recipe, dataset: Dataset, console: Console) -> None:
+    def __init__(
+        self, run: Run, recipe: Recipe, dataset: Dataset, method: Method, console: Console
+    ) -> None:
         assert recipe.keep is not None
         assert recipe.eps is not None
         self.run = run
@@ -188,9 +192,7 @@ class _Job:
         self.keep = recipe.keep
         self.saved = time.monotonic()
         self.stopped = ""
-        threat = recipe.threat(recipe.eps)
-        method = recipe.settings.build(threat, recipe.rounds)
-        self.threats = _threats(method, threat)
+        self.threats = _threats(method, recipe.threat(recipe.eps))
         x, y = self.split.validation.pixels(), self.split.validation.y
         probed = proportional(self.split.validation, PROBED, len(dataset.classes)).to(self.device)
         self.training = Training(
@@ -310,8 +312,8 @@ class _Job:
             self.console.warn(f"{seen.check}: {seen.message}; {seen.remedy}")
         if len(self.threats) > 1:
             each = (
-                f"{name} {spec.objective.threat or 'on clean images'}"
-                for name, spec in self.training.method.learners.items()
+                f"{name} {objective.state.threat or 'on clean images'}"
+                for name, objective in self.training.method.learners.items()
             )
             self.console.say(f"threats of the learners: {', '.join(each)}")
         self.console.say(f"runs with {self.training.execution}")

@@ -1,36 +1,22 @@
-"""Objectives: what one learner minimises, its attack included."""
+"""Objectives: what one learner minimises, its attack and its settings included.
 
-__all__ = [
-    "IAT",
-    "MART",
-    "TRADES",
-    "YOPO",
-    "Adversarial",
-    "Batch",
-    "Following",
-    "Labels",
-    "Mixed",
-    "Objective",
-    "Options",
-    "Robust",
-    "SelfAdaptive",
-    "Standard",
-    "Tau",
-    "TwoSided",
-]
+Each module has one objective; it is imported when it is first named, as ``objectives.trades``.
+"""
 
-from equipoise.objectives.adversarial import Adversarial
+__all__ = ["Batch", "Labels", "Objective", "Robust", "TwoSided"]
+
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+
 from equipoise.objectives.core import Batch, Objective
-from equipoise.objectives.following import Following
-from equipoise.objectives.friendly import Tau
-from equipoise.objectives.iat import IAT
 from equipoise.objectives.labels import Labels
-from equipoise.objectives.mart import MART
-from equipoise.objectives.mixed import Mixed
-from equipoise.objectives.options import Options
-from equipoise.objectives.robust import Robust
-from equipoise.objectives.self_adaptive import SelfAdaptive
-from equipoise.objectives.standard import Standard
-from equipoise.objectives.trades import TRADES
-from equipoise.objectives.two_sided import TwoSided
-from equipoise.objectives.yopo import YOPO
+from equipoise.objectives.robust import Robust, TwoSided
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import a module of the package when it is first named."""
+    path = f"{__name__}.{name}"
+    if name.startswith("_") or find_spec(path) is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module(path)

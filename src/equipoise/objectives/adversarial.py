@@ -1,11 +1,10 @@
-r"""Adversarial training with PGD (the paper's Eq. 1 and 6), and friendly adversarial training.
+r"""Adversarial training with PGD (the paper's Eq. 1 and 6).
 
 .. math:: \min_\theta \mathrm{CE}(f(x'), y), \qquad
           x' = \arg\max_{\|x' - x\| \le \epsilon} \mathrm{CE}(f(x'), y)
 
 The inner attack runs with the model in eval mode, as in the Generalist code and as recommended
-by Pang et al. (2021); the last iterate is trained on. With ``tau`` the search ends soon after
-success: FAT (:mod:`equipoise.objectives.friendly`). Deviation from the authors' codes: the
+by Pang et al. (2021); the last iterate is trained on. Deviation from the authors' codes: the
 random start is clipped to the range before the first gradient.
 
 References:
@@ -18,6 +17,7 @@ References:
 __all__ = ["Adversarial"]
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -27,13 +27,16 @@ from equipoise.objectives.labels import Labels
 from equipoise.objectives.robust import Robust
 
 
+@dataclass(frozen=True, kw_only=True)
 class Adversarial(Robust):
-    """The mean cross-entropy on adversarial inputs; the arguments are those of ``Robust``."""
+    """Adversarial training with PGD; alpha averages its weights."""
+
+    objective: str = "pgd-at"
 
     def loss(
         self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws
     ) -> Callable[[], Tensor]:
-        """Search for adversarial inputs; return the loss on them."""
+        """Search for adversarial inputs; return the mean cross-entropy on them."""
         x_adv = self.search(model, batch, labels, draws)
         return lambda: labels.cross_entropy(model(x_adv)).mean()
 

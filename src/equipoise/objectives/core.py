@@ -1,16 +1,22 @@
-"""What one learner minimises."""
+"""What one learner minimises, and the SGD that it is trained with."""
 
-__all__ = ["Batch", "Objective"]
+__all__ = ["Batch", "Objective", "State", "smoothing_line"]
 
-from abc import abstractmethod
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
+from equipoise.attacks.core import refuse
 from equipoise.draws import Draws
+from equipoise.errors import UserError
 from equipoise.execution import Execution
+from equipoise.objectives.schedule import Knots
 from equipoise.stopwatch import Stopwatch
 from equipoise.threat import Threat
 
@@ -29,48 +35,166 @@ class Batch(NamedTuple):
 
     x: Tensor
     y: Tensor
-    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which is not used
     progress: float
     adversarial: Tensor | None = None
 
 
-class Objective(nn.Module):
-    """A loss with all that belongs to it: its attack, its settings, its state.
+class State(nn.Module):
+    """What changes while an objective is trained on; its settings do not.
 
-    State (soft labels, a predictor's head) is kept in buffers and parameters, so that
-    ``state_dict()`` saves it.
+    An objective keeps soft labels or a predictor's head here, as buffers and parameters:
+    ``state_dict()`` saves them, and parameters are trained.
+
+    Arguments:
+        threat: What the adversarial inputs may be; None where there are none.
     """
 
-    monitor: Literal["clean_loss", "robust_loss"] = "clean_loss"
-    """The held-out loss that tells whether a learner of this objective has stabilised."""
-
-    threat: Threat | None = None
-    """What the adversarial inputs may be; None where there are none."""
-
-    found: Tensor | None = None
-    """The adversarial inputs of the last update, where a search of its own found them."""
-
-    summed: int = 1
-    """The passes whose gradients are summed in an update, by which the recipe's lr is divided."""
-
-    def __init__(self) -> None:
+    def __init__(self, threat: Threat | None) -> None:
         super().__init__()
-        self.level = 0
-        self.execution = Execution(precision="float32")
-        self.stopwatch = Stopwatch()
+        self.threat = threat
+        self.level = 0  # how often the attack was made stronger
+        self.execution = Execution(precision="float32")  # the form in which attacks search
+        self.stopwatch = Stopwatch()  # counts the part "attack"
+        self.found: Tensor | None = None  # the adversarial inputs of the last update
+        self.spent = 0  # the gradient evaluations of the last search, where they vary
+        self.climbed = False  # whether weights were perturbed in the last update
 
-    def execute(self, execution: Execution, stopwatch: Stopwatch) -> None:
-        """Say in which form models are searched, and what takes the time of the searches.
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return how often the attack was made stronger."""
+        return {"level": torch.tensor(self.level)}
+
+    def set_extra_state(self, state: Any) -> None:
+        """Restore a saved state."""
+        self.level = int(state["level"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective(ABC):
+    """A loss with all that belongs to it: its attack, its settings, and the SGD of its learner.
+
+    The fields of a subclass are the settings that a recipe may give; the first line of its
+    docstring says what it is. :meth:`bind` makes an objective ready for a training.
+
+    Arguments:
+        lr: The largest learning rate.
+        lr_factors: The factors on it at the places ``lr_at``.
+        lr_at: The places, as progress from 0 to 1; None spreads them evenly.
+        momentum: The momentum.
+        nesterov: Whether the momentum looks ahead.
+        weight_decay: The factor of the L2 penalty.
+        label_smoothing: The part of a label that is spread evenly over all classes.
+        objective: The objective's name in recipes.
+    """
+
+    monitor: ClassVar[Literal["clean_loss", "robust_loss"]] = "clean_loss"
+    """The validation loss that shows whether a learner of this objective has stabilised."""
+
+    follows: ClassVar[str | None] = None
+    """The learner on whose batches and adversarial inputs it is trained; None: its own."""
+
+    lr: float = 0.05
+    lr_factors: tuple[float, ...] = (0.1, 1.0, 0.1, 0.005)
+    lr_at: tuple[float, ...] | None = (0.0, 0.1, 0.667, 1.0)
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
+    objective: str = ""
+
+    def __post_init__(self) -> None:
+        sgd = (("lr", self.lr), ("momentum", self.momentum), ("weight_decay", self.weight_decay))
+        problems = [
+            f"{name} must be a finite number {'> 0' if name == 'lr' else '>= 0'}, got {value}"
+            for name, value in sgd
+            if not math.isfinite(value) or value < 0 or (name == "lr" and value == 0)
+        ]
+        if 1 <= self.momentum < math.inf:
+            problems.append(
+                f"momentum must be below 1, got {self.momentum}: the steps would never end"
+            )
+        refuse([*problems, *self.problems()])
+        try:
+            factors = self.schedule.values
+        except UserError as error:
+            raise UserError(
+                f"lr_at must name a rising place in [0, 1] for each of the "
+                f"{len(self.lr_factors)} lr_factors ({error}); lr_at=none spreads them evenly"
+            ) from None
+        if min(factors) < 0:
+            raise UserError(f"lr_factors must be >= 0, got {list(factors)}")
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the settings, a sentence each."""
+        if not 0 <= self.label_smoothing < 1:
+            return [f"label_smoothing must lie in [0, 1), got {self.label_smoothing}"]
+        return []
+
+    @property
+    def schedule(self) -> Knots:
+        """Return the factor on the learning rate over the progress of the training."""
+        return Knots(self.lr_factors, self.lr_at)
+
+    @property
+    def step_size(self) -> float:
+        """Return the largest learning rate that is used."""
+        return self.lr
+
+    # Bound to a threat
+
+    def bind(self, threat: Threat) -> Self:
+        """Return the same objective with a new state, to be trained on.
 
         Arguments:
-            execution: The form; by default float32.
-            stopwatch: Counts the part ``"attack"``.
+            threat: The threat of the training.
+
+        Raises:
+            UserError: If the objective is not defined for the threat.
         """
-        self.execution = execution
-        self.stopwatch = stopwatch
+        bound = copy(self)
+        object.__setattr__(bound, "_state", State(self.against(threat)))
+        return bound
+
+    def against(self, threat: Threat) -> Threat | None:
+        """Return the learner's threat where the training's is ``threat``; None: it has none.
+
+        Raises:
+            UserError: If the objective is not defined for it.
+        """
+        del threat
+        return None
+
+    @property
+    def state(self) -> State:
+        """Return what changes in the training; only a bound objective has it."""
+        state = vars(self).get("_state")
+        assert isinstance(state, State), "bind the objective to a threat first"
+        return state
+
+    @property
+    def level(self) -> int:
+        """Return how often the attack was made stronger; 0 before a training."""
+        state = vars(self).get("_state")
+        return state.level if isinstance(state, State) else 0
+
+    @property
+    def varies(self) -> bool:
+        """Return whether an update may take fewer passes than its cost."""
+        return False
+
+    def prepare(self, y: Tensor, classes: int) -> None:
+        """Make the state that depends on the training set; called once, before the training.
+
+        Arguments:
+            y: The labels of the training set, with shape (N,).
+            classes: The number of classes K.
+        """
+        del y, classes
+
+    # An update
 
     @abstractmethod
-    def forward(self, model: nn.Module, batch: Batch, draws: Draws) -> Iterator[Tensor]:
+    def losses(self, model: nn.Module, batch: Batch, draws: Draws) -> Iterator[Tensor]:
         """Yield the losses whose gradients are summed in one update; the first is reported."""
 
     @abstractmethod
@@ -85,43 +209,33 @@ class Objective(nn.Module):
     @property
     @abstractmethod
     def cost(self) -> int:
-        """Return the forward and backward passes that one update takes, an image, at most."""
-
-    @abstractmethod
-    def formula(self) -> list[str]:
-        """Return what is minimised, with the settings resolved: a line a term."""
-
-    def prepare(self, y: Tensor, classes: int) -> None:
-        """Make the state that depends on the training set; called once, before the training.
-
-        Arguments:
-            y: The labels of the training set, with shape (N,).
-            classes: The number of classes K.
-        """
-        del y, classes
+        """Return the forward and backward passes of one update, per image, at most."""
 
     def evaluations(self, n: int) -> Tensor | int:
         """Return the gradient evaluations of the last update, which had ``n`` examples."""
         return self.cost * n
 
+    @abstractmethod
+    def formula(self) -> list[str]:
+        """Return what is minimised, with the settings resolved: a line a term."""
+
+    # The strength of the inner attack
+
     def weak(self, progress: float) -> bool:
-        """Tell whether the inner attack is so weak that a model may learn to fool it alone."""
+        """Return whether the inner attack is so weak that a model may overfit to it."""
         del progress
         return False
 
     def strengthen(self) -> str:
-        """Make a weak inner attack stronger from here on; return in words how.
+        """Make a weak inner attack stronger from now on; return in words how.
 
-        Asked of objectives alone that say of themselves that they are :meth:`weak`.
+        Called only for objectives that are :meth:`weak`.
         """
-        assert self.threat is not None, "there is no attack"
-        self.level += 1
+        assert self.state.threat is not None, "there is no attack"
+        self.state.level += 1
         return f"the inner attack is at level {self.level} from here on"
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """Return how often the attack was made stronger."""
-        return {"level": torch.tensor(self.level)}
 
-    def set_extra_state(self, state: Any) -> None:
-        """Go on from a saved state."""
-        self.level = int(state["level"])
+def smoothing_line(part: float) -> list[str]:
+    """Return the line of a formula for smoothed labels; none without smoothing."""
+    return [f"labels: {1 - part:g} of y, the rest spread evenly"] if part else []

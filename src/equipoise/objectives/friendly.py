@@ -1,4 +1,4 @@
-r"""The search of friendly adversarial training: ascent that ends soon after success.
+r"""Friendly adversarial training (FAT): an inner attack that ends soon after success.
 
 An example may take :math:`\tau` further steps once it is misclassified. Before each step
 
@@ -16,9 +16,11 @@ References:
     | https://arxiv.org/abs/2002.11242
 """
 
-__all__ = ["Tau", "friendly"]
+__all__ = ["FAT", "FATMART", "FATTRADES", "Friendly", "friendly"]
 
+import math
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,48 +29,157 @@ from torch import Tensor, nn
 from equipoise.attacks.core import guest, input_gradient
 from equipoise.attacks.pgd import PGD, Ascended, located
 from equipoise.draws import Draws, normal
-from equipoise.errors import UserError
+from equipoise.objectives.adversarial import Adversarial
+from equipoise.objectives.core import Batch
+from equipoise.objectives.labels import Labels
+from equipoise.objectives.mart import MART
+from equipoise.objectives.robust import Robust
+from equipoise.objectives.trades import TRADES
 from equipoise.threat import Threat
 
 
-@dataclass(frozen=True)
-class Tau:
-    r"""The budget :math:`\tau` over the training, constant between its places.
+@dataclass(frozen=True, kw_only=True)
+class Friendly(Robust):
+    r"""A learner whose inner attack ends soon after success; of a search only the last point.
 
-    Example:
-        >>> Tau((0, 1, 2), (0.0, 0.42, 0.75))(0.5)
-        1
+    It stands after the objective in the bases of a class: ``class FATTRADES(TRADES, Friendly)``.
 
     Arguments:
-        values: The budgets.
-        at: The progress from which on each of them holds, from 0 on; None spreads them evenly.
+        tau: The steps that the search may take after the first success, one value or several.
+        tau_at: The progress from which on each value holds; None spreads them evenly.
     """
 
-    values: tuple[int, ...]
-    at: tuple[float, ...] | None = None
+    tau: int | tuple[int, ...] = 0
+    tau_at: tuple[float, ...] | None = None
 
-    def __post_init__(self) -> None:
-        places = self.places
-        if not self.values or min(self.values) < 0:
-            raise UserError(f"tau must be whole numbers >= 0, got {list(self.values)}")
-        rising = list(places) == sorted(places)
-        if len(places) != len(self.values) or not rising or places[0] != 0 or places[-1] >= 1:
-            raise UserError(
+    def problems(self) -> list[str]:
+        """Return what is wrong with the settings, or does not go together."""
+        attack, problems = self.attack, super().problems()
+        budgets, places = self.budgets, self.places
+        if not budgets or min(budgets) < 0:
+            problems.append(f"tau must be whole numbers >= 0, got {list(budgets)}")
+        rising = list(places) == sorted(places) and len(places) == len(budgets) > 0
+        if budgets and not (rising and places[0] == 0 and places[-1] < 1):
+            problems.append(
                 f"tau_at must name a rising progress in [0, 1) for each of the "
-                f"{len(self.values)} values of tau, the first 0, got {list(places)}; "
+                f"{len(budgets)} values of tau, the first 0, got {list(places)}; "
                 "tau_at=none spreads them evenly"
             )
+        if attack.restarts > 1 or attack.momentum is not None:
+            problems.append("a search with tau takes neither attack.restarts nor attack.momentum")
+        if attack.keep == "best":
+            problems.append("a search with tau ends where it stops: set attack.keep=last")
+        if not (math.isfinite(self.noise) and self.noise >= 0):
+            problems.append(f"omega must be a finite number >= 0, got {self.noise}")
+        return problems
 
     @property
-    def places(self) -> tuple[float, ...]:
-        """Return from where on each value holds."""
-        if self.at is not None:
-            return self.at
-        return tuple(i / len(self.values) for i in range(len(self.values)))
+    def budgets(self) -> tuple[int, ...]:
+        """Return the values of tau."""
+        return (self.tau,) if isinstance(self.tau, int) else self.tau
 
-    def __call__(self, progress: float) -> int:
-        """Return the budget at a progress."""
-        return self.values[max(bisect_right(self.places, progress + 1e-9) - 1, 0)]
+    @property
+    def places(self) -> Sequence[float]:
+        """Return the progress from which on each value of tau holds."""
+        if self.tau_at is not None and not isinstance(self.tau, int):
+            return self.tau_at
+        return [i / len(self.budgets) for i in range(len(self.budgets))]
+
+    @property
+    def noise(self) -> float:
+        """Return the standard deviation of the noise that is added to each step."""
+        return 0.0
+
+    def budget(self, progress: float) -> int:
+        """Return the steps after the first success at a progress."""
+        place = bisect_right(self.places, progress + 1e-9)
+        return self.budgets[max(place - 1, 0)] + self.level
+
+    def searched(self, form: nn.Module, batch: Batch, labels: Labels, draws: Draws) -> Tensor:
+        """Return where the search ends, and count its gradient evaluations."""
+        x_adv, self.state.spent = friendly(
+            form,
+            batch.x,
+            labels.y,
+            self.threat,
+            draws,
+            attack=self.attack,
+            losses=self.ascended(form, batch.x, labels),
+            tau=self.budget(batch.progress),
+            omega=self.noise,
+        )
+        return x_adv
+
+    @property
+    def stronger(self) -> PGD:
+        """Return the attack: what grows is the budget, not the steps."""
+        return self.attack
+
+    @property
+    def varies(self) -> bool:
+        """Return True: the search may end early."""
+        return True
+
+    def evaluations(self, n: int) -> int:
+        """Return the gradient evaluations of the last update, which had ``n`` examples."""
+        return self.state.spent + super().evaluations(n) - self.searching * n
+
+    def weak(self, progress: float) -> bool:
+        """Return whether the search stops at the first success."""
+        return self.searching > 0 and self.budget(progress) == 0
+
+    def strengthen(self) -> str:
+        """Let the search take one more step."""
+        self.state.level += 1
+        return f"tau is {self.level} larger from here on"
+
+    def search_terms(self) -> list[str]:
+        """Return what the attack does, and where it stops."""
+        stages = ", ".join(
+            f"{v + self.level} from {p:.3g}"
+            for v, p in zip(self.budgets, self.places, strict=True)
+        )
+        noise = f", noise {self.noise:g} a step" if self.noise else ""
+        end = f"     ends tau steps after the first success; tau over progress: {stages}{noise}"
+        return [*super().search_terms(), end]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FAT(Adversarial, Friendly):
+    """Friendly adversarial training: the search ends soon after success.
+
+    Arguments:
+        omega: The standard deviation of the noise added to each step.
+    """
+
+    objective: str = "fat"
+    tau: int | tuple[int, ...] = (0, 1, 2)
+    tau_at: tuple[float, ...] | None = (0.0, 50 / 120, 90 / 120)
+    omega: float = 0.001
+
+    @property
+    def noise(self) -> float:
+        """Return the standard deviation of the noise that is added to each step."""
+        return self.omega
+
+
+@dataclass(frozen=True, kw_only=True)
+class FATTRADES(TRADES, Friendly):
+    """Friendly adversarial training for TRADES."""
+
+    objective: str = "fat-trades"
+    tau: int | tuple[int, ...] = (0, 1, 2, 3)
+    tau_at: tuple[float, ...] | None = (0.0, 30 / 85, 50 / 85, 70 / 85)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FATMART(MART, Friendly):
+    """Friendly adversarial training for MART."""
+
+    objective: str = "fat-mart"
+    beta: float = 6.0
+    tau: int | tuple[int, ...] = (0, 1, 2, 3, 4)
+    tau_at: tuple[float, ...] | None = (0.0, 20 / 90, 40 / 90, 60 / 90, 80 / 90)
 
 
 def friendly(

@@ -22,34 +22,35 @@ References:
 
 __all__ = ["IAT"]
 
-import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from scipy.special import betaincinv
 from torch import Tensor, nn
 
+from equipoise.attacks.pgd import PGD
 from equipoise.draws import Draws
-from equipoise.errors import UserError
 from equipoise.objectives.core import Batch
 from equipoise.objectives.labels import Labels
-from equipoise.objectives.two_sided import TwoSided
+from equipoise.objectives.robust import TwoSided, check_weight, inner_attack
 
 
+@dataclass(frozen=True, kw_only=True)
 class IAT(TwoSided):
-    """The mean of mixup on clean and mixup on adversarial inputs.
+    """Interpolated adversarial training: mixup of clean and of adversarial images.
 
     Arguments:
-        mixup: a, the parameter of the Beta distribution; 0 does not mix.
-        settings: Those of :class:`TwoSided`.
+        mixup: a, the parameter of the Beta distribution of the shares; 0 does not mix.
     """
 
-    def __init__(self, *, mixup: float = 1.0, **settings: Any) -> None:
-        super().__init__(**settings)
-        if not (math.isfinite(mixup) and mixup >= 0):
-            raise UserError(f"mixup must be a finite number >= 0, got {mixup}")
-        self.mixup = mixup
+    objective: str = "iat"
+    mixup: float = 1.0
+    attack: PGD = field(default_factory=lambda: inner_attack(steps=7, step_factor=1.75))
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the settings, or does not go together."""
+        return super().problems() + check_weight("mixup", self.mixup)
 
     def loss(
         self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws

@@ -1,20 +1,13 @@
 """Labels of a batch as they are trained on: hard, smoothed, or mixed of two images."""
 
-__all__ = ["Labels", "check_smoothing"]
+__all__ = ["Labels"]
 
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from equipoise.errors import UserError
 from equipoise.losses import boost, cross_entropy
-
-
-def check_smoothing(value: float) -> None:
-    """Raise a UserError for a label smoothing outside of [0, 1)."""
-    if not 0 <= value < 1:
-        raise UserError(f"label_smoothing must lie in [0, 1), got {value}")
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ r"""MART: misclassified examples count more.
 
 with the boosted cross-entropy :math:`-\log p_y - \log(1.0001 - \max_{k \ne y} p_k)`. The search
 climbs the cross-entropy from x + 0.001 N(0, 1). Gradients flow through the weight and through
-both sides of the divergence. Losses are taken in float32 at least. With ``tau`` it is FAT for
-MART.
+both sides of the divergence. Losses are taken in float32 at least.
 
 Deviations from the authors' code: logarithms of probabilities come from the logits, so that the
 1e-12 by which theirs avoids log 0 is not needed; clean and adversarial inputs pass forward as one
@@ -22,32 +21,33 @@ References:
 __all__ = ["MART"]
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from equipoise.attacks.pgd import PGD
 from equipoise.draws import Draws
 from equipoise.losses import kl
 from equipoise.objectives.core import Batch
 from equipoise.objectives.labels import Labels
-from equipoise.objectives.robust import exact
-from equipoise.objectives.trades import check_beta
-from equipoise.objectives.two_sided import TwoSided
+from equipoise.objectives.robust import TwoSided, check_weight, exact, noise_attack
 
 
+@dataclass(frozen=True, kw_only=True)
 class MART(TwoSided):
-    r"""The boosted cross-entropy on adversarial inputs and a weighted divergence.
+    """MART: misclassified examples count more.
 
     Arguments:
-        beta: :math:`\lambda`, the weight of the divergence.
-        settings: Those of :class:`TwoSided`.
+        beta: The weight of the divergence, lambda in the paper.
     """
 
-    def __init__(self, *, beta: float = 5.0, **settings: Any) -> None:
-        super().__init__(**settings)
-        check_beta(beta)
-        self.beta = beta
-        self.both = beta > 0
+    objective: str = "mart"
+    beta: float = 5.0
+    attack: PGD = field(default_factory=noise_attack)
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the settings, or does not go together."""
+        return super().problems() + check_weight("beta", self.beta)
 
     def loss(
         self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws
@@ -64,6 +64,11 @@ class MART(TwoSided):
             return labels.boosted(robust).mean() + self.beta * divergence.mean()
 
         return loss
+
+    @property
+    def both(self) -> bool:
+        """Return whether clean inputs are looked at."""
+        return self.beta > 0
 
     @property
     def passes(self) -> int:

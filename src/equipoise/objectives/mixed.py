@@ -12,31 +12,37 @@ References:
 __all__ = ["Mixed"]
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from equipoise.draws import Draws
-from equipoise.errors import UserError
 from equipoise.objectives.core import Batch
 from equipoise.objectives.labels import Labels
-from equipoise.objectives.two_sided import TwoSided
+from equipoise.objectives.robust import TwoSided
 
 
+@dataclass(frozen=True, kw_only=True)
 class Mixed(TwoSided):
-    """A weighted mean of the clean and the adversarial cross-entropy.
+    """Clean and adversarial cross-entropy, weighted and averaged: the control of a trade-off.
 
     Arguments:
         weight: w, the weight of the adversarial one, in [0, 1].
-        settings: Those of :class:`TwoSided`.
     """
 
-    def __init__(self, *, weight: float = 0.5, **settings: Any) -> None:
-        super().__init__(**settings)
-        if not 0 <= weight <= 1:
-            raise UserError(f"weight must lie in [0, 1], got {weight}")
-        self.weight = weight
-        self.both = 0 < weight < 1
+    objective: str = "mix-at"
+    weight: float = 0.5
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the settings, or does not go together."""
+        wrong = not 0 <= self.weight <= 1
+        weight = [f"weight must lie in [0, 1], got {self.weight}"] if wrong else []
+        return super().problems() + weight
+
+    @property
+    def both(self) -> bool:
+        """Return whether both kinds are trained on."""
+        return 0 < self.weight < 1
 
     def inputs(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
         """Return what the model is trained on: clean inputs alone at w = 0."""
@@ -68,10 +74,6 @@ class Mixed(TwoSided):
     def searching(self) -> int:
         """Return the gradient evaluations of the search: none at w = 0."""
         return super().searching if self.weight else 0
-
-    def weak(self, progress: float) -> bool:
-        """Tell whether the attack takes a single step; without one there is nothing to fool."""
-        return self.weight > 0 and super().weak(progress)
 
     def terms(self) -> list[str]:
         """Return the loss."""

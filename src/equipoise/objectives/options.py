@@ -1,4 +1,4 @@
-r"""What any robust objective may add: perturbed weights, smoothed labels, cut and erased images.
+r"""What any robust objective may add: perturbed weights, cut and erased images.
 
 Adversarial weight perturbation climbs the loss in the weights, a layer at a time and in
 proportion to its length,
@@ -18,80 +18,20 @@ References:
     | Random Erasing Data Augmentation (Zhong et al., 2017), https://arxiv.org/abs/1708.04896
 """
 
-__all__ = ["Options", "climbed"]
+__all__ = ["climbed", "cut", "erase"]
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.core import refuse
 from equipoise.draws import Draws
-from equipoise.objectives.core import Batch
-from equipoise.objectives.labels import Labels, check_smoothing
+from equipoise.objectives.labels import Labels
 
 ERASED_AREA = (0.02, 0.33)
 ERASED_RATIO = (0.3, 3.3)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    r"""What is added to a robust objective.
-
-    Arguments:
-        label_smoothing: The part of a label that is spread evenly over all classes; attacks
-            work against the sharp label, but for YOPO's, which is part of its update.
-        awp: :math:`\gamma` of adversarial weight perturbation; 0 is none. 0.005 to 0.01 is usual.
-        awp_from: The progress from which on weights are perturbed.
-        cutmix: The probability that a part of an image is that of another one.
-        erasing: The probability that a part of an image is noise.
-    """
-
-    label_smoothing: float = 0.0
-    awp: float = 0.0
-    awp_from: float = 0.0
-    cutmix: float = 0.0
-    erasing: float = 0.0
-
-    def __post_init__(self) -> None:
-        problems = [
-            f"{name} must lie in [0, 1], got {getattr(self, name)}"
-            for name in ("awp_from", "cutmix", "erasing")
-            if not 0 <= getattr(self, name) <= 1
-        ]
-        if not (math.isfinite(self.awp) and self.awp >= 0):
-            problems.append(f"awp must be a finite number >= 0, got {self.awp}")
-        refuse(problems)
-        check_smoothing(self.label_smoothing)
-
-    def applied(self, batch: Batch, draws: Draws) -> tuple[Tensor, Labels]:
-        """Return the inputs and labels of a batch, changed as the options say."""
-        x, labels = batch.x, Labels(batch.y, smoothing=self.label_smoothing)
-        if self.cutmix:
-            x, labels = _cut(x, labels, self.cutmix, draws)
-        if self.erasing:
-            x = _erase(x, self.erasing, draws)
-        return x, labels
-
-    def formula(self) -> list[str]:
-        """Return the options in use, a line each."""
-        lines = []
-        if self.label_smoothing:
-            lines.append(f"labels: {1 - self.label_smoothing:g} of y, the rest spread evenly")
-        if self.awp:
-            since = f" from progress {self.awp_from:g} on" if self.awp_from else ""
-            lines.append(
-                f"weights: the gradient is taken at w + {self.awp:g} |w| g/|g|, layer by layer"
-                f"{since} (adversarial weight perturbation)"
-            )
-        if self.cutmix:
-            lines.append(f"images: CutMix with probability {self.cutmix:g}")
-        if self.erasing:
-            lines.append(f"images: random erasing with probability {self.erasing:g}")
-        return lines
 
 
 @contextmanager
@@ -160,8 +100,15 @@ def _box(x: Tensor, tall: Tensor, wide: Tensor, row: Tensor, column: Tensor) -> 
     return down & across
 
 
-def _cut(x: Tensor, labels: Labels, chance: float, draws: Draws) -> tuple[Tensor, Labels]:
-    """Return images with a box of another one; the labels count by area."""
+def cut(x: Tensor, labels: Labels, chance: float, draws: Draws) -> tuple[Tensor, Labels]:
+    """Return images with a box of another one (CutMix); the labels count by area.
+
+    Arguments:
+        x: The images, with shape (B, C, H, W).
+        labels: Their labels.
+        chance: The probability that an image is changed.
+        draws: The randomness.
+    """
     share, row, column, lot = _numbers(draws, x, 4)
     order = draws.uniform(x.new_empty(len(x))).argsort()
     side = (1 - share).sqrt()
@@ -179,8 +126,14 @@ def _cut(x: Tensor, labels: Labels, chance: float, draws: Draws) -> tuple[Tensor
     return mixed, whole
 
 
-def _erase(x: Tensor, chance: float, draws: Draws) -> Tensor:
-    """Return images of which a box is noise."""
+def erase(x: Tensor, chance: float, draws: Draws) -> Tensor:
+    """Return images of which a box is noise (random erasing).
+
+    Arguments:
+        x: The images, with shape (B, C, H, W).
+        chance: The probability that an image is changed.
+        draws: The randomness.
+    """
     area, ratio, row, column, lot = _numbers(draws, x, 5)
     area = ERASED_AREA[0] + (ERASED_AREA[1] - ERASED_AREA[0]) * area
     low, high = (math.log(value) for value in ERASED_RATIO)

@@ -8,7 +8,7 @@ Every training image keeps a soft label :math:`t_i`, at first its one-hot label.
 
 with weights of mean 1 over the batch and :math:`p(x)` of the same forward pass, without a
 gradient. Before, it is TRADES. Soft labels are state: they are saved, and a resumed training has
-them. Which label belongs to which image is told by the index in the batch.
+them. The index in the batch says which label belongs to which image.
 
 Deviations from the authors' code: theirs does not save the labels, so that a resumed training
 begins with hard ones again. Those of :mod:`equipoise.objectives.trades` hold here, too.
@@ -20,14 +20,11 @@ References:
 
 __all__ = ["SelfAdaptive"]
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from equipoise.attacks.core import refuse
-from equipoise.draws import Draws
 from equipoise.errors import UserError
 from equipoise.losses import cross_entropy
 from equipoise.objectives.core import Batch
@@ -35,58 +32,59 @@ from equipoise.objectives.labels import Labels
 from equipoise.objectives.trades import TRADES
 
 
+@dataclass(frozen=True, kw_only=True)
 class SelfAdaptive(TRADES):
-    """TRADES whose clean part is taken with soft labels from a round on.
+    """Self-adaptive training: TRADES whose labels learn from the model.
 
     Arguments:
         onset: The progress from which on the labels learn.
         memory: a, what a label keeps of itself at each visit.
-        settings: Those of :class:`TRADES`.
     """
 
-    soft: Tensor
+    objective: str = "sat"
+    onset: float = 0.69
+    memory: float = 0.9
 
-    def __init__(self, *, onset: float = 0.69, memory: float = 0.9, **settings: Any) -> None:
-        super().__init__(**settings)
-        refuse(
-            [
-                f"{name} must lie in [0, 1], got {value}"
-                for name, value in (("onset", onset), ("memory", memory))
-                if not 0 <= value <= 1
-            ]
-        )
-        if self.options.cutmix:
-            raise UserError("soft labels belong to whole images: cutmix does not fit them")
-        self.onset, self.memory = onset, memory
-        self.register_buffer("soft", torch.zeros(0, 0))
-        self._learned: tuple[Tensor, Tensor] | None = None
+    def problems(self) -> list[str]:
+        """Return what is wrong with the settings, or does not go together."""
+        problems = super().problems() + [
+            f"{name} must lie in [0, 1], got {value}"
+            for name, value in (("onset", self.onset), ("memory", self.memory))
+            if not 0 <= value <= 1
+        ]
+        if self.cutmix:
+            problems.append("soft labels belong to whole images: cutmix does not fit them")
+        return problems
+
+    @property
+    def soft(self) -> Tensor:
+        """Return the soft labels of the training set, with shape (N, K)."""
+        if "soft" not in dict(self.state.named_buffers()):
+            raise UserError("soft labels need the training set: call prepare(y, classes) first")
+        return self.state.get_buffer("soft")
 
     def prepare(self, y: Tensor, classes: int) -> None:
         """Make the soft labels of a training set."""
-        self.soft = Labels(y, smoothing=self.options.label_smoothing).target(classes).to(y.device)
+        labels = Labels(y, smoothing=self.label_smoothing)
+        self.state.register_buffer("soft", labels.target(classes).to(y.device))
 
-    def forward(self, model: nn.Module, batch: Batch, draws: Draws) -> Iterator[Tensor]:
-        """Yield the loss; then the labels of the batch are what they have become."""
-        if not len(self.soft):
-            raise UserError("soft labels need the training set: call prepare(y, classes) first")
-        self._learned = None
-        yield from super().forward(model, batch, draws)
-        if self._learned is not None:
-            index, labels = self._learned
-            self.soft[index] = labels
-
-    def clean(self, logits: Tensor, batch: Batch, labels: Labels) -> Tensor:
+    def clean(self, batch: Batch, labels: Labels) -> Callable[[Tensor], Tensor]:
         """Return the weighted cross-entropy with soft labels; before the onset that with hard."""
+        soft, index = self.soft, batch.index
         if batch.progress + 1e-9 < self.onset:
-            return super().clean(logits, batch, labels)
-        if self._learned is None:  # perturbed weights are asked a second time: same labels
-            answer = logits.detach().softmax(1).to(self.soft.dtype)
-            learned = self.memory * self.soft[batch.index] + (1 - self.memory) * answer
-            self._learned = batch.index, learned
-        _, soft = self._learned
-        weights = soft.amax(1)
-        weights = weights / weights.mean()
-        return (weights.to(logits) * cross_entropy(logits, soft.to(logits))).mean()
+            return super().clean(batch, labels)
+        learned: list[Tensor] = []  # perturbed weights ask for the loss twice: same labels
+
+        def loss(logits: Tensor) -> Tensor:
+            if not learned:
+                answer = logits.detach().softmax(1).to(soft.dtype)
+                learned.append(self.memory * soft[index] + (1 - self.memory) * answer)
+                soft[index] = learned[0]
+            weights = learned[0].amax(1)
+            weights = weights / weights.mean()
+            return (weights.to(logits) * cross_entropy(logits, learned[0].to(logits))).mean()
+
+        return loss
 
     def terms(self) -> list[str]:
         """Return the loss before and from the onset on."""

@@ -3,28 +3,23 @@ r"""Standard training: :math:`\min_\theta \mathrm{CE}(f(x), y)` (the paper's Eq.
 __all__ = ["Standard"]
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from equipoise.draws import Draws
 from equipoise.objectives.core import Batch, Objective
-from equipoise.objectives.labels import Labels, check_smoothing
+from equipoise.objectives.labels import Labels
 
 
+@dataclass(frozen=True, kw_only=True)
 class Standard(Objective):
-    """The mean cross-entropy on clean inputs.
+    """Standard training on clean images: the undefended model."""
 
-    Arguments:
-        label_smoothing: The part of a label that is spread evenly over all classes.
-    """
+    objective: str = "standard"
 
-    def __init__(self, *, label_smoothing: float = 0.0) -> None:
-        super().__init__()
-        check_smoothing(label_smoothing)
-        self.label_smoothing = label_smoothing
-
-    def forward(self, model: nn.Module, batch: Batch, draws: Draws) -> Iterator[Tensor]:
-        """Yield the loss."""
+    def losses(self, model: nn.Module, batch: Batch, draws: Draws) -> Iterator[Tensor]:
+        """Yield the mean cross-entropy on clean inputs."""
         del draws
         labels = Labels(batch.y, smoothing=self.label_smoothing)
         yield labels.cross_entropy(model(batch.x)).mean()

@@ -10,10 +10,8 @@ The network is a trunk after a stem, its first convolution. From a random start,
 3. the gradient of :math:`-\langle h(x + \eta), p \rangle` at the last :math:`\eta` is added to
    that of the stem's weights.
 
-Gradients are sums of m, so the learning rate is divided by m (see
-:mod:`equipoise.settings.learning`).
-With the whole network as the stem and n = 1, step 2 is a step of PGD: PGD-AT that trains on
-every iterate.
+Gradients are sums of m, so the learning rate is divided by m. With the whole network as the stem
+and n = 1, step 2 is a step of PGD: PGD-AT that trains on every iterate.
 
 As in the authors' code for CIFAR-10 the stem gets both gradients (their code for MNIST tries to
 take one back); ``stem="loss"`` leaves out the third step. Deviations: one optimiser, not two;
@@ -30,7 +28,8 @@ References:
 __all__ = ["YOPO", "Parted"]
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +40,7 @@ from equipoise.draws import Draws
 from equipoise.errors import UserError
 from equipoise.objectives.core import Batch
 from equipoise.objectives.labels import Labels
-from equipoise.objectives.robust import STARTS, Robust, exact
+from equipoise.objectives.robust import STARTS, Robust, exact, inner_attack
 from equipoise.threat import fraction
 
 
@@ -58,44 +57,46 @@ class Parted(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
 class YOPO(Robust):
-    """Adversarial training with m full passes an update, each with n steps through the stem.
+    """YOPO-m-n: m full passes an update, each with n steps through the first layer.
 
     Arguments:
-        attack: The start and the length of a step (``step_size``; by default ``step_factor``
-            eps / ``steps``); its ``steps`` are n.
-        replays: m, the full passes.
+        replays: m, the full passes of an update; the learning rate is divided by it.
         stem: Whether the stem gets ``both`` gradients or only that of the ``loss``.
-        settings: The others of :class:`Robust`.
+        attack: Its ``steps`` are n, the steps through the stem in each pass.
     """
 
-    def __init__(
-        self,
-        *,
-        attack: PGD,
-        replays: int = 5,
-        stem: Literal["both", "loss"] = "both",
-        **settings: Any,
-    ) -> None:
-        super().__init__(attack=attack, **settings)
-        if replays < 1:
-            raise UserError(f"replays must be at least 1, got {replays}")
-        if self.options.awp:
-            raise UserError("YOPO trains on every iterate of its attack: awp does not fit it")
-        own = attack.loss == "ce" and attack.confidence is None and attack.momentum is None
-        if not own or attack.restarts > 1 or attack.keep == "best" or self.tau is not None:
-            raise UserError(
-                "YOPO trains on every iterate and follows the gradient of its own loss: "
-                "attack.keep=best, attack.loss, attack.confidence, attack.restarts, "
-                "attack.momentum and tau have no meaning here"
-            )
-        self.replays = self.summed = replays
-        self.both_gradients = stem == "both"
+    objective: str = "yopo"
+    replays: int = 5
+    stem: Literal["both", "loss"] = "both"
+    attack: PGD = field(default_factory=lambda: inner_attack(steps=3, step_factor=0.75))
 
-    def forward(self, model: nn.Module, batch: Batch, draws: Draws) -> Iterator[Tensor]:
+    def problems(self) -> list[str]:
+        """Return what is wrong with the settings, or does not go together."""
+        attack, problems = self.attack, super().problems()
+        if self.replays < 1:
+            problems.append(f"replays must be at least 1, got {self.replays}")
+        if self.awp:
+            problems.append("YOPO trains on every iterate of its attack: awp does not fit it")
+        plain = attack.loss == "ce" and attack.confidence is None and attack.momentum is None
+        if not plain or attack.restarts > 1 or attack.keep == "best":
+            problems.append(
+                "YOPO trains on every iterate and follows the gradient of its own loss: "
+                "attack.keep=best, attack.loss, attack.confidence, attack.restarts and "
+                "attack.momentum have no meaning here"
+            )
+        return problems
+
+    @property
+    def step_size(self) -> float:
+        """Return the learning rate divided by m: gradients are sums of m."""
+        return self.lr / self.replays
+
+    def losses(self, model: nn.Module, batch: Batch, draws: Draws) -> Iterator[Tensor]:
         """Yield the losses of the m passes, and the stem's own."""
         parted = _parted(model)
-        x, labels = self.options.applied(batch, draws)
+        x, labels = self.changed(batch, draws)
         x_adv = self.attack.start_at(x, self.threat, draws)
         for replay in range(self.passes):
             hidden = parted.stem(x_adv)
@@ -105,19 +106,19 @@ class YOPO(Robust):
             yield loss.detach() + (loss - loss.detach()) / self._surplus
             assert hidden.grad is not None
             costate = -hidden.grad.detach()
-            if replay + 1 < self.passes or self.both_gradients:
+            if replay + 1 < self.passes or self.stem == "both":
                 x_adv = self._descend(parted, x, x_adv, costate)
-            if self.both_gradients:
+            if self.stem == "both":
                 yield -(parted.stem(x_adv) * costate).sum()
 
     def _descend(self, model: Parted, x: Tensor, x_adv: Tensor, costate: Tensor) -> Tensor:
         """Take the n steps down the Hamiltonian, through the stem alone."""
-        with self.stopwatch.inner("attack"):
+        with self.state.stopwatch.inner("attack"):
             return self._descended(model, x, x_adv, costate)
 
     def _descended(self, model: Parted, x: Tensor, x_adv: Tensor, costate: Tensor) -> Tensor:
         length = self.attack.step_length(self.threat)
-        low = self.execution.resolved(x.device).precision == "bfloat16"
+        low = self.state.execution.resolved(x.device).precision == "bfloat16"
         for _ in range(self.attack.steps):
             x_adv = x_adv.detach().requires_grad_(True)
             with torch.autocast(x.device.type, torch.bfloat16, enabled=low):
@@ -148,10 +149,6 @@ class YOPO(Robust):
         return x_adv
 
     @property
-    def _length(self) -> float:
-        return self.attack.step_length(self.threat)
-
-    @property
     def _surplus(self) -> int:
         return 1 << self.level
 
@@ -176,13 +173,13 @@ class YOPO(Robust):
 
     def strengthen(self) -> str:
         """Double the full passes; their gradients count half."""
-        self.level += 1
+        self.state.level += 1
         return f"{self.passes} full passes from here on"
 
     def terms(self) -> list[str]:
         """Return the loss."""
         part = "" if self._surplus == 1 else f" / {self._surplus}"
-        stem = " + the stem's -<h(x + d), p>" if self.both_gradients else ""
+        stem = " + the stem's -<h(x + d), p>" if self.stem == "both" else ""
         return [
             f"sum over {self.passes} passes of: mean over the batch of CE(f(x + d), y){part}{stem}"
         ]
@@ -194,7 +191,7 @@ class YOPO(Robust):
 
     def search_terms(self) -> list[str]:
         """Return what the inner loop does."""
-        n, length = self.attack.steps, fraction(self._length)
+        n, length = self.attack.steps, fraction(self.attack.step_length(self.threat))
         return [
             f"d = {n} steps of {length} a pass down <h(x + d), p>, p = -dCE/dh, through the stem",
             f"    h alone, x + d at first {STARTS[self.attack.start]}, within {self.threat}",

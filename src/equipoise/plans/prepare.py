@@ -94,7 +94,7 @@ def _task(plan: Plan, entry: Entry, out: Path, data_dir: Path | None, datasets: 
     images = len(Split.of(recipe, dataset, torch.device("cpu")).train)
     images = (images // recipe.batch_size or 1) * recipe.batch_size
     threat = recipe.threat(dataset.eps)
-    cost = entry.cost or recipe.settings.build(threat, recipe.rounds).cost(recipe.rounds)
+    cost = entry.cost or recipe.settings.build(threat).cost(recipe.rounds)
     if unbounded:
         assert plan.budget is not None
         rounds = max(1, math.floor(plan.budget / (cost * images) + 0.5))
@@ -134,8 +134,7 @@ def _evaluations(
 
 def _weights(asked: Sequence[str], recipe: Recipe) -> list[str]:
     """Return the names of the weights that are judged of one training."""
-    merge = recipe.settings.build(recipe.threat(0.1), recipe.rounds).merge
-    mixed = {*merge.weights.knots} == {"clean", "robust"}
+    mixed = {*recipe.settings.knots()} == {"clean", "robust"}
     every = recipe.snapshots
     rounds = [round_name(t) for t in range(every, recipe.rounds, every)] if every else []
     names = [n for name in asked for n in (rounds if name == "rounds" else [name])]

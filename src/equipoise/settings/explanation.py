@@ -10,13 +10,13 @@ import torch
 from equipoise.data import DATASETS
 from equipoise.errors import UserError
 from equipoise.models import house
-from equipoise.objectives import Robust
+from equipoise.objectives import Objective
+from equipoise.objectives.schedule import Knots
 from equipoise.settings.methods import METHODS
 from equipoise.settings.recipe import Recipe
 from equipoise.threat import Linf
 from equipoise.training.merge import Merge
-from equipoise.training.method import LearnerSpec, Method
-from equipoise.training.schedule import Knots
+from equipoise.training.method import Method
 
 LEGEND = (
     "x: an image, x' the adversarial one, y its label; f: logits, p: their softmax;",
@@ -39,26 +39,24 @@ def explain(recipe: Recipe) -> list[str]:
         if recipe.data not in DATASETS:
             raise UserError(f"which eps is customary for {recipe.data} is not known: add eps=...")
         eps = DATASETS[recipe.data].eps
-    method = recipe.settings.build(recipe.threat(eps), recipe.rounds)
-    kind = METHODS[recipe.method]
-    about = (kind.__doc__ or "").strip().splitlines()[0]
-    lines = [f"{recipe.method}: {about}"]
-    if kind.paper:
-        lines.append(f"  paper: {kind.paper}")
-    for name, spec in method.learners.items():
-        lines += ["", *_learner(name, spec, recipe.rounds)]
-    if len(method.learners) > 1 or method.merge.alpha:
+    method = recipe.settings.build(recipe.threat(eps))
+    row = METHODS[recipe.method]
+    lines = [f"{recipe.method}: {row.title}"]
+    if row.paper:
+        lines.append(f"  paper: {row.paper}")
+    for name, objective in method.learners.items():
+        lines += ["", *_learner(name, objective, recipe.rounds)]
+    if len(method.learners) > 1 or method.merge.averages:
         lines += ["", *_merge(method, recipe.rounds)]
     return [*lines, "", _cost(method, recipe), _execution(recipe), *LEGEND]
 
 
 def _cost(method: Method, recipe: Recipe) -> str:
-    all_objectives = [spec.objective for spec in method.learners.values()]
     total = method.cost(recipe.rounds)
-    friendly = any(isinstance(o, Robust) and (o.tau or o.options.awp_from) for o in all_objectives)
+    varies = any(objective.varies for objective in method.learners.values())
     batch = recipe.batch_size
     return (
-        f"cost: {'at most ' if friendly else ''}{total:.4g} gradient "
+        f"cost: {'at most ' if varies else ''}{total:.4g} gradient "
         f"evaluation{'s' * (total > 1)} an image, "
         f"{total * batch:,.0f} a batch of {batch}; {recipe.rounds} rounds"
     )
@@ -77,16 +75,16 @@ def price(method: str) -> int:
 
     Of a method with a trunk it is the mean over the rounds.
     """
-    return math.ceil(METHODS[method]().build(Linf(8 / 255), 30).cost(30))
+    return math.ceil(METHODS[method]().build(Linf(8 / 255)).cost(30))
 
 
-def _learner(name: str, spec: LearnerSpec, rounds: int) -> list[str]:
-    nesterov = ", Nesterov" if spec.nesterov and spec.momentum else ""
-    rest = f"momentum {spec.momentum:g}{nesterov}, weight decay {spec.weight_decay:g}"
+def _learner(name: str, objective: Objective, rounds: int) -> list[str]:
+    nesterov = ", Nesterov" if objective.nesterov and objective.momentum else ""
+    rest = f"momentum {objective.momentum:g}{nesterov}, weight decay {objective.weight_decay:g}"
     return [
         f"the {name} learner minimises",
-        *(f"  {line}" for line in spec.objective.formula()),
-        f"  by SGD: lr {spec.lr:g} x {_knots(spec.schedule, rounds)}, {rest}",
+        *(f"  {line}" for line in objective.formula()),
+        f"  by SGD: lr {objective.step_size:g} x {_knots(objective.schedule, rounds)}, {rest}",
     ]
 
 
@@ -100,7 +98,7 @@ def _knots(knots: Knots, rounds: int) -> str:
 
 
 def _merge(method: Method, rounds: int) -> list[str]:
-    merge, names = method.merge, list(method.merge.weights.knots)
+    merge, names = method.merge, list(method.knots)
     mean = "running averages" if merge.source == "average" else "weights"
     if len(names) == 1:
         parts = f"w_{names[0]}"
@@ -108,22 +106,22 @@ def _merge(method: Method, rounds: int) -> list[str]:
         parts = " + ".join(f"g_{name} w_{name}" for name in names)
     if len(names) > 1:
         parts = f"({parts})"
-    warm = ", grown in as (s + 1)/(s + 10)" if merge.warmup and merge.alpha else ""
+    warm = ", grown in as (s + 1)/(s + 10)" if merge.warmup and merge.averages else ""
     step = f"w <- {merge.alpha:g} w + {1 - merge.alpha:.3g} {parts}{warm}"
     first = f"the global model, after every step s: {step}"
     if len(names) == 1:
         return [first]
-    if not merge.twice:
+    if method.averaged_once:
         first = f"the global model: {parts}"
         mean += f", which keep {merge.alpha:g} of themselves a step{warm}"
-    lines = [first, f"  of the learners' {mean}", *_weights(merge, rounds)]
+    lines = [first, f"  of the learners' {mean}", *_weights(method, rounds)]
     return [*lines, *_branch(method), *_handover(merge, method.branch is not None)]
 
 
-def _weights(merge: Merge, rounds: int) -> list[str]:
-    since = "t'" if merge.weights.anchor == "start" else "the beginning"
+def _weights(method: Method, rounds: int) -> list[str]:
+    since = "t'" if method.merge.anchor == "start" else "the beginning"
     lines = []
-    for name, knots in merge.weights.knots.items():
+    for name, knots in method.knots.items():
         values = ", ".join(f"{value:.3g}" for value in knots.values)
         places = ", ".join(f"{place:.3g}" for place in knots.places)
         lines.append(
@@ -142,26 +140,25 @@ def _branch(method: Method) -> list[str]:
     parting = f"{' and '.join(names)} go on from its weights, average and momentum"
     lines = [f"up to {when} there is one learner, the {branch.trunk}; then {parting}"]
     lines += [
-        f"  {name} is trained on the batches of {spec.follows}, and on the x' found for it"
-        for name, spec in method.learners.items()
-        if spec.follows is not None
+        f"  {name} is trained on the batches of {objective.follows}, and on the x' found for it"
+        for name, objective in method.learners.items()
+        if objective.follows is not None
     ]
     schedules = "their schedules begin there" if branch.restart else "their schedules go on"
     return [*lines, f"  {schedules}"]
 
 
 def _handover(merge: Merge, branched: bool) -> list[str]:
-    handover = merge.handover
     rule = dict(vars(merge.start))
     found = f"t' is found by the rule {rule.pop('rule')!r} ({_said(rule)})"
-    if handover.every is None:
+    if merge.every is None:
         return ["the learners are never handed the global weights", *[found] * branched]
-    counted = "t" if handover.count == "rounds" else "t - t'"
-    since = "t >= t'" if handover.inclusive else "t > t'"
-    rounds = handover.granularity == "round"
+    counted = "t" if merge.count == "rounds" else "t - t'"
+    since = "t >= t'" if merge.inclusive else "t > t'"
+    rounds = merge.granularity == "round"
     when = "at the end of" if rounds else "after every step of"
     last = ", but for the last" if rounds else ""
-    due = f"{since} and ({counted}) mod {handover.every} = 0"
+    due = f"{since} and ({counted}) mod {merge.every} = 0"
     return [
         f"the learners go on from the global weights {when} rounds with {due}{last}",
         found,

@@ -1,204 +1,157 @@
-r"""The methods by name: each is a frozen dataclass of settings that builds a :class:`Method`.
+r"""The methods by name: a literal table, each row a class of settings with its defaults.
 
-The settings are the schema of recipes: their names, types and defaults are what a recipe or
-``key=value`` on the command line may say. ``docs/decisions.md`` records how the gaps of the
-papers are read; every reading is a setting here.
+The fields of the settings are what a recipe or ``key=value`` on the command line may say.
+``docs/decisions.md`` records how the gaps of the papers are read; every reading is a setting.
+
+A3GT-front is one run that holds the whole trade-off: a trunk that becomes a clean and a robust
+branch. Learners that are trained apart lie in basins of their own, with a barrier between them;
+learners that part late from a common trunk do not, so that each
+
+.. math:: \theta(\gamma) = \gamma \, \bar\theta_r + (1 - \gamma) \, \bar\theta_n
+
+between the running averages of the two is a model, and gamma can be chosen after the training.
+It is A3GT turned round: its rule for t', which finds when clean and robust loss have stabilised,
+says here when the learners part, not when they are joined.
+
+References:
+    | A3GT (He et al., 2024), https://doi.org/10.3390/electronics13204052
+    | Linear Mode Connectivity and the Lottery Ticket Hypothesis (Frankle et al., 2020)
+    | https://arxiv.org/abs/1912.05671
+    | Robust fine-tuning of zero-shot models (Wortsman et al., 2022)
+    | https://arxiv.org/abs/2109.01903
 """
 
 __all__ = [
     "A3GT",
-    "FAT",
-    "FATMART",
-    "FATTRADES",
-    "IAT",
-    "MART",
     "METHODS",
-    "PGDAT",
-    "TRADES",
-    "YOPO",
-    "A3GTPaper",
-    "Generalist",
-    "MixAT",
-    "SelfAdaptive",
+    "A3GTFront",
+    "Clean",
+    "Defended",
+    "Row",
     "Settings",
-    "Standard",
+    "learners",
+    "one",
 ]
 
+import inspect
+from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields
+from typing import Any, ClassVar, get_args, get_type_hints
 
+from equipoise import objectives
 from equipoise.errors import UserError
-from equipoise.settings import learning
-from equipoise.settings.branching import A3GTFront
-from equipoise.settings.learning import Learning
-from equipoise.threat import Threat
-from equipoise.training.merge import Handover, Merge, Weights
-from equipoise.training.method import Method, named
-from equipoise.training.schedule import Knots
+from equipoise.objectives import Objective, Robust
+from equipoise.objectives.adversarial import Adversarial
+from equipoise.objectives.following import Following
+from equipoise.objectives.mixed import Mixed
+from equipoise.objectives.schedule import Knots
+from equipoise.objectives.standard import Standard
+from equipoise.threat import Norm, Threat
+from equipoise.training.merge import Merge
+from equipoise.training.method import Branch, Method, check_leader
 from equipoise.training.start import Fixed, Never, Stable, Threshold
 
-AnyStart = Stable | Threshold | Fixed | Never
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Merge):
+    """The settings of a method: its learners, and how they are merged."""
+
+    fixed: ClassVar[frozenset[str]] = frozenset()
+    """The settings of the merge that a recipe of this method may not give."""
+
+    @property
+    @abstractmethod
+    def learners(self) -> dict[str, Objective]:
+        """Return the objectives of the learners by name, in the order in which they train."""
+
+    @property
+    def branch(self) -> Branch | None:
+        """Return when the learners part; None: they have no common trunk."""
+        return None
+
+    def unfit(self, norm: Norm, rounds: int) -> list[str]:
+        """Return why the settings do not fit a training, a sentence each.
+
+        Arguments:
+            norm: The norm of the training's threat.
+            rounds: How many rounds the training has.
+        """
+        del rounds
+        problems = []
+        for name, objective in self.learners.items():
+            try:
+                objective.against(Threat(norm, 0.0))
+            except UserError as error:
+                problems.append(f"{name}: {error}")
+        return problems
+
+    def build(self, threat: Threat) -> Method:
+        """Return the method against a threat."""
+        learners = {name: objective.bind(threat) for name, objective in self.learners.items()}
+        return Method(learners=learners, knots=self.knots(), merge=self, branch=self.branch)
+
+    @classmethod
+    def offered(cls) -> list[str]:
+        """Return the names of the settings that a recipe has, those of the merge last."""
+        names = [f.name for f in fields(cls) if f.name not in cls.fixed]
+        return sorted(names, key=MERGED.__contains__)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings that a recipe has, groups as mappings."""
+        values = asdict(self)
+        return {name: values[name] for name in self.offered()}
 
 
-class Settings(Protocol):
-    """The settings of a method."""
-
-    paper: ClassVar[str]
-    shown: ClassVar[tuple[str, ...]]
-
-    def build(self, threat: Threat, rounds: int) -> Method:
-        """Return the method against a threat, for a training of so many rounds."""
-        ...
+MERGED = frozenset(f.name for f in fields(Merge))
+ONE = MERGED - {"alpha", "warmup"}
+"""What a method with a single learner has no use for."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Averaged:
-    """One learner, with or without an average of its weights.
-
-    Arguments:
-        alpha: The memory of the weight average, per step; 0 is none.
-        warmup: Whether that memory grows in over the first steps.
-    """
-
-    alpha: float = 0.0
-    warmup: bool = True
-
-    def alone(self, name: str, how: Learning, threat: Threat) -> Method:
-        """Return the method of a single learner."""
-        merge = Merge(
-            weights=Weights(knots={name: Knots((1.0,))}), alpha=self.alpha, warmup=self.warmup
-        )
-        return Method(learners={name: named(name, how, threat)}, merge=merge)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Standard(Averaged):
-    """Standard training on clean images: the undefended model.
+class Clean(Settings):
+    """One learner of clean images.
 
     Arguments:
         clean: How it learns.
     """
 
-    paper: ClassVar[str] = ""
-    shown: ClassVar[tuple[str, ...]] = ()
-    clean: learning.Clean = field(default_factory=learning.Clean)
+    fixed: ClassVar[frozenset[str]] = ONE
+    clean: Standard
 
-    def build(self, threat: Threat, rounds: int) -> Method:
-        """Return the method."""
-        del rounds
-        return self.alone("clean", self.clean, threat)
+    @property
+    def learners(self) -> dict[str, Objective]:
+        """Return the one learner."""
+        return {"clean": self.clean}
+
+    def knots(self) -> dict[str, Knots]:
+        """Return the weight of the one learner."""
+        return {"clean": Knots((1.0,))}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Defended(Averaged):
+class Defended(Settings):
     """One robust learner.
 
     Arguments:
         robust: How it learns.
     """
 
-    robust: learning.Robust
+    fixed: ClassVar[frozenset[str]] = ONE
+    robust: Robust
 
-    def build(self, threat: Threat, rounds: int) -> Method:
-        """Return the method."""
-        del rounds
-        return self.alone("robust", self.robust, threat)
+    @property
+    def learners(self) -> dict[str, Objective]:
+        """Return the one learner."""
+        return {"robust": self.robust}
 
-
-@dataclass(frozen=True, kw_only=True)
-class PGDAT(Defended):
-    """Adversarial training with PGD; alpha averages its weights."""
-
-    paper: ClassVar[str] = "Madry et al., 2018, arXiv:1706.06083"
-    shown: ClassVar[tuple[str, ...]] = ("robust.attack.steps",)
-    robust: learning.PGDAT = field(default_factory=learning.PGDAT)
+    def knots(self) -> dict[str, Knots]:
+        """Return the weight of the one learner."""
+        return {"robust": Knots((1.0,))}
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixAT(Defended):
-    """Clean and adversarial cross-entropy, weighted and averaged: the control of a trade-off."""
-
-    paper: ClassVar[str] = "Goodfellow et al., 2015, arXiv:1412.6572"
-    shown: ClassVar[tuple[str, ...]] = ("robust.weight", "alpha")
-    robust: learning.MixAT = field(default_factory=learning.MixAT)
-    alpha: float = 0.999
-
-
-@dataclass(frozen=True, kw_only=True)
-class TRADES(Defended):
-    """TRADES: clean cross-entropy and the divergence of the adversarial answer."""
-
-    paper: ClassVar[str] = "Zhang et al., 2019, arXiv:1901.08573"
-    shown: ClassVar[tuple[str, ...]] = ("robust.beta",)
-    robust: learning.TRADES = field(default_factory=learning.TRADES)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MART(Defended):
-    """MART: misclassified examples count more."""
-
-    paper: ClassVar[str] = "Wang et al., 2020, openreview rklOg6EFwS"
-    shown: ClassVar[tuple[str, ...]] = ("robust.beta",)
-    robust: learning.MART = field(default_factory=learning.MART)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FAT(Defended):
-    """Friendly adversarial training: the search ends soon after success."""
-
-    paper: ClassVar[str] = "Zhang et al., 2020, arXiv:2002.11242"
-    shown: ClassVar[tuple[str, ...]] = ("robust.tau", "robust.omega")
-    robust: learning.FAT = field(default_factory=learning.FAT)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FATTRADES(Defended):
-    """Friendly adversarial training for TRADES."""
-
-    paper: ClassVar[str] = "Zhang et al., 2020, arXiv:2002.11242"
-    shown: ClassVar[tuple[str, ...]] = ("robust.tau", "robust.beta")
-    robust: learning.FATTRADES = field(default_factory=learning.FATTRADES)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FATMART(Defended):
-    """Friendly adversarial training for MART."""
-
-    paper: ClassVar[str] = "Zhang et al., 2020, arXiv:2002.11242"
-    shown: ClassVar[tuple[str, ...]] = ("robust.tau", "robust.beta")
-    robust: learning.FATMART = field(default_factory=learning.FATMART)
-
-
-@dataclass(frozen=True, kw_only=True)
-class IAT(Defended):
-    """Interpolated adversarial training: mixup of clean and of adversarial images."""
-
-    paper: ClassVar[str] = "Lamb et al., 2019, arXiv:1906.06784"
-    shown: ClassVar[tuple[str, ...]] = ("robust.mixup", "robust.attack.steps")
-    robust: learning.IAT = field(default_factory=learning.IAT)
-
-
-@dataclass(frozen=True, kw_only=True)
-class YOPO(Defended):
-    """YOPO-m-n: m full passes an update, each with n steps through the first layer."""
-
-    paper: ClassVar[str] = "Zhang et al., 2019, arXiv:1905.00877"
-    shown: ClassVar[tuple[str, ...]] = ("robust.replays", "robust.attack.steps")
-    robust: learning.YOPO = field(default_factory=learning.YOPO)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelfAdaptive(Defended):
-    """Self-adaptive training: TRADES whose labels learn from the model."""
-
-    paper: ClassVar[str] = "Huang et al., 2020, arXiv:2002.10319"
-    shown: ClassVar[tuple[str, ...]] = ("robust.onset", "robust.memory", "robust.beta")
-    robust: learning.SelfAdaptive = field(default_factory=learning.SelfAdaptive)
-
-
-@dataclass(frozen=True, kw_only=True)
-class A3GT:
+class A3GT(Settings):
     """A clean and a robust learner, merged from the round on at which both have stabilised.
 
     The default, in our reading: a scale-free test of the held-out losses finds t', with a
@@ -210,141 +163,268 @@ class A3GT:
         robust: How the robust learner learns; any objective will do (``robust.objective``).
         more: Further robust learners by name, each with an objective and, where it differs, a
             threat of its own: ``more.l2.norm=l2 more.l2.eps=1.5``.
-        gamma: The robust learner's weight at evenly spread places.
-        more_gamma: The weights of the further learners, likewise. The clean learner has what
-            is left of one.
-        anchor: Whether gamma runs from t' on (``start``) or from the first round (``clock``).
-        alpha: The memory of the global model, alpha', per step.
-        warmup: Whether that memory grows in over the first steps.
-        source: Whether the learners' ``weights`` are merged or their running ``average``.
-        every: The rounds between two hand-overs, c.
-        count: Whether t mod c counts ``rounds`` or those ``since-start``.
-        inclusive: Whether there is a hand-over at t' itself.
-        granularity: Hand over at the end of a ``round`` or after every ``step`` of it.
-        momentum: Whether the optimisers ``keep`` their momentum at a hand-over or ``zero`` it.
-        batchnorm: ``average`` the statistics, or ``estimate`` them on a mix.
-        start: The rule for t'.
     """
 
-    paper: ClassVar[str] = "He et al., 2024, doi:10.3390/electronics13204052"
-    shown: ClassVar[tuple[str, ...]] = ("robust.objective", "gamma", "every", "start.rule")
-    clean: learning.Clean = field(default_factory=learning.Clean)
-    robust: learning.Robust = field(default_factory=learning.PGDAT)
-    more: Mapping[str, learning.Robust] = field(default_factory=dict)
-    gamma: tuple[float, ...] = (1.0, 1.0, 1.0, 0.4)
-    more_gamma: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    anchor: Literal["start", "clock"] = "start"
-    alpha: float = 0.999
-    warmup: bool = True
-    source: Literal["weights", "average"] = "weights"
-    every: int | None = 5
-    count: Literal["rounds", "since-start"] = "since-start"
-    inclusive: bool = True
-    granularity: Literal["round", "step"] = "round"
-    momentum: Literal["keep", "zero"] = "keep"
-    batchnorm: Literal["average", "estimate"] = "average"
-    start: AnyStart = field(default_factory=Stable)
+    clean: Standard = field(default_factory=Standard)
+    robust: Robust = field(default_factory=Adversarial)
+    more: Mapping[str, Robust] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, values in (("gamma", self.gamma), *self.more_gamma.items()):
-            if not values or not all(0 <= value <= 1 for value in values):
-                raise UserError(f"{name} must lie in [0, 1] everywhere, got {list(values)}")
         if set(self.more) & {"clean", "robust", "global"}:
             raise UserError("a further learner needs a name other than clean, robust and global")
         if set(self.more) != set(self.more_gamma):
-            one = next(iter(self.more), "l2")
+            name = next(iter(self.more), "l2")
             raise UserError(
                 f"more_gamma must name a weight for each of {sorted(self.more)}, got "
                 f"{sorted(self.more_gamma)}; for instance gamma=[1, 0.4] "
-                f"more_gamma.{one}=[0, 0.3], the clean learner has the rest"
+                f"more_gamma.{name}=[0, 0.3], the clean learner has the rest"
             )
+        super().__post_init__()
 
-    def build(self, threat: Threat, rounds: int) -> Method:
-        """Return the method."""
+    @property
+    def learners(self) -> dict[str, Objective]:
+        """Return the clean learner, the robust one, and further ones."""
+        return {"clean": self.clean, "robust": self.robust, **self.more}
+
+    def unfit(self, norm: Norm, rounds: int) -> list[str]:
+        """Return why the settings do not fit a training of so many rounds."""
+        problems = super().unfit(norm, rounds)
         if isinstance(self.start, Fixed) and (self.start.round or 0) > rounds:
-            raise UserError(f"start.round={self.start.round} lies behind the last round, {rounds}")
-        how: dict[str, Learning] = {"clean": self.clean, "robust": self.robust, **self.more}
-        learners = {name: named(name, learner, threat) for name, learner in how.items()}
-        return Method(learners=learners, merge=self._merge())
+            problems.append(f"start.round={self.start.round} lies behind the last round, {rounds}")
+        return problems
 
-    def _knots(self) -> dict[str, Knots]:
-        """Return the weights of all learners; the clean one has what the others leave."""
-        given = {"robust": Knots(tuple(self.gamma))}
-        given |= {name: Knots(tuple(values)) for name, values in self.more_gamma.items()}
-        places = sorted({place for knots in given.values() for place in knots.places})
-        left = tuple(1 - sum(knots(place) for knots in given.values()) for place in places)
-        if min(left) < -1e-9:
-            raise UserError(
-                "gamma and more_gamma may sum to at most 1 everywhere; the clean learner, which "
-                f"has the rest, would have {min(left):.3g}: set gamma, too, like gamma=[1, 0.4]"
+
+@dataclass(frozen=True, kw_only=True)
+class A3GTFront(Settings):
+    """One run, the whole front: a clean and a robust branch of one trunk, mixed at any gamma.
+
+    The robust branch searches for adversarial inputs, and the clean branch is trained on the
+    same ones, with little weight: two gradient evaluations more to twelve. `equipoise front`
+    measures what lies between the two, `equipoise pick` chooses from it.
+
+    Arguments:
+        trunk_weight: w of the one learner before the branch, whose loss is that of ``mix-at``; it
+            has the SGD and the attack of the robust branch.
+        robust: How the robust branch learns; any objective will do (``robust.objective``).
+        clean: How the clean branch learns: ``following`` the robust one, or by itself
+            (``clean.objective=mix-at`` or ``standard``).
+        gamma: The weight of the robust branch in the model that is kept.
+        restart: Whether the branches' learning rate runs through its schedule anew.
+        start: The rule for t', at which the learners part.
+    """
+
+    fixed: ClassVar[frozenset[str]] = frozenset(
+        {"more_gamma", "anchor", "source", "count", "inclusive", "granularity"}
+    )
+    trunk_weight: float = 0.5
+    robust: Robust = field(default_factory=lambda: Mixed(weight=0.9))
+    clean: Following | Mixed | Standard = field(default_factory=Following)
+    restart: bool = True
+    start: Stable | Fixed = field(default_factory=Stable)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.gamma, tuple):
+            raise UserError(f"gamma must be one number in [0, 1], got {list(self.gamma)}")
+        if not 0 <= self.trunk_weight <= 1:
+            raise UserError(f"trunk_weight must lie in [0, 1], got {self.trunk_weight}")
+        if isinstance(self.clean, Following):
+            check_leader("robust", self.robust)
+
+    @property
+    def learners(self) -> dict[str, Objective]:
+        """Return the trunk, and the two branches."""
+        shared = {f.name for f in fields(Mixed)} - {"objective", "weight"}
+        alike = {name: getattr(self.robust, name) for name in shared if hasattr(self.robust, name)}
+        trunk = Mixed(weight=self.trunk_weight, **alike)
+        return {"trunk": trunk, "robust": self.robust, "clean": self.clean}
+
+    @property
+    def branch(self) -> Branch | None:
+        """Return that the learners part at t'."""
+        return Branch(trunk="trunk", restart=self.restart)
+
+    def unfit(self, norm: Norm, rounds: int) -> list[str]:
+        """Return why the settings do not fit a training of so many rounds."""
+        problems, latest = super().unfit(norm, rounds), self.start.latest(rounds)
+        if latest >= rounds:
+            how = "start.round" if isinstance(self.start, Fixed) else "start.deadline"
+            problems.append(
+                f"the learners would part after round {latest} of {rounds}, with none left to "
+                f"them: a smaller {how}, or more rounds (at least 2)"
             )
-        clean = Knots(tuple(max(value, 0.0) for value in left), tuple(places))
-        return {"clean": clean, **given}
-
-    def _merge(self) -> Merge:
-        return Merge(
-            weights=Weights(knots=self._knots(), anchor=self.anchor),
-            alpha=self.alpha,
-            warmup=self.warmup,
-            source=self.source,
-            start=self.start,
-            batchnorm=self.batchnorm,
-            handover=Handover(
-                every=self.every,
-                count=self.count,
-                inclusive=self.inclusive,
-                granularity=self.granularity,
-                momentum=self.momentum,
-            ),
-        )
+        return problems
 
 
-@dataclass(frozen=True, kw_only=True)
-class A3GTPaper(A3GT):
-    """A3GT with Eq. 4, 7 and 8 of the paper read literally.
+@dataclass(frozen=True)
+class Row:
+    """A method: its settings with their defaults, and what is said of it.
 
-    One loss threshold l_h for both learners, for t_num rounds in a row; hand-over in rounds
-    t > t' with t mod c = 0; gamma runs from the first round on. It may never synchronise: then
-    it says so. The arguments are those of :class:`A3GT`.
+    Arguments:
+        settings: The class of the settings.
+        defaults: The defaults that differ from those of the class.
+        paper: Authors, year and address.
+        shown: The settings in the table of all methods, as paths.
+        text: What it is, the first line a summary; None: the docstring of the objective or of
+            the settings.
+        objective: The one objective that it trains with; None: learners may have any.
     """
 
-    anchor: Literal["start", "clock"] = "clock"
-    count: Literal["rounds", "since-start"] = "rounds"
-    inclusive: bool = False
-    start: AnyStart = field(default_factory=Threshold)
+    settings: type[Settings]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    _: KW_ONLY
+    paper: str
+    shown: tuple[str, ...]
+    text: str | None = None
+    objective: type[Objective] | None = None
+
+    def __call__(self, **changed: Any) -> Settings:
+        """Return the settings: the defaults, but for those that are given."""
+        return self.settings(**{**self.defaults, **changed})
+
+    @property
+    def about(self) -> str:
+        """Return what it is; the first line is a summary."""
+        doc = inspect.cleandoc((self.objective or self.settings).__doc__ or "")
+        return self.text or doc.partition("Arguments:")[0].strip()
+
+    @property
+    def title(self) -> str:
+        """Return the summary."""
+        return self.about.splitlines()[0]
+
+    def kinds(self, group: str) -> dict[str, type]:
+        """Return the classes that a group of settings may have, by the names that recipes give.
+
+        Arguments:
+            group: A learner, or ``start``.
+        """
+        if self.objective is not None:
+            return {self.objective.objective: self.objective}
+        hint = get_type_hints(self.settings)[group]
+        named: dict[str, type] = {}
+        for kind in get_args(hint) or (hint,):
+            if inspect.isabstract(kind):  # any learner of that sort
+                named |= {k: v for k, v in learners().items() if issubclass(v, kind)}
+            else:
+                named[kind.rule if group == "start" else kind.objective] = kind
+        return named
 
 
-@dataclass(frozen=True, kw_only=True)
-class Generalist(A3GT):
-    """Generalist: the same merge from a fixed round on.
+def one(
+    objective: type[Objective], *, paper: str = "", shown: tuple[str, ...] = (), **defaults: Any
+) -> Row:
+    """Return the method of a single learner.
 
-    As its code has it: t' = 0.625 E, running averages are merged, and in rounds t >= t' with
-    t mod c = 0 the weights are handed over after every step. The arguments are those of
-    :class:`A3GT`.
+    Arguments:
+        objective: The class of the objective; its field ``objective`` has the method's name.
+        paper: Authors, year and address.
+        shown: The settings in the table of all methods, as paths.
+        defaults: The defaults that differ from those of :class:`Merge`; by default there is no
+            average of the weights.
     """
-
-    paper: ClassVar[str] = "Wang and Wang, 2023, arXiv:2303.13813"
-    anchor: Literal["start", "clock"] = "clock"
-    source: Literal["weights", "average"] = "average"
-    count: Literal["rounds", "since-start"] = "rounds"
-    granularity: Literal["round", "step"] = "step"
-    start: AnyStart = field(default_factory=Fixed)
+    kind, name = (Defended, "robust") if issubclass(objective, Robust) else (Clean, "clean")
+    alone = {name: objective(), "alpha": 0.0, "every": None, "start": Never(), **defaults}
+    return Row(kind, alone, paper=paper, shown=shown, objective=objective)
 
 
-METHODS: dict[str, type[Settings]] = {
-    "standard": Standard,
-    "pgd-at": PGDAT,
-    "mix-at": MixAT,
-    "trades": TRADES,
-    "mart": MART,
-    "fat": FAT,
-    "fat-trades": FATTRADES,
-    "fat-mart": FATMART,
-    "iat": IAT,
-    "yopo": YOPO,
-    "sat": SelfAdaptive,
-    "generalist": Generalist,
-    "a3gt-paper": A3GTPaper,
-    "a3gt": A3GT,
-    "a3gt-front": A3GTFront,
+PAPER = """A3GT with Eq. 4, 7 and 8 of the paper read literally.
+
+One loss threshold l_h for both learners, for t_num rounds in a row; hand-over in rounds t > t'
+with t mod c = 0; gamma runs from the first round on. It may never synchronise: then it says so."""
+
+GENERALIST = """Generalist: the same merge from a fixed round on.
+
+As its code has it: t' = 0.625 E, running averages are merged, and in rounds t >= t' with
+t mod c = 0 the weights are handed over after every step."""
+
+SHOWN = ("robust.objective", "gamma", "every", "start.rule")
+
+METHODS: dict[str, Row] = {
+    "standard": one(objectives.standard.Standard),
+    "pgd-at": one(
+        objectives.adversarial.Adversarial,
+        paper="Madry et al., 2018, arXiv:1706.06083",
+        shown=("robust.attack.steps",),
+    ),
+    "mix-at": one(
+        objectives.mixed.Mixed,
+        paper="Goodfellow et al., 2015, arXiv:1412.6572",
+        shown=("robust.weight", "alpha"),
+        alpha=0.999,
+    ),
+    "trades": one(
+        objectives.trades.TRADES,
+        paper="Zhang et al., 2019, arXiv:1901.08573",
+        shown=("robust.beta",),
+    ),
+    "mart": one(
+        objectives.mart.MART,
+        paper="Wang et al., 2020, openreview rklOg6EFwS",
+        shown=("robust.beta",),
+    ),
+    "fat": one(
+        objectives.friendly.FAT,
+        paper="Zhang et al., 2020, arXiv:2002.11242",
+        shown=("robust.tau", "robust.omega"),
+    ),
+    "fat-trades": one(
+        objectives.friendly.FATTRADES,
+        paper="Zhang et al., 2020, arXiv:2002.11242",
+        shown=("robust.tau", "robust.beta"),
+    ),
+    "fat-mart": one(
+        objectives.friendly.FATMART,
+        paper="Zhang et al., 2020, arXiv:2002.11242",
+        shown=("robust.tau", "robust.beta"),
+    ),
+    "iat": one(
+        objectives.iat.IAT,
+        paper="Lamb et al., 2019, arXiv:1906.06784",
+        shown=("robust.mixup", "robust.attack.steps"),
+    ),
+    "yopo": one(
+        objectives.yopo.YOPO,
+        paper="Zhang et al., 2019, arXiv:1905.00877",
+        shown=("robust.replays", "robust.attack.steps"),
+    ),
+    "sat": one(
+        objectives.self_adaptive.SelfAdaptive,
+        paper="Huang et al., 2020, arXiv:2002.10319",
+        shown=("robust.onset", "robust.memory", "robust.beta"),
+    ),
+    "generalist": Row(
+        A3GT,
+        {
+            "anchor": "clock",
+            "count": "rounds",
+            "source": "average",
+            "granularity": "step",
+            "start": Fixed(),
+        },
+        paper="Wang and Wang, 2023, arXiv:2303.13813",
+        shown=SHOWN,
+        text=GENERALIST,
+    ),
+    "a3gt-paper": Row(
+        A3GT,
+        {"anchor": "clock", "count": "rounds", "inclusive": False, "start": Threshold()},
+        paper="He et al., 2024, doi:10.3390/electronics13204052",
+        shown=SHOWN,
+        text=PAPER,
+    ),
+    "a3gt": Row(A3GT, paper="He et al., 2024, doi:10.3390/electronics13204052", shown=SHOWN),
+    "a3gt-front": Row(
+        A3GTFront,
+        {"gamma": 0.5, "alpha": 0.995, "source": "average", "every": None},
+        paper="after He et al., 2024, doi:10.3390/electronics13204052",
+        shown=("start.rule", "clean.weight", "robust.weight", "gamma"),
+    ),
 }
+"""The methods. A row with an objective also makes it one that any robust learner may have."""
+
+
+def learners() -> dict[str, type[Objective]]:
+    """Return the objectives that a recipe may give to a learner, by their names."""
+    kinds = [row.objective for row in METHODS.values() if row.objective is not None]
+    return {kind.objective: kind for kind in kinds}

@@ -18,20 +18,21 @@ __all__ = [
 ]
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import yaml
 
 from equipoise import attacks
+from equipoise.attacks.core import refuse
 from equipoise.data import DATASETS
 from equipoise.errors import UserError, nearest, short
 from equipoise.execution import Execution, Layout, Precision
 from equipoise.models import MODELS, WIDEST
 from equipoise.parsing import MOST, check_seed, mapping, number
 from equipoise.plugins import explained
-from equipoise.settings.methods import METHODS
+from equipoise.settings.methods import METHODS, Settings
 from equipoise.settings.presets import published
 from equipoise.settings.schema import (
     TEXT,
@@ -109,17 +110,14 @@ class Recipe:
     update: Precision = "float32"
     layout: Layout = "auto"
     compile: bool = False
-    settings: Any = field(default=None, repr=False)  # Settings; validated by their own schema
+    settings: Settings = field(repr=False)
 
     def __post_init__(self) -> None:
         problems = self._numbers() + self._names()
         attack = [self.validation_attack]
         collect(problems, lambda: attacks.check_norms(attacks.parse_list(attack), self.norm))
-        collect(problems, lambda: self.threat(0.1))
-        if self.settings is not None and not problems:
-            collect(problems, lambda: self.settings.build(self.threat(0.1), self.rounds))
-        if problems:
-            raise UserError("; ".join(problems))
+        collect(problems, lambda: self.threat(0.0))
+        refuse(problems or self.settings.unfit(self.norm, self.rounds))
 
     def _numbers(self) -> list[str]:
         """Return what is wrong with the numbers, a sentence each."""
@@ -172,7 +170,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as it is written: flat, plain values, fully resolved."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "settings"}
-        written: dict[str, Any] = plain(own | asdict(self.settings))
+        written: dict[str, Any] = plain(own | self.settings.to_dict())
         return written
 
     def to_yaml(self) -> str:
@@ -238,10 +236,10 @@ def combine(*layers: Mapping[str, Any]) -> dict[str, Any]:
     over an earlier ``robust.beta``, and the other way round.
     """
     method = next((layer["method"] for layer in reversed(layers) if "method" in layer), None)
-    schema = METHODS.get(method) if isinstance(method, str) else None
+    row = METHODS.get(method) if isinstance(method, str) else None
     result: dict[str, Any] = {}
     for layer in layers:
-        full = written_out(layer, schema, OWN) if schema is not None else layer
+        full = written_out(layer, row, OWN) if row is not None else layer
         result = lay(result, full)
     return result
 
@@ -260,13 +258,9 @@ def parse(given: Mapping[str, Any]) -> Recipe:
     common = {key: value for key, value in given.items() if key in OWN}
     special = {key: value for key, value in given.items() if key not in OWN}
     chosen, problems = settings_of(METHODS[method], special, OWN)
-    recipe = validate(Recipe, common, problems)
-    rounds = recipe.rounds if recipe is not None else Recipe.rounds
-    if chosen is not None:
-        collect(problems, lambda: chosen.build(Threat("linf", 0.1), rounds))
-    if problems:
-        raise UserError("; ".join(problems))
-    return replace(cast(Recipe, recipe), settings=chosen)
+    recipe = validate(Recipe, common | {"settings": chosen or METHODS[method]()}, problems)
+    refuse(problems)
+    return cast(Recipe, recipe)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
@@ -288,6 +282,5 @@ def defaults(method: str) -> dict[str, Any]:
         for f in fields(Recipe)
         if f.name not in ("method", "settings") and f.default is not MISSING
     }
-    settings = METHODS[method]()
-    assert is_dataclass(settings)
-    return own | plain(asdict(settings))
+    settings: dict[str, Any] = plain(METHODS[method]().to_dict())
+    return own | settings

@@ -14,7 +14,6 @@ __all__ = [
     "settings_of",
     "tag_of",
     "validate",
-    "variants",
     "written_out",
 ]
 
@@ -22,13 +21,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from difflib import get_close_matches
 from functools import cache
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from equipoise.errors import FOREIGN, UserError, nearest, short
+from equipoise.objectives import Robust
 from equipoise.parsing import number
-from equipoise.settings.learning import LEARNERS, Robust
+from equipoise.settings.methods import Row, Settings, learners
 
 TAGS = {"start": "rule", "clean": "objective", "robust": "objective"}
 """The groups that are of several kinds, and the setting that names the kind."""
@@ -51,29 +51,31 @@ TEXT = (
 ROLES = ("clean", "robust")
 
 
-def settings_of(schema: type, given: Mapping[str, Any], names: Sequence[str]) -> tuple[Any, Any]:
+def settings_of(
+    row: Row, given: Mapping[str, Any], names: Sequence[str]
+) -> tuple[Settings | None, list[str]]:
     """Return the settings of a method and all that is wrong with them, a sentence each.
 
     Arguments:
-        schema: The settings' class.
+        row: The method.
         given: What was given, groups as mappings.
         names: The other names that exist beside them, to suggest.
     """
     problems: list[str] = []
-    given = written_out(given, schema, names)
-    defaults = asdict(schema())
-    kinds = _choose(schema, given, defaults, problems)
+    given = written_out(given, row, names)
+    usual = row()
+    defaults = usual.to_dict()
+    kinds = _choose(row, given, defaults, problems)
     problems += _unknown(given, defaults, names)
     merged = lay(defaults, {key: value for key, value in given.items() if key in defaults})
     for group, kind in kinds.items():
         place, name = _place(merged, group)
         place[name] = validate(kind, place[name], problems, f"{group}.") or kind()
-    return validate(schema, merged, problems), problems
+    fixed = {name: getattr(usual, name) for name in row.settings.fixed}
+    return validate(row.settings, fixed | merged, problems), problems
 
 
-def written_out(
-    given: Mapping[str, Any], schema: type, names: Collection[str] = ()
-) -> dict[str, Any]:
+def written_out(given: Mapping[str, Any], row: Row, names: Collection[str] = ()) -> dict[str, Any]:
     """Return settings with their short forms written out, so that they can be laid over others.
 
     A kind that stands for its group becomes the group (``robust=trades``), and a setting that
@@ -81,21 +83,25 @@ def written_out(
 
     Arguments:
         given: The settings.
-        schema: The method's class of settings.
+        row: The method.
         names: The names that are not settings of a method.
 
     Raises:
         UserError: If a setting is given in both forms, or may belong to two learners.
     """
-    hints, known = get_type_hints(schema), {f.name for f in fields(schema)}
+    known = set(row().to_dict())
     result = {key: dict(v) if isinstance(v, Mapping) else v for key, v in given.items()}
     for group, tag in TAGS.items():
         if group in known and isinstance(result.get(group), str):
             result[group] = {tag: result[group]}
-    of = {role: _settings_of_any(hints[role]) for role in ROLES if role in known}
+    roles_here = [role for role in ROLES if role in known]
+    of = {
+        role: {f.name for kind in row.kinds(role).values() for f in fields(kind)}
+        for role in roles_here
+    }
     for key in [key for key in result if key not in known and key not in names]:
         roles = [role for role, its in of.items() if key in its]
-        here = [role for role in roles if key in _present(schema, role, hints[role], result)]
+        here = [role for role in roles if key in _present(row, role, result)]
         roles = here or roles
         if len(roles) > 1:
             either = " or ".join(f"{role}.{key}" for role in roles)
@@ -108,17 +114,12 @@ def written_out(
     return result
 
 
-def _settings_of_any(hint: Any) -> set[str]:
-    """Return the settings that some learner of a sort has."""
-    return {f.name for kind in variants(hint, "objective").values() for f in fields(kind)}
-
-
-def _present(schema: type, role: str, hint: Any, given: Mapping[str, Any]) -> set[str]:
+def _present(row: Row, role: str, given: Mapping[str, Any]) -> set[str]:
     """Return the settings of the kind of learner that is given, or else the usual one."""
     group = given.get(role)
     named = group.get("objective") if isinstance(group, Mapping) else None
-    name = named or getattr(schema(), role).objective
-    kind = variants(hint, "objective").get(name)
+    name = named or getattr(row(), role).objective
+    kind = row.kinds(role).get(name)
     return set() if kind is None else {f.name for f in fields(kind)}
 
 
@@ -136,35 +137,26 @@ def _place(settings: dict[str, Any], group: str) -> tuple[dict[str, Any], str]:
 
 
 def _choose(
-    schema: type, given: dict[str, Any], defaults: dict[str, Any], problems: list[str]
+    row: Row, given: dict[str, Any], defaults: dict[str, Any], problems: list[str]
 ) -> dict[str, type]:
     """Return the kind of each group; write out short forms and lay in the kind's defaults."""
-    hints = get_type_hints(schema)
     kinds: dict[str, type] = {}
     for group in TAGS:
         if group in defaults:
-            known = variants(hints[group], TAGS[group])
+            known = row.kinds(group)
             kinds[group] = _chosen(group, TAGS[group], known, given, defaults, problems)
     for key in ("more", "more_gamma"):
         if isinstance(given.get(key), Mapping) and key in defaults:
             defaults[key] = dict.fromkeys(given[key])
     if isinstance(given.get("more"), Mapping) and "more" in defaults:
         given["more"] = dict(given["more"])
-        known = variants(Robust, "objective")
+        known = {name: kind for name, kind in learners().items() if issubclass(kind, Robust)}
         for name in list(given["more"]):
             defaults["more"][name] = asdict(known["pgd-at"]())
             kinds[f"more.{name}"] = _chosen(
                 name, "objective", known, given["more"], defaults["more"], problems
             )
     return kinds
-
-
-def variants(hint: Any, tag: str) -> dict[str, type]:
-    """Return the kinds of a group by the name that its tag has."""
-    kinds = get_args(hint) or (hint,)
-    if not all(tag in get_type_hints(kind) for kind in kinds):  # any learner of that sort
-        return {name: kind for name, kind in LEARNERS.items() if issubclass(kind, hint)}
-    return {get_args(get_type_hints(kind)[tag])[0]: kind for kind in kinds}
 
 
 def _chosen(
@@ -267,7 +259,9 @@ def _owners(key: str, path: str, known: Mapping[str, Any]) -> str:
     """Return in words which learners have a setting, if some have it."""
     if not path and key in ROLES:
         return f": this method has no {key} learner"
-    owners = [name for name, kind in LEARNERS.items() if any(f.name == key for f in fields(kind))]
+    owners = [
+        name for name, kind in learners().items() if any(f.name == key for f in fields(kind))
+    ]
     learner = path.startswith(("robust.", "clean.", "more.")) or not set(ROLES).isdisjoint(known)
     if not owners or not learner or path.count(".") > 2:
         return ""

@@ -81,11 +81,12 @@ class Probe:
 
     def __call__(self, model: nn.Module, objective: Objective, progress: float) -> Found:
         """Return the accuracies ``probe``, p, and ``probe_own``, q, of a model at a progress."""
-        assert objective.threat is not None
+        threat = objective.state.threat
+        assert threat is not None
         nowhere = torch.full_like(self.y, -1)  # these images are not of the training set
         batch = Batch(self.x, self.y, nowhere, progress)
         with guest(model):
-            strong = self.attack(model, self.x, self.y, objective.threat, draws=self._draws())
+            strong = self.attack(model, self.x, self.y, threat, draws=self._draws())
             own = objective.attacked(model, batch, self._draws())
             return {
                 "probe": self._accuracy(model, strong),

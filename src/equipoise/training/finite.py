@@ -27,7 +27,7 @@ def check(learners: Collection[Learner], where: str, *, weights: bool) -> None:
 def broken(learner: Learner, what: str, where: str) -> RunError:
     """Return the error that names the learner and the remedy."""
     name = learner.name if learner.name in ("clean", "robust") else f"more.{learner.name}"
-    lr = learner.spec.lr * learner.objective.summed / 3  # as the recipe has it
+    lr = learner.objective.lr / 3
     return RunError(
         f"the {what} not finite for the {learner.name} learner in {where}; what was saved before "
         f"is kept. Lower its learning rate in a new run: {name}.lr={lr:.2g}"

@@ -14,10 +14,9 @@ from equipoise.attacks.core import guest
 from equipoise.data.core import Images, crop_flip, to_unit
 from equipoise.draws import GeneratorDraws
 from equipoise.execution import Execution
-from equipoise.objectives import Batch
+from equipoise.objectives import Batch, Objective
 from equipoise.stopwatch import Stopwatch
 from equipoise.training.merge import Share, averaged_names
-from equipoise.training.method import LearnerSpec
 
 NEVER = 2.0**31  # a step that no round has
 
@@ -39,7 +38,7 @@ class Learner:
 
     Arguments:
         name: Its name; with the seed it determines its randomness.
-        spec: What it minimises, and how.
+        objective: What it minimises, and how; bound to its threat.
         model: The model to train, in place.
         seed: The seed of the training.
         average: Whether its running average is merged rather than its weights.
@@ -52,7 +51,7 @@ class Learner:
     def __init__(
         self,
         name: str,
-        spec: LearnerSpec,
+        objective: Objective,
         model: nn.Module,
         *,
         seed: int,
@@ -64,18 +63,19 @@ class Learner:
     ) -> None:
         device = y.device
         self.name = name
-        self.spec = spec
         self.model = model
-        self.objective = spec.objective.to(device)
-        self.objective.prepare(y, classes)  # what it makes may be parameters
-        self.objective.execute(execution, stopwatch)
+        self.objective = objective
+        objective.prepare(y, classes)  # what it makes may be parameters
+        objective.state.to(device)
+        objective.state.execution, objective.state.stopwatch = execution, stopwatch
+        self.schedule = objective.schedule
         self.execution = execution
         self.optimizer = torch.optim.SGD(
-            [*model.parameters(), *self.objective.parameters()],
-            lr=spec.lr,
-            momentum=spec.momentum,
-            weight_decay=spec.weight_decay,
-            nesterov=spec.nesterov and spec.momentum > 0,
+            [*model.parameters(), *objective.state.parameters()],
+            lr=objective.step_size,
+            momentum=objective.momentum,
+            weight_decay=objective.weight_decay,
+            nesterov=objective.nesterov and objective.momentum > 0,
             fused=True,
         )
         self.generator = torch.Generator(device).manual_seed(derived_seed(seed, name))
@@ -124,7 +124,7 @@ class Learner:
 
     def _losses(self, batch: Batch) -> Iterator[Tensor]:
         """Yield the objective's losses, computed in the arithmetic of updates."""
-        losses = self.objective(self.model, batch, self.draws)
+        losses = self.objective.losses(self.model, batch, self.draws)
         low = self.execution.update == "bfloat16"
         while True:
             with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=low):
@@ -136,7 +136,7 @@ class Learner:
     def lr(self, progress: float) -> float:
         """Return the learning rate at a progress."""
         way = max(0.0, progress - self.since) / (1 - self.since)
-        return self.spec.lr * self.spec.schedule(way)
+        return self.objective.step_size * self.schedule(way)
 
     @property
     def loss(self) -> float:
@@ -151,7 +151,8 @@ class Learner:
     def watched(self, progress: float) -> bool:
         """Tell whether it may fool its attack: that is weak, or was until it was strengthened."""
         objective = self.objective
-        return objective.threat is not None and (objective.level > 0 or objective.weak(progress))
+        attacked = objective.state.threat is not None
+        return attacked and (objective.level > 0 or objective.weak(progress))
 
     @property
     def broken_step(self) -> float:
@@ -178,7 +179,7 @@ class Learner:
         weights = list(self.model.parameters())
         for here, there in zip(weights, other.model.parameters(), strict=True):
             self.optimizer.state[here] = deepcopy(other.optimizer.state[there])
-        self.objective.level = max(self.objective.level, other.objective.level)
+        self.objective.state.level = max(self.objective.level, other.objective.level)
         self.since = since
         if self.share.average is not None and other.share.average is not None:
             self.share.average = [value.clone() for value in other.share.average]
@@ -204,7 +205,7 @@ class Learner:
         """Return everything that a resumed run needs."""
         return {
             "model": self.model.state_dict(),
-            "objective": self.objective.state_dict(),
+            "objective": self.objective.state.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "share": self.share.state_dict(),
@@ -219,7 +220,7 @@ class Learner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state."""
         self.model.load_state_dict(state["model"])
-        self.objective.load_state_dict(state["objective"])
+        self.objective.state.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
         self.share.load_state_dict(state["share"])
@@ -228,7 +229,7 @@ class Learner:
         self.broken = state["broken"].to(self.order.device)
         self.spent = state["spent"].to(self.order.device)
         self.steps = state["steps"]
-        self.since = state.get("since", 0.0)
+        self.since = state["since"]
 
 
 def width(model: nn.Module, images: Images) -> int:

@@ -91,7 +91,7 @@ class Training:
         self.learners = {
             name: Learner(
                 name,
-                spec,
+                objective,
                 deepcopy(model),
                 seed=self.seed,
                 average=average,
@@ -100,7 +100,7 @@ class Training:
                 execution=self.execution,
                 stopwatch=self.stopwatch,
             )
-            for name, spec in self.method.learners.items()
+            for name, objective in self.method.learners.items()
         }
         self.batches: dict[str, Batch] = {}  # of the present step
         self.learners[self.method.carrier].share.carry(model.state_dict())
@@ -152,7 +152,7 @@ class Training:
         for step in range(self.done, self.steps):
             progress = (t - 1 + step / self.steps) / self.rounds
             memory = self.method.merge.memory((t - 1) * self.steps + step)
-            kept = self.method.merge.kept(memory)
+            kept = 0.0 if self.method.averaged_once else memory
             for learner in self.learners.values():
                 if learner in active:
                     self._train(learner, step, progress)
@@ -166,12 +166,12 @@ class Training:
             yield
 
     def _train(self, learner: Learner, step: int, progress: float) -> None:
-        leader = learner.spec.follows
+        leader = learner.objective.follows
         with self.stopwatch.part("data"):
             if leader is None:
                 batch = learner.batch(self.images, self.augment, self.batch_size, step, progress)
             else:
-                found = self.learners[leader].objective.found
+                found = self.learners[leader].objective.state.found
                 batch = self.batches[leader]._replace(adversarial=found)
             self.batches[learner.name] = batch
         with self.stopwatch.part("update"):
@@ -212,7 +212,7 @@ class Training:
         weights = self.method.weights(t, self.rounds, before.round)
         learners = {x.name: self._learner_record(x.name, t, probes) for x in self._active(t)}
         merged = self.merged(weights, t)
-        alone = len(self.learners) == 1 and self.method.merge.alpha == 0
+        alone = len(self.learners) == 1 and not self.method.merge.averages
         known = {k: next(iter(learners.values()))[k] for k in _METRICS} if alone else None
         record: dict[str, Any] = {
             "round": t,
@@ -255,7 +255,7 @@ class Training:
             "loss": learner.loss,
             "lr": learner.lr(self._end(t)),
             "gradient_evaluations": learner.evaluations + lost,
-            **self.validate(learner.model, learner.objective.threat),
+            **self.validate(learner.model, learner.objective.state.threat),
             **probes.found.get(name, {}),
         }
         if not all(math.isfinite(value) for value in record.values()):
@@ -336,7 +336,7 @@ class Training:
     def _hand_over(self, weights: Mapping[str, float], t: int) -> None:
         state = self.merged(weights, t).state_dict()
         for learner in self._active(t):
-            learner.load_global(state, self.method.merge.handover.momentum)
+            learner.load_global(state, self.method.merge.momentum)
 
     def _active(self, t: int) -> list[Learner]:
         """Return the learners that train in round ``t``."""

@@ -19,7 +19,7 @@ References:
     | https://arxiv.org/abs/2303.13813
 """
 
-__all__ = ["Handover", "Merge", "Share", "State", "Weights", "averaged_names", "total"]
+__all__ = ["Merge", "Share", "State", "averaged_names", "total"]
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,75 +28,109 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from equipoise.attacks.core import refuse
 from equipoise.errors import UserError
-from equipoise.training.schedule import Knots
-from equipoise.training.start import Never, Start
+from equipoise.objectives.schedule import Knots
+from equipoise.training.start import AnyStart, Stable
 
 State = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weights:
-    r"""How much each learner counts in a round; two learners count gamma and 1 - gamma.
+class Merge:
+    r"""The rule that makes one model of several learners, as a recipe sets it.
 
     Arguments:
-        knots: For each learner its weight over the progress; together they are one.
-        anchor: ``"start"``: progress runs from 0 at :math:`t'` to 1 at the end, and is 0
-            before, so that the first merge of learners that were trained apart follows one of
-            them alone where :math:`\gamma(0) = 1`. ``"clock"``: it runs from the first round
-            on, as the Generalist code has it.
+        gamma: The robust learner's weight at evenly spread places; one number: everywhere.
+        more_gamma: The weights of further learners, likewise. The clean learner has what is left
+            of one.
+        anchor: Whether gamma runs from t' on (``start``: progress is 0 up to t' and 1 at the end,
+            so that the first merge of learners that were trained apart follows one of them alone
+            where gamma(0) = 1) or from the first round (``clock``, as the Generalist code).
+        alpha: The memory of the weight average, alpha', per step; 0 is none.
+        warmup: Whether that memory grows in over the first steps s, as (s + 1) / (s + 10).
+        source: Whether the learners' ``weights`` are merged (the paper's Eq. 4) or their running
+            ``average`` (the Generalist code).
+        every: The rounds between two hand-overs of the global weights, c; None: there are none.
+        count: Whether t mod c counts ``rounds`` (the paper) or those ``since-start``.
+        inclusive: Whether there is a hand-over at t' itself: the paper's formula says t > t', its
+            text and the Generalist code say t >= t'. Where t' is found at the end of its round, a
+            hand-over after every step begins with a later round.
+        granularity: Hand over at the end of a ``round`` (the paper) or after every ``step`` of it
+            (the Generalist code).
+        momentum: Whether the optimisers ``keep`` their momentum at a hand-over or ``zero`` it.
+        batchnorm: ``average`` the statistics, or ``estimate`` them on a mix of the learners' own
+            inputs, weighted as they are.
+        start: The rule for t'.
     """
 
-    knots: Mapping[str, Knots]
+    gamma: float | tuple[float, ...] = (1.0, 1.0, 1.0, 0.4)
+    more_gamma: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     anchor: Literal["start", "clock"] = "start"
-
-    def __post_init__(self) -> None:
-        places = {place for knots in self.knots.values() for place in knots.places}
-        just_left = {place - 1e-9 for place in places if place > 0}  # of a jump
-        for place in sorted(places | just_left):
-            weights = [knots(place) for knots in self.knots.values()]
-            if abs(sum(weights) - 1) > 1e-6 or min(weights) < 0:
-                raise UserError(f"the learners' weights must be >= 0 and sum to 1, got {weights}")
-
-    def at(self, t: int, rounds: int, start: int | None) -> dict[str, float]:
-        """Return the weights in round ``t`` (from 1) of ``rounds``, with :math:`t'` = start."""
-        if self.anchor == "clock":
-            progress = t / rounds
-        elif start is None or t <= start or rounds <= start:
-            progress = 0.0
-        else:
-            progress = (t - start) / (rounds - start)
-        return {name: knots(progress) for name, knots in self.knots.items()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Handover:
-    r"""When the learners go on from the global weights: :math:`\mathcal{B}(t, t', c)`.
-
-    Arguments:
-        every: :math:`c`, in rounds; None: never.
-        count: What is divided by c: the round ``t`` itself (``"rounds"``, the paper's
-            :math:`t \bmod c`) or the rounds since the start (``"since-start"``).
-        inclusive: Whether :math:`t = t'` counts: the paper's formula says :math:`t > t'`, its
-            text and the Generalist code say :math:`t \ge t'`. Where t' is found at the end of
-            its round, a hand-over after every step begins with a later round.
-        granularity: At the end of such a ``"round"`` (the paper), or after every ``"step"`` of
-            it (the Generalist code).
-        momentum: What becomes of the optimisers' momentum: ``"keep"`` or ``"zero"``.
-    """
-
-    every: int | None = None
+    alpha: float = 0.999
+    warmup: bool = True
+    source: Literal["weights", "average"] = "weights"
+    every: int | None = 5
     count: Literal["rounds", "since-start"] = "since-start"
     inclusive: bool = True
     granularity: Literal["round", "step"] = "round"
     momentum: Literal["keep", "zero"] = "keep"
+    batchnorm: Literal["average", "estimate"] = "average"
+    start: AnyStart = field(default_factory=Stable)
 
     def __post_init__(self) -> None:
+        problems = [
+            f"{name} must lie in [0, 1] everywhere, got {list(values)}"
+            for name, values in (("gamma", self.gammas), *self.more_gamma.items())
+            if not values or not all(0 <= value <= 1 for value in values)
+        ]
         if self.every is not None and self.every < 1:
-            raise UserError(f"every must be at least 1 round, got {self.every}")
+            problems.append(f"every must be at least 1 round, got {self.every}")
+        if self.batchnorm == "estimate" and self.granularity == "step":
+            problems.append(
+                "batchnorm=estimate would be estimated after every step; choose granularity=round"
+            )
+        if not 0 <= self.alpha < 1:
+            problems.append(f"alpha must lie in [0, 1), got {self.alpha}")
+        refuse(problems)
+        names, limit = sorted(self.knots()), getattr(self.start, "threshold", None)
+        if isinstance(limit, Mapping) and sorted(limit) != names:
+            raise UserError(f"start.threshold must name each of {names}, got {sorted(limit)}")
+
+    @property
+    def gammas(self) -> tuple[float, ...]:
+        """Return the values of gamma."""
+        return self.gamma if isinstance(self.gamma, tuple) else (self.gamma,)
+
+    @property
+    def averages(self) -> bool:
+        """Return whether the global model is an average over steps."""
+        return self.alpha > 0
+
+    def knots(self) -> dict[str, Knots]:
+        """Return the weights of all learners over the progress; the clean one has the rest."""
+        given = {"robust": Knots(self.gammas)}
+        given |= {name: Knots(tuple(values)) for name, values in self.more_gamma.items()}
+        places = sorted({place for knots in given.values() for place in knots.places})
+        left = tuple(1 - sum(knots(place) for knots in given.values()) for place in places)
+        if min(left) < -1e-9:
+            raise UserError(
+                "gamma and more_gamma may sum to at most 1 everywhere; the clean learner, which "
+                f"has the rest, would have {min(left):.3g}: set gamma, too, like gamma=[1, 0.4]"
+            )
+        clean = Knots(tuple(max(value, 0.0) for value in left), tuple(places))
+        return {"clean": clean, **given}
+
+    def progress(self, t: int, rounds: int, start: int | None) -> float:
+        """Return how far gamma has run in round ``t`` (from 1), with :math:`t'` = start."""
+        if self.anchor == "clock":
+            return t / rounds
+        if start is None or t <= start or rounds <= start:
+            return 0.0
+        return (t - start) / (rounds - start)
 
     def due(self, t: int, start: int | None) -> bool:
-        """Tell whether round ``t`` hands over, with :math:`t'` = start."""
+        r"""Return whether round ``t`` hands over: :math:`\mathcal{B}(t, t', c)`, t' = start."""
         if self.every is None or start is None or t < start:
             return False
         if t == start and not self.inclusive:
@@ -104,53 +138,9 @@ class Handover:
         counted = t if self.count == "rounds" else t - start
         return counted % self.every == 0
 
-
-@dataclass(frozen=True, kw_only=True)
-class Merge:
-    r"""The rule that makes one model of several learners.
-
-    Arguments:
-        weights: How much each learner counts.
-        alpha: :math:`\alpha'`, the memory of the global model, per step; 0 is no averaging.
-        warmup: Whether the memory grows in, as :math:`\min(\alpha', (s + 1)/(s + 10))`.
-        source: What is merged: the learners' ``"weights"`` (the paper's Eq. 4) or their running
-            ``"average"`` (the Generalist code).
-        twice: Whether running averages, when they are merged, are averaged once more, as in the
-            Generalist code; else the global model is their weighted sum at the moment.
-        start: The rule for :math:`t'`.
-        handover: When the learners go on from the global weights.
-        batchnorm: Statistics of the global model: ``"average"`` of the learners', or
-            ``"estimate"`` on a mix of the learners' own inputs, weighted as they are.
-    """
-
-    weights: Weights
-    alpha: float = 0.0
-    warmup: bool = True
-    source: Literal["weights", "average"] = "weights"
-    twice: bool = True
-    start: Start = field(default_factory=Never)
-    handover: Handover = field(default_factory=Handover)
-    batchnorm: Literal["average", "estimate"] = "average"
-
-    def __post_init__(self) -> None:
-        if self.batchnorm == "estimate" and self.handover.granularity == "step":
-            raise UserError(
-                "batchnorm=estimate would be estimated after every step; choose granularity=round"
-            )
-        if not 0 <= self.alpha < 1:
-            raise UserError(f"alpha must lie in [0, 1), got {self.alpha}")
-        if not self.twice and self.source != "average":
-            raise UserError(
-                "weights are averaged once, or never: twice=false is for source=average"
-            )
-
     def memory(self, step: int) -> float:
         r"""Return :math:`\alpha'` at a step, counted from 0 over the whole training."""
         return min(self.alpha, (step + 1) / (step + 10)) if self.warmup else self.alpha
-
-    def kept(self, memory: float) -> float:
-        """Return how much of the global model stays in a step with such a memory."""
-        return memory if self.twice else 0.0
 
 
 def averaged_names(model: nn.Module) -> list[str]:

@@ -8,13 +8,13 @@ the first round at which it had stabilised. Each learner is latched separately, 
 Rules are pure functions of the history, so a resumed run decides as the whole one would.
 """
 
-__all__ = ["Fixed", "Never", "Stable", "Start", "Threshold", "Verdict"]
+__all__ = ["AnyStart", "Fixed", "Never", "Stable", "Threshold", "Verdict"]
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal, Protocol
+from typing import Literal
 
 from equipoise.errors import UserError
 
@@ -57,24 +57,6 @@ class Verdict:
 
 
 SYMBOLS = {"clean": "t_n", "robust": "t_r"}
-
-
-class Start(Protocol):
-    """A rule that finds :math:`t'`."""
-
-    @property
-    def losses(self) -> Literal["train", "held-out"]:
-        """Which losses the rule looks at."""
-        ...
-
-    def __call__(self, history: Mapping[str, Sequence[float]], rounds: int) -> Verdict:
-        """Return the verdict.
-
-        Arguments:
-            history: The losses of each learner, one a round.
-            rounds: How many rounds the training has in all.
-        """
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,3 +224,7 @@ class Stable:
             if gained > 0 and smooth[t - self.window] - smooth[t] < self.ratio * gained:
                 return t + 1
         return None
+
+
+AnyStart = Stable | Threshold | Fixed | Never
+"""The rules by their class; ``rule`` names the one that is meant."""
