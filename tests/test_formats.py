@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,16 @@ def test_every_file_of_the_folders_is_named(folders):
     }
     there = SECTIONS["The run folder"].split()
     assert sorted(n for n in names if n not in there and not n.startswith("front/")) == []
+
+
+@pytest.mark.slow
+def test_the_recorded_commit_is_that_of_the_checkout(folders):
+    commit = None
+    if (ROOT / ".git").exists():
+        words = ("git", "-C", ROOT, "rev-parse", "HEAD")
+        commit = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    provenance = json.loads((folders / "run" / "provenance.json").read_text(encoding="utf-8"))
+    assert provenance["git_commit"] == commit
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("docs/results/*/results.json")), ids=str)
