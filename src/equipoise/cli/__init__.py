@@ -46,8 +46,8 @@ def _root(
         typer.Option(
             "--import",
             envvar=plugins.VARIABLE,
-            help="A Python file of your own, run first: it may add methods, attacks, data sets "
-            "and models to the tables.",
+            help="A Python file of your own that runs first; it may add methods, attacks, "
+            "datasets and models.",
         ),
     ] = None,
 ) -> None:
@@ -67,7 +67,7 @@ app.command(epilog=comparing.EPILOG)(comparing.compare)
 app.command(epilog=reproducing.EPILOG)(reproducing.reproduce)
 app.command()(reporting.report)
 app.command("list")(reporting.list_)
-data_app = typer.Typer(help="Find and get data sets.", invoke_without_command=True)
+data_app = typer.Typer(help="List datasets, and download them.", invoke_without_command=True)
 data_app.callback()(reporting.data)
 data_app.command("get")(reporting.data_get)
 app.add_typer(data_app, name="data")

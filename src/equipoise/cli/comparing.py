@@ -24,12 +24,13 @@ EPILOG = """The plan:
     pgd-at-averaged: {method: pgd-at, alpha: 0.995}
   evaluate: {attacks: "pgd-100,autoattack", n: 1000}
 
-base is laid under every entry; an entry holds what a recipe may say, and its method is by default
-its name. budget is the gradient evaluations of a training: rounds that an entry does not give are
-budget / (cost of an image in a round x images of a round); `cost: 4.1` in an entry is what an
-image is expected to cost, where that shows only in the run. evaluate may also hold eps (one
-radius or a list), weights (like [model, rounds, gamma-0.4]), individual, first, precision,
-batch_size, points (measure a front) and cmmr; the plan may also hold grids, only and published.
+base holds settings of every entry. An entry holds settings of a recipe; its method is by default
+its name. budget is the number of gradient evaluations of a training: an entry without rounds
+(epochs) gets budget / (gradient evaluations of an image x images of a round) rounds. `cost: 4.1`
+in an entry gives the gradient evaluations of an image where they are only known afterwards.
+evaluate may also hold eps (one radius or a list), weights (like [model, rounds, gamma-0.4]),
+individual, first, precision, batch_size, points (measure a front) and cmmr; the plan may also
+hold grids, only and published.
 
 DIR gets a run folder for each entry and seed, which report, verify and evaluate read, and
 table.md, table.csv, results.json, report.html and logs/.
@@ -37,23 +38,25 @@ table.md, table.csv, results.json, report.html and logs/.
 
 
 def compare(
-    what: Annotated[Path, typer.Argument(metavar="PLAN.yaml", help="What is compared.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where runs and table go.")],
+    what: Annotated[Path, typer.Argument(metavar="PLAN.yaml", help="What to compare; see below.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="The folder of the runs and the table.")
+    ],
     workers: Annotated[
-        int, typer.Option(help="Runs side by side, each with its share of the threads.")
+        int, typer.Option(help="Processes side by side, each with its share of the threads.")
     ] = 1,
     data_dir: DataDir = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Show what is to be done and what is done; stop there.")
+        bool, typer.Option("--plan", help="Print what is done and what is left, and stop.")
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Show nothing but the table and warnings.")
+        bool, typer.Option("--quiet", "-q", help="Print the table and warnings only.")
     ] = False,
 ) -> None:
-    """Train and judge many methods under one protocol; make one table.
+    """Train and evaluate many methods in the same way, and write one table.
 
-    Ctrl-C saves and stops. The same command goes on, inside a training or an attack, and does
-    nothing again that is finished; also after kill -9.
+    Ctrl-C saves and stops. The same command continues, inside a training or an attack, and
+    repeats nothing that is finished; also after kill -9.
     """
     from equipoise.plans.compare import compare as job
 

@@ -31,8 +31,8 @@ from equipoise.cli.options import (
 from equipoise.errors import RunError, UserError
 
 EVALUATE_EPILOG = (
-    "AutoAttack: --attacks autoattack. Table 2 of a paper, each attack alone and as a "
-    "stage: --attacks pgd-20,autoattack --individual. A model of your own: equipoise evaluate "
+    "AutoAttack: --attacks autoattack. Each attack on all images, as in the tables of papers: "
+    "--attacks pgd-20,autoattack --individual. A model of your own: equipoise evaluate "
     "package.module:function --weights FILE --data cifar10 --eps 8/255."
 )
 
@@ -42,7 +42,8 @@ def evaluate(
         str | None,
         typer.Argument(
             metavar="RUN|MODEL",
-            help="The run folder; or a model of your own, package.module:function, an nn.Module.",
+            help="The run folder; or a model of your own: package.module:function, where the "
+            "function returns an nn.Module.",
         ),
     ] = None,
     attacks: Attacks = None,
@@ -50,9 +51,9 @@ def evaluate(
         bool | None,
         typer.Option(
             "--individual/--staged",
-            help="Every attack alone on all correctly classified images; or each on what "
-            "withstood those before. By default the stages of an ensemble are staged, and "
-            "attacks that are named alone run alone.",
+            help="Run every attack on all correctly classified images; or each on the images that "
+            "are still robust after the earlier ones. Default: attacks run on all images, the "
+            "stages of an ensemble on those that are still robust.",
         ),
     ] = None,
     eps: Eps = None,
@@ -60,17 +61,17 @@ def evaluate(
     n: Size = None,
     first: First = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted evaluation.")
+        bool, typer.Option("--resume", help="Continue an interrupted evaluation.")
     ] = False,
     model: Annotated[
         str | None,
         typer.Option(
-            help="The same as MODEL by its position; or the model of a RUN that is of one of your "
-            "own."
+            help="The same as the argument MODEL; or, with a RUN that holds evaluations of a "
+            "model of your own, that model."
         ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="With MODEL: a data set, or the path of an .npz.")
+        str | None, typer.Option(help="With MODEL: a dataset, or the path of an .npz file.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="With MODEL: the folder of the results.")
@@ -78,65 +79,74 @@ def evaluate(
     normalise: Annotated[
         str | None,
         typer.Option(
-            help="With MODEL: put the normalisation of this data set in front of it (imagenet, "
-            "cifar10, cifar100, svhn, mnist, fashion-mnist, clip, half); none: not even that of "
-            "the weights file.",
+            help="With MODEL: add the normalisation of this dataset in front of it (imagenet, "
+            "cifar10, cifar100, svhn, mnist, fashion-mnist, clip, half); none: add nothing, not "
+            "even constants of the weights file.",
         ),
     ] = None,
     mean: Annotated[
         str | None,
-        typer.Option(help="With MODEL and --std: the same by values, one a channel, by commas."),
+        typer.Option(
+            help="With MODEL and --std: the means of the normalisation, one for each channel, "
+            "separated by commas."
+        ),
     ] = None,
-    std: Annotated[str | None, typer.Option(help="With MODEL and --mean.")] = None,
+    std: Annotated[
+        str | None, typer.Option(help="With MODEL and --mean: the standard deviations.")
+    ] = None,
     seed: Seed = 0,
     batch_size: BatchSize = 250,
     precision: Precision = "auto",
     layout: Annotated[
         str,
-        typer.Option(help="Of images in the search: channels_last, contiguous or auto."),
+        typer.Option(help="Memory layout of the search: channels_last, contiguous or auto."),
     ] = "auto",
     compile: Annotated[  # noqa: A002 - torch's name for it
         bool,
-        typer.Option(help="Compile the search, which takes time at first: for long evaluations."),
+        typer.Option(
+            help="Compile the search with torch.compile: slow at first, for long evaluations."
+        ),
     ] = False,
     passes: Annotated[
-        int | None, typer.Option(help="Forward passes a verdict, for models that are random.")
+        int | None, typer.Option(help="Forward passes for each verdict, for random models.")
     ] = None,
     strongest: Annotated[
         bool,
         typer.Option(
             "--strongest",
-            help="Keep the points of the largest loss that PGD finds rather than the first that "
-            "fool: for distortions, CMMR and --transfer. The verdicts are the same.",
+            help="Keep the points with the largest loss that PGD finds, not the first that fool "
+            "the model: for distortions, CMMR and --transfer. The verdicts are the same.",
         ),
     ] = False,
     checks: Annotated[
-        bool, typer.Option(help="Look for what would make the numbers untrustworthy.")
+        bool, typer.Option(help="Check for what would make the numbers untrustworthy.")
     ] = True,
     transfer: Annotated[
         list[Path] | None,
-        typer.Option(help="Try the adversarial examples of this run, too; may be repeated."),
+        typer.Option(help="Also try the adversarial examples of this run; may be repeated."),
     ] = None,
     weights: Annotated[
         str | None,
         typer.Option(
-            help="model (the kept one), last, round-005, learner-clean or gamma-0.4 (the two "
-            "learners mixed), as far as the run has them; with MODEL: the file of its weights, or "
-            "FILE:KEY."
+            help="Which weights of the run: model (the kept ones), last, round-005 (after round "
+            "(epoch) 5), learner-clean, or gamma-0.4 (the two learners mixed); with MODEL: the "
+            "file of its weights, or FILE:KEY."
         ),
     ] = None,
-    json: Annotated[Path | None, typer.Option(help="Also write the records here.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="Also write the records to this JSON file.")
+    ] = None,
     strict: Strict = False,
     trust: Trust = False,
     data_dir: DataDir = None,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Attack a model on test images; print and keep the verdicts.
+    """Attack a model on test images; print and store the verdicts.
 
-    The worst case counts an image as robust only if it withstood all attacks, those of earlier
-    evaluations of the same weights on the same images included. Ctrl-C keeps what was found;
-    --resume goes on inside the running attack.
+    In the worst case an image counts as robust only if it is robust under all attacks, including
+    those of earlier evaluations of the same weights on the same images. Ctrl-C saves and stops;
+    --resume continues inside the running attack.
     """
     from equipoise.jobs.evaluate import evaluate_subject
     from equipoise.jobs.target_model import of_model, of_run, open_folder
@@ -216,19 +226,21 @@ def verify(
     run: Annotated[Path, typer.Argument(help="The run folder.")],
     model: Annotated[
         str | None,
-        typer.Option(help="The model, where the folder is of one of your own, as evaluated."),
+        typer.Option(help="If the folder holds evaluations of a model of your own: that model."),
     ] = None,
     trust: Trust = False,
     again: Annotated[
         int,
         typer.Option(
             metavar="N",
-            help="Also attack N random images again that are said to be robust, as before.",
+            help="Also attack N randomly drawn images again that are stored as robust.",
         ),
     ] = 0,
     nonce: Annotated[
         str | None,
-        typer.Option(help="With --again: any text, which chooses the points; a new one."),
+        typer.Option(
+            help="With --again: any text; it determines which images are drawn. Default: random."
+        ),
     ] = None,
     data_dir: DataDir = None,
     device: Device = "auto",
@@ -237,8 +249,9 @@ def verify(
     """Check every stored adversarial example again, by forward passes alone.
 
     Each must be finite, in the range, in the ball (in float64), and misclassified by the float32
-    model, and every number must follow from the verdicts: else exit code 1. That proves how robust
-    the model is at most; what was not found cannot be seen. --again looks for it.
+    model, and every number must follow from the verdicts; otherwise the exit code is 1. This
+    proves an upper bound on the robust accuracy. --again attacks again images that are stored as
+    robust.
     """
     from equipoise.jobs.verify import verify_run
 

@@ -30,45 +30,50 @@ if TYPE_CHECKING:
     from equipoise.fronts.line import BatchNorms
 
 FRONT_EPILOG = (
-    "Then: equipoise pick RUN --min-clean 0.88 --out runs/picked. Interrupted, the same command "
-    "goes on; with more --points it adds to what is there."
+    "Next: equipoise pick RUN --min-clean 0.88 --out runs/picked. After an interruption the same "
+    "command continues; with more --points it measures further models."
 )
 PICK_EPILOG = (
-    "The bounds hold for all measured models together, with 95 % probability, so that the choice "
-    "among them costs nothing. Exit code 1: no measured model meets the constraint."
+    "The bounds hold for all measured models together with 95 % probability, so they stay valid "
+    "for the chosen one. Exit code 1: no measured model meets the constraint."
 )
 
 BatchNorm = Annotated[
     str | None,
     typer.Option(
-        help="BatchNorm between the ends: average of theirs, or estimate on a mix of clean and "
-        "adversarial training images."
+        help="Statistics of BatchNorm between the ends: average (of the two ends), or estimate "
+        "(on a mix of clean and adversarial training images)."
     ),
 ]
 Ends = Annotated[
     tuple[str, str] | None,
     typer.Option(
         metavar="CLEAN ROBUST",
-        help="Two models of one architecture: run folders, .safetensors files in them, or "
-        "weights of RUN by name, like last or round-005.",
+        help="The two ends, models of one architecture: run folders, .safetensors files in them, "
+        "or names of weights of RUN, like last or round-005. Default: the learners of RUN.",
     ),
 ]
 
 
 def front(
-    run: Annotated[Path, typer.Argument(help="The run folder: its learners, images, threat.")],
+    run: Annotated[
+        Path,
+        typer.Argument(help="The run folder; its learners, held-out images and threat are used."),
+    ],
     ends: Ends = None,
     beside: Annotated[
         list[Path] | None,
-        typer.Option("--with", help="Measure this run's model, too; may be repeated."),
+        typer.Option("--with", help="Also measure the model of this run; may be repeated."),
     ] = None,
     eps: Eps = None,
     norm: Norm = None,
     attacks: Attacks = None,
     n: Size = None,
     first: First = False,
-    points: Annotated[int, typer.Option(help="How many models to measure at most.")] = 9,
-    beyond: Annotated[float, typer.Option(help="How far to go beyond the ends.")] = 0.0,
+    points: Annotated[int, typer.Option(help="The largest number of models to measure.")] = 9,
+    beyond: Annotated[
+        float, typer.Option(help="How far beyond the ends gamma may go, below 0 and above 1.")
+    ] = 0.0,
     batchnorm: BatchNorm = None,
     seed: Seed = 0,
     batch_size: BatchSize = 250,
@@ -80,9 +85,9 @@ def front(
 ) -> None:
     """Measure every trade-off between a clean and a robust model, on held-out images.
 
-    The weights of two ends, by default the learners of RUN, are mixed; each mix is a model. More
-    are measured where neighbours differ most. What fooled a model is tried first at the next one.
-    A table is printed; front.json, front.svg and front.png are written to RUN.
+    Each model is a mix of the weights of two ends: gamma of the robust and 1 - gamma of the clean
+    end. More are measured where neighbours differ most. The adversarial examples of a neighbour
+    are tried first. A table is printed; front.json, front.svg and front.png are written to RUN.
     """
     from equipoise.fronts.survey import DEFAULT
     from equipoise.jobs.front import measure_front
@@ -123,27 +128,29 @@ def front(
 def pick(
     run: Annotated[Path, typer.Argument(help="The run folder of the front.")],
     out: Annotated[
-        Path | None, typer.Option(help="The folder of the picked model; RUN-picked.")
+        Path | None, typer.Option(help="The folder of the picked model; default: RUN-picked.")
     ] = None,
     max_clean_drop: Annotated[
         str | None,
-        typer.Option(help="The most clean accuracy to lose, like 0.01 or 1%."),
+        typer.Option(help="The largest loss of clean accuracy, like 0.01 or 1%."),
     ] = None,
     min_clean: Annotated[
-        str | None, typer.Option(help="The least clean accuracy, like 0.88 or 88%.")
+        str | None, typer.Option(help="The smallest clean accuracy, like 0.88 or 88%.")
     ] = None,
     min_robust: Annotated[
-        str | None, typer.Option(help="The least robust accuracy, like 0.7 or 70%.")
+        str | None, typer.Option(help="The smallest robust accuracy, like 0.7 or 70%.")
     ] = None,
     gamma: Annotated[
-        float | None, typer.Option(help="This model: 0 is the clean end, 1 the robust one.")
+        float | None,
+        typer.Option(help="Take the model at this gamma: 0 is the clean end, 1 the robust one."),
     ] = None,
     standard: Annotated[
         Path | None,
-        typer.Option(help="With --max-clean-drop: the run of the model to lose from."),
+        typer.Option(help="With --max-clean-drop: the run whose clean accuracy is the reference."),
     ] = None,
     reference: Annotated[
-        str | None, typer.Option(help="With --max-clean-drop: the accuracy to lose from.")
+        str | None,
+        typer.Option(help="With --max-clean-drop: the clean accuracy that is the reference."),
     ] = None,
     ends: Ends = None,
     batchnorm: BatchNorm = None,
@@ -152,10 +159,11 @@ def pick(
     trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
-    """Pick a model from a measured front, and write it as a run folder like any other.
+    """Pick a model from a measured front, and write it as a run folder.
 
-    The most robust model is picked whose 95 % lower bound of clean accuracy meets the constraint;
-    with --min-robust the most accurate one. Held-out images decide, test images never do.
+    The picked model is the most robust one whose 95 % lower bound of clean accuracy meets the
+    constraint; with --min-robust it is the most accurate one whose robust accuracy does. The
+    choice uses held-out images, never test images.
     """
     from equipoise.jobs import pick as job
 

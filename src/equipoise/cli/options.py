@@ -33,35 +33,49 @@ if TYPE_CHECKING:
     from equipoise.terminal.progress import Console
 
 DataDir = Annotated[
-    Path | None, typer.Option(help="Folder of the data; the usual places otherwise.")
+    Path | None,
+    typer.Option(help="Folder of the datasets; default: the places that `equipoise data` names."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Attacks = Annotated[
     str | None,
     typer.Option(
-        help="Attacks, by commas; see `equipoise list attacks`. -K is K steps, options stand in "
-        "brackets: square(queries=1000). By default evaluate takes fgsm, pgd-20, mi-fgsm-10 and "
-        "cw-inf-30, where defined, and front two short multi-step attacks."
+        help="Attacks, separated by commas; see `equipoise list attacks`. pgd-20 is PGD with 20 "
+        "steps; options stand in brackets: square(queries=1000). Default of evaluate: fgsm, "
+        "pgd-20, mi-fgsm-10 and cw-inf-30, as far as the norm has them; of front: two short "
+        "APGD attacks."
     ),
 ]
-Eps = Annotated[str | None, typer.Option(help="Radii, by commas, like 8/255; that of training.")]
-Norm = Annotated[str | None, typer.Option(help="linf, l2 or l1; that of the training.")]
-Size = Annotated[int | None, typer.Option("-n", help="N images, a stratified sample; all.")]
-First = Annotated[bool, typer.Option("--first", help="With -n: the first N images instead.")]
-Seed = Annotated[int, typer.Option(help="Seed of the attacks.")]
-BatchSize = Annotated[int, typer.Option(help="Images at a time: memory, not results.")]
+Eps = Annotated[
+    str | None,
+    typer.Option(help="Radii, separated by commas, like 8/255; default: that of the training."),
+]
+Norm = Annotated[str | None, typer.Option(help="linf, l2 or l1; default: that of the training.")]
+Size = Annotated[
+    int | None, typer.Option("-n", help="Take a stratified sample of N images; default: all.")
+]
+First = Annotated[bool, typer.Option("--first", help="With -n: take the first N images instead.")]
+Seed = Annotated[int, typer.Option(help="Random seed of the attacks.")]
+BatchSize = Annotated[
+    int, typer.Option(help="Images attacked at a time; changes memory and time, not results.")
+]
 Precision = Annotated[
-    str, typer.Option(help="Of the search: float32, bfloat16 or auto. The judge is float32.")
+    str,
+    typer.Option(
+        help="Arithmetic of the search: float32, bfloat16 or auto. Verdicts are always made "
+        "in float32."
+    ),
 ]
 Strict = Annotated[
     bool, typer.Option("--strict", help="End with exit code 1 if a check of an evaluation failed.")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but warnings.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings only.")]
 Trust = Annotated[
     bool,
     typer.Option(
         "--trust",
-        help="Run the code of its owner that the folder names; without it no folder runs any.",
+        help="Run the Python file of its owner that the folder names; otherwise no code of a "
+        "folder is run.",
     ),
 ]
 

@@ -14,11 +14,11 @@ REPORT = Path("report.html")
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, to stand side by side.")],
-    out: Annotated[Path, typer.Option(help="The page; or tables, as .md.")] = REPORT,
+    runs: Annotated[list[Path], typer.Argument(help="Run folders to compare.")],
+    out: Annotated[Path, typer.Option(help="The page, .html; or its tables, .md.")] = REPORT,
     strict: Strict = False,
 ) -> None:
-    """Write one self-contained page: results, curves, examples, provenance."""
+    """Write one HTML page, without external files: results, curves, examples, provenance."""
     from equipoise.report import build, failed_checks
 
     typer.echo(build(runs, out))
@@ -31,10 +31,14 @@ def list_(
         typer.Argument(metavar="[methods|attacks|models|data|presets]", help="What to list."),
     ] = None,
     name: Annotated[
-        str | None, typer.Argument(metavar="[METHOD|DATA]", help="List its settings; its presets.")
+        str | None,
+        typer.Argument(
+            metavar="[METHOD|DATA]",
+            help="After methods: list its settings; after presets: list its presets.",
+        ),
     ] = None,
 ) -> None:
-    """List methods, attacks, models, data sets and presets; or the settings of a method."""
+    """List methods, attacks, networks, datasets and presets, or the settings of a method."""
     from equipoise.cli.listing import write_catalogue, write_presets, write_settings
 
     if what == "presets":
@@ -48,7 +52,7 @@ def list_(
 
 
 def data(context: typer.Context, data_dir: DataDir = None) -> None:
-    """Show which data sets are there, which verified copy, and how to get the others."""
+    """Show which datasets were found, which copy was verified, and how to get the others."""
     if context.invoked_subcommand is None:
         from equipoise.cli.listing import write_data
 
@@ -56,15 +60,15 @@ def data(context: typer.Context, data_dir: DataDir = None) -> None:
 
 
 def data_get(
-    name: Annotated[str, typer.Argument(help="The data set.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Really download.")] = False,
+    name: Annotated[str, typer.Argument(help="The dataset.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Agree to the download.")] = False,
     base: Annotated[
-        str | None, typer.Option(help="Another http(s) folder to take it from.")
+        str | None, typer.Option(help="Another http(s) address to download it from.")
     ] = None,
     data_dir: DataDir = None,
     quiet: Quiet = False,
 ) -> None:
-    """Download a data set: resumable, and verified by checksum before it is put in place."""
+    """Download a dataset; resumable, and verified by checksum before it is put in place."""
     from equipoise.data import DATASETS, get, load
 
     if name in DATASETS and not yes:
@@ -81,12 +85,12 @@ def data_get(
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Where the two runs and the page go.")] = Path(
+    out: Annotated[Path, typer.Option(help="The folder of the two runs and the report.")] = Path(
         "runs/demo"
     ),
     quiet: Quiet = False,
 ) -> None:
-    """Train an undefended and an A3GT model on digits, attack both, write a report."""
+    """Train an undefended and an A3GT model on digits, attack both, and write a report."""
     from equipoise.jobs.demo import run_demo
 
     run_demo(out, console=console_of(quiet))

@@ -13,7 +13,7 @@ import typer
 from equipoise.cli.options import DataDir, Quiet, console_of
 from equipoise.errors import UserError
 
-EPILOG = """What there is:
+EPILOG = """WHAT is one or several of:
 
 \b
   table2    clean and robust accuracy of every method under every attack
@@ -22,15 +22,15 @@ EPILOG = """What there is:
   fig3      the composite score CMMR against eps (see docs/cmmr.md)
   fig4      CMMR as a radar at eps .04, .08, .12, .16
   fig5      the ablation over gamma and c
-  controls  does it matter when the learners are synchronised?
-  front     one run that holds a front against a training for each point of it
-  settings  does one setting of a front serve all data sets and networks?
+  controls  does the round (epoch) t' of the first merge matter?
+  front     one a3gt-front run against one training for each trade-off
+  settings  do the defaults of a3gt-front suit other datasets and networks?
   all       everything, on one page
 
 Scales:
 
 \b
-  smoke     digits, minutes: shows that everything runs
+  smoke     digits, in minutes: shows that everything runs
   cpu       Fashion-MNIST and MNIST with a small CNN, hours on two cores
   full      CIFAR-10, MNIST and SVHN with ResNet-18, as in the paper: for a GPU
 
@@ -42,45 +42,46 @@ figures (SVG, PNG); and one page of all: index.html, and as Markdown results.md.
 
 def reproduce(
     what: Annotated[
-        list[str], typer.Argument(metavar="WHAT...", help="Tables and figures, see below; or all.")
+        list[str], typer.Argument(metavar="WHAT...", help="Tables and figures, or all; see below.")
     ],
-    scale: Annotated[str, typer.Option(help="smoke, cpu or full.")] = "smoke",
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes.")] = Path(
+    scale: Annotated[str, typer.Option(help="smoke, cpu or full; see below.")] = "smoke",
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of everything.")] = Path(
         "runs/reproduce"
     ),
     only: Annotated[
-        str | None, typer.Option(help="Entries, by commas, like a3gt,mix-at-*; all otherwise.")
+        str | None,
+        typer.Option(help="Entries, separated by commas, like a3gt,mix-at-*; default: all."),
     ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=FILE",
-            help="Take an .npz file in the place of a data set, like cifar10=mine.npz; may be "
-            "repeated.",
+            help="Use an .npz file as this dataset, like cifar10=mine.npz; may be repeated.",
         ),
     ] = None,
     workers: Annotated[
-        int, typer.Option(help="Runs side by side, each with its share of the threads.")
+        int, typer.Option(help="Processes side by side, each with its share of the threads.")
     ] = 1,
     data_dir: DataDir = None,
     slice_: Annotated[
         bool,
         typer.Option(
             "--slice",
-            help="Cut every training to 2 rounds of 512 images with an eighth of the width, every "
-            "evaluation to 8 images: shows that a scale runs here; the numbers mean nothing.",
+            help="Cut every training to 2 rounds (epochs) of 512 images with an eighth of the "
+            "width, every evaluation to 8 images: shows that a scale runs on this machine; the "
+            "numbers mean nothing.",
         ),
     ] = False,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Show what is to be done and what is done; stop there.")
+        bool, typer.Option("--plan", help="Print what is done and what is left, and stop.")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw the paper's tables and figures from runs of your own.
+    """Make the paper's tables and figures from trainings on this machine.
 
-    The plan comes first: runs, gradient evaluations, a rough time. Runs that several of them need
-    are made once. Ctrl-C saves and stops; the same command goes on, and does nothing again that
-    is finished; also after kill -9.
+    The plan is printed first: trainings, gradient evaluations, an estimate of the time. A training
+    that several tables need is run once. Ctrl-C saves and stops; the same command continues, and
+    repeats nothing that is finished; also after kill -9.
     """
     from equipoise.plans.reproduce import reproduce as job
 
@@ -100,7 +101,7 @@ def reproduce(
 
 
 def _files(given: Sequence[str]) -> dict[str, Path]:
-    """Return the files that are taken in the place of data sets, by their names."""
+    """Return the files that are taken in the place of datasets, by their names."""
     found = {}
     for text in given:
         name, equals, file = text.partition("=")

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from equipoise.settings.recipe import Recipe
 
 TRAIN_EPILOG = (
-    "Settings are those of `equipoise list methods METHOD`, written key=value: "
-    "eps=8/255 rounds=30 every=2 robust.lr=0.1 start=0.5"
+    "A round (epoch) is one pass over the training images. `equipoise list methods METHOD` "
+    "explains every setting; write them as key=value: eps=8/255 rounds=30 every=2 robust.lr=0.1 "
+    "start=0.5"
 )
 
 
@@ -24,32 +25,37 @@ def train(
         str | None,
         typer.Argument(
             metavar="METHOD|RECIPE.yaml|RUN",
-            help="A method's name, or a recipe; or a run folder to go on with, as --resume.",
+            help="The name of a method, a recipe, or a run folder to resume.",
         ),
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[key=value]...", help="Settings to change.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The run folder to make.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.")] = None,
-    data: Annotated[str | None, typer.Option(help="Data set, or the path of an .npz.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder to write.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Resume the training in this run folder.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Dataset, or the path of an .npz file.")] = None,
     data_dir: DataDir = None,
-    model: Annotated[str | None, typer.Option(help="Model; see `equipoise list models`.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; auto.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Network; see `equipoise list models`.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed of the training.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; default: auto.")] = None,
     published: Annotated[
         bool,
         typer.Option(
             "--published",
-            help="Begin with the published settings; see `equipoise list presets METHOD`.",
+            help="Start from the settings of the method's paper; see `equipoise list presets "
+            "METHOD`.",
         ),
     ] = False,
     trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a method, or a recipe, in a new run folder; or go on with one.
+    """Train a method or a recipe into a new run folder, or resume a training.
 
-    Ctrl-C saves and stops; --resume ends with the weights of an uninterrupted run.
+    Ctrl-C saves and stops. A resumed training ends with the weights of an uninterrupted one.
     """
     from equipoise.jobs import train as job
 
@@ -109,26 +115,27 @@ def _recipe(
 
 
 EXPLAIN_EPILOG = (
-    "For instance: equipoise explain trades beta=3 --data cifar10; "
+    "Examples: equipoise explain trades beta=3 --data cifar10; "
     "equipoise explain a3gt robust=mart every=1"
 )
 
 
 def explain(
     what: Annotated[
-        str, typer.Argument(metavar="METHOD|RECIPE.yaml", help="A method's name, or a recipe.")
+        str,
+        typer.Argument(metavar="METHOD|RECIPE.yaml", help="The name of a method, or a recipe."),
     ],
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[key=value]...", help="Settings to change.")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="Data set, for its customary eps.")] = None,
+    data: Annotated[str | None, typer.Option(help="Dataset; it sets the usual eps.")] = None,
     published: Annotated[
-        bool, typer.Option("--published", help="Begin with the published settings.")
+        bool, typer.Option("--published", help="Start from the settings of the method's paper.")
     ] = False,
 ) -> None:
     """Print what a method minimises: the loss as a formula, the attack, the merge, the cost.
 
-    All numbers are those that a training with the same settings would use. Nothing is started.
+    All numbers are those that a training with these settings would use. Nothing is trained.
     """
     from equipoise.settings.explanation import explain as in_words
 
