@@ -19,16 +19,16 @@ from equipoise import data
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation import evaluate
 from equipoise.jobs.evaluate import evaluate_run
-from equipoise.jobs.store import Store
 from equipoise.jobs.verify import verify_run
 from equipoise.models.foreign import import_model, load_weights
 from equipoise.store.digests import model_digest
+from equipoise.store.evaluations import Store
 from equipoise.store.runs import Run
 from equipoise.store.sealed import is_sealed, seal
 from problems import small_layers, small_net
 
 QUICK = "pgd-3,apgd-t-4,square-20"
-OFTEN = "import equipoise.jobs.autosave as k; k.SAVE_SECONDS = 0; k.SAVE_SHARE = 0"
+OFTEN = "import equipoise.evaluation.autosave as k; k.SAVE_SECONDS = 0; k.SAVE_SHARE = 0"
 
 
 @pytest.fixture(scope="module")
@@ -537,14 +537,14 @@ def stop_after(place: Path, attack: str = "pgd-1") -> str:
     """Return code that interrupts an evaluation when the attack begins."""
     return f"""
 from equipoise.jobs import evaluate as job
-whole, calls = job.evaluate, []
-def evaluate(*arguments, **settings):
-    calls.append(settings["threat"].eps)
-    open({str(place)!r}, "a").write(repr(settings["threat"].eps) + "\\n")
+whole, calls = job.evaluate_and_save, []
+def evaluate_and_save(protocol, *arguments, **settings):
+    calls.append(protocol.eps)
+    open({str(place)!r}, "a").write(repr(protocol.eps) + "\\n")
     if len(calls) == 2:
         raise KeyboardInterrupt
-    return whole(*arguments, **settings)
-job.evaluate = evaluate
+    return whole(protocol, *arguments, **settings)
+job.evaluate_and_save = evaluate_and_save
 """
 
 

@@ -19,21 +19,20 @@ from browser import browser
 from equipoise import data
 from equipoise.attacks import APGD
 from equipoise.errors import RunError, UserError
-from equipoise.evaluation import Protocol
+from equipoise.evaluation import Protocol, Result
+from equipoise.evaluation.evaluate import evaluate_by
 from equipoise.execution import Execution
 from equipoise.fronts import picking, survey
 from equipoise.fronts.barrier import barrier, in_words
 from equipoise.fronts.choice import FINEST, following, initial
-from equipoise.fronts.ledger import Ledger
-from equipoise.fronts.measure import Question, measure, retried
 from equipoise.fronts.picking import Candidate, Constraint, bounds, choose, level
-from equipoise.fronts.points import Point
-from equipoise.fronts.record import Record
+from equipoise.fronts.record import FrontRecord, Point
 from equipoise.jobs.front import measure_front
 from equipoise.jobs.train import train
 from equipoise.report import build
 from equipoise.settings.recipe import parse
 from equipoise.store.digests import model_digest
+from equipoise.store.evaluations import Store
 from equipoise.store.runs import Run
 from equipoise.store.weight_names import mix
 from equipoise.training.merge import averaged_names
@@ -206,12 +205,15 @@ def test_ends_that_cannot_be_mixed_are_refused(run, tmp_path, small):
 # Measuring
 
 
-def question(**changes) -> Question:
-    x, y = held_out(80)
-    usual = Protocol(
-        attacks="pgd-5,apgd-ce-5", execution=FULL, batch_size=30, norm="linf", eps=0.15
-    )
-    return Question(x=x, y=y, protocol=replace(usual, **changes))
+WARM = Protocol(
+    attacks="pgd-5,apgd-ce-5", norm="linf", eps=0.15, execution=FULL, batch_size=30,
+    individual=False, strongest=True, checks=False,
+)  # fmt: skip
+
+
+def searched(result: Result) -> int:
+    """Return how many images the first attack searched."""
+    return int(result.outcomes["pgd-5"].attacked.sum())
 
 
 def neighbour() -> torch.nn.Module:
@@ -225,92 +227,88 @@ def neighbour() -> torch.nn.Module:
 
 
 def test_warm_verdicts_are_at_least_as_strong_and_save_searches():
-    model, asked = small_net(0), question()
-    before = measure(neighbour(), asked)
-    cold, warm = measure(model, asked), measure(model, asked, {"near": before.x_adv})
+    model, (x, y) = small_net(0), held_out(80)
+    before = evaluate_by(WARM, neighbour(), x, y)
+    cold = evaluate_by(WARM, model, x, y)
+    warm = evaluate_by(WARM, model, x, y, others={"near": before.x_adv}, warm=True)
     assert torch.equal(cold.correct, warm.correct)
     assert not bool((warm.robust & ~cold.robust).any())
-    assert warm.transferred > 0
-    assert warm.searched == int(warm.correct.sum()) - warm.transferred < cold.searched
-    assert warm.backwards < cold.backwards
+    transferred = int(warm.outcomes["transfer"].broken.sum())
+    assert transferred > 0
+    assert searched(warm) == int(warm.correct.sum()) - transferred < searched(cold)
+    assert warm.outcomes["pgd-5"].backwards < cold.outcomes["pgd-5"].backwards
     with torch.no_grad():  # every verdict can be checked again
         answers = model(warm.x_adv).argmax(1)
     fooled = warm.correct & ~warm.robust
-    assert bool((answers[fooled] != asked.y[fooled]).all())
-    assert bool(asked.protocol.threat.contains(asked.x, warm.x_adv).all())
+    assert bool((answers[fooled] != y[fooled]).all())
+    assert bool(WARM.threat.contains(x, warm.x_adv).all())
 
 
 def test_what_lies_outside_the_ball_or_fools_nobody_is_not_taken_over():
-    model, asked = small_net(0), question()
-    cold = measure(model, asked)
-    wide = measure(model, question(eps=0.5))
-    for name, points in {"outside": wide.x_adv, "clean": asked.x}.items():
-        warm = measure(model, asked, {name: points})
-        inside = asked.protocol.threat.contains(asked.x, points) & wide.correct
-        assert warm.transferred <= int(inside.sum())
+    model, (x, y) = small_net(0), held_out(80)
+    cold = evaluate_by(WARM, model, x, y)
+    wide = evaluate_by(replace(WARM, eps=0.5), model, x, y)
+    for name, points in {"outside": wide.x_adv, "clean": x}.items():
+        warm = evaluate_by(WARM, model, x, y, others={name: points}, warm=True)
+        inside = WARM.threat.contains(x, points) & wide.correct
+        assert int(warm.outcomes["transfer"].broken.sum()) <= int(inside.sum())
         assert torch.equal(warm.robust, cold.robust)
 
 
 def test_robust_is_exact_where_the_answer_is_known():
     problem = linear_problem(3, classes=4)
-    asked = Question(
-        x=problem.x,
-        y=problem.y,
-        protocol=Protocol(
-            attacks={"apgd-t": APGD(steps=10, targets=3, loss="margin")},
-            norm="linf",
-            eps=0.03,
-            execution=FULL,
-        ),
-    )
-    found = measure(problem.model, asked)
-    assert torch.equal(found.robust, problem.robust(asked.protocol.threat))
+    attacks = {"apgd-t": APGD(steps=10, targets=3, loss="margin")}
+    asked = replace(WARM, attacks=attacks, eps=0.03)
+    found = evaluate_by(asked, problem.model, problem.x, problem.y)
+    assert torch.equal(found.robust, problem.robust(asked.threat))
 
 
 def test_later_finds_are_tried_at_earlier_points():
-    model, asked = small_net(0), question()
-    weak = measure(model, question(attacks="pgd-1(step_size=0.01)"))
-    strong = measure(model, asked)
-    again = retried(model, asked, weak, {"clean": asked.x, "strong": strong.x_adv})
+    model, (x, y) = small_net(0), held_out(80)
+    weak = evaluate_by(replace(WARM, attacks="pgd-1(step_size=0.01)"), model, x, y)
+    strong, none = evaluate_by(WARM, model, x, y), replace(WARM, attacks=())
+    others = {"clean": x, "strong": strong.x_adv}
+    again = evaluate_by(none, model, x, y, begun=weak, others=others, warm=True)
     assert int(weak.robust.sum()) > int(again.robust.sum())
     assert torch.equal(again.robust, weak.robust & strong.robust)
-    assert again.transferred == int((weak.robust & ~strong.robust).sum())
-    assert retried(model, asked, strong, {"clean": asked.x}) is strong
+    transferred = int(again.outcomes["transfer"].broken.sum())
+    assert transferred == int((weak.robust & ~strong.robust).sum())
+    more = evaluate_by(none, model, x, y, begun=again, others={"clean": x}, warm=True)
+    assert torch.equal(more.robust, again.robust)
 
 
-# The ledger
+# The store
 
 
-def test_the_ledger_knows_a_question_again_and_nothing_else(tmp_path):
-    run, warned = Run(tmp_path), []
-    ledger, asked = Ledger(run, warned.append), question()
-    identity = asked.identity() | {"model": "a"}
-    found = measure(small_net(0), asked)
-    assert ledger.find(identity) is None
-    name = ledger.write(identity, found)
-    again = ledger.find(identity)
-    assert again is not None
-    assert torch.equal(again.robust, found.robust)
-    assert torch.equal(again.x_adv, found.x_adv)
-    assert again.searched == found.searched
+def test_a_stored_point_is_found_by_all_that_its_verdicts_depend_on(tmp_path):
+    run, device = Run(tmp_path), torch.device("cpu")
+
+    def name(protocol: Protocol, model: str = "a") -> str:
+        return Store.by_key(run, protocol.key(device) | {"model_sha256": model}).name
+
     changes = (
         {"eps": 0.1},
         {"attacks": "pgd-6"},
         {"seed": 1},
         {"execution": Execution(precision="bfloat16")},
     )
-    others = [replace(asked, x=asked.x.flip(3)), replace(asked, y=asked.y.flip(0))]
-    for other in [*(question(**change) for change in changes), *others]:
-        assert ledger.find(other.identity() | {"model": "a"}) is None
-    assert ledger.find(asked.identity() | {"model": "b"}) is None
-    assert ledger.find(question(batch_size=7).identity() | {"model": "a"}) is not None
-    assert not warned
-    path = tmp_path / name
+    others = {name(replace(WARM, **change)) for change in changes} | {name(WARM, "b")}
+    assert len(others) == 5
+    assert name(WARM) not in others
+    assert name(replace(WARM, batch_size=7)) == name(WARM)
+
+
+def test_a_damaged_point_is_measured_again(measured, capsys):
+    before = FrontRecord.read(measured)
+    path = measured / before.points[0].file
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes(content)
-    assert ledger.find(identity) is None
-    assert "damaged" in warned[0]
+    after = measure_front(measured, **QUICK)
+    assert "damaged" in capsys.readouterr().err
+    assert [(p.clean, p.robust, p.file) for p in after.points] == [
+        (p.clean, p.robust, p.file) for p in before.points
+    ]
 
 
 # The job
@@ -322,12 +320,12 @@ def test_a_front_is_measured_drawn_and_said(command, run, tmp_path):
         "front", run, "--attacks", "pgd-3", "--points", 6, "--with", run, "--beyond", ".1"
     )
     assert ended.code == 0, ended.err
-    record = Record.read(run)
+    record = FrontRecord.read(run)
     assert record is not None
     assert len(record.points) == 6
     assert [p.gamma for p in record.points] == sorted(p.gamma for p in record.points)
     assert {-0.1, 0, 0.4, 0.5, 1, 1.1} == {p.gamma for p in record.points}
-    assert record.marks[0].gamma == 0.4
+    assert [p.gamma for p in record.points if p.mark] == [0.4]
     assert record.others[0].method == "a3gt"
     content = json.loads((run / "front.json").read_text())
     assert content["split"] == "validation"
@@ -342,12 +340,12 @@ def test_a_front_is_measured_drawn_and_said(command, run, tmp_path):
 
 
 def test_what_is_known_is_not_measured_again(measured, monkeypatch):
-    before = Record.read(measured)
+    before = FrontRecord.read(measured)
 
     def never(*_, **__):
         raise AssertionError("it was measured again")
 
-    monkeypatch.setattr(survey, "measure", never)
+    monkeypatch.setattr(survey, "evaluate_and_save", never)
     again = measure_front(measured, **QUICK)
     assert before is not None
     assert again == before
@@ -369,13 +367,13 @@ def test_no_test_image_has_a_part_in_it(run, monkeypatch, tmp_path):
 KILL = """
 import os, signal
 import equipoise.fronts.survey as survey
-real, calls = survey.measure, []
-def measure(*given):
+real, calls = survey.evaluate_and_save, []
+def evaluate_and_save(*given, **more):
     calls.append(given)
     if len(calls) == 4:
         os.kill(os.getpid(), signal.{name})
-    return real(*given)
-survey.measure = measure
+    return real(*given, **more)
+survey.evaluate_and_save = evaluate_and_save
 """
 
 
@@ -391,7 +389,7 @@ def test_a_front_that_was_stopped_goes_on(command, run, fronted, name):
     ended = command(*words)
     assert ended.code == 0
     assert ended.err.count("[known]") == 3
-    resumed, whole = Record.read(run), Record.read(fronted)
+    resumed, whole = FrontRecord.read(run), FrontRecord.read(fronted)
     assert resumed is not None
     assert whole is not None
     pairs = [(p.gamma, p.clean, p.robust, p.sha256) for p in resumed.points]
@@ -411,7 +409,7 @@ WRONG = {
     "--points 3": "points must be at least 4, for 1, 0, 0.5, 0.4",
     "--beyond 2": "beyond must lie in",
     "--eps 0.1,0.2": "a front has one radius",
-    "--norm l2": "say which with eps",
+    "--norm l2": "give the radius with --eps",
     "--attacks pgf-3": "did you mean 'pgd'",
     "--attacks clean": "at least one attack",
     "--n 61": "n must lie in 1..60 held-out images",
@@ -641,7 +639,7 @@ def test_damage_is_said_before_anything_is_picked(measured):
 @pytest.mark.slow
 def test_the_report_has_a_panel_that_says_everything_without_a_script(fronted, tmp_path):
     page = build([fronted], tmp_path / "report.html").read_text()
-    record = Record.read(fronted)
+    record = FrontRecord.read(fronted)
     assert record is not None
     assert f'max="{len(record.points) - 1}"' in page
     assert page.count("held-out image") >= 16
@@ -669,7 +667,7 @@ def test_the_slider_moves_everything(run, tmp_path):
     standard = train(parse(given | {"batch_size": 40, "width": 0.25}), tmp_path / "standard").path
     measure_front(run, ends=[str(standard), "learner-robust"], **QUICK)
     out = build([run], tmp_path / "report.html")
-    record = Record.read(run)
+    record = FrontRecord.read(run)
     assert record is not None
     with browser() as view:
         for width in (400, 1280):

@@ -15,7 +15,7 @@ from equipoise.attacks.pgd import for_verdicts
 from equipoise.draws import KeyedDraws
 from equipoise.execution import Execution, Fast, fast
 from equipoise.jobs.evaluate import evaluate_run
-from equipoise.jobs.store import Store
+from equipoise.store.evaluations import Store
 from equipoise.store.runs import Run
 from equipoise.threat import Threat
 from problems import held_out, small_net

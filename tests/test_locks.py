@@ -12,8 +12,8 @@ import pytest
 
 from equipoise.errors import RunError, UserError
 from equipoise.jobs.evaluate import evaluate_run
-from equipoise.jobs.store import Store
 from equipoise.jobs.verify import verify_run
+from equipoise.store.evaluations import Store
 from equipoise.store.locks import locked
 from equipoise.store.runs import Run
 from forks import BLOCKED, FORKED

@@ -158,17 +158,17 @@ def test_commands_are_quoted_and_name_the_import(monkeypatch):
 
 
 STOP = """
-import equipoise.jobs.autosave as k
+from equipoise.terminal.progress import Console
 seen = []
-advance = k.Keeper.advance
+attack = Console.attack
 
 def stop(self, progress):
-    advance(self, progress)
+    attack(self, progress)
     seen.append(progress)
     if len(seen) == 2:
         raise KeyboardInterrupt
 
-k.Keeper.advance = stop
+Console.attack = stop
 """
 
 

@@ -13,9 +13,9 @@ from equipoise.evaluation import Result
 from equipoise.evaluation.checks import Finding
 from equipoise.fronts.picked import Picked
 from equipoise.fronts.picking import Choice, Constraint
-from equipoise.fronts.points import Point
-from equipoise.fronts.record import Other, Record
+from equipoise.fronts.record import FrontRecord, Point
 from equipoise.measures.statistics import interval
+from equipoise.sample import Sample
 from equipoise.store.runs import Run
 from equipoise.terminal.table import TextTable, accuracy
 
@@ -107,13 +107,14 @@ def test_accuracies_are_exact():
     assert accuracy(1, 8) == ("12.50%", f"{low:.1%} .. {high:.1%}", "1 of 8")
 
 
-def record() -> Record:
+def record() -> FrontRecord:
     point = Point(gamma=0.0, n=100, clean=90, robust=10, sha256="a" * 64, file="f")
-    return Record(
+    return FrontRecord(
         ends=("learner-clean", "learner-robust"), sha256=("a", "b"), norm="linf", eps=0.1,
         attacks=("pgd-5",), n=100, data="c", batchnorm="average", seed=0,
+        sample=Sample(n=100, of=100, seed=2, sha256="d"),
         points=(point, replace(point, gamma=1.0, clean=80, robust=60)),
-        others=(Other("runs/<x>", "standard", replace(point, gamma=0.0)),),
+        others=(replace(point, name="runs/<x>", method="standard"),),
     )  # fmt: skip
 
 

@@ -17,12 +17,12 @@ import equipoise as eq
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation import evaluate
 from equipoise.jobs.evaluate import evaluate_run
-from equipoise.jobs.store import Store
 from equipoise.jobs.verify import verify_run
 from equipoise.jobs.verify_stored import recreate
 from equipoise.measures.statistics import would_be_found
 from equipoise.report.runs_reader import read_run
 from equipoise.store.digests import model_digest
+from equipoise.store.evaluations import Store
 from equipoise.store.runs import Run
 from equipoise.store.sealed import read_arrays, seal, stamped, weights_digest
 from equipoise.store.verdicts import all_lines, read
@@ -202,8 +202,8 @@ def test_a_resumed_evaluation_comes_out_again_to_the_bit(trained, tmp_path, monk
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Store, "write", interrupted)
-    monkeypatch.setattr("equipoise.jobs.autosave.SAVE_SECONDS", 0)
-    monkeypatch.setattr("equipoise.jobs.autosave.SAVE_SHARE", 0)
+    monkeypatch.setattr("equipoise.evaluation.autosave.SAVE_SECONDS", 0)
+    monkeypatch.setattr("equipoise.evaluation.autosave.SAVE_SHARE", 0)
     with pytest.raises(KeyboardInterrupt):
         evaluate_run(folder, attacks="pgd-5", eps=[0.04], n=N, checks=False, batch_size=16)
     monkeypatch.setattr(Store, "write", kept)

@@ -52,7 +52,8 @@ Eps = Annotated[
 ]
 Norm = Annotated[str | None, typer.Option(help="linf, l2 or l1; default: that of the training.")]
 Size = Annotated[
-    int | None, typer.Option("-n", help="Take a stratified sample of N images; default: all.")
+    int | None,
+    typer.Option("-n", "--n", help="Take a stratified sample of N images; default: all."),
 ]
 First = Annotated[bool, typer.Option("--first", help="With -n: take the first N images instead.")]
 Seed = Annotated[int, typer.Option(help="Random seed of the attacks.")]

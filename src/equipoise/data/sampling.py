@@ -61,19 +61,17 @@ def draw(
     return drawn, Sample(n=n, of=total, seed=chosen, sha256=digest.hexdigest())
 
 
-def drawn_again(images: Images, n: int, known: Sample | None) -> tuple[Images, Sample | None]:
+def drawn_again(images: Images, n: int, known: Sample) -> tuple[Images, Sample]:
     """Return the images of an earlier evaluation, and which they are.
 
     Arguments:
         images: The set.
         n: How many were taken.
-        known: How they were chosen; None: by a version that took the first ones and did not say.
+        known: How they were chosen.
 
     Raises:
         UserError: If there are not so many.
     """
-    if known is None:
-        return images.take(slice(n)), None
     seed = SEED if known.seed is None else known.seed
     return draw(images, n, first=known.seed is None, seed=seed)
 

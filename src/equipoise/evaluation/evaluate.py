@@ -18,7 +18,7 @@ from equipoise.evaluation import checks as checking
 from equipoise.evaluation.judge import Judge
 from equipoise.evaluation.protocol import Protocol, Stage
 from equipoise.evaluation.result import Result
-from equipoise.evaluation.search import Search
+from equipoise.evaluation.search import TRANSFER, Search
 from equipoise.execution import (
     Execution,
     Layout,
@@ -126,6 +126,7 @@ def evaluate_by(
     y: "Tensor | NDArray[Any] | Sequence[int] | None" = None,
     *,
     others: Mapping[str, Tensor] | None = None,
+    warm: bool = False,
     control: Tensor | None = None,
     classes: Sequence[str] = (),
     begun: Result | None = None,
@@ -136,10 +137,12 @@ def evaluate_by(
 
     Arguments:
         protocol: How, with its threat; which images is decided by ``x``.
-        model: As for :func:`evaluate`, as are all but the last three.
+        model: As for :func:`evaluate`, as are ``others``, ``control`` and ``classes``.
         x: The inputs.
         y: The labels.
         others: Adversarial examples of other models.
+        warm: Whether these are tried first, so that the attacks attack what withstood them: for
+            models that are nearly the same. Otherwise they are tried last.
         control: Which examples an undefended model resists.
         classes: The names of the classes.
         begun: The result of an interrupted evaluation of the same points; what it has is not
@@ -175,8 +178,12 @@ def evaluate_by(
         if protocol.checks:
             own = protocol.attacks if isinstance(protocol.attacks, Mapping) else {}
             work.check_before(model.training, own)
+        if others and warm:
+            search.transfer(others)
+            stages = [replace(stage, after=(TRANSFER, *stage.after)) for stage in stages]
         work.run(stages)
-        if others:
+        if others and not warm:
+            work.check_transfer(others)
             search.transfer(others)
         if protocol.checks:
             work.check_after({stage.name: stage.attack for stage in stages}, control)
@@ -295,6 +302,14 @@ class _Work:
                 control=control,
             )
         )
+
+    def check_transfer(self, others: Mapping[str, Tensor]) -> None:
+        """Check whether points of other models fool what withstood the attacks."""
+        s = self.search
+        found, _ = checking.transfer(
+            s.judge.model, s.x, s.y, s.threat, others, s.robust, seed=s.seed
+        )
+        s.note([found])
 
     def result(self) -> Result:
         """Return what was found so far."""

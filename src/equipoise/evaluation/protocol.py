@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
+import torch
+
 from equipoise.attacks import Attack, AutoAttack, check_norms, parse_list, without_clean
 from equipoise.attacks.core import refuse, uncounted
 from equipoise.errors import UserError
@@ -157,6 +159,19 @@ class Protocol:
         norm = self.norm or norm
         filled = replace(self, norm=norm, eps=eps if self.eps is None else self.eps)
         return replace(filled, attacks=filled.names if self.attacks is None else self.attacks)
+
+    def key(self, device: torch.device) -> dict[str, Any]:
+        """Return what verdicts depend on beside the model and the images, as plain values."""
+        return {
+            "attacks": [str(attack) for attack in self.named.values()],
+            "norm": self.threat.norm,
+            "eps": repr(self.threat.eps),
+            "individual": self.individual,
+            "seed": self.seed,
+            "search": str(self.execution.resolved(device)),
+            "passes": self.passes,
+            "strongest": self.strongest,
+        }
 
     def content(self) -> dict[str, Any]:
         """Return the protocol as plain values, which :meth:`of` reads."""

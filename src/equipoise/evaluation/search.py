@@ -1,6 +1,6 @@
 """An evaluation while it goes on: batch by batch, with everything found so far."""
 
-__all__ = ["Search"]
+__all__ = ["NEAR", "TRANSFER", "Search"]
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from equipoise.attacks.core import NoGradient
 from equipoise.attacks.pgd import for_verdicts
 from equipoise.draws import KeyedDraws
 from equipoise.errors import UserError
-from equipoise.evaluation.checks import Finding, transfer
+from equipoise.evaluation.checks import Finding
 from equipoise.evaluation.checks.finding import finding
 from equipoise.evaluation.judge import Judge, Ruling
 from equipoise.evaluation.outcome import Outcome
@@ -27,6 +27,7 @@ from equipoise.losses import margin
 from equipoise.store.provenance import machine
 from equipoise.terminal.progress import AttackProgress
 
+TRANSFER = "transfer"  # the outcome of points that were made against other models
 NEAR = 0.04  # of the clean margin; rounding moved the end of a search by up to 0.03 of it
 
 
@@ -162,11 +163,9 @@ class Search:
                 shape of the inputs.
         """
         began, withstood = time.perf_counter(), self.robust
-        finding, _ = transfer(
-            self.judge.model, self.x, self.y, self.threat, others, withstood, seed=self.seed
-        )
-        self.note([finding])
-        outcome = Outcome.begun(self.correct, settings=f"points from {', '.join(others)}")
+        settings = f"points from {', '.join(others)}"
+        before = self.outcomes.get(TRANSFER, Outcome.begun(self.correct))
+        outcome = replace(before, settings=settings)
         for points in others.values():
             if points.shape != self.x.shape:
                 raise UserError(
@@ -178,8 +177,8 @@ class Search:
             index = near.nonzero()[:, 0]
             if len(index):
                 outcome, _ = self._decide(index, x_adv[index], outcome)
-        seconds = time.perf_counter() - began
-        self.outcomes["transfer"] = replace(outcome, finished=True, seconds=seconds)
+        seconds = before.seconds + time.perf_counter() - began
+        self.outcomes[TRANSFER] = replace(outcome, finished=True, seconds=seconds)
 
     def _begin(self, stage: Stage) -> Outcome:
         notes = stage.attack.notes(self.k) if hasattr(stage.attack, "notes") else ()

@@ -4,5 +4,5 @@ Two models of one architecture, a clean and a robust one, span a line of models:
 weights between theirs. Measured on held-out images it is a front of trade-offs, from which a
 model is picked after the training is over.
 
-``points``, ``choice``, ``barrier`` and ``picture`` know no torch.
+``record``, ``choice`` and ``barrier`` import no torch.
 """

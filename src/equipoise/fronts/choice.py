@@ -5,7 +5,7 @@ __all__ = ["FINEST", "LEAST", "following", "initial"]
 from collections.abc import Sequence
 from itertools import pairwise
 
-from equipoise.fronts.points import Point
+from equipoise.fronts.record import Point
 
 FINEST = 1 / 64  # of the line: closer places say nothing new
 LEAST = 0.01  # a smaller step of accuracy between neighbours is not worth a measurement

@@ -16,19 +16,19 @@ from equipoise.data import drawn_again
 from equipoise.errors import UserError
 from equipoise.evaluation import Judge, Protocol
 from equipoise.fronts.held_out import HeldOut, same_images
-from equipoise.fronts.ledger import FOLDER, Ledger
-from equipoise.fronts.line import BatchNorms, Ends
-from equipoise.fronts.measure import Measured
+from equipoise.fronts.line import BatchNorms, Ends, model_at
 from equipoise.fronts.picked import Picked
-from equipoise.fronts.picking import Candidate, Choice, Constraint, Verdicts, choose
-from equipoise.fronts.points import Point
-from equipoise.fronts.record import Mark, Record
-from equipoise.fronts.survey import DEFAULT, FARTHEST, Subject, Watch, survey
+from equipoise.fronts.picking import Candidate, Choice, Constraint, Flags, choose
+from equipoise.fronts.record import FrontRecord, Point
+from equipoise.fronts.survey import DEFAULT, FARTHEST, survey
 from equipoise.parsing import lines
 from equipoise.plugins import command
 from equipoise.store.digests import model_digest, tensor_digest
+from equipoise.store.evaluations import FRONT
 from equipoise.store.runs import Run
+from equipoise.store.verdicts import UNREADABLE, Verdicts, read
 from equipoise.store.weight_names import PAIR
+from equipoise.terminal.progress import Console
 from equipoise.terminal.table import TextTable
 from equipoise.threat import Norm, Threat
 
@@ -71,7 +71,7 @@ class Front:
     ) -> None:
         self.run = Run.open(path)
         self.data_dir, self.device = data_dir, torch.device(device)
-        known = Record.read(self.run.path)
+        known = FrontRecord.read(self.run.path)
         names = tuple(str(end) for end in ends or (known.ends if known else PAIR))
         if len(names) != 2:
             raise UserError(f"expected two ends, got {len(names)}")
@@ -105,13 +105,13 @@ class Front:
         return HeldOut.of(self.run, self.data_dir, self.device)
 
     @property
-    def record(self) -> Record:
+    def record(self) -> FrontRecord:
         """What was measured between these ends.
 
         Raises:
             UserError: If nothing was.
         """
-        known = Record.read(self.run.path)
+        known = FrontRecord.read(self.run.path)
         again = f"measure it: {command('front', self.run.path)}"
         if known is None:
             raise UserError(f"{self.run.path} has no measured front; {again}")
@@ -130,20 +130,17 @@ class Front:
         return self.record.points
 
     @property
-    def marks(self) -> tuple[Mark, ...]:
+    def marks(self) -> dict[float, str]:
         """The places between a run's learners that have a meaning: its own gamma, the paper's."""
         if not self.own:
-            return ()
+            return {}
         rounds = lines(self.run.path / "log.jsonl", _robust)
         last = rounds[-1] if rounds else None
-        known = last is not None and 0 <= last <= 1
-        if last is None or not known or abs(last - PAPER) < 1e-9:
-            what = "gamma of this run's last round, and the paper's" if known else "paper's gamma"
-            return (Mark(PAPER, what),)
-        return (
-            Mark(float(last), "gamma of this run's last round"),
-            Mark(PAPER, "paper's gamma"),
-        )
+        if last is None or not 0 <= last <= 1:
+            return {PAPER: "paper's gamma"}
+        if abs(last - PAPER) < 1e-9:
+            return {PAPER: "gamma of this run's last round, and the paper's"}
+        return {float(last): "gamma of this run's last round", PAPER: "paper's gamma"}
 
     def measure(
         self,
@@ -152,7 +149,7 @@ class Front:
         points: int = 9,
         beyond: float = 0.0,
         others: Sequence[str | Path] = (),
-        watch: Watch | None = None,
+        console: Console | None = None,
         **fields: Any,
     ) -> tuple[Point, ...]:
         """Measure the front on held-out images; what is known is not measured again.
@@ -163,7 +160,7 @@ class Front:
             points: How many models are measured at most.
             beyond: How far to go beyond the ends; 0: not.
             others: Run folders whose kept models are measured beside it.
-            watch: Who is told how it goes on; None: nobody.
+            console: Where progress is shown; None: nowhere.
             fields: Fields of the protocol that are others: ``eps``, ``n``, ``attacks``, ...
 
         Returns:
@@ -172,14 +169,16 @@ class Front:
         asked = replace(protocol or Protocol(attacks=DEFAULT), **fields)
         runs = [Run.open(other) for other in others]
         same_images(self.run, runs)
-        subject = Subject(self.run, self.ends, self.images, self.batchnorm)
         with _place(self.run).lock("measuring the front"):
             return survey(
-                subject,
+                self.run,
+                self.ends,
+                self.images,
                 asked,
-                self.marks,
-                runs,
-                watch or Watch(),
+                batchnorm=self.batchnorm,
+                marks=self.marks,
+                others=runs,
+                console=console or Console(quiet=True),
                 points=points,
                 beyond=beyond,
             ).points
@@ -201,8 +200,8 @@ class Front:
         if self.batchnorm == "average":
             return self.ends.model(gamma)
         known = self.record
-        subject = Subject(self.run, self.ends, self.images, self.batchnorm)
-        return subject.model(gamma, Threat(cast(Norm, known.norm), known.eps), known.seed).cpu()
+        how = Threat(cast(Norm, known.norm), known.eps), known.seed
+        return model_at(self.ends, gamma, self.batchnorm, self.images.train, *how).cpu()
 
     def pick(
         self,
@@ -243,18 +242,18 @@ class Front:
             choice = Choice(constraint, constraint.value, point)
         else:
             record = self.record
-            paired: Verdicts | None = None
+            paired: Flags | None = None
             if constraint.kind == "max_clean_drop" and constraint.reference is None:
                 constraint, paired = self._standard(constraint, record)
             candidates = []
             for point in record.points:
                 found = self._verdicts(point)
-                candidates.append(Candidate(point, found.correct.numpy(), found.robust.numpy()))
+                candidates.append(Candidate(point, found.correct, found.robust))
             choice = choose(constraint, candidates, paired)
         return self._picked(choice)
 
     def _picked(self, choice: Choice) -> Picked:
-        model, record = self.model(choice.gamma), Record.read(self.run.path)
+        model, record = self.model(choice.gamma), FrontRecord.read(self.run.path)
         if choice.point is not None and model_digest(model) != choice.point.sha256:
             raise UserError(
                 f"the model at gamma = {choice.gamma:g} is not the one that was measured; measure "
@@ -268,20 +267,23 @@ class Front:
         return Picked(model, choice, self.run, origin)
 
     def _measured_at(self, gamma: float) -> Point | None:
-        if Record.read(self.run.path) is None:
+        if FrontRecord.read(self.run.path) is None:
             return None
         return next((p for p in self.record.points if abs(p.gamma - gamma) < 1e-9), None)
 
-    def _verdicts(self, point: Point) -> Measured:
-        found = Ledger(self.run).read(point.file)
-        if found is None or found[0].get("model") != point.sha256:
+    def _verdicts(self, point: Point) -> Verdicts:
+        try:
+            found = read(self.run.path / point.file)
+        except UNREADABLE:
+            found = None
+        if found is None or found.model_sha256 != point.sha256:
             raise UserError(
                 f"{self.run.path / point.file}, what was found at gamma = {point.gamma:g}, is "
                 f"damaged or gone; measure it again: {command('front', self.run.path)}"
             )
-        return found[1]
+        return found.verdicts
 
-    def _standard(self, constraint: Constraint, record: Record) -> tuple[Constraint, Verdicts]:
+    def _standard(self, constraint: Constraint, record: FrontRecord) -> tuple[Constraint, Flags]:
         """Return which images the reference model has right, and the constraint with its name."""
         if constraint.standard is None:
             other = next((o for o in record.others if o.method == "standard"), None)
@@ -290,7 +292,7 @@ class Front:
                     "--max-clean-drop is a drop against what? Give a standard model with "
                     "--standard runs/standard, or its accuracy with --reference 0.93"
                 )
-            return constraint.against(other.name), self._verdicts(other.point).correct.numpy()
+            return constraint.against(other.name), self._verdicts(other).correct
         run = Run.open(constraint.standard)
         same_images(self.run, [run])
         held_out, _ = drawn_again(self.images.validation, record.n, record.sample)
@@ -311,7 +313,7 @@ def _robust(value: Mapping[str, Any]) -> float | None:
 
 def _place(run: Run) -> Run:
     """Make the folder of what is measured, whose lock keeps other measurements away."""
-    folder = Run(run.path / FOLDER)
+    folder = Run(run.path / FRONT)
     try:
         folder.path.mkdir(exist_ok=True)
     except OSError as error:

@@ -11,7 +11,7 @@ References:
     | https://arxiv.org/abs/2109.01903
 """
 
-__all__ = ["BatchNorms", "End", "Ends"]
+__all__ = ["BatchNorms", "End", "Ends", "model_at"]
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -155,6 +155,25 @@ class Ends:
             }
         )
         return model.eval()
+
+
+def model_at(
+    ends: Ends, gamma: float, batchnorm: BatchNorms, train: Images, threat: Threat, seed: int
+) -> nn.Module:
+    """Return the model at a place of the line, on the device of the training images.
+
+    Arguments:
+        ends: The ends.
+        gamma: The place.
+        batchnorm: Statistics of BatchNorm: averaged, or estimated anew between the ends.
+        train: The training images.
+        threat: What the attack of the estimate is allowed.
+        seed: Chooses its images and draws.
+    """
+    model = ends.model(gamma).to(train.y.device)
+    if batchnorm == "estimate" and gamma not in (0, 1):
+        return reestimated(model, gamma, train, threat, seed)
+    return model
 
 
 def reestimated(

@@ -49,12 +49,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.errors import RunError, UserError
-from equipoise.fronts.points import Point
+from equipoise.fronts.record import Point
 from equipoise.measures.statistics import interval
 from equipoise.parsing import share
 
 Kind = Literal["max_clean_drop", "min_clean", "min_robust", "gamma"]
-Verdicts = NDArray[np.bool_]
+Flags = NDArray[np.bool_]
 
 ALPHA = 0.05  # the chance that any of the bounds is wrong
 DRAWS = 50_000  # of the largest of correlated normals
@@ -151,8 +151,8 @@ class Candidate:
     """
 
     point: Point
-    correct: Verdicts
-    robust: Verdicts
+    correct: Flags
+    robust: Flags
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ class Choice:
 
 
 def choose(
-    constraint: Constraint, candidates: Sequence[Candidate], reference: Verdicts | None = None
+    constraint: Constraint, candidates: Sequence[Candidate], reference: Flags | None = None
 ) -> Choice:
     """Return the best model whose lower bound meets a constraint.
 
@@ -251,7 +251,7 @@ def choose(
 
 
 def bounds(
-    constraint: Constraint, candidates: Sequence[Candidate], reference: Verdicts | None = None
+    constraint: Constraint, candidates: Sequence[Candidate], reference: Flags | None = None
 ) -> tuple[list[float], float]:
     """Return each model's lower bound of what is constrained, and the level of each.
 
@@ -305,7 +305,7 @@ def _difference(column: NDArray[np.float64], alpha: float) -> float:
     return middle - z * math.sqrt((more + less - middle**2) / n)
 
 
-def _wanted(constraint: Constraint, reference: Verdicts | None) -> float:
+def _wanted(constraint: Constraint, reference: Flags | None) -> float:
     """Return what a bound has to reach."""
     if constraint.kind != "max_clean_drop":
         return constraint.value

@@ -1,54 +1,103 @@
-"""What is known of a front, as ``front.json`` in the run folder has it."""
+"""A measured front, as ``front.json`` in the run folder has it. No torch is imported."""
 
-__all__ = ["FILE", "Mark", "Other", "Record"]
+__all__ = ["FILE", "FrontRecord", "Point"]
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
 from equipoise.errors import UserError
 from equipoise.fronts.barrier import Barrier, in_words
-from equipoise.fronts.points import Point
+from equipoise.measures.statistics import interval
 from equipoise.plugins import command
 from equipoise.sample import Sample
 from equipoise.terminal.table import TextTable, accuracy
 
 FILE = "front.json"
-FORMAT = 1
+FORMAT = 2
 
 
-@dataclass(frozen=True)
-class Mark:
-    """A place on the line that has a meaning.
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    r"""What was measured of the model :math:`(1 - \gamma) \theta_n + \gamma \theta_r`.
 
     Arguments:
-        gamma: Where it is.
-        what: What it is, like ``gamma of this run``.
+        gamma: How much the robust end counts; outside [0, 1] the line goes on beyond an end. Of
+            the model of another run it says nothing.
+        n: How many images there are.
+        clean: How many of them are classified correctly.
+        robust: How many of these withstood every attack.
+        transferred: How many were fooled by examples of neighbouring points, before any search.
+        searched: How many the first attack was run on: the rest, or the correct ones.
+        forwards: Images that passed forward through the model in the searches.
+        backwards: Images that passed backward through it.
+        seconds: The time the searches took.
+        sha256: The checksum of the weights, as :func:`equipoise.store.runs.model_digest` has it.
+        file: The file of the verdicts and adversarial examples, from the run folder.
+        mark: What the place is, like ``gamma of this run's last round``; empty for most.
+        name: Of the model of another run its folder, as it was given.
+        method: Of the model of another run its method.
     """
 
     gamma: float
-    what: str
+    n: int
+    clean: int
+    robust: int
+    transferred: int = 0
+    searched: int = 0
+    forwards: int = 0
+    backwards: int = 0
+    seconds: float = 0.0
+    sha256: str = ""
+    file: str = ""
+    mark: str = ""
+    name: str = ""
+    method: str = ""
 
+    @property
+    def clean_accuracy(self) -> float:
+        """The share of images that are classified correctly, in [0, 1]."""
+        return self.clean / self.n
 
-@dataclass(frozen=True)
-class Other:
-    """Another run's model, measured as the front is.
+    @property
+    def robust_accuracy(self) -> float:
+        """The share of images that also withstood the attacks, in [0, 1]: an upper bound."""
+        return self.robust / self.n
 
-    Arguments:
-        name: Its folder, as it was given.
-        method: Its method.
-        point: What was measured; its gamma says nothing.
-    """
+    @property
+    def clean_interval(self) -> tuple[float, float]:
+        """The exact 95 % interval of the clean accuracy."""
+        return interval(self.clean, self.n)
 
-    name: str
-    method: str
-    point: Point
+    @property
+    def robust_interval(self) -> tuple[float, float]:
+        """The exact 95 % interval of the robust accuracy."""
+        return interval(self.robust, self.n)
+
+    def content(self) -> dict[str, Any]:
+        """Return the point as plain values, accuracies and intervals among them."""
+        names = ("clean_accuracy", "clean_interval", "robust_accuracy", "robust_interval")
+        return asdict(self) | {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Self:
+        """Return the point that plain values describe.
+
+        Raises:
+            KeyError: If a value is missing; ``TypeError`` or ``ValueError`` if one will not do.
+        """
+        kinds: dict[str, type] = {"gamma": float, "n": int, "clean": int, "robust": int}
+        kinds |= {f.name: type(f.default) for f in fields(cls) if f.name not in kinds}
+        point = cls(**{name: kind(content[name]) for name, kind in kinds.items()})
+        if not 0 <= point.robust <= point.clean <= point.n or point.n < 1:
+            raise ValueError(f"counts out of order at gamma = {point.gamma}")
+        return point
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Record:
+class FrontRecord:
     """A measured front.
 
     Arguments:
@@ -58,13 +107,12 @@ class Record:
         eps: Its radius, in units of the input.
         attacks: The attacks by name; each attacked what withstood those before.
         n: The number of held-out images.
-        sample: Which of the held-out images; None: the first n, by an older version.
+        sample: Which of the held-out images.
         data: The checksum of these images.
         batchnorm: Whether statistics of BatchNorm are averaged or estimated anew.
         seed: The seed of all that is random.
         points: What was measured, by gamma.
-        marks: Places that have a meaning.
-        others: Models of other runs.
+        others: What was measured of the models of other runs.
         clean_barrier: The barrier in clean accuracy; None where it is not known.
         robust_barrier: The barrier in robust accuracy.
         gallery: The file of a few images, from the run folder.
@@ -77,44 +125,21 @@ class Record:
     eps: float
     attacks: tuple[str, ...]
     n: int
+    sample: Sample
     data: str
     batchnorm: str
     seed: int
     points: tuple[Point, ...]
-    marks: tuple[Mark, ...] = ()
-    others: tuple[Other, ...] = ()
+    others: tuple[Point, ...] = ()
     clean_barrier: Barrier | None = None
     robust_barrier: Barrier | None = None
     gallery: str = ""
     classes: tuple[str, ...] = ()
-    sample: Sample | None = None
 
     @property
     def images(self) -> str:
         """The held-out images in words."""
-        if self.sample is None:
-            return f"the first {self.n:,} held-out images"
         return self.sample.words("held-out images")
-
-    def __repr__(self) -> str:
-        return self.shown().text()
-
-    def _repr_html_(self) -> str:
-        return self.shown().html()
-
-    def shown(self) -> TextTable:
-        """Return the front in a few lines: a row for each point and each other model."""
-        named = dict(zip((0.0, 1.0), self.ends, strict=True))
-        points = [(f"{p.gamma:g}", p, named.get(p.gamma, "")) for p in self.points]
-        points += [("", other.point, other.name) for other in self.others]
-        rows = [
-            (gamma, *accuracy(p.clean, p.n)[:2], *accuracy(p.robust, p.n)[:2], what)
-            for gamma, p, what in points
-        ]
-        threat = f"{self.norm}, eps {self.eps:g}, n = {self.n}, {self.attack}"
-        title = f"Front between {' and '.join(self.ends)}: {threat}"
-        header = ("gamma", "clean", "95 % interval", "robust", "95 % interval", "")
-        return TextTable(title, header, rows, (self.words,))
 
     @property
     def words(self) -> str:
@@ -126,30 +151,55 @@ class Record:
         """The attacks in a few words."""
         return " then ".join(self.attacks) or "no attack"
 
+    def label(self, point: Point) -> str:
+        """Return what a point is: an end, a marked place, or the model of another run."""
+        if point.name:
+            return point.name
+        end = dict(zip((0.0, 1.0), self.ends, strict=True)).get(point.gamma, "")
+        return ", ".join(filter(None, [end, point.mark]))
+
+    def __repr__(self) -> str:
+        return self.shown().text()
+
+    def _repr_html_(self) -> str:
+        return self.shown().html()
+
+    def shown(self) -> TextTable:
+        """Return the front in a few lines: a row for each point and each other model."""
+        rows = [
+            (
+                "" if p.name else f"{p.gamma:g}",
+                *accuracy(p.clean, p.n)[:2],
+                *accuracy(p.robust, p.n)[:2],
+                self.label(p),
+            )
+            for p in (*self.points, *self.others)
+        ]
+        threat = f"{self.norm}, eps {self.eps:g}, n = {self.n}, {self.attack}"
+        title = f"Front between {' and '.join(self.ends)}: {threat}"
+        header = ("gamma", "clean", "95 % interval", "robust", "95 % interval", "")
+        return TextTable(title, header, rows, (self.words,))
+
     def content(self) -> dict[str, Any]:
         """Return the record as plain values."""
-        points = [point.content() for point in self.points]
-        others = [asdict(other) | {"point": other.point.content()} for other in self.others]
-        split = {"split": "validation", "barrier": self.words}
-        written = asdict(self) | split | {"points": points, "others": others}
-        return {"format": FORMAT, **written}
+        points = {
+            name: [point.content() for point in getattr(self, name)]
+            for name in ("points", "others")
+        }
+        known = {"format": FORMAT, "split": "validation", "barrier": self.words}
+        return known | asdict(self) | points
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Self:
         """Return the record that plain values describe."""
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']}, not {FORMAT}")
-        given = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
+        given = {field.name: content[field.name] for field in fields(cls)}
         for name in ("ends", "sha256", "attacks", "classes"):
             given[name] = tuple(str(value) for value in given[name])
-        given["points"] = tuple(Point.of(point) for point in given["points"])
-        given["marks"] = tuple(Mark(**mark) for mark in given["marks"])
-        given["others"] = tuple(
-            Other(other["name"], other["method"], Point.of(other["point"]))
-            for other in given["others"]
-        )
-        if given.get("sample") is not None:
-            given["sample"] = Sample.of_content(given["sample"])
+        for name in ("points", "others"):
+            given[name] = tuple(map(Point.of, given[name]))
+        given["sample"] = Sample.of_content(given["sample"])
         for name in ("clean_barrier", "robust_barrier"):
             given[name] = None if given[name] is None else Barrier(**given[name])
         return cls(**given)

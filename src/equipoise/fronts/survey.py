@@ -1,31 +1,32 @@
-"""Measuring a front: point by point, each kept as soon as it is there."""
+"""Measuring a front: each point is an evaluation on held-out images, stored when it is there."""
 
-__all__ = ["DEFAULT", "FARTHEST", "Subject", "Watch", "check", "survey"]
+__all__ = ["DEFAULT", "FARTHEST", "check", "survey"]
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from safetensors.torch import save
+import torch
+from safetensors.numpy import save
 from torch import Tensor, nn
 
 from equipoise.attacks.core import refuse
 from equipoise.data import draw
-from equipoise.errors import UserError
-from equipoise.evaluation import Protocol
-from equipoise.fronts.barrier import Barrier, barrier
+from equipoise.errors import RunError, UserError
+from equipoise.evaluation import Protocol, Result
+from equipoise.evaluation.autosave import evaluate_and_save
+from equipoise.evaluation.evaluate import evaluate_by
+from equipoise.evaluation.search import TRANSFER
+from equipoise.fronts.barrier import barrier
 from equipoise.fronts.choice import following, initial
 from equipoise.fronts.held_out import HeldOut
-from equipoise.fronts.ledger import FOLDER, Ledger
-from equipoise.fronts.line import BatchNorms, Ends, reestimated
-from equipoise.fronts.measure import Measured, Question, measure, retried
-from equipoise.fronts.points import Point
-from equipoise.fronts.record import FILE, Mark, Other, Record
-from equipoise.store.digests import model_digest
+from equipoise.fronts.line import BatchNorms, Ends, model_at
+from equipoise.fronts.record import FILE, FrontRecord, Point
+from equipoise.store.digests import model_digest, tensor_digest
+from equipoise.store.evaluations import FRONT, Store
 from equipoise.store.runs import Run
-from equipoise.terminal.progress import AttackProgress
-from equipoise.threat import Threat
+from equipoise.terminal.progress import Console
 
 # Quick and close to AutoAttack, where more steps of PGD are not: of 300 held-out images at
 # gamma = 0.4, 0.7 and 1 of short A3GT runs it left 5.3, 17.0 and 36.0 % on MNIST (eps 0.3; PGD-100
@@ -34,50 +35,7 @@ from equipoise.threat import Threat
 DEFAULT = ("apgd-ce-20", "apgd-t-20(targets=3)")
 FARTHEST = 1.0  # how far beyond an end a model may be
 SHOWN = 8  # images of a gallery
-PICTURES = f"{FOLDER}/gallery.safetensors"
-
-
-def _silent(*_: Any) -> None:
-    """Tell nobody."""
-
-
-@dataclass(frozen=True)
-class Watch:
-    """Who is told how a measurement goes on.
-
-    Arguments:
-        advance: Told how far an attack is, after every batch.
-        say: Told of each point that was measured, or was known: a sentence.
-        warn: Told of what is wrong.
-    """
-
-    advance: Callable[[AttackProgress], None] = _silent
-    say: Callable[[str], None] = _silent
-    warn: Callable[[str], None] = _silent
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is measured: the ends, and the images, on the device of the search.
-
-    Arguments:
-        run: The folder that keeps what is measured.
-        ends: The ends.
-        images: The images.
-        batchnorm: Statistics of BatchNorm: averaged, or estimated anew.
-    """
-
-    run: Run
-    ends: Ends
-    images: HeldOut
-    batchnorm: BatchNorms
-
-    def model(self, gamma: float, threat: Threat, seed: int) -> nn.Module:
-        """Return the model at a place of the line, on the device of the images."""
-        model = self.ends.model(gamma).to(self.images.train.y.device)
-        if self.batchnorm == "estimate" and gamma not in (0, 1):
-            return reestimated(model, gamma, self.images.train, threat, seed)
-        return model
+PICTURES = f"{FRONT}/gallery.safetensors"
 
 
 def check(points: int, beyond: float) -> None:
@@ -95,23 +53,29 @@ def check(points: int, beyond: float) -> None:
 
 
 def survey(
-    subject: Subject,
+    run: Run,
+    ends: Ends,
+    images: HeldOut,
     protocol: Protocol,
-    marks: Sequence[Mark],
-    others: Sequence[Run],
-    watch: Watch,
     *,
+    batchnorm: BatchNorms,
+    marks: Mapping[float, str],
+    others: Sequence[Run],
+    console: Console,
     points: int = 9,
     beyond: float = 0.0,
-) -> Record:
-    """Measure a front and keep it; what is known already is not measured again.
+) -> FrontRecord:
+    """Measure a front and store it; what is stored already is not measured again.
 
     Arguments:
-        subject: What is measured.
+        run: The folder that it is stored in.
+        ends: The two models.
+        images: The images, on the device of the search.
         protocol: How each model is attacked; norm and radius are by default those of the training.
-        marks: Places that are measured in any case.
+        batchnorm: Statistics of BatchNorm: averaged, or estimated anew.
+        marks: Places that are measured in any case, with what they are.
         others: Runs whose kept models are measured as the front is.
-        watch: Who is told how it goes on.
+        console: Where progress is shown.
         points: How many models are measured at most.
         beyond: How far to go beyond the ends; 0: not.
 
@@ -122,171 +86,217 @@ def survey(
         UserError: If what was asked for does not fit images or models.
     """
     check(points, beyond)
-    work = _Work(subject, protocol, watch)
-    places = initial([mark.gamma for mark in marks], beyond)
+    work = _Survey(run, ends, images, protocol, batchnorm, console)
+    places = initial([*marks], beyond)
     if len(places) > points:
         raise UserError(
             f"points must be at least {len(places)}, for {', '.join(f'{p:g}' for p in places)}, "
             f"got {points}"
         )
     for gamma in places:
-        work.at(gamma)
-    while len(work.points) < points:
-        gamma_or_none = following(work.points)
-        if gamma_or_none is None:
-            watch.say("neighbours hardly differ any more: no further point is worth its price")
+        work.measure(gamma)
+    while len(work.results) < points:
+        place = following([work.point(gamma) for gamma in work.results])
+        if place is None:
+            console.say("neighbours hardly differ any more: no further point is worth its price")
             break
-        work.at(gamma_or_none)
-    work.settle()
-    beside = tuple(work.other(run) for run in others)
-    record = work.record(marks, beside)
-    subject.run.write_json(FILE, record.content())
+        work.measure(place)
+    for gamma in sorted(work.results):
+        work.retry(gamma)
+    record = work.record(marks, [work.other(other) for other in others])
+    run.write_json(FILE, record.content())
     return record
 
 
-class _Work:
+class _Survey:
     """A front while it is measured."""
 
-    def __init__(self, subject: Subject, protocol: Protocol, watch: Watch) -> None:
-        self.subject, self.watch = subject, watch
-        images = subject.images
+    def __init__(
+        self,
+        run: Run,
+        ends: Ends,
+        images: HeldOut,
+        protocol: Protocol,
+        batchnorm: BatchNorms,
+        console: Console,
+    ) -> None:
+        self.run, self.ends, self.images = run, ends, images
+        self.batchnorm, self.console = batchnorm, console
         trained, held_out = images.recipe.threat(images.dataset.eps), images.validation
-        self.protocol = protocol.complete(trained.norm, trained.eps)
+        self.protocol = replace(
+            protocol.complete(trained.norm, trained.eps),
+            individual=False,
+            strongest=True,
+            checks=False,
+        )
         if not self.protocol.names:
             raise UserError("expected at least one attack, got none")
-        n = protocol.n
-        if n is not None and n > len(held_out):
-            raise UserError(f"n must lie in 1..{len(held_out)} held-out images, got {n}")
-        drawn, self.sample = draw(held_out, n, first=protocol.first)
-        self.question = Question(x=drawn.pixels(), y=drawn.y, protocol=self.protocol)
-        self.identity = self.question.identity()
-        self.ledger = Ledger(subject.run, watch.warn)
-        self.known: dict[float, Measured] = {}
+        if protocol.n is not None and protocol.n > len(held_out):
+            raise UserError(f"n must lie in 1..{len(held_out)} held-out images, got {protocol.n}")
+        drawn, self.sample = draw(held_out, protocol.n, first=protocol.first)
+        self.x, self.y = drawn.pixels(), drawn.y
+        self.of_images = {
+            "data_sha256": tensor_digest(self.x),
+            "labels_sha256": tensor_digest(self.y),
+        }
+        self.origin = {"split": "validation", "sample": self.sample.content()}
+        self.key = self.of_images | self.protocol.key(self.x.device)
+        self.results: dict[float, Result] = {}
         self.digests: dict[float, str] = {}
 
-    @property
-    def points(self) -> list[Point]:
-        """What was measured, by gamma."""
-        return [self._point(gamma) for gamma in sorted(self.known)]
-
-    def at(self, gamma: float) -> None:
-        """Measure the model at a place, or take what is known of it, and keep it."""
+    def measure(self, gamma: float) -> None:
+        """Evaluate the model at a place, or read what is stored of it."""
         model = self._model(gamma)
         self.digests[gamma] = model_digest(model)
-        self.known[gamma] = self._measured(model, gamma, self._neighbours(gamma), f"{gamma:g}")
+        self.results[gamma] = self._evaluated(model, self._neighbours(gamma), f"gamma = {gamma:g}")
 
-    def settle(self) -> None:
-        """Try what was found last at the neighbours that were measured before."""
-        for gamma in sorted(self.known):
-            before = self.known[gamma]
-            after = retried(self._model(gamma), self.question, before, self._neighbours(gamma))
-            if after is not before:
-                self.ledger.write(self._identity(gamma), after)
-                self.known[gamma] = after
+    def retry(self, gamma: float) -> None:
+        """Try the examples of the neighbours that were measured since at a place."""
+        result, digest = self.results[gamma], self.digests[gamma]
+        tried = evaluate_by(
+            replace(self.protocol, attacks=()),
+            self._model(gamma),
+            self.x,
+            self.y,
+            begun=result,
+            others=self._neighbours(gamma),
+            warm=True,
+        )
+        if not torch.equal(tried.robust, result.robust):
+            self.results[gamma] = tried
+            about = {**self._about(digest), "finished": True}
+            self._store(digest).write(tried, self.x, about, self.origin)
 
-    def other(self, run: Run) -> Other:
-        """Return another run's kept model, measured on the same images."""
-        model = run.model().to(self.question.x.device)
-        identity = self.identity | {"model": model_digest(model)}
-        found = self._kept(model, identity, {}, str(run.path))
+    def other(self, run: Run) -> Point:
+        """Evaluate another run's kept model on the same images."""
+        model = run.model().to(self.x.device)
+        result = self._evaluated(model, {}, str(run.path))
         method = str(run.read_json("config.json").get("method", ""))
-        return Other(str(run.path), method, self._counts(found, 0.0, identity))
+        return self._point(result, model_digest(model), name=str(run.path), method=method)
 
-    def record(self, marks: Sequence[Mark], others: tuple[Other, ...]) -> Record:
+    def point(self, gamma: float, mark: str = "") -> Point:
+        """Return what was measured at a place."""
+        return self._point(self.results[gamma], self.digests[gamma], gamma, mark=mark)
+
+    def record(self, marks: Mapping[float, str], others: Sequence[Point]) -> FrontRecord:
         """Return the front as far as it was measured."""
-        subject, q, threat = self.subject, self.question, self.protocol.threat
-        first, last = subject.ends.content()
-        clean, robust = self._barriers()
-        return Record(
-            ends=subject.ends.names,
-            sha256=(first["sha256"], last["sha256"]),
-            norm=threat.norm,
-            eps=threat.eps,
+        (_, first), (_, last) = (end.values() for end in self.ends.content())
+        correct = {gamma: result.correct.numpy() for gamma, result in self.results.items()}
+        robust = {gamma: result.robust.numpy() for gamma, result in self.results.items()}
+        gammas = sorted(self.results)
+        return FrontRecord(
+            ends=self.ends.names,
+            sha256=(first, last),
+            norm=self.protocol.threat.norm,
+            eps=self.protocol.threat.eps,
             attacks=self.protocol.names,
-            n=len(q.y),
+            n=len(self.y),
             sample=self.sample,
-            data=str(self.identity["data"]),
-            batchnorm=subject.batchnorm,
+            data=self.of_images["data_sha256"],
+            batchnorm=self.batchnorm,
             seed=self.protocol.seed,
-            points=tuple(self.points),
-            marks=tuple(marks),
-            others=others,
-            clean_barrier=clean,
-            robust_barrier=robust,
+            points=tuple(self.point(gamma, marks.get(gamma, "")) for gamma in gammas),
+            others=tuple(others),
+            clean_barrier=barrier(correct),
+            robust_barrier=barrier(robust),
             gallery=self._gallery(),
-            classes=subject.images.dataset.classes,
+            classes=self.images.dataset.classes,
         )
 
-    def _barriers(self) -> tuple[Barrier | None, Barrier | None]:
-        clean = {gamma: found.correct.numpy() for gamma, found in self.known.items()}
-        robust = {gamma: found.robust.numpy() for gamma, found in self.known.items()}
-        return barrier(clean), barrier(robust)
-
     def _model(self, gamma: float) -> nn.Module:
-        return self.subject.model(gamma, self.protocol.threat, self.protocol.seed)
+        how = self.protocol.threat, self.protocol.seed
+        return model_at(self.ends, gamma, self.batchnorm, self.images.train, *how)
 
     def _neighbours(self, gamma: float) -> dict[str, Tensor]:
         """Return the examples of the nearest measured point on either side."""
-        below = max((g for g in self.known if g < gamma), default=None)
-        above = min((g for g in self.known if g > gamma), default=None)
+        below = max((g for g in self.results if g < gamma), default=None)
+        above = min((g for g in self.results if g > gamma), default=None)
         near = sorted((g for g in (below, above) if g is not None), key=lambda g: abs(g - gamma))
-        return {f"gamma {g:g}": self.known[g].x_adv for g in near}
+        return {f"gamma {g:g}": self.results[g].x_adv for g in near}
 
-    def _identity(self, gamma: float) -> dict[str, Any]:
-        return self.identity | {"model": self.digests[gamma]}
+    def _store(self, model: str) -> Store:
+        return Store.by_key(self.run, self.key | {"model_sha256": model})
 
-    def _measured(
-        self, model: nn.Module, gamma: float, neighbours: dict[str, Tensor], name: str
-    ) -> Measured:
-        return self._kept(model, self._identity(gamma), neighbours, f"gamma = {name}")
+    def _evaluated(self, model: nn.Module, neighbours: Mapping[str, Tensor], what: str) -> Result:
+        """Return what is stored of a model, after evaluating it where nothing is.
 
-    def _kept(
-        self, model: nn.Module, identity: dict[str, Any], neighbours: dict[str, Tensor], what: str
-    ) -> Measured:
-        """Return what is known of a model, after measuring it where nothing is."""
-        found, how = self.ledger.find(identity), "known"
-        if found is None:
-            found = measure(model, self.question, neighbours, self.watch.advance)
-            self.ledger.write(identity, found)
-            how = f"{found.seconds:.1f} s"
-        n, correct, robust = len(found.correct), int(found.correct.sum()), int(found.robust.sum())
-        self.watch.say(
-            f"{what}: clean {correct / n:.2%}, robust {robust / n:.2%}; {found.transferred} of "
-            f"{correct} fooled by neighbours' examples, {found.searched} searched  [{how}]"
+        Arguments:
+            model: The model.
+            neighbours: Adversarial examples of models nearby, which are tried first.
+            what: What the model is called.
+        """
+        digest = model_digest(model)
+        store = self._store(digest)
+        finished, before = self._stored(store)
+        if before is not None and finished:
+            result, how = before, "known"
+        else:
+            result = evaluate_and_save(
+                self.protocol,
+                model,
+                self.x,
+                self.y,
+                store=store,
+                about=self._about(digest),
+                origin=self.origin,
+                console=self.console,
+                before=before,
+                resume=before is not None,
+                others=neighbours,
+                warm=True,
+            )
+            how = f"{sum(outcome.seconds for outcome in result.outcomes.values()):.1f} s"
+        if failed := [f for f in result.findings if f.status == "failed"]:
+            raise RunError(f"{failed[0].message}; {failed[0].remedy}")
+        point = self._point(result, digest)
+        self.console.say(
+            f"{what}: clean {point.clean_accuracy:.2%}, robust {point.robust_accuracy:.2%}; "
+            f"{point.transferred} of {point.clean} fooled by neighbours' examples, "
+            f"{point.searched} searched  [{how}]"
         )
-        return found
+        return result
 
-    def _point(self, gamma: float) -> Point:
-        return self._counts(self.known[gamma], gamma, self._identity(gamma))
+    def _stored(self, store: Store) -> tuple[bool, Result | None]:
+        """Return what is stored of a model, and whether its evaluation is finished."""
+        if not store.path.is_file():
+            return False, None
+        try:
+            about, result, _ = store.read()
+        except UserError as error:
+            self.console.warn(f"{error}: it is measured again")
+            return False, None
+        return bool(about["finished"]), result
 
-    def _counts(self, found: Measured, gamma: float, identity: dict[str, Any]) -> Point:
+    def _about(self, digest: str) -> dict[str, Any]:
+        """Return what the evaluation of a model is of."""
+        sample = {"n": len(self.y), "sample": self.sample.content()}
+        model = {"weights": "model", "model_sha256": digest}
+        return {**self.key, **sample, **model, "asked": self.protocol.content()}
+
+    def _point(self, result: Result, digest: str, gamma: float = 0.0, **more: str) -> Point:
+        outcomes = result.outcomes
+        searches = [outcome for name, outcome in outcomes.items() if name != TRANSFER]
+        warm = outcomes.get(TRANSFER)
         return Point(
             gamma=gamma,
-            n=len(found.correct),
-            clean=int(found.correct.sum()),
-            robust=int(found.robust.sum()),
-            transferred=found.transferred,
-            searched=found.searched,
-            forwards=found.forwards,
-            backwards=found.backwards,
-            seconds=found.seconds,
-            sha256=str(identity["model"]),
-            file=self.ledger.name(identity),
+            n=len(result.y),
+            clean=int(result.correct.sum()),
+            robust=int(result.robust.sum()),
+            transferred=int(warm.broken.sum()) if warm else 0,
+            searched=int(searches[0].attacked.sum()) if searches else 0,
+            forwards=sum(outcome.forwards for outcome in searches),
+            backwards=sum(outcome.backwards for outcome in searches),
+            seconds=sum(outcome.seconds for outcome in outcomes.values()),
+            sha256=digest,
+            file=str(self._store(digest).path.relative_to(self.run.path)),
+            **more,
         )
 
     def _gallery(self) -> str:
         """Write the first image of each class in turn, for the report; return the file."""
-        y = self.question.y.cpu().numpy()
+        x, y = self.x.cpu().numpy(), self.y.cpu().numpy().astype(np.int64)
         turn = np.array([int((y[:i] == label).sum()) for i, label in enumerate(y)])
         rows = np.lexsort((np.arange(len(y)), y, turn))[:SHOWN].copy()
-        x = self.question.x.cpu()
-        tensors = {"rows": _tensor(rows), "x": x[rows].contiguous(), "y": _tensor(y[rows])}
-        payload = save(tensors)
-        self.subject.run.write(PICTURES, lambda file: file.write(payload))
+        payload = save({"rows": rows, "x": np.ascontiguousarray(x[rows]), "y": y[rows].copy()})
+        self.run.write(PICTURES, lambda file: file.write(payload))
         return PICTURES
-
-
-def _tensor(values: Any) -> Tensor:
-    from torch import from_numpy
-
-    return from_numpy(np.ascontiguousarray(values, np.int64))

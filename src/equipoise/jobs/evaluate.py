@@ -2,7 +2,8 @@
 
 __all__ = ["evaluate_run", "evaluate_subject"]
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -15,16 +16,15 @@ from equipoise import plugins
 from equipoise.data import draw, image_digests
 from equipoise.errors import UserError
 from equipoise.evaluation import Protocol, Result
-from equipoise.evaluation.evaluate import evaluate_by
+from equipoise.evaluation.autosave import evaluate_and_save
 from equipoise.jobs import signals
-from equipoise.jobs.autosave import Keeper
 from equipoise.jobs.device import choose_device, deterministic
-from equipoise.jobs.store import Store, left
 from equipoise.jobs.target_model import Subject, of_run, open_folder
 from equipoise.sample import Sample
 from equipoise.settings import recipe
 from equipoise.store import verdicts
 from equipoise.store.digests import model_digest, tensor_digest
+from equipoise.store.evaluations import Store, left
 from equipoise.store.provenance import provenance
 from equipoise.store.runs import Run
 from equipoise.terminal.progress import Console
@@ -254,26 +254,28 @@ class _Job:
         asked |= protocol.content()
         about = {**self.of(threat), "asked": asked, "described": self.run.described()}
         others, control = self._others(threat)
-        keeper = Keeper(self, store, about, self._before(store, threat))
-        with keeper.keeping(), self.console.progress():
-            result = evaluate_by(
+        with self.console.progress():
+            result = evaluate_and_save(
                 replace(protocol, checks=protocol.checks and bool(names)),
                 self.model,
                 self.x,
                 self.y,
+                store=store,
+                about=about,
+                origin=self.origin,
+                console=self.console,
+                before=self._before(store, threat),
+                resume=self.resume,
+                again=self.subject.resuming,
                 others=others,
                 control=control,
                 classes=self.subject.dataset.classes,
-                begun=keeper.before if self.resume else None,
-                advance=keeper.advance,
-                after=keeper.after,
             )
-            keeper.end(result)
+        if result.findings:
+            counts = Counter(finding.status for finding in result.findings)
+            shown = ", ".join(f"{count} {status}" for status, count in counts.items())
+            self.console.say(f"checks of the evaluation: {shown}")
         self.records += verdicts.read(store.path).lines()
-
-    def keep(self, store: Store, result: Result, about: Mapping[str, Any]) -> None:
-        """Keep a result."""
-        store.write(result, self.x, about, self.origin)
 
     def of(self, threat: Threat) -> dict[str, Any]:
         """Return what verdicts must agree in to be of the same model and points."""

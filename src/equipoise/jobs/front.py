@@ -10,8 +10,8 @@ from typing import Any
 from equipoise.evaluation import Protocol
 from equipoise.fronts.front import Front
 from equipoise.fronts.line import BatchNorms
-from equipoise.fronts.record import FILE, Record
-from equipoise.fronts.survey import DEFAULT, Watch, check
+from equipoise.fronts.record import FILE, FrontRecord
+from equipoise.fronts.survey import DEFAULT, check
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.plugins import command
@@ -33,7 +33,7 @@ def measure_front(
     points: int = 9,
     beyond: float = 0.0,
     **fields: Any,
-) -> Record:
+) -> FrontRecord:
     """Measure the front of a run on its held-out images, and draw it.
 
     Each point is kept when it is finished, so that an interruption costs no more than the one
@@ -70,7 +70,6 @@ def measure_front(
         device=choose_device(device),
     )
     front.run.again = command("front", front.run.path)
-    watch = Watch(advance=console.attack, say=console.say, warn=console.warn)
     images = front.images
     console.say(
         f"the front of {front.run.path} between {' and '.join(front.ends.names)}, on held-out "
@@ -82,7 +81,7 @@ def measure_front(
         console.progress(),
     ):
         try:
-            front.measure(asked, points=points, beyond=beyond, others=others, watch=watch)
+            front.measure(asked, points=points, beyond=beyond, others=others, console=console)
         except KeyboardInterrupt:
             console.say(
                 "what was measured is kept; the same command goes on: "

@@ -25,13 +25,13 @@ from equipoise.errors import RunError, UserError
 from equipoise.evaluation import Judge, Result
 from equipoise.jobs import verify_stored
 from equipoise.jobs.device import choose_device, deterministic
-from equipoise.jobs.store import Store
 from equipoise.jobs.target_model import Subject, of_run
 from equipoise.jobs.verify_again import Again, attack_again
 from equipoise.losses import margin
 from equipoise.plugins import command
 from equipoise.sample import Sample
 from equipoise.store.digests import model_digest, tensor_digest
+from equipoise.store.evaluations import Store
 from equipoise.store.verdicts import UNREADABLE
 from equipoise.terminal.progress import Console
 

@@ -23,8 +23,8 @@ from equipoise.attacks import Attack
 from equipoise.errors import UserError
 from equipoise.evaluation import Judge, Outcome, Protocol, Result
 from equipoise.evaluation.evaluate import evaluate_by
-from equipoise.evaluation.search import NEAR
-from equipoise.jobs.verify_stored import TRANSFER, recreate
+from equipoise.evaluation.search import NEAR, TRANSFER
+from equipoise.jobs.verify_stored import recreate
 from equipoise.measures.statistics import would_be_found
 from equipoise.store.provenance import machine
 from equipoise.version import __version__

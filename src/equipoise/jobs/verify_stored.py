@@ -18,10 +18,11 @@ from torch import Tensor
 from equipoise.attacks import Attack, AutoAttack, parse
 from equipoise.errors import UserError
 from equipoise.evaluation import Result
-from equipoise.jobs.store import Store
+from equipoise.evaluation.search import TRANSFER
 from equipoise.sample import Sample
 from equipoise.settings import recipe as recipes
 from equipoise.store import verdicts
+from equipoise.store.evaluations import Store
 from equipoise.store.runs import Run
 from equipoise.store.sealed import file_digest, is_sealed
 from equipoise.store.verdicts import RECORDS, UNREADABLE, all_lines, stage_of
@@ -30,7 +31,6 @@ from equipoise.version import __version__
 
 CLOSE = 1e-9  # of numbers that another version of a library works out
 PASSES = 1000  # more forward passes a verdict are nobody's
-TRANSFER = "transfer"  # points of other models, which no attack makes again
 _ALSO = "version"  # settings are worded by the version that ran them
 
 

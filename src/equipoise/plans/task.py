@@ -14,12 +14,11 @@ from equipoise.attacks import cost
 from equipoise.errors import UserError
 from equipoise.evaluation.protocol import STAGED, Protocol
 from equipoise.fronts.choice import following
-from equipoise.fronts.ledger import FOLDER, Ledger
-from equipoise.fronts.record import Record
-from equipoise.jobs.store import Store
+from equipoise.fronts.record import FrontRecord
 from equipoise.parsing import lines
 from equipoise.sample import Sample
 from equipoise.settings.recipe import Recipe
+from equipoise.store.evaluations import FRONT, Store
 from equipoise.store.runs import Run
 from equipoise.store.verdicts import UNREADABLE, WORST, Evaluation, Verdicts, read
 from equipoise.store.weight_names import PAIR, canonical
@@ -194,10 +193,10 @@ class PlannedFront(PlannedEvaluation):
 
     points: int
 
-    def front(self) -> Record | None:
+    def front(self) -> FrontRecord | None:
         """Return the measured front; None: it is not there as it is asked for."""
         try:
-            record = Record.read(self.folder)
+            record = FrontRecord.read(self.folder)
             digests = tuple(self.run.digest(name) for name in PAIR)
         except UserError:
             return None  # the command that measures says what is damaged
@@ -230,33 +229,34 @@ class PlannedFront(PlannedEvaluation):
         """
         record = self.front()
         for point in record.points if record else ():
-            kept = Ledger(self.run).read(point.file)
-            if kept is None:
+            try:
+                verdicts = read(self.folder / point.file).verdicts
+            except UNREADABLE:
                 raise UserError(
                     f"{self.folder / point.file} is damaged; remove it and repeat the command: "
                     "that model is measured again"
-                )
-            correct, robust = kept[1].correct.numpy(), kept[1].robust.numpy()
-            counted = {"clean": (correct, 0.0), WORST: (robust, point.seconds)}
+                ) from None
+            counted = {
+                "clean": (verdicts.correct, 0.0),
+                WORST: (verdicts.robust, point.seconds),
+            }
             yield canonical(f"gamma-{point.gamma!r}"), counted
 
     def done(self) -> float:
         """Return how much of it is done, in gradient evaluations."""
-        there = len(list((self.folder / FOLDER).glob("*.safetensors")))
+        there = len(list((self.folder / FRONT).glob("*.safetensors")))
         return self.cost if self.finished else self.cost * min(1.0, there / self.points)
 
     def begun(self) -> bool:
         """Tell whether some points are measured."""
-        return (self.folder / FOLDER).is_dir()
+        return (self.folder / FRONT).is_dir()
 
     def words(self) -> tuple[str, ...]:
         """Return the command that goes on with it, the words after ``equipoise``."""
         return "front", str(self.folder), *self._how(), "--points", str(self.points)
 
-    def _drawn(self, sample: Sample | None) -> bool:
+    def _drawn(self, sample: Sample) -> bool:
         """Tell whether a run's held-out images were chosen as is asked for."""
-        if sample is None:
-            return False
         return sample.n == sample.of or (sample.seed is None) == self.protocol.first
 
 

@@ -13,8 +13,7 @@ import numpy as np
 from markupsafe import Markup
 from safetensors import SafetensorError, safe_open
 
-from equipoise.fronts.points import Point
-from equipoise.fronts.record import Record
+from equipoise.fronts.record import FrontRecord, Point
 from equipoise.parsing import reason
 from equipoise.report.content import Block, Card, Cell, Column, Section, Shot, Table
 from equipoise.report.front_picture import HALO, picture
@@ -34,7 +33,7 @@ def panel(run: Run, identity: str) -> Section | None:
     Raises:
         UserError: If ``front.json`` is damaged.
     """
-    record = Record.read(run.path)
+    record = FrontRecord.read(run.path)
     if record is None or not record.points:
         return None
     note = ""
@@ -72,14 +71,13 @@ def panel(run: Run, identity: str) -> Section | None:
     return Section(run.name, blocks, small=small)
 
 
-def _first(record: Record) -> int:
+def _first(record: FrontRecord) -> int:
     """Return the place of the point that is shown at first: a marked one, or the middle one."""
-    marked = [mark.gamma for mark in record.marks]
-    gammas = [point.gamma for point in record.points]
-    return next((gammas.index(g) for g in marked if g in gammas), len(gammas) // 2)
+    marked = [i for i, point in enumerate(record.points) if point.mark]
+    return marked[0] if marked else len(record.points) // 2
 
 
-def _table(name: str, record: Record) -> Table:
+def _table(name: str, record: FrontRecord) -> Table:
     rows = (
         (
             Cell(f"{point.gamma:g}", point.gamma),
@@ -114,7 +112,7 @@ def _state(place: int, point: Point, cards: list[Card]) -> dict[str, Any]:
     }
 
 
-def _cards(folder: Path, record: Record) -> list[list[Card]]:
+def _cards(folder: Path, record: FrontRecord) -> list[list[Card]]:
     """Return by point the images of the gallery with what its model predicts for each."""
     with safe_open(str(folder / record.gallery), framework="np") as file:
         rows = [int(row) for row in file.get_tensor("rows")]
@@ -135,7 +133,7 @@ def _cards(folder: Path, record: Record) -> list[list[Card]]:
         cards = []
         with safe_open(str(folder / point.file), framework="np") as file:
             x_adv = file.get_slice("x_adv")
-            before = file.get_tensor("prediction")
+            before = file.get_tensor("clean_prediction")
             after = file.get_tensor("adversarial_prediction")
             for row, label, uri in zip(rows, y, clean, strict=True):
                 attacked = image_uri(np.asarray(x_adv[row : row + 1])[0])

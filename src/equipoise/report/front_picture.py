@@ -7,8 +7,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from equipoise.fronts.points import Point
-from equipoise.fronts.record import Other, Record
+from equipoise.fronts.record import FrontRecord, Point
 from equipoise.report import pictures, wording
 from equipoise.report.content import Picture
 from equipoise.report.palette import Palette, Style, style_of
@@ -19,7 +18,7 @@ _FRONT = Style(1, (), "o", 1.8)
 _SIZE = (560, 380)
 
 
-def picture(record: Record, *, halos: bool = False, name: str = "front") -> Picture:
+def picture(record: FrontRecord, *, halos: bool = False, name: str = "front") -> Picture:
     """Return the picture of a front.
 
     Arguments:
@@ -34,7 +33,7 @@ def picture(record: Record, *, halos: bool = False, name: str = "front") -> Pict
     )
     far = [other for other in record.others if other not in _near(record)]
     if far:
-        told = [f"{_short(other.name)} ({_pair(other.point)})" for other in far]
+        told = [f"{_short(other.name)} ({_pair(other)})" for other in far]
         caption += f" Far less robust and not drawn: {wording.join(told)}."
     return Picture(
         name,
@@ -45,7 +44,7 @@ def picture(record: Record, *, halos: bool = False, name: str = "front") -> Pict
     )
 
 
-def write_picture(record: Record, folder: Path) -> tuple[Path, Path]:
+def write_picture(record: FrontRecord, folder: Path) -> tuple[Path, Path]:
     """Draw a front as ``front.svg`` and ``front.png`` in a folder, and return the files."""
     drawn = picture(record)
     svg, png = folder / "front.svg", folder / "front.png"
@@ -54,7 +53,7 @@ def write_picture(record: Record, folder: Path) -> tuple[Path, Path]:
     return svg, png
 
 
-def _draw(palette: Palette, record: Record, halos: bool) -> Canvas:
+def _draw(palette: Palette, record: FrontRecord, halos: bool) -> Canvas:
     width, height = _SIZE
     canvas = pictures.blank(palette, width, height)
     axes = pictures.axes_at(canvas, palette, (58, 46, width - 80, height - 66), grid="both")
@@ -65,14 +64,13 @@ def _draw(palette: Palette, record: Record, halos: bool) -> Canvas:
     for point in record.points:
         busy += _whiskers(axes, _FRONT.of(palette), point)
     places, names = _named(record)
-    for mark in record.marks:
-        at = next((p for p in record.points if abs(p.gamma - mark.gamma) < 1e-9), None)
-        if at is not None:
-            _ring(axes, palette.ink, at, size=12, width=1.4)
+    for point in record.points:
+        if point.mark:
+            _ring(axes, palette.ink, point, size=12, width=1.4)
     for i, other in enumerate(_near(record)):
         style = style_of(other.method, i)
-        busy += _whiskers(axes, style.of(palette), other.point)
-        at_other = [other.point.robust_accuracy], [other.point.clean_accuracy]
+        busy += _whiskers(axes, style.of(palette), other)
+        at_other = [other.robust_accuracy], [other.clean_accuracy]
         pictures.point(axes, palette, *at_other, style, size=8.5)
     if halos:
         for i, point in enumerate(record.points):
@@ -84,23 +82,22 @@ def _draw(palette: Palette, record: Record, halos: bool) -> Canvas:
     return canvas
 
 
-def _named(record: Record) -> tuple[list[tuple[float, float]], list[str]]:
+def _named(record: FrontRecord) -> tuple[list[tuple[float, float]], list[str]]:
     """Return the points that have a name: the ends, the marks, other runs."""
     by_gamma = {point.gamma: point for point in record.points}
     named: list[tuple[Point, str]] = []
     for gamma, end in zip((0.0, 1.0), record.ends, strict=True):
         if gamma in by_gamma:
             named.append((by_gamma[gamma], _short(end)))
-    marked = [mark for mark in record.marks if mark.gamma in by_gamma]
-    named += [(by_gamma[mark.gamma], f"gamma {mark.gamma:g}") for mark in marked]
-    named += [(other.point, _short(other.name)) for other in _near(record)]
+    named += [(point, f"gamma {point.gamma:g}") for point in record.points if point.mark]
+    named += [(other, _short(other.name)) for other in _near(record)]
     return [(p.robust_accuracy, p.clean_accuracy) for p, _ in named], [name for _, name in named]
 
 
-def _near(record: Record) -> list[Other]:
+def _near(record: FrontRecord) -> list[Point]:
     """Return the other runs that are drawn: one far less robust would leave the front no room."""
     least = min((point.robust_accuracy for point in record.points), default=0.0)
-    return [other for other in record.others if 2 * other.point.robust_accuracy >= least]
+    return [other for other in record.others if 2 * other.robust_accuracy >= least]
 
 
 def _pair(point: Point) -> str:
@@ -142,7 +139,7 @@ def _ring(
         ring.set_gid(name)
 
 
-def _spoken(record: Record) -> str:
+def _spoken(record: FrontRecord) -> str:
     told = [f"gamma {point.gamma:g}: {_pair(point)}" for point in record.points]
-    beside = [f"{_short(other.name)}: {_pair(other.point)}" for other in record.others]
+    beside = [f"{_short(other.name)}: {_pair(other)}" for other in record.others]
     return f"Clean against robust accuracy. {'; '.join([*told, *beside])}."

@@ -13,8 +13,7 @@ from equipoise.threat import Threat
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from equipoise.fronts.points import Point
-    from equipoise.fronts.record import Record as FrontRecord
+    from equipoise.fronts.record import FrontRecord, Point
 
 
 def write_table(records: Sequence[Mapping[str, Any]], title: str = "") -> None:
@@ -91,13 +90,10 @@ def write_front(record: "FrontRecord") -> None:
         "searched",
         "",
     )
-    ends = dict(zip((0.0, 1.0), record.ends, strict=True))
-    marks = {mark.gamma: mark.what for mark in record.marks}
-    rows = []
-    for point in record.points:
-        names = filter(None, [ends.get(point.gamma, ""), marks.get(point.gamma, "")])
-        rows.append([f"{point.gamma:g}", *_measures(point), ", ".join(names)])
-    rows += [["", *_measures(other.point), other.name] for other in record.others]
+    rows = [
+        ["" if point.name else f"{point.gamma:g}", *_measures(point), record.label(point)]
+        for point in (*record.points, *record.others)
+    ]
     title = f"{threat}, {record.images}; {record.attack}"
     terminal = output()
     terminal.print(rich_table(title, columns, rows, numbers=columns[1:-1]))

@@ -1,18 +1,21 @@
-"""What an evaluation leaves in its folder, and how it is known to be whole.
+"""The store of verdicts: a file an evaluation, whole or not there, and sealed.
 
 ``evaluations/NAME.safetensors`` holds inputs, labels, verdicts and every adversarial example; its
-metadata what the evaluation was of and what each attack did, sealed with a SHA-256 over all of
+metadata what the evaluation is of and what each attack did, sealed with a SHA-256 over all of
 it. Every number that is shown is counted from these verdicts: see
-:mod:`equipoise.store.verdicts`. It is written whole or not at all after every few batches, so
-that an interrupted evaluation goes on from there. ``NAME.json`` beside it is the same for people
-and programs, without the images: records, costs and findings, with the SHA-256 of both files in
-it. ``records.jsonl`` has the records of all evaluations of the folder and is made anew each time.
-Nothing reads the two but people, and :mod:`equipoise.jobs.verify`, which compares them with what
-follows from the verdicts.
+:mod:`equipoise.store.verdicts`. It is written after every few batches, so that an interrupted
+evaluation goes on from there. ``NAME.json`` beside it is the same for people and programs, without
+the images: records, costs and findings, with the SHA-256 of both files in it. ``records.jsonl``
+has the records of all evaluations of the folder and is made anew each time. Programs here read the
+two only to compare them with the verdicts (:mod:`equipoise.jobs.verify`).
+
+The models of a front (``front/KEY.safetensors``) are evaluated on held-out images: their files are
+the same, without inputs, and named by all that the verdicts depend on.
 """
 
-__all__ = ["Store", "left"]
+__all__ = ["FRONT", "Store", "left"]
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -26,35 +29,45 @@ from safetensors.torch import save
 from torch import Tensor
 
 from equipoise.errors import UserError
-from equipoise.evaluation import Finding, Outcome, Result
+from equipoise.evaluation import Outcome, Result
 from equipoise.sample import Sample
 from equipoise.store import verdicts
+from equipoise.store.finding import Finding
 from equipoise.store.runs import Run
 from equipoise.store.sealed import file_digest, read_arrays, seal, stamped
 from equipoise.store.verdicts import FOLDER, RECORDS, UNREADABLE
 from equipoise.threat import Threat
 
+FRONT = "front"  # the folder of the models of a front
+
 
 class Store:
-    """The file of one evaluation: one model, one threat, one sample of the test images.
+    """The file of one evaluation: one model, one threat, one sample of images.
 
     Arguments:
-        run: The folder it is in.
+        run: The run folder.
         name: The file's name, without its ending.
+        folder: The folder in the run folder.
     """
 
-    def __init__(self, run: Run, name: str) -> None:
-        self.run, self.name = run, name
+    def __init__(self, run: Run, name: str, folder: str = FOLDER) -> None:
+        self.run, self.name, self.folder = run, name, folder
 
     @classmethod
     def of(cls, run: Run, threat: Threat, sample: Sample, which: str) -> "Store":
-        """Return the place of an evaluation."""
+        """Return the place of an evaluation on test images."""
         other = "" if which == "model" else f"-{which}"
         return cls(run, f"{threat.norm}-{threat.eps:.6g}-n{sample.n}-{sample.short}{other}")
 
     @classmethod
+    def by_key(cls, run: Run, key: Mapping[str, Any]) -> "Store":
+        """Return the place of a model of a front, by all that its verdicts depend on."""
+        digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
+        return cls(run, digest[:24], FRONT)
+
+    @classmethod
     def all(cls, run: Run) -> list["Store"]:
-        """Return every evaluation in a folder, by name."""
+        """Return every evaluation on test images in a folder, by name."""
         found = sorted((run.path / FOLDER).glob("*.safetensors"))
         return [cls(run, path.stem) for path in found]
 
@@ -67,7 +80,7 @@ class Store:
     @property
     def path(self) -> Path:
         """Return the path of the tensors."""
-        return self.run.path / FOLDER / f"{self.name}.safetensors"
+        return self.run.path / self.folder / f"{self.name}.safetensors"
 
     @property
     def summary(self) -> Path:
@@ -75,7 +88,7 @@ class Store:
         return self.path.with_suffix(".json")
 
     def lock(self) -> AbstractContextManager[None]:
-        """Keep other processes from this evaluation; to be taken before anything of it is read.
+        """Lock this evaluation; to be taken before anything of it is read.
 
         Raises:
             UserError: If another process is at it.
@@ -117,14 +130,26 @@ class Store:
         except (*UNREADABLE, RuntimeError) as error:
             raise self._damaged(error) from None
 
-    def write(self, result: Result, x: Tensor, about: Mapping[str, Any], origin: Any) -> None:
-        """Keep a result, whole or not at all, and what is derived from it."""
-        tensors, metadata = _tensors(result, x), _metadata(result, about)
+    def write(
+        self, result: Result, x: Tensor, about: Mapping[str, Any], origin: Mapping[str, Any]
+    ) -> None:
+        """Store a result, whole or not at all, and what is derived from it.
+
+        Arguments:
+            result: The result.
+            x: The inputs; those of a front are not stored.
+            about: What the evaluation is of.
+            origin: Where it was made.
+        """
+        tensors, metadata = _tensors(result), _metadata(result, about)
+        if self.folder == FOLDER:
+            tensors["x"] = x.cpu().contiguous()
         metadata["origin"] = json.dumps(origin)
         arrays = {name: value.numpy() for name, value in tensors.items()}
         payload = save(tensors, metadata=stamped(arrays, metadata))
-        self.run.write(f"{FOLDER}/{self.path.name}", lambda file: file.write(payload))
-        self.derive()
+        self.run.write(f"{self.folder}/{self.path.name}", lambda file: file.write(payload))
+        if self.folder == FOLDER:
+            self.derive()
 
     def derive(self) -> None:
         """Write what is derived from the verdicts: the summary, and the folder's records."""
@@ -165,11 +190,10 @@ def left(
     return [eps for eps in asked if eps not in done and (not radii or eps in radii)]
 
 
-def _tensors(result: Result, x: Tensor) -> dict[str, Tensor]:
+def _tensors(result: Result) -> dict[str, Tensor]:
     names = list(result.outcomes)
     broken_by = [names.index(name) if name else -1 for name in result.broken_by]
     tensors = {
-        "x": x.cpu(),
         "x_adv": result.x_adv,
         "y": result.y,
         "clean_prediction": result.prediction,
