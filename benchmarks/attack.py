@@ -7,7 +7,7 @@ all sides do the same work. The bare passes are the steps' and one forward pass.
 
 __all__ = ["PEERS", "SIDES", "loss_of", "plain_pgd", "sides"]
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import ModuleType
 
@@ -18,121 +18,85 @@ from torch.nn import functional as F  # noqa: N812
 from benchmarks import peers
 from benchmarks.case import Case, Problem
 from benchmarks.timing import Side
-from benchmarks.work import Work
 from equipoise.attacks.core import guest
 from equipoise.attacks.pgd import PGD
-from equipoise.evaluation import evaluate
+from equipoise.evaluation import Protocol
+from equipoise.evaluation.evaluate import evaluate_by
 from equipoise.execution import fast
 from equipoise.threat import Threat
 
-Run = Callable[[Tensor, Tensor], Tensor]
-
-SIDES = (
-    "ours",
-    "bare passes",
-    "ours-plain",
-    "ours-evaluate",
-    "ours-float32",
-    "torchattacks",
-    "foolbox",
-)
 PEERS = ("torchattacks", "foolbox")
-FEW = 64  # images that are looked at together afterwards
+SIDES = ("ours", "bare passes", "ours-plain", "ours-evaluate", "ours-float32", *PEERS)
 _PGD = {"torchattacks": peers.torchattacks_pgd, "foolbox": peers.foolbox_pgd}
 
 
 def sides(
-    case: Case, problem: Problem, names: Sequence[str] = SIDES, work: Work | None = None
+    case: Case,
+    problem: Problem,
+    names: Sequence[str] = SIDES,
+    flops: Mapping[str, float] | None = None,
 ) -> tuple[list[Side], dict[str, str]]:
-    """Return who attacks, and how to install whoever is not there.
+    """Return the sides that attack, and how to install those that are not there.
 
     A run attacks all images of the problem, in batches, from random starts with steps of
     2.5 eps / steps, and returns the adversarial images. The peers are given the plain model.
 
     Arguments:
-        case: What is benched.
+        case: What is measured.
         problem: What it is made of.
-        names: Which sides, some of :data:`SIDES`.
-        work: What a pass is credited with; None: nothing.
+        names: Some of :data:`SIDES`.
+        flops: What a pass is credited with, see :func:`benchmarks.work.useful_flops`.
     """
     modules, absent = peers.found(name for name in names if name in PEERS)
-    gradients = case.steps * len(problem.x)
+    gradients = case.steps * len(problem.y)
     made = []
     for name in names:
-        if name in absent:
-            continue
-        run, about = _run(name, case, problem, modules)
-        made.append(
-            Side(
-                name=name,
-                run=partial(_all, run, problem, case.batch_size),
-                about=about,
-                gradients=gradients,
-                flops=round(gradients * work.attacking) if work else None,
-            )
-        )
+        if name not in absent:
+            run, about = _run(name, case, problem, modules)
+            work = round(gradients * flops["attacking"]) if flops else None
+            every = partial(_all, run, problem, case.batch_size)
+            made.append(Side(name=name, run=every, about=about, gradients=gradients, flops=work))
     return made, absent
 
 
-def _all(run: Run, problem: Problem, batch_size: int) -> Tensor:
+def _all(run: peers.Peer, problem: Problem, batch_size: int) -> Tensor:
     """Attack all images, so many at a time."""
     batches = (torch.split(part, batch_size) for part in (problem.x, problem.y))
-    parts = zip(*batches, strict=True)
-    return torch.cat([run(x, y) for x, y in parts])
+    return torch.cat([run(x, y) for x, y in zip(*batches, strict=True)])
 
 
 def _run(
     name: str, case: Case, problem: Problem, modules: dict[str, ModuleType]
-) -> tuple[Run, str]:
+) -> tuple[peers.Peer, str]:
     """Return what a side does with a batch, and how in words."""
+    model, threat, plain = problem.model, problem.threat, "float32, the model as it is"
     if name in modules:
-        step_size = 2.5 * problem.threat.eps / case.steps
-        make = _PGD[name]
-        run = make(modules[name], problem.model, problem.threat, case.steps, step_size)
-        return run, "float32, the model as it is"
-    execution = case.execution("float32" if name == "ours-float32" else None)
-    device = problem.x.device
-    about = str(execution.resolved(device))
+        how = model, threat, case.steps, 2.5 * threat.eps / case.steps
+        return _PGD[name](modules[name], *how), plain
+    execution = case.execution_of(name)
+    about = str(execution.resolved(problem.x.device))
     if name == "bare passes":
         return _bare(case, problem), f"{case.steps} passes forward and back, one forward, {about}"
-    if name == "ours-evaluate":
-        return _evaluated(case, problem), f"eq.evaluate without checks, {about}"
-    attack = PGD(steps=case.steps)
+    pgd = PGD(steps=case.steps)
     if name == "ours-plain":
-        run = partial(attack, problem.model, threat=problem.threat)
-        return run, "float32, the model as it is"
-
-    def ours(x: Tensor, y: Tensor) -> Tensor:
-        return attack(fast(problem.model, execution=execution), x, y, problem.threat)
-
-    return ours, about
-
-
-def _evaluated(case: Case, problem: Problem) -> Run:
-    """Return an evaluation by the attack, of whose points the strongest are wanted."""
-
-    def run(x: Tensor, y: Tensor) -> Tensor:
-        result = evaluate(
-            problem.model,
-            x,
-            y,
-            threat=problem.threat,
-            attacks={"pgd": PGD(steps=case.steps)},
-            strongest=True,
-            checks=False,
-            batch_size=case.batch_size,
-            precision=case.execution().precision,
-            layout=case.execution().layout,
-            compile=case.compile,
-        )
-        return result.x_adv.to(x)
-
-    return run
+        return partial(pgd, model, threat=threat), plain
+    if name != "ours-evaluate":
+        return lambda x, y: pgd(fast(model, execution=execution), x, y, threat), about
+    protocol = Protocol(
+        attacks={"pgd": pgd},
+        batch_size=case.batch_size,
+        execution=execution,
+        strongest=True,
+        checks=False,
+    ).under(threat)
+    return (
+        lambda x, y: evaluate_by(protocol, model, x, y).x_adv.to(x)
+    ), f"eq.evaluate without checks, {about}"
 
 
-def _bare(case: Case, problem: Problem) -> Run:
+def _bare(case: Case, problem: Problem) -> peers.Peer:
     """Return passes forward and back to the input, and one forward, in the form of ours."""
-    form = fast(problem.model, execution=case.execution())
+    form = fast(problem.model, execution=case.execution)
 
     def run(x: Tensor, y: Tensor) -> Tensor:
         with guest(form):
@@ -169,8 +133,9 @@ def plain_pgd(model: nn.Module, threat: Threat, steps: int, step_size: float) ->
 
 
 def loss_of(problem: Problem, x_adv: Tensor) -> float:
-    """Return the mean cross-entropy of the plain model on what a side has found."""
+    """Return the mean cross-entropy of the plain model at the points of a side."""
+    loss: Callable[[Tensor, Tensor], Tensor] = partial(F.cross_entropy, reduction="sum")
     with torch.no_grad():
-        parts = zip(torch.split(x_adv, FEW), torch.split(problem.y, FEW), strict=True)
-        sums = [F.cross_entropy(problem.model(x), y, reduction="sum") for x, y in parts]
-    return float(torch.stack(sums).sum()) / len(x_adv)
+        parts = zip(torch.split(x_adv, 64), torch.split(problem.y, 64), strict=True)
+        total = torch.stack([loss(problem.model(x), y) for x, y in parts]).sum()
+    return float(total) / len(x_adv)

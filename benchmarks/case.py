@@ -1,9 +1,9 @@
-"""What is benched: a network, images, labels and a threat, made anew from a few plain values."""
+"""What is measured: a network, images, labels and a threat, made anew from a few plain values."""
 
-__all__ = ["DEFAULTS", "MODELS", "Case", "Problem", "default_of"]
+__all__ = ["MODELS", "Case", "Problem"]
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,61 +18,55 @@ from equipoise.jobs.device import choose_device
 from equipoise.threat import Threat
 
 MODELS = (*models.MODELS, STRANGER)
-_OTHERS = {"channels": 3, "size": 32, "eps": 8 / 255}
-DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    name: {"channels": 1, "size": 28, "eps": 0.1} if name == "small-cnn" else _OTHERS
-    for name in MODELS
-}
-LARGEST_EPS = 1.0
+SMALL = {"channels": 1, "size": 28, "eps": 0.1}  # for small-cnn
+LARGE = {"channels": 3, "size": 32, "eps": 8 / 255}
 
 
-def default_of(model: str, name: str) -> Any:
-    """Return the channels, the size or the eps that suit a model."""
-    return DEFAULTS.get(model, _OTHERS)[name]
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Problem:
     """What all sides are given; none of them may change it.
 
     Arguments:
-        model: The network, in eval mode, in float32, as torch lays it out.
-        images: The images as bytes, with the labels that the network gives them: an attack has to
-            work for each.
-        x: The same images as floats in [0, 1], with shape (N, C, H, W).
+        model: The network, in eval mode, in float32, in torch's default layout.
+        images: The images with their labels.
         threat: The ball and the range.
     """
 
     model: nn.Module
     images: Images
-    x: Tensor
     threat: Threat
+
+    @cached_property
+    def x(self) -> Tensor:
+        """The images as floats in [0, 1], with shape (N, C, H, W)."""
+        return self.images.pixels()
 
     @property
     def y(self) -> Tensor:
-        """Return the labels, with shape (N,)."""
+        """The labels, with shape (N,)."""
         return self.images.y
+
+    def first(self, n: int) -> "Problem":
+        """Return the problem with its first ``n`` images alone."""
+        return replace(self, images=self.images.take(slice(n)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What to bench on.
+    """A network with random weights on random images, which it labels itself.
 
     Arguments:
-        model: A name of :data:`MODELS`; its weights are as they are drawn at first.
+        model: A name of :data:`MODELS`.
         width: The factor on its number of features.
         channels: The channels of an image.
         size: The pixels of an image a side.
         classes: The number of classes.
         batch_size: The images that pass at a time.
-        images: How many images there are; None: one batch.
+        images: The number of images; None: one batch.
         steps: The steps of the attack.
         eps: The Linf radius, in [0, 1].
         device: ``auto``, ``cpu`` or ``cuda``.
-        precision: Of our search: see :class:`equipoise.execution.Execution`.
-        update: Of our training step.
-        layout: Likewise.
-        compile: Whether our search form is compiled.
+        execution: How our sides run it; as plain values, too.
         seed: Of weights, images and labels.
     """
 
@@ -86,36 +80,43 @@ class Case:
     steps: int = 10
     eps: float = 0.1
     device: str = "auto"
-    precision: str = "auto"
-    update: str = "float32"
-    layout: str = "auto"
-    compile: bool = False
+    execution: Execution = field(default_factory=Execution)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"channels": 1, "classes": 2, "batch_size": 1, "steps": 1, "seed": 0}
+        if isinstance(self.execution, dict):
+            object.__setattr__(self, "execution", Execution(**self.execution))
+        least = {"channels": 1, "classes": 2, "batch_size": 1, "steps": 1, "seed": 0, "images": 1}
         problems = [
-            f"{name} must be at least {low}, got {getattr(self, name)}"
+            f"{name} must be at least {low}, got {value}"
             for name, low in least.items()
-            if getattr(self, name) < low
+            if (value := getattr(self, name)) is not None and value < low
         ]
-        if self.images is not None and self.images < 1:
-            problems.append(f"images must be at least 1, got {self.images}")
-        if not 0 < self.eps <= LARGEST_EPS:
-            problems.append(f"eps must lie in (0, {LARGEST_EPS:g}], got {self.eps:g}")
+        if not 0 < self.eps <= 1:
+            problems.append(f"eps must lie in (0, 1], got {self.eps:g}")
         if problems:
             raise UserError("; ".join(problems))
-        self.execution()
 
-    def execution(self, precision: str | None = None) -> Execution:
-        """Return how we run it, in another precision where one is given."""
-        chosen: Any = {
-            "precision": precision or self.precision,
-            "update": precision or self.update,
-            "layout": self.layout,
-            "compile": self.compile,
-        }
-        return Execution(**chosen)
+    @classmethod
+    def of(cls, model: str, **given: Any) -> "Case":
+        """Return a case whose images and radius are those that suit the model by default."""
+        return cls(model=model, **(SMALL if model == "small-cnn" else LARGE) | given)
+
+    def execution_of(self, side: str) -> Execution:
+        """Return how one of our sides runs it: in float32 where its name says so."""
+        if side != "ours-float32":
+            return self.execution
+        return replace(self.execution, precision="float32", update="float32")
+
+    def smaller(self) -> "Case":
+        """Return the smallest case of the same kind, to load libraries and warm them up."""
+        return replace(self, batch_size=2, images=self.images and 2, steps=1)
+
+    @property
+    def title(self) -> str:
+        """The network in a few words."""
+        width = "" if self.width == 1 else f" width {self.width:g},"
+        return f"{self.model},{width} {self.channels}x{self.size}x{self.size}"
 
     def build(self) -> Problem:
         """Return network, images, labels and threat: the same ones each time.
@@ -130,25 +131,17 @@ class Case:
             torch.manual_seed(self.seed)
             model = self._network().to(device).eval()
         generator = torch.Generator().manual_seed(self.seed)
-        n = self.images or self.batch_size
-        shape = (n, self.channels, self.size, self.size)
+        shape = (self.images or self.batch_size, self.channels, self.size, self.size)
         pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8).to(device)
-        images = Images(pixels, torch.zeros(n, dtype=torch.int64, device=device))
+        images = Images(pixels, torch.zeros(len(pixels), dtype=torch.int64, device=device))
         with torch.no_grad():
             parts = torch.split(images.pixels(), self.batch_size)
             labels = torch.cat([model(part).argmax(1) for part in parts])
-        images = Images(pixels, labels)
-        return Problem(
-            model=model, images=images, x=images.pixels(), threat=Threat("linf", self.eps)
-        )
+        return Problem(model=model, images=Images(pixels, labels), threat=Threat("linf", self.eps))
 
     def _network(self) -> nn.Module:
         if self.model == STRANGER:
             return ResNet18(self.channels, self.classes, self.width)
-        settings = {
-            "channels": self.channels,
-            "size": (self.size, self.size),
-            "classes": self.classes,
-            "width": self.width,
-        }
-        return models.build(self.model, settings)
+        size = (self.size, self.size)
+        settings = {"channels": self.channels, "size": size, "classes": self.classes}
+        return models.build(self.model, settings | {"width": self.width})

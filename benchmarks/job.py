@@ -1,54 +1,170 @@
-"""The benchmark as a job: every bench in turn, a file that is always up to date, tables."""
+"""The benchmark as a job: everything in turn, a file that is always up to date, tables."""
 
-__all__ = ["FORMAT", "bench", "memory_of"]
+__all__ = ["FORMAT", "WHATS", "Bench", "memory_of", "plan", "run"]
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console as Terminal
 
-from benchmarks import attack, evaluate, growth, memory, table, train
-from benchmarks.bars import bars
-from benchmarks.case import Case, Problem
-from benchmarks.evaluate import Judged, Judging
-from benchmarks.growth_figure import picture
-from benchmarks.plan import Bench, Options, plan, smaller
-from benchmarks.timing import LEAST_SECONDS, Measured, Side, alternate, records
-from benchmarks.work import Work, work_of
-from equipoise.errors import RunError, UserError
+from benchmarks import attack, evaluate, growth, memory, results, train
+from benchmarks.case import MODELS, Case
+from benchmarks.evaluate import Judged
+from benchmarks.stranger import STRANGER
+from benchmarks.timing import LEAST_SECONDS, Side, alternate
+from benchmarks.work import useful_flops
+from equipoise.errors import RunError, UserError, nearest
 from equipoise.execution import Execution
 from equipoise.execution.policy import has_bfloat16
 from equipoise.jobs.device import choose_device
-from equipoise.report.pictures import svg_file
 from equipoise.store.files import write
 from equipoise.store.provenance import provenance
 from equipoise.terminal.progress import Console
 
-FORMAT = 1
+FORMAT = 2
+WHATS = ("attack", "train", "evaluate", "growth")
+SUITE_MODELS = ("small-cnn", "resnet-18")
+SUITE_BATCH = 32  # of the larger networks: the suite should end before one has lost patience
+SUITE_IMAGES = 250
+DEFAULT = {"attack": attack.SIDES, "train": ("ours", "plain loop")}
+DEFAULT |= {"evaluate": ("ours", "ours-checked", "pyautoattack")}
+
+_ROOMS: Mapping[str, Any] = {"attack": attack, "train": train, "evaluate": evaluate}
+_JUDGED = ("run", "norm", "images", "data_dir")  # what only an evaluation has
+_SHARED = ("device", "execution", "seed")
 
 Order = Mapping[str, Any]
 
 
-def bench(
-    options: Options,
-    out: Path,
-    *,
-    terminal: Terminal,
-    console: Console,
-    measure: Callable[[Order], int] = memory.measured,
-) -> dict[str, Any]:
-    """Bench what was asked for; the file holds at any moment what was measured so far.
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """One benchmark.
 
     Arguments:
-        options: What was asked for.
+        what: One of :data:`WHATS`.
+        title: It in words.
+        case: What it is measured on.
+        sides: Those that take part; ours is the first.
+    """
+
+    what: str
+    title: str
+    case: Case | Judged
+    sides: Sequence[str] = ("ours",)
+
+
+def plan(what: str | None = None, sides: Sequence[str] = (), **given: Any) -> list[Bench]:
+    """Return what is to be done, in order.
+
+    Arguments:
+        what: One of :data:`WHATS`; None: the suite of all but growth.
+        sides: Those that take part besides ours; by default those of :data:`DEFAULT`.
+        given: Fields of :class:`Case` and :class:`Judged` that are to be other than by default.
+
+    Raises:
+        UserError: If something asked for is not possible.
+    """
+    _check(what, sides, given)
+    judged = {name: given.pop(name) for name in _JUDGED if name in given}
+    shared = {name: given[name] for name in _SHARED if name in given}
+    if what == "growth":
+        model = given.pop("model", "resnet-18")
+        width = 0.25 if model == "resnet-18" else 1.0
+        case = Case.of(model, **{"width": width, "batch_size": 16, "steps": 2} | given)
+        return [Bench(what=what, title=f"growth of PGD, {case.title}", case=case)]
+    benches = []
+    for name in [what] if what else WHATS[:3]:
+        taking_part = tuple(dict.fromkeys(("ours", *(sides or DEFAULT[name]))))
+        if name == "evaluate":
+            own = ("eps", "batch_size") if what else ()
+            own_values = {key: given[key] for key in own if key in given}
+            standing = {} if what else {"images": SUITE_IMAGES}
+            of_run = Judged(**standing | judged | shared | own_values)
+            title = f"AutoAttack, {of_run.title}"
+            benches.append(Bench(what=name, title=title, case=of_run, sides=taking_part))
+            continue
+        for model in _models(what, name, given):
+            small = {} if what or model == "small-cnn" else {"batch_size": SUITE_BATCH}
+            case = Case.of(model, **small | {k: v for k, v in given.items() if k != "model"})
+            step = "" if name == "attack" else "a step of A3GT, "
+            title = f"{step}PGD-{case.steps}, {case.title}, batch {case.batch_size}"
+            case = train.case_of(case) if name == "train" else case
+            benches.append(Bench(what=name, title=title, case=case, sides=taking_part))
+    return benches
+
+
+def _models(what: str | None, name: str, given: Mapping[str, Any]) -> Sequence[str]:
+    if "model" in given:
+        return [given["model"]]
+    if what is not None:
+        return ["small-cnn"]
+    return [*SUITE_MODELS, STRANGER] if name == "attack" else SUITE_MODELS
+
+
+def _check(what: str | None, sides: Sequence[str], given: Mapping[str, Any]) -> None:
+    """Refuse what does not exist, and what has no meaning for what is measured."""
+    model = given.get("model", "small-cnn")
+    if what is not None and what not in WHATS:
+        raise UserError(nearest(what, WHATS, "--what"))
+    if model not in MODELS:
+        raise UserError(nearest(model, MODELS, "model"))
+    if model == STRANGER and what not in ("attack", "growth"):
+        raise UserError(f"--model {STRANGER} needs --what attack or growth: it is not trained")
+    for name in ("run", "norm", "images"):
+        if name in given and what not in (None, "evaluate"):
+            option = "RUN" if name == "run" else f"--{name}"
+            raise UserError(f"{option} is for --what evaluate, not for {what}")
+    if sides and what not in _ROOMS:
+        raise UserError(f"--sides needs --what {', '.join(_ROOMS)}: each has its own")
+    for name in sides:
+        if name not in _ROOMS[str(what)].SIDES:
+            raise UserError(nearest(name, _ROOMS[str(what)].SIDES, "side"))
+
+
+def memory_of(order: Order) -> int:
+    """Return the bytes that a side needs: what the process for it does.
+
+    Arguments:
+        order: ``what`` is measured, the ``side``, the ``case`` as plain values, and ``threads``.
+    """
+    torch.set_num_threads(order["threads"])
+    case = (Judged if order["what"] == "evaluate" else Case)(**order["case"])
+    make = _ROOMS[order["what"]].sides
+    few = case.smaller()
+    side: Side = make(few, few.build(), [order["side"]])[0][0]
+    (side.warm or side.run)()
+    problem = case.build()
+
+    def work() -> None:
+        make(case, problem, [order["side"]])[0][0].run()
+
+    return memory.peak_of(work, choose_device(case.device))
+
+
+def run(
+    benches: Sequence[Bench],
+    out: Path,
+    *,
+    repeats: int = 5,
+    threads: int | None = None,
+    measure: Callable[[Order], int] | None = memory.measured,
+    terminal: Terminal,
+    console: Console,
+) -> dict[str, Any]:
+    """Measure; the file holds at any moment what was measured so far.
+
+    Arguments:
+        benches: What is measured.
         out: The JSON file; a former one there is replaced. A figure of growth stands beside it.
+        repeats: How often each side is timed.
+        threads: The threads of a CPU; None: torch's choice.
+        measure: From an order to the memory of a side, in bytes; None: memory is not measured.
         terminal: Where tables are shown.
         console: Where progress is shown.
-        measure: From an order to the memory of a side, in bytes.
 
     Returns:
         What the file holds.
@@ -58,45 +174,15 @@ def bench(
     """
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; expected a file, like {out}/bench.json")
-    benches = plan(options)
-    device = choose_device(options.device)
-    threads = torch.get_num_threads()
+    for name, value in (("-n", repeats), ("--threads", threads)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}")
+    device, before = choose_device(benches[0].case.device), torch.get_num_threads()
     try:
-        torch.set_num_threads(options.threads or threads)
-        job = _Job(options, out, device, terminal, console, measure)
-        return job.run(benches)
+        torch.set_num_threads(threads or before)
+        return _Job(out, device, repeats, measure, terminal, console).run(benches)
     finally:
-        torch.set_num_threads(threads)
-
-
-def memory_of(order: Order) -> int:
-    """Return the bytes that a side needs: what the process for it does.
-
-    Arguments:
-        order: ``what`` is benched, the ``side``, the ``case`` as plain values, and ``threads``.
-    """
-    torch.set_num_threads(order["threads"])
-    kind = Judging if order["what"] == "evaluate" else Case
-    case = kind(**order["case"])
-    few = smaller(case)
-    side = _made(order["what"], few, few.build(), [order["side"]])[0][0]
-    (side.warm or side.run)()
-    subject = case.build()
-
-    def work() -> None:
-        _made(order["what"], case, subject, [order["side"]])[0][0].run()
-
-    return memory.peak_of(work, choose_device(case.device))
-
-
-def _made(
-    what: str, case: Any, subject: Any, names: Any, work: Work | None = None
-) -> tuple[list[Side], dict[str, str]]:
-    """Return the sides of a bench, and how to install those that are not there."""
-    if what == "evaluate":
-        return evaluate.sides(case, subject, names)
-    make = train.sides if what == "train" else attack.sides
-    return make(case, subject, names, work)
+        torch.set_num_threads(before)
 
 
 class _Job:
@@ -104,109 +190,90 @@ class _Job:
 
     def __init__(
         self,
-        options: Options,
         out: Path,
         device: torch.device,
+        repeats: int,
+        measure: Callable[[Order], int] | None,
         terminal: Terminal,
         console: Console,
-        measure: Callable[[Order], int],
     ) -> None:
-        self.options, self.out, self.device = options, out, device
-        self.terminal, self.console, self.measure = terminal, console, measure
-        execution = Execution(
-            precision=options.precision,  # type: ignore[arg-type]  # it is looked at there
-            update=options.update,  # type: ignore[arg-type]
-            layout=options.layout,  # type: ignore[arg-type]
-            compile=options.compile,
-        )
-        self.content: dict[str, Any] = {
+        self.out, self.device, self.repeats, self.measure = out, device, repeats, measure
+        self.terminal, self.console = terminal, console
+        self.content: dict[str, Any] = {}
+
+    def run(self, benches: Sequence[Bench]) -> dict[str, Any]:
+        """Do everything; what was measured stays, whatever happens."""
+        execution: Execution = benches[0].case.execution
+        self.content = {
             "format": FORMAT,
-            "provenance": provenance(str(device), options.seed),
-            "execution": str(execution.resolved(device)),
+            "provenance": provenance(str(self.device), benches[0].case.seed),
+            "execution": str(execution.resolved(self.device)),
             "asked": asdict(execution),
-            "resolved": asdict(execution.resolved(device)),
-            "repeats": options.repeats,
+            "resolved": asdict(execution.resolved(self.device)),
+            "repeats": self.repeats,
             "benches": [],
-            "bars": [],
+            "targets": [],
             "finished": False,
         }
-
-    def run(self, benches: list[Bench]) -> dict[str, Any]:
-        """Do everything; what was measured stays, whatever happens."""
-        table.show_setting(self.terminal, self.content)
+        results.show_setting(self.terminal, self.content)
         try:
-            for one in benches:
-                record = {"what": one.what, "title": one.title, "case": asdict(one.case)}
+            for bench in benches:
+                record = {"what": bench.what, "title": bench.title, "case": asdict(bench.case)}
                 self.content["benches"].append(record)
-                if one.what == "growth":
-                    self._grow(one, record)
-                else:
-                    self._compare(one, record)
-                table.show_bench(self.terminal, record)
+                (self._grow if bench.what == "growth" else self._compare)(bench, record)
+                results.show_bench(self.terminal, record)
         except BaseException:
             self._write()
             self.console.say(f"what was measured until here: {self.out}")
             raise
         self.content["finished"] = True
         self._write()
-        table.show_bars(self.terminal, self.content["bars"])
+        results.show_targets(self.terminal, self.content["targets"])
         self.console.say(f"all numbers: {self.out}")
         return self.content
 
     def _write(self) -> None:
-        done = [one for one in self.content["benches"] if "sides" in one]
-        self.content["bars"] = bars(done)
+        done = [bench for bench in self.content["benches"] if "sides" in bench]
+        self.content["targets"] = results.targets(done)
         write(self.out, json.dumps(self.content, indent=2) + "\n")
 
-    def _compare(self, one: Bench, record: dict[str, Any]) -> None:
-        """Time all sides of a bench in turn, then measure the memory of each."""
-        subject = one.case.build()
-        work = None
-        if isinstance(subject, Problem):
-            work = work_of(subject.model, subject.x, subject.y)
-            record["useful_flops_an_image"] = vars(work)
+    def _compare(self, bench: Bench, record: dict[str, Any]) -> None:
+        """Time all sides in turn, then measure the memory of each."""
+        problem, flops = bench.case.build(), None
+        if isinstance(bench.case, Case):
+            flops = useful_flops(problem.model, problem.x, problem.y)
+            record["useful_flops_an_image"] = flops
             record["has_bfloat16"] = has_bfloat16(self.device)
-        sides, absent = _made(one.what, one.case, subject, one.sides, work)
+        sides: list[Side]
+        sides, absent = _ROOMS[bench.what].sides(bench.case, problem, bench.sides, flops)
         record |= {"sides": {}, "absent": absent}
-        self.console.say(f"{one.title}: {', '.join(side.name for side in sides)}")
-        found: dict[str, Measured] = {}
-        least = 0.0 if one.what == "evaluate" else LEAST_SECONDS
-        for found in alternate(sides, self.options.repeats, self.device, least=least):
-            self._note(record, found, subject)
-            self._tell(found)
-        if one.what == "attack" and isinstance(subject, Problem):
-            for measured in found.values():
-                measured.found["loss"] = attack.loss_of(subject, measured.last)
-        for name, measured in found.items():
-            if self.options.memory:
-                measured.peak = self._memory(one.what, name, one.case)
-            self._note(record, found, subject)
+        self.console.say(f"{bench.title}: {', '.join(side.name for side in sides)}")
+        least = 0.0 if bench.what == "evaluate" else LEAST_SECONDS
+        for _ in alternate(sides, self.repeats, self.device, least=least):
+            self._note(record, sides)
+        for side in sides:
+            if bench.what == "attack":
+                side.notes["loss"] = attack.loss_of(problem, side.last)
+            side.peak = self._memory(bench.what, side.name, bench.case)
+            self._note(record, sides)
 
-    def _note(
-        self,
-        record: dict[str, Any],
-        found: Mapping[str, Measured],
-        subject: Problem | Judged,
-    ) -> None:
-        """Put what was found so far into the file."""
-        if isinstance(subject, Judged):
-            done = [measured for measured in found.values() if measured.last is not None]
-            for measured in done:
-                measured.found |= evaluate.noted(measured.last, len(subject.y))
-            evaluate.agreement(done)
-            record["said"] = evaluate.sentences(done)
-        record["sides"] = records(found)
+    def _note(self, record: dict[str, Any], sides: Sequence[Side]) -> None:
+        """Put what was measured so far into the file; say so after each repeat."""
+        done = [side for side in sides if side.last is not None]
+        if record["what"] == "evaluate":
+            evaluate.compare(done)
+            record["sentences"] = evaluate.sentences(done)
+        repeats = {len(side.seconds) for side in sides}
+        record["sides"] = {side.name: side.record(sides[0]) for side in sides}
         self._write()
+        if len(repeats) == 1 and all(side.peak is None for side in sides):
+            times = ", ".join(f"{side.name} {side.seconds[-1]:.3g} s" for side in sides)
+            self.console.say(f"  {repeats.pop()}/{self.repeats}: {times}")
 
-    def _tell(self, found: Mapping[str, Measured]) -> None:
-        done = {len(m.seconds) for m in found.values()}
-        if len(done) > 1:
-            return
-        times = ", ".join(f"{name} {m.seconds[-1]:.3g} s" for name, m in found.items())
-        self.console.say(f"  {done.pop()}/{self.options.repeats}: {times}")
-
-    def _memory(self, what: str, side: str, case: Case | Judging) -> int | None:
+    def _memory(self, what: str, side: str, case: Case | Judged) -> int | None:
         """Return the memory of a side; where it cannot be measured, say so and go on."""
+        if self.measure is None:
+            return None
         order = {"what": what, "side": side, "case": asdict(case)}
         try:
             return self.measure(order | {"threads": torch.get_num_threads()})
@@ -214,25 +281,24 @@ class _Job:
             self.console.warn(str(error))
             return None
 
-    def _grow(self, one: Bench, record: dict[str, Any]) -> None:
-        """Bench our PGD along each axis."""
-        assert isinstance(one.case, Case)
+    def _grow(self, bench: Bench, record: dict[str, Any]) -> None:
+        """Measure our PGD along each axis."""
+        assert isinstance(bench.case, Case)
         record |= {"axes": [], "faster": []}
-        for axis in growth.AXES.values():
-            points = growth.cases(axis, one.case)
-            record["axes"].append(growth.axis_record(axis, []))
-            for number, (point, case) in enumerate(points, 1):
-                sides, _ = attack.sides(case, case.build(), ["ours"])
-                for found in alternate(sides, self.options.repeats, self.device):
-                    point.times = found["ours"].seconds
-                if self.options.memory:
-                    point.peak = self._memory("attack", "ours", case)
-                self.console.say(f"  {axis.name} {point.count:,}: {point.seconds:.3g} s")
-                done = [made for made, _ in points[:number]]
-                record["axes"][-1] = growth.axis_record(axis, done)
+        for name in growth.AXES:
+            points: list[tuple[int, list[float], int | None]] = []
+            record["axes"].append({})
+            for count, case in growth.cases(name, bench.case):
+                (ours,), _ = attack.sides(case, case.build(), ["ours"])
+                for _ in alternate([ours], self.repeats, self.device):
+                    pass
+                points.append((count, ours.seconds, self._memory("attack", "ours", case)))
+                record["axes"][-1] = growth.axis_record(name, points)
+                median = record["axes"][-1]["points"][-1]["seconds"]["median"]
+                self.console.say(f"  {name} {count:,}: {median:.3g} s")
                 self._write()
         record["faster"] = growth.sentences(record["axes"])
         drawn = self.out.with_suffix(".svg")
-        write(drawn, svg_file(picture(record["axes"], one.title)))
+        write(drawn, growth.figure(record["axes"], bench.title))
         record["figure"] = drawn.name
         self.console.say(f"figure: {drawn}")

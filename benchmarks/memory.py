@@ -4,7 +4,7 @@ On a CPU it is the most that the process has held, less what it held before the 
 model and data are there, libraries are loaded and warm. On CUDA it is what torch has allocated.
 """
 
-__all__ = ["LEAST", "measured", "peak_of", "told"]
+__all__ = ["LEAST", "at_least", "measured", "peak_of"]
 
 import gc
 import json
@@ -31,7 +31,7 @@ def measured(order: Mapping[str, Any], command: Sequence[str] = COMMAND) -> int:
     """Return the bytes that a side needs, measured by another process.
 
     Arguments:
-        order: What, for whom: see :func:`benchmarks.job.memory_of`.
+        order: The side and its case: see :func:`benchmarks.job.memory_of`.
         command: What reads the order from its standard input and prints the bytes.
 
     Raises:
@@ -56,8 +56,8 @@ def measured(order: Mapping[str, Any], command: Sequence[str] = COMMAND) -> int:
     return int(json.loads(out.strip().splitlines()[-1]))
 
 
-def told(peak: int) -> int:
-    """Return a peak as it is compared: up to 32 MiB libraries keep for themselves."""
+def at_least(peak: int) -> int:
+    """Return a peak for comparisons: libraries keep up to 32 MiB for themselves."""
     return max(peak, LEAST)
 
 

@@ -1,32 +1,37 @@
 """A step of A3GT side by side: ours, and the loop that one would write with torchattacks."""
 
-__all__ = ["ALPHA", "BATCHES", "SIDES", "case_of", "sides"]
+__all__ = ["ALPHA", "BATCHES", "SIDES", "PlainLoop", "case_of", "sides"]
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from itertools import count
+from types import ModuleType
 from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 from benchmarks import peers
 from benchmarks.attack import plain_pgd
 from benchmarks.case import Case, Problem
-from benchmarks.plain_loop import PlainLoop
 from benchmarks.timing import Side
-from benchmarks.work import Work
+from equipoise.data.core import Images
+from equipoise.execution import Execution
 from equipoise.settings import recipe
 from equipoise.training import Training
 
 SIDES = ("ours", "ours-float32", "plain loop")
 ALPHA = 0.995
+GAMMA = 0.7
 BATCHES = 8  # batches of different images, which come again and again
 SGD = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
-ROUNDS = 1_000_000  # more than anybody waits for
 
 
 def case_of(case: Case) -> Case:
-    """Return what a training is benched on: several batches of images."""
+    """Return what a training is measured on: several batches of images."""
     return replace(case, images=BATCHES * case.batch_size)
 
 
@@ -34,91 +39,155 @@ def sides(
     case: Case,
     problem: Problem,
     names: Sequence[str] = ("ours", "plain loop"),
-    work: Work | None = None,
+    flops: Mapping[str, float] | None = None,
 ) -> tuple[list[Side], dict[str, str]]:
-    """Return who trains, and how to install whoever is not there; a run is one step.
+    """Return the sides that train, and how to install those that are not there; a run is a step.
 
     Arguments:
-        case: What is benched; see :func:`case_of`.
+        case: What is measured; see :func:`case_of`.
         problem: What it is made of; networks of both sides start as copies of its model.
-        names: Which sides, some of :data:`SIDES`.
-        work: What a pass is credited with; None: nothing.
+        names: Some of :data:`SIDES`.
+        flops: What a pass is credited with, see :func:`benchmarks.work.useful_flops`.
     """
     modules, absent = peers.found(["torchattacks"] if "plain loop" in names else [])
     gradients = case.batch_size * (case.steps + 2)  # of the attack, and one of each network
-    flops = None
-    if work is not None:
-        flops = round(case.batch_size * (case.steps * work.attacking + 2 * work.training))
+    work = None
+    if flops is not None:
+        image = case.steps * flops["attacking"] + 2 * flops["training"]
+        work = round(case.batch_size * image)
     made = []
     for name in names:
         if name == "plain loop":
-            loop = plain_loop(case, problem, modules)
-            how = "torchattacks.PGD" if "torchattacks" in modules else "PGD written out"
-            run, about = loop.step, f"{how}, float32, averages in a Python loop"
+            how = "torchattacks.PGD" if modules else "PGD written out"
+            run: Callable[[], None] = plain_loop(case, problem, modules).step
+            about = f"{how}, float32, averages in a Python loop"
         else:
-            run, about = _ours(case, problem, "float32" if name == "ours-float32" else None)
-        made.append(Side(name=name, run=run, about=about, gradients=gradients, flops=flops))
+            execution = case.execution_of(name)
+            run = partial(next, steps(training(case, problem, execution)))
+            about = str(execution.resolved(problem.x.device))
+        made.append(Side(name=name, run=run, about=about, gradients=gradients, flops=work))
     return made, absent
 
 
-def plain_loop(case: Case, problem: Problem, modules: dict[str, Any]) -> PlainLoop:
-    """Return the plain loop, with torchattacks where it is installed."""
-    step_size = 2.5 * problem.threat.eps / case.steps
-    make = plain_pgd
-    if "torchattacks" in modules:
-        make = partial(peers.torchattacks_pgd, modules["torchattacks"])
-    return PlainLoop(
-        model=problem.model,
-        images=problem.images,
-        attack=lambda model: make(model, problem.threat, case.steps, step_size),
-        sgd=SGD,
-        alpha=ALPHA,
-        gamma=settings(case)["gamma"][0],
-        batch_size=case.batch_size,
-        seed=case.seed,
-    )
-
-
-def settings(case: Case) -> dict[str, Any]:
-    """Return the recipe of our side: A3GT with a learning rate that stays."""
+def training(case: Case, problem: Problem, execution: Execution) -> Training:
+    """Return our training, at its beginning: A3GT with a learning rate that stays."""
     sgd = SGD | {"lr_factors": [1.0], "lr_at": None}
-    return {
+    settings = {
         "method": "a3gt",
         "alpha": ALPHA,
         "warmup": False,
-        "gamma": [0.7],
+        "gamma": [GAMMA],
         "clean": dict(sgd),
         "robust": {"objective": "pgd-at", "attack": {"steps": case.steps}, **sgd},
-        "rounds": ROUNDS,
+        "rounds": 1_000_000,  # more than anybody waits for
         "batch_size": case.batch_size,
         "seed": case.seed,
     }
-
-
-def training(case: Case, problem: Problem, precision: str | None = None) -> Training:
-    """Return our training, at its beginning."""
-    found = recipe.parse(settings(case))
+    parsed = recipe.parse(settings)
     return Training(
-        method=found.settings.build(problem.threat),
+        method=parsed.settings.build(problem.threat),
         model=deepcopy(problem.model),
         images=problem.images,
-        rounds=found.rounds,
-        batch_size=found.batch_size,
-        seed=found.seed,
+        rounds=parsed.rounds,
+        batch_size=parsed.batch_size,
+        seed=parsed.seed,
         validate=lambda model, threat: {},
         value=lambda metrics: 0.0,
-        execution=case.execution(precision),
+        execution=execution,
     )
 
 
-def _ours(case: Case, problem: Problem, precision: str | None) -> tuple[Any, str]:
-    steps = _steps(training(case, problem, precision))
-    about = str(case.execution(precision).resolved(problem.x.device))
-    return partial(next, steps), about
-
-
-def _steps(trained: Training) -> Iterator[None]:
+def steps(trained: Training) -> Iterator[None]:
     """Take one step after the other, round after round, without what comes between rounds."""
     for t in count(1):
         yield from trained.steps_of_round(t)
         trained.done = 0
+
+
+def plain_loop(case: Case, problem: Problem, modules: Mapping[str, ModuleType]) -> "PlainLoop":
+    """Return the plain loop, with torchattacks where it is installed."""
+    make = plain_pgd
+    if "torchattacks" in modules:
+        make = partial(peers.torchattacks_pgd, modules["torchattacks"])
+    step_size = 2.5 * problem.threat.eps / case.steps
+    attack = partial(make, threat=problem.threat, steps=case.steps, step_size=step_size)
+    return PlainLoop(problem.model, problem.images, attack, case.batch_size, case.seed)
+
+
+class PlainLoop:
+    r"""Two networks and their average, as one writes that down.
+
+    A step finds adversarial images on the robust network, takes a step of SGD with it on these
+    and one with the clean network on the clean images, and averages, entry by entry of the state,
+
+    .. math:: \theta_g \leftarrow \alpha \theta_g
+              + (1 - \alpha) (\gamma \theta_r + (1 - \gamma) \theta_n).
+
+    Everything is in float32, in the layout that torch has by default.
+
+    Arguments:
+        model: Where all three start; it is not changed.
+        images: The training images.
+        attack: From the robust network to the attack on it, that is from images and labels to
+            adversarial images.
+        batch_size: The images of a step.
+        seed: Of the order of the images.
+        alpha: The memory of the average, a step.
+        gamma: The weight of the robust network.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Images,
+        attack: Callable[[nn.Module], peers.Peer],
+        batch_size: int,
+        seed: int = 0,
+        *,
+        alpha: float = ALPHA,
+        gamma: float = GAMMA,
+    ) -> None:
+        self.images, self.batch_size, self.alpha, self.gamma = images, batch_size, alpha, gamma
+        self.robust, self.clean = deepcopy(model), deepcopy(model)
+        self.average = deepcopy(model).eval()
+        sgd: Any = SGD
+        self.robust_sgd = torch.optim.SGD(self.robust.parameters(), **sgd)
+        self.clean_sgd = torch.optim.SGD(self.clean.parameters(), **sgd)
+        self.attack = attack(self.robust)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.rest = torch.empty(0, dtype=torch.int64)
+
+    def step(self) -> None:
+        """Take one step of both networks, and average."""
+        index = self._next()
+        x, y = self.images.pixels(index), self.images.y[index]
+        x_adv = self.attack(x, y)
+        _update(self.robust, self.robust_sgd, x_adv, y)
+        _update(self.clean, self.clean_sgd, x, y)
+        self.merge()
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Average; what is not a floating-point number is the robust network's."""
+        robust, clean = self.robust.state_dict(), self.clean.state_dict()
+        for name, value in self.average.state_dict().items():
+            if value.is_floating_point():
+                both = self.gamma * robust[name] + (1 - self.gamma) * clean[name]
+                value.copy_(self.alpha * value + (1 - self.alpha) * both)
+            else:
+                value.copy_(robust[name])
+
+    def _next(self) -> Tensor:
+        """Return the positions of the next batch, in an order that is drawn for each pass."""
+        if len(self.rest) < self.batch_size:
+            self.rest = torch.randperm(len(self.images), generator=self.generator)
+        index, self.rest = self.rest[: self.batch_size], self.rest[self.batch_size :]
+        return index.to(self.images.y.device)
+
+
+def _update(model: nn.Module, sgd: torch.optim.SGD, x: Tensor, y: Tensor) -> None:
+    model.train()
+    loss = F.cross_entropy(model(x), y)
+    sgd.zero_grad()
+    torch.autograd.backward(loss)
+    sgd.step()

@@ -1,47 +1,35 @@
 """The useful work of a pass, in floating-point operations, counted on the plain model."""
 
-__all__ = ["Work", "work_of"]
+__all__ = ["useful_flops"]
 
 from copy import deepcopy
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.flop_counter import FlopCounterMode
 
-FEW = 2  # images on which it is counted
 
+def useful_flops(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
+    """Count the matrix products and convolutions of a pass, for one image.
 
-@dataclass(frozen=True)
-class Work:
-    """The operations of one image; a multiplication with its addition is two.
-
-    Arguments:
-        attacking: Forward, and backward to the input alone.
-        training: Forward, and backward to the weights.
-    """
-
-    attacking: float
-    training: float
-
-
-def work_of(model: nn.Module, x: Tensor, y: Tensor) -> Work:
-    """Count the matrix products and convolutions of a pass.
-
-    All sides of a bench are credited with this, whatever they really compute: their operations a
-    second then compare like their seconds, and with what the processor could do.
+    All sides of a benchmark are credited with this, whatever they really compute: their
+    operations a second then compare like their seconds, and with what the processor could do.
 
     Arguments:
         model: The model, in eval mode; a copy of it is run.
-        x: Images, with shape (B, ...); two suffice.
+        x: Two images or more, with shape (B, ...).
         y: Their labels.
+
+    Returns:
+        ``attacking``: forward, and backward to the input alone; ``training``: forward, and
+        backward to the weights. A multiplication with its addition is two operations.
     """
-    model, x, y = deepcopy(model), x[:FEW], y[:FEW]
+    model, x, y = deepcopy(model), x[:2], y[:2]
     training = _count(model, x, y)
-    for weight in model.parameters():
-        weight.requires_grad_(False)
-    return Work(_count(model, x.clone().requires_grad_(), y) / len(x), training / len(x))
+    model.requires_grad_(False)
+    attacking = _count(model, x.clone().requires_grad_(), y)
+    return {"attacking": attacking / len(x), "training": training / len(x)}
 
 
 def _count(model: nn.Module, x: Tensor, y: Tensor) -> int:

@@ -1,6 +1,5 @@
 """The benchmark: same work for all sides, right numbers from given times; never a time itself."""
 
-import importlib
 import io
 import json
 import math
@@ -13,18 +12,16 @@ import torch
 from rich.console import Console as Terminal
 from torch import nn
 
-from benchmarks import attack, evaluate, growth, job, memory, peers, table, train
-from benchmarks.bars import bars
+from benchmarks import attack, evaluate, growth, job, memory, peers, train
 from benchmarks.case import Case
-from benchmarks.growth_figure import picture
-from benchmarks.plain_loop import PlainLoop
-from benchmarks.plan import Options, plan, smaller
+from benchmarks.job import plan
+from benchmarks.results import targets
 from benchmarks.stranger import STRANGER, ResNet18
-from benchmarks.timing import Measured, Side, alternate, ratios, records, spread
-from benchmarks.work import work_of
+from benchmarks.timing import Side, alternate, ratios, spread
+from benchmarks.work import useful_flops
 from equipoise.data.core import Images
 from equipoise.errors import RunError, UserError
-from equipoise.report.pictures import svg_file
+from equipoise.execution import Execution
 from equipoise.terminal.progress import Console
 from equipoise.threat import Linf
 
@@ -45,17 +42,25 @@ def no_peers(monkeypatch):
     monkeypatch.setattr(peers, "importlib", type("importlib", (), {"import_module": refuse}))
 
 
-def run_job(options, out, **settings):
+def run_job(out, *, repeats=1, threads=None, measure=lambda order: 7 * 2**20, **given):
     shown = io.StringIO()
     terminal = Terminal(file=shown, width=140)
-    settings.setdefault("measure", lambda order: 7 * 2**20)
     try:
-        content = job.bench(
-            options, out, terminal=terminal, console=Console(quiet=True), **settings
+        content = job.run(
+            plan(**given),
+            out,
+            repeats=repeats,
+            threads=threads,
+            measure=measure,
+            terminal=terminal,
+            console=Console(quiet=True),
         )
     finally:
         run_job.shown = shown.getvalue()
     return content
+
+
+SMALLEST = {"width": 0.125, "size": 8, "batch_size": 2, "steps": 1, "device": "cpu"}
 
 
 # The same work
@@ -110,7 +115,7 @@ def test_ours_and_bare_passes_run_as_many_passes_in_one_form(name, monkeypatch):
 
     fast = attack.fast
     monkeypatch.setattr(attack, "fast", watched)
-    case = replace(TINY, precision="bfloat16")
+    case = replace(TINY, execution=Execution(precision="bfloat16"))
     side = attack.sides(case, case.build(), [name])[0][0]
     side.run()
     assert sum(form.backwards for form in forms) == side.gradients
@@ -136,8 +141,8 @@ def test_an_evaluation_in_the_bench_does_all_steps(monkeypatch):
         results.append(evaluate_(*args, **kwargs))
         return results[-1]
 
-    evaluate_ = attack.evaluate
-    monkeypatch.setattr(attack, "evaluate", watched)
+    evaluate_ = attack.evaluate_by
+    monkeypatch.setattr(attack, "evaluate_by", watched)
     side = attack.sides(TINY, problem, ["ours-evaluate"])[0][0]
     side.run()
     assert sum(r.outcomes["pgd"].backwards for r in results) == side.gradients
@@ -161,10 +166,12 @@ def test_pgd_as_one_writes_it_down_is_that_of_torchattacks():
 @pytest.mark.slow
 def test_the_useful_work_of_a_known_network():
     net = nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
-    found = work_of(net, torch.rand(4, 1, 2, 3), torch.zeros(4, dtype=torch.int64))
+    found = useful_flops(net, torch.rand(4, 1, 2, 3), torch.zeros(4, dtype=torch.int64))
     forward = 2 * (6 * 5 + 5 * 3)
-    assert found.attacking == forward + 2 * (6 * 5 + 5 * 3)
-    assert found.training == forward + 2 * (6 * 5 + 5 * 3) + 2 * 5 * 3  # no gradient of the input
+    assert found["attacking"] == forward + 2 * (6 * 5 + 5 * 3)
+    assert (
+        found["training"] == forward + 2 * (6 * 5 + 5 * 3) + 2 * 5 * 3
+    )  # no gradient of the input
     assert all(weight.grad is None for weight in net.parameters())
 
 
@@ -186,15 +193,7 @@ def loop(gamma=0.25, alpha=0.9):
 
         return run
 
-    made = PlainLoop(
-        model=net,
-        images=images,
-        attack=attack_on,
-        sgd=train.SGD,
-        alpha=alpha,
-        gamma=gamma,
-        batch_size=4,
-    )
+    made = train.PlainLoop(net, images, attack_on, 4, alpha=alpha, gamma=gamma)
     return made, net, images, seen
 
 
@@ -235,9 +234,9 @@ def test_our_step_does_the_work_that_is_credited_and_goes_on_after_a_round():
     assert case.images == 4 * train.BATCHES
     problem = case.build()
     start = {k: v.clone() for k, v in problem.model.state_dict().items()}
-    trained = train.training(case, problem)
+    trained = train.training(case, problem, case.execution)
     side = train.sides(case, problem, ["ours"])[0][0]
-    steps = train._steps(trained)
+    steps = train.steps(trained)
     next(steps)
     spent = sum(learner.evaluations for learner in trained.learners.values())
     assert spent == side.gradients == 4 * (case.steps + 2)
@@ -252,7 +251,7 @@ def test_our_step_does_the_work_that_is_credited_and_goes_on_after_a_round():
 def test_both_trainings_have_one_optimiser_and_one_average():
     case = train.case_of(TINY)
     problem = case.build()
-    ours = train.training(case, problem)
+    ours = train.training(case, problem, case.execution)
     theirs = train.plain_loop(case, problem, installed(["torchattacks"]))
     for learner in ours.learners.values():
         group = learner.optimizer.param_groups[0]
@@ -285,122 +284,117 @@ def clocked(**costs):
 
 def test_sides_take_turns_and_each_repeat_begins_with_the_next():
     made, clock, order = clocked(ours=1.0, a=2.0, b=4.0)
-    *_, found = alternate(made, 3, CPU, clock=clock, least=0)
+    assert len(list(alternate(made, 3, CPU, clock=clock, least=0))) == 9
     assert order[:3] == ["ours", "a", "b"]
     assert order[3:] == ["ours", "a", "b", "a", "b", "ours", "b", "ours", "a"]
-    assert {name: m.seconds for name, m in found.items()} == {
+    assert {side.name: side.seconds for side in made} == {
         "ours": [1.0] * 3,
         "a": [2.0] * 3,
         "b": [4.0] * 3,
     }
-    assert found["b"].last == "b"
+    assert made[2].last == "b"
 
 
 def test_short_work_is_done_several_times_within_one_time():
     made, clock, order = clocked(ours=0.125, a=0.25)
-    *_, found = alternate(made, 1, CPU, clock=clock, least=1.0)
-    assert found["ours"].loops == found["a"].loops == 8
+    list(alternate(made, 1, CPU, clock=clock, least=1.0))
+    assert [side.loops for side in made] == [8, 8]
     assert order.count("a") == 1 + 8
-    assert found["a"].seconds == [0.25]
+    assert made[1].seconds == [0.25]
 
 
 def test_numbers_of_a_side_from_its_times():
-    ours = Measured(Side(name="ours", run=list, gradients=30, flops=90), seconds=[1.0, 3.0, 2.0])
-    theirs = Measured(Side(name="a", run=list), seconds=[3.0, 3.0, 8.0])
+    ours = Side(name="ours", run=list, gradients=30, flops=90, seconds=[1.0, 3.0, 2.0])
+    theirs = Side(name="a", run=list, seconds=[3.0, 3.0, 8.0])
     assert ratios(theirs.seconds, ours.seconds) == [3.0, 1.0, 4.0]
-    assert vars(spread([5.0, 1.0, 2.0])) == {"median": 2.0, "least": 1.0, "most": 5.0}
-    found = records({"ours": ours, "a": theirs})
-    assert found["ours"]["gradients_per_second"] == 15
-    assert found["ours"]["flops_per_second"] == 45
-    assert found["a"]["times_ours"] == {
+    assert spread([5.0, 1.0, 2.0]) == {"median": 2.0, "least": 1.0, "most": 5.0}
+    assert ours.record(ours)["gradients_per_second"] == 15
+    assert ours.record(ours)["flops_per_second"] == 45
+    assert theirs.record(ours)["times_ours"] == {
         "pairs": [3.0, 1.0, 4.0],
         "median": 3.0,
         "least": 1.0,
         "most": 4.0,
     }
-    assert found["a"]["gradients_per_second"] is None
+    assert theirs.record(ours)["gradients_per_second"] is None
     theirs.seconds = [3.0]  # interrupted
-    assert records({"ours": ours, "a": theirs})["a"]["times_ours"]["pairs"] == [3.0]
+    assert theirs.record(ours)["times_ours"]["pairs"] == [3.0]
     theirs.seconds = []
-    assert records({"ours": ours, "a": theirs})["a"]["times_ours"] is None
+    assert theirs.record(ours)["times_ours"] is None
 
 
 def bar_record(what, peak=None, **times):
-    sides = {
-        name: Measured(Side(name=name.replace("_", " "), run=list), seconds=seconds, peak=peak)
+    sides = [
+        Side(name=name.replace("_", " "), run=list, seconds=seconds, peak=peak)
         for name, seconds in times.items()
-    }
-    found = records({m.side.name: m for m in sides.values()})
+    ]
+    found = {side.name: side.record(sides[0]) for side in sides}
     return {"what": what, "title": what, "sides": found, "absent": {}}
 
 
-def test_bars_compare_with_the_fastest_and_the_leanest_peer():
+def test_targets_compare_with_the_fastest_and_the_leanest_peer():
     record = bar_record(
         "attack", ours=[1.0, 2.0], bare_passes=[0.5, 2.0], torchattacks=[3, 6], foolbox=[2, 5]
     )
     peaks = {"ours": 60, "torchattacks": 100, "foolbox": 40}
     for name, mib in peaks.items():
         record["sides"][name]["peak_memory"] = mib * 2**20
-    speed, short, overhead, lean = bars([record])
+    speed, short, overhead, lean = targets([record])
     assert (speed["wanted"], speed["found"], speed["reached"]) == (1.2, 2.25, True)
     assert (short["wanted"], short["found"], short["reached"]) == (2.3, None, None)
-    speed, short = bars([record | {"has_bfloat16": True}])[:2]
+    speed, short = targets([record | {"has_bfloat16": True}])[:2]
     assert (speed["wanted"], speed["found"], speed["reached"]) == (1.2, None, None)
     assert (short["wanted"], short["found"], short["reached"]) == (2.3, 2.25, False)
-    speed = bars([record])[0]
-    assert speed["bar"].endswith("foolbox")
+    speed = targets([record])[0]
+    assert speed["target"].endswith("foolbox")
     assert (overhead["wanted"], overhead["found"], overhead["reached"]) == (1.15, 1.5, False)
     assert (lean["found"], lean["reached"]) == (1.5, False)
     record["sides"]["ours"]["peak_memory"] = 3
     record["sides"]["foolbox"]["peak_memory"] = memory.LEAST // 9
-    assert bars([record])[-1]["found"] == 1  # too little to be told apart
+    assert targets([record])[-1]["found"] == 1  # too little to be told apart
     fast = bar_record("train", ours=[1.0], plain_loop=[2.5])
-    assert bars([fast])[0]["reached"] is True
+    assert targets([fast])[0]["reached"] is True
 
 
 def test_what_was_not_measured_is_neither_reached_nor_not():
-    found = bars([bar_record("evaluate", ours=[1.0])])
-    assert [bar["reached"] for bar in found] == [None, None]
-    assert "pyautoattack" in found[0]["bar"]
-    assert bars([{"what": "growth", "title": "", "axes": []}]) == []
+    found = targets([bar_record("evaluate", ours=[1.0])])
+    assert [target["reached"] for target in found] == [None, None]
+    assert "pyautoattack" in found[0]["target"]
+    assert targets([{"what": "growth", "title": "", "axes": []}]) == []
 
 
 # Verdicts
 
 
-def measured_robust(name, robust):
-    made = Measured(Side(name=name, run=list), seconds=[1.0])
-    made.found = evaluate.noted({"robust": torch.tensor(robust), "alarms": []}, len(robust))
-    return made
+def judged_robust(name, robust):
+    return Side(name=name, run=list, last={"robust": torch.tensor(robust), "alarms": []})
 
 
 def test_verdicts_are_compared_image_by_image():
-    ours = measured_robust("ours", [True, False, True, False])
-    theirs = measured_robust("pyautoattack", [True, True, False, False])
-    evaluate.agreement([ours, theirs])
-    assert theirs.found["robust"] == [0, 1]
-    assert theirs.found["robust_accuracy"] == 0.5
-    assert theirs.found["robust_here_only"] == [1]
-    assert theirs.found["robust_for_first_only"] == [2]
-    said = evaluate.sentences([ours, theirs])
-    assert said == [
-        "withstood pyautoattack only, not ours: images [1]",
-        "withstood ours only, not pyautoattack: images [2]",
-    ]
+    ours = judged_robust("ours", [True, False, True, False])
+    theirs = judged_robust("pyautoattack", [True, True, False, False])
+    evaluate.compare([ours, theirs])
+    assert theirs.notes["robust"] == [0, 1]
+    assert theirs.notes["robust_accuracy"] == 0.5
+    assert theirs.notes["robust_here_only"] == [1]
+    assert theirs.notes["robust_for_first_only"] == [2]
+    here, there = evaluate.sentences([ours, theirs])
+    assert "[1]" in here
+    assert "[2]" in there
 
 
 def test_a_run_is_judged_on_its_data_against_its_threat(trained):
-    judged = evaluate.Judging(run=str(trained), images=7, device="cpu").build()
+    judged = evaluate.Judged(run=str(trained), images=7, device="cpu").build()
     assert judged.x.shape == (7, 1, 8, 8)
     assert judged.threat == Linf(0.15)
-    other = evaluate.Judging(run=str(trained), images=7, eps=0.5, norm="l2", device="cpu")
+    other = evaluate.Judged(run=str(trained), images=7, eps=0.5, norm="l2", device="cpu")
     assert other.build().threat.norm == "l2"
-    with pytest.raises(UserError, match="--norm"):
+    with pytest.raises(UserError, match="norm"):
         replace(other, norm="l3").build()
 
 
 def test_all_sides_judge_the_same_images(trained):
-    case = evaluate.Judging(run=str(trained), images=8, device="cpu")
+    case = evaluate.Judged(run=str(trained), images=8, device="cpu")
     judged = case.build()
     made, _ = evaluate.sides(case, judged)
     with torch.no_grad():
@@ -427,34 +421,33 @@ def test_powers_from_known_points():
 
 
 def axes_of(power):
-    found = []
-    for axis in growth.AXES.values():
-        points = [point for point, _ in growth.cases(axis, TINY)]
-        for point in points:
-            point.times, point.peak = [1e-3 * point.count**power], point.count * memory.LEAST
-        found.append(growth.axis_record(axis, points))
-    return found
+    return [
+        growth.axis_record(
+            name,
+            [
+                (count, [1e-3 * count**power], count * memory.LEAST)
+                for count, _ in growth.cases(name, TINY)
+            ],
+        )
+        for name in growth.AXES
+    ]
 
 
 def test_along_an_axis_one_thing_grows_and_all_else_stays():
-    for name, axis in growth.AXES.items():
-        made = growth.cases(axis, TINY)
-        fields = [
-            {k for k, v in asdict(case).items() if v != getattr(TINY, k)} for _, case in made
-        ]
-        assert (
-            set().union(*fields)
-            <= {
-                "batch size": {"batch_size", "images"},
-                "images": {"images"},
-                "steps": {"steps"},
-                "classes": {"classes"},
-                "pixels": {"size"},
-            }[name]
-        )
-        counts = [point.count for point, _ in made]
+    changed = {
+        "batch size": {"batch_size", "images"},
+        "images": {"images"},
+        "steps": {"steps"},
+        "classes": {"classes"},
+        "pixels": {"size"},
+    }
+    for name in growth.AXES:
+        made = growth.cases(name, TINY)
+        for _, case in made:
+            assert {k for k, v in vars(case).items() if v != getattr(TINY, k)} <= changed[name]
+        counts = [count for count, _ in made]
         assert counts == sorted(set(counts))
-    assert growth.AXES["pixels"].count(32) == 1024
+    assert growth.cases("pixels", TINY)[0][0] == 32 * 32
 
 
 def test_growth_is_said_in_words():
@@ -466,7 +459,7 @@ def test_growth_is_said_in_words():
 
 @pytest.mark.slow
 def test_the_figure_of_growth_has_a_panel_for_each_axis():
-    drawn = svg_file(picture(axes_of(1.0), "PGD, small-cnn"))
+    drawn = growth.figure(axes_of(1.0), "PGD, small-cnn")
     Tree.fromstring(drawn)  # noqa: S314 - drawn here
     text = "".join(Tree.fromstring(drawn).itertext())  # noqa: S314
     for name in growth.AXES:
@@ -476,7 +469,7 @@ def test_the_figure_of_growth_has_a_panel_for_each_axis():
         axis | {"points": [p | {"peak_memory": None} for p in axis["points"]]}
         for axis in axes_of(1.0)
     ]
-    assert "MiB" not in svg_file(picture(without, "PGD"))
+    assert "MiB" not in growth.figure(without, "PGD")
 
 
 # The job and its file
@@ -485,18 +478,14 @@ def test_the_figure_of_growth_has_a_panel_for_each_axis():
 @pytest.mark.slow
 def test_the_file_holds_everything(tmp_path):
     out = tmp_path / "deep" / "bench.json"
-    options = Options(
-        what="attack",
-        width=0.125,
-        size=8,
-        batch_size=2,
-        steps=1,
+    content = run_job(
+        out,
         repeats=2,
         threads=1,
-        device="cpu",
-        precision="float32",
+        what="attack",
+        **SMALLEST,
+        execution=Execution(precision="float32"),
     )
-    content = run_job(options, out)
     assert json.loads(out.read_text(encoding="utf-8")) == content
     assert content["finished"] is True
     assert content["resolved"]["precision"] == "float32"
@@ -511,20 +500,19 @@ def test_the_file_holds_everything(tmp_path):
         assert side["peak_memory"] == 7 * 2**20
         assert side["useful_flops"] == 2 * bench["useful_flops_an_image"]["attacking"]
         assert math.isfinite(side["loss"])
-    assert len(content["bars"]) == 4
+    assert len(content["targets"]) == 4
     assert "times ours" in run_job.shown
     assert "1 threads" in run_job.shown
 
 
 @pytest.mark.slow
 def test_a_peer_that_is_missing_is_named_with_its_remedy(tmp_path, no_peers):
-    small = {"width": 0.125, "size": 8, "batch_size": 2, "steps": 1, "repeats": 1, "device": "cpu"}
-    content = run_job(Options(what="attack", memory=False, **small), tmp_path / "a.json")
+    content = run_job(tmp_path / "a.json", what="attack", measure=None, **SMALLEST)
     bench = content["benches"][0]
     assert bench["absent"] == {n: peers.INSTALL[n] for n in ("torchattacks", "foolbox")}
     assert "pip install" in run_job.shown
     assert "not measured" in run_job.shown
-    content = run_job(Options(what="train", memory=False, **small), tmp_path / "t.json")
+    content = run_job(tmp_path / "t.json", what="train", measure=None, **SMALLEST)
     about = content["benches"][0]["sides"]["plain loop"]["about"]
     assert about.startswith("PGD written out")
     assert content["benches"][0]["sides"]["plain loop"]["peak_memory"] is None
@@ -535,45 +523,35 @@ def test_an_interruption_keeps_what_was_measured(tmp_path):
         raise KeyboardInterrupt
 
     out = tmp_path / "bench.json"
-    options = Options(
-        what="train", width=0.125, size=8, batch_size=2, steps=1, repeats=1, device="cpu"
-    )
     with pytest.raises(KeyboardInterrupt):
-        run_job(options, out, measure=interrupt)
+        run_job(out, what="train", measure=interrupt, **SMALLEST)
     content = json.loads(out.read_text(encoding="utf-8"))
     assert content["finished"] is False
     assert len(content["benches"][0]["sides"]["ours"]["times"]) == 1
-    assert len(content["bars"]) == 2
+    assert len(content["targets"]) == 2
 
 
 def test_memory_that_cannot_be_measured_is_no_failure(tmp_path):
     def fail(order):
         raise RunError("no memory to measure with")
 
-    options = Options(
-        what="train", width=0.125, size=8, batch_size=2, steps=1, repeats=1, device="cpu"
-    )
-    content = run_job(options, tmp_path / "bench.json", measure=fail)
+    content = run_job(tmp_path / "bench.json", what="train", measure=fail, **SMALLEST)
     assert content["benches"][0]["sides"]["ours"]["peak_memory"] is None
 
 
 def test_growth_as_a_job(tmp_path, monkeypatch):
-    axis = growth.AXES["steps"]
-    short = {"steps": replace(axis, values=lambda case: (1, 2))}
+    short = {"steps": lambda case: {n: {"steps": n} for n in (1, 2)}}
     monkeypatch.setattr(growth, "AXES", short)
-    out = tmp_path / "growth.json"
-    options = Options(
-        what="growth", model="small-cnn", width=0.125, size=8, batch_size=2, repeats=1
-    )
-    orders = []
+    out, orders = tmp_path / "growth.json", []
 
     def measure(order):
         orders.append(order)
         return order["case"]["steps"] * memory.LEAST
 
-    content = run_job(replace(options, device="cpu"), out, measure=measure)
+    given = {k: v for k, v in SMALLEST.items() if k != "steps"}
+    content = run_job(out, what="growth", model="small-cnn", measure=measure, **given)
     (found,) = content["benches"][0]["axes"]
-    assert [point["value"] for point in found["points"]] == [1, 2]
+    assert [point["count"] for point in found["points"]] == [1, 2]
     assert found["memory_exponent"] == pytest.approx(1.0)
     assert [order["case"]["steps"] for order in orders] == [1, 2]
     assert out.with_suffix(".svg").read_text(encoding="utf-8").startswith("<?xml")
@@ -581,7 +559,7 @@ def test_growth_as_a_job(tmp_path, monkeypatch):
 
 
 def test_the_suite_is_attack_and_train_on_two_networks_and_evaluate():
-    found = [(bench.what, getattr(bench.case, "model", None)) for bench in plan(Options())]
+    found = [(bench.what, getattr(bench.case, "model", None)) for bench in plan()]
     assert found == [
         ("attack", "small-cnn"),
         ("attack", "resnet-18"),
@@ -590,13 +568,13 @@ def test_the_suite_is_attack_and_train_on_two_networks_and_evaluate():
         ("train", "resnet-18"),
         ("evaluate", None),
     ]
-    (one,) = plan(Options(what="attack", model="resnet-18", steps=3))
+    (one,) = plan("attack", model="resnet-18", steps=3)
     assert (one.case.channels, one.case.size, one.case.eps) == (3, 32, 8 / 255)
     assert (one.case.batch_size, one.case.steps) == (64, 3)
-    (chosen,) = plan(Options(what="evaluate", sides=("ours-float32",)))
+    (chosen,) = plan("evaluate", ["ours-float32"])
     assert chosen.sides == ("ours", "ours-float32")
-    for bench in plan(Options()):
-        few = smaller(bench.case)
+    for bench in plan():
+        few = bench.case.smaller()
         assert type(few) is type(bench.case)
         assert few.images is None or few.images <= 2 * train.BATCHES
 
@@ -667,10 +645,28 @@ def test_the_command_prints_a_table_and_writes_its_file(command, tmp_path):
     assert json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))["finished"]
 
 
+@pytest.mark.slow
+def test_a_network_of_ones_own_is_measured(command, tmp_path):
+    (tmp_path / "nets.py").write_text(
+        "from equipoise import models\n"
+        "models.MODELS['mine'] = (models.MODELS['small-cnn'][0], 'a network of ones own')\n"
+    )
+    words = "mine --what attack --width 0.125 --size 8 --channels 1 --batch-size 2 --steps 1"
+    rest = "-n 1 --no-memory -q --sides ours --device cpu"
+    ended = command("bench", "--import", "nets.py", *words.split(), *rest.split(), cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    (bench,) = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))["benches"]
+    assert bench["case"]["model"] == "mine"
+
+
+@pytest.mark.slow
+def test_messages_name_the_command(command):
+    assert command("bench", "--speed").line.startswith("python -m benchmarks: ")
+
+
 def test_help_teaches(command):
     ended = command("bench", "--help")
     assert ended.code == 0
     for word in ("attack", "train", "evaluate", "growth", "torchattacks", "Ctrl-C", "--no-memory"):
         assert word in ended.out
     assert "--memory-of" not in ended.out
-    assert importlib.import_module("benchmarks.table").show_bars is table.show_bars

@@ -79,52 +79,60 @@ def main() -> None:
     run(app)
 
 
-def run(app: typer.Typer) -> None:
-    """Run an application; errors are one line, with exit code 2 or 1."""
+def run(app: typer.Typer, name: str = "equipoise") -> None:
+    """Run an application; errors are one line, with exit code 2 or 1.
+
+    Arguments:
+        app: The application.
+        name: The command that starts it, for the messages.
+    """
     warnings.formatwarning = lambda message, *where: f"WARNING: {message}\n"
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name=name)
         sys.exit(code if isinstance(code, int) else 0)
-    except UserError as error:
-        _fail(str(error), 2)
-    except RunError as error:
-        _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
-    except RecursionError:
-        _fail("a file or a value is nested too deeply", 2)
-    except OSError as error:
-        _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
-    except Exception as error:
-        _explain(error)
-        raise
+    except (Exception, KeyboardInterrupt) as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(error.format_message())  # type: ignore[union-attr]
+            sys.exit(2)
+        message, code = _explained(error)
+        if not message:
+            raise
+        line = " ".join(message.split())
+        typer.echo(f"{name}: {line if len(line) < LONGEST else line[:LONGEST] + '...'}", err=True)
+        sys.exit(code)
 
 
-def _explain(error: Exception) -> None:
-    """Exit with one line for errors of the command line's parser and of memory.
+def _explained(error: BaseException) -> tuple[str, int]:
+    """Return an error in words with its exit code; no words for one that is a fault of ours.
 
-    Both are told by their names: the parser may be typer's own copy of click, and torch should
-    not be imported for an error.
+    Errors of the command line's parser and of memory are known by their names: the parser may be
+    typer's own copy of click, and torch should not be imported for an error.
     """
     kind = type(error).__name__
-    if kind == "NoArgsIsHelpError":
-        typer.echo(error.format_message())  # type: ignore[attr-defined]
-        sys.exit(2)
-    if kind == "Abort":
-        _fail("interrupted", 130)
+    if isinstance(error, UserError):
+        return str(error), 2
+    if isinstance(error, RunError):
+        return str(error), 1
+    if isinstance(error, KeyboardInterrupt) or kind == "Abort":
+        return "interrupted", 130
+    if isinstance(error, RecursionError):
+        return "a file or a value is nested too deeply", 2
+    if isinstance(error, OSError):
+        return f"{error.filename or 'input/output'}: {error.strerror or error}", 1
     if kind in ("MemoryError", "OutOfMemoryError"):
-        _fail("out of memory: lower batch_size, or --batch-size in an evaluation", 1)
+        return "out of memory: lower batch_size, or --batch-size in an evaluation", 1
     if hasattr(error, "format_message"):
         context = getattr(error, "ctx", None)
         where = context.command_path if context is not None else "equipoise"
         message = error.format_message().rstrip(".")
-        _fail(f"{message}{_hint(error, where)} (see {where} --help)", 2)
+        return f"{message}{_hint(error, where)} (see {where} --help)", 2
+    return "", 1
 
 
-def _hint(error: Exception, where: str) -> str:
+def _hint(error: BaseException, where: str) -> str:
     """Return what may be meant by an unknown option: a setting, or what we call otherwise."""
     name = str(getattr(error, "option_name", "")).lstrip("-").replace("-", "_")
     if not name:
@@ -133,9 +141,3 @@ def _hint(error: Exception, where: str) -> str:
     if where.endswith((" train", " explain")):
         return f"; settings are written without dashes, like {ours}=VALUE."
     return f"; did you mean --{ours.replace('_', '-')}?" if ours != name else ""
-
-
-def _fail(message: str, code: int) -> None:
-    line = " ".join(message.split())
-    typer.echo(f"equipoise: {line if len(line) < LONGEST else line[:LONGEST] + '...'}", err=True)
-    sys.exit(code)
