@@ -5,15 +5,15 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 38_000,
-    "lines of templates, scripts, styles and YAML": 2_203,
-    "classes": 282,
-    "dataclasses": 180,
-    "class names in several modules": 39,
+    "lines of Python": 37_500,
+    "lines of templates, scripts, styles and YAML": 2_000,
+    "classes": 232,
+    "dataclasses": 141,
+    "class names in several modules": 10,
     "modules beside packages": 11,
-    "deepest import chain": 29,
+    "deepest import chain": 25,
     "import circles": 0,
-    "dict[str, Any] in signatures": 104,
+    "dict[str, Any] in signatures": 80,
 }
 
 
