@@ -82,7 +82,7 @@ def test_the_python_code_of_the_readme_runs(tmp_path, monkeypatch, capsys):
         "draws",
         "measures.statistics",
         "threat",
-        "objectives.schedule",
+        "objectives.core",
         "parsing",
         "losses",
     ],

@@ -35,7 +35,8 @@ from equipoise.objectives.trades import TRADES
 from equipoise.objectives.yopo import YOPO
 from equipoise.settings import recipe
 from equipoise.settings.explanation import explain
-from equipoise.settings.methods import METHODS, A3GTFront
+from equipoise.settings.kinds import A3GTFront
+from equipoise.settings.methods import METHODS
 from equipoise.store.weight_names import mix
 from equipoise.threat import Threat
 from equipoise.training import (

@@ -3,7 +3,7 @@
 import pytest
 
 from equipoise.errors import UserError
-from equipoise.objectives.schedule import Knots
+from equipoise.objectives.core import Knots
 
 
 def test_the_papers_gamma_has_the_values_of_the_generalist_code():

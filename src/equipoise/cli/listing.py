@@ -17,7 +17,8 @@ from equipoise.data import DATASETS, status
 from equipoise.errors import UserError, nearest
 from equipoise.models import MODELS
 from equipoise.settings.explanation import price
-from equipoise.settings.methods import METHODS, Row, Settings
+from equipoise.settings.kinds import Settings
+from equipoise.settings.methods import METHODS, MethodRow
 from equipoise.settings.presets import DATA, Preset, presets
 from equipoise.settings.recipe import Recipe, defaults
 from equipoise.settings.schema import TAGS, WORDS, plain
@@ -136,7 +137,7 @@ def settings_groups(method: str) -> list[SettingsGroup]:
 
 
 def _groups(
-    row: Row, settings: Any, path: str, title: str, tags: Mapping[str, str] | None = None
+    row: MethodRow, settings: Any, path: str, title: str, tags: Mapping[str, str] | None = None
 ) -> Iterator[SettingsGroup]:
     """Yield the group of a dataclass, and those of the dataclasses in it."""
     kind = type(settings)

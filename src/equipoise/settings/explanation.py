@@ -11,7 +11,7 @@ from equipoise.data import DATASETS
 from equipoise.errors import UserError
 from equipoise.models import house
 from equipoise.objectives import Objective
-from equipoise.objectives.schedule import Knots
+from equipoise.objectives.core import Knots
 from equipoise.settings.methods import METHODS
 from equipoise.settings.recipe import Recipe
 from equipoise.threat import Linf

@@ -32,7 +32,8 @@ from equipoise.execution import Execution, Layout, Precision
 from equipoise.models import MODELS, WIDEST
 from equipoise.parsing import MOST, check_seed, mapping, number
 from equipoise.plugins import explained
-from equipoise.settings.methods import METHODS, Settings
+from equipoise.settings.kinds import Settings
+from equipoise.settings.methods import METHODS
 from equipoise.settings.presets import published
 from equipoise.settings.schema import (
     TEXT,

@@ -28,7 +28,8 @@ from pydantic import TypeAdapter, ValidationError
 from equipoise.errors import FOREIGN, UserError, nearest, short
 from equipoise.objectives import Robust
 from equipoise.parsing import number
-from equipoise.settings.methods import Row, Settings, learners
+from equipoise.settings.kinds import Settings
+from equipoise.settings.methods import MethodRow, learners
 
 TAGS = {"start": "rule", "clean": "objective", "robust": "objective"}
 """The groups that are of several kinds, and the setting that names the kind."""
@@ -52,7 +53,7 @@ ROLES = ("clean", "robust")
 
 
 def settings_of(
-    row: Row, given: Mapping[str, Any], names: Sequence[str]
+    row: MethodRow, given: Mapping[str, Any], names: Sequence[str]
 ) -> tuple[Settings | None, list[str]]:
     """Return the settings of a method and all that is wrong with them, a sentence each.
 
@@ -64,18 +65,72 @@ def settings_of(
     problems: list[str] = []
     given = written_out(given, row, names)
     usual = row()
-    defaults = usual.to_dict()
-    kinds = _choose(row, given, defaults, problems)
-    problems += _unknown(given, defaults, names)
+    known = usual.to_dict()
+    values = {name: getattr(usual, name) for name in row.settings.fixed}
+    groups = [group for group in TAGS if group in known]
+    for group in groups:
+        values[group], known[group] = _group(
+            group, TAGS[group], row.kinds(group), known[group], given.get(group, {}), problems
+        )
+    rest = {key: value for key, value in given.items() if key not in groups}
+    if "more" in known and isinstance(rest.get("more"), Mapping):
+        kinds = {name: kind for name, kind in learners().items() if issubclass(kind, Robust)}
+        first = asdict(next(iter(kinds.values()))())
+        values["more"] = {
+            name: _group(f"more.{name}", "objective", kinds, first, its, problems)[0]
+            for name, its in rest.pop("more").items()
+        }
+    if "more_gamma" in known and isinstance(rest.get("more_gamma"), Mapping):
+        known["more_gamma"] = dict.fromkeys(rest["more_gamma"])
+    problems += _unknown(rest, known, names)
+    left = {key: value for key, value in known.items() if key not in values}
+    merged = lay(left, {key: value for key, value in rest.items() if key in left})
+    return validate(row.settings, values | merged, problems), problems
+
+
+def _group(
+    path: str,
+    tag: str,
+    kinds: Mapping[str, type],
+    usual: dict[str, Any],
+    given: Any,
+    problems: list[str],
+) -> tuple[Any, dict[str, Any]]:
+    """Return a group of settings, and the defaults of its kind.
+
+    Arguments:
+        path: Where the group stands.
+        tag: The setting that names its kind.
+        kinds: The kinds by their names.
+        usual: The group's defaults.
+        given: What was given for it: settings, the name of a kind, or the round of a start.
+        problems: Sentences are added to it.
+    """
+    given, name = number(given), usual[tag]
+    if isinstance(given, str):
+        given = {tag: given}
+    elif tag == "rule" and isinstance(given, int | float) and not isinstance(given, bool):
+        given = {"rule": "fixed", "round" if isinstance(given, int) else "fraction": given}
+    if not isinstance(given, Mapping):
+        rules = f"{path}: expected a rule ({', '.join(kinds)}) or a round, got {short(given)}"
+        first = f"{path} is a group of settings; set {path}.{next(iter(usual))} and so on"
+        problems.append(rules if tag == "rule" else first)
+        given = {}
+    elif str(given.get(tag, name)) in kinds:
+        name = str(given.get(tag, name))
+    else:
+        problems.append(nearest(str(given[tag]), kinds, WORDS[tag]))
+        given = {}
+    kind = kinds[name]
+    defaults = usual if name == usual[tag] else asdict(kind())
+    problems += _unknown(given, defaults, (), f"{path}.")
     merged = lay(defaults, {key: value for key, value in given.items() if key in defaults})
-    for group, kind in kinds.items():
-        place, name = _place(merged, group)
-        place[name] = validate(kind, place[name], problems, f"{group}.") or kind()
-    fixed = {name: getattr(usual, name) for name in row.settings.fixed}
-    return validate(row.settings, fixed | merged, problems), problems
+    return validate(kind, merged, problems, f"{path}.") or kind(), defaults
 
 
-def written_out(given: Mapping[str, Any], row: Row, names: Collection[str] = ()) -> dict[str, Any]:
+def written_out(
+    given: Mapping[str, Any], row: MethodRow, names: Collection[str] = ()
+) -> dict[str, Any]:
     """Return settings with their short forms written out, so that they can be laid over others.
 
     A kind that stands for its group becomes the group (``robust=trades``), and a setting that
@@ -94,10 +149,10 @@ def written_out(given: Mapping[str, Any], row: Row, names: Collection[str] = ())
     for group, tag in TAGS.items():
         if group in known and isinstance(result.get(group), str):
             result[group] = {tag: result[group]}
-    roles_here = [role for role in ROLES if role in known]
     of = {
         role: {f.name for kind in row.kinds(role).values() for f in fields(kind)}
-        for role in roles_here
+        for role in ROLES
+        if role in known
     }
     for key in [key for key in result if key not in known and key not in names]:
         roles = [role for role, its in of.items() if key in its]
@@ -114,7 +169,7 @@ def written_out(given: Mapping[str, Any], row: Row, names: Collection[str] = ())
     return result
 
 
-def _present(row: Row, role: str, given: Mapping[str, Any]) -> set[str]:
+def _present(row: MethodRow, role: str, given: Mapping[str, Any]) -> set[str]:
     """Return the settings of the kind of learner that is given, or else the usual one."""
     group = given.get(role)
     named = group.get("objective") if isinstance(group, Mapping) else None
@@ -128,74 +183,6 @@ def tag_of(path: Sequence[str]) -> str | None:
     if len(path) == 2 and path[0] == "more":
         return "objective"
     return TAGS.get(path[0]) if len(path) == 1 else None
-
-
-def _place(settings: dict[str, Any], group: str) -> tuple[dict[str, Any], str]:
-    """Return the mapping that holds a group, and its name there."""
-    parent, _, name = group.rpartition(".")
-    return (settings[parent] if parent else settings), name
-
-
-def _choose(
-    row: Row, given: dict[str, Any], defaults: dict[str, Any], problems: list[str]
-) -> dict[str, type]:
-    """Return the kind of each group; write out short forms and lay in the kind's defaults."""
-    kinds: dict[str, type] = {}
-    for group in TAGS:
-        if group in defaults:
-            known = row.kinds(group)
-            kinds[group] = _chosen(group, TAGS[group], known, given, defaults, problems)
-    for key in ("more", "more_gamma"):
-        if isinstance(given.get(key), Mapping) and key in defaults:
-            defaults[key] = dict.fromkeys(given[key])
-    if isinstance(given.get("more"), Mapping) and "more" in defaults:
-        given["more"] = dict(given["more"])
-        known = {name: kind for name, kind in learners().items() if issubclass(kind, Robust)}
-        for name in list(given["more"]):
-            defaults["more"][name] = asdict(known["pgd-at"]())
-            kinds[f"more.{name}"] = _chosen(
-                name, "objective", known, given["more"], defaults["more"], problems
-            )
-    return kinds
-
-
-def _chosen(
-    group: str,
-    tag: str,
-    known: Mapping[str, type],
-    given: dict[str, Any],
-    defaults: dict[str, Any],
-    problems: list[str],
-) -> type:
-    """Return the kind of one group, with its defaults in place."""
-    usual = defaults[group][tag]
-    value = number(given.get(group, {}))
-    if isinstance(value, str):
-        value = {tag: value}
-    elif tag == "rule" and isinstance(value, int | float) and not isinstance(value, bool):
-        value = {"rule": "fixed", "round" if isinstance(value, int) else "fraction": value}
-    if not isinstance(value, Mapping):
-        del given[group]
-        problems.append(_no_group(group, tag, known, defaults[group], value))
-        return known[usual]
-    name = value.get(tag, usual)
-    if not isinstance(name, str) or name not in known:
-        given.pop(group, None)
-        problems.append(nearest(str(name), known, WORDS[tag]))
-        return known[usual]
-    if name != usual:
-        defaults[group] = asdict(known[name]())
-    if group in given:
-        given[group] = dict(value)
-    return known[name]
-
-
-def _no_group(
-    group: str, tag: str, known: Mapping[str, type], usual: Mapping[str, Any], value: Any
-) -> str:
-    if tag == "rule":
-        return f"{group}: expected a rule ({', '.join(known)}) or a round, got {short(value)}"
-    return f"{group} is a group of settings; set {group}.{next(iter(usual))} and so on"
 
 
 def lay(default: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ __all__ = [
     "Watch",
 ]
 
-from equipoise.objectives.schedule import Knots
+from equipoise.objectives.core import Knots
 from equipoise.training.collapse import Probe
 from equipoise.training.learner import Augment, Learner
 from equipoise.training.loop import Training

@@ -1,8 +1,8 @@
 """A model that is being trained on an objective."""
 
-__all__ = ["NEVER", "Augment", "Learner", "derived_seed", "width"]
+__all__ = ["Augment", "Learner", "check_finite", "derived_seed", "not_finite", "width"]
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from copy import deepcopy
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from equipoise.attacks.core import guest
 from equipoise.data.core import Images, crop_flip, to_unit
 from equipoise.draws import GeneratorDraws
+from equipoise.errors import RunError
 from equipoise.execution import Execution
 from equipoise.objectives import Batch, Objective
 from equipoise.stopwatch import Stopwatch
@@ -230,6 +231,32 @@ class Learner:
         self.spent = state["spent"].to(self.order.device)
         self.steps = state["steps"]
         self.since = state["since"]
+
+
+def check_finite(learners: Collection[Learner], where: str, *, weights: bool) -> None:
+    """Raise a RunError if a loss of the round, or on demand a weight, is not finite.
+
+    Arguments:
+        learners: The learners.
+        where: The round, in words.
+        weights: Whether to look at weights, too.
+    """
+    first = min(learners, key=lambda learner: learner.broken_step)
+    if first.broken_step < NEVER:
+        raise not_finite(first, "loss is", where)
+    for learner in learners:
+        if weights and not learner.finite:
+            raise not_finite(learner, "weights are", where)
+
+
+def not_finite(learner: Learner, what: str, where: str) -> RunError:
+    """Return the error that names the learner and the remedy."""
+    name = learner.name if learner.name in ("clean", "robust") else f"more.{learner.name}"
+    lr = learner.objective.lr / 3
+    return RunError(
+        f"the {what} not finite for the {learner.name} learner in {where}; what was saved before "
+        f"is kept. Lower its learning rate in a new run: {name}.lr={lr:.2g}"
+    )
 
 
 def width(model: nn.Module, images: Images) -> int:

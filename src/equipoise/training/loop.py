@@ -24,9 +24,16 @@ from equipoise.execution import Execution, own
 from equipoise.objectives import Batch
 from equipoise.stopwatch import Stopwatch
 from equipoise.threat import Threat
-from equipoise.training import batchnorm, collapse, finite
+from equipoise.training import batchnorm, collapse
 from equipoise.training.collapse import Probe, Probes, described, noted
-from equipoise.training.learner import Augment, Learner, derived_seed, width
+from equipoise.training.learner import (
+    Augment,
+    Learner,
+    check_finite,
+    derived_seed,
+    not_finite,
+    width,
+)
 from equipoise.training.merge import State, total
 from equipoise.training.method import Method
 from equipoise.training.randomness import GlobalRandom
@@ -204,7 +211,7 @@ class Training:
             raise Interrupted(f"stopped in round {t} of {self.rounds}, step {self.done}")
 
     def _check_sound(self, t: int, *, weights: bool = False) -> None:
-        finite.check(self.learners.values(), f"round {t} of {self.rounds}", weights=weights)
+        check_finite(self.learners.values(), f"round {t} of {self.rounds}", weights=weights)
 
     def _close_round(self, t: int, probes: Probes) -> dict[str, Any]:
         """Validate, decide on t', hand over, and return the record of the round."""
@@ -260,7 +267,7 @@ class Training:
         }
         if not all(math.isfinite(value) for value in record.values()):
             where = f"round {t} of {self.rounds}"
-            raise finite.broken(learner, "validation loss is", where)
+            raise not_finite(learner, "validation loss is", where)
         return record
 
     def _end(self, t: int) -> float:
@@ -281,12 +288,9 @@ class Training:
         settled = self.method.settled(t, self.start.round)
         if self.patience is None or settled is None or t >= self.rounds:
             return False
-        best = self._values.index(max(self._values)) + 1 if t else 0
+        values = [self.value(record["global"]) for record in self.history]
+        best = values.index(max(values)) + 1 if t else 0
         return t - max(best, settled) >= self.patience
-
-    @property
-    def _values(self) -> list[float]:
-        return [self.value(record["global"]) for record in self.history]
 
     def _best(self, learners: set[str]) -> float:
         """Return the largest value of the rounds so far; a trunk is no rival of its branches."""

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from equipoise.attacks.core import refuse
 from equipoise.errors import UserError
-from equipoise.objectives.schedule import Knots
+from equipoise.objectives.core import Knots
 from equipoise.training.start import AnyStart, Stable
 
 State = dict[str, Tensor]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from equipoise.errors import UserError
 from equipoise.objectives import Objective, Robust
-from equipoise.objectives.schedule import Knots
+from equipoise.objectives.core import Knots
 from equipoise.training.merge import Merge
 from equipoise.training.start import Never, Verdict
 
