@@ -34,6 +34,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def commands() -> str:
     """Return what ``--help`` says of every command, as Markdown."""
     group = typer.main.get_command(cli.app)
+    for command in getattr(group, "commands", {}).values():
+        command.short_help = (command.help or "").partition("\n\n")[0]
     context = typer.Context(group, info_name="equipoise")
     text = get_docs_for_click(obj=group, ctx=context, name="equipoise")
+    text = re.sub(r"\x08\n((?: +.*\n)+)", r"```text\n\1```\n", text)  # what is not to be filled
     return re.sub(r"^# `equipoise`", "# Commands", text)
