@@ -223,6 +223,13 @@ def test_a_figure_from_recipe_to_page(made):
     at_zero = [row for row in rows if row["eps"] == 0]
     assert len(at_zero) == 3
     assert all(row["cmmr"]["score"] == clean[row["entry"], 0] / row["n"] for row in at_zero)
+    lines = [
+        json.loads(line)
+        for path in folder.parent.rglob("trades-*/records.jsonl")
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+    shown = {r["eps"]: r["cmmr"] for r in lines if r["attack"] == "worst-case"}
+    assert shown == {r["eps"]: r["cmmr"] for r in rows if r["entry"] == "trades" and r["eps"]}
     by_eps = sorted((r["eps"], r["cmmr"]["score"]) for r in rows if r["entry"] == "trades")
     scores = [score for _, score in by_eps]
     assert scores == sorted(scores, reverse=True)

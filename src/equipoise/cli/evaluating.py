@@ -118,6 +118,14 @@ def evaluate(
             "the model: for distortions, CMMR and --transfer. The verdicts are the same.",
         ),
     ] = False,
+    cmmr: Annotated[
+        bool,
+        typer.Option(
+            "--cmmr",
+            help="Also show the composite score CMMR of accuracy and distortion at each radius "
+            "(docs/cmmr.md); as with --strongest.",
+        ),
+    ] = False,
     checks: Annotated[
         bool, typer.Option(help="Check for what would make the numbers untrustworthy.")
     ] = True,
@@ -152,7 +160,7 @@ def evaluate(
     from equipoise.jobs.target_model import of_model, of_run, open_folder
     from equipoise.models.normalisation import asked_for
     from equipoise.plugins import run_trusted
-    from equipoise.terminal.tables import write_table
+    from equipoise.terminal.tables import write_scores, write_table
 
     if json is not None:
         _check_json(json)
@@ -172,7 +180,7 @@ def evaluate(
         layout=layout,
         compile_=compile,
         passes=passes,
-        strongest=strongest,
+        strongest=strongest or cmmr,
         checks=checks,
     )
     asked = asked_for(normalise, mean, std)
@@ -210,6 +218,8 @@ def evaluate(
     if json is not None:  # first: a closed pipe ends the table
         _write_json(json, records)
     write_table(records)
+    if cmmr:
+        write_scores(records)
     refuse(strict, (f"{r['evaluation']}: {name}" for r in records for name in r["failed"]))
 
 

@@ -16,12 +16,16 @@ REPORT = Path("report.html")
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders to compare.")],
     out: Annotated[Path, typer.Option(help="The page, .html; or its tables, .md.")] = REPORT,
+    cmmr: Annotated[
+        bool,
+        typer.Option("--cmmr", help="Also show the composite scores that `evaluate --cmmr` stored."),
+    ] = False,
     strict: Strict = False,
 ) -> None:
-    """Write one HTML page, without external files: results, curves, examples, provenance."""
+    """Write one HTML page, without external files: pictures, results, curves, provenance."""
     from equipoise.report import build, failed_checks
 
-    typer.echo(build(runs, out))
+    typer.echo(build(runs, out, cmmr=cmmr))
     refuse(strict, failed_checks(runs))
 
 

@@ -134,7 +134,9 @@ def evaluate_subject(
         for threat in threats:
             if not (resume and job.store(threat).finished):  # meanwhile, by another
                 job.evaluate(threat)
-    return job.records
+    names = list(stores)
+    lines = [line for line in verdicts.all_lines(subject.run.path) if line["evaluation"] in names]
+    return sorted(lines, key=lambda line: names.index(line["evaluation"]))
 
 
 def _begun(
@@ -194,8 +196,6 @@ def _begun(
 class _Job:
     """The evaluation of a subject under one threat after the other."""
 
-    records: list[dict[str, Any]]
-
     def __init__(
         self,
         subject: Subject,
@@ -220,7 +220,6 @@ class _Job:
                 "accuracy says little about the others; leave -n out"
             )
         self.x, self.y = images.pixels().to(place), images.y.to(place)
-        self.records = []
         self.about = {
             "n": len(self.y),
             "sample": self.sample.content(),
@@ -275,7 +274,6 @@ class _Job:
             counts = Counter(finding.status for finding in result.findings)
             shown = ", ".join(f"{count} {status}" for status, count in counts.items())
             self.console.say(f"checks of the evaluation: {shown}")
-        self.records += verdicts.read(store.path).lines()
 
     def of(self, threat: Threat) -> dict[str, Any]:
         """Return what verdicts must agree in to be of the same model and points."""

@@ -19,6 +19,7 @@ from equipoise.attacks import Attack, AutoAttack, parse
 from equipoise.errors import UserError
 from equipoise.evaluation import Result
 from equipoise.evaluation.search import TRANSFER
+from equipoise.measures import distortion
 from equipoise.sample import Sample
 from equipoise.settings import recipe as recipes
 from equipoise.store import verdicts
@@ -188,11 +189,22 @@ def _derived(result: Result, tensors: Mapping[str, Tensor]) -> Iterator[str]:
     off = (distance - result.distance).abs() > CLOSE + 1e-6 * distance
     if bool(off.any()) or bool(torch.isnan(result.distance).any()):
         yield f"the distances of {int(off.sum())} examples are not those of the examples"
+    stored = {name: t for name, t in tensors.items() if name.startswith("distortion.")}
+    if stored:
+        values = distortion.measured(tensors["x"], tensors["x_adv"])
+        again = {f"distortion.{name}": value for name, value in values.items()}
+        same = stored.keys() == again.keys()
+        if not same or not all(_near(stored[name], again[name]) for name in again):
+            yield "the distortions are not those of the examples"
     if bool(torch.isnan(result.margin).any()):
         yield "margins are NaN"
     own = int((result.correct & result.robust & (result.margin < 0)).sum())
     if own:
         yield f"{own} images are said to withstand and are fooled by their own example"
+
+
+def _near(one: Tensor, two: Tensor) -> bool:
+    return one.shape == two.shape and torch.allclose(one, two, rtol=CLOSE, atol=CLOSE)
 
 
 def _attacks(about: Mapping[str, Any], result: Result) -> Iterator[str]:

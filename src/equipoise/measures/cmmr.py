@@ -12,7 +12,18 @@ with the accuracy under attack :math:`A`, the share :math:`S` of examples that w
 fooled, and the mean :math:`D` of :math:`q` over those. docs/cmmr.md gives the reasons.
 """
 
-__all__ = ["PSNR_SPAN", "VERSION", "WEIGHT", "Parts", "largest_l2", "measure", "score", "sweep"]
+__all__ = [
+    "PSNR_SPAN",
+    "SCORE_COLUMNS",
+    "VERSION",
+    "WEIGHT",
+    "Parts",
+    "largest_l2",
+    "measure",
+    "score",
+    "score_texts",
+    "sweep",
+]
 
 import math
 from collections.abc import Mapping, Sequence
@@ -81,6 +92,34 @@ class Parts:
         content = {name: getattr(self, name) for name in (*names, *raw)}
         parts = dict.fromkeys(raw) if self.parts is None else dict(self.parts)
         return {"version": VERSION, **content, "parts": parts}
+
+
+SCORE_COLUMNS = {
+    "CMMR": ("score",),
+    "accuracy A": ("accuracy",),
+    "fooled S": ("success",),
+    "distortion D": ("distortion",),
+    "SSIM part": ("parts", "ass"),
+    "ALD2 part": ("parts", "ald2"),
+    "MSE part": ("parts", "mse"),
+    "PSNR part": ("parts", "psnr"),
+}
+"""The columns of a table of scores: for each head where its value is in :meth:`Parts.to_dict`."""
+
+
+def score_texts(content: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a table shows of a score: the text of each column by its head.
+
+    Arguments:
+        content: The score, as :meth:`Parts.to_dict` has it.
+    """
+    texts = {}
+    for head, place in SCORE_COLUMNS.items():
+        value: Any = content
+        for key in place:
+            value = value[key]
+        texts[head] = "–" if value is None else f"{value:.3f}"
+    return texts
 
 
 def score(accuracy: float, success: float, distortion: float | None) -> float:

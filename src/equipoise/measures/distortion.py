@@ -4,7 +4,7 @@ All take images :math:`x` and :math:`x'` in [0, 1] with shape (B, C, H, W) and r
 shape (B,); no example's value depends on another's.
 """
 
-__all__ = ["MEASURES", "ald2", "mse", "psnr", "ssim"]
+__all__ = ["MEASURES", "ald2", "measured", "mse", "psnr", "ssim"]
 
 from collections.abc import Callable
 
@@ -122,6 +122,24 @@ MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ald2": ald2,
     "psnr": psnr,
 }
+
+
+def measured(x: Tensor, x_adv: Tensor, batch_size: int = 500) -> dict[str, Tensor]:
+    """Return the values of all measures by their names, in batches.
+
+    Arguments:
+        x: The images.
+        x_adv: What became of them.
+        batch_size: How many images are measured together: memory, not results.
+
+    Raises:
+        UserError: If the shapes differ or are not (B, C, H, W).
+    """
+    batches = [slice(start, start + batch_size) for start in range(0, len(x), batch_size)]
+    return {
+        name: torch.cat([measure(x[rows], x_adv[rows]) for rows in batches or [slice(0)]])
+        for name, measure in MEASURES.items()
+    }
 
 
 def _pair(x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,17 +28,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from equipoise.attacks import AutoAttack
-from equipoise.measures import cmmr, distortion
+from equipoise.measures import cmmr
 from equipoise.plans.plan import Plan
 from equipoise.plans.prepare import merged
 from equipoise.plans.task import Counted, PlannedEvaluation, PlannedFront, Task
 from equipoise.sample import Sample
 from equipoise.store import weight_names as names
 from equipoise.store.runs import Run
-from equipoise.store.verdicts import WORST
+from equipoise.store.verdicts import WORST, scores
 
 FILE, FORMAT = "results.json", 2
 
@@ -113,10 +112,13 @@ class Experiment:
         for weights in dict.fromkeys(each.weights for each in finished):
             those = [each for each in finished if each.weights == weights]
             whole = len(those) == sum(each.weights == weights for each in task.evaluations)
-            scores = _scores(those) if plan.judging.cmmr and whole else {}
+            known = _scores(those) if plan.judging.cmmr and whole else {}
             for evaluation in those:
-                rows += _rows(plan, task, evaluation, scores)
-        if len(finished) == len(task.evaluations) and task.name not in self.failures:
+                rows += _rows(plan, task, evaluation, known)
+        worst = [row for row in rows if row["attack"] == WORST]
+        scored = not plan.judging.cmmr or all("cmmr" in row for row in worst)
+        ended = scored and len(finished) == len(task.evaluations)
+        if ended and task.name not in self.failures:
             self._rows[place] = rows
         return rows
 
@@ -217,7 +219,7 @@ def _training(panel: str, task: Task) -> Row:
 
 
 def _rows(
-    plan: Plan, task: Task, evaluation: PlannedEvaluation, scores: Mapping[float, Row]
+    plan: Plan, task: Task, evaluation: PlannedEvaluation, known: Mapping[float, Row]
 ) -> Iterator[Row]:
     """Yield the rows of one evaluation, and those of radius 0 where that is asked for."""
     eps, sample = evaluation.protocol.threat.eps, _sample(evaluation)
@@ -233,33 +235,23 @@ def _rows(
                 row = model | {"weights": weights, "eps": radius, "attack": name, "n": len(flags)}
                 row |= {"sample": sample.sha256 if sample else "", "correct": int(flags.sum())}
                 row |= {"bits": _hex(flags), **of, "seconds": seconds}
-                if name == WORST and radius in scores:
-                    row["cmmr"] = scores[radius]
+                if name == WORST and radius in known:
+                    row["cmmr"] = known[radius]
                 yield row
 
 
 def _scores(finished: Sequence[PlannedEvaluation]) -> dict[float, Row]:
-    """Return the composite scores of one model by radius.
-
-    They are those of a sweep: what fooled a model within a small ball counts in the larger ones.
+    """Return the composite scores of one model by radius; at radius 0 it is the clean accuracy.
 
     Arguments:
         finished: Its evaluations, one for every radius.
     """
-    radii: dict[float, Row] = {}
-    for evaluation in finished:
-        _, result, tensors = evaluation.store.read()
-        x = tensors["x"]
-        radii[0.0] = _measured(x, x, result.correct)
-        radii[result.threat.eps] = _measured(x, result.x_adv, result.robust)
-    correct, norm = result.correct.tolist(), finished[0].recipe.norm
-    scores = cmmr.sweep(correct, radii, norm=norm, dimensions=x[0].numel())
-    return {eps: parts.to_dict() for eps, parts in scores.items()}
-
-
-def _measured(x: Tensor, x_adv: Tensor, robust: Tensor) -> Row:
-    raw = {name: measure(x, x_adv).tolist() for name, measure in distortion.MEASURES.items()}
-    return {"robust": robust.tolist(), **raw}
+    stored = [found for each in finished if (found := each.stored()) is not None]
+    known = scores(stored)
+    clean = stored[0].verdicts.correct
+    unattacked = cmmr.Parts(len(clean), 0, int(clean.sum()) / len(clean), 0.0)
+    by_radius = {each.verdicts.eps: known[each.name] for each in stored if each.name in known}
+    return {0.0: unattacked.to_dict(), **by_radius} if by_radius else {}
 
 
 def _hex(flags: NDArray[np.bool_]) -> str:

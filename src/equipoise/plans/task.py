@@ -82,7 +82,7 @@ class PlannedEvaluation:
 
     def verdicts(self) -> Verdicts | None:
         """Return the verdicts of its attacks; None: it is not at its end."""
-        stored = self._stored()
+        stored = self.stored()
         if stored is None:
             return None
         asked = [STAGED] if self.protocol.individual is False else self.protocol.names
@@ -118,13 +118,13 @@ class PlannedEvaluation:
         """Return how much of it is done, in gradient evaluations."""
         if self.finished:
             return self.cost
-        stored = self._stored()
+        stored = self.stored()
         parts = stored.verdicts.told.values() if stored else ()
         return float(min(sum(part["backwards"] for part in parts), self.cost))
 
     def begun(self) -> bool:
         """Tell whether there is an evaluation of the same kind to go on with."""
-        stored = self._stored()
+        stored = self.stored()
         if stored is None:
             return False  # nothing there, or nothing that could be gone on with
         asked = stored.about.get("asked", {})
@@ -160,7 +160,7 @@ class PlannedEvaluation:
             words += ["--data-dir", self.recipe.data_dir]
         return words
 
-    def _stored(self) -> Evaluation | None:
+    def stored(self) -> Evaluation | None:
         """Return what is kept of these weights, images and threat; None: nothing."""
         try:
             stored = read(self.store.path)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from equipoise.errors import UserError
+from equipoise.measures.cmmr import SCORE_COLUMNS, VERSION, WEIGHT, score_texts
 from equipoise.plugins import command
 from equipoise.report import figures, wording
 from equipoise.report.checks import cautions, check_sections
@@ -18,13 +19,14 @@ from equipoise.report.results import EvaluatedRun, best, headline, headline_rows
 from equipoise.report.runs_reader import Run, read_runs
 from equipoise.report.stages import stage_sections
 from equipoise.store.files import write
+from equipoise.store.verdicts import scores
 
 _MANY = 24  # classes; of more, those with the lowest accuracy are shown
 _MANY_RUNS = 6  # of more, the headline names the best, and what each run has of its own is folded
 _EXAMPLES = 3
 
 
-def build(runs: Sequence[Path], out: Path) -> Path:
+def build(runs: Sequence[Path], out: Path, *, cmmr: bool = False) -> Path:
     """Write the report on some runs as one HTML file, or its tables as Markdown.
 
     The HTML file holds its style, its figures and its images, and loads nothing from outside.
@@ -34,6 +36,7 @@ def build(runs: Sequence[Path], out: Path) -> Path:
         runs: Folders that ``equipoise train`` or ``equipoise evaluate`` wrote; evaluated or not,
             finished or not.
         out: The file to write; ``.md`` asks for Markdown. Its folder is made if need be.
+        cmmr: Whether to show the composite scores of :mod:`equipoise.measures.cmmr`.
 
     Returns:
         The file that was written.
@@ -46,7 +49,7 @@ def build(runs: Sequence[Path], out: Path) -> Path:
     if out.is_dir():
         raise UserError(f"{out} is a folder; name the file to write, e.g. {out / 'report.html'}")
     found = read_runs(runs)
-    write(out, _markdown(found) if out.suffix == ".md" else _html(found))
+    write(out, (_markdown if out.suffix == ".md" else _html)(found, cmmr))
     return out
 
 
@@ -65,7 +68,7 @@ def failed_checks(runs: Sequence[Path]) -> list[str]:
     ]
 
 
-def _html(runs: Sequence[Run]) -> str:
+def _html(runs: Sequence[Run], cmmr: bool) -> str:
     rows = headline_rows(runs)
     galleries = _galleries(runs, rows)
     return (
@@ -77,7 +80,7 @@ def _html(runs: Sequence[Run]) -> str:
             overview=_overview(runs, rows, galleries),
             cautions=cautions(runs, rows),
             sections=[
-                *_evaluations(runs, rows),
+                *_evaluations(runs, rows, cmmr),
                 *_training(runs, pictures=True),
                 *_classes(list(rows.values())),
                 *_folded(runs, "Images", "gallery", _EYE, galleries),
@@ -87,14 +90,14 @@ def _html(runs: Sequence[Run]) -> str:
     )
 
 
-def _markdown(runs: Sequence[Run]) -> str:
+def _markdown(runs: Sequence[Run], cmmr: bool) -> str:
     rows = headline_rows(runs)
     parts = [f"# {markdown_text(_title(runs))}\n"]
     parts += [f"{markdown_text(sentence)}\n" for sentence in _headline(runs, rows)]
     for names, title, text in cautions(runs, rows):
         of = f"{wording.join(names)}: " if names else ""
         parts.append(f"- **{markdown_text(title)}**: {markdown_text(of + text)}\n")
-    sections = [*_evaluations(runs, rows), *_training(runs, pictures=False), *_own(runs)]
+    sections = [*_evaluations(runs, rows, cmmr), *_training(runs, pictures=False), *_own(runs)]
     return "\n".join([*parts, markdown_sections(sections)])
 
 
@@ -159,7 +162,9 @@ def _examples(rows: Mapping[str, EvaluatedRun], galleries: Sequence[Section]) ->
 # Sections
 
 
-def _evaluations(runs: Sequence[Run], rows: Mapping[str, EvaluatedRun]) -> list[Section]:
+def _evaluations(
+    runs: Sequence[Run], rows: Mapping[str, EvaluatedRun], cmmr: bool
+) -> list[Section]:
     """Return results, stages and checks, of each run the threat of the headline first."""
     results = result_sections(runs)
     common = next((row.threat for row in rows.values() if row.threat), None)
@@ -172,6 +177,7 @@ def _evaluations(runs: Sequence[Run], rows: Mapping[str, EvaluatedRun]) -> list[
     checks = [section for run in runs for section in check_sections(run, shown[run.name])]
     return [
         *([Section("Results", [_SHARE, *results], id="results")] if results else []),
+        *([_scores(runs)] if cmmr else []),
         *_folded(runs, "Ensembles, stage by stage", "stages", _STAGES, stages),
         *_folded(runs, "Checks and cost", "checks", _CHECKS, checks),
     ]
@@ -192,6 +198,34 @@ _CHECKS = (
     "gradients, attacks that stop too early, images outside the threat."
 )
 _EYE = "Chosen by a rule, not by eye. Below an image stands the class that the model predicts."
+
+
+def _scores(runs: Sequence[Run]) -> Section:
+    """Return the composite scores of all evaluations that have one, a row a radius."""
+    rows, blocks = [], list[Block]()
+    for run in runs:
+        known = scores(run.evaluations)
+        for each in sorted(run.evaluations, key=lambda e: (e.threat, -e.n)):
+            if each.name in known:
+                texts = score_texts(known[each.name]).values()
+                where = wording.threat_text(*each.threat)
+                images = wording.images_text(each.n, each.sample)
+                rows.append((Cell(run.name, small=images), Cell(where), *map(Cell, texts)))
+        if not known:
+            again = f"`{command('evaluate', run.path, '--cmmr')}`"
+            blocks.append(f"{run.name} has no score; measure its distortions with {again}.")
+    heads = ("run", "threat", *SCORE_COLUMNS)
+    columns = tuple(Column(head, i > 1) for i, head in enumerate(heads))
+    table = Table("cmmr", f"CMMR ({VERSION})", columns, tuple(rows))
+    return Section("Composite score", [_CMMR, *([table] if rows else []), *blocks], id="cmmr")
+
+
+_CMMR = (
+    f"CMMR ({VERSION}) = A + {WEIGHT:g} S D: the accuracy A under attack, the share S of images "
+    "that are classified correctly and fooled, and how much distortion D that took, the mean of "
+    "four parts. All are between 0 and 1. An image that is fooled at a small radius counts with "
+    "its distortion there at every larger one."
+)
 
 
 def _training(runs: Sequence[Run], *, pictures: bool) -> list[Section]:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from equipoise.errors import UserError
 from equipoise.evaluation import Outcome, Result
+from equipoise.measures import distortion
 from equipoise.sample import Sample
 from equipoise.store import verdicts
 from equipoise.store.finding import Finding
@@ -144,6 +145,10 @@ class Store:
         tensors, metadata = _tensors(result), _metadata(result, about)
         if self.folder == FOLDER:
             tensors["x"] = x.cpu().contiguous()
+            if about["finished"] and about.get("asked", {}).get("strongest") and x.ndim == 4:
+                values = distortion.measured(tensors["x"], tensors["x_adv"])
+                tensors |= {f"distortion.{name}": value for name, value in values.items()}
+                metadata["dimensions"] = str(x[0].numel())
         metadata["origin"] = json.dumps(origin)
         arrays = {name: value.numpy() for name, value in tensors.items()}
         payload = save(tensors, metadata=stamped(arrays, metadata))

@@ -13,6 +13,7 @@ __all__ = [
     "Verdicts",
     "all_lines",
     "read",
+    "scores",
     "stage_of",
 ]
 
@@ -28,6 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from equipoise.errors import UserError
+from equipoise.measures import cmmr
 from equipoise.sample import Sample
 from equipoise.store.finding import Finding
 from equipoise.store.records import WORST, Record
@@ -35,6 +38,7 @@ from equipoise.store.sealed import read_arrays
 
 FOLDER = "evaluations"
 RECORDS = "records.jsonl"
+_DISTORTION = "distortion."  # what the names of such tensors begin with
 _STAGE = re.compile(r"(.+)/([a-z][a-z0-9-]*)")
 UNREADABLE = (
     OSError,
@@ -204,6 +208,9 @@ class Evaluation:
         findings: The answers of its checks.
         memory: The most memory the process held, in bytes.
         distance: How far each perturbed image is from the clean one, with shape (N,).
+        distortion: What :mod:`equipoise.measures.distortion` measured of each perturbed image, by
+            measure, each with shape (N,); nothing where that was not asked for.
+        dimensions: How many values an image has; 0 where no distortion was measured.
     """
 
     path: Path
@@ -213,6 +220,8 @@ class Evaluation:
     findings: Sequence[Finding]
     memory: int
     distance: NDArray[Any]
+    distortion: Mapping[str, NDArray[np.float64]]
+    dimensions: int = 0
 
     @property
     def name(self) -> str:
@@ -313,11 +322,19 @@ class Evaluation:
             "examples": {"file": f"{self.name}.safetensors", "sha256": digest},
         }
 
-    def lines(self) -> list[dict[str, Any]]:
-        """Return its records as ``records.jsonl`` has them."""
+    def lines(self, score: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        """Return its records as ``records.jsonl`` has them.
+
+        Arguments:
+            score: The composite score of its worst case, one of :func:`scores`.
+        """
         more = {**self.origin, "evaluation": self.name, "finished": self.finished}
         more["failed"] = self.failed
-        return [{**record.content(), **more} for record in self.records]
+        found = [{**record.content(), **more} for record in self.records]
+        for line in found:
+            if score is not None and line["attack"] == WORST:
+                line["cmmr"] = dict(score)
+        return found
 
 
 def read(path: Path) -> Evaluation:
@@ -349,7 +366,44 @@ def read(path: Path) -> Evaluation:
         findings=tuple(map(Finding.of, json.loads(metadata["findings"]))),
         memory=int(metadata["memory"]),
         distance=arrays["distance"],
+        distortion={
+            name.removeprefix(_DISTORTION): values
+            for name, values in arrays.items()
+            if name.startswith(_DISTORTION)
+        },
+        dimensions=int(metadata.get("dimensions", 0)),
     )
+
+
+def scores(evaluations: Iterable[Evaluation]) -> dict[str, dict[str, Any]]:
+    """Return the composite scores of evaluations by their names, as plain values.
+
+    Those of one model on the same images in one norm are a sweep: what fooled the model within a
+    small radius counts in the larger ones. Only finished evaluations whose distortions were
+    measured have a score.
+
+    Source: :mod:`equipoise.measures.cmmr`.
+    """
+    sweeps: dict[tuple[object, ...], list[Evaluation]] = {}
+    for each in evaluations:
+        if each.finished and each.distortion:
+            images = each.sample.sha256 if each.sample else each.data_sha256
+            same = each.weights, each.model_sha256, images, each.n, each.verdicts.norm
+            sweeps.setdefault(same, []).append(each)
+    found: dict[str, dict[str, Any]] = {}
+    for some in sweeps.values():
+        correct, norm = some[0].verdicts.correct.tolist(), some[0].verdicts.norm
+        radii = {
+            e.verdicts.eps: {"robust": e.verdicts.robust.tolist()}
+            | {name: values.tolist() for name, values in e.distortion.items()}
+            for e in some
+        }
+        try:
+            parts = cmmr.sweep(correct, radii, norm=norm, dimensions=some[0].dimensions)
+        except UserError:  # values that nobody measured; `equipoise verify` names them
+            continue
+        found |= {each.name: parts[each.verdicts.eps].to_dict() for each in some}
+    return found
 
 
 def all_lines(folder: Path) -> list[dict[str, Any]]:
@@ -357,13 +411,16 @@ def all_lines(folder: Path) -> list[dict[str, Any]]:
 
     One that cannot be read has none.
     """
-    found = []
+    found: list[Evaluation] = []
     for path in sorted((folder / FOLDER).glob("*.safetensors")):
         try:
-            found += read(path).lines()
+            evaluation = read(path)
+            if evaluation.records:  # counted here, so that a damaged file is left out
+                found.append(evaluation)
         except UNREADABLE:
             continue
-    return found
+    known = scores(found)
+    return [line for each in found for line in each.lines(known.get(each.name))]
 
 
 def stage_of(name: str) -> tuple[str, str]:
@@ -380,5 +437,5 @@ def stage_of(name: str) -> tuple[str, str]:
 def _counts(name: str) -> bool:
     """Tell whether an array is one that numbers are counted from."""
     return name in ("y", "clean_prediction", "distance") or name.startswith(
-        ("verdict.", "attacked.")
+        ("verdict.", "attacked.", _DISTORTION)
     )

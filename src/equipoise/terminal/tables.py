@@ -1,10 +1,11 @@
 """The results of evaluations and fronts as tables on the terminal."""
 
-__all__ = ["write_front", "write_table"]
+__all__ = ["write_front", "write_scores", "write_table"]
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from equipoise.measures.cmmr import SCORE_COLUMNS, VERSION, score_texts
 from equipoise.sample import Sample
 from equipoise.store.records import RESULT_COLUMNS, STAGE_COLUMNS, ResultColumn, shown
 from equipoise.terminal.table import output, rich_table
@@ -71,6 +72,24 @@ def _classes(records: Sequence[Mapping[str, Any]]) -> "Table":
         for record in records
     )
     return rich_table("per class", ["attack", *names], rows, numbers=names)
+
+
+def write_scores(records: Sequence[Mapping[str, Any]]) -> None:
+    """Show the composite scores of records of evaluations, with their parts.
+
+    Arguments:
+        records: As for :func:`write_table`.
+    """
+    scored = [record for record in records if "cmmr" in record]
+    heads = ["threat", *SCORE_COLUMNS]
+    rows = [
+        [str(Threat(r["norm"], r["eps"])), *score_texts(r["cmmr"]).values()]
+        for r in sorted(scored, key=lambda r: (r["norm"], r["eps"]))
+    ]
+    caption = "" if rows else "no score: the evaluation is not finished, or not of images"
+    output().print(
+        rich_table(f"CMMR ({VERSION})", heads, rows, numbers=heads[1:], caption=caption)
+    )
 
 
 def write_front(record: "FrontRecord") -> None:
