@@ -18,7 +18,7 @@ def report(
     out: Annotated[Path, typer.Option(help="The page, .html; or its tables, .md.")] = REPORT,
     cmmr: Annotated[
         bool,
-        typer.Option("--cmmr", help="Also show the composite scores that `evaluate --cmmr` stored."),
+        typer.Option("--cmmr", help="Also show the scores that `evaluate --cmmr` stored."),
     ] = False,
     strict: Strict = False,
 ) -> None:
