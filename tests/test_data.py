@@ -399,16 +399,16 @@ def test_places_are_tried_in_order(tmp_path, monkeypatch):
 def test_status(tmp_path):
     states = {state.name: state for state in status(tmp_path)}
     assert list(states) == list(DATASETS)
-    assert states["digits"].found
+    assert states["digits"].copy
     assert not states["digits"].remedy
-    assert not states["svhn"].found
+    assert not states["svhn"].copy
     assert "data get svhn" in states["svhn"].remedy
     assert states["svhn"].looked[:2] == (tmp_path, tmp_path / "svhn")
     assert not states["svhn"].problem
-    assert "non-commercial" in states["svhn"].licence
+    assert "non-commercial" in DATASETS["svhn"].licence
     write_mnist(tmp_path / "mnist", fake_mnist())
     state = next(state for state in status(tmp_path) if state.name == "mnist")
-    assert not state.found
+    assert not state.copy
     assert "expected sha256" in state.problem
 
 

@@ -27,7 +27,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -43,15 +43,6 @@ from equipoise.parsing import MOST
 from equipoise.threat import NORMS, Norm, Threat
 
 _SHORT = (torch.bfloat16, torch.float16)
-
-
-class Normed(Protocol):
-    """An attack that says for which norms it is defined."""
-
-    @property
-    def norms(self) -> Sequence[Norm]:
-        """Return the norms."""
-        ...
 
 
 class Attack(Protocol):
@@ -118,8 +109,8 @@ def refuse(problems: Sequence[str]) -> None:
         raise UserError("; ".join(problems))
 
 
-def check_threat(attack: "Normed", threat: Threat) -> None:
-    """Raise a UserError for a threat in whose norm an attack is not defined."""
+def check_threat(attack: Any, threat: Threat) -> None:
+    """Raise a UserError for a threat whose norm is none of the attack's ``norms``."""
     if threat.norm not in attack.norms:
         raise UserError(f"{attack} is defined for {', '.join(attack.norms)}, not {threat.norm}")
 

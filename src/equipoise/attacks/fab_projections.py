@@ -19,7 +19,7 @@ suffice, the answer is the point of the range nearest to the hyperplane: everyth
 moves to the border.
 """
 
-__all__ = ["project", "project_l1", "project_l2", "project_linf"]
+__all__ = ["project"]
 
 import torch
 from torch import Tensor
@@ -55,27 +55,6 @@ def project(
     need = (value.abs()[..., None] / largest).clamp_max(torch.finfo(w.dtype).max)
     moved = {"linf": _fit_linf, "l2": _fit_l2, "l1": _fit_l1}[norm](size, room, need)
     return way.mul_(moved)
-
-
-def project_linf(
-    points: Tensor, w: Tensor, value: Tensor, *, low: float = 0.0, high: float = 1.0
-) -> Tensor:
-    """Return the move that is smallest in its largest coordinate: see :func:`project`."""
-    return project(points, w, value, "linf", low=low, high=high)
-
-
-def project_l2(
-    points: Tensor, w: Tensor, value: Tensor, *, low: float = 0.0, high: float = 1.0
-) -> Tensor:
-    """Return the shortest move: see :func:`project`."""
-    return project(points, w, value, "l2", low=low, high=high)
-
-
-def project_l1(
-    points: Tensor, w: Tensor, value: Tensor, *, low: float = 0.0, high: float = 1.0
-) -> Tensor:
-    """Return the move with the smallest sum of absolute values: see :func:`project`."""
-    return project(points, w, value, "l1", low=low, high=high)
 
 
 def _fit_linf(size: Tensor, room: Tensor, need: Tensor) -> Tensor:

@@ -70,11 +70,12 @@ def write_data(data_dir: Path | None) -> None:
     """Show which data sets were found, where was looked, and how to get the rest."""
     terminal = output()
     for entry in status(data_dir):
-        mark = "found" if entry.found else "refused" if entry.problem else "not found"
+        mark = "found" if entry.copy else "refused" if entry.problem else "not found"
         terminal.print(f"{entry.name}: {mark}", style="bold")
-        lines = [f"{entry.title}, {entry.n:,} images; licence: {entry.licence}"]
+        source = DATASETS[entry.name]
+        lines = [f"{source.title}, {source.n:,} images; licence: {source.licence}"]
         lines += [entry.copy, entry.problem]
-        if not entry.found:
+        if not entry.copy:
             lines += [f"looked in {', '.join(map(str, entry.looked))}", entry.remedy]
         for line in filter(None, lines):
             terminal.print(f"  {line}")

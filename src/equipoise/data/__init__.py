@@ -69,25 +69,20 @@ class Status:
 
     Arguments:
         name: The name of the set.
-        title: The name for people.
-        n: Training and test images together.
-        licence: Under what terms it may be used.
-        found: Whether a verified copy is there.
         looked: The places that were looked at, in order.
         copy: Which verified copy was found, in words; empty if none.
         problem: Why a copy that is there was refused; empty if none.
-        remedy: How to get the set; empty if it is there.
     """
 
     name: str
-    title: str
-    n: int
-    licence: str
-    found: bool
     looked: tuple[Path, ...]
-    copy: str
-    problem: str
-    remedy: str
+    copy: str = ""
+    problem: str = ""
+
+    @property
+    def remedy(self) -> str:
+        """How to get the set; empty if it is there."""
+        return "" if self.copy else _remedy(self.name)
 
 
 DATASETS: dict[str, Source] = {
@@ -215,25 +210,13 @@ def get(
 
 
 def _status(name: str, data_dir: str | Path | None) -> Status:
-    source, copy, problem, found = DATASETS[name], "", "", False
-    looked = tuple(_places(name, data_dir))
-    if source.remote is None or any(not source.missing(place) for place in looked):
-        try:
-            copy = source.read(_complete(name, data_dir), False).source
-            found = True
-        except UserError as error:
-            problem = str(error)
-    return Status(
-        name=name,
-        title=source.title,
-        n=source.n,
-        licence=source.licence,
-        found=found,
-        looked=looked,
-        copy=copy,
-        problem=problem,
-        remedy="" if found else _remedy(name),
-    )
+    source, looked = DATASETS[name], tuple(_places(name, data_dir))
+    if source.remote is not None and all(source.missing(place) for place in looked):
+        return Status(name, looked)
+    try:
+        return Status(name, looked, copy=source.read(_complete(name, data_dir), False).source)
+    except UserError as error:
+        return Status(name, looked, problem=str(error))
 
 
 def _verified(source: Source, folder: Path) -> bool:

@@ -19,7 +19,7 @@ __all__ = [
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,7 @@ class Images:
         return to_unit(self.x[index])
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Dataset:
     """A training and a test set, with what is known about them.
 
@@ -83,26 +83,34 @@ class Dataset:
         train: The training images; a validation split is taken from these.
         test: The test images, for the evaluation alone.
         classes: The names of the K classes, by label.
-        mean: Mean of each channel over the training images, in [0, 1].
-        std: Standard deviation of each channel, likewise.
         eps: The customary Linf radius for this set, in [0, 1].
+        source: A sentence that says which copy was read, whether it is verified, and where it is.
         pad: Padding of the random crop in training, in pixels; 0 for none.
         flip: Whether training flips images horizontally.
-        source: A sentence that says which copy was read, whether it is verified, and where it is.
-        sha256: Fingerprints of the content, see :func:`fingerprint`.
+        mean: Mean of each channel, in [0, 1]; by default that of the training images.
+        std: Standard deviation of each channel, likewise.
+        sha256: Fingerprints of the content, see :func:`fingerprint`; computed by default.
     """
 
     name: str
     train: Images
     test: Images
     classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     eps: float
-    pad: int
-    flip: bool
     source: str
-    sha256: dict[str, str]
+    pad: int = 0
+    flip: bool = False
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    sha256: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.mean:
+            for name, values in zip(("mean", "std"), moments(self.train.x), strict=True):
+                object.__setattr__(self, name, values)
+        if not self.sha256:
+            digests = fingerprint(self.train, self.test, len(self.classes))
+            object.__setattr__(self, "sha256", digests)
 
     def __repr__(self) -> str:
         return (

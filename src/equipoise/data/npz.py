@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from equipoise.data.core import Dataset, Images, fingerprint, moments, scrambled, stratified_split
+from equipoise.data.core import Dataset, Images, scrambled, stratified_split
 from equipoise.errors import UserError
 from equipoise.threat import ROUNDING, SLIGHT
 
@@ -48,7 +48,6 @@ def read(path: Path) -> Dataset:
     arrays = _arrays(path)
     train, test, how = _parts(arrays, path)
     classes = _classes(arrays, train, test, path)
-    mean, std = moments(train.x)
     eps, pad = _scalar(arrays, "eps", 8 / 255, path), _scalar(arrays, "pad", 0, path)
     if not 0 < eps <= 1 or not 0 <= pad <= min(train.x.shape[2:]) or pad != int(pad):
         raise UserError(
@@ -63,13 +62,10 @@ def read(path: Path) -> Dataset:
         train=train,
         test=test,
         classes=classes,
-        mean=mean,
-        std=std,
         eps=eps,
         pad=int(pad),
         flip=bool(flip),
         source=f"{len(train)} training and {len(test)} test images from {path}{how}",
-        sha256=fingerprint(train, test, len(classes)),
     )
 
 

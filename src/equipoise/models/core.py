@@ -72,9 +72,13 @@ class Classifier(nn.Module):
     which is all that YOPO differentiates in its inner loop.
     """
 
-    @abstractmethod
+    normalize: nn.Module
+    conv1: nn.Module
+
     def stem(self, x: Tensor) -> Tensor:
         """Return the output of the first convolution."""
+        out: Tensor = self.conv1(self.normalize(x))
+        return out
 
     @abstractmethod
     def trunk(self, h: Tensor) -> Tensor:

@@ -117,11 +117,6 @@ class ResNet(Classifier):
         self.layer4 = _stage(self.block, 4 * w, 8 * w, 2, 2)
         self.linear = nn.Linear(8 * w, classes)
 
-    def stem(self, x: Tensor) -> Tensor:
-        """Return the output of the first convolution."""
-        out: Tensor = self.conv1(self.normalize(x))
-        return out
-
     def trunk(self, h: Tensor) -> Tensor:
         """Return the logits for an output of the stem."""
         h = F.relu(self.bn1(h))
@@ -146,18 +141,6 @@ class PreActResNet(ResNet):
         return out
 
 
-class _Stage(nn.Module):
-    """A stage of a WideResNet, under its common parameter name ``layer``."""
-
-    def __init__(self, count: int, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.layer = _stage(_WideBlock, inputs, outputs, count, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.layer(x)
-        return out
-
-
 class _WideBlock(nn.Module):
     """A pre-activation block with the parameter names of the common WideResNet codes."""
 
@@ -178,6 +161,13 @@ class _WideBlock(nn.Module):
         shortcut = x if self.convShortcut is None else self.convShortcut(out)
         added: Tensor = self.conv2(F.relu(self.bn2(self.conv1(out)))) + shortcut
         return added
+
+
+def _wide_stage(count: int, inputs: int, outputs: int, stride: int) -> nn.Module:
+    """Return a stage of a WideResNet, with its common parameter name ``layer``."""
+    stage = nn.Sequential()
+    stage.add_module("layer", _stage(_WideBlock, inputs, outputs, count, stride))
+    return stage
 
 
 class WideResNet(Classifier):
@@ -213,20 +203,15 @@ class WideResNet(Classifier):
         w = [16, *[max(1, round(base * factor * width)) for base in (16, 32, 64)]]
         self.normalize = Normalize(mean, std)
         self.conv1 = _conv3(channels, w[0])
-        self.block1 = _Stage(count, w[0], w[1], 1)
-        self.block2 = _Stage(count, w[1], w[2], 2)
-        self.block3 = _Stage(count, w[2], w[3], 2)
+        self.block1 = _wide_stage(count, w[0], w[1], 1)
+        self.block2 = _wide_stage(count, w[1], w[2], 2)
+        self.block3 = _wide_stage(count, w[2], w[3], 2)
         self.bn1 = nn.BatchNorm2d(w[3])
         self.fc = nn.Linear(w[3], classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         torch.nn.init.zeros_(self.fc.bias)
-
-    def stem(self, x: Tensor) -> Tensor:
-        """Return the output of the first convolution."""
-        out: Tensor = self.conv1(self.normalize(x))
-        return out
 
     def trunk(self, h: Tensor) -> Tensor:
         """Return the logits for an output of the stem."""

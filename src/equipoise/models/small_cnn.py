@@ -49,11 +49,6 @@ class SmallCNN(Classifier):
         self.fc1 = MapLinear(2 * features, self.side, hidden)
         self.linear = nn.Linear(hidden, classes)
 
-    def stem(self, x: Tensor) -> Tensor:
-        """Return the output of the first convolution."""
-        out: Tensor = self.conv1(self.normalize(x))
-        return out
-
     def trunk(self, h: Tensor) -> Tensor:
         """Return the logits for an output of the stem."""
         h = F.relu(self.bn1(h), inplace=not h.requires_grad)  # new memory is dear
