@@ -5,7 +5,7 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 37_500,
+    "lines of Python": 37_400,
     "lines of templates, scripts, styles and YAML": 2_000,
     "classes": 232,
     "dataclasses": 141,
