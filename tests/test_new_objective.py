@@ -55,11 +55,6 @@ class NewOne(Robust):
 
         return loss
 
-    @property
-    def passes(self) -> int:
-        """Return 1."""
-        return 1
-
     def terms(self) -> list[str]:
         """Return the loss."""
         return [f"mean over the batch of {self.scale:g} |p(x') - e_y|^2"]

@@ -40,11 +40,6 @@ class Adversarial(Robust):
         x_adv = self.search(model, batch, labels, draws)
         return lambda: labels.cross_entropy(model(x_adv)).mean()
 
-    @property
-    def passes(self) -> int:
-        """Return 1."""
-        return 1
-
     def terms(self) -> list[str]:
         """Return the loss."""
         return ["mean over the batch of CE(f(x'), y)"]

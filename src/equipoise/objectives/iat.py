@@ -89,11 +89,6 @@ class IAT(TwoSided):
             return unit
         return torch.tensor([float(betaincinv(self.mixup, self.mixup, float(unit)))])
 
-    @property
-    def passes(self) -> int:
-        """Return 2."""
-        return 2
-
     def terms(self) -> list[str]:
         """Return the loss."""
         if self.mixup == 0:

@@ -70,11 +70,6 @@ class MART(TwoSided):
         """Return whether clean inputs are looked at."""
         return self.beta > 0
 
-    @property
-    def passes(self) -> int:
-        """Return 2, or 1 at lambda = 0."""
-        return 2 if self.beta else 1
-
     def terms(self) -> list[str]:
         """Return the loss."""
         lines = ["mean over the batch of -log p_y(x') - log(1.0001 - max over k != y of p_k(x'))"]

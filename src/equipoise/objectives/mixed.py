@@ -44,9 +44,10 @@ class Mixed(TwoSided):
         """Return whether both kinds are trained on."""
         return 0 < self.weight < 1
 
-    def inputs(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
-        """Return what the model is trained on: clean inputs alone at w = 0."""
-        return batch.x if self.weight == 0 else super().inputs(model, batch, draws)
+    @property
+    def attacks(self) -> bool:
+        """Return whether adversarial inputs are trained on at all."""
+        return self.weight > 0
 
     def loss(
         self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws
@@ -64,16 +65,6 @@ class Mixed(TwoSided):
             return (1 - self.weight) * lost + self.weight * lost_adv
 
         return loss
-
-    @property
-    def passes(self) -> int:
-        """Return 2, or 1 at the ends."""
-        return 2 if self.both else 1
-
-    @property
-    def searching(self) -> int:
-        """Return the gradient evaluations of the search: none at w = 0."""
-        return super().searching if self.weight else 0
 
     def terms(self) -> list[str]:
         """Return the loss."""

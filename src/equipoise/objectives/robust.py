@@ -120,19 +120,24 @@ class Robust(Objective):
             draws: The randomness.
         """
 
-    @property
-    @abstractmethod
-    def passes(self) -> int:
-        """Return the forward and backward passes of the loss."""
-
     @abstractmethod
     def terms(self) -> list[str]:
         """Return the loss as a formula with its numbers."""
 
     @property
     def both(self) -> bool:
-        """Return whether clean inputs are trained on, too."""
+        """Return whether clean inputs are trained on beside adversarial ones."""
         return False
+
+    @property
+    def attacks(self) -> bool:
+        """Return whether adversarial inputs are trained on at all."""
+        return True
+
+    @property
+    def passes(self) -> int:
+        """Return the forward and backward passes of the loss: one for each kind of inputs."""
+        return 2 if self.both else 1
 
     def ascended(self, model: nn.Module, x: Tensor, labels: Labels) -> Ascended:
         """Return what the attack maximises: see :meth:`PGD.search`. By default its own loss."""
@@ -170,6 +175,8 @@ class Robust(Objective):
 
     def inputs(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
         """Return adversarial inputs; every other example is clean where both are trained on."""
+        if not self.attacks:
+            return batch.x
         x_adv = self.attacked(model, batch, draws)
         if not self.both:
             return x_adv
@@ -202,7 +209,7 @@ class Robust(Objective):
     @property
     def searching(self) -> int:
         """Return the gradient evaluations of a search, per image, at most."""
-        return self.stronger.steps * self.stronger.restarts
+        return self.stronger.steps * self.stronger.restarts if self.attacks else 0
 
     @property
     def shares(self) -> bool:

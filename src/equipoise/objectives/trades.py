@@ -63,10 +63,6 @@ class TRADES(TwoSided):
             )
         return problems
 
-    def inputs(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
-        """Return what the model is trained on: clean inputs alone at beta = 0."""
-        return super().inputs(model, batch, draws) if self.beta else batch.x
-
     def ascended(self, model: nn.Module, x: Tensor, labels: Labels) -> Ascended:
         """Return the divergence from the answers to the clean inputs."""
         del labels
@@ -96,18 +92,13 @@ class TRADES(TwoSided):
 
     @property
     def both(self) -> bool:
-        """Return whether adversarial inputs are trained on, too."""
+        """Return whether both kinds are trained on: at beta = 0 clean inputs alone are."""
         return self.beta > 0
 
     @property
-    def passes(self) -> int:
-        """Return 2, or 1 at beta = 0."""
-        return 2 if self.beta else 1
-
-    @property
-    def searching(self) -> int:
-        """Return the gradient evaluations of the search: none at beta = 0."""
-        return super().searching if self.beta else 0
+    def attacks(self) -> bool:
+        """Return whether adversarial inputs are trained on at all."""
+        return self.beta > 0
 
     def terms(self) -> list[str]:
         """Return the loss."""
