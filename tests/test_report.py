@@ -4,16 +4,16 @@ import base64
 import json
 import os
 import re
-import struct
 import subprocess
 import sys
-import zlib
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from safetensors.numpy import save_file
 
 from browser import browser
@@ -22,7 +22,7 @@ from equipoise.report import build, wording
 from equipoise.report.checks import cautions
 from equipoise.report.content import Section, Table
 from equipoise.report.figures import curves, overview
-from equipoise.report.gallery import gallery, png
+from equipoise.report.gallery import gallery
 from equipoise.report.pictures import inline
 from equipoise.report.results import headline, headline_rows, result_sections, sweep
 from equipoise.report.runs_reader import read_run, read_runs
@@ -326,9 +326,9 @@ def test_a_pair_of_runs(pair, tmp_path):
     ):
         assert f"<{heading}<" in re.sub("<h[23]>", "<", html).replace("\u00a0", " ")
     assert "merging starts, t′ = 7" in text
-    assert "after rounds 7, 9 and 11" in text
+    assert "after 7, 9 and 11" in text
     assert "round 11 of 12, the round with the highest mean of clean and robust valid" in text
-    assert "7.8 million gradient evaluations, 6 min 40 s" in text
+    assert "7.8 million 400" in text, "gradient evaluations and seconds"
     assert "robust.step_size" in text
     assert "data.sha256.t10k" in text
     assert "0123abcd" in text
@@ -810,14 +810,9 @@ def test_out_must_be_a_file_that_can_be_written(tmp_path):
 
 
 def pixels_of(uri):
-    """Decode a PNG that stores its rows unfiltered."""
-    data = base64.b64decode(uri.partition("base64,")[2])
-    width, height, _, kind = struct.unpack(">IIBB", data[16:26])
-    start = data.index(b"IDAT") + 4
-    size = struct.unpack(">I", data[start - 8 : start - 4])[0]
-    rows = np.frombuffer(zlib.decompress(data[start : start + size]), np.uint8).reshape(height, -1)
-    assert not rows[:, 0].any()
-    return rows[:, 1:].reshape(height, width, 3 if kind == 2 else 1)
+    """Decode the PNG in a data URI."""
+    image = np.asarray(Image.open(BytesIO(base64.b64decode(uri.partition("base64,")[2]))))
+    return image if image.ndim == 3 else image[..., None]
 
 
 def gallery_of(tmp_path, threat=("linf", 0.15), **options):
@@ -836,15 +831,6 @@ def groups_in(section):
             cards = [card for part in block.blocks if isinstance(part, tuple) for card in part]
             found[block.title] = (block.small, cards)
     return found
-
-
-def test_png_is_read_by_others(tmp_path):
-    from matplotlib.image import imread
-
-    colours = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3)
-    for image in (colours, colours[..., 0]):
-        (tmp_path / "x.png").write_bytes(png(image))
-        assert (np.rint(255 * imread(tmp_path / "x.png")).astype(np.uint8) == image).all()
 
 
 @pytest.mark.slow

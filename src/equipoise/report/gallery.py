@@ -3,17 +3,17 @@
 Files are opened lazily and only the images that are shown are read.
 """
 
-__all__ = ["attack_names", "gallery", "image_uri", "png"]
+__all__ = ["attack_names", "gallery", "image_uri"]
 
 import base64
-import struct
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from safetensors import safe_open
 
 from equipoise.parsing import reason
@@ -225,23 +225,6 @@ def _scale(stored: _Stored, indices: Sequence[int]) -> float:
 # Images as data
 
 
-def png(image: Bytes) -> bytes:
-    """Return an image as a PNG file.
-
-    Arguments:
-        image: Grey values of shape (H, W), or colours of shape (H, W, 3).
-    """
-    height, width = image.shape[:2]
-    rows = np.ascontiguousarray(image).reshape(height, -1)
-    raw = np.insert(rows, 0, 0, axis=1).tobytes()  # each row starts with its filter: none
-    header = struct.pack(">IIBBBBB", width, height, 8, 0 if image.ndim == 2 else 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(raw, 9)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks
-    )
-
-
 def image_uri(pixels: NDArray[Any]) -> str:
     """Return an image as a data URI.
 
@@ -266,4 +249,6 @@ def _noise(change: Pixels) -> Bytes:
 
 
 def _uri(image: Bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png(image)).decode("ascii")
+    file = BytesIO()
+    Image.fromarray(image).save(file, "png", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")

@@ -232,18 +232,12 @@ def _training(runs: Sequence[Run], *, pictures: bool) -> list[Section]:
     trained = [run for run in runs if run.trained]
     if not trained:
         return []
-    heads = ("method", "seed", "rounds", "kept", "gradient evaluations", "t′", "hand-overs")
-    table = Table(
-        "training",
-        "Training",
-        tuple(Column(head, head not in ("run", "method")) for head in ("run", *heads)),
-        tuple(_training_row(run) for run in trained),
-    )
-    curves = _folded(
-        runs, "", "", "", [_curves(run, f"fig-curves-{i}") for i, run in enumerate(trained)]
-    )
-    more = curves[0].blocks if pictures else []
-    return [Section("Training", [table, *more], id="training")]
+    heads = ("run", "method", "seed", "rounds", "kept", "gradient evaluations", "seconds", "t′")
+    columns = tuple(Column(head, i > 1) for i, head in enumerate((*heads, "hand-overs")))
+    table = Table("training", "Training", columns, tuple(map(_training_row, trained)))
+    curves = [_curves(run, f"fig-curves-{i}") for i, run in enumerate(trained)] if pictures else []
+    folded = _folded(runs, "Training", "training", "", curves)
+    return [Section("Training", [table, *(folded[0].blocks if folded else [])], id="training")]
 
 
 def _training_row(run: Run) -> tuple[Cell, ...]:
@@ -251,6 +245,7 @@ def _training_row(run: Run) -> tuple[Cell, ...]:
         len(run.rounds),
         run.kept_round,
         run.gradient_evaluations or None,
+        run.seconds or None,
         run.start[0] if run.handovers else None,
         len(run.handovers) or None,
     )
@@ -263,14 +258,7 @@ def _training_row(run: Run) -> tuple[Cell, ...]:
 
 
 def _curves(run: Run, identity: str) -> Section:
-    facts = {
-        "Learners": wording.join(run.learners) if run.learners else "",
-        "Merging": _merging(run),
-        "Hand-overs": _handovers(run),
-        "Model kept": kept(run),
-        "Effort": _effort(run),
-        "Picked": _picked(run),
-    }
+    facts = {"Merging": _merging(run), "Model kept": kept(run), "Picked": _picked(run)}
     known = {name: text for name, text in facts.items() if text}
     figure = figures.curves(run, identity)
     blocks = [known, figure or "No round has been logged, so there are no curves."]
@@ -283,15 +271,9 @@ def _merging(run: Run) -> str:
     start, reason = run.start
     never = "never started" if run.finished else "has not started"
     when = never if start is None else f"starts at t′ = {start}"
-    return f"{when} ({reason})" if reason else when
-
-
-def _handovers(run: Run) -> str:
-    some = [str(r) for r in run.handovers]
-    if len(some) > 12:
-        return f"{len(some)}, from round {some[0]} to round {some[-1]}"
-    rounds = "rounds" if len(some) > 1 else "round"
-    return f"after {rounds} {wording.join(some)}" if some else ""
+    why = f" ({reason})" if reason else ""
+    after = f"; hand-overs after {wording.join(list(map(str, run.handovers)))}"
+    return f"{wording.join(run.learners)}; {when}{why}{after if run.handovers else ''}"
 
 
 def kept(run: Run) -> str:
@@ -313,15 +295,6 @@ def _picked(run: Run) -> str:
     asked = run.picked.get("constraint") or {}
     source = f"from the front of {run.picked.get('from')}: {run.picked.get('in_words')}"
     return f"{source}. Asked for: {asked.get('in_words')}" if isinstance(asked, dict) else source
-
-
-def _effort(run: Run) -> str:
-    gradients, seconds = run.gradient_evaluations, run.seconds
-    parts = (
-        f"{wording.large(gradients)} gradient evaluations" if gradients else "",
-        wording.duration(seconds) if seconds else "",
-    )
-    return ", ".join(filter(None, parts))
 
 
 def _classes(rows: Sequence[EvaluatedRun]) -> list[Section]:
@@ -392,36 +365,32 @@ def _own_facts(run: Run) -> dict[str, str]:
 
 def _provenance(runs: Sequence[Run]) -> Section:
     blocks: list[Block] = list(_own(runs))
-    recipes = _side_by_side("Recipe", runs, [run.recipe for run in runs])
-    differing = [row for row in recipes.rows if row[1].mark and _disagree(row)] if recipes else []
-    if recipes and len(runs) > 1 and differing:
-        blocks.append("Settings in which the runs differ:")
-        blocks.append(Table("settings", "Different settings", recipes.columns, tuple(differing)))
     for title, trees in (
         ("Recipe, fully resolved", [run.recipe for run in runs]),
         ("Model", [run.config for run in runs]),
         ("Provenance: versions, device, data, seed, commit", [run.provenance for run in runs]),
     ):
         table = _side_by_side(title, runs, trees)
-        if table:
+        differing = tuple(row for row in table.rows if _disagree(row))
+        if title.startswith("Recipe") and differing:
+            blocks.append(
+                Table("settings", "Settings in which runs differ", table.columns, differing)
+            )
+        if table.rows:
             blocks.append(Section(title, [table], folded=True))
     return Section("Recipe and provenance", blocks, id="provenance")
 
 
-def _side_by_side(
-    title: str, runs: Sequence[Run], trees: Sequence[Mapping[str, object]]
-) -> Table | None:
+def _side_by_side(title: str, runs: Sequence[Run], trees: Sequence[Mapping[str, object]]) -> Table:
     """Return the settings of all runs in one table; those that differ are marked."""
     flat = [dict(wording.flatten(tree)) for tree in trees]
-    names = dict.fromkeys(name for settings in flat for name in settings)
     rows = []
-    for name in names:
+    for name in dict.fromkeys(name for settings in flat for name in settings):
         values = [settings.get(name, wording.MISSING) for settings in flat]
         mark = "differs" if len(set(values)) > 1 else ""
         rows.append((Cell(name), *(Cell(value, mark=mark) for value in values)))
     heads = ("setting", *(run.name for run in runs))
-    columns = tuple(Column(head, number=False) for head in heads)
-    return Table("settings", title, columns, tuple(rows)) if rows else None
+    return Table("settings", title, tuple(Column(h, number=False) for h in heads), tuple(rows))
 
 
 def _disagree(row: Sequence[Cell]) -> bool:
