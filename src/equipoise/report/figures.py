@@ -5,6 +5,7 @@ __all__ = ["classes", "curves", "overview"]
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
@@ -63,16 +64,11 @@ def _lines(run: Run) -> dict[str, _Line]:
             return r.learners.get(name, {})
 
         found[name] = (LEARNERS.get(name) or next(more), learner)
-    if any(set(r.merged.items()) - set(own.items()) for r, own in _only(run)):
+    # Of one learner the global model is another one only if it is an average.
+    only = [next(iter(r.learners.values())) if len(r.learners) == 1 else {} for r in run.rounds]
+    if any(set(r.merged.items()) - set(o.items()) for r, o in zip(run.rounds, only, strict=True)):
         found["average" if len(run.learners) == 1 else "global"] = (GLOBAL, lambda r: r.merged)
     return found
-
-
-def _only(run: Run) -> list[tuple[Round, Mapping[str, float]]]:
-    """Return every round with what its only learner measured, which may be all there is."""
-    return [
-        (r, next(iter(r.learners.values())) if len(r.learners) == 1 else {}) for r in run.rounds
-    ]
 
 
 def _curve_keys(run: Run, lines: Mapping[str, _Line]) -> tuple[Key, ...]:
@@ -149,31 +145,16 @@ def _set_scale(axes: Axes, values: Sequence[float], accuracy: bool) -> None:
 
 
 def _moments(axes: Axes, palette: Palette, run: Run) -> None:
-    floor = axes.get_xaxis_transform()
+    """Mark the start of merging, the hand-overs and the round that was kept."""
     if run.start[0] is not None:
         axes.axvline(run.start[0], color=palette.muted, linewidth=1, dashes=(3, 3), zorder=1)
-    axes.plot(
-        run.handovers,
-        [0.025] * len(run.handovers),
-        transform=floor,
-        linestyle="none",
-        marker="|",
-        markersize=7,
-        markeredgewidth=1.2,
-        color=palette.muted,
-        clip_on=False,
-    )
-    if run.kept_round is not None:
-        axes.plot(
-            [run.kept_round],
-            [1.03],
-            transform=floor,
-            linestyle="none",
-            marker="v",
-            markersize=7,
-            color=palette.ink,
-            clip_on=False,
-        )
+    marks: dict[str, Any] = {"linestyle": "none", "markersize": 7, "clip_on": False}
+    marks["transform"] = axes.get_xaxis_transform()
+    for rounds, height, marker, colour in (
+        (list(run.handovers), 0.025, "|", palette.muted),
+        ([run.kept_round] if run.kept_round is not None else [], 1.03, "v", palette.ink),
+    ):
+        axes.plot(rounds, [height] * len(rounds), marker=marker, color=colour, **marks)
 
 
 def _round_axis(axes: Axes, bottom: Axes, run: Run) -> None:
@@ -262,12 +243,8 @@ def _tradeoff(rows: Sequence[EvaluatedRun], styles: Mapping[str, Style], identit
         axes = axes_at(canvas, palette, (50, 44, _SIDE - 64, _TALL - 58), grid="both", size=11)
         busy: list[tuple[float, float]] = []
         for attacked, clean, name in points:
-            at = attacked.accuracy, clean.accuracy
-            colour = styles[name].of(palette)
-            for record, up in ((clean, True), (attacked, False)):
-                ends = record.interval
-                pictures.whiskers(axes, colour, at, ends, up=up)
-                busy += pictures.along((at[0], e) if up else (e, at[1]) for e in ends)
+            at, colour = (attacked.accuracy, clean.accuracy), styles[name].of(palette)
+            busy += pictures.cross(axes, colour, at, attacked.interval, clean.interval)
             pictures.point(axes, palette, [at[0]], [at[1]], styles[name], size=8.5)
         pictures.plane(axes)
         names = [name for _, _, name in points]
@@ -278,16 +255,13 @@ def _tradeoff(rows: Sequence[EvaluatedRun], styles: Mapping[str, Style], identit
         axes.set_ylabel("clean accuracy", color=palette.muted, fontsize=11)
         return canvas
 
-    title = f"Clean accuracy against accuracy under attack, {_threat(rows[0])}"
+    threat = wording.threat_text(*rows[0].evaluation.threat)
+    title = f"Clean accuracy against accuracy under attack, {threat}"
     listed = "; ".join(
         f"{name}: {wording.percent(c.accuracy)} clean, {wording.percent(a.accuracy)} under attack"
         for a, c, name in points
     )
     return Picture(identity, title, draw, f"{title}. {listed}.")
-
-
-def _threat(row: EvaluatedRun) -> str:
-    return wording.threat_text(*row.threat) if row.threat else ""
 
 
 def classes(rows: Sequence[EvaluatedRun], names: Sequence[str], identity: str) -> Figure:

@@ -62,14 +62,14 @@ def _draw(palette: Palette, record: FrontRecord, halos: bool) -> Canvas:
     pictures.line(axes, palette, x, y, _FRONT)
     busy = pictures.along(zip(x, y, strict=True))
     for point in record.points:
-        busy += _whiskers(axes, _FRONT.of(palette), point)
+        busy += _cross(axes, _FRONT.of(palette), point)
     places, names = _named(record)
     for point in record.points:
         if point.mark:
             _ring(axes, palette.ink, point, size=12, width=1.4)
     for i, other in enumerate(_near(record)):
         style = style_of(other.method, i)
-        busy += _whiskers(axes, style.of(palette), other)
+        busy += _cross(axes, style.of(palette), other)
         at_other = [other.robust_accuracy], [other.clean_accuracy]
         pictures.point(axes, palette, *at_other, style, size=8.5)
     if halos:
@@ -111,13 +111,9 @@ def _short(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2] or name
 
 
-def _whiskers(axes: Axes, colour: str, point: Point) -> list[tuple[float, float]]:
-    """Draw both intervals of a point; return places along them."""
-    x, y = at = point.robust_accuracy, point.clean_accuracy
-    pictures.whiskers(axes, colour, at, point.clean_interval, up=True)
-    pictures.whiskers(axes, colour, at, point.robust_interval, up=False)
-    upright = pictures.along((x, end) for end in point.clean_interval)
-    return upright + pictures.along((end, y) for end in point.robust_interval)
+def _cross(axes: Axes, colour: str, point: Point) -> list[tuple[float, float]]:
+    at = point.robust_accuracy, point.clean_accuracy
+    return pictures.cross(axes, colour, at, point.robust_interval, point.clean_interval)
 
 
 def _ring(

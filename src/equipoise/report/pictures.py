@@ -11,6 +11,7 @@ __all__ = [
     "along",
     "axes_at",
     "blank",
+    "cross",
     "inline",
     "legend",
     "line",
@@ -153,6 +154,20 @@ def whiskers(
     x, y = at
     across, along = ((x, x), ends) if up else (ends, (y, y))
     axes.plot(across, along, color=colour, linewidth=1.0, alpha=0.4, clip_on=False, zorder=2)
+
+
+def cross(
+    axes: Axes,
+    colour: str,
+    at: tuple[float, float],
+    level: tuple[float, float],
+    upright: tuple[float, float],
+) -> list[tuple[float, float]]:
+    """Draw both intervals of a point; return places along them, which names had better avoid."""
+    whiskers(axes, colour, at, level, up=False)
+    whiskers(axes, colour, at, upright, up=True)
+    x, y = at
+    return along((end, y) for end in level) + along((x, end) for end in upright)
 
 
 def legend(
