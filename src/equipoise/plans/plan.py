@@ -44,7 +44,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from equipoise.errors import UserError, nearest, short
-from equipoise.evaluation import Protocol
+from equipoise.evaluation.protocol import Protocol
 from equipoise.execution import Execution
 from equipoise.parsing import mapping, number
 from equipoise.settings import recipe as recipes
