@@ -12,7 +12,8 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from equipoise.report import pictures, wording
-from equipoise.report.bars import Bar, bars
+from equipoise.report.bars import Bar
+from equipoise.report.bars import bars as draw_bars
 from equipoise.report.content import Figure, Key, Picture
 from equipoise.report.palette import GLOBAL, LEARNERS, Palette, Style, style_of
 from equipoise.report.pictures import STEPS, axes_at, blank, line
@@ -200,7 +201,7 @@ def _spoken(title: str, values: Mapping[str, Sequence[float]], accuracy: bool) -
 
 
 def overview(
-    runs: Sequence[Run], rows: Mapping[str, EvaluatedRun], identity: str
+    runs: Sequence[Run], rows: Mapping[str, EvaluatedRun], identity: str, *, bars: bool = True
 ) -> Figure | None:
     """Return what a report shows first, or None where nothing was evaluated.
 
@@ -211,6 +212,7 @@ def overview(
         runs: The runs.
         rows: The evaluation of each run that is in the headline.
         identity: The id of the figure on its page.
+        bars: Whether one run at one radius has a figure.
     """
     styles = _styles(runs)
     alike = [row for row in judged_alike(list(rows.values())) if row.attacked and row.clean]
@@ -231,7 +233,7 @@ def overview(
             caption += f" Evaluated in another way and not drawn: {wording.join(others)}."
         return Figure(identity, caption, keys, tuple(panels))
     first = next(iter(rows.values()), None)
-    return accuracy_bars(first, identity) if first else None
+    return accuracy_bars(first, identity) if first and bars else None
 
 
 def _tradeoff(rows: Sequence[EvaluatedRun], styles: Mapping[str, Style], identity: str) -> Picture:
@@ -287,7 +289,9 @@ def _class_bars(row: EvaluatedRun, names: Sequence[str], identity: str) -> Pictu
             lost = max(0.0, clean - value) if clean is not None else 0.0
             made.append(Bar(name, value, wording.percent(value), attacked is None, lost=lost))
     listed = "; ".join(f"{bar.name} {bar.text}" for bar in made)
-    return bars(row.run.name, made, 1, identity, f"{row.run.name}, accuracy by class: {listed}.")
+    return draw_bars(
+        row.run.name, made, 1, identity, f"{row.run.name}, accuracy by class: {listed}."
+    )
 
 
 def _measured(measure: str) -> str:

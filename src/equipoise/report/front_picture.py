@@ -15,7 +15,7 @@ from equipoise.store.files import write
 
 HALO = "halo"  # the names of the rings that a page shows around a point: halo-0, halo-1, ...
 _FRONT = Style(1, (), "o", 1.8)
-_SIZE = (560, 380)
+_SIZE = (420, 310)
 
 
 def picture(record: FrontRecord, *, halos: bool = False, name: str = "front") -> Picture:
@@ -56,7 +56,9 @@ def write_picture(record: FrontRecord, folder: Path) -> tuple[Path, Path]:
 def _draw(palette: Palette, record: FrontRecord, halos: bool) -> Canvas:
     width, height = _SIZE
     canvas = pictures.blank(palette, width, height)
-    axes = pictures.axes_at(canvas, palette, (58, 46, width - 80, height - 66), grid="both")
+    axes = pictures.axes_at(
+        canvas, palette, (52, 44, width - 64, height - 58), grid="both", size=11
+    )
     x = [point.robust_accuracy for point in record.points]
     y = [point.clean_accuracy for point in record.points]
     pictures.line(axes, palette, x, y, _FRONT)
@@ -77,8 +79,8 @@ def _draw(palette: Palette, record: FrontRecord, halos: bool) -> Canvas:
             _ring(axes, palette.ink, point, size=17, width=2.4, name=f"{HALO}-{i}")
     pictures.plane(axes)
     pictures.put_labels(axes, names, places, [palette.ink] * len(names), busy)
-    axes.set_xlabel(f"robust accuracy ({record.attack})", color=palette.muted, fontsize=10)
-    axes.set_ylabel("clean accuracy", color=palette.muted, fontsize=10)
+    axes.set_xlabel(f"robust accuracy ({record.attack})", color=palette.muted, fontsize=11)
+    axes.set_ylabel("clean accuracy", color=palette.muted, fontsize=11)
     return canvas
 
 

@@ -138,8 +138,8 @@ def _folded(
 def _overview(
     runs: Sequence[Run], rows: Mapping[str, EvaluatedRun], galleries: Sequence[Section]
 ) -> list[Block]:
-    figure = figures.overview(runs, rows, "fig-overview")
     fronts = [found for i, run in enumerate(runs) if (found := panel(run, f"front-{i}"))]
+    figure = figures.overview(runs, rows, "fig-overview", bars=not fronts)
     examples = _examples(rows, galleries)
     return [*([figure] if figure else []), *fronts, *([examples] if examples else [])]
 
