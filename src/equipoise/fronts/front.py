@@ -14,14 +14,13 @@ from torch import nn
 
 from equipoise.data import drawn_again
 from equipoise.errors import UserError
-from equipoise.evaluation.judge import Judge
-from equipoise.evaluation.protocol import Protocol
+from equipoise.evaluation import Judge, Protocol
 from equipoise.fronts.held_out import HeldOut, same_images
 from equipoise.fronts.line import BatchNorms, Ends, model_at
 from equipoise.fronts.picked import Picked
-from equipoise.fronts.picking import Candidate, Choice, Constraint, Flags, Kind, choose
+from equipoise.fronts.picking import Candidate, Choice, Constraint, Flags, choose
 from equipoise.fronts.record import FrontRecord, Point
-from equipoise.fronts.survey import DEFAULT, FARTHEST, Survey, check
+from equipoise.fronts.survey import DEFAULT, FARTHEST, survey
 from equipoise.parsing import lines
 from equipoise.plugins import command
 from equipoise.store.digests import model_digest, tensor_digest
@@ -167,24 +166,22 @@ class Front:
         Returns:
             The points, which are also kept in the run folder.
         """
-        check(points, beyond)
         asked = replace(protocol or Protocol(attacks=DEFAULT), **fields)
         runs = [Run.open(other) for other in others]
         same_images(self.run, runs)
         with _place(self.run).lock("measuring the front"):
-            images = self.images
-            threat = images.recipe.threat(images.dataset.eps)
-            survey = Survey(
+            return survey(
                 self.run,
                 self.ends,
-                asked.complete(threat.norm, threat.eps),
-                held_out=images.validation,
-                train=images.train,
+                self.images,
+                asked,
                 batchnorm=self.batchnorm,
-                classes=images.dataset.classes,
+                marks=self.marks,
+                others=runs,
                 console=console or Console(quiet=True),
-            )
-            return survey.front(points, beyond, self.marks, runs).points
+                points=points,
+                beyond=beyond,
+            ).points
 
     def model(self, gamma: float) -> nn.Module:
         r"""Return the model at a place of the line, in eval mode, on the CPU.
@@ -232,13 +229,14 @@ class Front:
             UserError: If not exactly one of the first four is given, or the reference is missing.
             RunError: If no measured model meets the constraint; it names the nearest one.
         """
-        asked: dict[Kind, float | str | None] = {
-            "max_clean_drop": max_clean_drop,
-            "min_clean": min_clean,
-            "min_robust": min_robust,
-            "gamma": gamma,
-        }
-        constraint = Constraint.of(asked, reference, None if standard is None else str(standard))
+        constraint = Constraint.of(
+            max_clean_drop=max_clean_drop,
+            min_clean=min_clean,
+            min_robust=min_robust,
+            gamma=gamma,
+            reference=reference,
+            standard=None if standard is None else str(standard),
+        )
         if constraint.kind == "gamma":
             point = self._measured_at(constraint.value)
             choice = Choice(constraint, constraint.value, point)

@@ -1,38 +1,38 @@
-"""Figure 5: the schedule of gamma times c, the rounds between two hand-overs."""
+"""Figure 5: the schedule of gamma times c, the rounds between two merges."""
 
-__all__ = ["Setting", "blocks", "columns_of", "grid", "schedule"]
+__all__ = [
+    "PAPERS_C",
+    "PAPERS_GAMMA",
+    "Setting",
+    "blocks",
+    "grid",
+    "setting_text",
+    "shown_attacks",
+    "top",
+]
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Canvas
-from matplotlib.patches import Rectangle
-
-from equipoise.paper.findings import CLEAN, ENSEMBLE, Findings, Panel, Row
-from equipoise.paper.measures import average, cell, compare, half_width, standing
-from equipoise.paper.phrases import MARKED, attack_name, capital, figure, plural, spread_item
-from equipoise.report import pictures, wording
-from equipoise.report.content import Block, Cell, Column, Picture, Table, file_name
-from equipoise.report.palette import Palette
+from equipoise.paper import figures
+from equipoise.paper.measures import (
+    Rows,
+    accuracies,
+    average,
+    best_marks,
+    evaluated,
+    half_width,
+    paired,
+    relation,
+)
+from equipoise.paper.prose import prose
+from equipoise.paper.results import AUTOATTACK, CLEAN, WORST, PanelInfo
+from equipoise.paper.tables import Line, Numbers, spread_cell, table
+from equipoise.report.content import Block, Cell, Picture, Table
 
 PAPERS_GAMMA, PAPERS_C = (1.0, 1.0, 1.0, 0.4), 5
-
-
-@dataclass(frozen=True, order=True)
-class Setting:
-    """A schedule of gamma, and c."""
-
-    gamma: tuple[float, ...]
-    every: int
-
-    @property
-    def text(self) -> str:
-        """Return it as sentences have it."""
-        return f"gamma {schedule(self.gamma)}, c = {self.every}"
-
-
-Grid = dict[Setting, list[Row]]
+Setting = tuple[tuple[float, ...], int]  # the schedule of gamma, and c
+Grid = Mapping[Setting, Rows]
 
 
 def schedule(gamma: Sequence[float]) -> str:
@@ -41,253 +41,171 @@ def schedule(gamma: Sequence[float]) -> str:
     return f"({text})" if len(gamma) > 1 else text
 
 
-def grid(findings: Findings, panel: Panel) -> Grid:
+def setting_text(setting: Setting) -> str:
+    """Return a setting as sentences have it."""
+    return f"gamma {schedule(setting[0])}, c = {setting[1]}"
+
+
+def grid(rows: Rows) -> dict[Setting, Rows]:
     """Return the rows of each setting, the paper's schedule first and small c first."""
-    made: Grid = {}
-    for row in findings.of(panel):
-        gamma, every = row.settings.get("gamma"), row.settings.get("every")
-        if isinstance(gamma, list | tuple) and isinstance(every, int):
-            setting = Setting(tuple(float(value) for value in gamma), every)
-            made.setdefault(setting, []).append(row)
+    rows = rows[rows["weights"] == "model"]
+    keys = [_setting(settings) for settings in rows["settings"]]
 
     def order(setting: Setting) -> tuple[bool, list[float], int]:
-        return setting.gamma != PAPERS_GAMMA, [-v for v in setting.gamma], setting.every
+        return setting[0] != PAPERS_GAMMA, [-value for value in setting[0]], setting[1]
 
-    return {setting: made[setting] for setting in sorted(made, key=order)}
+    found = sorted({key for key in keys if key is not None}, key=order)
+    return {setting: rows[[key == setting for key in keys]] for setting in found}
 
 
-def columns_of(found: Grid) -> list[str]:
+def _setting(settings: Mapping[str, Any]) -> Setting | None:
+    gamma, every = settings.get("gamma"), settings.get("every")
+    if isinstance(gamma, list) and isinstance(every, int):
+        return tuple(map(float, gamma)), every
+    return None
+
+
+def merges(
+    settings: Mapping[str, Any], t_start: int | None, rounds: int | None
+) -> list[int] | None:
+    """Return the rounds with a merge, by the recipe; None if that is not known.
+
+    Arguments:
+        settings: The settings of the training.
+        t_start: The round t', if one was found.
+        rounds: The rounds of the training.
+    """
+    every = settings.get("every")
+    if t_start is None or not isinstance(every, int) or rounds is None:
+        return None if t_start is not None else []
+    first = t_start + (0 if settings.get("inclusive", True) else 1)
+    origin = 0 if settings.get("count") == "rounds" else t_start
+    return [t for t in range(first, rounds + 1) if (t - origin) % every == 0]
+
+
+def _merges(rows: Rows) -> list[list[int] | None]:
+    models = rows[rows["attack"] == WORST]
+    columns = (models[name] for name in ("settings", "t_start", "rounds"))
+    return [merges(*values) for values in zip(*columns, strict=True)]
+
+
+def shown_attacks(found: Grid) -> list[str]:
     """Return clean accuracy and the attacks that Figure 5 shows, one of a kind, where present."""
-    run = dict.fromkeys(name for rows in found.values() for row in rows for name in row.correct)
-    kinds = (CLEAN, "pgd", "cw", ENSEMBLE)
+    run = _run(found)
+    kinds = (CLEAN, "pgd", "cw", AUTOATTACK)
     chosen = (next((name for name in run if name.startswith(kind)), "") for kind in kinds)
     return [name for name in chosen if name]
 
 
-def blocks(findings: Findings) -> list[Block]:
-    """Return the heat maps, the table and what they say, panel by panel."""
-    made: list[Block] = []
-    for panel in findings.panels:
-        found = grid(findings, panel)
-        name = file_name(findings.experiment, panel.name if len(findings.panels) > 1 else "")
-        if not found:
-            made.append(f"{panel.title}: no setting has been evaluated yet.")
-            continue
-        made.append(_picture(found, panel, name))
-        made.append(_table(found, panel, f"{name}-settings"))
-        made.append(_said(found))
-    return made
+def _run(found: Grid) -> list[str]:
+    return list(dict.fromkeys(name for rows in found.values() for name in evaluated(rows)))
 
 
-def _picture(found: Grid, panel: Panel, name: str) -> Picture:
-    attacks = columns_of(found)
-    told = []
-    for attack in attacks:
-        best, value = _best(found, attack)
-        told.append(f"{attack_name(attack)} best with {best.text}, {wording.percent(value)}")
+def means(found: Grid, attack: str) -> dict[Setting, float]:
+    """Return the mean accuracy of each setting that was attacked so."""
+    known = {setting: accuracies(rows, attack) for setting, rows in found.items()}
+    return {setting: some.mean for setting, some in known.items() if some}
+
+
+def top(found: Grid, attack: str) -> tuple[Setting, float]:
+    """Return the setting with the highest accuracy, and that accuracy."""
+    values = means(found, attack)
+    best = max(values, key=lambda setting: values[setting])
+    return best, values[best]
+
+
+def blocks(panel: PanelInfo, rows: Rows, name: str) -> list[Block]:
+    """Return the heat maps, the table and the effect of both settings."""
+    found = grid(rows)
+    if not found:
+        return [prose("nothing", title=panel.title)]
+    attacks = shown_attacks(found)
+    cells = [some for a in attacks for mine in found.values() if (some := accuracies(mine, a))]
+    unmerged = [s for s, mine in found.items() if all(some == [] for some in _merges(mine))]
+    return [
+        _picture(found, attacks, unmerged, panel, name),
+        _table(found, attacks, panel, f"{name}-settings"),
+        prose(
+            "ablation",
+            effects=[_effect(found, attack) for attack in attacks],
+            settings=len(found),
+            half=max(half_width(some.mean, some.n) for some in cells),
+            unmerged=[setting_text(setting) for setting in unmerged],
+        ),
+    ]
+
+
+def _picture(
+    found: Grid, attacks: Sequence[str], unmerged: Sequence[Setting], panel: PanelInfo, name: str
+) -> Picture:
+    def tile(setting: Setting) -> tuple[str, str]:
+        return schedule(setting[0]), str(setting[1])
+
+    maps = {a: {tile(s): mean for s, mean in means(found, a).items()} for a in attacks}
+    rows = list(dict.fromkeys(schedule(gamma) for gamma, _ in found))
+    columns = [str(c) for c in sorted({c for _, c in found})]
+    stars = [tile(setting) for setting in unmerged]
+    best = {attack: top(found, attack) for attack in attacks}
     return Picture(
         name,
         f"gamma and c, {panel.title}",
-        lambda palette: _draw(palette, found, attacks),
-        f"Accuracy by schedule of gamma and by c. {'; '.join(told)}.",
-        "Accuracy in percent; the darker, the higher within its map; framed: the highest. "
-        + _marks(found),
+        lambda palette: figures.heat_maps(palette, maps, rows, columns, stars),
+        prose("spoken_best", best={a: (setting_text(s), mean) for a, (s, mean) in best.items()}),
+        prose("ablation_caption", stars=stars),
     )
 
 
-def _marks(found: Grid) -> str:
-    bare = [setting for setting, rows in found.items() if _bare(rows)]
-    if not bare:
-        return "Every setting had a hand-over."
-    return "A star marks settings without any hand-over: there c plays no part."
-
-
-def _bare(rows: Sequence[Row]) -> bool:
-    return all(row.handovers == [] for row in rows)
-
-
-def _mean(rows: Sequence[Row], attack: str) -> float | None:
-    known = cell(rows, attack)
-    return known.mean if known else None
-
-
-def _best(found: Grid, attack: str) -> tuple[Setting, float]:
-    values = {s: mean for s, rows in found.items() if (mean := _mean(rows, attack)) is not None}
-    top = max(values, key=lambda setting: values[setting])
-    return top, values[top]
-
-
-def _draw(palette: Palette, found: Grid, attacks: Sequence[str]) -> Canvas:
-    gammas = list(dict.fromkeys(setting.gamma for setting in found))
-    every = sorted({setting.every for setting in found})
-    names = 20 + 6.4 * max(len(schedule(gamma)) for gamma in gammas)
-    wide, high = 46.0 * len(every), 30.0 * len(gammas)
-    columns = min(2, len(attacks))
-    rows = -(-len(attacks) // columns)
-    step = names + wide + 24
-    canvas = pictures.blank(palette, step * columns, rows * (high + 66))
-    for i, attack in enumerate(attacks):
-        left = step * (i % columns) + names
-        bottom = (rows - 1 - i // columns) * (high + 66) + 40
-        axes = pictures.axes_at(canvas, palette, (left, bottom, wide, high), grid="")
-        _map(axes, palette, found, attack, gammas, every)
-    return canvas
-
-
-def _map(
-    axes: Axes,
-    palette: Palette,
-    found: Grid,
-    attack: str,
-    gammas: Sequence[tuple[float, ...]],
-    every: Sequence[int],
-) -> None:
-    values = {setting: _mean(rows, attack) for setting, rows in found.items()}
-    known = [value for value in values.values() if value is not None]
-    low, high = (min(known), max(known)) if known else (0.0, 1.0)
-    for row, gamma in enumerate(gammas):
-        for column, c in enumerate(every):
-            setting = Setting(gamma, c)
-            value = values.get(setting)
-            bare = setting in found and _bare(found[setting])
-            _tile(axes, palette, (column, row), value, (low, high), "*" if bare else "")
-    axes.set_xlim(-0.5, len(every) - 0.5)
-    axes.set_ylim(len(gammas) - 0.5, -0.5)
-    axes.set_xticks(range(len(every)), [str(c) for c in every])
-    axes.set_yticks(range(len(gammas)), [schedule(gamma) for gamma in gammas])
-    axes.tick_params(axis="x", length=0)
-    axes.spines["bottom"].set_visible(False)
-    for label in axes.get_yticklabels():
-        label.set_color(palette.ink)
-    axes.set_xlabel("c", color=palette.muted, fontsize=10, labelpad=0)
-    axes.set_title(attack_name(attack), color=palette.ink, fontsize=10.5, loc="left")
-
-
-def _tile(
-    axes: Axes,
-    palette: Palette,
-    at: tuple[int, int],
-    value: float | None,
-    ends: tuple[float, float],
-    sign: str,
-) -> None:
-    x, y = at
-    low, high = ends
-    if value is None:
-        axes.text(x, y, "-", ha="center", va="center", color=palette.muted, fontsize=10)
-        return
-    share = (value - low) / (high - low) if high > low else 0.5
-    top = value == high
-    corner, colour = (x - 0.46, y - 0.44), palette.series[0]
-    axes.add_patch(Rectangle(corner, 0.92, 0.88, color=colour, alpha=0.05 + 0.42 * share, lw=0))
-    if top:
-        frame = Rectangle(corner, 0.92, 0.88, fill=False, edgecolor=palette.ink, lw=1.6)
-        axes.add_patch(frame)
-    text = figure(value) + sign
-    weight = "bold" if top else "normal"
-    axes.text(
-        x, y, text, ha="center", va="center", color=palette.ink, fontsize=10, fontweight=weight
-    )
-
-
-def _table(found: Grid, panel: Panel, name: str) -> Table:
-    attacks = columns_of(found)
-    every = list(dict.fromkeys([*attacks, *_others(found, attacks)]))
-    marks = {
-        attack: standing({s.text: rows for s, rows in found.items()}, attack) for attack in every
+def _effect(found: Grid, attack: str) -> dict[str, Any]:
+    values = means(found, attack)
+    best, highest = top(found, attack)
+    pairs = paired(found.get((PAPERS_GAMMA, PAPERS_C)), found[best], attack)
+    papers = values.get((PAPERS_GAMMA, PAPERS_C))
+    ranges = []
+    for fixed in (0, 1):
+        groups: dict[object, list[float]] = {}
+        for setting, mean in values.items():
+            groups.setdefault(setting[fixed], []).append(mean)
+        ranges.append(max(max(some) - min(some) for some in groups.values()))
+    return {
+        "attack": attack,
+        "best": setting_text(best),
+        "highest": highest,
+        "ties": sum(mean == highest for mean in values.values()) - 1,
+        "gap": None if pairs.empty or papers == highest else average(list(pairs["difference"])),
+        "relation": relation(pairs),
+        "by_c": ranges[0],
+        "by_gamma": ranges[1],
     }
-    rows = []
-    records: list[tuple[object, ...]] = [
-        ("gamma", "c", "seeds", "n", "t_start", "handovers", *every)
-    ]
+
+
+def _table(found: Grid, attacks: Sequence[str], panel: PanelInfo, name: str) -> Table:
+    stages = ("apgd", "fab", "squ")
+    others = [a for a in _run(found) if a not in attacks and not a.startswith(stages)]
+    every = [*attacks, *others]
+    marks = {attack: best_marks(found, attack) for attack in every}
+    printed, data = list[Line](), list[Numbers]()
     for setting, mine in found.items():
-        handed = [len(row.handovers) for row in mine if row.handovers is not None]
-        starts = [row.t_start for row in mine]
-        rows.append(
-            (
-                Cell(schedule(setting.gamma)),
-                Cell(str(setting.every), setting.every),
-                Cell(", ".join("never" if t is None else str(t) for t in starts)),
-                Cell(f"{average(handed):g}", average(handed)) if handed else Cell(),
-                *(spread_item(cell(mine, a), marks[a].get(setting.text, "")) for a in every),
-            )
+        models = mine[mine["attack"] == WORST]
+        counts = [len(some) for some in _merges(mine) if some is not None]
+        starts = list(models["t_start"])
+        gamma, c = schedule(setting[0]), setting[1]
+        accuracy = {attack: accuracies(mine, attack) for attack in every}
+        printed.append(
+            {
+                "gamma": gamma,
+                "c": Cell(str(c), c),
+                "t′": Cell(", ".join("never" if t is None else str(t) for t in starts)),
+                "merges": Cell(f"{average(counts):g}", average(counts)) if counts else Cell(),
+                **{
+                    a: spread_cell(some, marks[a].get(setting, "")) for a, some in accuracy.items()
+                },
+            }
         )
-        records.append(
-            (
-                schedule(setting.gamma),
-                setting.every,
-                " ".join(str(row.seed) for row in mine),
-                min(row.n for row in mine),
-                " ".join("" if t is None else str(t) for t in starts),
-                " ".join(map(str, handed)),
-                *(_mean(mine, attack) for attack in every),
-            )
-        )
-    columns = (Column("gamma", False), Column("c"), Column("t′"), Column("hand-overs"))
-    heads = tuple(Column(attack_name(attack)) for attack in every)
-    notes = (MARKED, "Hand-overs are counted by the rule of the recipe.")
-    title = f"gamma, c and what became of them, {panel.title}"
-    return Table(name, title, (*columns, *heads), tuple(rows), notes, tuple(records))
-
-
-def _others(found: Grid, attacks: Sequence[str]) -> list[str]:
-    run = dict.fromkeys(name for rows in found.values() for row in rows for name in row.correct)
-    return [
-        name for name in run if name not in attacks and not name.startswith(("apgd", "fab", "squ"))
-    ]
-
-
-def _said(found: Grid) -> str:
-    sentences = [*(_effect(found, attack) for attack in columns_of(found)), _noise(found)]
-    bare = [setting.text for setting, rows in found.items() if _bare(rows)]
-    if bare:
-        few = f" ({'; '.join(bare)})" if len(bare) < 4 else ""
-        sentences.append(
-            f"No hand-over fell into the training of {plural(len(bare), 'setting')}{few}: the "
-            "learners stayed apart there."
-        )
-    return " ".join(sentences)
-
-
-def _effect(found: Grid, attack: str) -> str:
-    best, top = _best(found, attack)
-    ties = sum(_mean(rows, attack) == top for rows in found.values()) - 1
-    also = f" and {plural(ties, 'other')}" if ties else ""
-    text = f"{capital(attack_name(attack))} accuracy is highest, {wording.percent(top)}, with "
-    text += best.text + also
-    if len(found) < 2:
-        return f"{text}; there is nothing yet to compare it with."
-    papers = found.get(Setting(PAPERS_GAMMA, PAPERS_C))
-    if papers and _mean(papers, attack) != top:
-        gap = compare(papers, found[best], attack)
-        if gap.pairs:
-            apart = "" if gap.relation == "behind" else ", not told apart"
-            text += f"; the paper's setting is {-100 * gap.mean:.1f} points below{apart}"
-    by_c = _range(found, attack, lambda setting: setting.gamma)
-    by_gamma = _range(found, attack, lambda setting: setting.every)
-    return (
-        f"{text}. At one gamma, c moves it by {100 * by_c:.1f} points at most; at one c, gamma by "
-        f"{100 * by_gamma:.1f}."
-    )
-
-
-def _noise(found: Grid) -> str:
-    """Return how wide the intervals are, beside which ranges are to be read."""
-    cells = [
-        known
-        for attack in columns_of(found)
-        for rows in found.values()
-        if (known := cell(rows, attack))
-    ]
-    widest = max(half_width(known.mean, known.n) for known in cells)
-    return f"The 95 % intervals reach up to {100 * widest:.1f} points to either side."
-
-
-def _range(found: Grid, attack: str, fixed: Callable[[Setting], object]) -> float:
-    """Return the widest range of accuracies where one of the two settings is fixed."""
-    groups: dict[object, list[float]] = {}
-    for setting, rows in found.items():
-        mean = _mean(rows, attack)
-        if mean is not None:
-            groups.setdefault(fixed(setting), []).append(mean)
-    return max((max(group) - min(group) for group in groups.values()), default=0.0)
+        texts = (" ".join("" if t is None else str(t) for t in starts), " ".join(map(str, counts)))
+        seeds = " ".join(map(str, models["seed"]))
+        shares = (some.mean if some else None for some in accuracy.values())
+        data.append((gamma, c, seeds, min(models["n"]), *texts, *shares))
+    head = ("gamma", "c", "seeds", "n", "t_start", "handovers", *every)
+    title = f"gamma and c, {panel.title}"
+    notes = (prose("marks_note"), "Merges are counted by the rule of the recipe.")
+    return table(name, title, printed, head, data, *notes)

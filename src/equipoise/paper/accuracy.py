@@ -1,238 +1,219 @@
-"""Tables 2 and 3: accuracy by attack, and A3GT beside its rivals on the same images."""
+"""Tables 2 and 3: accuracy by attack, A3GT compared image by image, and the paper's numbers."""
 
-__all__ = ["RIVALS", "blocks"]
+__all__ = ["A3GT", "RIVALS", "blocks", "papers_radius"]
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
-from equipoise.paper import paper, tradeoff
-from equipoise.paper.findings import CLEAN, ENSEMBLE, Findings, Panel, Row
+from equipoise.paper import tradeoff
 from equipoise.paper.measures import (
-    Comparison,
+    Rows,
+    accuracies,
     average,
-    budgets,
-    by_entry,
-    cell,
-    compare,
-    standing,
+    best_marks,
+    evaluated,
+    group,
+    paired,
+    radii,
+    relation,
 )
-from equipoise.paper.phrases import (
-    attack_name,
-    capital,
-    difference,
-    entry_name,
-    margin,
-    names,
-    number_item,
-    probability,
-    seeds,
-    spread_item,
+from equipoise.paper.prose import prose, seeds_text, signed
+from equipoise.paper.results import AUTOATTACK, CLEAN, WORST, PanelInfo
+from equipoise.paper.tables import (
+    Line,
+    Numbers,
+    number_cell,
+    percent_cell,
+    spread_cell,
+    table,
 )
 from equipoise.report import wording
-from equipoise.report.content import Block, Cell, Column, Table, file_name
+from equipoise.report.content import Block, Cell, Table, file_name
 
+A3GT = "a3gt"
 RIVALS = ("generalist", "pgd-at-averaged", "mix-at-25", "mix-at-50", "a3gt-paper")
-HERO = "a3gt"
-Entries = Mapping[str, Sequence[Row]]
+Entries = Mapping[str, Rows]
+
+# What the paper states in its text: table, dataset, entry, attack (or how its name begins),
+# accuracy and section; all of ResNet-18. He et al., A3GT: An Adaptive Asynchronous Generalized
+# Adversarial Training Method, Electronics 2024, https://doi.org/10.3390/electronics13204052
+ANY = "every attack"
+STATED = (
+    ("table2", "cifar10", "standard", CLEAN, 0.9152, "4.2"),
+    ("table2", "cifar10", "standard", ANY, 0.0, "4.2"),
+    ("table2", "cifar10", "fat", "pgd-20", 0.4669, "4.2"),
+    ("table2", "cifar10", "iat", CLEAN, 0.846, "4.2"),
+    ("table2", "cifar10", "iat", "pgd-20", 0.4083, "4.2"),
+    ("table3", "mnist", "a3gt", CLEAN, 0.992, "4.3"),
+    ("table3", "mnist", "a3gt", "mi-fgsm", 0.963, "4.3"),
+    ("table3", "mnist", "a3gt", "pgd", 0.9613, "4.3"),
+    ("table3", "svhn", "a3gt", CLEAN, 0.9431, "4.3"),
+    ("table3", "svhn", "a3gt", "mi-fgsm", 0.563, "4.3"),
+)
 
 
-def blocks(findings: Findings) -> list[Block]:
-    """Return what Tables 2 and 3 are made of: for every panel and radius the same parts."""
+def blocks(panel: PanelInfo, rows: Rows, name: str) -> list[Block]:
+    """Return for each radius the accuracies, the comparisons and the trade-off."""
+    rows = rows[rows["weights"] == "model"]
+    every = radii(rows) or list(panel.eps[:1])
     made: list[Block] = []
-    for panel in findings.panels:
-        rows = findings.of(panel)
-        radii = budgets(rows) or list(panel.eps)[:1]
-        for eps in radii:
-            mine = [row for row in rows if row.eps == eps]
-            suffix = f"eps-{wording.eps_text(eps)}" if len(radii) > 1 else ""
-            name = file_name(findings.experiment, panel.name, suffix)
-            title = panel.title if len(radii) == 1 else f"{panel.title}, eps {eps:.4g}"
-            made += _at(findings.experiment, panel, mine, eps, name, title)
-    return made
+    for eps in every:
+        entries = group(rows[rows["eps"] == eps], "entry")
+        own = f"{name}-eps-{file_name(wording.eps_text(eps))}" if len(every) > 1 else name
+        title = f"{panel.title}, eps {eps:.4g}" if len(every) > 1 else panel.title
+        attacks = list(dict.fromkeys([CLEAN, *panel.attacks, *_run(entries.values())]))
+        made.append(_accuracy(panel, entries, attacks, own, title))
+        if highest := [_highest(entries, attack) for attack in _shown(attacks)]:
+            made.append(prose("highest", found=[some for some in highest if some["best"]]))
+        made += _beside_paper(name, panel, entries, eps, own)
+        made += _pairs(entries, f"{own}-pairs", title)
+        made += tradeoff.blocks(panel, entries, own, title)
+    return [block for block in made if block]
 
 
-def _at(
-    experiment: str, panel: Panel, rows: Sequence[Row], eps: float, name: str, title: str
-) -> list[Block]:
-    entries = by_entry(rows)
-    found: list[Block] = [_table(panel, entries, name, title)]
-    if text := _said(entries, _attacks(panel, rows)):
-        found.append(text)
-    found += paper.blocks(experiment, panel, rows, eps)
-    found += _pairs(entries, f"{name}-pairs", title)
-    found += tradeoff.blocks(panel, entries, name, title)
-    return found
+def _run(entries: Iterable[Rows]) -> list[str]:
+    return [name for rows in entries for name in evaluated(rows)]
 
 
-def _attacks(panel: Panel, rows: Sequence[Row]) -> list[str]:
-    """Return the columns: clean, the attacks of the panel, and what else was run."""
-    run = [name for row in rows for name in row.correct]
-    return list(dict.fromkeys([CLEAN, *panel.attacks, *run]))
+def _shown(attacks: Sequence[str]) -> list[str]:
+    """Return clean accuracy and the strongest attack."""
+    return list(dict.fromkeys((CLEAN, AUTOATTACK if AUTOATTACK in attacks else attacks[-1])))
 
 
-def _table(panel: Panel, entries: Entries, name: str, title: str) -> Table:
+def _accuracy(
+    panel: PanelInfo, entries: Entries, attacks: Sequence[str], name: str, title: str
+) -> Table:
     order = list(dict.fromkeys([*panel.entries, *entries]))
-    attacks = _attacks(panel, [row for rows in entries.values() for row in rows])
-    marks = {attack: standing(entries, attack) for attack in attacks}
-    heads = [*(Column(attack_name(a)) for a in attacks), Column("gradient evaluations")]
-    heads += [Column("training, s"), Column("evaluation, s")]
-    rows = []
-    for entry in order:
-        mine = entries.get(entry, ())
-        accuracies = [spread_item(cell(mine, a), marks[a].get(entry, "")) for a in attacks]
-        rows.append(
-            (
-                Cell(entry),
-                Cell(seeds([row.seed for row in mine], panel.seeds)),
-                *accuracies,
-                number_item(row.gradient_evaluations for row in mine),
-                number_item(row.training_seconds for row in mine),
-                number_item(row.evaluation_seconds for row in mine),
-            )
-        )
-    columns = (Column("entry", False), Column("seeds", False), *heads)
-    records = _records(order, entries, attacks)
-    heading = f"Accuracy by attack, {title}"
-    return Table(name, heading, columns, tuple(rows), _notes(entries), records)
-
-
-def _notes(entries: Entries) -> tuple[str, ...]:
-    rows = [row for mine in entries.values() for row in mine]
-    if not rows:
-        return ("Nothing of this panel has been evaluated yet.",)
-    several = max(len(mine) for mine in entries.values()) > 1
-    sizes = sorted({row.n for row in rows})
-    images = wording.join([wording.count(size) for size in sizes])
-    mean = "the mean over the seeds, in round brackets their range, " if several else ""
-    notes = [
-        f"Accuracy in percent on {images} test images; {mean}in square brackets the exact 95 % "
-        "interval of one seed's images"
-        + (
-            " around the mean. All seeds see the same images, so seeds do not narrow it."
-            if several
-            else "."
-        )
-    ]
-    if any(row.verdicts for row in rows):
-        notes.append(
-            "Bold is the highest of a column; italic is what is not told from it: not behind the "
-            "highest on every seed and on most of them by McNemar's exact test (p < 0.05, not "
-            "corrected for the number of comparisons)."
-        )
-    return tuple(notes)
-
-
-def _records(
-    order: Sequence[str], entries: Entries, attacks: Sequence[str]
-) -> tuple[tuple[object, ...], ...]:
-    head: list[object] = ["entry", "seeds", "n"]
-    for attack in attacks:
-        head += [f"{attack}{end}" for end in ("", "_lowest", "_highest", "_low95", "_high95")]
+    marks = {attack: best_marks(entries, attack) for attack in attacks}
+    ends = ("", "_lowest", "_highest", "_low95", "_high95")
+    head = ["entry", "seeds", "n", *(f"{a}{end}" for a in attacks for end in ends)]
     head += ["gradient_evaluations", "training_seconds", "evaluation_seconds"]
-    lines: list[tuple[object, ...]] = [tuple(head)]
+    printed, data = list[Line](), list[Numbers]()
     for entry in order:
-        mine = entries.get(entry, ())
-        line: list[object] = [entry, " ".join(str(row.seed) for row in mine)]
-        line.append(min((row.n for row in mine), default=None))
-        for attack in attacks:
-            found = cell(mine, attack)
-            line += (
-                [found.mean, found.lowest, found.highest, *found.interval] if found else [None] * 5
+        mine = entries.get(entry)
+        found = {attack: accuracies(mine, attack) for attack in attacks}
+        models = None if mine is None else mine[mine["attack"] == WORST]
+        seeds = [] if models is None else list(models["seed"])
+        costs = [
+            number_cell(() if models is None else models[column])
+            for column in ("gradient_evaluations", "training_seconds", "seconds")
+        ]
+        heads = ("gradient evaluations", "training, s", "evaluation, s")
+        printed.append(
+            {
+                "entry": entry,
+                "seeds": seeds_text(seeds, panel.seeds),
+                **{a: spread_cell(some, marks[a].get(entry, "")) for a, some in found.items()},
+                **dict(zip(heads, costs, strict=True)),
+            }
+        )
+        numbers = [
+            number
+            for some in found.values()
+            for number in (
+                (some.mean, min(some.values), max(some.values), *some.interval)
+                if some
+                else [None] * 5
             )
-        for key in ("gradient_evaluations", "training_seconds", "evaluation_seconds"):
-            line.append(number_item(getattr(row, key) for row in mine).value)
-        lines.append(tuple(line))
-    return tuple(lines)
+        ]
+        n = None if models is None else min(models["n"])
+        data.append((entry, " ".join(map(str, seeds)), n, *numbers, *(c.value for c in costs)))
+    sizes = sorted({n for rows in entries.values() for n in rows["n"]})
+    note = prose("accuracy_note", sizes=sizes, seeds=panel.seeds)
+    return table(name, f"Accuracy by attack, {title}", printed, head, data, note)
 
 
-def _said(entries: Entries, attacks: Sequence[str]) -> str:
-    """Return in words who is best on clean images and under the strongest attack."""
-    sentences = []
-    last = ENSEMBLE if ENSEMBLE in attacks else attacks[-1]
-    for attack in dict.fromkeys((CLEAN, last)):
-        marks = standing(entries, attack)
-        best = [name for name, mark in marks.items() if mark == "best"]
-        if not best:
-            continue
-        top = cell(entries[best[0]], attack)
-        assert top is not None, "what is best has been measured"
-        close = [name for name, mark in marks.items() if mark == "close"]
-        where = "On clean images" if attack == CLEAN else f"Under {attack_name(attack)}"
-        verb = "has" if len(best) == 1 else "have"
-        text = f"{where} {names(best)} {verb} the highest accuracy, {wording.percent(top.mean)}"
-        if close:
-            text += f"; not told from it {'is' if len(close) == 1 else 'are'} {names(close)}"
-        hero = cell(entries.get(HERO, ()), attack)
-        if hero and HERO not in best:
-            text += f". A3GT has {wording.percent(hero.mean)}"
-        sentences.append(f"{text}.")
-    return " ".join(sentences)
+def _highest(entries: Entries, attack: str) -> dict[str, object]:
+    """Return which entries have the highest accuracy, and those not significantly below."""
+    marks = best_marks(entries, attack)
+    best = [name for name, mark in marks.items() if mark == "best"]
+    return {
+        "attack": attack,
+        "best": best,
+        "close": [name for name, mark in marks.items() if mark == "close"],
+        "top": accuracies(entries[best[0]], attack) if best else None,
+        "a3gt": accuracies(entries.get(A3GT), attack),
+    }
 
 
 def _pairs(entries: Entries, name: str, title: str) -> list[Block]:
-    hero = entries.get(HERO, ())
-    rows, sentences = [], []
-    records: list[tuple[object, ...]] = [
-        ("against", "attack", "seed", "difference", "only_a3gt", "only_other", "p")
-    ]
+    printed, data = list[Line](), list[Numbers]()
     for rival in (name for name in RIVALS if name in entries):
-        told = {}
-        for attack in (CLEAN, ENSEMBLE):
-            found = compare(hero, entries[rival], attack)
-            if not found.pairs:
+        for attack in (CLEAN, AUTOATTACK):
+            found = paired(entries.get(A3GT), entries[rival], attack)
+            if found.empty:
                 continue
-            told[attack] = found
-            rows.append(_pair_row(rival, attack, found))
-            records += [
-                (rival, attack, p.seed, p.difference, p.only_first, p.only_second, p.p)
-                for p in found.pairs
+            gaps = list(found["difference"])
+            span = f"({signed(min(gaps))}..{signed(max(gaps))})" if len(gaps) > 1 else ""
+            counts = {
+                head: Cell(", ".join(map(str, found[column])), average(list(found[column])))
+                for head, column in (("only a3gt", "only_first"), ("only other", "only_second"))
+            }
+            p = ", ".join("<0.001" if p < 0.001 else f"{p:.3f}" for p in found["p"])
+            printed.append(
+                {
+                    "against": rival,
+                    "under": attack,
+                    "difference, points": Cell(signed(average(gaps)), average(gaps), span),
+                    **counts,
+                    "p": Cell(p, average(list(found["p"]))),
+                    "a3gt is": relation(found),
+                }
+            )
+            columns = ("seed", "difference", "only_first", "only_second", "p")
+            data += [
+                (rival, attack, *row) for row in zip(*(found[c] for c in columns), strict=True)
             ]
-        if told:
-            sentences.append(_pair_sentence(rival, told))
-    if not rows:
+    if not printed:
         return []
-    heads = ("against", "under", "difference, points", "only A3GT right", "only the other right")
-    columns = tuple(Column(h, i > 1) for i, h in enumerate((*heads, "p")))
-    notes = (
-        (
-            "Difference: A3GT less the other, on the same images and seed; a mean over the seeds "
-            "both have, in brackets its range. Counts of images and McNemar's exact two-sided p, "
-            "seed by seed. "
-            "“On every seed” is so said where p < 0.05 on most of them, too."
-        ),
-    )
-    table = Table(
-        name, f"A3GT image by image, {title}", columns, tuple(rows), notes, tuple(records)
-    )
-    return [table, " ".join(sentences)]
+    head = ("against", "attack", "seed", "difference", "only_a3gt", "only_other", "p")
+    heading = f"A3GT compared image by image, {title}"
+    return [table(name, heading, printed, head, data, prose("pairs_note"))]
 
 
-def _pair_row(rival: str, attack: str, found: Comparison) -> tuple[Cell, ...]:
-    gaps = [pair.difference for pair in found.pairs]
-    spread = f"({margin(min(gaps))}..{margin(max(gaps))})" if len(gaps) > 1 else ""
-    return (
-        Cell(rival),
-        Cell(attack_name(attack)),
-        Cell(margin(found.mean), found.mean, spread),
-        _listed(
-            [str(pair.only_first) for pair in found.pairs], [p.only_first for p in found.pairs]
-        ),
-        _listed(
-            [str(pair.only_second) for pair in found.pairs], [p.only_second for p in found.pairs]
-        ),
-        _listed([probability(pair.p) for pair in found.pairs], [p.p for p in found.pairs]),
-    )
-
-
-def _listed(texts: Sequence[str], values: Sequence[float]) -> Cell:
-    return Cell(", ".join(texts), average(values))
-
-
-def _pair_sentence(rival: str, told: Mapping[str, Comparison]) -> str:
-    parts = [
-        difference(
-            found,
-            "clean accuracy" if attack == CLEAN else f"accuracy under {attack_name(attack)}",
+def _beside_paper(
+    experiment: str, panel: PanelInfo, entries: Entries, eps: float, name: str
+) -> list[Block]:
+    """Return the paper's numbers beside ours; a difference where data and radius are the same."""
+    experiment = experiment.partition("-")[0]
+    own = ("table3", panel.data)  # only the numbers of the same dataset, unlike Table 2
+    lines = [s for s in STATED if s[0] == experiment and (s[0] == "table2" or s[:2] == own)]
+    if not lines:
+        return []
+    same = panel.data == lines[0][1] and panel.norm == "linf" and papers_radius([eps])
+    printed, data = list[Line](), list[Numbers]()
+    for _, _, entry, stated, papers, section in lines:
+        attack, ours = _ours(stated, panel, entries.get(entry))
+        gap = ours - papers if ours is not None and same else None
+        printed.append(
+            {
+                "entry": entry,
+                "attack": attack,
+                "here, %": Cell("highest " * (attack == ANY) + percent_cell(ours).text, ours),
+                "paper, %": Cell(f"{100 * papers:.4g}", papers),
+                "difference, points": Cell() if gap is None else Cell(signed(gap, 2), gap),
+            }
         )
-        for attack, found in told.items()
-    ]
-    return f"{capital(f'against {entry_name(rival)}')} A3GT has {' and '.join(parts)}."
+        data.append((entry, attack, ours, papers, gap, section))
+    head = ("entry", "attack", "here", "paper", "difference", "paper_section")
+    note = prose(
+        "paper_note", panel=panel, same=same, data=lines[0][1], radius=wording.eps_text(eps)
+    )
+    title = f"Beside the paper's numbers, {panel.title}"
+    return [table(f"{name}-paper", title, printed, head, data, note)]
+
+
+def _ours(stated: str, panel: PanelInfo, rows: Rows | None) -> tuple[str, float | None]:
+    """Return the attack that is meant and our accuracy; of every attack the highest."""
+    if stated == ANY:
+        every = [found.mean for name in panel.attacks if (found := accuracies(rows, name))]
+        return ANY, max(every, default=None)
+    names = (name for name in (CLEAN, *panel.attacks) if name.startswith(stated))
+    attack = next(names, stated)
+    found = accuracies(rows, attack)
+    return attack, found.mean if found else None
+
+
+def papers_radius(every: Iterable[float]) -> bool:
+    """Return whether all radii are the paper's, 8/255."""
+    return all(math.isclose(eps, 8 / 255, rel_tol=1e-3) for eps in every)

@@ -1,248 +1,265 @@
-"""The paper's claims, in our words, each with what judges it on the findings."""
+"""The paper's claims (``paper.yaml``), judged on the long table.
 
-__all__ = ["CLAIMS", "Claim", "Judged", "judged"]
+A claim holds if the numbers show it beyond the noise of the images, and does not hold if they show
+its opposite. Otherwise it is undecided, or not measured where an entry or attack is missing.
+"""
 
-from collections.abc import Callable, Sequence
+__all__ = ["EXPERIMENTS", "FAILS", "HOLDS", "UNDECIDED", "UNMEASURED", "Judgement", "judge_all"]
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from importlib.resources import files
+from typing import Any
 
-from equipoise.paper import claims_figures as figures
-from equipoise.paper.findings import CLEAN, ENSEMBLE, EXPERIMENTS, Findings, Panel
-from equipoise.paper.judging import (
-    OPEN,
-    Entries,
-    Opinion,
-    best,
-    best_on_most,
-    second,
-    withstands_nothing,
-    worse,
+from equipoise.paper.ablation import PAPERS_GAMMA, grid, setting_text, shown_attacks, top
+from equipoise.paper.accuracy import A3GT, papers_radius
+from equipoise.paper.measures import (
+    Relation,
+    Rows,
+    accuracies,
+    average,
+    group,
+    half_width,
+    paired,
+    radii,
+    relation,
 )
-from equipoise.paper.measures import budgets, by_entry
-from equipoise.paper.paper import DATA, papers_radius
+from equipoise.paper.prose import prose
+from equipoise.paper.results import AUTOATTACK, CLEAN, PanelInfo, Results
+from equipoise.paper.scores import entry_scores, noise
+from equipoise.paper.starts import StartRule, rules
+from equipoise.paper.training import line_gaps, lines
+from equipoise.parsing import load
 
-Judge = Callable[[Findings, Panel], Opinion]
-_DEFENCES = ("fat", "iat", "generalist")
-_BASELINES = (*_DEFENCES, "trades", "pgd-at", "yopo")
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A claim of the paper.
-
-    Arguments:
-        experiment: Where it belongs.
-        section: Where the paper makes it.
-        text: What it says, in our words.
-        judge: What judges it on one panel.
-        data: The data set it is about.
-        strict: Whether it is judged on that data set alone.
-    """
-
-    experiment: str
-    section: str
-    text: str
-    judge: Judge
-    data: str = "cifar10"
-    strict: bool = False
+EXPERIMENTS: Mapping[str, Any] = load(
+    files(str(__package__)).joinpath("paper.yaml").read_text(encoding="utf-8")
+)
+HOLDS, FAILS = "holds here", "does not hold here"
+UNDECIDED, UNMEASURED = "undecided", "not measured"
+Pair = tuple[Relation, Relation]  # how two entries stand, and how the claim says they stand
+Judged = tuple[str, str]  # the verdict, and its numbers in a sentence
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A claim and what was found on one panel; without a panel it was measured nowhere."""
+class Judgement:
+    """A claim, where it was judged, the verdict and its numbers in a sentence."""
 
-    claim: Claim
-    opinion: Opinion
+    claim: Mapping[str, Any]
     where: str
+    verdict: str
+    numbers: str
 
 
-def judged(findings: Findings) -> tuple[Judged, ...]:
+def judge_all(results: Results) -> list[Judgement]:
     """Return every claim of an experiment, judged on every panel that it is about."""
     made = []
-    for claim in CLAIMS:
-        if claim.experiment != findings.experiment:
-            continue
-        panels = [p for p in findings.panels if not claim.strict or p.data == claim.data]
+    for claim in EXPERIMENTS[results.experiment].get("claims", []):
+        known = ("id", "section", "text", "data", "judge")
+        arguments = {key: value for key, value in claim.items() if key not in known}
+        data = claim.get("data", "")
+        panels = [panel for panel in results.panels if data in ("", panel.data)]
         if not panels:
-            lost = f"on {DATA[claim.data]} " if claim.strict else ""
-            opinion = Opinion(OPEN, f"Nothing has been measured {lost}here.")
-            made.append(Judged(claim, opinion, ""))
-        made += [Judged(claim, claim.judge(findings, p), _where(claim, p)) for p in panels]
-    return tuple(made)
+            made.append(Judgement(claim, "", UNMEASURED, prose("unmeasured", data=data)))
+        for panel in panels:
+            radius = results.experiment != "table3" or papers_radius(panel.eps)
+            where = prose("where", panel=panel, data=data or "cifar10", radius=radius)
+            judge = _JUDGES[claim["judge"]]
+            verdict, numbers = judge(panel, results.of(panel, weights=None), **arguments)
+            made.append(Judgement(claim, where, verdict, numbers))
+    return made
 
 
-def _where(claim: Claim, panel: Panel) -> str:
-    """Return where a claim was judged, and of what the paper makes it."""
-    papers = []
-    if panel.data != claim.data:
-        papers.append(DATA[claim.data])
-    if not panel.model.startswith("resnet-18"):
-        papers.append("ResNet-18")
-    if claim.experiment == "table3" and not papers_radius(panel.eps):
-        papers.append("eps 8/255")
-    return f"{panel.title} (the paper: {', '.join(papers)})" if papers else panel.title
+def decide(pairs: Sequence[Pair]) -> str:
+    """Return the verdict on a claim from how pairs of entries stand and should stand."""
+    if any(pair in (("ahead", "behind"), ("behind", "ahead")) for pair in pairs):
+        return FAILS
+    if not pairs or any(found == "unknown" for found, _ in pairs):
+        return UNMEASURED
+    return HOLDS if all(found == wanted for found, wanted in pairs) else UNDECIDED
 
 
-def _strongest(findings: Findings, panel: Panel) -> Entries:
-    """Return the rows of each entry at the panel's largest radius."""
-    rows = findings.of(panel)
-    radius = max(budgets(rows), default=0.0)
-    return by_entry(row for row in rows if row.eps == radius)
+def _wanted(behind: Sequence[str], ahead: Sequence[str]) -> list[tuple[str, Relation]]:
+    return [*((entry, "behind") for entry in behind), *((entry, "ahead") for entry in ahead)]
 
 
-def _attack(panel: Panel, start: str) -> str:
-    return next((name for name in panel.attacks if name.startswith(start)), start)
+def _within(gap: float, width: float) -> Relation:
+    if abs(gap) <= width:
+        return "level"
+    return "ahead" if gap > 0 else "behind"
 
 
-def _planned(panel: Panel, entries: Sequence[str]) -> list[str]:
-    return [entry for entry in entries if entry in panel.entries]
+def _strongest(rows: Rows) -> dict[Any, Rows]:
+    """Return the rows of each entry at the largest radius."""
+    rows = rows[rows["weights"] == "model"]
+    return group(rows[rows["eps"] == max(radii(rows), default=0.0)], "entry")
 
 
-def _nothing_withstood(findings: Findings, panel: Panel) -> Opinion:
-    return withstands_nothing(_strongest(findings, panel), "standard", panel.attacks)
+def _named(attacks: Iterable[str], start: str) -> str:
+    """Return the attack whose name begins so."""
+    return next((name for name in attacks if name.startswith(start)), start)
 
 
-def _second_clean(findings: Findings, panel: Panel) -> Opinion:
-    entries = _strongest(findings, panel)
-    return second(entries, "a3gt", "standard", _planned(panel, _DEFENCES), CLEAN)
+def _ranks(
+    panel: PanelInfo,
+    rows: Rows,
+    attacks: Sequence[str],
+    behind: Sequence[str] = (),
+    ahead: Sequence[str] = (),
+) -> Judged:
+    """Judge whether A3GT is behind some entries and ahead of those others that were planned."""
+    entries = _strongest(rows)
+    wanted = _wanted(behind, [entry for entry in ahead if entry in panel.entries])
+    names = [_named(panel.attacks, attack) for attack in attacks]
+    pairs: dict[str, list[Pair]] = {
+        a: [(relation(paired(entries.get(A3GT), entries.get(e), a)), w) for e, w in wanted]
+        for a in names
+    }
+    compared = [A3GT, *(entry for entry, _ in wanted)]
+    shown = {
+        attack: {entry: accuracies(entries.get(entry), attack) for entry in compared}
+        for attack in names
+    }
+    verdicts = {attack: decide(some) for attack, some in pairs.items()}
+    every = [pair for some in pairs.values() for pair in some]
+    return decide(every), prose("ranks", verdicts=verdicts, shown=shown)
 
 
-def _seven(findings: Findings, panel: Panel) -> Opinion:
-    named = ("pgd-20", "mi-fgsm", "apgd-ce", "apgd-dlr", "apgd-t", "square", ENSEMBLE)
-    attacks = [_attack(panel, name) for name in named]
-    others = _planned(panel, _DEFENCES)
-    return best_on_most(_strongest(findings, panel), "a3gt", others, attacks)
+def _no_accuracy(panel: PanelInfo, rows: Rows, entry: str) -> Judged:
+    """Judge whether an entry has no accuracy under any attack, on every seed."""
+    mine = _strongest(rows).get(entry)
+    shown = {attack: accuracies(mine, attack) for attack in panel.attacks}
+    verdict = UNMEASURED if None in shown.values() or not shown else HOLDS
+    if any(found and max(found.values) > 0 for found in shown.values()):
+        verdict = FAILS
+    return verdict, prose("no_accuracy", shown=shown, entry=entry)
 
 
-def _fab(findings: Findings, panel: Panel) -> Opinion:
-    return worse(_strongest(findings, panel), "a3gt", "generalist", _attack(panel, "fab"))
+def _equal_robustness(_panel: PanelInfo, rows: Rows, entry: str, others: Sequence[str]) -> Judged:
+    """Judge whether an entry has more clean accuracy than others where both are as robust."""
+    known = lines(rows, "training")
+    gaps = line_gaps(known, entry)
+    pairs, shown = list[Pair](), {}
+    for other in others:
+        found = gaps.get(other, [])
+        if not found:
+            pairs.append(("unknown", "ahead"))
+            continue
+        hero = known[entry]
+        best = average([max(models["clean"]) for models in group(hero, "seed").values()])
+        width = half_width(best, min(hero["n"]))
+        same = all(gap > 0 for _, gap in found) or all(gap < 0 for _, gap in found)
+        gap, level = (average([pair[i] for pair in found]) for i in (1, 0))
+        pairs.append((_within(gap, width) if same else "level", "ahead"))
+        shown[other] = gap, level, width
+    return decide(pairs), prose("equal_robustness", entry=entry, shown=shown, others=others)
 
 
-def _best(start: str) -> Judge:
-    def judge(findings: Findings, panel: Panel) -> Opinion:
-        others = _planned(panel, _BASELINES)
-        return best(_strongest(findings, panel), "a3gt", others, _attack(panel, start))
+def _scores(
+    _panel: PanelInfo,
+    rows: Rows,
+    low: float,
+    high: float,
+    behind: Sequence[str] = (),
+    ahead: Sequence[str] = (),
+) -> Judged:
+    """Judge A3GT's mean score over radii above 0, from ``low`` to below ``high``."""
+    chosen = [eps for eps in radii(rows) if low - 1e-6 < eps < high - 1e-6]
+    found = {m: (_gap(rows, m, chosen), wish) for m, wish in _wanted(behind, ahead)}
+    pairs = [(_within(*gap[1:]) if gap else "unknown", wish) for gap, wish in found.values()]
+    shown = {method: gap for method, (gap, _) in found.items()}
+    return decide(pairs), prose("score_gaps", shown=shown)
 
-    return judge
+
+def _leads(_panel: PanelInfo, rows: Rows, ahead: Sequence[str], radii: Sequence[float]) -> Judged:
+    """Judge whether A3GT's score is ahead of others at each of some radii."""
+    shown, pairs = {}, list[Pair]()
+    for wish in radii:
+        chosen = [eps for eps in {*rows["eps"]} if abs(eps - wish) < 1e-6]
+        gaps = {method: _gap(rows, method, chosen) for method in ahead}
+        pairs += [(_within(*gap[1:]) if gap else "unknown", "ahead") for gap in gaps.values()]
+        shown[wish] = gaps
+    return decide(pairs), prose("leads", shown=shown)
 
 
-def _second_to_trades(findings: Findings, panel: Panel) -> Opinion:
-    others = [entry for entry in _planned(panel, _BASELINES) if entry != "trades"]
-    entries = _strongest(findings, panel)
-    return second(entries, "a3gt", "trades", others, _attack(panel, "pgd"))
+def _gap(
+    rows: Rows, method: str, chosen: Sequence[float]
+) -> tuple[list[float], float, float] | None:
+    """Return the radii that both have, A3GT's mean score less another's there, and its noise."""
+    found = entry_scores(rows)
+    hero, other = found.get(A3GT, {}), found.get(method, {})
+    shared = [eps for eps in chosen if eps in hero and eps in other]
+    if not shared:
+        return None
+    known = noise(rows, A3GT, method)
+    # The radii share their images, so a mean over them is no surer than one of them.
+    width = average([known[eps] for eps in shared])
+    gap = average([hero[eps]["score"] - other[eps]["score"] for eps in shared])
+    return shared, gap, width
 
 
-_THIRD = partial(Claim, "table3", "section 4.3", strict=True)
-_AHEAD = figures.ahead_at_equal_robustness
-_REGION = figures.region
-_OTHERS = ("trades", "sat", "yopo", "fat-trades", "fat-mart")
+def _best_setting(_panel: PanelInfo, rows: Rows, attack: str, c: int | None = None) -> Judged:
+    """Judge whether the paper's gamma is ahead: with a c of every other setting; else the best.
 
-CLAIMS: tuple[Claim, ...] = (
-    Claim(
-        "table2",
-        "section 4.2",
-        "The clean model has 0 % accuracy under every attack.",
-        _nothing_withstood,
-    ),
-    Claim(
-        "table2",
-        "section 4.2",
-        "A3GT's clean accuracy is second only to the clean model's.",
-        _second_clean,
-    ),
-    Claim(
-        "table2",
-        "section 4.2",
-        "A3GT is the most robust of FAT, IAT, Generalist and A3GT under seven attacks "
-        "(which ones is not stated; all but FAB-T are taken).",
-        _seven,
-    ),
-    Claim("table2", "section 4.2", "A3GT is less robust than Generalist under FAB-T.", _fab),
-    _THIRD("A3GT has the highest clean accuracy on MNIST.", _best(CLEAN), "mnist"),
-    _THIRD("A3GT is the most robust under MIA on MNIST.", _best("mi-fgsm"), "mnist"),
-    _THIRD("A3GT is the most robust under PGD on MNIST.", _best("pgd"), "mnist"),
-    _THIRD("A3GT has the highest clean accuracy on SVHN.", _best(CLEAN), "svhn"),
-    _THIRD("A3GT is the most robust under MIA on SVHN.", _best("mi-fgsm"), "svhn"),
-    _THIRD("A3GT is second to TRADES under PGD on SVHN.", _second_to_trades, "svhn"),
-    Claim(
-        "fig2",
-        "section 4.3",
-        "At equal robust accuracy A3GT keeps more clean accuracy than Generalist, FAT and PGD-AT.",
-        _AHEAD("a3gt", ("generalist", "fat", "pgd-at")),
-    ),
-    Claim(
-        "fig2",
-        "section 4.3",
-        "Generalist balances the two better than FAT and PGD-AT.",
-        _AHEAD("generalist", ("fat", "pgd-at")),
-    ),
-    Claim(
-        "fig3",
-        "section 4.4",
-        "Below eps 0.03 A3GT is slightly below TRADES and Self-Adaptive Training.",
-        _REGION(0.0, 0.03, behind=("trades", "sat")),
-    ),
-    Claim(
-        "fig3",
-        "section 4.4",
-        "From eps 0.03 to below 0.08 A3GT is second only to FAT-TRADES.",
-        _REGION(0.03, 0.08, behind=("fat-trades",), ahead=("trades", "sat", "yopo", "fat-mart")),
-    ),
-    Claim(
-        "fig3",
-        "section 4.4",
-        "From eps 0.08 to 0.13 A3GT is above every other method.",
-        _REGION(0.08, 0.13, ahead=_OTHERS, closed=True),
-    ),
-    Claim(
-        "fig3",
-        "section 4.4",
-        "Above eps 0.13 A3GT is second only to YOPO and Self-Adaptive Training.",
-        _REGION(0.1301, 1.0, behind=("yopo", "sat"), ahead=("trades", "fat-trades", "fat-mart")),
-    ),
-    Claim(
-        "fig4",
-        "section 4.4",
-        "A3GT leads at eps 0.04, 0.08, 0.12 and 0.16 (section 4.4 says otherwise of 0.04 and 0.16 "
-        "where it describes Figure 3).",
-        figures.leads(_OTHERS),
-    ),
-    Claim(
-        "fig5",
-        "section 4.5.1",
-        "Clean accuracy is best with gamma (1, 1, 1, 0.4) and c = 5.",
-        figures.best_setting(CLEAN, 5),
-    ),
-    Claim(
-        "fig5",
-        "section 4.5.1",
-        "PGD accuracy is best with the same gamma and c = 1.",
-        figures.best_setting("pgd", 1),
-    ),
-    Claim(
-        "fig5",
-        "section 4.5.1",
-        "C&W accuracy is best with the same gamma.",
-        figures.best_gamma("cw"),
-    ),
-    Claim(
-        "fig5",
-        "section 4.5.1",
-        "AutoAttack accuracy is best with the same gamma.",
-        figures.best_gamma(ENSEMBLE),
-    ),
-    Claim(
-        "controls",
-        "abstract, section 3.3",
-        "A start that adapts to the learners serves better than a preset one.",
-        figures.adaptive_beats_preset,
-    ),
-    Claim(
-        "controls",
-        "abstract, section 5",
-        "The rule for t′ does away with preset hyper-parameters.",
-        figures.no_presets,
-    ),
-)
-_OWN = {"front", "settings"}
-assert {claim.experiment for claim in CLAIMS} == {*EXPERIMENTS} - _OWN, "all but our own"
+    Without c the best setting of that gamma is compared with the best one of another gamma.
+    """
+    found = grid(rows)
+    attack = _named(shown_attacks(found), attack)
+    found = {setting: some for setting, some in found.items() if accuracies(some, attack)}
+    papers = {s: some for s, some in found.items() if s[0] == PAPERS_GAMMA and c in (None, s[1])}
+    others = {s: some for s, some in found.items() if s not in papers}
+    if c is None:
+        others = {s: some for s, some in others.items() if s[0] != PAPERS_GAMMA}
+    if not papers or not others:
+        return UNMEASURED, prose("unmeasured", data="")
+    (own, mean), (other, highest) = top(papers, attack), top(others, attack)
+    rivals = list(others.values()) if c else [others[other]]
+    pairs: list[Pair] = [(relation(paired(papers[own], r, attack)), "ahead") for r in rivals]
+    behind = sum(found == "ahead" for found, _ in pairs)
+    names = {"own": setting_text(own), "other": setting_text(other)}
+    blanks = {"mean": mean, "highest": highest, "rivals": len(pairs), "behind": behind}
+    return decide(pairs), prose("best_setting", attack=attack, **names, **blanks)
+
+
+def _adaptive_start(_panel: PanelInfo, rows: Rows) -> Judged:
+    """Judge whether the adaptive start is ahead in one accuracy and behind in none."""
+    found = rules(rows)
+    hero = next((rule for rule in found if rule.kind == "stable"), None)
+    preset = [rule for rule in found if rule.kind == "fixed"]
+    if hero is None or not preset:
+        return UNMEASURED, prose("unmeasured", data="")
+    pairs: list[Pair] = [(_in_both(hero, rule), "ahead") for rule in preset]
+    shown = [
+        (rule, [accuracies(rule.rows, attack) for attack in (CLEAN, AUTOATTACK)])
+        for rule in (hero, *preset)
+    ]
+    return decide(pairs), prose("adaptive", shown=shown, relations=[found for found, _ in pairs])
+
+
+def _in_both(hero: StartRule, other: StartRule) -> Relation:
+    found = {relation(paired(hero.rows, other.rows, a)) for a in (CLEAN, AUTOATTACK)}
+    if "unknown" in found:
+        return "unknown"
+    if found >= {"ahead", "behind"} or found == {"level"}:
+        return "level"
+    return "ahead" if "ahead" in found else "behind"
+
+
+def _no_presets(_panel: PanelInfo, rows: Rows) -> Judged:
+    """Judge whether the paper's rule finds the same t' whatever its own settings are."""
+    tried = [rule for rule in rules(rows) if rule.kind == "threshold"]
+    if len(tried) < 2:
+        return UNMEASURED, prose("unmeasured", data="")
+    same = len({rule.starts for rule in tried}) == 1
+    return HOLDS if same else FAILS, prose("no_presets", tried=tried)
+
+
+_JUDGES: Mapping[str, Callable[..., Judged]] = {
+    "ranks": _ranks,
+    "no_accuracy": _no_accuracy,
+    "equal_robustness": _equal_robustness,
+    "scores": _scores,
+    "leads": _leads,
+    "best_setting": _best_setting,
+    "adaptive_start": _adaptive_start,
+    "no_presets": _no_presets,
+}

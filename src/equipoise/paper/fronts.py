@@ -1,31 +1,38 @@
-"""One run against many: the front of a run of two branches beside a training for each point."""
+"""The front of one run of a3gt-front beside a training for each point of a front."""
 
-__all__ = ["BAR", "ONE_RUN", "RIVAL", "Family", "Gap", "blocks", "families", "gap"]
+__all__ = ["BUDGET", "ONE_RUN", "RIVAL", "blocks", "differences", "families"]
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure as Canvas
+import pandas as pd
 from numpy.typing import NDArray
 
 from equipoise.errors import UserError
-from equipoise.measures.statistics import hypervolume
-from equipoise.paper.findings import CLEAN, ENSEMBLE, Findings, Panel, Row
-from equipoise.paper.measures import cell
-from equipoise.paper.phrases import area_item, number_item, plural, seeds, spread_item
-from equipoise.paper.training_curves import Line, joined
-from equipoise.report import pictures, wording
-from equipoise.report.content import Block, Cell, Column, Picture, Table, file_name
-from equipoise.report.palette import Palette, Style
+from equipoise.paper import figures
+from equipoise.paper.measures import Rows, accuracies, area, group, pairs_of, points
+from equipoise.paper.prose import prose, seeds_text
+from equipoise.paper.results import AUTOATTACK, CLEAN, PanelInfo
+from equipoise.paper.tables import (
+    Line,
+    Numbers,
+    area_cell,
+    number_cell,
+    spread_cell,
+    table,
+)
+from equipoise.paper.training import line, line_means
+from equipoise.report.content import Block, Picture, Table
+from equipoise.report.palette import Style
 
-BAR = 1 / 3  # of the gradient evaluations of the rival's trainings
+BUDGET = 1 / 3  # of the gradient evaluations of the rival's trainings
 ONE_RUN, RIVAL = "one run", "mixed AT"
-_BOTH = (CLEAN, ENSEMBLE)
-_DRAWN = 1000  # resamples of the images
-# Which entries stand for an idea, and what tells its points apart: a setting, or the mix.
-_FAMILIES = {
+_RESAMPLES = 1000
+# Pattern of the entries of a family, and the setting that differs between its models.
+FAMILIES = {
     ONE_RUN: ("a3gt-front", "gamma"),
     RIVAL: ("mix-at-*", "weight"),
     "TRADES": ("trades-*", "beta"),
@@ -33,8 +40,116 @@ _FAMILIES = {
     "A3GT": ("a3gt", ""),
     "Generalist": ("generalist", ""),
 }
-_SYMBOLS = {"gamma": "gamma", "weight": "w", "beta": "beta"}
-_LOOKS = {
+SYMBOLS = {"gamma": "gamma", "weight": "w", "beta": "beta"}
+Families = Mapping[str, Rows]
+
+
+def families(rows: Rows) -> dict[str, Rows]:
+    """Return the models of each family with their ``place``: the value of its setting."""
+    models, found = points(rows), {}
+    for name, (pattern, setting) in FAMILIES.items():
+        mine = models[[fnmatchcase(entry, pattern) for entry in models["entry"]]]
+        if len(mine):
+            columns = (mine[c] for c in ("entry", "seed", "gamma", "settings"))
+            places = [_place(setting, *model) for model in zip(*columns, strict=True)]
+            found[name] = mine.assign(place=places).drop_duplicates(["seed", "place"])
+    return found
+
+
+def _place(
+    setting: str, entry: str, seed: int, gamma: float | None, settings: Mapping[str, Any]
+) -> float:
+    """Return what distinguishes a model from the others of its family."""
+    if not setting:
+        return 0.0
+    if setting == "gamma" and gamma is not None:
+        return gamma
+    own = settings if setting == "gamma" else settings.get("robust", {})
+    value = own.get(setting) if isinstance(own, Mapping) else None
+    if not isinstance(value, int | float):
+        raise UserError(
+            f"the results have no {setting} of {entry}, seed {seed}; make them again with "
+            "`equipoise reproduce front`"
+        )
+    return float(value)
+
+
+def complete(models: Rows) -> dict[int, Rows]:
+    """Return the models of each seed that has every place of the family."""
+    every = {*models["place"]}
+    seeds = group(models, "seed")
+    return {seed: mine for seed, mine in sorted(seeds.items()) if {*mine["place"]} == every}
+
+
+def cost(models: Rows) -> float | None:
+    """Return the gradient evaluations of all trainings of a seed; None: not all are known."""
+    spent = models.drop_duplicates("entry")["gradient_evaluations"]
+    return None if spent.isna().any() else sum(spent)
+
+
+def differences(one: Rows, rival: Rows, classes: int) -> pd.DataFrame:
+    """Return how the area of the one run differs from the rival's.
+
+    Returns:
+        A row a seed on which both are complete: ``seed``, ``difference`` of the areas, the ends
+        ``low`` and ``high`` of its 95 % interval over resampled images, and ``share``, the
+        gradient evaluations of the one run as a share of the rival's (None: not known).
+    """
+    mine, its = complete(one), complete(rival)
+    found = []
+    for seed in sorted({*mine} & {*its}):
+        pair = mine[seed], its[seed]
+        areas = [area(pairs_of(models), classes) for models in pair]
+        spent = [cost(models) for models in pair]
+        share = spent[0] / spent[1] if spent[0] is not None and spent[1] else None
+        found.append((seed, areas[0] - areas[1], *_interval(pair, classes), share))
+    return pd.DataFrame(
+        found, columns=["seed", "difference", "low", "high", "share"], dtype=object
+    )
+
+
+def _interval(pair: tuple[Rows, Rows], classes: int) -> tuple[float | None, float | None]:
+    """Return the 95 % interval of a difference of areas over images drawn with replacement."""
+    sizes = {n for models in pair for n in models["n"]}
+    if len(sizes) > 1:
+        return None, None
+    n = sizes.pop()
+    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), _RESAMPLES) / n
+    first, second = (_resampled(models, drawn, classes) for models in pair)
+    low, high = np.quantile(first - second, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _resampled(models: Rows, drawn: NDArray[np.float64], classes: int) -> NDArray[np.float64]:
+    """Return the area of some models for each drawing of images."""
+    flags = (np.stack(list(models[column]), 1) for column in ("flags", "robust_flags"))
+    clean, robust = ((drawn @ some).tolist() for some in flags)
+    pairs = zip(clean, robust, strict=True)
+    return np.array([area(zip(*both, strict=True), classes) for both in pairs])
+
+
+def blocks(panel: PanelInfo, rows: Rows, name: str) -> list[Block]:
+    """Return the picture, the areas, the points and the comparison with the rival."""
+    found = families(rows)
+    if not found:
+        return [prose("nothing", title=panel.title)]
+    made: list[Block] = [
+        _picture(found, panel, name),
+        _areas(found, panel, f"{name}-area"),
+        _points(found, rows, panel, f"{name}-points"),
+    ]
+    if ONE_RUN in found and RIVAL in found:
+        pair = found[ONE_RUN], found[RIVAL]
+        gaps = differences(*pair, panel.classes)
+        models = [models["place"].nunique() for models in pair]
+        seeds = list(gaps.itertuples())
+        made.append(
+            prose("front", panel=panel, gaps=seeds, models=models, budget=BUDGET, rival=RIVAL)
+        )
+    return made
+
+
+_STYLES = {
     ONE_RUN: Style(1, (), "o", 2.4),
     RIVAL: Style(2, (3, 1.5), "v"),
     "TRADES": Style(3, (5, 2), "D"),
@@ -44,325 +159,76 @@ _LOOKS = {
 }
 
 
-@dataclass(frozen=True)
-class Family:
-    """Models that stand for one way to a front.
-
-    Arguments:
-        name: Its name.
-        dial: What its points are told apart by; nothing of a single one.
-        rows: By seed, the model at each place.
-    """
-
-    name: str
-    dial: str
-    rows: Mapping[int, Mapping[float, Row]]
-
-    @property
-    def line(self) -> Line:
-        """Return its points, of the seeds that have most of them."""
-        return joined(self.name, self.rows)
-
-    def at(self, place: float) -> list[Row]:
-        """Return the models of all seeds at a place."""
-        return [rows[place] for rows in self.rows.values() if place in rows]
-
-    def whole(self) -> list[int]:
-        """Return the seeds that have every point that another one has."""
-        every = {place for rows in self.rows.values() for place in rows}
-        return sorted(seed for seed, rows in self.rows.items() if set(rows) == every)
-
-    def trainings(self, seed: int) -> dict[str, Row]:
-        """Return a model of each training of a seed."""
-        return {row.entry: row for row in self.rows[seed].values()}
-
-    def cost(self, seed: int) -> float | None:
-        """Return the gradient evaluations of all trainings of a seed; None: not all are known."""
-        found = [row.gradient_evaluations for row in self.trainings(seed).values()]
-        known = [value for value in found if value is not None]
-        return sum(known) if len(known) == len(found) else None
-
-
-@dataclass(frozen=True)
-class Gap:
-    """How the area of the one run differs from its rival's, on one seed.
-
-    Arguments:
-        seed: The seed.
-        areas: The area of the one run, and of the rival.
-        interval: The 95 % interval of their difference, of resampled images; None where there
-            are no verdicts.
-        share: The gradient evaluations of the one run, as a share of the rival's.
-    """
-
-    seed: int
-    areas: tuple[float, float]
-    interval: tuple[float, float] | None
-    share: float | None
-
-    @property
-    def difference(self) -> float:
-        """Return the one run's area less the rival's."""
-        return self.areas[0] - self.areas[1]
-
-
-def families(findings: Findings, panel: Panel) -> list[Family]:
-    """Return the families of a panel that have a model with both accuracies."""
-    rows = [row for row in findings.of(panel, weights=None) if {*_BOTH} <= {*row.correct}]
-    made = []
-    for name, (pattern, dial) in _FAMILIES.items():
-        placed: dict[int, dict[float, Row]] = {}
-        for row in rows:
-            if fnmatchcase(row.entry, pattern):
-                placed.setdefault(row.seed, {}).setdefault(_place(row, dial), row)
-        if placed:
-            made.append(Family(name, dial, placed))
-    return made
-
-
-def _place(row: Row, dial: str) -> float:
-    """Return what tells a model apart from the others of its family."""
-    if not dial:
-        return 0.0
-    if dial == "gamma" and row.gamma is not None:
-        return row.gamma
-    own = row.settings if dial == "gamma" else row.settings.get("robust", {})
-    value = own.get(dial) if isinstance(own, Mapping) else None
-    if not isinstance(value, int | float):
-        raise UserError(
-            f"the findings hold no {dial} of {row.entry}, seed {row.seed}; make them again with "
-            "`equipoise reproduce front`"
-        )
-    return float(value)
-
-
-def gap(one: Family, rival: Family, classes: int) -> list[Gap]:
-    """Return how two families differ, on every seed on which both are whole.
-
-    Arguments:
-        one: The one run.
-        rival: The other.
-        classes: How many classes there are: chance is one of them.
-    """
-    made = []
-    for seed in sorted({*one.whole()} & {*rival.whole()}):
-        pair = [list(family.rows[seed].values()) for family in (one, rival)]
-        areas = [_area(_shares(rows), classes) for rows in pair]
-        mine, its = one.cost(seed), rival.cost(seed)
-        share = mine / its if mine is not None and its else None
-        made.append(Gap(seed, (areas[0], areas[1]), _interval(pair, classes), share))
-    return made
-
-
-def _shares(rows: Sequence[Row]) -> list[tuple[float, float]]:
-    return [(row.correct[CLEAN] / row.n, row.correct[ENSEMBLE] / row.n) for row in rows]
-
-
-def _area(points: Iterable[tuple[float, float]], classes: int) -> float:
-    return hypervolume(list(points), (1 / classes, 0.0))
-
-
-def _interval(pair: Sequence[Sequence[Row]], classes: int) -> tuple[float, float] | None:
-    """Return the 95 % interval of a difference of areas over images drawn with replacement."""
-    rows = [row for some in pair for row in some]
-    n = rows[0].n
-    if any({*_BOTH} - {*row.verdicts} or row.n != n for row in rows):
-        return None
-    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), _DRAWN) / n
-    first, second = (_resampled(some, drawn, classes) for some in pair)
-    low, high = np.quantile(first - second, (0.025, 0.975))
-    return float(low), float(high)
-
-
-def _resampled(
-    rows: Sequence[Row], drawn: NDArray[np.float64], classes: int
-) -> NDArray[np.float64]:
-    """Return the area of some models for each drawing of images."""
-    clean, robust = (drawn @ np.stack([row.verdicts[a] for row in rows], 1) for a in _BOTH)
-    pairs = zip(clean.tolist(), robust.tolist(), strict=True)
-    return np.array([_area(zip(*points, strict=True), classes) for points in pairs])
-
-
-def blocks(findings: Findings) -> list[Block]:
-    """Return the picture, the areas, the points and what they say, panel by panel."""
-    made: list[Block] = []
-    for panel in findings.panels:
-        own = panel.name.removeprefix(f"{findings.experiment}-")
-        name = file_name(findings.experiment, own if len(findings.panels) > 1 else "")
-        found = families(findings, panel)
-        if not found:
-            made.append(f"{panel.title}: nothing has been judged yet.")
-            continue
-        made.append(_picture(found, panel, name))
-        made.append(_areas(found, panel, f"{name}-area"))
-        made.append(_points(found, panel, f"{name}-points"))
-        by_name = {family.name: family for family in found}
-        if ONE_RUN in by_name and RIVAL in by_name:
-            gaps = gap(by_name[ONE_RUN], by_name[RIVAL], panel.classes)
-            made.append(_said(by_name[ONE_RUN], by_name[RIVAL], gaps, panel))
-    return made
-
-
-def _picture(found: Sequence[Family], panel: Panel, name: str) -> Picture:
-    told = [
-        f"{family.name} "
-        + ", ".join(f"{wording.percent(c)} and {wording.percent(r)}" for c, r in family.line.means)
-        for family in found
-    ]
-    dials = [
-        f"{family.name}: {_SYMBOLS[family.dial]}" for family in found if family.dial in _SYMBOLS
-    ]
-    several = max(len(family.line.seeds) for family in found) > 1
+def _picture(found: Families, panel: PanelInfo, name: str) -> Picture:
+    lines = {family: line_means(line(models)) for family, models in found.items()}
+    lines = {family: means for family, means in lines.items() if means}  # some place is shared
+    labelled = {
+        family: {f"{at:g}" if FAMILIES[family][1] else "": pair for at, pair in means.items()}
+        for family, means in lines.items()
+    }
+    styles = {  # a single point has no line
+        family: replace(_STYLES[family], width=0) if len(means) == 1 else _STYLES[family]
+        for family, means in lines.items()
+    }
+    symbols = {f: SYMBOLS[FAMILIES[f][1]] for f in found if FAMILIES[f][1]}
+    spoken = {
+        f"{f} {label}".strip(): pair for f, of in labelled.items() for label, pair in of.items()
+    }
+    seeds = max(models["seed"].nunique() for models in found.values())
     return Picture(
         name,
-        f"One run against many, {panel.title}",
-        lambda palette: _draw(palette, found),
-        f"Clean and AutoAttack accuracy. {'; '.join(told)}.",
-        f"Beside a point what it was made with ({'; '.join(dials)})."
-        + (" Points are means over the seeds." if several else " One seed."),
+        f"One run and many trainings, {panel.title}",
+        lambda palette: figures.planes(palette, {"": labelled}, styles),
+        prose("spoken", means=spoken),
+        prose("front_caption", symbols=symbols, seeds=seeds),
     )
 
 
-def _draw(palette: Palette, found: Sequence[Family]) -> Canvas:
-    canvas = pictures.blank(palette, 720, 400)
-    axes = pictures.axes_at(canvas, palette, (58, 46, 500, 340), grid="both")
-    labels: list[str] = []
-    points: list[tuple[float, float]] = []
-    colours: list[str] = []
-    busy: list[tuple[float, float]] = []
-    for family in found:
-        look, line = _LOOKS[family.name], family.line
-        busy += pictures.along((r, c) for c, r in line.means)
-        robust, clean = [r for _, r in line.means], [c for c, _ in line.means]
-        pictures.line(axes, palette, robust, clean, look)
-        if family.dial:
-            labels += [f"{place:g}" for place in line.along]
-            points += list(zip(robust, clean, strict=True))
-            colours += [look.of(palette)] * len(line.along)
-    pictures.plane(axes)
-    pictures.put_labels(axes, labels, points, colours, busy)
-    axes.set_xlabel("accuracy under AutoAttack", color=palette.muted, fontsize=10)
-    axes.set_ylabel("clean accuracy", color=palette.muted, fontsize=10)
-    shown = {family.name: _LOOKS[family.name] for family in found}
-    for family in found:
-        if len(family.line.means) == 1:  # a point has no line
-            shown[family.name] = replace(shown[family.name], width=0)
-    pictures.legend(canvas, palette, shown, (580, 380))
-    return canvas
-
-
-def _areas(found: Sequence[Family], panel: Panel, name: str) -> Table:
-    rows, records = [], [_AREA_HEAD]
-    for family in found:
-        whole = family.whole()
-        values = [_area(_shares([*family.rows[s].values()]), panel.classes) for s in whole]
-        cost = [family.cost(seed) for seed in whole]
-        rows.append(
-            (
-                Cell(family.name),
-                Cell(seeds(whole, panel.seeds)),
-                number_item([float(len(family.trainings(s))) for s in whole], "{:.0f}"),
-                number_item([float(len(family.rows[s])) for s in whole], "{:.0f}"),
-                number_item(cost),
-                area_item(values),
-            )
+def _areas(found: Families, panel: PanelInfo, name: str) -> Table:
+    printed, data = list[Line](), list[Numbers]()
+    for family, models in found.items():
+        seeds = complete(models)
+        areas = [area(pairs_of(mine), panel.classes) for mine in seeds.values()]
+        trained = [mine["entry"].nunique() for mine in seeds.values()]
+        counts = [len(mine) for mine in seeds.values()]
+        spent = [cost(mine) for mine in seeds.values()]
+        printed.append(
+            {
+                "family": family,
+                "seeds": seeds_text(seeds, panel.seeds),
+                "trainings": number_cell(trained),
+                "models": number_cell(counts),
+                "gradient evaluations": number_cell(spent),
+                "area": area_cell(areas),
+            }
         )
-        records += [
-            (family.name, seed, len(family.trainings(seed)), len(family.rows[seed]), spent, area)
-            for seed, spent, area in zip(whole, cost, values, strict=True)
-        ]
-    heads = ("trainings", "models", "gradient evaluations", "area")
-    columns = (Column("family", False), Column("seeds", False), *map(Column, heads))
-    note = (
-        "Area of (clean, AutoAttack) accuracy that the models of a seed dominate, both as "
-        f"fractions, above ({1 / panel.classes:.3g}, 0): chance on clean images, none under "
-        "attack; in brackets its range over the seeds. A family of several models can cover more "
-        "by their number alone."
-    )
-    return Table(name, f"Areas, {panel.title}", columns, tuple(rows), (note,), tuple(records))
+        data += zip([family] * len(seeds), seeds, trained, counts, spent, areas, strict=True)
+    head = ("family", "seed", "trainings", "models", "gradient_evaluations", "area")
+    note = prose("area_note", classes=panel.classes)
+    return table(name, f"Areas, {panel.title}", printed, head, data, note)
 
 
-_AREA_HEAD: tuple[object, ...] = (
-    *("family", "seed", "trainings", "models", "gradient_evaluations", "area"),
-)
-
-
-def _points(found: Sequence[Family], panel: Panel, name: str) -> Table:
-    rows, records = [], [_POINTS_HEAD]
-    for family in found:
-        for place in sorted({p for known in family.rows.values() for p in known}):
-            mine = family.at(place)
-            dial = f"{_SYMBOLS[family.dial]} = {place:g}" if family.dial else ""
-            rows.append(
-                (
-                    Cell(family.name),
-                    Cell(dial),
-                    Cell(seeds([row.seed for row in mine], panel.seeds)),
-                    *(spread_item(cell(mine, attack)) for attack in _BOTH),
-                )
+def _points(found: Families, rows: Rows, panel: PanelInfo, name: str) -> Table:
+    printed, data = list[Line](), list[Numbers]()
+    for family, models in found.items():
+        setting = FAMILIES[family][1]
+        for place, mine in sorted(group(models, "place").items()):
+            with_ = f"{SYMBOLS[setting]} = {place:g}" if setting else ""
+            keys = ["panel", "entry", "seed", "weights", "eps"]
+            own = rows.merge(mine[keys], on=keys)
+            printed.append(
+                {
+                    "family": family,
+                    "made with": with_,
+                    "seeds": seeds_text(mine["seed"], panel.seeds),
+                    **{
+                        attack: spread_cell(accuracies(own, attack))
+                        for attack in (CLEAN, AUTOATTACK)
+                    },
+                }
             )
-            records += [
-                (family.name, dial, row.seed, row.n, *map(row.accuracy, _BOTH), row.t_start)
-                for row in mine
-            ]
-    heads = ("family", "made with", "seeds", "clean", "AutoAttack")
-    columns = tuple(Column(head, i > 2) for i, head in enumerate(heads))
-    note = (
-        "Accuracy in percent; in round brackets the range over the seeds, in square ones the "
-        "exact 95 % interval of one seed's images. No model was chosen: what the points are made "
-        "with was fixed beforehand."
-    )
+            columns = (mine[c] for c in ("seed", "n", "clean", "robust", "t_start"))
+            data += [(family, with_, *row) for row in zip(*columns, strict=True)]
+    head = ("family", "made_with", "seed", "n", "clean", "autoattack", "t_branch")
     title = f"Every model, {panel.title}"
-    return Table(name, title, columns, tuple(rows), (note,), tuple(records))
-
-
-_POINTS_HEAD: tuple[object, ...] = (
-    *("family", "made_with", "seed", "n", "clean", "autoattack", "t_branch"),
-)
-
-
-def _said(one: Family, rival: Family, gaps: Sequence[Gap], panel: Panel) -> str:
-    if not gaps:
-        return f"{panel.title}: no seed has all models of both {ONE_RUN} and {RIVAL} yet."
-    told = "; ".join(_of_seed(found) for found in gaps)
-    models = [len(family.rows[gaps[0].seed]) for family in (one, rival)]
-    text = (
-        f"{panel.title}: the area of {plural(models[0], 'mix', 'mixes')} of one run, less that of "
-        f"{plural(models[1], 'mixed AT model')}: {told}"
-    )
-    if any(found.interval for found in gaps):
-        text += " (in brackets 95 % intervals, of resampled images)"
-    shares = [found.share for found in gaps if found.share is not None]
-    if not shares:
-        return f"{text}."
-    cheap = len(shares) == len(gaps) and max(shares) <= BAR
-    reached = sum(found.difference >= 0 for found in gaps)
-    text += (
-        f". It took {_range(shares)} % of their gradient evaluations. At least their area, for a "
-        "third of their evaluations or fewer, is "
-    )
-    if not cheap:
-        return f"{text}not reached: it took more."
-    return f"{text}reached on {_how_often(reached, len(gaps), len(panel.seeds))}."
-
-
-def _how_often(reached: int, found: int, planned: int) -> str:
-    if not reached:
-        return "no seed"
-    if reached < found:
-        return f"{reached} of {plural(found, 'seed')}"
-    there = f"the {plural(found, 'seed')} there {'is' if found == 1 else 'are'}"
-    return there if found < planned else "every seed"
-
-
-def _range(shares: Sequence[float]) -> str:
-    low, high = (f"{100 * share:.0f}" for share in (min(shares), max(shares)))
-    return low if low == high else f"{low} to {high}"
-
-
-def _of_seed(found: Gap) -> str:
-    text = f"{found.difference:+.4f}".replace("-", "−")
-    if found.interval:
-        low, high = (f"{value:+.4f}".replace("-", "−") for value in found.interval)
-        text += f" ({low} to {high})"
-    return f"seed {found.seed} {text}"
+    return table(name, title, printed, head, data, prose("front_points_note"))

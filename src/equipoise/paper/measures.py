@@ -1,132 +1,63 @@
-"""What the numbers of an experiment carry: means over seeds, intervals, and paired comparisons.
+"""Means over seeds, intervals, and paired comparisons of models on the same images.
 
-All seeds are judged on the same images. So seeds do not multiply the images: the interval of a
-mean is that of one seed's n images around it, and two entries are compared seed by seed, on the
-same images, with McNemar's exact test.
+All seeds are evaluated on the same images, so seeds do not multiply the images: the interval of a
+mean is that of n images around it, and two entries are compared seed by seed, image by image, with
+McNemar's exact test.
 """
 
 __all__ = [
     "ALPHA",
     "Accuracies",
-    "Comparison",
     "Pair",
+    "Relation",
+    "Rows",
+    "accuracies",
+    "area",
     "average",
-    "budgets",
-    "by_entry",
-    "cell",
-    "compare",
+    "best_marks",
+    "evaluated",
+    "group",
     "half_width",
+    "paired",
     "paired_half_width",
-    "standing",
+    "pairs_of",
+    "points",
+    "radii",
+    "relation",
 ]
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from equipoise.measures.statistics import interval, mcnemar
-from equipoise.paper.findings import Row
+import pandas as pd
 
-ALPHA = 0.05  # below this p a difference of one seed counts as seen
+from equipoise.measures.statistics import hypervolume, interval, mcnemar
+from equipoise.paper.results import AUTOATTACK, CLEAN, WORST
 
+ALPHA = 0.05  # a difference of one seed with a smaller p counts as significant
+
+Rows = pd.DataFrame  # rows of the long table
+Pair = tuple[float, float]  # clean and robust accuracy
 Relation = Literal["ahead", "behind", "level", "unknown"]
 
 
 @dataclass(frozen=True)
 class Accuracies:
-    """The accuracy of an entry under an attack.
-
-    Arguments:
-        values: The accuracy of each seed.
-        n: The images of a seed; of several numbers the least.
-    """
+    """The accuracy of each seed, as fractions of n images (the least n of the seeds)."""
 
     values: tuple[float, ...]
     n: int
 
     @property
     def mean(self) -> float:
-        """Return the mean over the seeds."""
+        """The mean over the seeds."""
         return average(self.values)
 
     @property
-    def lowest(self) -> float:
-        """Return the least of the seeds."""
-        return min(self.values)
-
-    @property
-    def highest(self) -> float:
-        """Return the greatest of the seeds."""
-        return max(self.values)
-
-    @property
     def interval(self) -> tuple[float, float]:
-        """Return the exact 95 % interval of one seed's images at the mean."""
+        """The exact 95 % interval of n images at the mean."""
         return interval(round(self.mean * self.n), self.n)
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two entries on one seed: how many images only the one, only the other gets right."""
-
-    seed: int
-    difference: float
-    only_first: int
-    only_second: int
-    p: float
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two entries under one attack, on the seeds that both have.
-
-    Arguments:
-        pairs: The comparison of each such seed.
-    """
-
-    pairs: tuple[Pair, ...]
-
-    @property
-    def mean(self) -> float:
-        """Return the mean difference, first less second, as a fraction."""
-        return average([pair.difference for pair in self.pairs])
-
-    @property
-    def relation(self) -> Relation:
-        """Return how the first stands to the second.
-
-        Ahead or behind it is if it is so on every seed, and by McNemar's test on most of them.
-        """
-        if not self.pairs:
-            return "unknown"
-        seen = sum(pair.p < ALPHA for pair in self.pairs)
-        if 2 * seen <= len(self.pairs):
-            return "level"
-        if all(pair.difference > 0 for pair in self.pairs):
-            return "ahead"
-        return "behind" if all(pair.difference < 0 for pair in self.pairs) else "level"
-
-
-def half_width(accuracy: float, n: int) -> float:
-    """Return half the width of the 95 % interval: differences below it are noise."""
-    low, high = interval(round(accuracy * n), n)
-    return (high - low) / 2
-
-
-def paired_half_width(first: Sequence[Row], second: Sequence[Row], attack: str) -> float | None:
-    """Return half the width of the 95 % interval of a difference on the same images.
-
-    It is 1.96 standard errors of the mean difference of one seed's verdicts, averaged over the
-    seeds, which see the same images; None where no seed has the verdicts of both.
-    """
-    others = {row.seed: row for row in second}
-    found = []
-    for pair in compare(first, second, attack).pairs:
-        n = others[pair.seed].n
-        apart = pair.only_first + pair.only_second
-        found.append(1.96 * math.sqrt(apart - n * pair.difference**2) / n)
-    return average(found) if found else None
 
 
 def average(values: Sequence[float]) -> float:
@@ -134,61 +65,118 @@ def average(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def budgets(rows: Iterable[Row]) -> list[float]:
-    """Return the radii above 0, small ones first."""
-    return sorted({row.eps for row in rows if row.eps > 0})
+def group(rows: Rows, column: str) -> dict[Any, Rows]:
+    """Return the rows of each value of a column, in the order of their first appearance."""
+    return dict(iter(rows.groupby(column, sort=False)))
 
 
-def by_entry(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Return the rows of each entry, in their order."""
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row.entry, []).append(row)
-    return found
+def radii(rows: Rows) -> list[float]:
+    """Return the radii above 0, in ascending order."""
+    return sorted({eps for eps in rows["eps"] if eps > 0})
 
 
-def cell(rows: Sequence[Row], attack: str) -> Accuracies | None:
-    """Return the accuracy of some seeds of an entry; None where it was not attacked so."""
-    known = [row for row in rows if attack in row.correct]
-    if not known:
+def evaluated(rows: Rows) -> list[str]:
+    """Return the attacks of some rows, without the worst case."""
+    return [name for name in dict.fromkeys(rows["attack"]) if name != WORST]
+
+
+def accuracies(rows: Rows | None, attack: str) -> Accuracies | None:
+    """Return the accuracies of one entry under an attack; None where there are none."""
+    if rows is None:
         return None
-    return Accuracies(tuple(row.correct[attack] / row.n for row in known), min(r.n for r in known))
+    some = rows[rows["attack"] == attack]
+    return Accuracies(tuple(some["accuracy"]), min(some["n"])) if len(some) else None
 
 
-def compare(first: Sequence[Row], second: Sequence[Row], attack: str) -> Comparison:
-    """Return how two entries differ, on the seeds and images they share."""
-    others = {row.seed: row for row in second}
-    pairs = []
-    for row in first:
-        other = others.get(row.seed)
-        if other is None or attack not in row.verdicts or attack not in other.verdicts:
-            continue
-        mine, its = row.verdicts[attack], other.verdicts[attack]
-        if len(mine) != len(its) or row.sample != other.sample:
-            continue
-        found = mcnemar(mine.tolist(), its.tolist())
-        gain = (found.only_first - found.only_second) / len(mine)
-        pairs.append(Pair(row.seed, gain, found.only_first, found.only_second, found.p))
-    return Comparison(tuple(pairs))
+def paired(first: Rows | None, second: Rows | None, attack: str) -> pd.DataFrame:
+    """Return how two entries differ on each seed whose images are the same.
 
-
-def standing(entries: Mapping[str, Sequence[Row]], attack: str) -> dict[str, str]:
-    """Return which entries have the highest mean (``best``) or are not told from it (``close``).
-
-    An entry is close to the best if it is not behind it: see ``Comparison.relation``.
+    Returns:
+        A row a seed: ``difference`` of their accuracies, first minus second, the numbers of
+        images that ``only_first`` and ``only_second`` classify correctly, McNemar's ``p``, and
+        ``n``.
     """
-    cells = {name: found for name, rows in entries.items() if (found := cell(rows, attack))}
-    if len(cells) < 2:
-        return {}
-    top = max(found.mean for found in cells.values())
-    best = [name for name, found in cells.items() if found.mean == top]
-    if len(best) == len(cells):
+    columns = ["seed", "difference", "only_first", "only_second", "p", "n"]
+    if first is None or second is None:
+        return pd.DataFrame(columns=columns)
+    sides = (rows[rows["attack"] == attack] for rows in (first, second))
+    one, other = (rows[["seed", "sample", "n", "flags"]] for rows in sides)
+    both = one.merge(other, on=["seed", "sample", "n"])
+    found = []
+    for seed, n, a, b in zip(*(both[c] for c in ("seed", "n", "flags_x", "flags_y")), strict=True):
+        test = mcnemar(a.tolist(), b.tolist())
+        gap = (test.only_first - test.only_second) / n
+        found.append((seed, gap, test.only_first, test.only_second, test.p, n))
+    return pd.DataFrame(found, columns=columns)
+
+
+def relation(pairs: pd.DataFrame) -> Relation:
+    """Return how the first entry of a paired comparison stands to the second.
+
+    Ahead or behind means: on every seed, and significantly on more than half of them.
+    """
+    if pairs.empty:
+        return "unknown"
+    if 2 * (pairs["p"] < ALPHA).sum() <= len(pairs):
+        return "level"
+    if (pairs["difference"] > 0).all():
+        return "ahead"
+    return "behind" if (pairs["difference"] < 0).all() else "level"
+
+
+def best_marks(entries: Mapping[Any, Rows], attack: str) -> dict[Any, str]:
+    """Return which entries have the highest mean (``best``) or are not behind it (``close``)."""
+    known = {name: accuracies(rows, attack) for name, rows in entries.items()}
+    means = {name: some.mean for name, some in known.items() if some}
+    best = [name for name, mean in means.items() if mean == max(means.values())]
+    if len(best) == len(means):
         return {}
     marks = dict.fromkeys(best, "best")
-    for name in cells:
-        if name in marks:
-            continue
-        relation = compare(entries[name], entries[best[0]], attack).relation
-        if relation in ("level", "ahead"):
-            marks[name] = "close"
+    for name in means:
+        if name not in marks:
+            pairs = paired(entries[name], entries[best[0]], attack)
+            if relation(pairs) in ("level", "ahead"):
+                marks[name] = "close"
     return marks
+
+
+def half_width(accuracy: float, n: int) -> float:
+    """Return half the width of the exact 95 % interval of an accuracy."""
+    low, high = interval(round(accuracy * n), n)
+    return (high - low) / 2
+
+
+def paired_half_width(pairs: pd.DataFrame) -> float | None:
+    """Return half the width of the 95 % interval of a difference on the same images.
+
+    It is 1.96 standard errors of the mean difference of one seed, averaged over the seeds, which
+    see the same images; None without a pair.
+    """
+    if pairs.empty:
+        return None
+    discordant, n = pairs["only_first"] + pairs["only_second"], pairs["n"]
+    return float((1.96 * (discordant - n * pairs["difference"] ** 2) ** 0.5 / n).mean())
+
+
+def points(rows: Rows, robust: str = AUTOATTACK) -> Rows:
+    """Return the models that have both accuracies: the clean one and that under an attack.
+
+    Returns:
+        The clean rows, with ``clean`` and ``robust`` accuracy, ``flags`` of the clean images and
+        ``robust_flags``.
+    """
+    keys = ["panel", "entry", "seed", "weights", "eps", "n"]
+    other = rows[rows["attack"] == robust][[*keys, "accuracy", "flags"]]
+    other = other.rename(columns={"accuracy": "robust", "flags": "robust_flags"})
+    clean = rows[rows["attack"] == CLEAN].rename(columns={"accuracy": "clean"})
+    return clean.merge(other, on=keys)
+
+
+def pairs_of(models: Rows) -> list[Pair]:
+    """Return the (clean, robust) accuracies of :func:`points`."""
+    return list(zip(models["clean"], models["robust"], strict=True))
+
+
+def area(accuracies: Iterable[Pair], classes: int) -> float:
+    """Return the area that (clean, robust) accuracies dominate, above chance and above 0."""
+    return hypervolume(list(accuracies), (1 / classes, 0.0))

@@ -1,33 +1,77 @@
-"""The reproduction as files: pictures, tables, Markdown and one page that asks for nothing."""
+"""The reproduction as files: pictures, tables, Markdown and one page without outside requests."""
 
 __all__ = ["build"]
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from markupsafe import Markup
+from jinja2 import Environment
 
 from equipoise.errors import UserError
-from equipoise.paper.findings import EXPERIMENTS, Findings, read
-from equipoise.paper.judging import FAILS, HOLDS, OPEN
-from equipoise.paper.overview import markdown, section_markdown, tally
-from equipoise.paper.sections import Section, section
-from equipoise.report.content import Picture, Table
-from equipoise.report.formats import csv_table, latex_table
+from equipoise.paper import ablation, accuracy, fronts, scores, settings, starts, training
+from equipoise.paper.claims import (
+    EXPERIMENTS,
+    FAILS,
+    HOLDS,
+    UNDECIDED,
+    UNMEASURED,
+    Judgement,
+    judge_all,
+)
+from equipoise.paper.measures import Rows
+from equipoise.paper.prose import facts, prose
+from equipoise.paper.results import PanelInfo, Results, read
+from equipoise.paper.tables import csv_table, latex_table
+from equipoise.report.content import Block, Picture, Table, file_name
+from equipoise.report.formats import markdown_table
 from equipoise.report.html import environment
-from equipoise.report.pictures import inline, png_file, svg_file
+from equipoise.report.pictures import png_file, svg_file
 from equipoise.store.files import write
 
-_CLASSES = {HOLDS: "holds", FAILS: "fails", OPEN: "open"}
+_CLASSES = {HOLDS: "holds", FAILS: "fails", UNDECIDED: "open", UNMEASURED: "open"}
+_MAKERS: dict[str, Callable[[PanelInfo, Rows, str], list[Block]]] = {
+    "table2": accuracy.blocks,
+    "table3": accuracy.blocks,
+    "fig2": training.blocks,
+    "fig3": scores.curves,
+    "fig4": scores.radars,
+    "fig5": ablation.blocks,
+    "controls": starts.blocks,
+    "front": fronts.blocks,
+}
+
+
+@dataclass(frozen=True)
+class ExperimentSection:
+    """All that the page has of one experiment.
+
+    Arguments:
+        name: The experiment.
+        title: Its title.
+        about: What the paper shows there.
+        judgements: The claims of the paper, judged.
+        blocks: Tables, pictures and paragraphs, in reading order.
+        facts: Where the numbers come from: texts by name.
+        missing: What is not done yet, a line each.
+    """
+
+    name: str
+    title: str
+    about: str
+    judgements: Sequence[Judgement]
+    blocks: Sequence[Block]
+    facts: Mapping[str, str]
+    missing: Sequence[str]
 
 
 def build(folder: Path) -> Path:
-    """Write what the experiments of a folder found, as tables, pictures and one page.
+    """Write the results of the experiments of a folder as tables, pictures and one page.
 
     Reads ``EXPERIMENT/results.json`` of each experiment that is there. Beside it go
     ``EXPERIMENT.md``, a CSV and a LaTeX file a table, an SVG and a PNG file a picture; into the
     folder go ``results.md`` and, last, ``index.html``. Everything is made before anything is
-    written, and every file is written whole or not at all. Equal findings give equal bytes.
+    written, and every file is written whole or not at all. Equal results give equal bytes.
 
     Arguments:
         folder: The folder of a scale.
@@ -36,8 +80,8 @@ def build(folder: Path) -> Path:
         ``index.html``.
 
     Raises:
-        UserError: where there are no findings, where some are damaged or of an unknown format,
-            or where a file cannot be written.
+        UserError: where there are no results, where some are damaged or of an unknown format, or
+            where a file cannot be written.
     """
     folder = Path(folder)
     paths = [folder / name / "results.json" for name in EXPERIMENTS]
@@ -47,52 +91,76 @@ def build(folder: Path) -> Path:
             f"expected EXPERIMENT/results.json in {folder}, found none; "
             "make them with `equipoise reproduce`"
         )
-    sections = [section(findings) for findings in found]
-    for path, content in _files(found, sections).items():
+    scales = ", ".join(dict.fromkeys(results.scale for results in found if results.scale))
+    title = "A3GT, reproduced" + (f" at scale {scales}" if scales else "")
+    for path, content in _files(title, [_section(results) for results in found]).items():
         write(folder / path, content)
     return folder / "index.html"
 
 
-def _files(found: Sequence[Findings], sections: Sequence[Section]) -> dict[str, str | bytes]:
-    """Return all files by their paths, the page last."""
-    made: dict[str, str | bytes] = {}
-    for each in sections:
-        for block in each.blocks:
-            if isinstance(block, Table):
-                made[f"{each.name}/{block.name}.csv"] = csv_table(block)
-                made[f"{each.name}/{block.name}.tex"] = latex_table(block)
-            elif isinstance(block, Picture):
-                made[f"{each.name}/{block.name}.svg"] = svg_file(block)
-                made[f"{each.name}/{block.name}.png"] = png_file(block)
-        made[f"{each.name}/{each.name}.md"] = section_markdown(each)
-    title = _title(found)
-    made["results.md"] = markdown(title, sections)
-    made["index.html"] = _html(title, sections)
+def _section(results: Results) -> ExperimentSection:
+    name, panels, blocks = results.experiment, [], list[Block]()
+    several = len(results.panels) > 1 or name.startswith("table")
+    for panel in results.panels:
+        rows = results.of(panel, weights=None)
+        panels.append((panel, sorted({*rows["n"]}), sorted({*rows["seed"]})))
+        if name in _MAKERS:
+            own = panel.name.removeprefix(f"{name}-") if several else ""
+            blocks += _MAKERS[name](panel, rows, file_name(name, own))
+    return ExperimentSection(
+        name=name,
+        title=EXPERIMENTS[name]["title"],
+        about=EXPERIMENTS[name]["about"],
+        judgements=judge_all(results),
+        blocks=_distinct(blocks or settings.blocks(results)),
+        facts=facts(results=results, panels=panels),
+        missing=results.missing,
+    )
+
+
+def _distinct(blocks: Sequence[Block]) -> list[Block]:
+    """Return the blocks with file names of their own: panels may be named alike for a file."""
+    seen: dict[str, int] = {}
+    made: list[Block] = []
+    for block in blocks:
+        if isinstance(block, Table | Picture):
+            count = seen[block.name] = seen.get(block.name, 0) + 1
+            block = replace(block, name=f"{block.name}-{count}") if count > 1 else block
+        made.append(block)
     return made
 
 
-def _title(found: Sequence[Findings]) -> str:
-    scales = ", ".join(dict.fromkeys(findings.scale for findings in found if findings.scale))
-    return "A3GT, reproduced" + (f" at scale {scales}" if scales else "")
+def _files(title: str, sections: Sequence[ExperimentSection]) -> dict[str, str | bytes]:
+    """Return all files by their paths, the page last."""
+    made: dict[str, str | bytes] = {}
+    templates = _templates()
+    for section in sections:
+        for block in section.blocks:
+            if isinstance(block, Table):
+                made[f"{section.name}/{block.name}.csv"] = csv_table(block)
+                made[f"{section.name}/{block.name}.tex"] = latex_table(block)
+            elif isinstance(block, Picture):
+                made[f"{section.name}/{block.name}.svg"] = svg_file(block)
+                made[f"{section.name}/{block.name}.png"] = png_file(block)
+        markdown = templates.get_template("paper.md.j2").render(title="", sections=[section])
+        made[f"{section.name}/{section.name}.md"] = _plain(markdown)
+    verdicts = [judged.verdict for section in sections for judged in section.judgements]
+    tally = prose("tally", counts={verdict: verdicts.count(verdict) for verdict in _CLASSES})
+    blanks = {"title": title, "sections": sections, "tally": tally}
+    made["results.md"] = _plain(templates.get_template("paper.md.j2").render(**blanks))
+    html = environment(str(__package__)).get_template("paper.html.j2")
+    made["index.html"] = html.render(**blanks, classes=_CLASSES)
+    return made
 
 
-def _html(title: str, sections: Sequence[Section]) -> str:
-    pictures: Mapping[str, Markup] = {
-        f"{each.name}/{block.name}": inline(block)
-        for each in sections
-        for block in each.blocks
-        if isinstance(block, Picture)
-    }
-    verdicts = [(_CLASSES[v], v) for v in (HOLDS, FAILS, OPEN)]
-    return (
-        environment(str(__package__))
-        .get_template("reproduction.html.j2")
-        .render(
-            title=title,
-            tally=tally(sections),
-            sections=sections,
-            pictures=pictures,
-            verdicts=verdicts,
-            classes=_CLASSES,
-        )
+def _templates() -> Environment:
+    found = environment(str(__package__)).overlay(autoescape=False)
+    found.filters["markdown"] = lambda table, brief: markdown_table(table, brief=brief)
+    found.filters["anchor"] = lambda title: "".join(
+        letter for letter in title.lower().replace(" ", "-") if letter.isalnum() or letter == "-"
     )
+    return found
+
+
+def _plain(text: str) -> str:
+    return text.replace("\u00a0", " ")

@@ -1,6 +1,6 @@
 """``results.json`` as one checked long table: a row a model, radius and attack."""
 
-__all__ = ["AUTOATTACK", "CLEAN", "EXPERIMENTS", "FORMAT", "WORST", "PanelInfo", "Results", "read"]
+__all__ = ["AUTOATTACK", "CLEAN", "FORMAT", "WORST", "PanelInfo", "Results", "read"]
 
 import math
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from equipoise.parsing import read_mapping
 from equipoise.sample import Sample
 
 FORMAT = 2
-EXPERIMENTS = ("table2", "table3", "fig2", "fig3", "fig4", "fig5", "controls", "front", "settings")
+
 CLEAN, AUTOATTACK, WORST = "clean", "autoattack", "worst-case"
 
 
@@ -116,7 +116,7 @@ class Results(BaseModel):
     """The results of an experiment.
 
     Arguments:
-        experiment: Its name, one of ``EXPERIMENTS``.
+        experiment: Its name, one of ``paper.yaml``.
         scale: The scale it was made at.
         title: Its title.
         command: The command that makes it.

@@ -4,18 +4,20 @@ __all__ = ["compare"]
 
 import csv
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from equipoise.errors import UserError
 from equipoise.plans import plan as plans
-from equipoise.plans.engine import PlanJob
+from equipoise.plans.engine import Ending, PlanJob, Written
 from equipoise.plans.prepare import Datasets, tasks
-from equipoise.plans.results import Experiment, Row
-from equipoise.plans.table import csv_rows, facts, markdown, models, summary
+from equipoise.plans.results import Experiment
+from equipoise.plans.table import csv_rows, facts, markdown, terminal_table
 from equipoise.report import build
 from equipoise.store.runs import Run
 from equipoise.terminal.progress import Console
-from equipoise.terminal.table import output, rich_table
+from equipoise.terminal.table import output
 
 
 def compare(
@@ -47,25 +49,27 @@ def compare(
     parts = [(plan, tasks(plan, out, data_dir, Datasets()))]
     experiment = Experiment("comparison", plan.title, out, command, parts)
 
-    job = PlanJob([experiment], out, title=plan.title, console=console, written=_write)
-    try:
-        job.run(workers, plan_only=plan_only)
-    finally:
-        if job.ending == "finished":
-            _report(experiment, console)
+    def written(experiments: Sequence[Written], ending: Ending | None) -> None:
+        for _, content in experiments:
+            _write(experiment, content)
+            if ending == "finished":
+                _report(experiment, content, console)
+
+    job = PlanJob([experiment], out, title=plan.title, console=console, written=written)
+    job.run(workers, plan_only=plan_only)
 
 
-def _write(experiment: Experiment, content: Row) -> None:
+def _write(experiment: Experiment, content: Mapping[str, Any]) -> None:
     """Write the table of what there is."""
     folder, buffer = Run(experiment.folder), io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(csv_rows(experiment, models(content)))
+    csv.writer(buffer, lineterminator="\n").writerows(csv_rows(experiment, content))
     folder.write_text("table.md", markdown(experiment, content))
     folder.write_text("table.csv", buffer.getvalue())
 
 
-def _report(experiment: Experiment, console: Console) -> None:
+def _report(experiment: Experiment, content: Mapping[str, Any], console: Console) -> None:
     """Write the report of all finished runs, and show the table; it does without the report."""
-    out, content = experiment.folder, experiment.results()
+    out = experiment.folder
     runs = [out / f"{row['entry']}-seed{row['seed']}" for row in content["trainings"]]
     try:
         if runs:
@@ -74,8 +78,7 @@ def _report(experiment: Experiment, console: Console) -> None:
     except UserError as error:
         console.warn(f"there is no report: {error}")
     terminal = output()
-    heads, rows = summary(experiment, models(content))
-    terminal.print(rich_table(experiment.title, heads, rows, numbers=heads[2:]))
+    terminal.print(terminal_table(experiment, content))
     for line in facts(experiment, content):
         terminal.print(line, soft_wrap=True)
     for line in content["missing"]:

@@ -1,43 +1,16 @@
-"""Tables as Markdown, CSV and LaTeX."""
+"""Sections and tables as Markdown."""
 
 __all__ = [
-    "csv_table",
-    "latex_table",
     "markdown_sections",
     "markdown_table",
     "markdown_text",
 ]
 
-import csv
 import re
 from collections.abc import Mapping, Sequence
-from io import StringIO
 
 from equipoise.report.content import Block, Cell, Section, Table
 from equipoise.terminal.table import escape_markdown, markdown_rows
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "–": "--",
-    "−": r"$-$",
-    "\u00a0": "~",
-    "′": r"$'$",
-    "∞": r"$\infty$",
-    "≥": r"$\geq$",
-    "×": r"$\times$",
-}
 
 
 def markdown_table(table: Table, *, brief: bool = False) -> str:
@@ -94,45 +67,3 @@ def _block(block: Block, level: int) -> str:
     if isinstance(block, Mapping):
         return "".join(f"- **{markdown_text(k)}**: {markdown_text(v)}\n" for k, v in block.items())
     return f"{markdown_text(block)}\n" if type(block) is str else ""
-
-
-def csv_table(table: Table) -> str:
-    """Return the numbers of a table as CSV: fractions, not percent; unknown ones are empty."""
-    target = StringIO()
-    writer = csv.writer(target, lineterminator="\n")
-    for record in table.records or _printed(table):
-        writer.writerow(["" if value is None else value for value in record])
-    return target.getvalue()
-
-
-def _printed(table: Table) -> Sequence[Sequence[object]]:
-    heads = [column.head for column in table.columns]
-    lines = [*table.rows, *([table.foot] if table.foot else [])]
-    return [heads, *([c.text if c.value is None else c.value for c in row] for row in lines)]
-
-
-def latex_table(table: Table) -> str:
-    """Return a table as LaTeX for the package booktabs."""
-    layout = "".join("r" if column.number else "l" for column in table.columns)
-    heads = " & ".join(_latex(column.head) for column in table.columns)
-    rows = "".join(" & ".join(map(_latex_item, row)) + r" \\" + "\n" for row in table.rows)
-    notes = "".join(f"% {note}\n" for note in table.notes)
-    return (
-        f"% {table.title}. Needs \\usepackage{{booktabs}}.\n{notes}"
-        f"\\begin{{tabular}}{{{layout}}}\n\\toprule\n{heads} \\\\\n\\midrule\n"
-        f"{rows}\\bottomrule\n\\end{{tabular}}\n"
-    )
-
-
-def _latex_item(item: Cell) -> str:
-    text = _latex(item.text)
-    if item.mark:
-        text = rf"\{'textbf' if item.mark == 'best' else 'textit'}{{{text}}}"
-    small = _latex(" ".join(item.small.split("\n")))
-    return rf"{text} {{\scriptsize {small}}}" if small else text
-
-
-def _latex(text: str) -> str:
-    # A bracket at the start of a cell would be taken for an argument of the line break before it.
-    escaped = "".join(_LATEX.get(letter, letter) for letter in text)
-    return f"{{{escaped}}}" if escaped.startswith("[") else escaped

@@ -10,17 +10,20 @@ __all__ = [
     "Place",
     "along",
     "axes_at",
+    "axes_in",
     "blank",
     "cross",
     "inline",
     "legend",
     "line",
     "percent_axis",
+    "plain",
     "plane",
     "png_file",
     "point",
     "put_labels",
     "safe",
+    "settle",
     "svg_file",
     "whiskers",
 ]
@@ -83,6 +86,39 @@ def axes_at(
     width, height = 72 * canvas.get_figwidth(), 72 * canvas.get_figheight()
     left, bottom, wide, high = place
     axes = canvas.add_axes((left / width, bottom / height, wide / width, high / height))
+    plain(axes, palette, grid=grid, size=size)
+    return axes
+
+
+def axes_in(
+    canvas: Canvas, palette: Palette, rows: int, columns: int, *, grid: str = "y"
+) -> list[Axes]:
+    """Return axes in rows and columns, which are arranged so that no text overlaps.
+
+    Arguments:
+        canvas: The drawing.
+        palette: Its colours.
+        rows: The number of rows.
+        columns: The number of columns.
+        grid: Along which axis there are lines, as in :func:`axes_at`.
+    """
+    canvas.set_layout_engine("constrained", h_pad=0.08, w_pad=0.08, hspace=0.06, wspace=0.04)
+    every = list(canvas.subplots(rows, columns, squeeze=False).ravel())
+    for axes in every:
+        plain(axes, palette, grid=grid)
+    return every
+
+
+def settle(canvas: Canvas) -> None:
+    """Arrange the axes for good, so that labels can be put beside points."""
+    FigureCanvasAgg(canvas)
+    with matplotlib.rc_context(DRAWING):
+        canvas.draw_without_rendering()
+    canvas.set_layout_engine("none")
+
+
+def plain(axes: Axes, palette: Palette, *, grid: str = "y", size: float = 10) -> None:
+    """Leave of the frame of axes only the line below; arguments as in :func:`axes_at`."""
     axes.patch.set_visible(False)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
@@ -96,7 +132,6 @@ def axes_at(
     if grid:
         which: Any = grid
         axes.grid(axis=which, color=palette.faint, linewidth=0.8)
-    return axes
 
 
 def percent_axis(axis: Any) -> None:
@@ -171,10 +206,17 @@ def cross(
 
 
 def legend(
-    canvas: Canvas, palette: Palette, styles: dict[str, Style], place: tuple[float, float]
+    canvas: Canvas,
+    palette: Palette,
+    styles: dict[str, Style],
+    place: tuple[float, float] | None = None,
 ) -> None:
-    """Draw a legend with its upper left corner at a place in points."""
+    """Draw a legend: its upper left corner at a place in points, or at the right of all axes."""
     width, height = 72 * canvas.get_figwidth(), 72 * canvas.get_figheight()
+    where: dict[str, Any] = {"loc": "outside right upper"}
+    if place is not None:
+        corner = place[0] / width, place[1] / height
+        where = {"loc": "upper left", "bbox_to_anchor": corner, "borderaxespad": 0}
     handles = [
         Line2D(
             [],
@@ -191,9 +233,7 @@ def legend(
     drawn = canvas.legend(
         handles,
         [safe(name) for name in styles],
-        loc="upper left",
-        bbox_to_anchor=(place[0] / width, place[1] / height),
-        borderaxespad=0,
+        **where,
         frameon=False,
         handlelength=2.6,
         labelspacing=0.45,

@@ -1,0 +1,331 @@
+"""Drawings of the paper's figures: planes of accuracies, lines against eps, radars, heat maps."""
+
+__all__ = ["against_eps", "heat_maps", "intervals", "parts", "planes", "radar", "scatter"]
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from equipoise.measures.statistics import front
+from equipoise.paper.measures import Accuracies, Pair
+from equipoise.report import pictures
+from equipoise.report.palette import Palette, Style, style_of
+from equipoise.report.pictures import STEPS
+
+Labelled = Mapping[str, Pair]  # by label, (clean, robust) accuracy
+Series = Mapping[str, Mapping[float, float]]  # by entry, values by eps
+CLEAN_STYLE, ROBUST_STYLE = Style(0, (), "o"), Style(1, (), "s")
+
+
+def _titled(axes: Axes, palette: Palette, title: str) -> None:
+    axes.set_title(pictures.safe(title, 60), color=palette.ink, fontsize=10, loc="left")
+
+
+def _named(axes: Axes, palette: Palette, below: str, left: str = "") -> None:
+    axes.set_xlabel(below, color=palette.muted, fontsize=10)
+    axes.set_ylabel(left, color=palette.muted, fontsize=10)
+
+
+def planes(
+    palette: Palette,
+    panels: Mapping[str, Mapping[str, Labelled]],
+    styles: Mapping[str, Style],
+    *,
+    robust: str = "AutoAttack accuracy",
+    columns: int = 2,
+) -> Canvas:
+    """Return lines in planes of clean (upwards) and robust accuracy, one legend for all.
+
+    Arguments:
+        palette: The colours.
+        panels: By title, the lines by name: their points by label; a label may be empty.
+        styles: How each line is drawn; without a marker its points are not labelled.
+        robust: What the robust accuracy is called.
+        columns: The most planes in a row.
+    """
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    wide, high = {1: (480, 350), 2: (380, 330)}.get(columns, (270, 260))
+    canvas = pictures.blank(palette, wide * columns + 160, high * rows)
+    every = pictures.axes_in(canvas, palette, rows, columns, grid="both")
+    for axes in every[len(panels) :]:
+        axes.set_axis_off()
+    for place, (axes, (title, lines)) in enumerate(zip(every, panels.items(), strict=False)):
+        for name, points in lines.items():
+            clean, x = zip(*points.values(), strict=True)
+            marked = bool(styles[name].marker)
+            pictures.line(axes, palette, x, clean, styles[name], markers=marked)
+        pictures.plane(axes)
+        _titled(axes, palette, title)
+        _named(axes, palette, robust, "" if place % columns else "clean accuracy")
+    drawn = {name for lines in panels.values() for name in lines}
+    pictures.legend(canvas, palette, {n: style for n, style in styles.items() if n in drawn})
+    pictures.settle(canvas)
+    for axes, lines in zip(every, panels.values(), strict=False):
+        _label(axes, palette, lines, styles)
+    return canvas
+
+
+def _label(
+    axes: Axes, palette: Palette, lines: Mapping[str, Labelled], styles: Mapping[str, Style]
+) -> None:
+    """Write labels beside points; of many, beside the first, the middle and the last."""
+    labels, points, colours, busy = list[str](), list[Pair](), list[str](), list[Pair]()
+    for name, line in lines.items():
+        places = [(robust, clean) for clean, robust in line.values()]
+        busy += pictures.along(places)
+        last = len(places) - 1
+        for i in range(last + 1) if last < 6 else sorted({0, last // 2, last}):
+            label = list(line)[i]
+            if label and styles[name].marker:
+                labels.append(label)
+                points.append(places[i])
+                colours.append(styles[name].of(palette))
+    pictures.put_labels(axes, labels, points, colours, busy)
+
+
+def scatter(
+    palette: Palette, entries: Mapping[str, tuple[Accuracies, Accuracies]], hero: str
+) -> Canvas:
+    """Return entries as points with intervals; far less robust ones in a part of their own.
+
+    Arguments:
+        palette: The colours.
+        entries: Clean and robust accuracies of each entry.
+        hero: The entry with the largest marker.
+    """
+    most = max(robust.mean for _, robust in entries.values())
+    low = [entry for entry, (_, robust) in entries.items() if 2 * robust.mean < most]
+    parts = [some for some in (low, [e for e in entries if e not in low]) if some]
+    canvas = pictures.blank(palette, 660, 400)
+    canvas.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
+    ratios = [1.0, 4.5][-len(parts) :]
+    every = canvas.subplots(1, len(parts), sharey=True, squeeze=False, width_ratios=ratios)[0]
+    for axes, some in zip(every, parts, strict=True):
+        pictures.plain(axes, palette, grid="both")
+        for entry in some:
+            style = style_of(entry, list(entries).index(entry))
+            clean, robust = entries[entry]
+            at = robust.mean, clean.mean
+            pictures.whiskers(axes, style.of(palette), at, clean.interval, up=True)
+            pictures.whiskers(axes, style.of(palette), at, robust.interval, up=False)
+            size = 11 if entry == hero else 8.5
+            pictures.point(axes, palette, [at[0]], [at[1]], style, size=size)
+        pictures.plane(axes)
+    if len(parts) > 1:
+        left, right = every[0].get_xlim()
+        every[0].set_xlim(left, max(right, left + 0.08))
+        every[0].xaxis.set_major_locator(MaxNLocator(2, steps=STEPS))
+        every[1].tick_params(axis="y", labelleft=False)
+    _named(every[-1], palette, "AutoAttack accuracy")
+    every[0].set_ylabel("clean accuracy", color=palette.muted, fontsize=10)
+    pictures.settle(canvas)
+    means = {entry: (robust.mean, clean.mean) for entry, (clean, robust) in entries.items()}
+    for axes, some in zip(every, parts, strict=True):
+        _front(axes, palette, list(means.values()))
+        places = [means[entry] for entry in some]
+        pictures.put_labels(axes, some, places, [palette.ink] * len(some))
+    return canvas
+
+
+def _front(axes: Axes, palette: Palette, points: Sequence[Pair]) -> None:
+    steps = sorted(points[i] for i in front(points))
+    x, y = [-1.0], [steps[0][1]]
+    for (robust, clean), following in zip(steps, [*steps[1:], (steps[-1][0], -1.0)], strict=True):
+        x += [robust, robust]
+        y += [clean, following[1]]
+    limits = axes.get_xlim(), axes.get_ylim()
+    axes.plot(x, y, color=palette.muted, linewidth=1, dashes=(1.5, 1.5), zorder=1)
+    axes.set(xlim=limits[0], ylim=limits[1])
+
+
+def _lines(axes: Axes, palette: Palette, lines: Series, *, markers: bool) -> dict[str, Style]:
+    styles = {entry: style_of(entry, place) for place, entry in enumerate(lines)}
+    for entry, values in lines.items():
+        x, y = list(values), list(values.values())
+        pictures.line(axes, palette, x, y, styles[entry], markers=markers)
+    axes.margins(0.03, 0.08)
+    for axis, most in ((axes.xaxis, 9 if markers else 5), (axes.yaxis, 5)):
+        axis.set_major_locator(MaxNLocator(most, steps=STEPS))
+        axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.4g}"))
+    _named(axes, palette, "eps")
+    return styles
+
+
+def against_eps(
+    palette: Palette, lines: Series, hero: str, noise: Mapping[float, float]
+) -> Canvas:
+    """Return lines against eps, and below them their differences to one of them.
+
+    Arguments:
+        palette: The colours.
+        lines: The lines.
+        hero: The entry that the others are compared with, if it is there.
+        noise: By eps, the difference to it that is within the noise.
+    """
+    compared = hero in lines and len(lines) > 1
+    canvas = pictures.blank(palette, 720, 470 if compared else 300)
+    every = pictures.axes_in(canvas, palette, 2 if compared else 1, 1)
+    styles = _lines(every[0], palette, lines, markers=True)
+    _titled(every[0], palette, "score")
+    if compared:
+        own = lines[hero]
+        gaps = {
+            entry: {eps: value - own[eps] for eps, value in values.items() if eps in own}
+            for entry, values in lines.items()
+        }
+        places = [eps for eps in own if eps in noise]
+        band = [noise[eps] for eps in places]
+        below = [-width for width in band]
+        every[1].fill_between(places, below, band, color=palette.muted, alpha=0.13, linewidth=0)
+        _lines(every[1], palette, {e: gap for e, gap in gaps.items() if gap}, markers=True)
+        _titled(every[1], palette, f"score minus that of {hero}; grey: noise of the images")
+    pictures.legend(canvas, palette, styles)
+    return canvas
+
+
+def parts(palette: Palette, panels: Mapping[str, Series]) -> Canvas:
+    """Return small pictures of lines against eps, three in a row, with one legend."""
+    rows = -(-len(panels) // 3)
+    canvas = pictures.blank(palette, 820, 220 * rows)
+    every = pictures.axes_in(canvas, palette, rows, min(3, len(panels)))
+    for axes in every[len(panels) :]:
+        axes.set_axis_off()
+    styles: dict[str, Style] = {}
+    for axes, (title, lines) in zip(every, panels.items(), strict=False):
+        styles |= _lines(axes, palette, lines, markers=False)
+        _titled(axes, palette, title)
+    pictures.legend(canvas, palette, styles)
+    return canvas
+
+
+def radar(palette: Palette, charts: Mapping[str, Mapping[str, Pair]]) -> Canvas:
+    """Return radar charts of one scale, two in a row.
+
+    Arguments:
+        palette: The colours.
+        charts: By title, score and accuracy of each method.
+    """
+    rows, columns = -(-len(charts) // 2), min(2, len(charts))
+    canvas = pictures.blank(palette, 340 * columns + 170, 300 * rows)
+    canvas.set_layout_engine("compressed", h_pad=0.1, w_pad=0.4)
+    polar: Any = {"projection": "polar"}
+    every = canvas.subplots(rows, columns, squeeze=False, subplot_kw=polar).ravel()
+    for axes in every[len(charts) :]:
+        axes.set_axis_off()
+    most = max(max(pair) for chart in charts.values() for pair in chart.values())
+    styles = {"score": Style(1, (), "", 2.0), "accuracy under attack": Style(0, (4, 2), "", 1.5)}
+    for axes, (title, chart) in zip(every, charts.items(), strict=False):
+        angles = [2 * math.pi * i / len(chart) for i in range(len(chart))]
+        pictures.plain(axes, palette, grid="both")
+        axes.spines["polar"].set_visible(False)
+        axes.set(theta_offset=math.pi / 2, theta_direction=-1)
+        axes.set(ylim=(0, max(0.2, math.ceil(5 * most) / 5)))
+        axes.yaxis.set_major_locator(MaxNLocator(4, steps=STEPS))
+        axes.tick_params(axis="y", labelsize=8)
+        axes.set_xticks(angles, [])
+        outside = 1.06 * axes.get_ylim()[1]
+        for angle, name in zip(angles, chart, strict=True):
+            x = math.sin(angle)
+            side = "center" if abs(x) < 0.1 else "left" if x > 0 else "right"
+            font: Any = {"ha": side, "va": "center", "color": palette.ink, "fontsize": 10}
+            axes.text(angle, outside, pictures.safe(name), **font)
+        for i, style in enumerate(styles.values()):
+            values = [pair[i] for pair in chart.values()]
+            closed = [*angles, angles[0]], [*values, values[0]]
+            pictures.line(axes, palette, *closed, style, markers=False)
+            if not i:
+                axes.fill(angles, values, color=style.of(palette), alpha=0.1, linewidth=0)
+        _titled(axes, palette, title)
+    pictures.legend(canvas, palette, styles)
+    return canvas
+
+
+def heat_maps(
+    palette: Palette,
+    maps: Mapping[str, Mapping[tuple[str, str], float]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    stars: Sequence[tuple[str, str]],
+) -> Canvas:
+    """Return heat maps of accuracies, two in a row.
+
+    Arguments:
+        palette: The colours.
+        maps: By title, the accuracy of each row and column.
+        rows: The names of the rows, schedules of gamma.
+        columns: The names of the columns, values of c.
+        stars: Rows and columns that get a star.
+    """
+    across = min(2, len(maps))
+    down = -(-len(maps) // across)
+    wide = 60 * len(columns) + 7 * max(map(len, rows)) + 30
+    canvas = pictures.blank(palette, wide * across, (32 * len(rows) + 66) * down)
+    every = pictures.axes_in(canvas, palette, down, across, grid="")
+    for axes in every[len(maps) :]:
+        axes.set_axis_off()
+    for place, (axes, (title, values)) in enumerate(zip(every, maps.items(), strict=False)):
+        low, high = min(values.values()), max(values.values())
+        for (row, column), value in values.items():
+            x, y = columns.index(column), rows.index(row)
+            share = (value - low) / (high - low) if high > low else 0.5
+            tile: Any = {"xy": (x - 0.46, y - 0.44), "width": 0.92, "height": 0.88}
+            shade = 0.05 + 0.42 * share
+            axes.add_patch(Rectangle(**tile, color=palette.series[0], alpha=shade, lw=0))
+            if value == high:
+                axes.add_patch(Rectangle(**tile, fill=False, edgecolor=palette.ink, lw=1.6))
+            text = f"{100 * value:.1f}" + "*" * ((row, column) in stars)
+            weight = "bold" if value == high else "normal"
+            font: Any = {"color": palette.ink, "fontsize": 10, "fontweight": weight}
+            axes.text(x, y, text, ha="center", va="center", **font)
+        axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(rows)), [] if place % across else rows)
+        axes.tick_params(length=0)
+        axes.spines["bottom"].set_visible(False)
+        _named(axes, palette, "c", "" if place % across else "gamma")
+        _titled(axes, palette, title)
+    return canvas
+
+
+def intervals(
+    palette: Palette,
+    rows: Sequence[tuple[str, str, Sequence[Accuracies | None]]],
+) -> Canvas:
+    """Return clean and AutoAttack accuracies with their intervals, a row each, in groups.
+
+    Arguments:
+        palette: The colours.
+        rows: Group, name, and clean and AutoAttack accuracies of each row.
+    """
+    canvas = pictures.blank(palette, 760, 21 * (len(rows) + len({row[0] for row in rows})) + 70)
+    (axes,) = pictures.axes_in(canvas, palette, 1, 1, grid="x")
+    styles = {"clean": CLEAN_STYLE, "AutoAttack": ROBUST_STYLE}
+    names: list[str] = []
+    for group, members in groupby(rows, key=lambda row: row[0]):
+        names.append(f"{group}:")
+        for _, name, found in members:
+            for accuracy, style in zip(found, styles.values(), strict=True):
+                if accuracy:
+                    at = accuracy.mean, float(len(names))
+                    ends = accuracy.interval
+                    pictures.whiskers(axes, style.of(palette), at, ends, up=False)
+                    pictures.point(axes, palette, [at[0]], [at[1]], style, size=6.5)
+            names.append(pictures.safe(name, 48))
+    axes.set(ylim=(len(names) - 0.5, -0.5))
+    axes.set_yticks(range(len(names)), names, color=palette.ink)
+    for label in axes.get_yticklabels():
+        if label.get_text().endswith(":"):
+            label.set_fontweight("bold")
+    pictures.percent_axis(axes.xaxis)
+    _named(axes, palette, "accuracy")
+    plain_styles = {name: replace(style, width=0) for name, style in styles.items()}
+    pictures.legend(canvas, palette, plain_styles)
+    return canvas
