@@ -487,7 +487,7 @@ def test_fgsm_collapses_and_a_rollback_saves_it(robust_model):
     saved = trained(robust_model, FAST, Knots((0.05,)), on_collapse="rollback")
     assert sum(len(record.get("rollbacks", ())) for record in saved.history) >= 1
     assert min(probes(saved)) > 0.15
-    assert probes(saved)[-1] > 2 * probes(lost)[-1]
+    assert sum(probes(saved)[1:]) > 2 * sum(probes(lost)[1:])  # one round alone varies
 
 
 @pytest.mark.slow
