@@ -4,10 +4,10 @@ __all__ = ["AttackProgress", "Console", "progress_bar", "round_line"]
 
 import errno
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -40,23 +40,15 @@ class AttackProgress:
     seconds: float = 0.0
 
 
-class Show(Protocol):
-    """A function that moves a progress bar."""
+Show = Callable[..., None]
+"""Moves a progress bar to ``show(done, total=None, *, task="", text="")``.
 
-    def __call__(
-        self, done: float, total: float | None = None, *, task: str = "", text: str = ""
-    ) -> None:
-        """Show the progress.
-
-        Arguments:
-            done: The units that are done.
-            total: The units in all; None: as before, or unknown.
-            task: The name of the task; another name restarts the clock.
-            text: The text beside the bar.
-        """
+``done`` and ``total`` are in units (None: as before, or unknown). Another ``task`` restarts the
+clock, and ``text`` stands beside the bar.
+"""
 
 
-def _nothing(done: float, total: float | None = None, *, task: str = "", text: str = "") -> None:
+def _nothing(*arguments: object, **options: object) -> None:
     """Show nothing."""
 
 
