@@ -279,7 +279,7 @@ def test_another_sample_than_is_said_is_found(trained, tmp_path, change):
     if change == "text":
         about["sample"] = "all"
     store.write(result, tensors["x"], about, {})
-    with pytest.raises(RunError, match=r"sample|stored images|which of the test images"):
+    with pytest.raises(RunError, match=r"sample|stored images"):
         verify_run(run)
 
 
@@ -296,9 +296,9 @@ def test_an_evaluation_that_names_no_images_is_not_verified(trained, tmp_path, c
     old.write(result, tensors["x"], about, {})
     store.path.unlink()
     store.summary.unlink()
-    with pytest.raises(RunError, match="which of the test images"):
+    with pytest.raises(RunError, match="damaged"):
         verify_run(run)
-    with pytest.raises(UserError, match="no evaluation to go on with"):
+    with pytest.raises(UserError):
         evaluate_run(run, resume=True)
 
 

@@ -59,11 +59,3 @@ class Sample:
             seed=None if seed is None else int(seed),
             sha256=str(content["sha256"]),
         )
-
-    @classmethod
-    def known(cls, content: Any) -> Self | None:
-        """Return the sample that plain values describe; None: they describe none."""
-        try:
-            return cls.of_content(content)
-        except (KeyError, TypeError, ValueError):
-            return None

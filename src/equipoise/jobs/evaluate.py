@@ -20,7 +20,6 @@ from equipoise.evaluation.autosave import evaluate_and_save
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.target_model import Subject, of_run, open_folder
-from equipoise.sample import Sample
 from equipoise.settings import recipe
 from equipoise.store import verdicts
 from equipoise.store.digests import model_digest, tensor_digest
@@ -35,10 +34,7 @@ from equipoise.version import __version__
 def evaluate_run(
     path: str | Path,
     *,
-    data_dir: str | Path | None = None,
     which: str = "model",
-    model: str | None = None,
-    trust: bool = False,
     eps: Sequence[float] = (),
     transfer: Sequence[str | Path] = (),
     resume: bool = False,
@@ -50,12 +46,9 @@ def evaluate_run(
 
     Arguments:
         path: The run folder.
-        data_dir: The folder of the data; by default that of the training.
         which: The weights: ``"model"`` for the kept ones, or another name as for
             :meth:`equipoise.store.runs.Run.model`.
-        model: As for :func:`equipoise.jobs.target_model.of_run`, as is the next.
-        trust: Whether to run the code that the folder names.
-        eps: As for :func:`evaluate_subject`, as are the next three.
+        eps: The radii, as for :func:`evaluate_subject`, as are the next three.
         transfer: Folders of other evaluations.
         resume: Whether to go on with an interrupted evaluation.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -65,20 +58,9 @@ def evaluate_run(
     Returns:
         The records, as :func:`evaluate_subject` has them.
     """
-    console = console or Console(quiet=True)
-    if trust:  # first: the file that the folder names may add attacks
-        plugins.run_trusted(open_folder(path).made_with(), console.warn)
-    known = Protocol(**protocol)
-    subject = of_run(path, which, data_dir, console, model=model, trust=trust)
-    return evaluate_subject(
-        subject,
-        known,
-        console,
-        radii=eps,
-        transfer=transfer,
-        resume=resume,
-        device=device,
-    )
+    asked, console = Protocol(**protocol), console or Console(quiet=True)
+    how: dict[str, Any] = {"radii": eps, "transfer": transfer, "resume": resume, "device": device}
+    return evaluate_subject(of_run(path, which, None, console), asked, console, **how)
 
 
 def evaluate_subject(
@@ -125,12 +107,12 @@ def evaluate_subject(
         protocol = protocol.complete(subject.norm, subject.eps)
         radii = radii or [protocol.threat.eps]
     threats = [Threat(protocol.threat.norm, eps) for eps in radii]
-    job = _Job(subject, protocol, threats, console, transfer, resume, device)
+    job = _Evaluations(subject, protocol, threats, console, transfer, resume, device)
     with ExitStack() as locks:
         stores = {store.name: store for store in map(job.store, threats)}
         for store in stores.values():  # all of them, before anything is read
             locks.enter_context(store.lock())
-        locks.enter_context(signals.handled(_interrupt, signals.ENDING))
+        locks.enter_context(signals.interrupting())
         for threat in threats:
             if not (resume and job.store(threat).finished):  # meanwhile, by another
                 job.evaluate(threat)
@@ -151,10 +133,9 @@ def _begun(
         about
         for store in Store.all(subject.run)
         for about in [store.about()]
-        if (sample := Sample.known(about.get("sample")))  # older versions did not say
-        and about["weights"] == subject.which
+        if about["weights"] == subject.which
         and protocol.n in (None, about["n"])
-        and (not protocol.first or sample.seed is None)
+        and (not protocol.first or about["sample"]["seed"] is None)
         and protocol.norm in (None, about["norm"])
         and (not radii or float(about["eps"]) in radii)
     ]
@@ -179,21 +160,13 @@ def _begun(
         for store in Store.all(subject.run):
             store.derive()  # a process may have been killed before it did
     with plugins.explained(asked.get("import")):
-        begun = replace(
-            protocol,
-            attacks=asked["attacks"],
-            norm=first["norm"],
-            eps=float(first["eps"]),
-            n=first["n"],
-            first=first["sample"]["seed"] is None,
-            individual=asked["individual"],
-            seed=asked["seed"],
-            passes=asked["passes"],
-        )
-    return begun, todo
+        return replace(protocol, **{key: asked[key] for key in _AS_BEGUN}), todo
 
 
-class _Job:
+_AS_BEGUN = ("attacks", "norm", "eps", "n", "first", "individual", "seed", "passes")
+
+
+class _Evaluations:
     """The evaluation of a subject under one threat after the other."""
 
     def __init__(
@@ -361,9 +334,3 @@ _WORDS = {
     "eps": "eps",
     "norm": "norm",
 }
-
-
-def _interrupt(name: str) -> None:
-    """End a job as Ctrl-C does: with what was found kept."""
-    del name
-    raise KeyboardInterrupt

@@ -76,10 +76,7 @@ def measure_front(
         f"images ({len(images.validation)} of {len(images.train) + len(images.validation)}); "
         "test images have no part in it"
     )
-    with (
-        signals.handled(_interrupt, signals.ENDING),
-        console.progress(),
-    ):
+    with signals.interrupting(), console.progress():
         try:
             front.measure(asked, points=points, beyond=beyond, others=others, console=console)
         except KeyboardInterrupt:
@@ -92,9 +89,3 @@ def measure_front(
     files = write_picture(record, front.run.path)
     console.say(f"written: {front.run.path / FILE}, {', '.join(map(str, files))}")
     return record
-
-
-def _interrupt(name: str) -> None:
-    """End as Ctrl-C does: with every finished point kept."""
-    del name
-    raise KeyboardInterrupt

@@ -1,11 +1,11 @@
 """Ctrl-C, SIGTERM and SIGHUP, a terminal that is closed: the wish to save and stop."""
 
-__all__ = ["ENDING", "handled"]
+__all__ = ["handled", "interrupting"]
 
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
@@ -44,3 +44,13 @@ def handled(
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def interrupting() -> AbstractContextManager[None]:
+    """End the block as Ctrl-C does, by a KeyboardInterrupt, on SIGTERM and SIGHUP too."""
+
+    def interrupt(name: str) -> None:
+        del name
+        raise KeyboardInterrupt
+
+    return handled(interrupt, ENDING)

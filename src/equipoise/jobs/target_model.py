@@ -34,7 +34,6 @@ from equipoise.threat import Norm
 
 WAIT_SECONDS = 10.0
 Load = Callable[[str], ModuleType]
-_BEFORE = {"weights_key": ""}  # what folders of earlier versions do not say
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,7 @@ def of_model(
             code = {"source": source, "import": plugins.imported()}
             run.write_json(OWN, {**about, **code, "remarks": told})
         known = run.read_json(OWN)
-    if not known or any(known.get(key, _BEFORE.get(key)) != about[key] for key in about):
+    if not known or any(known.get(key) != about[key] for key in about):
         raise UserError(f"{folder} holds something else; choose another --out")
     for line in filter(None, [*told, plugins.changed(known.get("source"), source)]):
         say(line)

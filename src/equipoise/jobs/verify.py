@@ -153,7 +153,7 @@ def _verify(store: Store, subject: Subject, device: torch.device, batch_size: in
     try:
         about, result, tensors = store.read()
         verified.n, verified.robust = len(result.y), int(result.robust.sum())
-        sample = _sample(about)
+        sample = Sample.of_content(about["sample"])
         verified.images = sample.words("test images")
         verified.finished = bool(about.get("finished"))
         verified.problems += verify_stored.claims(store, about, result, tensors)
@@ -191,18 +191,6 @@ def _attack(verified: Verified, store: Store, subject: Subject, n: int, nonce: s
         verified.problems.append(f"its attacks cannot be run again: {error}")
     else:
         verified.problems += verified.again.problems
-
-
-def _sample(about: dict[str, Any]) -> Sample:
-    """Return which images were evaluated.
-
-    Raises:
-        UserError: If that is not said.
-    """
-    found = Sample.known(about.get("sample"))
-    if found is None:
-        raise UserError("it does not say which of the test images were evaluated")
-    return found
 
 
 def _origin(

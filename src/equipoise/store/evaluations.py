@@ -171,7 +171,8 @@ class Store:
 def _about(text: str) -> dict[str, Any]:
     """Return what an evaluation is of, with all that is asked of it later."""
     content = dict(json.loads(text))
-    wanted = {"n": int, "weights": str, "norm": str, "eps": str, "asked": dict, "finished": bool}
+    wanted = {"n": int, "sample": dict, "weights": str, "norm": str, "eps": str}
+    wanted |= {"model_sha256": str, "asked": dict, "finished": bool}
     wrong = [key for key, kind in wanted.items() if type(content.get(key)) is not kind]
     if wrong:
         raise ValueError(f"it does not say {', '.join(wrong)}")

@@ -250,8 +250,9 @@ class Evaluation:
 
     @property
     def sample(self) -> Sample | None:
-        """Which images they are."""
-        return Sample.known(self.about.get("sample"))
+        """Which images they are, where that is said."""
+        sample = self.about.get("sample")
+        return Sample.of_content(sample) if sample else None
 
     @property
     def split(self) -> str:
