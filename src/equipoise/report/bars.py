@@ -9,7 +9,6 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from matplotlib.transforms import ScaledTranslation
 
 from equipoise.report.content import Picture
 from equipoise.report.palette import Palette
@@ -55,20 +54,20 @@ def bars(title: str, rows: Sequence[Bar], most: float, identity: str, spoken: st
         identity: The id of the drawing on its page.
         spoken: What the drawing shows, in words.
     """
+    names = [safe(bar.name, _LONGEST) for bar in rows]
+    gap = 19.0 if any(bar.lowest for bar in rows) else 11.0  # the mark of the lowest is in it
 
     def draw(palette: Palette) -> Canvas:
-        left = 10 + _LETTER * max(len(safe(bar.name, _LONGEST)) for bar in rows)
-        right = _gap(rows) + 4 + _LETTER * max(len(bar.text) for bar in rows)
+        left = 10 + _LETTER * max(map(len, names))
+        right = gap + 4 + _LETTER * max(len(bar.text) for bar in rows)
         canvas = blank(palette, _WIDTH, _ROW * len(rows) + _FLOOR)
         place = (left, _FLOOR, _WIDTH - left - right, _ROW * len(rows))
         axes = axes_at(canvas, palette, place, grid="x", size=11)
         for i, bar in enumerate(rows):
-            _draw(axes, palette, i, bar, _gap(rows))
+            _draw(axes, palette, i, bar, gap)
         axes.set_xlim(0, most)
         axes.set_ylim(len(rows) - 0.45, -0.55)
-        axes.set_yticks(range(len(rows)), [safe(bar.name, _LONGEST) for bar in rows])
-        for label in axes.get_yticklabels():
-            label.set_color(palette.ink)
+        axes.set_yticks(range(len(rows)), names, color=palette.ink)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS, integer=most > 1))
         axes.xaxis.set_major_formatter(FuncFormatter(_percent if most == 1 else _count))
         return canvas
@@ -77,40 +76,19 @@ def bars(title: str, rows: Sequence[Bar], most: float, identity: str, spoken: st
 
 
 def _draw(axes: Axes, palette: Palette, place: int, bar: Bar, gap: float) -> None:
-    colour = palette.series[0 if bar.clean else 1]
+    colour, ink = palette.series[0 if bar.clean else 1], palette.ink
     axes.barh(place, bar.value, height=0.56, color=colour, linewidth=0)
     if bar.lost:
-        axes.barh(
-            place, bar.lost, left=bar.value, height=0.56, color=colour, alpha=0.28, linewidth=0
-        )
-    ink: dict[str, Any] = {"color": palette.ink, "linestyle": "none", "clip_on": False}
+        shape: dict[str, Any] = {"left": bar.value, "height": 0.56, "linewidth": 0}
+        axes.barh(place, bar.lost, color=colour, alpha=0.28, **shape)
     if bar.interval:
-        both = [place, place]
-        axes.plot(bar.interval, both, color=palette.ink, linewidth=1.1, clip_on=False)
-        axes.plot(bar.interval, both, **ink, marker="|", markersize=7, markeredgewidth=1.1)
-    side = axes.get_yaxis_transform()
+        marks: dict[str, Any] = {"marker": "|", "markersize": 7, "markeredgewidth": 1.1}
+        axes.plot(bar.interval, [place] * 2, color=ink, linewidth=1.1, clip_on=False, **marks)
+    side: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "annotation_clip": False}
+    side |= {"textcoords": "offset points", "color": ink, "va": "center_baseline"}
+    axes.annotate(bar.text, (1, place), xytext=(gap, 0), **side)
     if bar.lowest:
-        shifted = side + _shifted(axes, 10)
-        axes.plot([1], [place], **ink, transform=shifted, marker="<", markersize=6)
-    axes.text(
-        1,
-        place,
-        bar.text,
-        transform=side + _shifted(axes, gap),
-        color=palette.ink,
-        verticalalignment="center_baseline",
-    )
-
-
-def _gap(rows: Sequence[Bar]) -> float:
-    """Return the space before the numbers in points; the mark of the lowest stands in it."""
-    return 19.0 if any(bar.lowest for bar in rows) else 11.0
-
-
-def _shifted(axes: Axes, points: float) -> ScaledTranslation:
-    figure = axes.figure
-    assert figure is not None, "the axes are in a drawing"
-    return ScaledTranslation(points / 72, 0, figure.dpi_scale_trans)
+        axes.annotate("\u25c2", (1, place), xytext=(6, 0), **side)
 
 
 def _percent(value: float, _place: object) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from equipoise.plugins import changed, command
 from equipoise.report.content import Block, Section
 from equipoise.report.results import WORST, EvaluatedRun, Threat, rows_of
-from equipoise.report.runs_reader import Run
+from equipoise.report.runs_reader import RunData
 from equipoise.report.wording import (
     capital,
     closed,
@@ -36,7 +36,7 @@ Caution = tuple[tuple[str, ...], str, str]  # runs (none: all of them), headline
 # Checks
 
 
-def check_sections(run: Run, shown: Threat | None) -> list[Section]:
+def check_sections(run: RunData, shown: Threat | None) -> list[Section]:
     """Return the checks and the cost of every evaluation of a run, the shown threat first."""
     sections = [_checks(run, evaluation) for evaluation in ranked(run, shown)]
     if len(sections) < 2:
@@ -45,12 +45,12 @@ def check_sections(run: Run, shown: Threat | None) -> list[Section]:
     return [sections[0], Section(f"{run.name}: {more}", sections[1:], folded=True)]
 
 
-def ranked(run: Run, shown: Threat | None) -> list[Evaluation]:
+def ranked(run: RunData, shown: Threat | None) -> list[Evaluation]:
     """Return the evaluations of a run: the shown threat first, many images before few."""
     return sorted(run.evaluations, key=lambda e: (e.threat != shown, e.threat, -e.n, e.name))
 
 
-def _checks(run: Run, evaluation: Evaluation) -> Section:
+def _checks(run: RunData, evaluation: Evaluation) -> Section:
     alarms = {
         f"{capital(f.status)}: {f.check}{f' ({f.code})' if f.code else ''}": _said(f)
         for f in _alarms(evaluation)
@@ -88,7 +88,7 @@ def _said(finding: Finding) -> str:
     return f"{closed(finding.message)} {closed(capital(finding.remedy))}".strip()
 
 
-def _cost(run: Run, evaluation: Evaluation) -> dict[str, str]:
+def _cost(run: RunData, evaluation: Evaluation) -> dict[str, str]:
     used = evaluation.versions.get("command")
     facts = {
         "Distances": _distances(evaluation),
@@ -139,7 +139,7 @@ def _size(memory: int) -> str:
 # Cautions
 
 
-def cautions(runs: Sequence[Run], rows: Mapping[str, EvaluatedRun]) -> list[Caution]:
+def cautions(runs: Sequence[RunData], rows: Mapping[str, EvaluatedRun]) -> list[Caution]:
     """Return the reservations about runs and their results; equal ones are listed once.
 
     Arguments:
@@ -162,7 +162,7 @@ def cautions(runs: Sequence[Run], rows: Mapping[str, EvaluatedRun]) -> list[Caut
     ]
 
 
-def _check_cautions(run: Run, shown: Threat | None) -> Iterator[_Caution]:
+def _check_cautions(run: RunData, shown: Threat | None) -> Iterator[_Caution]:
     """Yield failed checks, warnings and interruptions; the same of several radii once."""
     order = ranked(run, shown)
     alarms = [
@@ -190,7 +190,7 @@ def _check_cautions(run: Run, shown: Threat | None) -> Iterator[_Caution]:
             yield run.name, "Evaluation not finished", text
 
 
-def _training(run: Run) -> Iterator[_Caution]:
+def _training(run: RunData) -> Iterator[_Caution]:
     if run.trained and not run.finished:
         logged = f"{len(run.rounds)} of {run.planned} rounds are logged"
         what = logged if run.rounds else "no round is logged yet"
@@ -208,7 +208,7 @@ def _training(run: Run) -> Iterator[_Caution]:
         yield run.name, "Other code", closed(text)
 
 
-def other_code(run: Run) -> list[str]:
+def other_code(run: RunData) -> list[str]:
     """Return which files of the user's code changed after the training."""
     imported = run.provenance.get("import") or run.own.get("import")
     pairs = [(imported, run.provenance.get("resumed_with"))]
@@ -225,7 +225,7 @@ def _split(warning: str) -> tuple[str, str]:
     return capital(title), closed(text)
 
 
-def _evaluation(run: Run, row: EvaluatedRun | None) -> Iterator[_Caution]:
+def _evaluation(run: RunData, row: EvaluatedRun | None) -> Iterator[_Caution]:
     if row is None:
         if run.others and not run.records:
             text = (
@@ -254,7 +254,7 @@ def _evaluation(run: Run, row: EvaluatedRun | None) -> Iterator[_Caution]:
         yield run.name, "Ensemble after other attacks", text
 
 
-def _together(runs: Sequence[Run], rows: Mapping[str, EvaluatedRun]) -> Iterator[_Caution]:
+def _together(runs: Sequence[RunData], rows: Mapping[str, EvaluatedRun]) -> Iterator[_Caution]:
     if not rows:
         return
     if not any(run.undefended for run in runs):
@@ -276,7 +276,7 @@ def _together(runs: Sequence[Run], rows: Mapping[str, EvaluatedRun]) -> Iterator
         yield "", "Different attacks", text
 
 
-def _attacks_differ(runs: Sequence[Run]) -> bool:
+def _attacks_differ(runs: Sequence[RunData]) -> bool:
     sets: dict[tuple[object, ...], set[tuple[str, ...]]] = {}
     for row in (row for run in runs for row in rows_of(run)):
         if (worst := row.records.get(WORST)) and worst.attacks:
@@ -284,7 +284,7 @@ def _attacks_differ(runs: Sequence[Run]) -> bool:
     return any(len(attacks) > 1 for attacks in sets.values())
 
 
-def _images_differ(runs: Sequence[Run]) -> bool:
+def _images_differ(runs: Sequence[RunData]) -> bool:
     # Other images are expected where the split or their number is another.
     seen: dict[tuple[str, int], set[str]] = {}
     for e in (evaluation for run in runs for evaluation in run.evaluations):
@@ -292,7 +292,7 @@ def _images_differ(runs: Sequence[Run]) -> bool:
     return any(len(sums) > 1 for sums in seen.values())
 
 
-def _repetitions(runs: Sequence[Run]) -> dict[str, set[str | None]]:
+def _repetitions(runs: Sequence[RunData]) -> dict[str, set[str | None]]:
     seeds: dict[str, set[str | None]] = {}
     for run in (run for run in runs if run.trained):
         recipe = {k: v for k, v in run.recipe.items() if k not in ("seed", "snapshots")}

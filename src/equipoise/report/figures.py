@@ -18,12 +18,12 @@ from equipoise.report.content import Figure, Key, Picture
 from equipoise.report.palette import GLOBAL, LEARNERS, Palette, Style, style_of
 from equipoise.report.pictures import STEPS, axes_at, blank, line
 from equipoise.report.results import CLEAN, WORST, EvaluatedRun, judged_alike, rows_of, sweep
-from equipoise.report.runs_reader import Round, Run
+from equipoise.report.runs_reader import Round, RunData
 from equipoise.report.stages import ATTACKED_KEY, CLEAN_KEY, accuracy_bars
 from equipoise.store.records import Record
 
 
-def curves(run: Run, identity: str) -> Figure | None:
+def curves(run: RunData, identity: str) -> Figure | None:
     """Return how a run's losses and accuracies went, or None where nothing was logged.
 
     Arguments:
@@ -56,7 +56,7 @@ _STRIP = 16.0  # the height of the strip of weights
 _Line = tuple[Style, Callable[[Round], Mapping[str, float]]]
 
 
-def _lines(run: Run) -> dict[str, _Line]:
+def _lines(run: RunData) -> dict[str, _Line]:
     more = (style_of("", place) for place in itertools.count(2))
     found: dict[str, _Line] = {}
     for name in run.learners:
@@ -72,7 +72,7 @@ def _lines(run: Run) -> dict[str, _Line]:
     return found
 
 
-def _curve_keys(run: Run, lines: Mapping[str, _Line]) -> tuple[Key, ...]:
+def _curve_keys(run: RunData, lines: Mapping[str, _Line]) -> tuple[Key, ...]:
     keys = [
         Key(f"{name} learner" if name in run.learners else name, s)
         for name, (s, _) in lines.items()
@@ -88,12 +88,12 @@ def _curve_keys(run: Run, lines: Mapping[str, _Line]) -> tuple[Key, ...]:
     return tuple(keys)
 
 
-def _has_strip(run: Run) -> bool:
+def _has_strip(run: RunData) -> bool:
     return len(run.learners) > 1 and any(r.weights for r in run.rounds)
 
 
 def _curve_panel(
-    run: Run, lines: Mapping[str, _Line], title: str, key: str, identity: str
+    run: RunData, lines: Mapping[str, _Line], title: str, key: str, identity: str
 ) -> Picture | None:
     rounds = [r.number for r in run.rounds]
     values = {
@@ -145,7 +145,7 @@ def _set_scale(axes: Axes, values: Sequence[float], accuracy: bool) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.3g}"))
 
 
-def _moments(axes: Axes, palette: Palette, run: Run) -> None:
+def _moments(axes: Axes, palette: Palette, run: RunData) -> None:
     """Mark the start of merging, the hand-overs and the round that was kept."""
     if run.start[0] is not None:
         axes.axvline(run.start[0], color=palette.muted, linewidth=1, dashes=(3, 3), zorder=1)
@@ -158,7 +158,7 @@ def _moments(axes: Axes, palette: Palette, run: Run) -> None:
         axes.plot(rounds, [height] * len(rounds), marker=marker, color=colour, **marks)
 
 
-def _round_axis(axes: Axes, bottom: Axes, run: Run) -> None:
+def _round_axis(axes: Axes, bottom: Axes, run: RunData) -> None:
     numbers = [r.number for r in run.rounds]
     first, last = min(numbers), max(run.planned, *numbers)
     pad = 0.5 if _has_strip(run) else max(0.02 * (last - first), 0.2)
@@ -170,7 +170,7 @@ def _round_axis(axes: Axes, bottom: Axes, run: Run) -> None:
         bottom.set_xlim(*axes.get_xlim())
 
 
-def _strip(canvas: Canvas, palette: Palette, run: Run, lines: Mapping[str, _Line]) -> Axes:
+def _strip(canvas: Canvas, palette: Palette, run: RunData, lines: Mapping[str, _Line]) -> Axes:
     place = (_LEFT, 26.7, 0.985 * _WIDE - _LEFT, _STRIP)
     strip = axes_at(canvas, palette, place, grid="", size=11)
     strip.set_yticks([])
@@ -201,7 +201,7 @@ def _spoken(title: str, values: Mapping[str, Sequence[float]], accuracy: bool) -
 
 
 def overview(
-    runs: Sequence[Run], rows: Mapping[str, EvaluatedRun], identity: str, *, bars: bool = True
+    runs: Sequence[RunData], rows: Mapping[str, EvaluatedRun], identity: str, *, bars: bool = True
 ) -> Figure | None:
     """Return what a report shows first, or None where nothing was evaluated.
 
@@ -323,7 +323,7 @@ def _sweep(
     return Picture(identity, title, draw, _spoken_sweep(title, found))
 
 
-def _styles(runs: Sequence[Run]) -> dict[str, Style]:
+def _styles(runs: Sequence[RunData]) -> dict[str, Style]:
     """Return a style for each run; the first undefended run steps back."""
     defended = [run.name for run in runs if not run.undefended]
     undefended = [run.name for run in runs if run.undefended]

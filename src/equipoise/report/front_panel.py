@@ -19,11 +19,11 @@ from equipoise.report.content import Block, Card, Cell, Column, Section, Shot, T
 from equipoise.report.front_picture import HALO, picture
 from equipoise.report.gallery import image_uri
 from equipoise.report.html import environment
-from equipoise.report.runs_reader import Run
+from equipoise.report.runs_reader import RunData
 from equipoise.report.wording import interval, percent
 
 
-def panel(run: Run, identity: str) -> Section | None:
+def panel(run: RunData, identity: str) -> Section | None:
     """Return the panel of a run's front; None where none was measured.
 
     Arguments:

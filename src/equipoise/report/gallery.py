@@ -19,7 +19,7 @@ from safetensors import safe_open
 from equipoise.parsing import reason
 from equipoise.report.content import LARGE, Block, Card, Section, Shot
 from equipoise.report.results import Threat
-from equipoise.report.runs_reader import Run
+from equipoise.report.runs_reader import RunData
 from equipoise.report.wording import count, join, norm_text, threat_text
 from equipoise.store.sealed import read_arrays
 from equipoise.store.verdicts import UNREADABLE, Evaluation, read, stage_of
@@ -36,7 +36,7 @@ Bytes = NDArray[np.uint8]
 Rule = tuple[str, str, str, list[int]]  # name, how many there are, the rule, the images
 
 
-def gallery(run: Run, threat: Threat | None) -> Section | str | None:
+def gallery(run: RunData, threat: Threat | None) -> Section | str | None:
     """Return the images of a run.
 
     Arguments:

@@ -16,7 +16,7 @@ from equipoise.report.front_panel import panel
 from equipoise.report.gallery import gallery
 from equipoise.report.html import environment
 from equipoise.report.results import EvaluatedRun, best, headline, headline_rows, result_sections
-from equipoise.report.runs_reader import Run, read_runs
+from equipoise.report.runs_reader import RunData, read_runs
 from equipoise.report.stages import stage_sections
 from equipoise.store.files import write
 from equipoise.store.verdicts import scores
@@ -68,7 +68,7 @@ def failed_checks(runs: Sequence[Path]) -> list[str]:
     ]
 
 
-def _html(runs: Sequence[Run], cmmr: bool) -> str:
+def _html(runs: Sequence[RunData], cmmr: bool) -> str:
     rows = headline_rows(runs)
     galleries = _galleries(runs, rows)
     return (
@@ -90,7 +90,7 @@ def _html(runs: Sequence[Run], cmmr: bool) -> str:
     )
 
 
-def _markdown(runs: Sequence[Run], cmmr: bool) -> str:
+def _markdown(runs: Sequence[RunData], cmmr: bool) -> str:
     rows = headline_rows(runs)
     parts = [f"# {markdown_text(_title(runs))}\n"]
     parts += [f"{markdown_text(sentence)}\n" for sentence in _headline(runs, rows)]
@@ -101,12 +101,12 @@ def _markdown(runs: Sequence[Run], cmmr: bool) -> str:
     return "\n".join([*parts, markdown_sections(sections)])
 
 
-def _title(runs: Sequence[Run]) -> str:
+def _title(runs: Sequence[RunData]) -> str:
     many = len(runs) > _MANY_RUNS
     return "Report on " + (f"{len(runs)} runs" if many else wording.join([r.name for r in runs]))
 
 
-def _headline(runs: Sequence[Run], rows: Mapping[str, EvaluatedRun]) -> list[str]:
+def _headline(runs: Sequence[RunData], rows: Mapping[str, EvaluatedRun]) -> list[str]:
     sentences = (best if len(runs) > _MANY_RUNS else headline)(list(rows.values()))
     for run in runs:
         if run.name not in rows:
@@ -121,7 +121,7 @@ def _headline(runs: Sequence[Run], rows: Mapping[str, EvaluatedRun]) -> list[str
 
 
 def _folded(
-    runs: Sequence[Run], title: str, identity: str, lead: str, found: Sequence[Section]
+    runs: Sequence[RunData], title: str, identity: str, lead: str, found: Sequence[Section]
 ) -> list[Section]:
     """Return what each run has of its own as a section; of many runs it is folded."""
     if not found:
@@ -136,7 +136,7 @@ def _folded(
 
 
 def _overview(
-    runs: Sequence[Run], rows: Mapping[str, EvaluatedRun], galleries: Sequence[Section]
+    runs: Sequence[RunData], rows: Mapping[str, EvaluatedRun], galleries: Sequence[Section]
 ) -> list[Block]:
     fronts = [found for i, run in enumerate(runs) if (found := panel(run, f"front-{i}"))]
     figure = figures.overview(runs, rows, "fig-overview", bars=not fronts)
@@ -163,7 +163,7 @@ def _examples(rows: Mapping[str, EvaluatedRun], galleries: Sequence[Section]) ->
 
 
 def _evaluations(
-    runs: Sequence[Run], rows: Mapping[str, EvaluatedRun], cmmr: bool
+    runs: Sequence[RunData], rows: Mapping[str, EvaluatedRun], cmmr: bool
 ) -> list[Section]:
     """Return results, stages and checks, of each run the threat of the headline first."""
     results = result_sections(runs)
@@ -200,7 +200,7 @@ _CHECKS = (
 _EYE = "Chosen by a rule, not by eye. Below an image stands the class that the model predicts."
 
 
-def _scores(runs: Sequence[Run]) -> Section:
+def _scores(runs: Sequence[RunData]) -> Section:
     """Return the composite scores of all evaluations that have one, a row a radius."""
     rows, blocks = [], list[Block]()
     for run in runs:
@@ -228,7 +228,7 @@ _CMMR = (
 )
 
 
-def _training(runs: Sequence[Run], *, pictures: bool) -> list[Section]:
+def _training(runs: Sequence[RunData], *, pictures: bool) -> list[Section]:
     trained = [run for run in runs if run.trained]
     if not trained:
         return []
@@ -240,7 +240,7 @@ def _training(runs: Sequence[Run], *, pictures: bool) -> list[Section]:
     return [Section("Training", [table, *(folded[0].blocks if folded else [])], id="training")]
 
 
-def _training_row(run: Run) -> tuple[Cell, ...]:
+def _training_row(run: RunData) -> tuple[Cell, ...]:
     numbers = (
         len(run.rounds),
         run.kept_round,
@@ -257,7 +257,7 @@ def _training_row(run: Run) -> tuple[Cell, ...]:
     )
 
 
-def _curves(run: Run, identity: str) -> Section:
+def _curves(run: RunData, identity: str) -> Section:
     facts = {"Merging": _merging(run), "Model kept": kept(run), "Picked": _picked(run)}
     known = {name: text for name, text in facts.items() if text}
     figure = figures.curves(run, identity)
@@ -265,7 +265,7 @@ def _curves(run: Run, identity: str) -> Section:
     return Section(run.name, blocks, tag="" if run.finished else "not finished")
 
 
-def _merging(run: Run) -> str:
+def _merging(run: RunData) -> str:
     if len(run.learners) < 2:
         return ""
     start, reason = run.start
@@ -276,7 +276,7 @@ def _merging(run: Run) -> str:
     return f"{wording.join(run.learners)}; {when}{why}{after if run.handovers else ''}"
 
 
-def kept(run: Run) -> str:
+def kept(run: RunData) -> str:
     """Return which round's weights are the model, and by which rule."""
     if run.kept_round is None:
         return ""
@@ -288,7 +288,7 @@ def kept(run: Run) -> str:
     return f"round {run.kept_round} of {of}{by}; chosen without test images"
 
 
-def _picked(run: Run) -> str:
+def _picked(run: RunData) -> str:
     """Return from which front a model was picked, and why it is that one."""
     if not run.picked:
         return ""
@@ -329,7 +329,7 @@ def _share(value: float | None) -> Cell:
     return Cell(wording.percent(value), value)
 
 
-def _galleries(runs: Sequence[Run], rows: Mapping[str, EvaluatedRun]) -> list[Section]:
+def _galleries(runs: Sequence[RunData], rows: Mapping[str, EvaluatedRun]) -> list[Section]:
     common = next((row.threat for row in rows.values() if row.threat), None)
     made = []
     for run in runs:
@@ -339,13 +339,13 @@ def _galleries(runs: Sequence[Run], rows: Mapping[str, EvaluatedRun]) -> list[Se
     return made
 
 
-def _own(runs: Sequence[Run]) -> list[Section]:
+def _own(runs: Sequence[RunData]) -> list[Section]:
     """Return where models of the user's own come from."""
     small = "a model of your own, not trained here"
     return [Section(run.name, [_own_facts(run)], small=small) for run in runs if not run.trained]
 
 
-def _own_facts(run: Run) -> dict[str, str]:
+def _own_facts(run: RunData) -> dict[str, str]:
     names = {
         "model": "Model",
         "weights": "Weights",
@@ -363,7 +363,7 @@ def _own_facts(run: Run) -> dict[str, str]:
     return facts
 
 
-def _provenance(runs: Sequence[Run]) -> Section:
+def _provenance(runs: Sequence[RunData]) -> Section:
     blocks: list[Block] = list(_own(runs))
     for title, trees in (
         ("Recipe, fully resolved", [run.recipe for run in runs]),
@@ -381,7 +381,9 @@ def _provenance(runs: Sequence[Run]) -> Section:
     return Section("Recipe and provenance", blocks, id="provenance")
 
 
-def _side_by_side(title: str, runs: Sequence[Run], trees: Sequence[Mapping[str, object]]) -> Table:
+def _side_by_side(
+    title: str, runs: Sequence[RunData], trees: Sequence[Mapping[str, object]]
+) -> Table:
     """Return the settings of all runs in one table; those that differ are marked."""
     flat = [dict(wording.flatten(tree)) for tree in trees]
     rows = []

@@ -19,12 +19,12 @@ __all__ = [
 ]
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from equipoise.report.content import Block, Cell, Column, Section, Table
-from equipoise.report.runs_reader import Run
+from equipoise.report.runs_reader import RunData
 from equipoise.report.wording import (
     count,
     images_text,
@@ -46,7 +46,7 @@ Threat = tuple[str, float]
 class EvaluatedRun:
     """A run with one of its evaluations: everything measured on the same images at one radius."""
 
-    run: Run
+    run: RunData
     evaluation: Evaluation
 
     @cached_property
@@ -82,7 +82,7 @@ class EvaluatedRun:
         return self.records.get(WORST) or min(single, key=lambda r: r.accuracy, default=None)
 
 
-def rows_of(run: Run) -> list[EvaluatedRun]:
+def rows_of(run: RunData) -> list[EvaluatedRun]:
     """Return what was measured for a run; without a perturbation only where nothing else was."""
     rows = [EvaluatedRun(run, evaluation) for evaluation in run.evaluations]
     rows = [row for row in rows if row.records]
@@ -109,7 +109,7 @@ def stage_name(records: Mapping[str, Record], ensemble: Record, stage: Record) -
 # Tables
 
 
-def result_sections(runs: Sequence[Run]) -> list[Section]:
+def result_sections(runs: Sequence[RunData]) -> list[Section]:
     """Return one table per radius and sample of images, small radii and many images first."""
     tables: dict[tuple[Threat, tuple[int, str]], list[EvaluatedRun]] = {}
     for row in (row for run in runs for row in rows_of(run)):
@@ -161,7 +161,7 @@ def _table(title: str, rows: Sequence[EvaluatedRun]) -> Table:
     )
 
 
-def _run_cell(run: Run) -> Cell:
+def _run_cell(run: RunData) -> Cell:
     return Cell(run.name, small=run.method if run.method != run.name else "")
 
 
@@ -255,11 +255,11 @@ def _settings(rows: Sequence[EvaluatedRun]) -> dict[str, str]:
 # The headline
 
 
-def headline_rows(runs: Sequence[Run]) -> dict[str, EvaluatedRun]:
+def headline_rows(runs: Sequence[RunData]) -> dict[str, EvaluatedRun]:
     """Return the evaluation of each run for the headline: at the radius of its training.
 
-    Of a run that was not attacked at the radius of its training it is the largest radius, in the
-    norm of its training if there is any, on as many images as there are: never a smaller one.
+    Without one there it is at the largest radius, in the norm of its training if there is any, on
+    as many images as there are: never at a smaller one.
     """
     rows = {run.name: rows_of(run) for run in runs}
     return {name: max(found, key=_rank) for name, found in rows.items() if found}
@@ -287,23 +287,16 @@ def best(rows: Sequence[EvaluatedRun]) -> list[str]:
 
     Only runs that were judged like the first one are compared.
     """
-    alike = judged_alike(rows)
-    found = []
-    for where, kept in (
-        ("under attack", [row for row in alike if row.attacked]),
-        ("on clean images", [row for row in alike if row.clean]),
-    ):
-        top = max(kept, key=lambda row: _share(row, where), default=None)
-        found += [f"Best {where} of {len(alike)} runs: {_sentence(top)}."] if top else []
+    alike, found = judged_alike(rows), []
+    for where, key in (("under attack", "attacked"), ("on clean images", "clean")):
+        kept = [row for row in alike if getattr(row, key)]
+        if kept:
+            top = max(kept, key=lambda row: getattr(row, key).accuracy)
+            found.append(f"Best {where} of {len(alike)} runs: {_sentence(top)}.")
     if len(alike) < len(rows):
         others = len(rows) - len(alike)
         found.append(f"{others} more were evaluated in another way: see the tables.")
     return found
-
-
-def _share(row: EvaluatedRun, where: str) -> float:
-    record = row.attacked if where == "under attack" else row.clean
-    return record.accuracy if record else -1.0
 
 
 def judged_alike(rows: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
@@ -361,7 +354,7 @@ def _attacks(row: EvaluatedRun) -> str:
 # Accuracy against the radius
 
 
-def sweep(runs: Sequence[Run], norm: str) -> tuple[str, dict[str, dict[float, Record]]]:
+def sweep(runs: Sequence[RunData], norm: str) -> tuple[str, dict[str, dict[float, Record]]]:
     """Return accuracy by radius for every run that was judged in a norm, and under what.
 
     The measure is the worst case where each run has one at every radius it was judged at, or
@@ -371,7 +364,8 @@ def sweep(runs: Sequence[Run], norm: str) -> tuple[str, dict[str, dict[float, Re
     Returns:
         Name of the measure, and for each run its records by radius.
     """
-    judged = [row for row in _attacked(runs) if row.threat and row.threat[0] == norm]
+    attacked = [row for run in runs for row in rows_of(run) if row.attacked]
+    judged = [row for row in attacked if row.threat and row.threat[0] == norm]
     known = Counter(row.images for row in judged)
     images = max(known, key=lambda images: (known[images], images), default=None)
     every = [row for row in judged if row.images == images]
@@ -387,10 +381,6 @@ def sweep(runs: Sequence[Run], norm: str) -> tuple[str, dict[str, dict[float, Re
             record = row.records[measure] if measure else row.attacked
             found[name] |= {eps: record} if record else {}
     return measure, found
-
-
-def _attacked(runs: Sequence[Run]) -> Iterator[EvaluatedRun]:
-    return (row for run in runs for row in rows_of(run) if row.attacked)
 
 
 def _measure(rows: Sequence[EvaluatedRun]) -> str:

@@ -1,6 +1,6 @@
 """Run folders as data: everything a report needs, read once and checked, without a model."""
 
-__all__ = ["Round", "Run", "Start", "read_run", "read_runs"]
+__all__ = ["Round", "RunData", "Start", "read_run", "read_runs"]
 
 import math
 from collections.abc import Mapping, Sequence
@@ -41,8 +41,8 @@ class Round:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """One run folder. Parts that are not there yet are empty, never an error."""
+class RunData:
+    """The content of one run folder. Parts that are not there yet are empty, never an error."""
 
     path: Path
     name: str
@@ -152,7 +152,7 @@ class Run:
         return tuple(str(name) for name in names)
 
 
-def read_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
+def read_runs(folders: Sequence[Path]) -> tuple[RunData, ...]:
     """Read run folders, each once, with names that tell them apart.
 
     Arguments:
@@ -176,7 +176,7 @@ def _compared(folder: Path) -> bool:
     return (folder / "results.json").is_file()
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RunData:
     """Read one run folder.
 
     Raises:
@@ -197,7 +197,7 @@ def read_run(folder: Path) -> Run:
     # of a learner are never taken for the model's.
     evaluated = {evaluation.weights for evaluation in found}
     weights = "last" if "last" in evaluated and "model" not in evaluated else "model"
-    return Run(
+    return RunData(
         path=folder,
         name=folder.resolve().name,
         recipe=read_mapping(folder / "recipe.yaml", load),
@@ -281,16 +281,16 @@ def _rounds(rounds: list[Round]) -> tuple[Round, ...]:
 
 
 def _summary(value: Mapping[str, Any]) -> dict[str, Any]:
-    known = _numbers(value)
-    found: dict[str, Any] = {"finished": bool(value.get("finished"))}
-    found |= {"stopped_early": bool(value.get("stopped_early"))}
-    found |= {"rule": str(value.get("rule") or "")}
-    found |= {"warnings": [str(w) for w in value.get("warnings") or ()]}
-    found |= {k: known[k] for k in ("gradient_evaluations", "seconds") if k in known}
-    if "kept_round" in known:
-        found["kept_round"] = int(known["kept_round"])
-    if value.get("start"):
-        found["start"] = _start(value["start"])
-    if value.get("handovers") is not None:
-        found["handovers"] = tuple(int(r) for r in value["handovers"])
-    return found
+    known, rounds = _numbers(value), value.get("handovers")
+    found: dict[str, Any] = {
+        "finished": bool(value.get("finished")),
+        "stopped_early": bool(value.get("stopped_early")),
+        "rule": str(value.get("rule") or ""),
+        "warnings": [str(w) for w in value.get("warnings") or ()],
+        "gradient_evaluations": known.get("gradient_evaluations"),
+        "seconds": known.get("seconds"),
+        "kept_round": int(known["kept_round"]) if "kept_round" in known else None,
+        "start": _start(value["start"]) if value.get("start") else None,
+        "handovers": None if rounds is None else tuple(int(r) for r in rounds),
+    }
+    return {name: content for name, content in found.items() if content is not None}

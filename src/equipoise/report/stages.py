@@ -17,7 +17,7 @@ from equipoise.report.results import (
     record_table,
     stage_name,
 )
-from equipoise.report.runs_reader import Run
+from equipoise.report.runs_reader import RunData
 from equipoise.report.wording import closed, count, join, percent, threat_text
 from equipoise.store.records import STAGE_COLUMNS, Record
 
@@ -27,7 +27,7 @@ ATTACKED_KEY = Key("under attack", sign="attacked")
 INTERVAL_KEY = Key("95 % interval", sign="whisker")
 
 
-def stage_sections(run: Run, shown: Threat | None, identity: str) -> list[Section]:
+def stage_sections(run: RunData, shown: Threat | None, identity: str) -> list[Section]:
     """Return the stages of every ensemble that a run was judged by.
 
     Arguments:
