@@ -177,6 +177,7 @@ def _about(text: str) -> dict[str, Any]:
     if wrong:
         raise ValueError(f"it does not say {', '.join(wrong)}")
     float(content["eps"])
+    Sample.of_content(content["sample"])
     return content
 
 
