@@ -5,13 +5,13 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 37_400,
-    "lines of templates, scripts, styles and YAML": 2_000,
-    "classes": 232,
-    "dataclasses": 141,
+    "lines of Python": 35_700,
+    "lines of templates, scripts, styles and YAML": 2_050,
+    "classes": 208,
+    "dataclasses": 122,
     "class names in several modules": 10,
-    "modules beside packages": 11,
-    "deepest import chain": 25,
+    "modules beside packages": 12,
+    "deepest import chain": 24,
     "import circles": 0,
     "dict[str, Any] in signatures": 80,
 }
