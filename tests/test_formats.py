@@ -42,7 +42,7 @@ def folders(command, tmp_path_factory):
     small = ("eps=0.1", "rounds=2", "width=0.25", "snapshots=1", "validation=60")
     for words in (
         ("train", "a3gt-front", "--data", "digits", "--out", "run", *small),
-        ("evaluate", "run", "--attacks", "pgd-2,autoattack", "--eps", "0.1", "-n", "30"),
+        ("evaluate", "run", "--attacks", "pgd-2,autoattack", "--eps", "0.1", "-n", "30", "--cmmr"),
         ("front", "run", "--points", "4"),
         ("pick", "run", "--gamma", "0.5", "--out", "picked"),
         ("evaluate", "nets:net", "--data", "digits", "--attacks", "pgd-2", "--eps", "0.1"),
@@ -89,7 +89,7 @@ def test_every_tensor_and_entry_of_an_evaluation_is_described(folders):
         tensors = {name for name in file.keys() if "." not in name}  # noqa: SIM118
         dotted = {name.partition(".")[0] for name in file.keys() if "." in name}  # noqa: SIM118
     known = described("evaluations/NAME.safetensors")
-    assert dotted == {"verdict", "attacked"}
+    assert dotted == {"verdict", "attacked", "distortion"}
     outcomes = [*json.loads(metadata["outcomes"]).values()]
     said = [json.loads(metadata["about"]), outcomes]
     assert sorted((tensors | set(metadata) | fields(said)) - known) == []

@@ -123,7 +123,7 @@ def evaluate(
         typer.Option(
             "--cmmr",
             help="Also show the composite score CMMR of accuracy and distortion at each radius "
-            "(docs/cmmr.md); as with --strongest.",
+            "(docs/cmmr.md). Implies --strongest.",
         ),
     ] = False,
     checks: Annotated[
