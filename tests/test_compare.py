@@ -125,7 +125,7 @@ def test_everything_that_is_wrong_with_a_plan_is_said_at_once():
         "unknown setting 'batchsize'; did you mean batch_size?",
         "eps must lie in [0, 1], got 8",
         "expected a name of letters, digits, dots and hyphens, got 'a/b'",
-        "entries.standard: expected a mapping, got 3",
+        "standard: expected a mapping, got 3",
         "unknown attack 'pdg'; did you mean 'pgd'?",
         "unknown key of evaluate 'm'",
         "evaluate.n: expected a whole number of at least 1, got 0",
@@ -366,7 +366,9 @@ def test_a_run_that_fails_is_named_and_stops_no_other(command, compared, tmp_pat
     ended = command("compare", write(tmp_path, plan), "--out", out, before=FORKED)
     assert ended.code == 1
     last = ended.err.strip().splitlines()[-1]
-    assert last.startswith("equipoise: 1 of 2 runs failed: bad-seed0 (training): the loss is not")
+    assert last.startswith(
+        "equipoise: 1 of 2 runs failed: bad-seed0: training failed: the loss is not"
+    )
     assert (out / "logs" / "bad-seed0.log").read_text().strip().endswith("clean.lr=3.3e+08")
     assert "| bad | standard | (1 missing) | 2 | - |" in (out / "table.md").read_text()
     assert "- bad-seed0: training failed: the loss is not finite" in (out / "table.md").read_text()

@@ -444,8 +444,9 @@ def candidates(clean, robust, n=400):
 
 
 def wanted(**given) -> Constraint:
-    names = ("max_clean_drop", "min_clean", "min_robust", "gamma", "reference", "standard")
-    return Constraint.of(**dict.fromkeys(names) | given)
+    names = ("max_clean_drop", "min_clean", "min_robust", "gamma")
+    apart = {name: given.pop(name, None) for name in ("reference", "standard")}
+    return Constraint.of(dict.fromkeys(names) | given, **apart)
 
 
 def test_the_most_robust_model_whose_bound_meets_the_constraint_is_picked():

@@ -32,7 +32,7 @@ from equipoise.version import __version__
 
 if TYPE_CHECKING:
     from equipoise import attacks
-    from equipoise.evaluation import evaluate
+    from equipoise.evaluation.evaluate import evaluate
     from equipoise.execution import fast
     from equipoise.fronts.front import Front
     from equipoise.jobs.train import train

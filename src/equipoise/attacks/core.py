@@ -46,7 +46,11 @@ _SHORT = (torch.bfloat16, torch.float16)
 
 
 class Attack(Protocol):
-    """Searches, within a threat, for inputs that a model misclassifies."""
+    """Searches, within a threat, for inputs that a model misclassifies.
+
+    A method ``cost(norm)`` may give a rough number of the gradient evaluations an image: plans
+    show it (:func:`cost`).
+    """
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, draws: Draws | None = None

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from equipoise import plugins
-from equipoise.cli import comparing, evaluating, fronting, reporting, reproducing, training
+from equipoise.cli import evaluating, fronting, planning, reporting, training
 from equipoise.errors import FOREIGN, RunError, UserError
 from equipoise.version import __version__
 
@@ -63,8 +63,8 @@ app.command(epilog=evaluating.EVALUATE_EPILOG)(evaluating.evaluate)
 app.command()(evaluating.verify)
 app.command(epilog=fronting.FRONT_EPILOG)(fronting.front)
 app.command(epilog=fronting.PICK_EPILOG)(fronting.pick)
-app.command(epilog=comparing.EPILOG)(comparing.compare)
-app.command(epilog=reproducing.EPILOG)(reproducing.reproduce)
+app.command(epilog=planning.COMPARE_EPILOG)(planning.compare)
+app.command(epilog=planning.REPRODUCE_EPILOG)(planning.reproduce)
 app.command()(reporting.report)
 app.command("list")(reporting.list_)
 data_app = typer.Typer(help="List datasets, and download them.", invoke_without_command=True)

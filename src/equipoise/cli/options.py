@@ -29,7 +29,7 @@ import typer
 from equipoise.errors import RunError
 
 if TYPE_CHECKING:
-    from equipoise.evaluation import Protocol
+    from equipoise.evaluation.protocol import Protocol
     from equipoise.terminal.progress import Console
 
 DataDir = Annotated[
@@ -103,7 +103,7 @@ def protocol_of(
     Raises:
         UserError: If an option will not do.
     """
-    from equipoise.evaluation import Protocol
+    from equipoise.evaluation.protocol import Protocol
     from equipoise.execution import LAYOUTS, PRECISIONS, Execution
     from equipoise.parsing import check_seed, choice
     from equipoise.threat import NORMS

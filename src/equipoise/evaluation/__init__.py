@@ -2,9 +2,9 @@
 
 __all__ = ["Finding", "Judge", "Outcome", "Protocol", "Result", "evaluate"]
 
-from equipoise.evaluation.checks import Finding
 from equipoise.evaluation.evaluate import evaluate
 from equipoise.evaluation.judge import Judge
 from equipoise.evaluation.outcome import Outcome
 from equipoise.evaluation.protocol import Protocol
 from equipoise.evaluation.result import Result
+from equipoise.store.finding import Finding

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from equipoise.evaluation.checks import Finding
 from equipoise.evaluation.evaluate import evaluate_by
 from equipoise.evaluation.protocol import Protocol
 from equipoise.evaluation.result import Result
 from equipoise.store.evaluations import Store
+from equipoise.store.finding import Finding
 from equipoise.terminal.progress import Console
 
 SAVE_SECONDS = 5.0

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from equipoise.errors import UserError
-from equipoise.evaluation.checks import Finding
 from equipoise.evaluation.outcome import Outcome
+from equipoise.store.finding import Finding
 from equipoise.store.verdicts import Verdicts
 from equipoise.terminal.table import TextTable, accuracy
 from equipoise.threat import Threat

@@ -16,7 +16,6 @@ from equipoise.attacks.core import NoGradient
 from equipoise.attacks.pgd import for_verdicts
 from equipoise.draws import KeyedDraws
 from equipoise.errors import UserError
-from equipoise.evaluation.checks import Finding
 from equipoise.evaluation.checks.finding import finding
 from equipoise.evaluation.judge import Judge, Ruling
 from equipoise.evaluation.outcome import Outcome
@@ -24,6 +23,7 @@ from equipoise.evaluation.protocol import Protocol, Stage
 from equipoise.evaluation.result import Result
 from equipoise.execution import Fast, fast
 from equipoise.losses import margin
+from equipoise.store.finding import Finding
 from equipoise.store.provenance import machine
 from equipoise.terminal.progress import AttackProgress
 

@@ -14,13 +14,14 @@ from torch import nn
 
 from equipoise.data import drawn_again
 from equipoise.errors import UserError
-from equipoise.evaluation import Judge, Protocol
+from equipoise.evaluation.judge import Judge
+from equipoise.evaluation.protocol import Protocol
 from equipoise.fronts.held_out import HeldOut, same_images
 from equipoise.fronts.line import BatchNorms, Ends, model_at
 from equipoise.fronts.picked import Picked
-from equipoise.fronts.picking import Candidate, Choice, Constraint, Flags, choose
+from equipoise.fronts.picking import Candidate, Choice, Constraint, Flags, Kind, choose
 from equipoise.fronts.record import FrontRecord, Point
-from equipoise.fronts.survey import DEFAULT, FARTHEST, survey
+from equipoise.fronts.survey import DEFAULT, FARTHEST, Survey, check
 from equipoise.parsing import lines
 from equipoise.plugins import command
 from equipoise.store.digests import model_digest, tensor_digest
@@ -166,22 +167,24 @@ class Front:
         Returns:
             The points, which are also kept in the run folder.
         """
+        check(points, beyond)
         asked = replace(protocol or Protocol(attacks=DEFAULT), **fields)
         runs = [Run.open(other) for other in others]
         same_images(self.run, runs)
         with _place(self.run).lock("measuring the front"):
-            return survey(
+            images = self.images
+            threat = images.recipe.threat(images.dataset.eps)
+            survey = Survey(
                 self.run,
                 self.ends,
-                self.images,
-                asked,
+                asked.complete(threat.norm, threat.eps),
+                held_out=images.validation,
+                train=images.train,
                 batchnorm=self.batchnorm,
-                marks=self.marks,
-                others=runs,
+                classes=images.dataset.classes,
                 console=console or Console(quiet=True),
-                points=points,
-                beyond=beyond,
-            ).points
+            )
+            return survey.front(points, beyond, self.marks, runs).points
 
     def model(self, gamma: float) -> nn.Module:
         r"""Return the model at a place of the line, in eval mode, on the CPU.
@@ -229,14 +232,13 @@ class Front:
             UserError: If not exactly one of the first four is given, or the reference is missing.
             RunError: If no measured model meets the constraint; it names the nearest one.
         """
-        constraint = Constraint.of(
-            max_clean_drop=max_clean_drop,
-            min_clean=min_clean,
-            min_robust=min_robust,
-            gamma=gamma,
-            reference=reference,
-            standard=None if standard is None else str(standard),
-        )
+        asked: dict[Kind, float | str | None] = {
+            "max_clean_drop": max_clean_drop,
+            "min_clean": min_clean,
+            "min_robust": min_robust,
+            "gamma": gamma,
+        }
+        constraint = Constraint.of(asked, reference, None if standard is None else str(standard))
         if constraint.kind == "gamma":
             point = self._measured_at(constraint.value)
             choice = Choice(constraint, constraint.value, point)

@@ -41,7 +41,7 @@ References:
 __all__ = ["ALPHA", "Candidate", "Choice", "Constraint", "bounds", "choose", "level"]
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
@@ -79,25 +79,20 @@ class Constraint:
     @classmethod
     def of(
         cls,
-        *,
-        max_clean_drop: float | str | None,
-        min_clean: float | str | None,
-        min_robust: float | str | None,
-        gamma: float | None,
-        reference: float | str | None,
-        standard: str | None,
+        asked: Mapping[Kind, float | str | None],
+        reference: float | str | None = None,
+        standard: str | None = None,
     ) -> Self:
         """Return the one constraint that was given; accuracies as for :func:`share`.
+
+        Arguments:
+            asked: Each kind with its value, or None.
+            reference: The accuracy that a drop is from.
+            standard: Or the run whose model that is.
 
         Raises:
             UserError: If there is none or more than one, or it can hold for no model.
         """
-        asked: dict[Kind, float | str | None] = {
-            "max_clean_drop": max_clean_drop,
-            "min_clean": min_clean,
-            "min_robust": min_robust,
-            "gamma": gamma,
-        }
         given = {kind: value for kind, value in asked.items() if value is not None}
         if len(given) != 1:
             options = ", ".join(f"--{kind.replace('_', '-')}" for kind in asked)

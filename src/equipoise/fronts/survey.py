@@ -1,6 +1,6 @@
 """Measuring a front: each point is an evaluation on held-out images, stored when it is there."""
 
-__all__ = ["DEFAULT", "FARTHEST", "check", "survey"]
+__all__ = ["DEFAULT", "FARTHEST", "Survey", "check"]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,15 +12,15 @@ from safetensors.numpy import save
 from torch import Tensor, nn
 
 from equipoise.attacks.core import refuse
-from equipoise.data import draw
+from equipoise.data import Images, draw
 from equipoise.errors import RunError, UserError
-from equipoise.evaluation import Protocol, Result
 from equipoise.evaluation.autosave import evaluate_and_save
 from equipoise.evaluation.evaluate import evaluate_by
+from equipoise.evaluation.protocol import Protocol
+from equipoise.evaluation.result import Result
 from equipoise.evaluation.search import TRANSFER
 from equipoise.fronts.barrier import barrier
 from equipoise.fronts.choice import following, initial
-from equipoise.fronts.held_out import HeldOut
 from equipoise.fronts.line import BatchNorms, Ends, model_at
 from equipoise.fronts.record import FILE, FrontRecord, Point
 from equipoise.store.digests import model_digest, tensor_digest
@@ -52,103 +52,88 @@ def check(points: int, beyond: float) -> None:
     refuse(problems)
 
 
-def survey(
-    run: Run,
-    ends: Ends,
-    images: HeldOut,
-    protocol: Protocol,
-    *,
-    batchnorm: BatchNorms,
-    marks: Mapping[float, str],
-    others: Sequence[Run],
-    console: Console,
-    points: int = 9,
-    beyond: float = 0.0,
-) -> FrontRecord:
-    """Measure a front and store it; what is stored already is not measured again.
+class Survey:
+    """Measures a front and stores it; what is stored already is not measured again.
 
     Arguments:
         run: The folder that it is stored in.
         ends: The two models.
-        images: The images, on the device of the search.
-        protocol: How each model is attacked; norm and radius are by default those of the training.
+        protocol: How each model is attacked, with its threat.
+        held_out: The images that models are measured on, on the device of the search.
+        train: The training images, of which BatchNorm statistics may be estimated.
         batchnorm: Statistics of BatchNorm: averaged, or estimated anew.
-        marks: Places that are measured in any case, with what they are.
-        others: Runs whose kept models are measured as the front is.
+        classes: The names of the classes.
         console: Where progress is shown.
-        points: How many models are measured at most.
-        beyond: How far to go beyond the ends; 0: not.
-
-    Returns:
-        The front, which is also written to the run folder.
 
     Raises:
-        UserError: If what was asked for does not fit images or models.
+        UserError: If the protocol does not fit the images.
     """
-    check(points, beyond)
-    work = _Survey(run, ends, images, protocol, batchnorm, console)
-    places = initial([*marks], beyond)
-    if len(places) > points:
-        raise UserError(
-            f"points must be at least {len(places)}, for {', '.join(f'{p:g}' for p in places)}, "
-            f"got {points}"
-        )
-    for gamma in places:
-        work.measure(gamma)
-    while len(work.results) < points:
-        place = following([work.point(gamma) for gamma in work.results])
-        if place is None:
-            console.say("neighbours hardly differ any more: no further point is worth its price")
-            break
-        work.measure(place)
-    for gamma in sorted(work.results):
-        work.retry(gamma)
-    record = work.record(marks, [work.other(other) for other in others])
-    run.write_json(FILE, record.content())
-    return record
-
-
-class _Survey:
-    """A front while it is measured."""
 
     def __init__(
         self,
         run: Run,
         ends: Ends,
-        images: HeldOut,
         protocol: Protocol,
+        *,
+        held_out: Images,
+        train: Images,
         batchnorm: BatchNorms,
+        classes: tuple[str, ...],
         console: Console,
     ) -> None:
-        self.run, self.ends, self.images = run, ends, images
-        self.batchnorm, self.console = batchnorm, console
-        trained, held_out = images.recipe.threat(images.dataset.eps), images.validation
-        self.protocol = replace(
-            protocol.complete(trained.norm, trained.eps),
-            individual=False,
-            strongest=True,
-            checks=False,
-        )
-        if not self.protocol.names:
+        self.run, self.ends, self.train = run, ends, train
+        self.batchnorm, self.classes, self.console = batchnorm, classes, console
+        self.protocol = replace(protocol, individual=False, strongest=True, checks=False)
+        if not protocol.names:
             raise UserError("expected at least one attack, got none")
         if protocol.n is not None and protocol.n > len(held_out):
             raise UserError(f"n must lie in 1..{len(held_out)} held-out images, got {protocol.n}")
         drawn, self.sample = draw(held_out, protocol.n, first=protocol.first)
         self.x, self.y = drawn.pixels(), drawn.y
-        self.of_images = {
+        self.origin = {"split": "validation", "sample": self.sample.content()}
+        self.key = self.protocol.key(self.x.device) | {
             "data_sha256": tensor_digest(self.x),
             "labels_sha256": tensor_digest(self.y),
         }
-        self.origin = {"split": "validation", "sample": self.sample.content()}
-        self.key = self.of_images | self.protocol.key(self.x.device)
         self.results: dict[float, Result] = {}
         self.digests: dict[float, str] = {}
 
+    def front(
+        self, points: int, beyond: float, marks: Mapping[float, str], others: Sequence[Run]
+    ) -> FrontRecord:
+        """Measure a front, and write it to the run folder.
+
+        Arguments:
+            points: How many models are measured at most.
+            beyond: How far to go beyond the ends; 0: not.
+            marks: Places that are measured in any case, with what they are.
+            others: Runs whose kept models are measured as the front is.
+        """
+        places = initial([*marks], beyond)
+        if len(places) > points:
+            raise UserError(
+                f"points must be at least {len(places)}, for "
+                f"{', '.join(f'{p:g}' for p in places)}, got {points}"
+            )
+        for gamma in places:
+            self.measure(gamma)
+        while len(self.results) < points:
+            place = following([self.point(gamma) for gamma in self.results])
+            if place is None:
+                self.console.say("neighbours hardly differ: no further point is worth its cost")
+                break
+            self.measure(place)
+        for gamma in sorted(self.results):
+            self.retry(gamma)
+        record = self.record(marks, [self.other(other) for other in others])
+        self.run.write_json(FILE, record.content())
+        return record
+
     def measure(self, gamma: float) -> None:
         """Evaluate the model at a place, or read what is stored of it."""
-        model = self._model(gamma)
-        self.digests[gamma] = model_digest(model)
-        self.results[gamma] = self._evaluated(model, self._neighbours(gamma), f"gamma = {gamma:g}")
+        model, near = self._model(gamma), self._neighbours(gamma)
+        self.digests[gamma] = digest = model_digest(model)
+        self.results[gamma] = self._evaluated(model, digest, near, f"gamma = {gamma:g}")
 
     def retry(self, gamma: float) -> None:
         """Try the examples of the neighbours that were measured since at a place."""
@@ -169,10 +154,11 @@ class _Survey:
 
     def other(self, run: Run) -> Point:
         """Evaluate another run's kept model on the same images."""
-        model = run.model().to(self.x.device)
-        result = self._evaluated(model, {}, str(run.path))
+        model, name = run.model().to(self.x.device), str(run.path)
+        digest = model_digest(model)
+        result = self._evaluated(model, digest, {}, name)
         method = str(run.read_json("config.json").get("method", ""))
-        return self._point(result, model_digest(model), name=str(run.path), method=method)
+        return self._point(result, digest, name=name, method=method)
 
     def point(self, gamma: float, mark: str = "") -> Point:
         """Return what was measured at a place."""
@@ -192,7 +178,7 @@ class _Survey:
             attacks=self.protocol.names,
             n=len(self.y),
             sample=self.sample,
-            data=self.of_images["data_sha256"],
+            data=self.key["data_sha256"],
             batchnorm=self.batchnorm,
             seed=self.protocol.seed,
             points=tuple(self.point(gamma, marks.get(gamma, "")) for gamma in gammas),
@@ -200,12 +186,12 @@ class _Survey:
             clean_barrier=barrier(correct),
             robust_barrier=barrier(robust),
             gallery=self._gallery(),
-            classes=self.images.dataset.classes,
+            classes=self.classes,
         )
 
     def _model(self, gamma: float) -> nn.Module:
         how = self.protocol.threat, self.protocol.seed
-        return model_at(self.ends, gamma, self.batchnorm, self.images.train, *how)
+        return model_at(self.ends, gamma, self.batchnorm, self.train, *how)
 
     def _neighbours(self, gamma: float) -> dict[str, Tensor]:
         """Return the examples of the nearest measured point on either side."""
@@ -217,15 +203,17 @@ class _Survey:
     def _store(self, model: str) -> Store:
         return Store.by_key(self.run, self.key | {"model_sha256": model})
 
-    def _evaluated(self, model: nn.Module, neighbours: Mapping[str, Tensor], what: str) -> Result:
+    def _evaluated(
+        self, model: nn.Module, digest: str, neighbours: Mapping[str, Tensor], what: str
+    ) -> Result:
         """Return what is stored of a model, after evaluating it where nothing is.
 
         Arguments:
             model: The model.
+            digest: The checksum of its weights.
             neighbours: Adversarial examples of models nearby, which are tried first.
             what: What the model is called.
         """
-        digest = model_digest(model)
         store = self._store(digest)
         finished, before = self._stored(store)
         if before is not None and finished:

@@ -15,8 +15,9 @@ from torch import Tensor
 from equipoise import plugins
 from equipoise.data import draw, image_digests
 from equipoise.errors import UserError
-from equipoise.evaluation import Protocol, Result
 from equipoise.evaluation.autosave import evaluate_and_save
+from equipoise.evaluation.protocol import Protocol
+from equipoise.evaluation.result import Result
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.target_model import Subject, of_run, open_folder

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from equipoise.evaluation import Protocol
+from equipoise.evaluation.protocol import Protocol
 from equipoise.fronts.front import Front
 from equipoise.fronts.line import BatchNorms
 from equipoise.fronts.record import FILE, FrontRecord

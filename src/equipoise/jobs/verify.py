@@ -22,7 +22,8 @@ from torch import Tensor
 from equipoise import plugins
 from equipoise.data import drawn_again
 from equipoise.errors import RunError, UserError
-from equipoise.evaluation import Judge, Result
+from equipoise.evaluation.judge import Judge
+from equipoise.evaluation.result import Result
 from equipoise.jobs import verify_stored
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.target_model import Subject, of_run

@@ -21,8 +21,11 @@ from torch import Tensor
 
 from equipoise.attacks import Attack
 from equipoise.errors import UserError
-from equipoise.evaluation import Judge, Outcome, Protocol, Result
 from equipoise.evaluation.evaluate import evaluate_by
+from equipoise.evaluation.judge import Judge
+from equipoise.evaluation.outcome import Outcome
+from equipoise.evaluation.protocol import Protocol
+from equipoise.evaluation.result import Result
 from equipoise.evaluation.search import NEAR, TRANSFER
 from equipoise.jobs.verify_stored import recreate
 from equipoise.measures.statistics import would_be_found

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from equipoise.attacks import Attack, AutoAttack, parse
 from equipoise.errors import UserError
-from equipoise.evaluation import Result
+from equipoise.evaluation.result import Result
 from equipoise.evaluation.search import TRANSFER
 from equipoise.measures import distortion
 from equipoise.sample import Sample

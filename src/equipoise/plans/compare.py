@@ -4,20 +4,18 @@ __all__ = ["compare"]
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from equipoise.errors import UserError
 from equipoise.plans import plan as plans
-from equipoise.plans.engine import Ending, PlanJob, Written
+from equipoise.plans.engine import PlanJob
 from equipoise.plans.prepare import Datasets, tasks
-from equipoise.plans.results import Experiment
-from equipoise.plans.table import csv_rows, facts, markdown, terminal_table
+from equipoise.plans.results import Experiment, Row
+from equipoise.plans.table import csv_rows, facts, markdown, models, summary
 from equipoise.report import build
 from equipoise.store.runs import Run
 from equipoise.terminal.progress import Console
-from equipoise.terminal.table import output
+from equipoise.terminal.table import output, rich_table
 
 
 def compare(
@@ -49,27 +47,25 @@ def compare(
     parts = [(plan, tasks(plan, out, data_dir, Datasets()))]
     experiment = Experiment("comparison", plan.title, out, command, parts)
 
-    def written(experiments: Sequence[Written], ending: Ending | None) -> None:
-        for _, content in experiments:
-            _write(experiment, content)
-            if ending == "finished":
-                _report(experiment, content, console)
-
-    job = PlanJob([experiment], out, title=plan.title, console=console, written=written)
-    job.run(workers, plan_only=plan_only)
+    job = PlanJob([experiment], out, title=plan.title, console=console, written=_write)
+    try:
+        job.run(workers, plan_only=plan_only)
+    finally:
+        if job.ending == "finished":
+            _report(experiment, console)
 
 
-def _write(experiment: Experiment, content: Mapping[str, Any]) -> None:
+def _write(experiment: Experiment, content: Row) -> None:
     """Write the table of what there is."""
     folder, buffer = Run(experiment.folder), io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(csv_rows(experiment, content))
+    csv.writer(buffer, lineterminator="\n").writerows(csv_rows(experiment, models(content)))
     folder.write_text("table.md", markdown(experiment, content))
     folder.write_text("table.csv", buffer.getvalue())
 
 
-def _report(experiment: Experiment, content: Mapping[str, Any], console: Console) -> None:
+def _report(experiment: Experiment, console: Console) -> None:
     """Write the report of all finished runs, and show the table; it does without the report."""
-    out = experiment.folder
+    out, content = experiment.folder, experiment.results()
     runs = [out / f"{row['entry']}-seed{row['seed']}" for row in content["trainings"]]
     try:
         if runs:
@@ -78,7 +74,8 @@ def _report(experiment: Experiment, content: Mapping[str, Any], console: Console
     except UserError as error:
         console.warn(f"there is no report: {error}")
     terminal = output()
-    terminal.print(terminal_table(experiment, content))
+    heads, rows = summary(experiment, models(content))
+    terminal.print(rich_table(experiment.title, heads, rows, numbers=heads[2:]))
     for line in facts(experiment, content):
         terminal.print(line, soft_wrap=True)
     for line in content["missing"]:

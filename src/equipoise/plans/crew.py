@@ -1,6 +1,6 @@
 """Tasks are worked off: their commands run one after the other, several tasks at a time."""
 
-__all__ = ["Crew", "Failure", "Stopped"]
+__all__ = ["Crew"]
 
 import shlex
 import signal
@@ -8,9 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
-from equipoise.errors import RunError
 from equipoise.jobs import signals
 from equipoise.plans.executor import Executor
 from equipoise.plans.task import Command, Task
@@ -20,34 +18,13 @@ LOOK_SECONDS = 0.1
 SHOW_SECONDS = 1.0
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A task that failed.
-
-    Arguments:
-        name: The name of the task.
-        phase: In which phase.
-        line: The last line that its command wrote.
-    """
-
-    name: str
-    phase: str
-    line: str
-
-
-class Stopped(RunError):
-    """The plan was asked to stop, and every run is saved."""
-
-
 class Crew:
     """Works off tasks.
 
     Arguments:
         executor: Where the commands run.
-        tasks: The tasks that are not finished.
+        tasks: All tasks; those that are finished count as progress.
         console: Where progress is shown.
-        total: The work of the whole plan, in gradient evaluations.
-        done: How much of it the other tasks have done.
         finished: Called with each task that is at its end.
     """
 
@@ -55,23 +32,25 @@ class Crew:
         self,
         executor: Executor,
         tasks: Sequence[Task],
-        *,
         console: Console,
-        total: float,
-        done: float,
         finished: Callable[[Task], None],
     ) -> None:
-        self.executor, self.waiting = executor, deque(tasks)
-        self.console, self.total, self.done, self.finished = console, total, done, finished
+        self.executor, self.console, self.finished = executor, console, finished
+        self.waiting = deque(task for task in tasks if task.step() is not None)
+        left = sum(task.cost for task in self.waiting)
+        self.total = sum(task.cost for task in tasks)
+        self.done = self.total - left
         self.running: dict[str, tuple[Task, Command]] = {}
-        self.failures: list[Failure] = []
+        self.failures: dict[str, str] = {}
         self.stopped, self.killed = "", False
 
-    def work(self) -> list[Failure]:
-        """Work off all tasks; return those that failed.
+    def work(self) -> None:
+        """Work off all tasks; ``failures`` has those that failed, with what went wrong.
+
+        On Ctrl-C or SIGTERM every run is saved, and ``stopped`` is the name of the signal.
 
         Raises:
-            Stopped: On Ctrl-C or SIGTERM, with every run saved.
+            KeyboardInterrupt: At the second signal, which ends the commands at once.
         """
         with signals.handled(self._asked), self._bar() as show:
             try:
@@ -89,9 +68,6 @@ class Crew:
                     time.sleep(LOOK_SECONDS)
         if self.killed:
             raise KeyboardInterrupt
-        if self.stopped:
-            raise Stopped(self.stopped)
-        return self.failures
 
     def _fill(self) -> None:
         """Start what there is room for."""
@@ -133,10 +109,10 @@ class Crew:
         if last.startswith("$ ") or code < 0:
             what = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             last = f"its process ended by {what}"
-        failure = Failure(task.name, command.phase, last.removeprefix("equipoise: "))
+        line = last.removeprefix("equipoise: ")
         self.done += task.done()
-        self.failures.append(failure)
-        self.console.say(f"FAILED: {failure.name}, {failure.phase}: {failure.line}")
+        self.failures[task.name] = f"{command.phase} failed: {line}"
+        self.console.say(f"FAILED: {task.name}: {self.failures[task.name]}")
 
     def _asked(self, name: str) -> None:
         """Remember the wish to save and stop; the second time stop at once."""

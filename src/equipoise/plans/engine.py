@@ -1,12 +1,12 @@
 """Plans as a job: shown with their cost, run, and their results written."""
 
-__all__ = ["Ending", "PlanJob", "Written"]
+__all__ = ["PlanJob"]
 
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,11 +15,10 @@ from equipoise.attacks.core import guest
 from equipoise.errors import RunError, UserError
 from equipoise.execution import fast
 from equipoise.jobs.device import choose_device
-from equipoise.plans.crew import Crew, Failure, Stopped
-from equipoise.plans.executor import LocalProcesses, claim
+from equipoise.plans.crew import Crew
+from equipoise.plans.executor import Executor, LocalProcesses, claim
 from equipoise.plans.prepare import Datasets, merged, refuse_others
-from equipoise.plans.results import Experiment, write_results
-from equipoise.plans.table import finished_line
+from equipoise.plans.results import Experiment, Row, write_results
 from equipoise.plans.task import Task
 from equipoise.settings.recipe import Recipe
 from equipoise.terminal.progress import Console
@@ -27,11 +26,6 @@ from equipoise.terminal.table import output, rich_table
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-Written = tuple[Experiment, dict[str, Any]]
-"""An experiment with the content of its results.json."""
-
-Ending = Literal["stopped", "finished"]
 
 MEASURED_SECONDS = 0.5
 RUN_SECONDS = 6.0  # what a training and its evaluation take to begin and end
@@ -43,10 +37,12 @@ class PlanJob:
     Arguments:
         experiments: What is made.
         folder: The folder of all of it.
-        title: What stands above the plan.
+        title: The title of the plan.
         console: Where progress is shown.
-        written: Called with the experiments whose results were written, and how the job
-            ended; None: it goes on.
+        written: Called with each experiment whose ``results.json`` was written, and its content.
+
+    Attributes:
+        ending: ``"finished"``, also with tasks that failed, ``"stopped"``, or nothing.
     """
 
     def __init__(
@@ -56,13 +52,12 @@ class PlanJob:
         *,
         title: str,
         console: Console,
-        written: Callable[[Sequence[Written], Ending | None], None],
+        written: Callable[[Experiment, Row], None] = lambda experiment, content: None,
     ) -> None:
         self.experiments, self.folder, self.title = experiments, folder, title
-        self.console, self.written = console, written
-        self.command = experiments[0].command
+        self.console, self.written, self.ending = console, written, ""
         self.tasks = merged(task for each in experiments for task in each.tasks)
-        self.done = 0
+        self.left = [task for task in self.tasks if task.step() is not None]
 
     def run(self, workers: int, *, plan_only: bool = False) -> None:
         """Show what is to be done, do it, and write what was found; go on with what is begun.
@@ -88,61 +83,53 @@ class PlanJob:
             refuse_others(self.tasks)  # again: another command may have made them meanwhile
             self._work(LocalProcesses(workers, lock))
 
-    def _work(self, executor: LocalProcesses) -> None:
-        left = [task for task in self.tasks if task.step() is not None]
-        self.done = len(self.tasks) - len(left)
-        crew = Crew(
-            executor,
-            left,
-            console=self.console,
-            total=sum(task.cost for task in self.tasks),
-            done=sum(task.cost for task in self.tasks if task not in left),
-            finished=self._finished,
-        )
-        try:
-            failed = crew.work()
-        except Stopped as stopped:
-            self._write(self.experiments, "stopped")
-            raise RunError(
-                f"{stopped}: stopped with {self.done} of {len(self.tasks)} runs done; go on "
-                f"with: {self.command}"
-            ) from None
+    def _work(self, executor: Executor) -> None:
+        crew = Crew(executor, self.tasks, self.console, self._finished)
+        self.left = [*crew.waiting]
+        crew.work()
         for experiment in self.experiments:
-            experiment.failures = {f.name: f"{f.phase} failed: {f.line}" for f in failed}
-        self._write(self.experiments, "finished")
-        if failed:
-            raise RunError(self._complaint(failed))
+            experiment.failures = crew.failures
+        self._write(self.experiments)
+        self.ending = "stopped" if crew.stopped else "finished"
+        every, done = len(self.tasks), len(self.tasks) - len(self.left)
+        if crew.stopped:
+            raise RunError(
+                f"{crew.stopped}: stopped with {done} of {every} runs done; go on with: "
+                f"{self.experiments[0].command}"
+            )
+        if crew.failures:
+            lines = "; ".join(f"{name}: {line}" for name, line in crew.failures.items())
+            logs = ", ".join(dict.fromkeys(quote(str(task.log.parent)) for task in self.tasks))
+            raise RunError(
+                f"{len(crew.failures)} of {every} runs failed: {lines} (their logs are in {logs}; "
+                "a repeated command tries them again)"
+            )
 
     def _finished(self, task: Task) -> None:
         """Write the results of the experiments that a task belongs to, and say so in a line."""
-        self.done += 1
+        self.left.remove(task)
         having = [e for e in self.experiments if any(t.name == task.name for t in e.tasks)]
         self._write(having)
-        rows = having[0].rows_of(task.name)
-        self.console.say(f"{self.done}/{len(self.tasks)}  {task.name}: {finished_line(rows)}")
+        rows, judged = having[0].rows_of(task.name), len(task.evaluations)
+        found = ", ".join(f"{r['attack']} {r['correct'] / r['n']:.1%}" for r in rows)
+        what = found if judged == 1 else f"{judged} evaluations"
+        done = len(self.tasks) - len(self.left)
+        self.console.say(f"{done}/{len(self.tasks)}  {task.name}: {what}")
 
-    def _write(self, experiments: Sequence[Experiment], ending: Ending | None = None) -> None:
-        self.written([(each, write_results(each)) for each in experiments], ending)
-
-    def _complaint(self, failed: Sequence[Failure]) -> str:
-        lines = "; ".join(f"{f.name} ({f.phase}): {f.line}" for f in failed)
-        logs = ", ".join(dict.fromkeys(quote(str(task.log.parent)) for task in self.tasks))
-        return (
-            f"{len(failed)} of {len(self.tasks)} runs failed: {lines} (their logs are in {logs}; "
-            "a repeated command tries them again)"
-        )
+    def _write(self, experiments: Sequence[Experiment]) -> None:
+        for experiment in experiments:
+            self.written(experiment, write_results(experiment))
 
     def _show(self, workers: int) -> None:
         """Show what is to be done, and how long that may take."""
-        terminal = output()
-        left = [task for task in self.tasks if task.step() is not None]
+        terminal, every = output(), len(self.tasks)
         terminal.print(self._runs() if not self.experiments[0].scale else self._experiments())
-        lines = f"{len(self.tasks)} runs, {len(self.tasks) - len(left)} of them done"
-        if left:
-            work = sum(task.cost - task.done() for task in left)
+        lines = f"{every} runs, {every - len(self.left)} of them done"
+        if self.left:
+            work = sum(task.cost - task.done() for task in self.left)
             lines += (
                 f"; left are about {work:,.0f} gradient evaluations, roughly "
-                f"{_roughly(_seconds(left, workers))} with {workers} at a time"
+                f"{_roughly(_seconds(self.left, workers))} with {workers} at a time"
             )
         terminal.print(f"{lines}. Runs and results: {self.folder}", soft_wrap=True)
 

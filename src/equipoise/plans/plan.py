@@ -43,8 +43,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Self
 
-from equipoise.errors import UserError, nearest, short
-from equipoise.evaluation import Protocol
+from equipoise.errors import UserError, nearest
+from equipoise.evaluation.protocol import Protocol
 from equipoise.execution import Execution
 from equipoise.parsing import mapping, number
 from equipoise.settings import recipe as recipes
@@ -54,7 +54,6 @@ from equipoise.store.weight_names import canonical
 from equipoise.threat import Threat
 
 MANY_ROUNDS = 1_000_000  # a recipe is checked before its rounds are known: more than any start
-KEYS = ("title", "base", "published", "budget", "seeds", "entries", "grids", "only", "evaluate")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _WEIGHTS = re.compile(r"model|last|rounds|round-\d+|learner-.+|gamma-.+")
 
@@ -151,106 +150,97 @@ def parse(given: Mapping[str, Any], name: str = "") -> Plan:
     Raises:
         UserError: With every error at once.
     """
-    problems = [nearest(str(key), KEYS, "key of a plan") for key in given if key not in KEYS]
-    base = _mapping(given.get("base"), "base", problems)
+    problems = list[str]()
+    values = _values(given, _PLAN, "", "key of a plan", problems)
+    base = values.get("base", {})
     if "seed" in base:
         problems.append("base.seed: the seeds are those of `seeds`")
-    budget = _positive(given.get("budget"), "budget", problems)
-    if budget is not None and "rounds" in base:
+    if "budget" in values and "rounds" in base:
         problems.append("expected base.rounds or budget, got both; leave one out")
-    judging = _judging(_mapping(given.get("evaluate"), "evaluate", problems), problems)
-    entries = _entries(given, base, judging, problems)
-    seeds = given.get("seeds", [0])
-    whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
-    if not whole or not seeds or len(set(seeds)) < len(seeds):
-        problems.append(f"seeds: expected different whole numbers like [0, 1], got {seeds!r}")
-    title = given.get("title", Plan.title)
-    if not isinstance(title, str):
-        problems.append(f"title: expected text, got {title!r}")
+    judging = _judging(values.get("evaluate", {}), problems)
+    if "entries" in values or not given.get("entries"):
+        entries = _entries(values, judging, problems)
     if problems:
         raise UserError("; ".join(problems))
-    return Plan(
-        entries=entries,
-        judging=judging,
-        seeds=tuple(seeds),
-        budget=budget,
-        title=title,
-        name=name,
-    )
+    own = {key: values[key] for key in ("title", "budget", "seeds") if key in values}
+    return Plan(entries=entries, judging=judging, name=name, **own)
+
+
+def _values(
+    given: Mapping[str, Any],
+    readers: Mapping[str, Callable[[Any], Any]],
+    where: str,
+    what: str,
+    problems: list[str],
+) -> dict[str, Any]:
+    """Return the values of a mapping, each read by its function; errors go to the problems."""
+    problems += [nearest(str(key), readers, what) for key in given if key not in readers]
+    values = dict[str, Any]()
+    for key, value in given.items():
+        if key in readers and value is not None:
+            try:
+                values[key] = readers[key](value)
+            except UserError as error:
+                problems.append(f"{where}{key}: {error}")
+    return values
 
 
 def _entries(
-    given: Mapping[str, Any], base: Mapping[str, Any], judging: Judging, problems: list[str]
+    values: Mapping[str, Any], judging: Judging, problems: list[str]
 ) -> tuple[Entry, ...]:
-    """Return the entries, each of them with a recipe that is valid."""
-    named = dict(_mapping(given.get("entries"), "entries", problems))
-    for grid in _list(given.get("grids"), "grids", Mapping, problems):
-        named |= dict(_grid(grid, problems))
-    if not named and isinstance(given.get("entries"), Mapping | None):
+    """Return the entries that are chosen, each of them with a recipe that is valid."""
+    named, base = dict(values.get("entries", {})), values.get("base", {})
+    for grid in values.get("grids", ()):
+        named |= dict(_grid(grid))
+    if not named:
         problems.append("entries: expected at least one method, like `pgd-at: {}`")
-    data = given.get("published")
-    data = base.get("data") if data is True else data
-    made = {n: _entry(n, own, base, data or None, problems) for n, own in named.items()}
-    entries = [entry for entry in made.values() if entry is not None]
-    wrong = dict[str, list[str]]()
-    for entry in entries:
+    data = values.get("published")
+    data = base.get("data") if data is True else data or None
+    wrong, entries = dict[str, list[str]](), list[Entry]()
+    for name, own in named.items():
         try:
-            rounds = entry.rounds if entry.rounds is not None else MANY_ROUNDS
-            recipe = entry.recipe(rounds=rounds)
-            replace(judging.protocol, norm=recipe.norm)
+            entries.append(_entry(name, own, base, data, problems))
+            rounds = MANY_ROUNDS if entries[-1].rounds is None else entries[-1].rounds
+            replace(judging.protocol, norm=entries[-1].recipe(rounds=rounds).norm)
         except UserError as error:
-            wrong.setdefault(str(error), []).append(entry.name)
+            wrong.setdefault(str(error), []).append(str(name))
     for message, names in wrong.items():
         every = len(names) == len(named) > 1
         problems.append(f"{'every entry' if every else ', '.join(names)}: {message}")
-    return tuple(_chosen(entries, given.get("only"), problems))
-
-
-def _chosen(entries: Sequence[Entry], only: Any, problems: list[str]) -> list[Entry]:
-    """Return the entries that match a pattern, in the order of the patterns."""
-    if only is None:
-        return list(entries)
-    chosen = dict[str, Entry]()
-    for pattern in _list(only, "only", str, problems):
-        matching = {e.name: e for e in entries if fnmatchcase(e.name, pattern)}
-        if not matching:
-            problems.append(f"only: {nearest(pattern, [e.name for e in entries], 'entry')}")
-        chosen = {**chosen, **{n: e for n, e in matching.items() if n not in chosen}}
-    return list(chosen.values())
+    only, known = values.get("only", ["*"] if entries else []), [e.name for e in entries]
+    lost = [pattern for pattern in only if not any(fnmatchcase(n, pattern) for n in known)]
+    problems += [f"only: {nearest(pattern, known, 'entry')}" for pattern in lost]
+    chosen = {e.name: e for pattern in only for e in entries if fnmatchcase(e.name, pattern)}
+    return tuple(chosen.values())
 
 
 def _entry(
-    name: Any, given: Any, base: Mapping[str, Any], data: Any, problems: list[str]
-) -> Entry | None:
+    name: Any, given: Any, base: Mapping[str, Any], data: str | None, problems: list[str]
+) -> Entry:
+    """Return an entry with all that lies under it.
+
+    Raises:
+        UserError: If there can be none; what else is wrong goes to the problems.
+    """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        problems.append(
-            f"entries: expected a name of letters, digits, dots and hyphens, got {name!r}"
-        )
-        return None
-    own = dict(_mapping(given, f"entries.{name}", problems))
+        raise UserError(f"expected a name of letters, digits, dots and hyphens, got {name!r}")
+    own = dict(_mapping({} if given is None else given))
     if "seed" in own:
         problems.append(f"entries.{name}.seed: the seeds are those of `seeds`")
-    cost = _positive(own.pop("cost", None), f"entries.{name}.cost", problems)
+    cost = {"cost": own.pop("cost", None)}
+    cost = _values(cost, {"cost": _positive}, f"entries.{name}.", "", problems)
     settings = recipes.combine({"method": name}, base, own)
     if data is not None:
-        try:
-            settings = recipes.published(settings["method"], data).under(settings)
-        except UserError as error:
-            problems.append(f"entries.{name}: {error}")
+        settings = recipes.published(settings["method"], data).under(settings)
     settings.pop("seed", None)
-    return Entry(name=name, settings=settings, cost=cost)
+    return Entry(name=name, settings=settings, **cost)
 
 
-def _grid(grid: Mapping[str, Any], problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _grid(grid: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield an entry for each combination of a grid, with its name."""
-    if {*grid} != {"name", "entry", "over"}:
-        problems.append(f"grids: expected name, entry and over, got {', '.join(map(str, grid))}")
-        return
-    over = _mapping(grid["over"], "grids.over", problems)
-    lists = [_list(values, f"grids.over.{key}", object, problems) for key, values in over.items()]
-    for values in product(*lists):
-        name, entry = str(grid["name"]), dict(_mapping(grid["entry"], "grids.entry", problems))
-        for key, value in zip(over, values, strict=True):
+    for values in product(*grid["over"].values()):
+        name, entry = grid["name"], dict(grid["entry"])
+        for key, value in zip(grid["over"], values, strict=True):
             text = "-".join(map(str, value)) if isinstance(value, list) else str(value)
             name = name.replace(f"{{{key}}}", text)
             for group in reversed(key.split(".")):
@@ -261,14 +251,10 @@ def _grid(grid: Mapping[str, Any], problems: list[str]) -> Iterator[tuple[str, d
 
 def _judging(given: Mapping[str, Any], problems: list[str]) -> Judging:
     """Return how the models are judged; by no attacks where something is wrong."""
-    wrong = [nearest(str(k), _READERS, "key of evaluate") for k in given if k not in _READERS]
-    values = dict[str, Any]()
-    for key, value in ({"attacks": ""} | dict(given)).items():
-        if value is not None and key in _READERS:
-            try:
-                values[key] = _READERS[key](value)
-            except UserError as error:
-                wrong.append(f"evaluate.{key}: {error}")
+    wrong = list[str]()
+    values = _values(
+        {"attacks": ""} | dict(given), _JUDGING, "evaluate.", "key of evaluate", wrong
+    )
     if wrong:
         problems += wrong
         return Judging(protocol=Protocol(attacks=()))
@@ -278,21 +264,64 @@ def _judging(given: Mapping[str, Any], problems: list[str]) -> Judging:
     return Judging(protocol=Protocol(**values), **own)
 
 
+# Readers of values: each returns what it is given, checked, or raises a UserError.
+
+
 def _attacks(value: Any) -> tuple[str, ...]:
-    several = isinstance(value, list) and all(isinstance(item, str) for item in value)
-    if not value or not (isinstance(value, str) or several):
-        what = repr(value) if value else "nothing"
-        raise UserError(f'expected names like "pgd-100,autoattack", got {what}')
-    names = Protocol(attacks=value).names
+    if not value:
+        raise UserError('expected names like "pgd-100,autoattack", got nothing')
+    names = Protocol(attacks=value if isinstance(value, str) else _texts(value)).names
     if not names:
         raise UserError(f"expected at least one attack, got {value!r}")
     return names
 
 
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise UserError(f"expected true or false, got {value!r}")
+def _reader(kind: type, what: str) -> Callable[[Any], Any]:
+    """Return a reader of values of one kind."""
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, kind):
+            raise UserError(f"expected {what}, got {value!r}")
+        return value
+
+    return read
+
+
+_flag, _list = _reader(bool, "true or false"), _reader(list, "a list")
+_mapping, _text = _reader(Mapping, "a mapping"), _reader(str, "text")
+
+
+def _texts(value: Any) -> list[str]:
+    return list(map(_text, _list(value)))
+
+
+def _whole(value: Any, least: int = 1) -> int:
+    if type(value) is not int or value < least:
+        raise UserError(f"expected a whole number of at least {least}, got {value!r}")
     return value
+
+
+def _positive(value: Any) -> float:
+    given = number(value)
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < math.inf:
+        raise UserError(f"expected a number above 0, got {value!r}")
+    return float(given)
+
+
+def _seeds(value: Any) -> tuple[int, ...]:
+    whole = isinstance(value, list) and all(type(seed) is int and seed >= 0 for seed in value)
+    if not whole or not value or len(set(value)) < len(value):
+        raise UserError(f"expected different whole numbers like [0, 1], got {value!r}")
+    return tuple(value)
+
+
+def _grids(value: Any) -> list[Mapping[str, Any]]:
+    for grid in map(_mapping, _list(value)):
+        if {*grid} != {"name", "entry", "over"}:
+            raise UserError(f"expected name, entry and over, got {', '.join(map(str, grid))}")
+        _text(grid["name"]), _mapping(grid["entry"])
+        list(map(_list, _mapping(grid["over"]).values()))
+    return list(value)
 
 
 def _radii(value: Any) -> tuple[float, ...]:
@@ -306,20 +335,25 @@ def _radii(value: Any) -> tuple[float, ...]:
 
 
 def _weights(value: Any) -> tuple[str, ...]:
-    names = value if isinstance(value, list) else [value]
+    names = _texts(value if isinstance(value, list) else [value])
     for name in names:
-        if not isinstance(name, str) or not _WEIGHTS.fullmatch(name):
+        if not _WEIGHTS.fullmatch(name):
             raise UserError(f"expected names like model, round-005 or gamma-0.4, got {name!r}")
     return tuple(map(canonical, names))
 
 
-def _whole(value: Any, least: int = 1) -> int:
-    if type(value) is not int or value < least:
-        raise UserError(f"expected a whole number of at least {least}, got {value!r}")
-    return value
-
-
-_READERS: Mapping[str, Callable[[Any], Any]] = {
+_PLAN: Mapping[str, Callable[[Any], Any]] = {
+    "title": _text,
+    "base": _mapping,
+    "published": lambda value: value if isinstance(value, bool) else _text(value),
+    "budget": _positive,
+    "seeds": _seeds,
+    "entries": _mapping,
+    "grids": _grids,
+    "only": _texts,
+    "evaluate": _mapping,
+}
+_JUDGING: Mapping[str, Callable[[Any], Any]] = {
     "attacks": _attacks,
     "n": _whole,
     "first": _flag,
@@ -332,32 +366,3 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "cmmr": _flag,
 }
 _OWN = ("eps", "weights", "points", "cmmr")  # the others are fields of a protocol
-
-
-def _list(value: Any, where: str, kind: type, problems: list[str]) -> list[Any]:
-    """Return a list of things of a kind; an empty one where it is none."""
-    if value is None:
-        return []
-    if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
-        problems.append(f"{where}: expected a list, got {short(value)}")
-        return []
-    return value
-
-
-def _mapping(given: Any, where: str, problems: list[str]) -> Mapping[str, Any]:
-    if given is None:
-        return {}
-    if not isinstance(given, Mapping):
-        problems.append(f"{where}: expected a mapping, got {given!r}")
-        return {}
-    return given
-
-
-def _positive(given: Any, where: str, problems: list[str]) -> float | None:
-    value = number(given)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        problems.append(f"{where}: expected a number above 0, got {given!r}")
-        return None
-    return float(value)

@@ -8,7 +8,7 @@ from pathlib import Path
 from equipoise import data
 from equipoise.errors import UserError
 from equipoise.paper.page import build
-from equipoise.plans.engine import Ending, PlanJob, Written
+from equipoise.plans.engine import PlanJob
 from equipoise.plans.plan import Plan
 from equipoise.plans.prepare import Datasets, tasks
 from equipoise.plans.reproductions import EXPERIMENTS, plans
@@ -56,14 +56,12 @@ def reproduce(
     chosen = plans(scale, experiments, only=only, slice_=slice_, files=files)
     made = _experiments(chosen, folder, data_dir, command, console)
 
-    def written(done: Sequence[Written], ending: Ending | None) -> None:
-        if ending is not None:
+    job = PlanJob(made, folder, title=f"Reproducing, scale {scale}", console=console)
+    try:
+        job.run(workers, plan_only=plan_only)
+    finally:
+        if job.ending:
             build(folder)
-
-    title = f"Reproducing, scale {scale}"
-    PlanJob(made, folder, title=title, console=console, written=written).run(
-        workers, plan_only=plan_only
-    )
     if plan_only:
         return None
     page = folder / "index.html"

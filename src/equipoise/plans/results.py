@@ -18,10 +18,10 @@ results        a row a trained model, weights, radius and attack: how many image
 ``worst-case``: correct under everything. At radius 0 every attack leaves the clean images.
 """
 
-__all__ = ["FORMAT", "Experiment", "origin_facts", "write_results"]
+__all__ = ["FORMAT", "Experiment", "Row", "write_results"]
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -176,7 +176,7 @@ def _panel(parts: Sequence[tuple[Plan, Sequence[Task]]]) -> Row:
         "seeds": list(plan.seeds),
         "budget": plan.budget,
         "images": task.images,
-        "facts": origin_facts([t.run.read_json("provenance.json") for t in done]),
+        "facts": _origin_facts([t.run.read_json("provenance.json") for t in done]),
     }
 
 
@@ -258,24 +258,18 @@ def _hex(flags: NDArray[np.bool_]) -> str:
     return np.packbits(flags.astype(np.uint8)).tobytes().hex()
 
 
-def origin_facts(origins: Sequence[Mapping[str, Any]]) -> list[str]:
+def _origin_facts(origins: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return in lines where trainings come from, by their provenance: device and versions."""
-
-    def commit(origin: Mapping[str, Any]) -> str:
-        known = origin.get("git_commit")
+    lines: dict[str, dict[str, None]] = {}
+    for origin in origins:
+        commit = origin.get("git_commit")
         changed = " with changes" if origin.get("git_dirty") else ""
-        return f"{known[:12]}{changed}" if known else "not from a checkout"
-
-    def versions(origin: Mapping[str, Any]) -> str:
-        return f"equipoise {origin.get('equipoise')}, torch {origin.get('torch')}"
-
-    def distinct(values: Iterable[object]) -> str:
-        return "; ".join(dict.fromkeys(map(str, values)))
-
-    facts = {
-        "device": distinct(origin.get("device") for origin in origins),
-        "threads": distinct(origin.get("threads") for origin in origins),
-        "versions": distinct(map(versions, origins)),
-        "git commit": distinct(map(commit, origins)),
-    }
-    return [f"{key}: {value}" for key, value in facts.items() if value]
+        known = {
+            "device": origin.get("device"),
+            "threads": origin.get("threads"),
+            "versions": f"equipoise {origin.get('equipoise')}, torch {origin.get('torch')}",
+            "git commit": f"{commit[:12]}{changed}" if commit else "not from a checkout",
+        }
+        for key, value in known.items():
+            lines.setdefault(key, {})[str(value)] = None
+    return [f"{key}: {'; '.join(values)}" for key, values in lines.items()]

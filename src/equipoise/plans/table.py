@@ -1,185 +1,137 @@
-"""Results as one table: a row an entry, weights and radius; means over the seeds."""
+"""Results as tables: a row a model, and over the seeds a row an entry, weights and radius."""
 
-__all__ = ["csv_rows", "facts", "finished_line", "markdown", "terminal_table"]
+__all__ = ["csv_rows", "facts", "markdown", "models", "summary"]
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-from equipoise.plans.results import Experiment
+from equipoise.plans.results import Experiment, Row
 from equipoise.plans.task import PlannedFront, Task
 from equipoise.store.verdicts import WORST
-from equipoise.terminal.table import escape_markdown, markdown_rows, rich_table
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from equipoise.terminal.table import escape_markdown, markdown_rows
 
 MISSING = "-"
-_COSTS = {
-    "gradient evaluations": ("gradient_evaluations", "{:,.0f}"),
-    "training, s": ("training_seconds", "{:.1f}"),
-    "evaluation, s": ("evaluation_seconds", "{:.1f}"),
-}
+_MODEL = ("entry", "method", "weights", "eps")
+_COSTS = {"gradient_evaluations": "{:,.0f}", "training_seconds": "{:.1f}"}
+_COSTS |= {"evaluation_seconds": "{:.1f}"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class TableLine:
-    """One row of the table.
+def models(content: Row) -> list[Row]:
+    """Return a row a model, of one seed: accuracies by attack, CMMR and costs."""
+    trained = {(row["entry"], row["seed"]): row for row in content["trainings"]}
+    found: dict[tuple[Any, ...], Row] = {}
+    for row in content["results"]:
+        training = trained[row["entry"], row["seed"]]
+        model = {key: (row | training)[key] for key in (*_MODEL, "seed", "rounds")}
+        made = found.setdefault(tuple(model.values()), model)
+        made[row["attack"]] = row["correct"] / row["n"]
+        if row["attack"] == WORST:
+            made |= {"cmmr": row["cmmr"]["score"]} if "cmmr" in row else {}
+            made["gradient_evaluations"] = training["gradient_evaluations"]
+            made["training_seconds"] = training["seconds"]
+            made["evaluation_seconds"] = row["seconds"]
+    return list(found.values())
+
+
+def _columns(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
+    """Return the columns that say which model it is, where there are several, and the shares."""
+    several = [key for key in ("weights", "eps") if len({row[key] for row in rows}) > 1]
+    every = dict.fromkeys(key for row in rows for key in row)
+    shares = [key for key in every if key not in (*_MODEL, *_COSTS, "seed", "rounds")]
+    if len(shares) == 3 and WORST in shares:  # clean, and one attack that is the worst case
+        shares.remove(WORST)
+    return several, shares
+
+
+def _grouped(experiment: Experiment, rows: Sequence[Row]) -> list[tuple[Row, list[Row]]]:
+    """Return the rows of all seeds of each model; none of an entry that has no results."""
+    plan, tasks = experiment.parts[0]
+    recipes = {task.entry: task.recipe for task in tasks}
+    groups = []
+    for entry in plan.entries:
+        own = [row for row in rows if row["entry"] == entry.name]
+        found: dict[tuple[Any, ...], list[Row]] = {}
+        for row in own:
+            found.setdefault((row["weights"], row["eps"]), []).append(row)
+        groups += [(seeds[0], seeds) for seeds in found.values()]
+        if not own:
+            recipe = recipes[entry.name]
+            none = {"entry": entry.name, "method": recipe.method, "rounds": recipe.rounds}
+            groups.append((none | {"weights": MISSING, "eps": MISSING}, []))
+    return groups
+
+
+def summary(
+    experiment: Experiment, rows: Sequence[Row], *, runs: bool = False
+) -> tuple[list[str], list[list[str]]]:
+    """Return heads and cells of the table: means over the seeds, in brackets their range.
 
     Arguments:
-        entry: The entry.
-        method: Its method.
-        seeds: The seeds whose results are there.
-        rounds: The rounds of each training; of none those that are planned.
-        weights: Which weights of a run.
-        eps: The radius; None where there are no results.
-        values: By column the value of each seed: accuracies by attack, CMMR and costs.
+        experiment: What the rows are of.
+        rows: The models.
+        runs: Whether each seed has a row of its own.
     """
-
-    entry: str
-    method: str
-    seeds: Sequence[int]
-    rounds: Sequence[int]
-    weights: str = MISSING
-    eps: float | None = None
-    values: Mapping[str, Sequence[float]]
-
-
-def _lines(experiment: Experiment, content: Mapping[str, Any], each: bool) -> list[TableLine]:
-    """Return the rows of the table; ``each``: of every seed apart."""
-    trained = {(row["entry"], row["seed"]): row for row in content["trainings"]}
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in content["results"]:
-        key = row["entry"], row["seed"] if each else None, row["weights"], row["eps"]
-        groups.setdefault(key, []).append(row)
-    lines = []
-    plan, tasks = experiment.parts[0]
-    for entry in plan.entries:
-        for key, rows in groups.items():
-            if key[0] == entry.name:
-                lines.append(_line(rows, trained))
-        if not each and not any(key[0] == entry.name for key in groups):
-            recipe = next(task.recipe for task in tasks if task.entry == entry.name)
-            rounds, method = [recipe.rounds], recipe.method
-            lines.append(
-                TableLine(entry=entry.name, method=method, seeds=(), rounds=rounds, values={})
-            )
-    return lines
+    several, shares = _columns(rows)
+    groups, planned = _grouped(experiment, rows), len(experiment.parts[0][0].seeds)
+    if runs:
+        groups = [
+            (row | {"entry": f"{row['entry']}-seed{row['seed']}"}, [row])
+            for _, seeds in groups
+            for row in seeds
+        ]
+    cells = []
+    for model, seeds in groups:
+        lost = "" if runs or len(seeds) == planned else f" ({planned - len(seeds)} missing)"
+        there = ", ".join(str(row["seed"]) for row in seeds)
+        line = [model["entry"], model["method"], f"{there}{lost}".strip()]
+        line.append(_span([row["rounds"] for row in seeds or [model]]))
+        cells.append([*line, *(str(model[key]) for key in several), *_numbers(shares, seeds)])
+    heads = ["run", "method", "seed"] if runs else ["entry", "method", "seeds"]
+    costs = [name.replace("_", " ") for name in _COSTS]
+    return [*heads, "rounds", *several, *shares, *costs], cells
 
 
-def _line(
-    rows: Sequence[Mapping[str, Any]], trained: Mapping[tuple[str, int], Mapping[str, Any]]
-) -> TableLine:
-    first = rows[0]
-    seeds = list(dict.fromkeys(row["seed"] for row in rows))
-    trainings = [trained[first["entry"], seed] for seed in seeds]
-    attacks = dict.fromkeys(row["attack"] for row in rows)
-    values: dict[str, Sequence[float]] = {
-        name: [row["correct"] / row["n"] for row in rows if row["attack"] == name]
-        for name in attacks
-    }
-    if len(attacks) == 3:  # clean, one attack, and that attack again as the worst case
-        values.pop(WORST, None)
-    worst = [row for row in rows if row["attack"] == WORST]
-    values["cmmr"] = [row["cmmr"]["score"] for row in worst if "cmmr" in row]
-    values["gradient_evaluations"] = [row["gradient_evaluations"] for row in trainings]
-    values["training_seconds"] = [row["seconds"] for row in trainings]
-    values["evaluation_seconds"] = [row["seconds"] for row in worst]
-    return TableLine(
-        entry=first["entry"],
-        method=trainings[0]["method"],
-        seeds=seeds,
-        rounds=[row["rounds"] for row in trainings],
-        weights=first["weights"],
-        eps=first["eps"],
-        values={name: numbers for name, numbers in values.items() if numbers},
-    )
+def _numbers(shares: Iterable[str], rows: Sequence[Row]) -> list[str]:
+    """Return the cells of accuracies, CMMR and costs of one model."""
+    cells = [_spread([row[name] for row in rows if name in row]) for name in shares]
+    costs = [(text, [row[name] for row in rows]) for name, text in _COSTS.items()]
+    return cells + [text.format(_mean(v)) if v else MISSING for text, v in costs]
 
 
-def _shares(lines: Sequence[TableLine]) -> list[str]:
-    """Return the columns that are parts of one: accuracies by attack, and CMMR."""
-    costs = {name for name, _ in _COSTS.values()}
-    return [n for n in dict.fromkeys(n for line in lines for n in line.values) if n not in costs]
-
-
-def _models(lines: Sequence[TableLine]) -> list[str]:
-    """Return the columns that say which model it is, where there are several of a training."""
-    several = {name: {getattr(x, name) for x in lines if x.seeds} for name in ("weights", "eps")}
-    return [name for name, values in several.items() if len(values) > 1]
-
-
-def _heads(lines: Sequence[TableLine]) -> list[str]:
-    return ["method", "seeds", "rounds", *_models(lines), *_shares(lines), *_COSTS]
-
-
-def _cells(line: TableLine, lines: Sequence[TableLine], seeds: int) -> list[str]:
-    """Return a row as text, but for its name: means over the seeds, in brackets their range."""
-    lost = f" ({seeds - len(line.seeds)} missing)" if len(line.seeds) < seeds else ""
-    of = {"weights": line.weights, "eps": MISSING if line.eps is None else f"{line.eps:g}"}
-    costs = [(line.values.get(key, ()), text) for key, text in _COSTS.values()]
-    return [
-        line.method,
-        (", ".join(map(str, line.seeds)) + lost).strip(),
-        _span(line.rounds),
-        *(of[name] for name in _models(lines)),
-        *(_spread(line.values.get(name, ())) for name in _shares(lines)),
-        *(text.format(_mean(values)) if values else MISSING for values, text in costs),
-    ]
-
-
-def _table(
-    experiment: Experiment, content: Mapping[str, Any], each: bool = False
-) -> tuple[list[str], list[list[str]]]:
-    """Return the heads and rows of the table as text."""
-    lines = _lines(experiment, content, each)
-    seeds = 1 if each else len(experiment.parts[0][0].seeds)
-    rows = [
-        [f"{x.entry}-seed{x.seeds[0]}" if each else x.entry, *_cells(x, lines, seeds)]
-        for x in lines
-    ]
-    return ["run" if each else "entry", *_heads(lines)], rows
-
-
-def terminal_table(experiment: Experiment, content: Mapping[str, Any]) -> "Table":
-    """Return the table for a terminal."""
-    heads, rows = _table(experiment, content)
-    return rich_table(experiment.title, heads, rows, numbers=heads[2:])
-
-
-def markdown(experiment: Experiment, content: Mapping[str, Any]) -> str:
+def markdown(experiment: Experiment, content: Row) -> str:
     """Return the table, the facts, what is missing and the table of every run as Markdown."""
-    lines = "".join(f"- {escape_markdown(line)}\n" for line in facts(experiment, content))
+    rows = models(content)
     parts = [
         f"## {escape_markdown(experiment.title)}\n",
-        markdown_rows(*_table(experiment, content)),
-        lines,
+        markdown_rows(*summary(experiment, rows)),
+        "".join(f"- {escape_markdown(line)}\n" for line in facts(experiment, content)),
     ]
     if content["missing"]:
         missing = (f"- {escape_markdown(line)}\n" for line in content["missing"])
         parts.append("Missing:\n\n" + "".join(missing))
-    if content["results"]:
-        runs = markdown_rows(*_table(experiment, content, each=True))
+    if rows:
+        runs = markdown_rows(*summary(experiment, rows, runs=True))
         parts.append(f"### Single runs\n\n{runs}")
     return "\n".join(parts)
 
 
-def csv_rows(experiment: Experiment, content: Mapping[str, Any]) -> list[list[object]]:
+def csv_rows(experiment: Experiment, rows: Sequence[Row]) -> list[list[object]]:
     """Return the table for programs: fractions, with the lowest and highest of the seeds."""
-    lines = _lines(experiment, content, each=False)
-    shares, models = _shares(lines), _models(lines)
-    costs = [name for name, _ in _COSTS.values()]
-    head: list[object] = ["entry", "method", "seeds", "rounds", *models]
+    several, shares = _columns(rows)
+    head: list[object] = ["entry", "method", "seeds", "rounds", *several]
     head += [f"{name}{end}" for name in shares for end in ("", " lowest", " highest")]
-    rows = [[*head, *costs]]
-    for line in lines:
-        row: list[object] = [line.entry, line.method, " ".join(map(str, line.seeds))]
-        row += [_span(line.rounds), *(getattr(line, name) for name in models)]
+    lines = [[*head, *_COSTS]]
+    for model, seeds in _grouped(experiment, rows):
+        line: list[object] = [model["entry"], model["method"]]
+        line += [" ".join(str(row["seed"]) for row in seeds)]
+        line += [_span([row["rounds"] for row in seeds or [model]])]
+        line += [model[key] for key in several]
         for name in shares:
-            values = line.values.get(name, ())
-            row += [_mean(values), min(values), max(values)] if values else ["", "", ""]
-        row += [_mean(v) if (v := line.values.get(name)) else "" for name in costs]
-        rows.append(row)
-    return rows
+            values = [row[name] for row in seeds if name in row]
+            line += [_mean(values), min(values), max(values)] if values else ["", "", ""]
+        line += [_mean([row[name] for row in seeds]) if seeds else "" for name in _COSTS]
+        lines.append(line)
+    return lines
 
 
 def facts(experiment: Experiment, content: Mapping[str, Any]) -> list[str]:
@@ -215,27 +167,12 @@ def _threats(task: Task) -> str:
 
 def _each(tasks: Sequence[Task], fact: Callable[[Task], str]) -> str:
     """Return a fact of all entries, or which entries have which."""
-    names: dict[str, list[str]] = {}
+    entries: dict[str, dict[str, None]] = {}
     for task in tasks:
-        having = names.setdefault(fact(task), [])
-        if task.entry not in having:
-            having.append(task.entry)
-    if len(names) == 1:
-        return next(iter(names))
-    return "; ".join(f"{value} ({', '.join(having)})" for value, having in names.items())
-
-
-def finished_line(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return what was found of one training in a line; of several models only their number."""
-    models = {(row["weights"], row["eps"]) for row in rows}
-    if len(models) > 1:
-        return f"{len(models)} models and radii judged"
-    accuracies = [f"{row['attack']} {_percent(row['correct'] / row['n'])} %" for row in rows]
-    return ", ".join(accuracies)
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
+        entries.setdefault(fact(task), {})[task.entry] = None
+    if len(entries) == 1:
+        return next(iter(entries))
+    return "; ".join(f"{value} ({', '.join(names)})" for value, names in entries.items())
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -245,8 +182,8 @@ def _mean(values: Sequence[float]) -> float:
 def _spread(values: Sequence[float]) -> str:
     if not values:
         return MISSING
-    around = f" ({_percent(min(values))}..{_percent(max(values))})" if len(values) > 1 else ""
-    return f"{_percent(_mean(values))}{around}"
+    low, high = f"{100 * min(values):.1f}", f"{100 * max(values):.1f}"
+    return f"{100 * _mean(values):.1f}" + (f" ({low}..{high})" if len(values) > 1 else "")
 
 
 def _span(values: Sequence[int]) -> str:

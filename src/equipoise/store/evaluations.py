@@ -29,7 +29,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from equipoise.errors import UserError
-from equipoise.evaluation import Outcome, Result
+from equipoise.evaluation.outcome import Outcome
+from equipoise.evaluation.result import Result
 from equipoise.measures import distortion
 from equipoise.sample import Sample
 from equipoise.store import verdicts

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from equipoise.attacks.apgd import APGDT
 from equipoise.attacks.core import Attack, guest
-from equipoise.attacks.pgd import PGD
+from equipoise.attacks.pgd import PGD, for_verdicts
 from equipoise.attacks.square import Square
-from equipoise.evaluation.checks.finding import Finding, finding, graded, judged
+from equipoise.draws import KeyedDraws
+from equipoise.evaluation.checks.finding import Finding, finding, graded, judged, listed
 from equipoise.evaluation.checks.gradients import reachable
 from equipoise.evaluation.checks.model import (
     Divided,
@@ -30,7 +31,7 @@ from equipoise.evaluation.checks.model import (
     preserved,
     sampled,
 )
-from equipoise.evaluation.checks.probe import Probe
+from equipoise.evaluation.judge import Judge
 from equipoise.threat import Threat
 
 NAMES = (
@@ -62,6 +63,91 @@ DEAREST = 100  # steps times restarts of a search that may be doubled
 RARE, UNBEATEN, LUCKY, OFTEN = 0.002, 0.005, 0.01, 0.05
 FEW = 0.1  # of the examples: no more are searched again
 _ADAPT = "run attacks without gradients (square) and one made for this defence"
+
+
+class _Probed:
+    """Some correct examples, and which of them attacks with gradients have fooled so far."""
+
+    def __init__(
+        self, model: nn.Module, x: Tensor, y: Tensor, rows: Tensor, threat: Threat, seed: int,
+        passes: int,
+    ) -> None:  # fmt: skip
+        self.model, self.x, self.y, self.rows, self.threat = model, x, y, rows, threat
+        self.seed, self.passes = seed, passes
+        self.draws = KeyedDraws.of(x, seed).child("probes")
+        self.found = torch.zeros_like(y, dtype=torch.bool)
+        self.known: dict[str, Tensor] = {}
+        self.repeats = Judge(exact_of(model), passes=passes).repeats(x)
+
+    @property
+    def n(self) -> int:
+        """Return how many examples are probed."""
+        return len(self.y)
+
+    def fools(
+        self, attack: Attack, among: Tensor, name: str, *, threat: Threat | None = None,
+        model: nn.Module | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Tell whom an attack fools among some examples, with shape (N,).
+
+        Arguments:
+            attack: The attack.
+            among: Which examples it is shown, with shape (N,).
+            name: The name of its random numbers.
+            threat: What it is allowed, if something else.
+            model: The model it searches, if another; the verdict is that of the model itself.
+        """
+        rows = among.nonzero()[:, 0]
+        fooled = torch.zeros_like(among)
+        if len(rows):
+            x, y, allowed = self.x[rows], self.y[rows], threat or self.threat
+            draws = self.draws.child(name).select(rows)
+            attack = for_verdicts(attack) if self.repeats else attack
+            x_adv = attack(model or self.model, x, y, allowed, draws=draws)
+            inside = allowed.contains(x, x_adv)
+            fooled[rows] = inside & ~correct_of(self.model, x_adv, y, passes=self.passes)
+        return fooled
+
+    def broken(self, attack: PGD) -> Tensor:
+        """Tell whom a plain search fools among all; each search is made once."""
+        key = repr(attack)
+        if key not in self.known:
+            self.known[key] = self.fools(attack, torch.ones_like(self.found), "base")
+            self.found |= self.known[key]
+        return self.known[key]
+
+    def where(self, flags: Tensor) -> str:
+        """Return in words which rows of the caller's inputs some examples are."""
+        return f"rows {listed(self.rows[flags])}" if bool(flags.any()) else "none"
+
+    def finding(
+        self,
+        check: str,
+        flags: Tensor,
+        message: str,
+        meaning: str,
+        remedy: str = _ADAPT,
+        *,
+        amber: float,
+        red: float = 1.0,
+        **measured: float,
+    ) -> Finding:
+        """Return the finding on a number of examples that should be zero.
+
+        Arguments:
+            check: The name of the check.
+            flags: The examples that speak against model or attack, with shape (N,).
+            message: What was seen; ``{count}`` and ``{n}`` stand for their number and that of all.
+            meaning: What it means where it is not well; ``{where}`` stands for their rows.
+            remedy: What to do then.
+            amber: As for :func:`graded`, as is the next.
+            red: The share of a failure.
+            measured: Further numbers.
+        """
+        count, n = int(flags.sum()), self.n
+        status = graded(count, n, amber=amber, red=red)
+        seen, meaning = message.format(count=count, n=n), meaning.format(where=self.where(flags))
+        return judged(check, status, seen, meaning, remedy, count=count, n=n, **measured)
 
 
 def probes(
@@ -104,11 +190,11 @@ def probes(
             return [
                 finding(name, "skipped", "no example is classified correctly") for name in NAMES
             ]
-        probe = Probe(model, x[rows], y[rows], rows, threat, seed, passes)
+        probe = _Probed(model, x[rows], y[rows], rows, threat, seed, passes)
         return [*_white_box(probe, attacks or {}), *_black_box(probe)]
 
 
-def _white_box(probe: Probe, attacks: Mapping[str, Attack]) -> list[Finding]:
+def _white_box(probe: _Probed, attacks: Mapping[str, Attack]) -> list[Finding]:
     if not reachable(exact_of(probe.model), probe.x[:FEWEST], probe.y[:FEWEST]):
         why = "there are no gradients to search with"
         return [finding(name, "skipped", why) for name in NAMES[:-2]]
@@ -124,50 +210,35 @@ def _white_box(probe: Probe, attacks: Mapping[str, Attack]) -> list[Finding]:
     return list(chain.from_iterable(attempt(name, run) for name, run in checks.items()))
 
 
-def _black_box(probe: Probe) -> list[Finding]:
+def _black_box(probe: _Probed) -> list[Finding]:
     # Both are shown what every search with gradients left; neither profits from the other.
     left = ~probe.found
     found = attempt("noise", lambda: _noise(probe, left))
     return found + attempt("black-box", lambda: _square(probe, left))
 
 
-def _one_step(probe: Probe) -> Finding:
+def _one_step(probe: _Probed) -> Finding:
     """C9: whether one step fools examples that a search of many steps does not."""
-    left = ~probe.broken(BASE)
-    worse = probe.fools(ONE_STEP, left, "one step")
+    worse = probe.fools(ONE_STEP, ~probe.broken(BASE), "one step")
     probe.found |= worse
-    count, n = int(worse.sum()), probe.n
-    status = graded(count, n, amber=LUCKY, red=OFTEN)
-    message = f"one step fools {count} of {n} examples that {BASE.steps} steps do not"
-    return judged(
-        "one-step",
-        status,
-        message,
-        f" ({probe.where(worse)}): steps follow misleading gradients",
-        _ADAPT,
-        count=count,
-        n=n,
-    )
+    message = f"one step fools {{count}} of {{n}} examples that {BASE.steps} steps do not"
+    meaning = " ({where}): steps follow misleading gradients"
+    return probe.finding("one-step", worse, message, meaning, amber=LUCKY, red=OFTEN)
 
 
-def _masking(probe: Probe) -> Finding:
+def _masking(probe: _Probed) -> Finding:
     """C19: whether the margin fools many that cross-entropy, equally long, does not."""
-    left = ~probe.broken(BASE)
-    more = left & probe.broken(WIDE)
-    less = ~left & ~probe.broken(WIDE)
-    count, n = int(more.sum()), probe.n
-    gap = (count - int(less.sum())) / n
-    status = graded(count, n, amber=OFTEN)
-    message = f"PGD on the margin fools {count} of {n} examples that cross-entropy leaves"
-    measured = {"count": count, "n": n, "gap": gap}
-    remedy = "do not rely on attacks on cross-entropy alone: use apgd-dlr, apgd-t or cw-inf"
-    return judged(
+    left, wide = ~probe.broken(BASE), probe.broken(WIDE)
+    more = left & wide
+    gap = (int(more.sum()) - int((~left & ~wide).sum())) / probe.n
+    return probe.finding(
         "masking",
-        status,
-        message,
+        more,
+        "PGD on the margin fools {count} of {n} examples that cross-entropy leaves",
         f", the accuracy is {100 * gap:.0f} points lower: cross-entropy is masked",
-        remedy,
-        **measured,
+        "do not rely on attacks on cross-entropy alone: use apgd-dlr, apgd-t or cw-inf",
+        amber=OFTEN,
+        gap=gap,
     )
 
 
@@ -180,117 +251,95 @@ def _longest(attacks: Mapping[str, Attack]) -> PGD:
     return max(known, key=lambda attack: attack.steps * attack.restarts, default=WIDE)
 
 
-def _more(probe: Probe, attack: PGD, what: str) -> Finding:
+def _more(probe: _Probed, attack: PGD, what: str) -> Finding:
     """C10: whether twice as much of a search fools many more examples."""
     left = ~probe.broken(attack)
     many: int = getattr(attack, what)
     longer = replace(attack, steps=2 * many) if what == "steps" else attack
     more = probe.fools(longer, left, f"twice the {what}")
     probe.found |= more
-    count, n = int(more.sum()), probe.n
-    check = "more-steps" if what == "steps" else "restarts"
-    message = (
-        f"{2 * many} {what} in place of {many} fool {count} more of {n} examples "
-        f"(PGD on {attack.loss})"
-    )
-    status = graded(count, n, amber=OFTEN)
-    remedy = f"raise the {what} until the accuracy stays, or use attacks that adapt (autoattack)"
-    return judged(
-        check, status, message, ": the search has not converged", remedy, count=count, n=n
+    return probe.finding(
+        "more-steps" if what == "steps" else "restarts",
+        more,
+        f"{2 * many} {what} in place of {many} fool {{count}} more of {{n}} examples "
+        f"(PGD on {attack.loss})",
+        ": the search has not converged",
+        f"raise the {what} until the accuracy stays, or use attacks that adapt (autoattack)",
+        amber=OFTEN,
     )
 
 
-def _logit_scale(probe: Probe) -> Finding:
+def _logit_scale(probe: _Probed) -> Finding:
     """C6: whether cross-entropy fools many more once logits are divided by a constant."""
-    left = ~probe.broken(BASE)
     divided = Divided.to_one(probe.model, probe.x, probe.y)
-    more = probe.fools(BASE, left, "base", model=divided)
-    gap = divided.divisor
+    more = probe.fools(BASE, ~probe.broken(BASE), "base", model=divided)
     probe.found |= more
-    count, n = int(more.sum()), probe.n
-    status = graded(count, n, amber=OFTEN, red=2 * OFTEN)
-    message = f"logits divided by {gap:.3g} let cross-entropy fool {count} more of {n} examples"
-    remedy = "use attacks that do not depend on the scale (apgd-dlr, apgd-t, cw-inf)"
-    return judged(
+    return probe.finding(
         "logit-scale",
-        status,
-        message,
+        more,
+        f"logits divided by {divided.divisor:.3g} let cross-entropy fool {{count}} more of {{n}} "
+        "examples",
         ": their scale hides the gradient",
-        remedy,
-        count=count,
-        n=n,
-        divisor=gap,
+        "use attacks that do not depend on the scale (apgd-dlr, apgd-t, cw-inf)",
+        amber=OFTEN,
+        red=2 * OFTEN,
+        divisor=divided.divisor,
     )
 
 
-def _monotone(probe: Probe) -> Finding:
+def _monotone(probe: _Probed) -> Finding:
     """C11: whether a smaller eps fools examples that a larger one does not."""
-    here = probe.broken(WIDE)
-    half = replace(probe.threat, eps=probe.threat.eps / 2)
-    small = probe.fools(WIDE, ~here, "half eps", threat=half)
-    span = probe.threat.high - probe.threat.low
-    double = 2 * probe.threat.eps
-    wide = min(double, span) if probe.threat.norm == "linf" else double
-    large = here & ~probe.fools(WIDE, here, "twice eps", threat=replace(probe.threat, eps=wide))
+    here, threat = probe.broken(WIDE), probe.threat
+    small = probe.fools(WIDE, ~here, "half eps", threat=replace(threat, eps=threat.eps / 2))
+    double = 2 * threat.eps
+    wide = min(double, threat.high - threat.low) if threat.norm == "linf" else double
+    large = here & ~probe.fools(WIDE, here, "twice eps", threat=replace(threat, eps=wide))
     probe.found |= small
-    worse = small | large
-    count, n = int(worse.sum()), probe.n
-    status = graded(count, n, amber=LUCKY, red=OFTEN)
-    message = f"{count} of {n} examples fall to a smaller eps but not to one twice as large"
-    measured = {"count": count, "n": n, "half": int(small.sum()), "double": int(large.sum())}
-    return judged(
+    return probe.finding(
         "monotone",
-        status,
-        message,
-        f" ({probe.where(worse)}): searches get stuck",
-        _ADAPT,
-        **measured,
+        small | large,
+        "{count} of {n} examples fall to a smaller eps but not to one twice as large",
+        " ({where}): searches get stuck",
+        amber=LUCKY,
+        red=OFTEN,
+        half=int(small.sum()),
+        double=int(large.sum()),
     )
 
 
-def _unbounded(probe: Probe) -> Finding:
+def _unbounded(probe: _Probed) -> Finding:
     """C12: whether a search without bounds fools everything."""
-    span = probe.threat.high - probe.threat.low
-    size = probe.x[0].numel()
-    eps = {"linf": span, "l2": span * size**0.5, "l1": span * size}[probe.threat.norm]
-    everywhere = replace(probe.threat, eps=max(eps, probe.threat.eps))
+    threat, size = probe.threat, probe.x[0].numel()
+    span = threat.high - threat.low
+    eps = {"linf": span, "l2": span * size**0.5, "l1": span * size}[threat.norm]
+    everywhere = replace(threat, eps=max(eps, threat.eps))
     left = ~probe.broken(WIDE)
     left &= ~probe.fools(UNBOUNDED, left, "unbounded", threat=everywhere)
-    count, n = int(left.sum()), probe.n
-    status = graded(count, n, amber=UNBEATEN, red=UNBEATEN)
-    message = f"a search without bounds leaves {count} of {n} examples"
-    return judged(
-        "unbounded",
-        status,
-        message,
-        f" ({probe.where(left)}): it does not follow the model",
-        _ADAPT,
-        count=count,
-        n=n,
-    )
+    message = "a search without bounds leaves {count} of {n} examples"
+    meaning = " ({where}): it does not follow the model"
+    return probe.finding("unbounded", left, message, meaning, amber=UNBEATEN, red=UNBEATEN)
 
 
-def _noise(probe: Probe, left: Tensor) -> Finding:
+def _noise(probe: _Probed, left: Tensor) -> Finding:
     """C14: whether noise within the threat fools examples that searches do not."""
     draws = _tries(probe, left)
     fooled = _missed(probe, _by_noise(probe, left, draws))
-    count, n = int(fooled.sum()), probe.n
-    status = graded(count, n, amber=RARE, red=OFTEN)
-    message = f"{draws} draws of noise fool {count} of {n} examples that gradients do not"
-    measured = {"count": count, "n": n, "left": int(left.sum()), "draws": draws}
+    message = f"{draws} draws of noise fool {{count}} of {{n}} examples that gradients do not"
     if not bool(left.any()):
         message = "gradients fool every example, so that none is left to noise"
-    return judged(
+    return probe.finding(
         "noise",
-        status,
+        fooled,
         message,
-        f" ({probe.where(fooled)}): gradients mislead",
-        _ADAPT,
-        **measured,
+        " ({where}): gradients mislead",
+        amber=RARE,
+        red=OFTEN,
+        left=int(left.sum()),
+        draws=draws,
     )
 
 
-def _missed(probe: Probe, fooled: Tensor) -> Tensor:
+def _missed(probe: _Probed, fooled: Tensor) -> Tensor:
     """Tell which of a few examples long searches with gradients do not fool either.
 
     A short search misses an example now and then on an honest model, too.
@@ -303,12 +352,12 @@ def _missed(probe: Probe, fooled: Tensor) -> Tensor:
     return fooled & ~probe.fools(LONGEST, fooled, "longest")
 
 
-def _tries(probe: Probe, left: Tensor) -> int:
+def _tries(probe: _Probed, left: Tensor) -> int:
     """Return how many tries each example gets, so that all together have a fixed price."""
     return min(MOST_TRIES, TRIES * probe.n // max(int(left.sum()), 1))
 
 
-def _by_noise(probe: Probe, left: Tensor, draws: int) -> Tensor:
+def _by_noise(probe: _Probed, left: Tensor, draws: int) -> Tensor:
     """Tell whom noise fools: by turns uniform in the ball and, where it has them, at corners."""
     fooled = torch.zeros_like(left)
     rows = left.nonzero()[:, 0]
@@ -326,23 +375,24 @@ def _by_noise(probe: Probe, left: Tensor, draws: int) -> Tensor:
     return fooled
 
 
-def _square(probe: Probe, left: Tensor) -> Finding:
+def _square(probe: _Probed, left: Tensor) -> Finding:
     """C13: whether a search without gradients fools examples that those with them do not."""
     queries = _tries(probe, left)
     attack = Square(queries=queries, rescale=True)
     with guest(exact_of(probe.model)):
         fooled = _missed(probe, probe.fools(attack, left, "square"))
-    count, n = int(fooled.sum()), probe.n
-    status = graded(count, n, amber=RARE, red=OFTEN)
-    message = f"Square with {queries} queries fools {count} of {n} examples that gradients do not"
-    measured = {"count": count, "n": n, "left": int(left.sum()), "queries": queries}
+    message = (
+        f"Square with {queries} queries fools {{count}} of {{n}} examples that gradients do not"
+    )
     if not bool(left.any()):
         message = "gradients fool every example, so that none is left to Square"
-    return judged(
+    return probe.finding(
         "black-box",
-        status,
+        fooled,
         message,
-        f" ({probe.where(fooled)}): gradients are masked",
-        _ADAPT,
-        **measured,
+        " ({where}): gradients are masked",
+        amber=RARE,
+        red=OFTEN,
+        left=int(left.sum()),
+        queries=queries,
     )

@@ -1,6 +1,6 @@
-"""``equipoise reproduce``. Heavy imports stand inside the command, so that ``--help`` is quick."""
+"""``equipoise compare`` and ``reproduce``; imports stand inside, so that ``--help`` is quick."""
 
-__all__ = ["EPILOG", "reproduce"]
+__all__ = ["COMPARE_EPILOG", "REPRODUCE_EPILOG", "compare", "reproduce"]
 
 import shlex
 import sys
@@ -13,7 +13,32 @@ import typer
 from equipoise.cli.options import DataDir, Quiet, console_of
 from equipoise.errors import UserError
 
-EPILOG = """WHAT is one or several of:
+COMPARE_EPILOG = """The plan:
+
+\b
+  title: Every method at an equal budget
+  base: {data: fashion-mnist, model: small-cnn, eps: 0.1, keep: last}
+  budget: 2500000
+  seeds: [0, 1]
+  entries:
+    standard: {}
+    pgd-at: {}
+    pgd-at-averaged: {method: pgd-at, alpha: 0.995}
+  evaluate: {attacks: "pgd-100,autoattack", n: 1000}
+
+base holds settings of every entry. An entry holds settings of a recipe; its method is by default
+its name. budget is the number of gradient evaluations of a training: an entry without rounds
+(epochs) gets budget / (gradient evaluations of an image x images of a round) rounds. `cost: 4.1`
+in an entry gives the gradient evaluations of an image where they are only known afterwards.
+evaluate may also hold eps (one radius or a list), weights (like [model, rounds, gamma-0.4]),
+individual, first, precision, batch_size, points (measure a front) and cmmr; the plan may also
+hold grids, only and published.
+
+DIR gets a run folder for each entry and seed, which report, verify and evaluate read, and
+table.md, table.csv, results.json, report.html and logs/.
+"""
+
+REPRODUCE_EPILOG = """WHAT is one or several of:
 
 \b
   table2    clean and robust accuracy of every method under every attack
@@ -39,6 +64,43 @@ read; for each experiment a folder with its results.json, tables (Markdown, CSV,
 figures (SVG, PNG); and one page of all: index.html, and as Markdown results.md.
 """
 
+Workers = Annotated[
+    int, typer.Option(help="Processes side by side, each with its share of the threads.")
+]
+PlanOnly = Annotated[
+    bool, typer.Option("--plan", help="Print what is done and what is left, and stop.")
+]
+
+
+def compare(
+    what: Annotated[Path, typer.Argument(metavar="PLAN.yaml", help="What to compare; see below.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="The folder of the runs and the table.")
+    ],
+    workers: Workers = 1,
+    data_dir: DataDir = None,
+    plan: PlanOnly = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print the table and warnings only.")
+    ] = False,
+) -> None:
+    """Train and evaluate many methods in the same way, and write one table.
+
+    Ctrl-C saves and stops. The same command continues, inside a training or an attack, and
+    repeats nothing that is finished; also after kill -9.
+    """
+    from equipoise.plans.compare import compare as job
+
+    job(
+        what,
+        out,
+        workers=workers,
+        data_dir=data_dir,
+        plan_only=plan,
+        command=shlex.join(["equipoise", *sys.argv[1:]]),
+        console=console_of(quiet),
+    )
+
 
 def reproduce(
     what: Annotated[
@@ -59,9 +121,7 @@ def reproduce(
             help="Use an .npz file as this dataset, like cifar10=mine.npz; may be repeated.",
         ),
     ] = None,
-    workers: Annotated[
-        int, typer.Option(help="Processes side by side, each with its share of the threads.")
-    ] = 1,
+    workers: Workers = 1,
     data_dir: DataDir = None,
     slice_: Annotated[
         bool,
@@ -72,9 +132,7 @@ def reproduce(
             "numbers mean nothing.",
         ),
     ] = False,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Print what is done and what is left, and stop.")
-    ] = False,
+    plan: PlanOnly = False,
     quiet: Quiet = False,
 ) -> None:
     """Make the paper's tables and figures from trainings on this machine.
