@@ -6,7 +6,7 @@ import house
 
 LIMITS = {
     "lines of Python": 35_700,
-    "lines of templates, scripts, styles and YAML": 2_050,
+    "lines of templates, scripts, styles and YAML": 2_000,
     "classes": 208,
     "dataclasses": 122,
     "class names in several modules": 10,
