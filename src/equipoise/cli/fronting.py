@@ -93,7 +93,6 @@ def front(
     from equipoise.jobs.front import measure_front
     from equipoise.plugins import run_trusted
     from equipoise.store.runs import Run
-    from equipoise.terminal.tables import write_front
 
     radii, console = radii_of(eps), console_of(quiet)
     if len(radii) > 1:
@@ -122,7 +121,7 @@ def front(
         points=points,
         beyond=beyond,
     )
-    write_front(record)
+    record.shown().show()
 
 
 def pick(

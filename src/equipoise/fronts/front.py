@@ -294,7 +294,7 @@ class Front:
                     "--max-clean-drop is a drop against what? Give a standard model with "
                     "--standard runs/standard, or its accuracy with --reference 0.93"
                 )
-            return constraint.against(other.name), self._verdicts(other).correct
+            return replace(constraint, standard=other.name), self._verdicts(other).correct
         run = Run.open(constraint.standard)
         same_images(self.run, [run])
         held_out, _ = drawn_again(self.images.validation, record.n, record.sample)

@@ -42,7 +42,7 @@ __all__ = ["ALPHA", "Candidate", "Choice", "Constraint", "bounds", "choose", "le
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -116,14 +116,6 @@ class Constraint:
             raise UserError("; ".join(problems))
         bound = float(value) if kind == "gamma" else read[kind]
         return cls(kind, bound, read.get("reference"), standard)
-
-    def against(self, standard: str) -> Self:
-        """Return the constraint with the run that is its reference."""
-        return replace(self, standard=standard)
-
-    def reference_less_drop(self) -> float:
-        """Return the least clean accuracy that a drop from a given accuracy leaves."""
-        return (self.reference or 0.0) - self.value
 
     def __str__(self) -> str:
         if self.kind == "gamma":
@@ -304,7 +296,7 @@ def _wanted(constraint: Constraint, reference: Flags | None) -> float:
     """Return what a bound has to reach."""
     if constraint.kind != "max_clean_drop":
         return constraint.value
-    return -constraint.value if reference is not None else constraint.reference_less_drop()
+    return (0.0 if reference is not None else constraint.reference or 0.0) - constraint.value
 
 
 def _bounded(constraint: Constraint, bound: float) -> str:

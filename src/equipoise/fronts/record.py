@@ -165,19 +165,22 @@ class FrontRecord:
         return self.shown().html()
 
     def shown(self) -> TextTable:
-        """Return the front in a few lines: a row for each point and each other model."""
+        """Return the front as a table: a row for each point and each other model."""
         rows = [
             (
                 "" if p.name else f"{p.gamma:g}",
                 *accuracy(p.clean, p.n)[:2],
                 *accuracy(p.robust, p.n)[:2],
+                str(p.transferred),
+                str(p.searched),
                 self.label(p),
             )
             for p in (*self.points, *self.others)
         ]
-        threat = f"{self.norm}, eps {self.eps:g}, n = {self.n}, {self.attack}"
+        threat = f"{self.norm}, eps = {self.eps:g}, {self.images}; {self.attack}"
         title = f"Front between {' and '.join(self.ends)}: {threat}"
-        header = ("gamma", "clean", "95 % interval", "robust", "95 % interval", "")
+        pair = ("clean", "95 % interval", "robust", "95 % interval")
+        header = ("gamma", *pair, "transferred", "searched", "")
         return TextTable(title, header, rows, (self.words,))
 
     def content(self) -> dict[str, Any]:

@@ -116,6 +116,12 @@ class TextTable:
         )
         return "\n".join([self.title, *(f"  {line}".rstrip() for line in cells), *self.notes])
 
+    def show(self) -> None:
+        """Print it on the standard output."""
+        terminal = output()
+        table = rich_table(self.title, self.header, self.rows, numbers=self.header[1:-1])
+        terminal.print(table, *self.notes, sep="\n")
+
     def html(self) -> str:
         """Return it as HTML, with everything in it escaped."""
         escape = html.escape

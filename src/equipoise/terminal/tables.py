@@ -1,6 +1,6 @@
-"""The results of evaluations and fronts as tables on the terminal."""
+"""The results of evaluations as tables on the terminal."""
 
-__all__ = ["write_front", "write_scores", "write_table"]
+__all__ = ["write_scores", "write_table"]
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,6 @@ from equipoise.threat import Threat
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from equipoise.fronts.record import FrontRecord, Point
 
 
 def write_table(records: Sequence[Mapping[str, Any]], title: str = "") -> None:
@@ -90,40 +88,3 @@ def write_scores(records: Sequence[Mapping[str, Any]]) -> None:
     output().print(
         rich_table(f"CMMR ({VERSION})", heads, rows, numbers=heads[1:], caption=caption)
     )
-
-
-def write_front(record: "FrontRecord") -> None:
-    """Show a measured front: its points, other runs beside it, and the barrier in words.
-
-    Arguments:
-        record: The front.
-    """
-    threat = Threat(record.norm, record.eps)  # type: ignore[arg-type]
-    columns = (
-        "gamma",
-        "clean",
-        "95 % interval",
-        "robust",
-        "95 % interval",
-        "transferred",
-        "searched",
-        "",
-    )
-    rows = [
-        ["" if point.name else f"{point.gamma:g}", *_measures(point), record.label(point)]
-        for point in (*record.points, *record.others)
-    ]
-    title = f"{threat}, {record.images}; {record.attack}"
-    terminal = output()
-    terminal.print(rich_table(title, columns, rows, numbers=columns[1:-1]))
-    terminal.print(record.words)
-
-
-def _measures(point: "Point") -> list[str]:
-    cells = list[str]()
-    for value, (low, high) in (
-        (point.clean_accuracy, point.clean_interval),
-        (point.robust_accuracy, point.robust_interval),
-    ):
-        cells += [f"{value:.2%}", f"{low:.1%} .. {high:.1%}"]
-    return [*cells, str(point.transferred), str(point.searched)]
