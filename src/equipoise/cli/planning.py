@@ -61,7 +61,8 @@ Scales:
 
 DIR/SCALE gets trainings/ with a run folder for each model, which report, verify and evaluate
 read; for each experiment a folder with its results.json, tables (Markdown, CSV, LaTeX) and
-figures (SVG, PNG); and one page of all: index.html, and as Markdown results.md.
+figures (SVG, PNG); and one page of all: index.html, and as Markdown results.md. This needs pandas:
+pip install 'equipoise[paper]'.
 """
 
 Workers = Annotated[

@@ -1,33 +1,13 @@
 """Figure 5: the schedule of gamma times c, the rounds between two merges."""
 
-__all__ = [
-    "PAPERS_C",
-    "PAPERS_GAMMA",
-    "Setting",
-    "blocks",
-    "grid",
-    "setting_text",
-    "shown_attacks",
-    "top",
-]
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from equipoise.paper import figures
-from equipoise.paper.measures import (
-    Rows,
-    accuracies,
-    average,
-    best_marks,
-    evaluated,
-    half_width,
-    paired,
-    relation,
-)
+from equipoise.paper import figures, measures
+from equipoise.paper.measures import Rows
 from equipoise.paper.prose import prose
 from equipoise.paper.results import AUTOATTACK, CLEAN, WORST, PanelInfo
-from equipoise.paper.tables import Line, Numbers, spread_cell, table
+from equipoise.paper.tables import Line, Numbers, number_cell, spread_cells, table
 from equipoise.report.content import Block, Cell, Picture, Table
 
 PAPERS_GAMMA, PAPERS_C = (1.0, 1.0, 1.0, 0.4), 5
@@ -98,12 +78,14 @@ def shown_attacks(found: Grid) -> list[str]:
 
 
 def _run(found: Grid) -> list[str]:
-    return list(dict.fromkeys(name for rows in found.values() for name in evaluated(rows)))
+    return list(
+        dict.fromkeys(name for rows in found.values() for name in measures.evaluated(rows))
+    )
 
 
 def means(found: Grid, attack: str) -> dict[Setting, float]:
     """Return the mean accuracy of each setting that was attacked so."""
-    known = {setting: accuracies(rows, attack) for setting, rows in found.items()}
+    known = {setting: measures.accuracies(rows, attack) for setting, rows in found.items()}
     return {setting: some.mean for setting, some in known.items() if some}
 
 
@@ -120,7 +102,9 @@ def blocks(panel: PanelInfo, rows: Rows, name: str) -> list[Block]:
     if not found:
         return [prose("nothing", title=panel.title)]
     attacks = shown_attacks(found)
-    cells = [some for a in attacks for mine in found.values() if (some := accuracies(mine, a))]
+    cells = [
+        some for a in attacks for mine in found.values() if (some := measures.accuracies(mine, a))
+    ]
     unmerged = [s for s, mine in found.items() if all(some == [] for some in _merges(mine))]
     return [
         _picture(found, attacks, unmerged, panel, name),
@@ -129,7 +113,7 @@ def blocks(panel: PanelInfo, rows: Rows, name: str) -> list[Block]:
             "ablation",
             effects=[_effect(found, attack) for attack in attacks],
             settings=len(found),
-            half=max(half_width(some.mean, some.n) for some in cells),
+            half=max(measures.half_width(some.mean, some.n) for some in cells),
             unmerged=[setting_text(setting) for setting in unmerged],
         ),
     ]
@@ -158,8 +142,8 @@ def _picture(
 def _effect(found: Grid, attack: str) -> dict[str, Any]:
     values = means(found, attack)
     best, highest = top(found, attack)
-    pairs = paired(found.get((PAPERS_GAMMA, PAPERS_C)), found[best], attack)
-    papers = values.get((PAPERS_GAMMA, PAPERS_C))
+    papers = (PAPERS_GAMMA, PAPERS_C)
+    pairs = measures.paired(found.get(papers), found[best], attack)
     ranges = []
     for fixed in (0, 1):
         groups: dict[object, list[float]] = {}
@@ -171,8 +155,10 @@ def _effect(found: Grid, attack: str) -> dict[str, Any]:
         "best": setting_text(best),
         "highest": highest,
         "ties": sum(mean == highest for mean in values.values()) - 1,
-        "gap": None if pairs.empty or papers == highest else average(list(pairs["difference"])),
-        "relation": relation(pairs),
+        "gap": None
+        if pairs.empty or values.get(papers) == highest
+        else pairs["difference"].mean(),
+        "relation": measures.relation(pairs),
         "by_c": ranges[0],
         "by_gamma": ranges[1],
     }
@@ -180,32 +166,25 @@ def _effect(found: Grid, attack: str) -> dict[str, Any]:
 
 def _table(found: Grid, attacks: Sequence[str], panel: PanelInfo, name: str) -> Table:
     stages = ("apgd", "fab", "squ")
-    others = [a for a in _run(found) if a not in attacks and not a.startswith(stages)]
-    every = [*attacks, *others]
-    marks = {attack: best_marks(found, attack) for attack in every}
-    printed, data = list[Line](), list[Numbers]()
-    for setting, mine in found.items():
+    every = list(dict.fromkeys([*attacks, *(a for a in _run(found) if not a.startswith(stages))]))
+    cells, lines, data = spread_cells(found, every), list[Line](), list[Numbers]()
+    for (gamma, c), mine in found.items():
         models = mine[mine["attack"] == WORST]
         counts = [len(some) for some in _merges(mine) if some is not None]
-        starts = list(models["t_start"])
-        gamma, c = schedule(setting[0]), setting[1]
-        accuracy = {attack: accuracies(mine, attack) for attack in every}
-        printed.append(
+        starts = [*models["t_start"]]
+        lines.append(
             {
-                "gamma": gamma,
+                "gamma": schedule(gamma),
                 "c": Cell(str(c), c),
                 "t′": Cell(", ".join("never" if t is None else str(t) for t in starts)),
-                "merges": Cell(f"{average(counts):g}", average(counts)) if counts else Cell(),
-                **{
-                    a: spread_cell(some, marks[a].get(setting, "")) for a, some in accuracy.items()
-                },
+                "merges": number_cell(counts, "{:g}"),
+                **cells[gamma, c],
             }
         )
-        texts = (" ".join("" if t is None else str(t) for t in starts), " ".join(map(str, counts)))
+        texts = [" ".join("" if v is None else str(v) for v in some) for some in (starts, counts)]
         seeds = " ".join(map(str, models["seed"]))
-        shares = (some.mean if some else None for some in accuracy.values())
-        data.append((gamma, c, seeds, min(models["n"]), *texts, *shares))
+        shares = (cell.value for cell in cells[gamma, c].values() if isinstance(cell, Cell))
+        data.append((schedule(gamma), c, seeds, min(models["n"]), *texts, *shares))
     head = ("gamma", "c", "seeds", "n", "t_start", "handovers", *every)
-    title = f"gamma and c, {panel.title}"
     notes = (prose("marks_note"), "Merges are counted by the rule of the recipe.")
-    return table(name, title, printed, head, data, *notes)
+    return table(name, f"gamma and c, {panel.title}", lines, head, data, *notes)

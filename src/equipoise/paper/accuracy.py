@@ -1,30 +1,20 @@
 """Tables 2 and 3: accuracy by attack, A3GT compared image by image, and the paper's numbers."""
 
-__all__ = ["A3GT", "RIVALS", "blocks", "papers_radius"]
-
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
-from equipoise.paper import tradeoff
-from equipoise.paper.measures import (
-    Rows,
-    accuracies,
-    average,
-    best_marks,
-    evaluated,
-    group,
-    paired,
-    radii,
-    relation,
-)
+from equipoise.paper import measures, tradeoff
+from equipoise.paper.measures import Rows
 from equipoise.paper.prose import prose, seeds_text, signed
 from equipoise.paper.results import AUTOATTACK, CLEAN, WORST, PanelInfo
 from equipoise.paper.tables import (
     Line,
     Numbers,
+    listed_cell,
     number_cell,
     percent_cell,
-    spread_cell,
+    points_cell,
+    spread_cells,
     table,
 )
 from equipoise.report import wording
@@ -55,120 +45,69 @@ STATED = (
 def blocks(panel: PanelInfo, rows: Rows, name: str) -> list[Block]:
     """Return for each radius the accuracies, the comparisons and the trade-off."""
     rows = rows[rows["weights"] == "model"]
-    every = radii(rows) or list(panel.eps[:1])
+    every = measures.radii(rows) or list(panel.eps[:1])
     made: list[Block] = []
     for eps in every:
-        entries = group(rows[rows["eps"] == eps], "entry")
+        mine = rows[rows["eps"] == eps]
+        entries = measures.group(mine, "entry")
         own = f"{name}-eps-{file_name(wording.eps_text(eps))}" if len(every) > 1 else name
         title = f"{panel.title}, eps {eps:.4g}" if len(every) > 1 else panel.title
-        attacks = list(dict.fromkeys([CLEAN, *panel.attacks, *_run(entries.values())]))
-        made.append(_accuracy(panel, entries, attacks, own, title))
-        if highest := [_highest(entries, attack) for attack in _shown(attacks)]:
-            made.append(prose("highest", found=[some for some in highest if some["best"]]))
+        made.append(_accuracy(panel, mine, own, title))
         made += _beside_paper(name, panel, entries, eps, own)
         made += _pairs(entries, f"{own}-pairs", title)
         made += tradeoff.blocks(panel, entries, own, title)
-    return [block for block in made if block]
+    return made
 
 
-def _run(entries: Iterable[Rows]) -> list[str]:
-    return [name for rows in entries for name in evaluated(rows)]
-
-
-def _shown(attacks: Sequence[str]) -> list[str]:
-    """Return clean accuracy and the strongest attack."""
-    return list(dict.fromkeys((CLEAN, AUTOATTACK if AUTOATTACK in attacks else attacks[-1])))
-
-
-def _accuracy(
-    panel: PanelInfo, entries: Entries, attacks: Sequence[str], name: str, title: str
-) -> Table:
-    order = list(dict.fromkeys([*panel.entries, *entries]))
-    marks = {attack: best_marks(entries, attack) for attack in attacks}
+def _accuracy(panel: PanelInfo, rows: Rows, name: str, title: str) -> Table:
+    attacks = list(dict.fromkeys([CLEAN, *panel.attacks, *measures.evaluated(rows)]))
+    entries = dict.fromkeys(panel.entries, rows[:0]) | measures.group(rows, "entry")
+    cells, lines, data = spread_cells(entries, attacks), list[Line](), list[Numbers]()
+    for entry, mine in entries.items():
+        models = mine[mine["attack"] == WORST]
+        costs = {head: number_cell(models[column]) for head, column in _COSTS.items()}
+        seeds = seeds_text(models["seed"], panel.seeds)
+        lines.append({"entry": entry, "seeds": seeds, **cells[entry], **costs})
+        known = [measures.accuracies(mine, attack) for attack in attacks]
+        numbers = [number for some in known for number in (some.numbers if some else [None] * 5)]
+        first = (entry, " ".join(map(str, models["seed"])), min(models["n"], default=None))
+        data.append((*first, *numbers, *(cell.value for cell in costs.values())))
     ends = ("", "_lowest", "_highest", "_low95", "_high95")
     head = ["entry", "seeds", "n", *(f"{a}{end}" for a in attacks for end in ends)]
     head += ["gradient_evaluations", "training_seconds", "evaluation_seconds"]
-    printed, data = list[Line](), list[Numbers]()
-    for entry in order:
-        mine = entries.get(entry)
-        found = {attack: accuracies(mine, attack) for attack in attacks}
-        models = None if mine is None else mine[mine["attack"] == WORST]
-        seeds = [] if models is None else list(models["seed"])
-        costs = [
-            number_cell(() if models is None else models[column])
-            for column in ("gradient_evaluations", "training_seconds", "seconds")
-        ]
-        heads = ("gradient evaluations", "training, s", "evaluation, s")
-        printed.append(
-            {
-                "entry": entry,
-                "seeds": seeds_text(seeds, panel.seeds),
-                **{a: spread_cell(some, marks[a].get(entry, "")) for a, some in found.items()},
-                **dict(zip(heads, costs, strict=True)),
-            }
-        )
-        numbers = [
-            number
-            for some in found.values()
-            for number in (
-                (some.mean, min(some.values), max(some.values), *some.interval)
-                if some
-                else [None] * 5
-            )
-        ]
-        n = None if models is None else min(models["n"])
-        data.append((entry, " ".join(map(str, seeds)), n, *numbers, *(c.value for c in costs)))
-    sizes = sorted({n for rows in entries.values() for n in rows["n"]})
-    note = prose("accuracy_note", sizes=sizes, seeds=panel.seeds)
-    return table(name, f"Accuracy by attack, {title}", printed, head, data, note)
+    note = prose("accuracy_note", sizes=sorted({*rows["n"]}), seeds=panel.seeds)
+    return table(name, f"Accuracy by attack, {title}", lines, head, data, note)
 
 
-def _highest(entries: Entries, attack: str) -> dict[str, object]:
-    """Return which entries have the highest accuracy, and those not significantly below."""
-    marks = best_marks(entries, attack)
-    best = [name for name, mark in marks.items() if mark == "best"]
-    return {
-        "attack": attack,
-        "best": best,
-        "close": [name for name, mark in marks.items() if mark == "close"],
-        "top": accuracies(entries[best[0]], attack) if best else None,
-        "a3gt": accuracies(entries.get(A3GT), attack),
-    }
+_COSTS = {
+    "gradient evaluations": "gradient_evaluations",
+    "training, s": "training_seconds",
+    "evaluation, s": "seconds",
+}
 
 
 def _pairs(entries: Entries, name: str, title: str) -> list[Block]:
-    printed, data = list[Line](), list[Numbers]()
+    lines, data = list[Line](), list[Numbers]()
     for rival in (name for name in RIVALS if name in entries):
         for attack in (CLEAN, AUTOATTACK):
-            found = paired(entries.get(A3GT), entries[rival], attack)
-            if found.empty:
+            pairs = measures.paired(entries.get(A3GT), entries[rival], attack)
+            if pairs.empty:
                 continue
-            gaps = list(found["difference"])
-            span = f"({signed(min(gaps))}..{signed(max(gaps))})" if len(gaps) > 1 else ""
-            counts = {
-                head: Cell(", ".join(map(str, found[column])), average(list(found[column])))
-                for head, column in (("only a3gt", "only_first"), ("only other", "only_second"))
-            }
-            p = ", ".join("<0.001" if p < 0.001 else f"{p:.3f}" for p in found["p"])
-            printed.append(
-                {
-                    "against": rival,
-                    "under": attack,
-                    "difference, points": Cell(signed(average(gaps)), average(gaps), span),
-                    **counts,
-                    "p": Cell(p, average(list(found["p"]))),
-                    "a3gt is": relation(found),
-                }
-            )
+            p = ["<0.001" if p < 0.001 else f"{p:.3f}" for p in pairs["p"]]
+            line: Line = {"against": rival, "under": attack}
+            line["difference, points"] = points_cell(list(pairs["difference"]))
+            line["only a3gt"] = listed_cell(pairs["only_first"])
+            line["only other"] = listed_cell(pairs["only_second"])
+            line |= {"p": listed_cell(pairs["p"], p), "a3gt is": measures.relation(pairs)}
+            lines.append(line)
             columns = ("seed", "difference", "only_first", "only_second", "p")
-            data += [
-                (rival, attack, *row) for row in zip(*(found[c] for c in columns), strict=True)
-            ]
-    if not printed:
+            rows = zip(*(pairs[column] for column in columns), strict=True)
+            data += [(rival, attack, *row) for row in rows]
+    if not lines:
         return []
     head = ("against", "attack", "seed", "difference", "only_a3gt", "only_other", "p")
     heading = f"A3GT compared image by image, {title}"
-    return [table(name, heading, printed, head, data, prose("pairs_note"))]
+    return [table(name, heading, lines, head, data, prose("pairs_note"))]
 
 
 def _beside_paper(
@@ -177,15 +116,15 @@ def _beside_paper(
     """Return the paper's numbers beside ours; a difference where data and radius are the same."""
     experiment = experiment.partition("-")[0]
     own = ("table3", panel.data)  # only the numbers of the same dataset, unlike Table 2
-    lines = [s for s in STATED if s[0] == experiment and (s[0] == "table2" or s[:2] == own)]
-    if not lines:
+    stated = [s for s in STATED if s[0] == experiment and (s[0] == "table2" or s[:2] == own)]
+    if not stated:
         return []
-    same = panel.data == lines[0][1] and panel.norm == "linf" and papers_radius([eps])
-    printed, data = list[Line](), list[Numbers]()
-    for _, _, entry, stated, papers, section in lines:
-        attack, ours = _ours(stated, panel, entries.get(entry))
+    same = panel.data == stated[0][1] and panel.norm == "linf" and papers_radius([eps])
+    lines, data = list[Line](), list[Numbers]()
+    for _, _, entry, attack, papers, section in stated:
+        attack, ours = _ours(attack, panel, entries.get(entry))
         gap = ours - papers if ours is not None and same else None
-        printed.append(
+        lines.append(
             {
                 "entry": entry,
                 "attack": attack,
@@ -197,20 +136,22 @@ def _beside_paper(
         data.append((entry, attack, ours, papers, gap, section))
     head = ("entry", "attack", "here", "paper", "difference", "paper_section")
     note = prose(
-        "paper_note", panel=panel, same=same, data=lines[0][1], radius=wording.eps_text(eps)
+        "paper_note", panel=panel, same=same, data=stated[0][1], radius=wording.eps_text(eps)
     )
     title = f"Beside the paper's numbers, {panel.title}"
-    return [table(f"{name}-paper", title, printed, head, data, note)]
+    return [table(f"{name}-paper", title, lines, head, data, note)]
 
 
 def _ours(stated: str, panel: PanelInfo, rows: Rows | None) -> tuple[str, float | None]:
     """Return the attack that is meant and our accuracy; of every attack the highest."""
     if stated == ANY:
-        every = [found.mean for name in panel.attacks if (found := accuracies(rows, name))]
+        every = [
+            found.mean for name in panel.attacks if (found := measures.accuracies(rows, name))
+        ]
         return ANY, max(every, default=None)
     names = (name for name in (CLEAN, *panel.attacks) if name.startswith(stated))
     attack = next(names, stated)
-    found = accuracies(rows, attack)
+    found = measures.accuracies(rows, attack)
     return attack, found.mean if found else None
 
 

@@ -4,26 +4,15 @@ A claim holds if the numbers show it beyond the noise of the images, and does no
 its opposite. Otherwise it is undecided, or not measured where an entry or attack is missing.
 """
 
-__all__ = ["EXPERIMENTS", "FAILS", "HOLDS", "UNDECIDED", "UNMEASURED", "Judgement", "judge_all"]
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
+from equipoise.paper import measures
 from equipoise.paper.ablation import PAPERS_GAMMA, grid, setting_text, shown_attacks, top
 from equipoise.paper.accuracy import A3GT, papers_radius
-from equipoise.paper.measures import (
-    Relation,
-    Rows,
-    accuracies,
-    average,
-    group,
-    half_width,
-    paired,
-    radii,
-    relation,
-)
+from equipoise.paper.measures import Relation, Rows
 from equipoise.paper.prose import prose
 from equipoise.paper.results import AUTOATTACK, CLEAN, PanelInfo, Results
 from equipoise.paper.scores import entry_scores, noise
@@ -36,6 +25,7 @@ EXPERIMENTS: Mapping[str, Any] = load(
 )
 HOLDS, FAILS = "holds here", "does not hold here"
 UNDECIDED, UNMEASURED = "undecided", "not measured"
+VERDICTS = (HOLDS, FAILS, UNDECIDED, UNMEASURED)
 Pair = tuple[Relation, Relation]  # how two entries stand, and how the claim says they stand
 Judged = tuple[str, str]  # the verdict, and its numbers in a sentence
 
@@ -91,7 +81,7 @@ def _within(gap: float, width: float) -> Relation:
 def _strongest(rows: Rows) -> dict[Any, Rows]:
     """Return the rows of each entry at the largest radius."""
     rows = rows[rows["weights"] == "model"]
-    return group(rows[rows["eps"] == max(radii(rows), default=0.0)], "entry")
+    return measures.group(rows[rows["eps"] == max(measures.radii(rows), default=0.0)], "entry")
 
 
 def _named(attacks: Iterable[str], start: str) -> str:
@@ -111,12 +101,12 @@ def _ranks(
     wanted = _wanted(behind, [entry for entry in ahead if entry in panel.entries])
     names = [_named(panel.attacks, attack) for attack in attacks]
     pairs: dict[str, list[Pair]] = {
-        a: [(relation(paired(entries.get(A3GT), entries.get(e), a)), w) for e, w in wanted]
+        a: [(measures.stands(entries.get(A3GT), entries.get(e), a), w) for e, w in wanted]
         for a in names
     }
     compared = [A3GT, *(entry for entry, _ in wanted)]
     shown = {
-        attack: {entry: accuracies(entries.get(entry), attack) for entry in compared}
+        attack: {entry: measures.accuracies(entries.get(entry), attack) for entry in compared}
         for attack in names
     }
     verdicts = {attack: decide(some) for attack, some in pairs.items()}
@@ -127,7 +117,7 @@ def _ranks(
 def _no_accuracy(panel: PanelInfo, rows: Rows, entry: str) -> Judged:
     """Judge whether an entry has no accuracy under any attack, on every seed."""
     mine = _strongest(rows).get(entry)
-    shown = {attack: accuracies(mine, attack) for attack in panel.attacks}
+    shown = {attack: measures.accuracies(mine, attack) for attack in panel.attacks}
     verdict = UNMEASURED if None in shown.values() or not shown else HOLDS
     if any(found and max(found.values) > 0 for found in shown.values()):
         verdict = FAILS
@@ -145,10 +135,12 @@ def _equal_robustness(_panel: PanelInfo, rows: Rows, entry: str, others: Sequenc
             pairs.append(("unknown", "ahead"))
             continue
         hero = known[entry]
-        best = average([max(models["clean"]) for models in group(hero, "seed").values()])
-        width = half_width(best, min(hero["n"]))
+        best = measures.average(
+            [max(models["clean"]) for models in measures.group(hero, "seed").values()]
+        )
+        width = measures.half_width(best, min(hero["n"]))
         same = all(gap > 0 for _, gap in found) or all(gap < 0 for _, gap in found)
-        gap, level = (average([pair[i] for pair in found]) for i in (1, 0))
+        gap, level = (measures.average([pair[i] for pair in found]) for i in (1, 0))
         pairs.append((_within(gap, width) if same else "level", "ahead"))
         shown[other] = gap, level, width
     return decide(pairs), prose("equal_robustness", entry=entry, shown=shown, others=others)
@@ -163,7 +155,7 @@ def _scores(
     ahead: Sequence[str] = (),
 ) -> Judged:
     """Judge A3GT's mean score over radii above 0, from ``low`` to below ``high``."""
-    chosen = [eps for eps in radii(rows) if low - 1e-6 < eps < high - 1e-6]
+    chosen = [eps for eps in measures.radii(rows) if low - 1e-6 < eps < high - 1e-6]
     found = {m: (_gap(rows, m, chosen), wish) for m, wish in _wanted(behind, ahead)}
     pairs = [(_within(*gap[1:]) if gap else "unknown", wish) for gap, wish in found.values()]
     shown = {method: gap for method, (gap, _) in found.items()}
@@ -192,8 +184,8 @@ def _gap(
         return None
     known = noise(rows, A3GT, method)
     # The radii share their images, so a mean over them is no surer than one of them.
-    width = average([known[eps] for eps in shared])
-    gap = average([hero[eps]["score"] - other[eps]["score"] for eps in shared])
+    width = measures.average([known[eps] for eps in shared])
+    gap = measures.average([hero[eps]["score"] - other[eps]["score"] for eps in shared])
     return shared, gap, width
 
 
@@ -204,7 +196,7 @@ def _best_setting(_panel: PanelInfo, rows: Rows, attack: str, c: int | None = No
     """
     found = grid(rows)
     attack = _named(shown_attacks(found), attack)
-    found = {setting: some for setting, some in found.items() if accuracies(some, attack)}
+    found = {setting: some for setting, some in found.items() if measures.accuracies(some, attack)}
     papers = {s: some for s, some in found.items() if s[0] == PAPERS_GAMMA and c in (None, s[1])}
     others = {s: some for s, some in found.items() if s not in papers}
     if c is None:
@@ -213,7 +205,7 @@ def _best_setting(_panel: PanelInfo, rows: Rows, attack: str, c: int | None = No
         return UNMEASURED, prose("unmeasured", data="")
     (own, mean), (other, highest) = top(papers, attack), top(others, attack)
     rivals = list(others.values()) if c else [others[other]]
-    pairs: list[Pair] = [(relation(paired(papers[own], r, attack)), "ahead") for r in rivals]
+    pairs: list[Pair] = [(measures.stands(papers[own], r, attack), "ahead") for r in rivals]
     behind = sum(found == "ahead" for found, _ in pairs)
     names = {"own": setting_text(own), "other": setting_text(other)}
     blanks = {"mean": mean, "highest": highest, "rivals": len(pairs), "behind": behind}
@@ -229,14 +221,14 @@ def _adaptive_start(_panel: PanelInfo, rows: Rows) -> Judged:
         return UNMEASURED, prose("unmeasured", data="")
     pairs: list[Pair] = [(_in_both(hero, rule), "ahead") for rule in preset]
     shown = [
-        (rule, [accuracies(rule.rows, attack) for attack in (CLEAN, AUTOATTACK)])
+        (rule, [measures.accuracies(rule.rows, attack) for attack in (CLEAN, AUTOATTACK)])
         for rule in (hero, *preset)
     ]
     return decide(pairs), prose("adaptive", shown=shown, relations=[found for found, _ in pairs])
 
 
 def _in_both(hero: StartRule, other: StartRule) -> Relation:
-    found = {relation(paired(hero.rows, other.rows, a)) for a in (CLEAN, AUTOATTACK)}
+    found = {measures.stands(hero.rows, other.rows, a) for a in (CLEAN, AUTOATTACK)}
     if "unknown" in found:
         return "unknown"
     if found >= {"ahead", "behind"} or found == {"level"}:

@@ -1,7 +1,5 @@
 """Drawings of the paper's figures: planes of accuracies, lines against eps, radars, heat maps."""
 
-__all__ = ["against_eps", "heat_maps", "intervals", "parts", "planes", "radar", "scatter"]
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -41,15 +39,7 @@ def planes(
     robust: str = "AutoAttack accuracy",
     columns: int = 2,
 ) -> Canvas:
-    """Return lines in planes of clean (upwards) and robust accuracy, one legend for all.
-
-    Arguments:
-        palette: The colours.
-        panels: By title, the lines by name: their points by label; a label may be empty.
-        styles: How each line is drawn; without a marker its points are not labelled.
-        robust: What the robust accuracy is called.
-        columns: The most planes in a row.
-    """
+    """Return lines in planes of clean (upwards) and robust accuracy, one legend for all."""
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     wide, high = {1: (480, 350), 2: (380, 330)}.get(columns, (270, 260))
@@ -91,16 +81,8 @@ def _label(
     pictures.put_labels(axes, labels, points, colours, busy)
 
 
-def scatter(
-    palette: Palette, entries: Mapping[str, tuple[Accuracies, Accuracies]], hero: str
-) -> Canvas:
-    """Return entries as points with intervals; far less robust ones in a part of their own.
-
-    Arguments:
-        palette: The colours.
-        entries: Clean and robust accuracies of each entry.
-        hero: The entry with the largest marker.
-    """
+def scatter(palette: Palette, entries: Mapping[str, Sequence[Accuracies]], hero: str) -> Canvas:
+    """Return entries as points with intervals; far less robust ones in a part of their own."""
     most = max(robust.mean for _, robust in entries.values())
     low = [entry for entry, (_, robust) in entries.items() if 2 * robust.mean < most]
     parts = [some for some in (low, [e for e in entries if e not in low]) if some]
@@ -162,14 +144,7 @@ def _lines(axes: Axes, palette: Palette, lines: Series, *, markers: bool) -> dic
 def against_eps(
     palette: Palette, lines: Series, hero: str, noise: Mapping[float, float]
 ) -> Canvas:
-    """Return lines against eps, and below them their differences to one of them.
-
-    Arguments:
-        palette: The colours.
-        lines: The lines.
-        hero: The entry that the others are compared with, if it is there.
-        noise: By eps, the difference to it that is within the noise.
-    """
+    """Return lines against eps, and below them their differences to one of them."""
     compared = hero in lines and len(lines) > 1
     canvas = pictures.blank(palette, 720, 470 if compared else 300)
     every = pictures.axes_in(canvas, palette, 2 if compared else 1, 1)
@@ -207,12 +182,7 @@ def parts(palette: Palette, panels: Mapping[str, Series]) -> Canvas:
 
 
 def radar(palette: Palette, charts: Mapping[str, Mapping[str, Pair]]) -> Canvas:
-    """Return radar charts of one scale, two in a row.
-
-    Arguments:
-        palette: The colours.
-        charts: By title, score and accuracy of each method.
-    """
+    """Return radar charts of one scale, two in a row."""
     rows, columns = -(-len(charts) // 2), min(2, len(charts))
     canvas = pictures.blank(palette, 340 * columns + 170, 300 * rows)
     canvas.set_layout_engine("compressed", h_pad=0.1, w_pad=0.4)
@@ -255,15 +225,7 @@ def heat_maps(
     columns: Sequence[str],
     stars: Sequence[tuple[str, str]],
 ) -> Canvas:
-    """Return heat maps of accuracies, two in a row.
-
-    Arguments:
-        palette: The colours.
-        maps: By title, the accuracy of each row and column.
-        rows: The names of the rows, schedules of gamma.
-        columns: The names of the columns, values of c.
-        stars: Rows and columns that get a star.
-    """
+    """Return heat maps of accuracies, two in a row."""
     across = min(2, len(maps))
     down = -(-len(maps) // across)
     wide = 60 * len(columns) + 7 * max(map(len, rows)) + 30
@@ -299,12 +261,7 @@ def intervals(
     palette: Palette,
     rows: Sequence[tuple[str, str, Sequence[Accuracies | None]]],
 ) -> Canvas:
-    """Return clean and AutoAttack accuracies with their intervals, a row each, in groups.
-
-    Arguments:
-        palette: The colours.
-        rows: Group, name, and clean and AutoAttack accuracies of each row.
-    """
+    """Return clean and AutoAttack accuracies with their intervals, a row each, in groups."""
     canvas = pictures.blank(palette, 760, 21 * (len(rows) + len({row[0] for row in rows})) + 70)
     (axes,) = pictures.axes_in(canvas, palette, 1, 1, grid="x")
     styles = {"clean": CLEAN_STYLE, "AutoAttack": ROBUST_STYLE}

@@ -1,7 +1,5 @@
 """The front of one run of a3gt-front beside a training for each point of a front."""
 
-__all__ = ["BUDGET", "ONE_RUN", "RIVAL", "blocks", "differences", "families"]
-
 from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase

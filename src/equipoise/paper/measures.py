@@ -5,27 +5,6 @@ mean is that of n images around it, and two entries are compared seed by seed, i
 McNemar's exact test.
 """
 
-__all__ = [
-    "ALPHA",
-    "Accuracies",
-    "Pair",
-    "Relation",
-    "Rows",
-    "accuracies",
-    "area",
-    "average",
-    "best_marks",
-    "evaluated",
-    "group",
-    "half_width",
-    "paired",
-    "paired_half_width",
-    "pairs_of",
-    "points",
-    "radii",
-    "relation",
-]
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -53,6 +32,11 @@ class Accuracies:
     def mean(self) -> float:
         """The mean over the seeds."""
         return average(self.values)
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """The mean, the least and the greatest, and the ends of the interval."""
+        return self.mean, min(self.values), max(self.values), *self.interval
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -124,6 +108,11 @@ def relation(pairs: pd.DataFrame) -> Relation:
     return "behind" if (pairs["difference"] < 0).all() else "level"
 
 
+def stands(first: Rows | None, second: Rows | None, attack: str) -> Relation:
+    """Return how an entry stands to another one under an attack."""
+    return relation(paired(first, second, attack))
+
+
 def best_marks(entries: Mapping[Any, Rows], attack: str) -> dict[Any, str]:
     """Return which entries have the highest mean (``best``) or are not behind it (``close``)."""
     known = {name: accuracies(rows, attack) for name, rows in entries.items()}
@@ -132,11 +121,9 @@ def best_marks(entries: Mapping[Any, Rows], attack: str) -> dict[Any, str]:
     if len(best) == len(means):
         return {}
     marks = dict.fromkeys(best, "best")
-    for name in means:
-        if name not in marks:
-            pairs = paired(entries[name], entries[best[0]], attack)
-            if relation(pairs) in ("level", "ahead"):
-                marks[name] = "close"
+    for name in set(means) - set(best):
+        if stands(entries[name], entries[best[0]], attack) in ("level", "ahead"):
+            marks[name] = "close"
     return marks
 
 
@@ -175,6 +162,11 @@ def points(rows: Rows, robust: str = AUTOATTACK) -> Rows:
 def pairs_of(models: Rows) -> list[Pair]:
     """Return the (clean, robust) accuracies of :func:`points`."""
     return list(zip(models["clean"], models["robust"], strict=True))
+
+
+def mean_pair(models: Rows) -> Pair:
+    """Return the means of the (clean, robust) accuracies of :func:`points`."""
+    return average(list(models["clean"])), average(list(models["robust"]))
 
 
 def area(accuracies: Iterable[Pair], classes: int) -> float:

@@ -3,22 +3,15 @@
 __all__ = ["build"]
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment
 
 from equipoise.errors import UserError
 from equipoise.paper import ablation, accuracy, fronts, scores, settings, starts, training
-from equipoise.paper.claims import (
-    EXPERIMENTS,
-    FAILS,
-    HOLDS,
-    UNDECIDED,
-    UNMEASURED,
-    Judgement,
-    judge_all,
-)
+from equipoise.paper.claims import EXPERIMENTS, VERDICTS, judge_all
 from equipoise.paper.measures import Rows
 from equipoise.paper.prose import facts, prose
 from equipoise.paper.results import PanelInfo, Results, read
@@ -29,7 +22,7 @@ from equipoise.report.html import environment
 from equipoise.report.pictures import png_file, svg_file
 from equipoise.store.files import write
 
-_CLASSES = {HOLDS: "holds", FAILS: "fails", UNDECIDED: "open", UNMEASURED: "open"}
+_CLASSES = dict(zip(VERDICTS, ("holds", "fails", "open", "open"), strict=True))
 _MAKERS: dict[str, Callable[[PanelInfo, Rows, str], list[Block]]] = {
     "table2": accuracy.blocks,
     "table3": accuracy.blocks,
@@ -40,29 +33,6 @@ _MAKERS: dict[str, Callable[[PanelInfo, Rows, str], list[Block]]] = {
     "controls": starts.blocks,
     "front": fronts.blocks,
 }
-
-
-@dataclass(frozen=True)
-class ExperimentSection:
-    """All that the page has of one experiment.
-
-    Arguments:
-        name: The experiment.
-        title: Its title.
-        about: What the paper shows there.
-        judgements: The claims of the paper, judged.
-        blocks: Tables, pictures and paragraphs, in reading order.
-        facts: Where the numbers come from: texts by name.
-        missing: What is not done yet, a line each.
-    """
-
-    name: str
-    title: str
-    about: str
-    judgements: Sequence[Judgement]
-    blocks: Sequence[Block]
-    facts: Mapping[str, str]
-    missing: Sequence[str]
 
 
 def build(folder: Path) -> Path:
@@ -98,7 +68,8 @@ def build(folder: Path) -> Path:
     return folder / "index.html"
 
 
-def _section(results: Results) -> ExperimentSection:
+def _section(results: Results) -> dict[str, Any]:
+    """Return what the templates need of an experiment."""
     name, panels, blocks = results.experiment, [], list[Block]()
     several = len(results.panels) > 1 or name.startswith("table")
     for panel in results.panels:
@@ -107,15 +78,15 @@ def _section(results: Results) -> ExperimentSection:
         if name in _MAKERS:
             own = panel.name.removeprefix(f"{name}-") if several else ""
             blocks += _MAKERS[name](panel, rows, file_name(name, own))
-    return ExperimentSection(
-        name=name,
-        title=EXPERIMENTS[name]["title"],
-        about=EXPERIMENTS[name]["about"],
-        judgements=judge_all(results),
-        blocks=_distinct(blocks or settings.blocks(results)),
-        facts=facts(results=results, panels=panels),
-        missing=results.missing,
-    )
+    return {
+        "name": name,
+        "title": EXPERIMENTS[name]["title"],
+        "about": EXPERIMENTS[name]["about"],
+        "judgements": judge_all(results),
+        "blocks": _distinct(blocks or settings.blocks(results)),
+        "facts": facts(results=results, panels=panels),
+        "missing": results.missing,
+    }
 
 
 def _distinct(blocks: Sequence[Block]) -> list[Block]:
@@ -130,21 +101,22 @@ def _distinct(blocks: Sequence[Block]) -> list[Block]:
     return made
 
 
-def _files(title: str, sections: Sequence[ExperimentSection]) -> dict[str, str | bytes]:
+def _files(title: str, sections: Sequence[Mapping[str, Any]]) -> dict[str, str | bytes]:
     """Return all files by their paths, the page last."""
     made: dict[str, str | bytes] = {}
     templates = _templates()
     for section in sections:
-        for block in section.blocks:
+        path = f"{section['name']}/"
+        for block in section["blocks"]:
             if isinstance(block, Table):
-                made[f"{section.name}/{block.name}.csv"] = csv_table(block)
-                made[f"{section.name}/{block.name}.tex"] = latex_table(block)
+                made[f"{path}{block.name}.csv"] = csv_table(block)
+                made[f"{path}{block.name}.tex"] = latex_table(block)
             elif isinstance(block, Picture):
-                made[f"{section.name}/{block.name}.svg"] = svg_file(block)
-                made[f"{section.name}/{block.name}.png"] = png_file(block)
+                made[f"{path}{block.name}.svg"] = svg_file(block)
+                made[f"{path}{block.name}.png"] = png_file(block)
         markdown = templates.get_template("paper.md.j2").render(title="", sections=[section])
-        made[f"{section.name}/{section.name}.md"] = _plain(markdown)
-    verdicts = [judged.verdict for section in sections for judged in section.judgements]
+        made[f"{path}{section['name']}.md"] = _plain(markdown)
+    verdicts = [judged.verdict for section in sections for judged in section["judgements"]]
     tally = prose("tally", counts={verdict: verdicts.count(verdict) for verdict in _CLASSES})
     blanks = {"title": title, "sections": sections, "tally": tally}
     made["results.md"] = _plain(templates.get_template("paper.md.j2").render(**blanks))

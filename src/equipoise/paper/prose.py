@@ -1,7 +1,5 @@
 """Sentences: templates with blanks, and how numbers are written in them."""
 
-__all__ = ["facts", "prose", "seeds_text", "signed"]
-
 import re
 from collections.abc import Iterable
 from functools import cache

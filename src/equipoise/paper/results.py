@@ -1,7 +1,5 @@
 """``results.json`` as one checked long table: a row a model, radius and attack."""
 
-__all__ = ["AUTOATTACK", "CLEAN", "FORMAT", "WORST", "PanelInfo", "Results", "read"]
-
 import math
 from collections.abc import Mapping
 from functools import cached_property
@@ -23,25 +21,9 @@ CLEAN, AUTOATTACK, WORST = "clean", "autoattack", "worst-case"
 
 
 class PanelInfo(BaseModel):
-    """One dataset and model on which an experiment was made.
+    """One dataset, network and threat; the fields are those of docs/formats.md.
 
-    Arguments:
-        name: Its short name.
-        title: Its title.
-        data: The dataset.
-        model: The model, as it is printed.
-        classes: The number of classes.
-        norm: The norm of the threat.
-        eps: The radii.
-        n: The number of images that was asked for; None: all of them.
-        sample: Which images they are; None: not recorded.
-        split: Whether they are ``test`` images or ``held-out`` training images.
-        attacks: The attacks, in the order of the columns.
-        entries: The entries, in the order of the rows.
-        seeds: The seeds that were planned.
-        budget: The gradient evaluations that a training may take; None: no limit.
-        images: The training images of a round.
-        facts: Origin of the numbers, in lines ``name: text``.
+    ``n`` and ``budget`` are None where there is no limit, ``sample`` where it is not recorded.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -113,19 +95,7 @@ class ResultRow(BaseModel):
 
 
 class Results(BaseModel):
-    """The results of an experiment.
-
-    Arguments:
-        experiment: Its name, one of ``paper.yaml``.
-        scale: The scale it was made at.
-        title: Its title.
-        command: The command that makes it.
-        planned: The number of evaluations that were planned; None: not recorded.
-        missing: What is not done yet, a line each.
-        panels: Where it was made.
-        trainings: The trained models.
-        results: What they classify correctly.
-    """
+    """The results of an experiment; the fields are those of docs/formats.md."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -147,12 +117,13 @@ class Results(BaseModel):
         fraction) and the numbers of ``cmmr`` (``cmmr_score``, ...). Rows are in the order of
         panels, entries and seeds. What is not known is None.
         """
-        place = {p.name: {name: i for i, name in enumerate(p.entries)} for p in self.panels}
+        panels = [panel.name for panel in self.panels]
+        entries = [(panel.name, entry) for panel in self.panels for entry in panel.entries]
+        place = {key: i for i, key in enumerate(entries)}
 
         def order(row: ResultRow) -> tuple[object, ...]:
-            entries = place[row.panel]
-            first = [*place].index(row.panel), entries.get(row.entry, len(entries))
-            return *first, row.entry, row.seed, row.eps
+            entry = place.get((row.panel, row.entry), len(place))
+            return panels.index(row.panel), entry, row.entry, row.seed, row.eps
 
         rows = [
             row.model_dump(exclude={"bits", "cmmr"})
@@ -161,21 +132,13 @@ class Results(BaseModel):
             for row in sorted(self.results, key=order)
         ]
         names = [*ResultRow.model_fields, "flags", "accuracy"]
+        trained = [row.model_dump() for row in self.trainings]
         long = pd.DataFrame(rows, columns=None if rows else names, dtype=object)
-        trained = pd.DataFrame(
-            [row.model_dump() for row in self.trainings],
-            columns=[*TrainingRow.model_fields],
-            dtype=object,
-        )
-        return long.merge(trained, on=["panel", "entry", "seed"])
+        known = pd.DataFrame(trained, columns=[*TrainingRow.model_fields], dtype=object)
+        return long.merge(known, on=["panel", "entry", "seed"])
 
     def of(self, panel: PanelInfo, *, weights: str | None = "model") -> pd.DataFrame:
-        """Return the rows of a panel, in the order of its entries and seeds.
-
-        Arguments:
-            panel: The panel.
-            weights: Whose weights; None: all.
-        """
+        """Return the rows of a panel, of some weights or of all (None)."""
         mine = self.table[self.table["panel"] == panel.name]
         return mine if weights is None else mine[mine["weights"] == weights]
 
@@ -202,9 +165,6 @@ class Results(BaseModel):
 
 def read(path: Path) -> Results:
     """Return the results that a file holds.
-
-    Arguments:
-        path: The file.
 
     Raises:
         UserError: where it is damaged, of another format or contradicts itself.

@@ -1,21 +1,10 @@
 """Figures 3 and 4: the composite score CMMR and its parts, by radius."""
 
-__all__ = ["PARTS", "RADII", "curves", "entry_scores", "noise", "radars"]
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from equipoise.paper import figures
-from equipoise.paper.measures import (
-    Rows,
-    accuracies,
-    average,
-    evaluated,
-    group,
-    half_width,
-    paired,
-    paired_half_width,
-)
+from equipoise.paper import figures, measures
+from equipoise.paper.measures import Rows
 from equipoise.paper.prose import prose
 from equipoise.paper.results import CLEAN, WORST, PanelInfo
 from equipoise.paper.tables import table
@@ -42,14 +31,14 @@ def entry_scores(rows: Rows) -> Scores:
         (rows["weights"] == "model") & (rows["attack"] == WORST) & rows["cmmr_score"].notna()
     ]
     return {
-        entry: {eps: _means(some) for eps, some in sorted(group(mine, "eps").items())}
-        for entry, mine in group(measured, "entry").items()
+        entry: {eps: _means(some) for eps, some in sorted(measures.group(mine, "eps").items())}
+        for entry, mine in measures.group(measured, "entry").items()
     }
 
 
 def _means(rows: Rows) -> dict[str, float]:
     known = {part: list(rows[f"cmmr_{part}"].dropna()) for part in PARTS if f"cmmr_{part}" in rows}
-    return {part: average(values) for part, values in known.items() if values}
+    return {part: measures.average(values) for part, values in known.items() if values}
 
 
 def noise(rows: Rows, first: str, second: str) -> dict[float, float]:
@@ -60,13 +49,13 @@ def noise(rows: Rows, first: str, second: str) -> dict[float, float]:
     """
     found = {}
     rows = rows[rows["weights"] == "model"]
-    for eps, some in sorted(group(rows, "eps").items()):
+    for eps, some in sorted(measures.group(rows, "eps").items()):
         one, other = (some[some["entry"] == entry] for entry in (first, second))
         if len(one):
-            attack = next((name for name in evaluated(one) if name != CLEAN), CLEAN)
-            width = paired_half_width(paired(one, other, attack))
-            known = accuracies(one, attack)
-            found[eps] = width or (half_width(known.mean, known.n) if known else 1.0)
+            attack = next((name for name in measures.evaluated(one) if name != CLEAN), CLEAN)
+            width = measures.paired_half_width(measures.paired(one, other, attack))
+            known = measures.accuracies(one, attack)
+            found[eps] = width or (measures.half_width(known.mean, known.n) if known else 1.0)
     return found
 
 
@@ -105,7 +94,9 @@ def curves(panel: PanelInfo, rows: Rows, name: str) -> list[Block]:
 def _band(rows: Rows, scores: Scores) -> dict[float, float]:
     """Return by radius the noise of a difference to A3GT, a mean over the methods."""
     each = [noise(rows, "a3gt", other) for other in scores if other != "a3gt"]
-    return {eps: average([found[eps] for found in each]) for eps in (each[0] if each else ())}
+    return {
+        eps: measures.average([found[eps] for found in each]) for eps in (each[0] if each else ())
+    }
 
 
 def radars(panel: PanelInfo, rows: Rows, name: str) -> list[Block]:

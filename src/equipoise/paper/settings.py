@@ -4,8 +4,6 @@ A front as a curve: at a clean accuracy, the highest robust accuracy of the mode
 least as clean, straight between neighbours of which none is better in both.
 """
 
-__all__ = ["BAR", "DEFAULT", "blocks", "chosen_by_others", "curves", "gains", "mean_curve"]
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import median

@@ -1,27 +1,16 @@
 """Controls: fixed, adaptive and absolute rules for t', the first round of the merges."""
 
-__all__ = ["KINDS", "StartRule", "blocks", "rules"]
-
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from equipoise.paper import figures
-from equipoise.paper.measures import (
-    Rows,
-    accuracies,
-    average,
-    best_marks,
-    evaluated,
-    group,
-    paired,
-    relation,
-)
+from equipoise.paper import figures, measures
+from equipoise.paper.measures import Rows
 from equipoise.paper.prose import prose, seeds_text
 from equipoise.paper.results import AUTOATTACK, CLEAN, WORST, PanelInfo
-from equipoise.paper.tables import Line, Numbers, number_cell, spread_cell, table
+from equipoise.paper.tables import Line, Numbers, number_cell, spread_cells, table
 from equipoise.report import wording
-from equipoise.report.content import Block, Cell, Picture, Table
+from equipoise.report.content import Block, Picture, Table
 
 KINDS = {
     "stable": "adaptive",
@@ -64,7 +53,7 @@ class StartRule:
 def rules(rows: Rows) -> list[StartRule]:
     """Return the rules of a panel, by their kinds."""
     made = []
-    for entry, mine in group(rows[rows["weights"] == "model"], "entry").items():
+    for entry, mine in measures.group(rows[rows["weights"] == "model"], "entry").items():
         first = mine.iloc[0]
         given = first["settings"].get("start") or {}
         kind = str(given.get("rule", "")) if isinstance(given, Mapping) else ""
@@ -99,7 +88,7 @@ def blocks(panel: PanelInfo, rows: Rows, name: str) -> list[Block]:
     found = rules(rows)
     if not found:
         return [prose("nothing", title=panel.title)]
-    both = [[accuracies(r.rows, attack) for attack in (CLEAN, AUTOATTACK)] for r in found]
+    both = [[measures.accuracies(r.rows, attack) for attack in (CLEAN, AUTOATTACK)] for r in found]
     lines = [
         (KINDS[rule.kind], f"{rule.text} (t' {rule.starts})", pair)
         for rule, pair in zip(found, both, strict=True)
@@ -115,58 +104,43 @@ def blocks(panel: PanelInfo, rows: Rows, name: str) -> list[Block]:
 
 
 def _table(found: Sequence[StartRule], panel: PanelInfo, name: str) -> Table:
-    run = dict.fromkeys(attack for rule in found for attack in evaluated(rule.rows))
+    run = dict.fromkeys(attack for rule in found for attack in measures.evaluated(rule.rows))
     attacks = [attack for attack in run if not attack.startswith(("apgd", "fab", "square"))]
-    entries = {rule.entry: rule.rows for rule in found}
-    marks = {attack: best_marks(entries, attack) for attack in attacks}
-    printed, data = list[Line](), list[Numbers]()
+    cells = spread_cells({rule.entry: rule.rows for rule in found}, attacks)
+    lines, data = list[Line](), list[Numbers]()
     for rule in found:
         models = rule.rows[rule.rows["attack"] == WORST]
-        started = [t for t in rule.found if t is not None]
-        accuracy = {
-            a: spread_cell(accuracies(rule.rows, a), marks[a].get(rule.entry, "")) for a in attacks
-        }
-        printed.append(
+        lines.append(
             {
                 "entry": rule.entry,
                 "starts": KINDS[rule.kind],
                 "rule": rule.text,
                 "seeds": seeds_text(models["seed"], panel.seeds),
-                "t′": Cell(rule.starts, average(started) if started else None),
-                **accuracy,
+                "t′": replace(number_cell(rule.found), text=rule.starts),
+                **cells[rule.entry],
                 "gradient evaluations": number_cell(models["gradient_evaluations"]),
             }
         )
-        for seed, mine in group(rule.rows, "seed").items():
+        for seed, mine in measures.group(rule.rows, "seed").items():
             shares = dict(zip(mine["attack"], mine["accuracy"], strict=True))
             known = (rule.entry, rule.kind, rule.text, seed, mine["t_start"].iloc[0])
             data.append((*known, *map(shares.get, attacks)))
     head = ("entry", "kind", "rule", "seed", "t_start", *attacks)
-    title, notes = f"Rules for t′, {panel.title}", (prose("marks_note"),)
-    return table(name, title, printed, head, data, *notes)
+    return table(name, f"Rules for t′, {panel.title}", lines, head, data, prose("marks_note"))
 
 
 def _summary(found: Sequence[StartRule]) -> str:
-    attack = AUTOATTACK if any(accuracies(rule.rows, AUTOATTACK) for rule in found) else CLEAN
-    known = {rule.entry: some for rule in found if (some := accuracies(rule.rows, attack))}
-    started = [r for r in found if r.entry in known and any(t is not None for t in r.found)]
-    never = [rule for rule in found if all(t is None for t in rule.found)]
-    ranked = sorted(started, key=lambda rule: -known[rule.entry].mean)
-    ends = [(ranked[i], known[ranked[i].entry].mean) for i in (0, -1)] if len(ranked) > 1 else []
-    spans = [
-        max(known[r.entry].values) - min(known[r.entry].values)
-        for r in started
-        if len(known[r.entry].values) > 1
-    ]
-    ahead = bool(ends) and relation(paired(ends[0][0].rows, ends[1][0].rows, attack))
+    known = [(rule, measures.accuracies(rule.rows, AUTOATTACK)) for rule in found]
+    started = [(rule, some) for rule, some in known if some and {*rule.found} != {None}]
+    ranked = sorted(started, key=lambda pair: -pair[1].mean)
+    ends = [(rule, some.mean) for rule, some in (ranked[0], ranked[-1])] if ranked else []
     return prose(
         "starts",
-        attack=attack,
         started=len(started),
         ends=ends,
-        relation=ahead,
-        span=max(spans, default=None),
+        relation=measures.stands(ends[0][0].rows, ends[1][0].rows, AUTOATTACK) if ends else "",
+        seeds=max((len(some.values) for _, some in started), default=0),
+        span=max((max(some.values) - min(some.values) for _, some in started), default=0),
         thresholds=[rule for rule in found if rule.kind == "threshold"],
-        lost=[rule for rule in never if rule.kind == "threshold"],
-        unmerged=[known[rule.entry].mean for rule in never if rule.entry in known],
+        unmerged=[some.mean for rule, some in known if some and {*rule.found} == {None}],
     )

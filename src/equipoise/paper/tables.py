@@ -1,24 +1,11 @@
 """Tables from lines of cells and rows of numbers; as CSV and LaTeX."""
 
-__all__ = [
-    "Line",
-    "Numbers",
-    "area_cell",
-    "csv_table",
-    "latex_table",
-    "number_cell",
-    "percent_cell",
-    "points_cell",
-    "spread_cell",
-    "table",
-]
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from equipoise.paper.measures import Accuracies, average
+from equipoise.paper.measures import Accuracies, Rows, accuracies, average, best_marks
 from equipoise.paper.prose import signed
 from equipoise.report import wording
 from equipoise.report.content import Cell, Column, Table
@@ -116,10 +103,25 @@ def spread_cell(found: Accuracies | None, mark: str = "") -> Cell:
     return Cell(percent_cell(found.mean).text, found.mean, "\n".join(small), mark)
 
 
+def spread_cells(entries: Mapping[Any, Rows], attacks: Sequence[str]) -> dict[Any, Line]:
+    """Return by entry its accuracy under each attack; the highest of an attack are marked."""
+    marks = {attack: best_marks(entries, attack) for attack in attacks}
+    return {
+        entry: {a: spread_cell(accuracies(rows, a), marks[a].get(entry, "")) for a in attacks}
+        for entry, rows in entries.items()
+    }
+
+
 def number_cell(values: Iterable[float | None], form: str = "{:,.0f}") -> Cell:
     """Return the mean of those numbers that are known."""
     known = [value for value in values if value is not None]
     return Cell(form.format(average(known)), average(known)) if known else Cell()
+
+
+def listed_cell(values: Iterable[float], texts: Iterable[str] = ()) -> Cell:
+    """Return the value of each seed, sorted by their mean."""
+    known = list(values)
+    return Cell(", ".join(list(texts) or map(str, known)), average(known))
 
 
 def area_cell(values: Sequence[float]) -> Cell:
