@@ -139,12 +139,32 @@ def test_stages_are_a_table_with_a_total(tmp_path):
     (table,) = [b for b in first_stages(tmp_path / "a3gt").blocks if isinstance(b, Table)]
     heads = [column.head for column in table.columns]
     assert heads[:5] == ["stage", "attacked", "broken", "robust so far", "alone"]
-    assert heads[5:] == ["seconds", "forward", "backward"]
+    assert heads[5:] == ["seconds", "forward", "backward", "settings"]
     assert cells(table.rows[1]) == [
-        *("apgd-t", "880", "20", "86.0 % 83.6–88.1", "87.1 %", "2.5", "880,000", "440,000")
+        *(
+            "apgd-t",
+            "880",
+            "20",
+            "86.0 % 83.6–88.1",
+            "87.1 %",
+            "2.5",
+            "880,000",
+            "440,000",
+            "apgd-t()",
+        )
     ]
     assert cells(table.foot) == [
-        *("AutoAttack", "975", "120", "85.5 % 83.1–87.7", "–", "10.0", "3,570,000", "1,785,000")
+        *(
+            "AutoAttack",
+            "975",
+            "120",
+            "85.5 % 83.1–87.7",
+            "–",
+            "10.0",
+            "3,570,000",
+            "1,785,000",
+            "",
+        )
     ]
     text = text_of(html[html.index('id="stages"') :])
     assert all(part in text for part in ("880,000", "3,570,000", "83.1–87.7"))
@@ -534,7 +554,10 @@ def test_markdown_has_stages_and_what_the_checks_object_to(tmp_path):
     runs = [evaluated(tmp_path, findings=MIXED), own(tmp_path)]
     text = build(runs, tmp_path / "t.md").read_text(encoding="utf-8")
     assert "### a3gt, AutoAttack, L∞, eps = 0.15, n = 1,000" in text
-    assert "| apgd-t | 880 | 20 | 86.0 % 83.6–88.1 | 87.1 % | 2.5 | 880,000 | 440,000 |" in text
+    assert (
+        "| apgd-t | 880 | 20 | 86.0 % 83.6–88.1 | 87.1 % | 2.5 | 880,000 | 440,000 | apgd-t() |"
+        in text
+    )
     assert "2 checks passed, 1 skipped" in text
     assert "- **Failed: black-box (C1)**: square fooled 14 that gradients did not. Look at" in text
     assert "- **Model**: `nets.robust:load`" in text

@@ -116,22 +116,18 @@ def result_sections(runs: Sequence[RunData]) -> list[Section]:
         tables.setdefault((row.threat or ("", 0.0), row.images), []).append(row)
     several = Counter(threat for threat, _ in tables)
     sections: list[Section] = []
-    before: tuple[list[str], dict[str, str]] = ([], {})
+    before: list[str] = []
     for key in sorted(tables, key=lambda key: (key[0], -key[1][0], key[1][1])):
         rows = tables[key]
-        notes, settings = _worst_of(rows), _settings(rows)
-        title = _title(rows[0], several[key[0]] > 1)
-        blocks: list[Block] = [_table(title, rows)]
-        blocks += notes if notes != before[0] else []
+        title, notes = _title(rows[0], several[key[0]] > 1), _worst_of(rows)
         attacks = [
             record_table("attacks", row.run.name, RESULT_COLUMNS, [*row.records.values()])
             for row in rows
         ]
-        named = [Section(made.title, [made]) for made in attacks]
-        blocks.append(Section("Each attack of each run", named, folded=True))
-        if settings and settings != before[1]:
-            blocks.append(Section("How the attacks were set", [settings], folded=True))
-        before = notes, settings
+        each = [Section(made.title, [made]) for made in attacks]
+        folded = Section("Each attack of each run", each, folded=True)
+        blocks: list[Block] = [_table(title, rows), *(notes if notes != before else []), folded]
+        before = notes
         sections.append(Section(title, blocks))
     return sections
 
@@ -187,7 +183,7 @@ def _accuracy(record: Record, mark: str = "") -> Cell:
 def record_table(
     name: str, title: str, columns: Sequence[ResultColumn], records: Sequence[Record]
 ) -> Table:
-    """Return records as a table that has the columns with a head.
+    """Return records as a table that has the columns with a head, and the settings.
 
     Arguments:
         name: The name of the table.
@@ -196,8 +192,9 @@ def record_table(
         records: The records, or the stages of one.
     """
     shown = [c for c in columns if c.title and c.name != "interval"]  # it is below the accuracy
-    heads = tuple(Column(c.title, c.name not in ("attack", "worst_class")) for c in shown)
-    rows = (tuple(_record_cell(column, record) for column in shown) for record in records)
+    words = ("attack", "worst_class")
+    heads = (*(Column(c.title, c.name not in words) for c in shown), Column("settings", False))
+    rows = ((*(_record_cell(c, r) for c in shown), Cell(r.settings)) for r in records)
     return Table(name, title, heads, tuple(rows))
 
 
@@ -238,18 +235,6 @@ def _worst_of(rows: Sequence[EvaluatedRun]) -> list[str]:
         f"The worst case counts an image as correct only if every one of {join(attacks)} failed."
         for attacks in sets
     ]
-
-
-def _settings(rows: Sequence[EvaluatedRun]) -> dict[str, str]:
-    """Return each attack with the settings it was run with; several where rows differ."""
-    found: dict[str, dict[str, None]] = {}
-    for record in (record for row in rows for record in row.records.values()):
-        if record.settings:
-            found.setdefault(record.attack, {})[f"`{record.settings}`"] = None
-    return {
-        name: "; ".join(settings) + (" (not the same in every row)" * (len(settings) > 1))
-        for name, settings in found.items()
-    }
 
 
 # The headline

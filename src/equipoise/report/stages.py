@@ -55,12 +55,10 @@ def _section(row: EvaluatedRun, records: Records, ensemble: Record, identity: st
     interrupted = not (row.evaluation.finished and all(s.finished for s in ensemble.stages))
     title = ensemble_title(ensemble.attack)
     remarks = list(_remarks(row, ensemble, interrupted))
-    settings = {stage.attack: f"`{stage.settings}`" for stage in ensemble.stages if stage.settings}
     blocks: list[Block] = [
         _figure(row, records, ensemble, interrupted, identity),
         _table(title, row.run.name, ensemble),
         *dict.fromkeys(remarks),
-        *([Section("How the stages were set", [settings], folded=True)] if settings else []),
     ]
     where = f"{title}, {threat_text(*row.evaluation.threat)}, {row.images_text}"
     return Section(row.run.name, blocks, small=where, tag="interrupted" if interrupted else "")
