@@ -430,6 +430,20 @@ def test_killed_and_repeated_it_goes_on(command, undisturbed, tmp_path):
 
 
 @pytest.mark.slow
+def test_an_evaluation_whose_checks_are_left_is_not_at_its_end(again):
+    (task, *_) = tasks(parse(changed(seeds=[1])), again, None, Datasets())
+    assert task.step() is None
+    store, (evaluation,) = task.evaluations[0].store, task.evaluations
+    about, result, tensors = store.read()
+    store.write(result, tensors["x"], about | {"finished": False}, {})
+    assert not evaluation.finished
+    assert task.step().words[-1] == "--resume"
+    asked = about["asked"] | {"attacks": ["pgd-2", "fgsm", "square-9"]}  # another evaluation's
+    store.write(result, tensors["x"], about | {"finished": False, "asked": asked}, {})
+    assert evaluation.finished
+
+
+@pytest.mark.slow
 def test_the_processes_of_one_that_was_killed_save_and_end(command, tmp_path):
     plan, out = write(tmp_path, longer()), tmp_path / "out"
     run = out / "averaged-seed0"

@@ -111,7 +111,8 @@ class PlanJob:
         having = [e for e in self.experiments if any(t.name == task.name for t in e.tasks)]
         self._write(having)
         rows, judged = having[0].rows_of(task.name), len(task.evaluations)
-        found = ", ".join(f"{r['attack']} {r['correct'] / r['n']:.1%}" for r in rows)
+        attacked = (row for row in rows if row["eps"])
+        found = ", ".join(f"{row['attack']} {row['correct'] / row['n']:.1%}" for row in attacked)
         what = found if judged == 1 else f"{judged} evaluations"
         done = len(self.tasks) - len(self.left)
         self.console.say(f"{done}/{len(self.tasks)}  {task.name}: {what}")

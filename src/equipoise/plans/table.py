@@ -53,7 +53,9 @@ def _grouped(experiment: Experiment, rows: Sequence[Row]) -> list[tuple[Row, lis
         found: dict[tuple[Any, ...], list[Row]] = {}
         for row in own:
             found.setdefault((row["weights"], row["eps"]), []).append(row)
-        groups += [(seeds[0], seeds) for seeds in found.values()]
+        places = list(dict.fromkeys(row["weights"] for row in own))
+        ordered = sorted(found, key=lambda key: (places.index(key[0]), key[1]))
+        groups += [(found[key][0], found[key]) for key in ordered]
         if not own:
             recipe = recipes[entry.name]
             none = {"entry": entry.name, "method": recipe.method, "rounds": recipe.rounds}

@@ -83,8 +83,8 @@ class PlannedEvaluation:
     def verdicts(self) -> Verdicts | None:
         """Return the verdicts of its attacks; None: it is not at its end."""
         stored = self.stored()
-        if stored is None:
-            return None
+        if stored is None or (not stored.finished and self._alike(stored)):
+            return None  # all attacks may be at their end, and the checks left
         asked = [STAGED] if self.protocol.individual is False else self.protocol.names
         verdicts = stored.verdicts.only(asked)
         done = {name for name, about in verdicts.told.items() if self._done(about)}
@@ -127,10 +127,13 @@ class PlannedEvaluation:
         stored = self.stored()
         if stored is None:
             return False  # nothing there, or nothing that could be gone on with
+        return stored.about.get("version") == __version__ and self._alike(stored)
+
+    def _alike(self, stored: Evaluation) -> bool:
+        """Tell whether an evaluation was asked for as this one is."""
         asked = stored.about.get("asked", {})
         return bool(
-            stored.about.get("version") == __version__
-            and asked.get("attacks") == list(self.protocol.names)
+            asked.get("attacks") == list(self.protocol.names)
             and asked.get("individual") == self.protocol.individual
             and (asked.get("seed"), asked.get("passes")) == (0, None)
             and self._precision in ("auto", stored.verdicts.precision)
