@@ -20,8 +20,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from equipoise.attacks import parse
-from equipoise.data import load
-from equipoise.data.fetch import REMOTES, _Secure
+from equipoise.data import DATASETS, load
+from equipoise.data.fetch import _Secure
 from equipoise.errors import RunError, UserError
 from equipoise.parsing import number
 from equipoise.report import build
@@ -300,12 +300,13 @@ def test_https_is_never_left_for_http():
     assert follow(asked, BytesIO(), 302, "", {}, "https://127.0.0.1/b").full_url.endswith("/b")
     plain = Request("http://127.0.0.1/a")
     assert follow(plain, BytesIO(), 302, "", {}, "http://127.0.0.1/b") is not None
-    assert all(r.base.startswith("https:") for n, r in REMOTES.items() if n == "cifar10")
+    assert DATASETS["cifar10"].remote.base.startswith("https:")
 
 
 def test_every_download_is_verified_by_sha256():
-    for name, remote in REMOTES.items():
-        assert all(sum_.startswith("sha256:") for sum_ in remote.files.values()), name
+    for name, source in DATASETS.items():
+        files = source.remote.files.values() if source.remote else ()
+        assert all(sum_.startswith("sha256:") for sum_ in files), name
 
 
 def test_markdown_reports_hold_no_html(evaluated, tmp_path):

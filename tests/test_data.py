@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import importlib
 import io
 import os
 import pickle
@@ -31,6 +30,7 @@ from equipoise.data import (
     cifar,
     core,
     crop_flip,
+    fetch,
     get,
     load,
     mnist,
@@ -39,7 +39,8 @@ from equipoise.data import (
     stratified_split,
     svhn,
 )
-from equipoise.data.fetch import REMOTES, Remote, download
+from equipoise.data.fetch import download
+from equipoise.data.published import Remote
 from equipoise.errors import RunError, UserError
 
 REAL = Path(os.environ.get("EQUIPOISE_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -76,7 +77,7 @@ def fake_mnist(n=20, seed=0):
     for count in (n, n // 2):
         arrays.append(random.integers(0, 256, (count, 28, 28)).astype(np.uint8))
         arrays.append((np.arange(count) % 10).astype(np.uint8))
-    return dict(zip(mnist.MNIST.checksums, arrays, strict=True))
+    return dict(zip(mnist.MNIST.forms[0].files, arrays, strict=True))
 
 
 def write_mnist(folder, arrays, gz=False):
@@ -93,7 +94,14 @@ def known_mnist(arrays):
     """MNIST as if ``arrays`` had been published."""
 
     sums = {name: f"sha256:{sha256(idx(array))}" for name, array in arrays.items()}
-    return replace(mnist.MNIST, checksums=sums)
+    return with_files(mnist.MNIST, sums)
+
+
+def with_files(source, files):
+    """The source with other files in its first form."""
+
+    first, *others = source.forms
+    return replace(source, forms=(replace(first, files=files), *others))
 
 
 def python2_batch(data, labels):
@@ -381,8 +389,7 @@ def test_missing_names_the_places_and_the_remedy(name, tmp_path, monkeypatch):
 def test_places_are_tried_in_order(tmp_path, monkeypatch):
     arrays = fake_mnist()
     fake = known_mnist(arrays)
-    entry = replace(DATASETS["mnist"], read=fake.read, missing=fake.missing)
-    monkeypatch.setitem(DATASETS, "mnist", entry)
+    monkeypatch.setitem(DATASETS, "mnist", fake)
     cache = write_mnist(Path.home() / ".cache" / "equipoise" / "mnist", arrays)
     assert load("mnist").source.endswith(f"from {cache}")
     here = write_mnist(Path("data") / "mnist", arrays)
@@ -449,7 +456,7 @@ def test_mnist_with_unknown_checksum(tmp_path, monkeypatch):
     write_mnist(tmp_path, fake_mnist())
     with pytest.raises(UserError) as caught:
         load("mnist", tmp_path)
-    expected = mnist.MNIST.checksums["train-images-idx3-ubyte"].partition(":")[2]
+    expected = mnist.MNIST.forms[0].files["train-images-idx3-ubyte"].partition(":")[2]
     got = sha256((tmp_path / "train-images-idx3-ubyte").read_bytes())
     for part in ("train-images-idx3-ubyte", expected, got, "data get mnist --yes", "unverified"):
         assert part in str(caught.value)
@@ -465,9 +472,11 @@ def test_mnist_with_unknown_checksum(tmp_path, monkeypatch):
 def test_a_file_of_the_other_set_is_recognised(tmp_path, monkeypatch):
     arrays = fake_mnist()
     write_mnist(tmp_path, arrays)
-    monkeypatch.setattr(mnist, "MNIST", known_mnist(arrays))
+    owners = dict.fromkeys(known_mnist(arrays).forms[0].files.values(), "mnist")
+    assert owners
+    assert set(mnist.FASHION_MNIST.owners.values()) == {"mnist", "fashion-mnist"}
     with pytest.raises(UserError, match="is a file of mnist, not of fashion-mnist"):
-        mnist.FASHION_MNIST.read(tmp_path, unverified=True)
+        replace(mnist.FASHION_MNIST, owners=owners).read(tmp_path, unverified=True)
 
 
 @pytest.mark.parametrize(
@@ -534,7 +543,7 @@ def test_cifar(tmp_path, form, container):
     assert np.array_equal(dataset.test.x.numpy(), data[5].reshape(-1, 3, 32, 32))
     assert dataset.train.y.tolist() == labels[:5].reshape(-1).tolist()
     assert dataset.test.y.tolist() == labels[5].tolist()
-    assert dataset.source.startswith(f"unverified copy of CIFAR-10 ({form.title} form")
+    assert dataset.source.startswith(f"unverified copy of {form.title}")
     assert (dataset.pad, dataset.flip, dataset.eps) == (4, True, 8 / 255)
     assert dataset.classes[3] == "cat"
     dataset.train.x.zero_()
@@ -544,8 +553,8 @@ def test_cifar_verified(tmp_path, monkeypatch):
     contents = cifar_files(cifar.BINARY)
     write_archive(tmp_path / cifar.BINARY.archive, cifar.BINARY.folder, contents)
     sums = {f: f"sha1:{hashlib.sha1(c).hexdigest()}" for f, c in contents.items()}  # noqa: S324
-    monkeypatch.setattr(cifar, "BINARY", replace(cifar.BINARY, files=sums))
-    assert "all batches verified by SHA-1" in load("cifar10", tmp_path).source
+    monkeypatch.setitem(DATASETS, "cifar10", with_files(cifar.CIFAR10, sums))
+    assert "all files verified by SHA-1" in load("cifar10", tmp_path).source
 
 
 def test_cifar_batch_of_python_3():
@@ -665,7 +674,8 @@ def test_svhn(tmp_path, compress):
 
 def test_svhn_verified(tmp_path, monkeypatch):
     content = mat(**svhn_arrays())
-    monkeypatch.setattr(svhn, "FILES", dict.fromkeys(svhn.FILES, f"sha256:{sha256(content)}"))
+    sums = dict.fromkeys(svhn.FILES, f"sha256:{sha256(content)}")
+    monkeypatch.setitem(DATASETS, "svhn", with_files(svhn.SVHN, sums))
     for file in svhn.FILES:
         (tmp_path / file).write_bytes(content)
     assert "all files verified" in load("svhn", tmp_path).source
@@ -867,7 +877,6 @@ def serving(files):
         server.server_close()
 
 
-fetch_module = importlib.import_module("equipoise.data.fetch")  # its function has the name
 CONTENT = np.random.default_rng(4).bytes(700_000)
 SUM = f"sha256:{sha256(CONTENT)}"
 
@@ -999,9 +1008,9 @@ def test_a_gzip_that_holds_more_than_the_published_file_is_not_read_to_its_end(s
             read.append(len(block))
             yield block
 
-    blocks = fetch_module._blocks
+    blocks = fetch._blocks
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fetch_module, "_blocks", counted)
+        patch.setattr(fetch, "_blocks", counted)
         with pytest.raises(RunError, match="is not the published file"):
             pull(server, tmp_path / "file", gunzip=True, largest=2**23)
     assert sum(read) == 2**23 + 1
@@ -1031,10 +1040,9 @@ def published(monkeypatch, arrays):
     """Make ``arrays`` the published MNIST; return what a server of it has."""
 
     fake = known_mnist(arrays)
-    sums = {f"{name}.gz": checksum for name, checksum in fake.checksums.items()}
+    sums = {f"{name}.gz": checksum for name, checksum in fake.forms[0].files.items()}
     remote = Remote(base="http://127.0.0.1:9/", files=sums, gunzip=True)
-    entry = replace(DATASETS["mnist"], read=fake.read, missing=fake.missing, remote=remote)
-    monkeypatch.setitem(DATASETS, "mnist", entry)
+    monkeypatch.setitem(DATASETS, "mnist", replace(fake, remote=remote))
     return {f"mirror/{name}.gz": gzip.compress(idx(a), 1) for name, a in arrays.items()}
 
 
@@ -1099,11 +1107,12 @@ def test_get_what_needs_no_download():
 
 
 def test_remotes_are_official():
-    assert set(REMOTES) == {name for name, source in DATASETS.items() if source.remote}
-    for remote in REMOTES.values():
+    remotes = {name: source.remote for name, source in DATASETS.items() if source.remote}
+    assert set(remotes) == set(DATASETS) - {"digits"}
+    for remote in remotes.values():
         assert remote.base.startswith(("http://", "https://"))
-        assert all(sum_.partition(":")[0] in {"md5", "sha256"} for sum_ in remote.files.values())
-    assert list(REMOTES["svhn"].files) == ["train_32x32.mat", "test_32x32.mat"]
+        assert all(sum_.partition(":")[0] == "sha256" for sum_ in remote.files.values())
+    assert list(remotes["svhn"].files) == ["train_32x32.mat", "test_32x32.mat"]
 
 
 # ---- the real sets ---------------------------------------------------------------------

@@ -512,7 +512,7 @@ def test_normalisations_that_are_asked_for():
 
 def test_the_constants_of_data_sets_that_are_here_are_theirs():
     for name, source in (("mnist", MNIST), ("fashion-mnist", FASHION_MNIST)):
-        assert NAMED[name] == Constants((source.mean,), (source.std,))
+        assert NAMED[name] == Constants(source.mean, source.std)
 
 
 SOURCE = """

@@ -7,7 +7,7 @@ its checksums must be the published ones, or it is refused (``unverified=True``,
 ``EQUIPOISE_UNVERIFIED=1``, accepts it and says so in ``Dataset.source``). Nothing is downloaded
 unless :func:`get` is called.
 
-To add a set, write a module with ``missing`` and ``read`` and add a line to ``DATASETS``.
+To add a set, write a module with its :class:`Source` and add a line to ``DATASETS``.
 """
 
 __all__ = [
@@ -27,45 +27,20 @@ __all__ = [
 ]
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from equipoise.data import cifar, digits, mnist, npz, svhn
 from equipoise.data.core import Dataset, Images, crop_flip, stratified_split
-from equipoise.data.fetch import REMOTES, Remote, fetch
+from equipoise.data.fetch import download
+from equipoise.data.published import Remote, Source
 from equipoise.data.sampling import draw, drawn_again, image_digests
 from equipoise.errors import UserError, nearest
 
 
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """A data set that is known by name.
-
-    Arguments:
-        title: The name for people, with the shape.
-        n: Training and test images together.
-        licence: Under what terms it may be used.
-        eps: The customary Linf radius, in [0, 1].
-        read: From a folder, and whether unknown checksums are accepted, to the set.
-        missing: From a folder to the files that it lacks; none for a complete copy.
-        remote: Where it is published; None for a set that comes with a dependency.
-        folders: Where operating systems install it.
-    """
-
-    title: str
-    n: int
-    licence: str
-    eps: float
-    read: Callable[[Path, bool], Dataset]
-    missing: Callable[[Path], list[str]]
-    remote: Remote | None
-    folders: tuple[Path, ...] = ()
-
-
 @dataclass(frozen=True)
 class Status:
-    """What is known about a data set on this computer.
+    """Whether a data set is on this computer.
 
     Arguments:
         name: The name of the set.
@@ -86,52 +61,11 @@ class Status:
 
 
 DATASETS: dict[str, Source] = {
-    "digits": Source(
-        title="Digits, 8 x 8 grey",
-        n=1797,
-        licence="CC BY 4.0 (UCI), comes with scikit-learn",
-        eps=digits.EPS,
-        read=lambda place, unverified: digits.read(),
-        missing=lambda place: [],
-        remote=None,
-    ),
-    "mnist": Source(
-        title="MNIST, 28 x 28 grey",
-        n=70_000,
-        licence="no licence in the files; commonly given as CC BY-SA 3.0",
-        eps=mnist.MNIST.eps,
-        read=mnist.MNIST.read,
-        missing=mnist.MNIST.missing,
-        remote=REMOTES["mnist"],
-    ),
-    "fashion-mnist": Source(
-        title="Fashion-MNIST, 28 x 28 grey",
-        n=70_000,
-        licence="MIT",
-        eps=mnist.FASHION_MNIST.eps,
-        read=mnist.FASHION_MNIST.read,
-        missing=mnist.FASHION_MNIST.missing,
-        remote=REMOTES["fashion-mnist"],
-        folders=(Path("/usr/share/datasets/fashion-mnist"),),
-    ),
-    "cifar10": Source(
-        title="CIFAR-10, 32 x 32 colour",
-        n=60_000,
-        licence="no licence stated; cite Krizhevsky 2009",
-        eps=cifar.EPS,
-        read=cifar.read,
-        missing=cifar.missing,
-        remote=REMOTES["cifar10"],
-    ),
-    "svhn": Source(
-        title="SVHN (cropped digits), 32 x 32 colour",
-        n=99_289,
-        licence="non-commercial use only",
-        eps=svhn.EPS,
-        read=svhn.read,
-        missing=svhn.missing,
-        remote=REMOTES["svhn"],
-    ),
+    "digits": digits.DIGITS,
+    "mnist": mnist.MNIST,
+    "fashion-mnist": mnist.FASHION_MNIST,
+    "cifar10": cifar.CIFAR10,
+    "svhn": svhn.SVHN,
 }
 
 
@@ -204,7 +138,7 @@ def get(
     root = data_dir or os.environ.get("EQUIPOISE_DATA") or _cache()
     folder = Path(root).expanduser() / name
     if not _verified(source, folder):
-        fetch(source.remote, folder, base=base, progress=progress)
+        _download(source.remote, folder, base, progress)
         source.read(folder, False)
     return folder
 
@@ -224,6 +158,23 @@ def _verified(source: Source, folder: Path) -> bool:
         return not source.missing(folder) and bool(source.read(folder, False))
     except UserError:
         return False
+
+
+def _download(remote: Remote, folder: Path, base: str | None, progress: bool) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot create {folder}: {error.strerror or error}") from error
+    address = (base or remote.base).rstrip("/")
+    for file, expected in remote.files.items():
+        download(
+            f"{address}/{file}",
+            folder / file,
+            expected,
+            gunzip=remote.gunzip,
+            largest=remote.largest,
+            progress=progress,
+        )
 
 
 def _complete(name: str, data_dir: str | Path | None) -> Path:

@@ -1,137 +1,43 @@
 """CIFAR-10: the binary form, the Python form, as folders or as the archives themselves.
 
 Binary: records of 1 label byte and 3,072 pixel bytes (red, green, blue, each 32 x 32 by rows).
-Python: one pickle of a dictionary a batch. A pickle can run code, so the reader's unpickler knows
-the few names that rebuild a NumPy array and refuses every other one, verified file or not.
-Archives are read member by member; nothing is written to disk. Checksums are of the members, so an
-archive that was packed again is accepted too.
+Python: one pickle of a dictionary a batch. A pickle can run code, so the reader's unpickler
+accepts the few names that rebuild a NumPy array and refuses every other one, verified file or not.
+No SHA-256 of the files was published: the binary form is verified by SHA-1, the other by MD5.
 
 Reference: A. Krizhevsky, Learning multiple layers of features from tiny images, 2009.
 """
 
-__all__ = [
-    "BINARY",
-    "CLASSES",
-    "PYTHON",
-    "Form",
-    "missing",
-    "parse_binary",
-    "parse_python",
-    "read",
-]
+__all__ = ["BINARY", "CIFAR10", "PYTHON", "parse_binary", "parse_python"]
 
 import io
 import pickle
-import tarfile
-import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from equipoise.data.core import Dataset, Images, verified
+from equipoise.data.core import Images
+from equipoise.data.published import Form, Parts, Published, Remote, images
 from equipoise.errors import UserError
 
 Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
-CLASSES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-)
-EPS = 8 / 255
 PIXELS = 3 * 32 * 32
-ARCHIVE = 256 << 20  # bytes of all members; those of the real one have 185 MB
-LARGEST = 64 << 20  # bytes of a member; the largest real one has 31 MB
 
 
-@dataclass(frozen=True)
-class Form:
-    """One of the forms in which the set is published.
-
-    Arguments:
-        title: The name of the form.
-        folder: The folder in the archive.
-        archive: The name of the archive.
-        files: The batches, training first and the test batch last, with their checksums.
-        parse: From the bytes of a batch and its name to (N, 3072) pixels and (N,) labels.
-    """
-
-    title: str
-    folder: str
-    archive: str
-    files: Mapping[str, str]
-    parse: Callable[[bytes, str], tuple[Bytes, Bytes]]
-
-    @property
-    def checked(self) -> str:
-        """Return by what the batches are known: no SHA-256 of them was published."""
-        kind = next(iter(self.files.values())).partition(":")[0]
-        return {"sha1": "SHA-1", "md5": "MD5"}[kind]
-
-
-def missing(place: Path) -> list[str]:
-    """Return what ``place`` lacks: nothing, some batches, or an archive."""
-    if _find(place) is not None:
-        return []
-    for form in (BINARY, PYTHON):
-        for folder in (place / form.folder, place):
-            lacking = [file for file in form.files if not (folder / file).is_file()]
-            if len(lacking) < len(form.files):
-                return lacking
-    return [BINARY.archive]
-
-
-def read(place: Path, unverified: bool = False) -> Dataset:
-    """Return the set from ``place``.
-
-    Arguments:
-        place: A folder with an official folder or archive in it, such a folder, or an archive.
-        unverified: Whether to accept batches with an unknown checksum.
-
-    Raises:
-        UserError: If a batch is missing, malformed or not the published one.
-    """
-    found = _find(place)
-    if found is None:
-        raise UserError(f"{place} lacks {', '.join(missing(place))} of cifar10")
-    form, container = found
-    contents = _contents(form, container)
-    known, parts = [], []
-    for file, checksum in form.files.items():
-        what = f"{container / file}"
-        known.append(verified(contents[file], checksum, what, "cifar10", unverified))
-        parts.append(_images(*form.parse(contents.pop(file), what), what))
-    train = Images(torch.cat([p.x for p in parts[:-1]]), torch.cat([p.y for p in parts[:-1]]))
-    test = parts[-1]
-    state = (
-        f"CIFAR-10 ({form.title} form), all batches verified by {form.checked}, from {container}"
-        if all(known)
-        else f"unverified copy of CIFAR-10 ({form.title} form; {known.count(False)} of "
-        f"{len(known)} files have an unknown checksum), from {container}"
-    )
-    return Dataset(
-        name="cifar10",
-        train=train,
-        test=test,
-        classes=CLASSES,
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2470, 0.2435, 0.2616),
-        eps=EPS,
-        pad=4,
-        flip=True,
-        source=state,
-    )
+def parse(
+    batch: Callable[[bytes, str], tuple[Bytes, Bytes]], parts: Parts
+) -> tuple[Images, Images]:
+    """Return the training and the test images of six batches."""
+    batches = []
+    for what, content in parts:
+        x, y = batch(content, what)
+        batches.append(images(x.reshape(-1, 3, 32, 32), y, what, 10))
+    *train, test = batches
+    return Images(torch.cat([b.x for b in train]), torch.cat([b.y for b in train])), test
 
 
 def parse_binary(content: bytes, what: str) -> tuple[Bytes, Bytes]:
@@ -187,67 +93,8 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-def _find(place: Path) -> tuple[Form, Path] | None:
-    for form in (BINARY, PYTHON):
-        for folder in (place / form.folder, place):
-            if all((folder / file).is_file() for file in form.files):
-                return form, folder
-        for archive in (place / form.archive, place):
-            if archive.name == form.archive and archive.is_file():
-                return form, archive
-    return None
-
-
-def _contents(form: Form, container: Path) -> dict[str, bytes]:
-    try:
-        if container.is_dir():
-            return {file: _read(container / file) for file in form.files}
-        contents = _members(form, container)
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise UserError(
-            f"{container} is cut short or no archive ({error}); delete it and run "
-            "`equipoise data get cifar10 --yes`"
-        ) from error
-    except OSError as error:
-        raise UserError(f"cannot read {container}: {error}") from error
-    if lacking := [file for file in form.files if file not in contents]:
-        raise UserError(f"{container} lacks {', '.join(lacking)}")
-    return contents
-
-
-def _read(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(LARGEST)
-
-
-def _members(form: Form, archive: Path) -> dict[str, bytes]:
-    contents: dict[str, bytes] = {}
-    announced = 0
-    with tarfile.open(archive, "r|*") as tar:
-        for member in tar:
-            announced += member.size
-            if announced > ARCHIVE:  # before it is read, or passed over, which takes as long
-                raise UserError(
-                    f"{archive} is no archive of cifar10: it holds over {ARCHIVE} bytes"
-                )
-            file = member.name.rpartition("/")[2]
-            if member.isfile() and file in form.files and member.size <= LARGEST:
-                stream = tar.extractfile(member)
-                contents[file] = stream.read() if stream else b""
-    return contents
-
-
-def _images(x: Bytes, y: Bytes, what: str) -> Images:
-    if len(x) != len(y) or not len(y):
-        raise UserError(f"{what}: {len(x)} images and {len(y)} labels")
-    if y.max() >= len(CLASSES):
-        raise UserError(f"{what}: labels must lie in 0..9, got {y.max()}")
-    pixels = np.array(x).reshape(-1, 3, 32, 32)
-    return Images(torch.from_numpy(pixels), torch.from_numpy(y.astype(np.int64)))
-
-
 BINARY = Form(
-    title="binary",
+    title="CIFAR-10 (binary form)",
     folder="cifar-10-batches-bin",
     archive="cifar-10-binary.tar.gz",
     files={
@@ -258,11 +105,11 @@ BINARY = Form(
         "data_batch_5.bin": "sha1:26e2849e66a845b7f1e4614ae70f4889ae604628",
         "test_batch.bin": "sha1:67eb016db431130d61cd03c7ad570b013799c88c",
     },
-    parse=parse_binary,
+    parse=partial(parse, parse_binary),
 )
 
 PYTHON = Form(
-    title="python",
+    title="CIFAR-10 (Python form)",
     folder="cifar-10-batches-py",
     archive="cifar-10-python.tar.gz",
     files={
@@ -273,5 +120,39 @@ PYTHON = Form(
         "data_batch_5": "md5:482c414d41f54cd18b22e5b47cb7c3cb",
         "test_batch": "md5:40351d587109b95175f43aff81a1287e",
     },
-    parse=parse_python,
+    parse=partial(parse, parse_python),
+)
+
+CIFAR10 = Published(
+    name="cifar10",
+    title="CIFAR-10, 32 x 32 colour",
+    n=60_000,
+    licence="no licence stated; cite Krizhevsky 2009",
+    eps=8 / 255,
+    forms=(BINARY, PYTHON),
+    classes=(
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ),
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2470, 0.2435, 0.2616),
+    pad=4,
+    flip=True,
+    remote=Remote(
+        base="https://www.cs.toronto.edu/~kriz/",
+        files={
+            BINARY.archive: (
+                "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+            )
+        },
+        largest=170_052_171,
+    ),
 )

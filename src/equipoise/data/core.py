@@ -8,17 +8,14 @@ __all__ = [
     "Dataset",
     "Images",
     "crop_flip",
-    "digest",
     "fingerprint",
     "moments",
     "scrambled",
     "stratified_split",
     "to_unit",
-    "verified",
 ]
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -252,39 +249,6 @@ def fingerprint(train: Images, test: Images, classes: int) -> dict[str, str]:
         name: hashlib.sha256(part.contiguous().cpu().numpy().data).hexdigest()
         for name, part in parts.items()
     }
-
-
-def digest(blocks: Iterable[bytes], algorithm: str) -> str:
-    """Return the checksum of ``blocks`` in hexadecimal; md5 and sha1 are for identity only."""
-    state = hashlib.new(algorithm, usedforsecurity=False)
-    for block in blocks:
-        state.update(block)
-    return state.hexdigest()
-
-
-def verified(content: bytes, checksum: str, what: str, name: str, unverified: bool) -> bool:
-    """Return whether ``content`` is the published one.
-
-    Arguments:
-        content: The bytes that were read.
-        checksum: The published checksum with its kind, e.g. ``"sha256:65a5..."``.
-        what: Where the bytes come from, for the message.
-        name: The name of the data set, for the message.
-        unverified: Whether other bytes are acceptable.
-
-    Raises:
-        UserError: If the checksum differs and ``unverified`` is false.
-    """
-    algorithm, _, expected = checksum.partition(":")
-    got = digest([content], algorithm)
-    if got != expected and not unverified:
-        raise UserError(
-            f"{what} is not the published file of {name} (cut short or altered): expected "
-            f"{algorithm} {expected}, got {got} over {len(content)} bytes; delete it and run "
-            f"`equipoise data get {name} --yes`, or load it as it is with unverified=True "
-            "(EQUIPOISE_UNVERIFIED=1)"
-        )
-    return got == expected
 
 
 def _largest_remainder(counts: list[int], seats: int) -> list[int]:

@@ -8,18 +8,19 @@ and selected by :func:`equipoise.data.core.stratified_split` with seed 0, always
 Reference: E. Alpaydin and C. Kaynak, UCI Machine Learning Repository, 1998.
 """
 
-__all__ = ["read"]
+__all__ = ["DIGITS"]
 
 import numpy as np
 import torch
 
 from equipoise.data.core import Dataset, Images, stratified_split
+from equipoise.data.published import Source
 
 EPS = 0.15
 HELD_OUT = 500
 
 
-def read() -> Dataset:
+def _make() -> Dataset:
     """Return the digits, split 1,297 to 500."""
     import sklearn  # slow to import, needed by this set only
     from sklearn.datasets import load_digits
@@ -37,3 +38,12 @@ def read() -> Dataset:
         eps=EPS,
         source=f"digits as they come with scikit-learn {sklearn.__version__}",
     )
+
+
+DIGITS = Source(
+    title="Digits, 8 x 8 grey",
+    n=1797,
+    licence="CC BY 4.0 (UCI), comes with scikit-learn",
+    eps=EPS,
+    make=_make,
+)

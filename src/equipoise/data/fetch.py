@@ -3,114 +3,31 @@
 A file grows as ``NAME.part`` and takes its name, atomically, once its checksum is right; so a file
 under its own name is a whole file. What a broken transfer left is kept, and the next try asks the
 server for the rest. Only http and https are followed, redirections included, and never from https
-to http. No file may be larger than is known of the published ones.
+to http. No file may be larger than the published ones are.
 """
 
-__all__ = ["REMOTES", "Remote", "download", "fetch"]
+__all__ = ["download"]
 
-import gzip
 import http.client
 import time
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 from urllib import request
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
-from equipoise.data import mnist, svhn
-from equipoise.data.core import digest
+from equipoise.data.published import NOT_WHOLE, checksum, opened
 from equipoise.errors import RunError, UserError
 
 BLOCK = 1 << 18  # bytes read at a time
 Advance = Callable[[int, int | None], None]  # bytes so far, bytes in all where known
 
 
-@dataclass(frozen=True)
-class Remote:
-    """Where a data set is published.
-
-    Arguments:
-        base: The folder on the server.
-        files: File names and checksums, e.g. ``{"a.gz": "sha256:..."}``.
-        gunzip: Whether the checksums are of the uncompressed content.
-        largest: The bytes of the largest file, uncompressed where the checksums are.
-    """
-
-    base: str
-    files: Mapping[str, str]
-    gunzip: bool = False
-    largest: int = 64 << 20
-
-
-REMOTES = {
-    "mnist": Remote(
-        base="https://ossci-datasets.s3.amazonaws.com/mnist/",
-        files={f"{file}.gz": checksum for file, checksum in mnist.MNIST.checksums.items()},
-        gunzip=True,
-    ),
-    "fashion-mnist": Remote(
-        base="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-        files={f"{file}.gz": checksum for file, checksum in mnist.FASHION_MNIST.checksums.items()},
-        gunzip=True,
-    ),
-    "cifar10": Remote(
-        base="https://www.cs.toronto.edu/~kriz/",
-        files={
-            "cifar-10-binary.tar.gz": (
-                "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
-            )
-        },
-        largest=170_052_171,
-    ),
-    "svhn": Remote(
-        base="http://ufldl.stanford.edu/housenumbers/", files=svhn.FILES, largest=182_040_794
-    ),
-}
-
-
-def fetch(
-    remote: Remote, folder: Path, *, base: str | None = None, progress: bool = True
-) -> list[Path]:
-    """Download the files of ``remote`` that are not yet in ``folder``, and check all of them.
-
-    Arguments:
-        remote: What to download.
-        folder: Where to; it is made if need be.
-        base: Another folder on a server to take the same files from.
-        progress: Whether to show progress on standard error.
-
-    Returns:
-        The paths of the files.
-
-    Raises:
-        UserError: If the folder cannot be written to, or an address is not http or https.
-        RunError: If a transfer fails, or what arrives is not the published file.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot create {folder}: {error.strerror or error}") from error
-    address = (base or remote.base).rstrip("/")
-    return [
-        download(
-            f"{address}/{file}",
-            folder / file,
-            checksum,
-            gunzip=remote.gunzip,
-            largest=remote.largest,
-            progress=progress,
-        )
-        for file, checksum in remote.files.items()
-    ]
-
-
 def download(
     url: str,
     path: Path,
-    checksum: str,
+    expected: str,
     *,
     gunzip: bool = False,
     largest: int = 1 << 30,
@@ -126,7 +43,7 @@ def download(
     Arguments:
         url: The address, http or https.
         path: Where the file goes.
-        checksum: What it must have, e.g. ``"sha256:..."``.
+        expected: The checksum that it must have, e.g. ``"sha256:..."``.
         gunzip: Whether the checksum is of the uncompressed content.
         largest: The most bytes that the file may have, uncompressed where the checksum is.
         progress: Whether to show progress on standard error.
@@ -147,12 +64,23 @@ def download(
 
     part = path.with_name(f"{path.name}.part")
     try:
-        if path.is_file() and _checksum(path, checksum, gunzip, largest) == _value(checksum):
+        if path.is_file() and _checksum(path, expected, gunzip, largest) == expected:
             return path
         console = Console(quiet=not progress)
         with console.progress(unit="bytes", text=path.name) as advance:
             _transfer(url, part, _capped(advance, url, part, largest), attempts, pause, timeout)
-        _accept(part, path, checksum, gunzip, largest, url)
+        got = _checksum(part, expected, gunzip, largest)
+        if got != expected:
+            part.unlink()
+            kind, value = expected.split(":")
+            raise RunError(
+                f"{url} is not the published file: expected {kind} {value}"
+                f"{' of its uncompressed content' if gunzip else ''}, got "
+                f"{got.removeprefix(f'{kind}:')}; it was deleted"
+            )
+        if path.exists():
+            path.replace(path.with_name(f"{path.name}.wrong"))
+        part.replace(path)
         console.say(f"downloaded {path.name}")
     except OSError as error:
         raise RunError(
@@ -164,16 +92,17 @@ def download(
 def _capped(advance: Advance, url: str, part: Path, largest: int) -> Advance:
     """Return what shows progress and ends a transfer that is larger than the published file."""
 
-    def told(done: int, total: int | None) -> None:
-        if max(done, total or 0) > largest:
+    def checked(done: int, total: int | None) -> None:
+        size = max(done, total or 0)
+        if size > largest:
             part.unlink(missing_ok=True)
             raise RunError(
-                f"{url} is not the published file: it has {max(done, total or 0)} bytes, more "
-                f"than {largest}; it was deleted"
+                f"{url} is not the published file: it has {size} bytes, more than {largest}; it "
+                "was deleted"
             )
         advance(done, total)
 
-    return told
+    return checked
 
 
 class _Secure(request.HTTPRedirectHandler):
@@ -288,24 +217,11 @@ def _refused(error: HTTPError, url: str, part: Path, start: int) -> None:
     raise RunError(f"{url}: the server answered HTTP {error.code} {error.reason}")
 
 
-def _accept(part: Path, path: Path, checksum: str, gunzip: bool, largest: int, url: str) -> None:
-    got = _checksum(part, checksum, gunzip, largest)
-    if got != _value(checksum):
-        part.unlink()
-        raise RunError(
-            f"{url} is not the published file: expected {checksum.replace(':', ' ', 1)}"
-            f"{' of its uncompressed content' if gunzip else ''}, got {got}; it was deleted"
-        )
-    if path.exists():
-        path.replace(path.with_name(f"{path.name}.wrong"))
-    part.replace(path)
-
-
-def _checksum(path: Path, checksum: str, gunzip: bool, largest: int) -> str:
+def _checksum(path: Path, expected: str, gunzip: bool, largest: int) -> str:
     try:
-        with gzip.open(path) if gunzip else path.open("rb") as file:
-            return digest(_blocks(file.read, largest), checksum.partition(":")[0])
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        with opened(path, gunzip) as file:
+            return checksum(_blocks(file.read, largest), expected)
+    except NOT_WHOLE as error:
         return f"no whole gzip file ({error})"
 
 
@@ -315,7 +231,3 @@ def _blocks(read: Callable[[int], bytes], largest: int) -> Iterator[bytes]:
     while left > 0 and (block := read(min(BLOCK, left))):
         left -= len(block)
         yield block
-
-
-def _value(checksum: str) -> str:
-    return checksum.partition(":")[2]

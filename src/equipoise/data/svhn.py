@@ -7,20 +7,16 @@ Reference: Y. Netzer et al., Reading digits in natural images with unsupervised 
 NIPS workshop, 2011.
 """
 
-__all__ = ["FILES", "missing", "parse_mat", "read"]
+__all__ = ["FILES", "SVHN", "parse_mat"]
 
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from equipoise.data.core import Dataset, Images, verified
+from equipoise.data.core import Images
+from equipoise.data.published import Form, Parts, Published, Remote, images
 from equipoise.errors import UserError
-
-EPS = 8 / 255
-LARGEST = 256 << 20  # bytes of a file; the larger real one has 182 MB
 
 FILES = {
     "train_32x32.mat": "sha256:435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
@@ -28,43 +24,10 @@ FILES = {
 }
 
 
-def missing(place: Path) -> list[str]:
-    """Return the files that ``place`` lacks."""
-    return [file for file in FILES if not (place / file).is_file()]
-
-
-def read(place: Path, unverified: bool = False) -> Dataset:
-    """Return the set from the folder ``place``.
-
-    Raises:
-        UserError: If a file is missing, malformed or not the published one.
-    """
-    known, parts = [], []
-    for file, checksum in FILES.items():
-        path = place / file
-        try:
-            with path.open("rb") as stream:
-                content = stream.read(LARGEST)
-        except OSError as error:
-            raise UserError(f"cannot read {path} of svhn: {error.strerror or error}") from error
-        known.append(verified(content, checksum, str(path), "svhn", unverified))
-        parts.append(parse_mat(content, str(path)))
-    train, test = parts
-    state = (
-        f"SVHN (format 2), all files verified by SHA-256, from {place}"
-        if all(known)
-        else f"unverified copy of SVHN (format 2; {known.count(False)} of {len(known)} files "
-        f"have an unknown checksum), from {place}"
-    )
-    return Dataset(
-        name="svhn",
-        train=train,
-        test=test,
-        classes=tuple("0123456789"),
-        eps=EPS,
-        pad=4,
-        source=state,
-    )
+def parse(parts: Parts) -> tuple[Images, Images]:
+    """Return the training and the test images of two files."""
+    train, test = (parse_mat(content, what) for what, content in parts)
+    return train, test
 
 
 def parse_mat(content: bytes, what: str) -> Images:
@@ -79,7 +42,7 @@ def parse_mat(content: bytes, what: str) -> Images:
     """
     from scipy.io import loadmat  # slow to import, needed by this set only
 
-    stream: Any = io.BytesIO(content)  # allowed, though the stubs know of paths only
+    stream: Any = io.BytesIO(content)  # works, though the stubs have paths only
     try:
         arrays = loadmat(stream, variable_names=["X", "y"])
     except Exception as error:  # a malformed file can raise nearly anything
@@ -93,6 +56,19 @@ def parse_mat(content: bytes, what: str) -> Images:
         raise UserError(f"{what}: y must hold integers ({x.shape[3]}, 1), got {y.dtype} {y.shape}")
     if y.min() < 1 or y.max() > 10:
         raise UserError(f"{what}: labels must lie in 1..10, got {y.min()}..{y.max()}")
-    pixels = np.ascontiguousarray(x.transpose(3, 2, 0, 1))
-    labels = y[:, 0].astype(np.int64) % 10
-    return Images(torch.from_numpy(pixels), torch.from_numpy(labels))
+    return images(x.transpose(3, 2, 0, 1), y[:, 0].astype(np.int64) % 10, what, 10)
+
+
+SVHN = Published(
+    name="svhn",
+    title="SVHN (cropped digits), 32 x 32 colour",
+    n=99_289,
+    licence="non-commercial use only",
+    eps=8 / 255,
+    forms=(Form(title="SVHN (format 2)", files=FILES, parse=parse, largest=256 << 20),),
+    classes=tuple("0123456789"),
+    pad=4,
+    remote=Remote(
+        base="http://ufldl.stanford.edu/housenumbers/", files=FILES, largest=182_040_794
+    ),
+)

@@ -1,0 +1,318 @@
+"""Data sets in published files: found in a folder or an archive, verified by checksum, read.
+
+Nothing is written to disk: a ``.gz`` file and an archive are read where they are. Checksums are of
+the uncompressed content, so that a file or an archive that was packed again is accepted too.
+"""
+
+__all__ = [
+    "NOT_WHOLE",
+    "Form",
+    "Parts",
+    "Published",
+    "Remote",
+    "Source",
+    "checksum",
+    "images",
+    "opened",
+]
+
+import gzip
+import hashlib
+import tarfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+import torch
+
+from equipoise.data.core import Dataset, Images
+from equipoise.errors import UserError
+
+Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
+Parts = list[tuple[str, bytes]]
+"""The names of files, for messages, and their contents."""
+
+NOT_WHOLE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
+"""What a gzip file or an archive raises that is damaged or none."""
+
+KINDS = {"sha256": "SHA-256", "sha1": "SHA-1", "md5": "MD5"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """A form in which a data set is published.
+
+    Arguments:
+        title: The name for people.
+        files: File names and the checksums of their content, like ``{"a": "sha256:..."}``. Every
+            file may also be there as ``NAME.gz``.
+        parse: From the contents of the files, in this order, to training and test images.
+        folder: The subfolder in which the files may be.
+        archive: The tar archive in which they may be.
+        largest: The most bytes that a file may have, uncompressed.
+    """
+
+    title: str
+    files: Mapping[str, str]
+    parse: Callable[[Parts], tuple[Images, Images]]
+    folder: str = ""
+    archive: str = ""
+    largest: int = 64 << 20
+
+    def find(self, place: Path) -> Path | None:
+        """Return the folder or archive at ``place`` that has all files; None without one."""
+        for folder in (place / self.folder, place):
+            if not self.lacking(folder):
+                return folder
+        for archive in (place / self.archive, place):
+            if archive.name == self.archive and archive.is_file():
+                return archive
+        return None
+
+    def lacking(self, folder: Path) -> list[str]:
+        """Return the files that a folder lacks."""
+        return [file for file in self.files if not _path(folder, file).is_file()]
+
+    def contents(self, container: Path, dataset: str) -> dict[str, bytes]:
+        """Return the content of each file in a folder or an archive.
+
+        Raises:
+            UserError: If one is missing, damaged or too large.
+        """
+        if container.is_dir():
+            return {file: self._content(_path(container, file), dataset) for file in self.files}
+        with _reading(container, "archive", dataset):
+            contents = self._members(container, dataset)
+        if lacking := [file for file in self.files if file not in contents]:
+            raise UserError(f"{container} lacks {', '.join(lacking)}")
+        return contents
+
+    def _content(self, path: Path, dataset: str) -> bytes:
+        with _reading(path, "gzip file", dataset), opened(path, path.suffix == ".gz") as file:
+            content = file.read(self.largest + 1)
+        if len(content) > self.largest:
+            raise UserError(
+                f"{path} is no file of {dataset}: it holds more than {self.largest} bytes; "
+                f"{_again(dataset)}"
+            )
+        return content
+
+    def _members(self, archive: Path, dataset: str) -> dict[str, bytes]:
+        contents: dict[str, bytes] = {}
+        announced, most = 0, len(self.files) * self.largest
+        with tarfile.open(archive, "r|*") as tar:
+            for member in tar:
+                announced += member.size
+                if announced > most:  # before it is read, or passed over, which takes as long
+                    raise UserError(
+                        f"{archive} is no archive of {dataset}: it holds over {most} bytes"
+                    )
+                file = member.name.rpartition("/")[2]
+                if member.isfile() and file in self.files and member.size <= self.largest:
+                    stream = tar.extractfile(member)
+                    contents[file] = stream.read() if stream else b""
+        return contents
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remote:
+    """Where a data set is published.
+
+    Arguments:
+        base: The folder on the server.
+        files: File names and checksums, e.g. ``{"a.gz": "sha256:..."}``.
+        gunzip: Whether the checksums are of the uncompressed content.
+        largest: The bytes of the largest file, uncompressed where the checksums are.
+    """
+
+    base: str
+    files: Mapping[str, str]
+    gunzip: bool = False
+    largest: int = 64 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A data set that has a name. One whose files are in a format of its own is a subclass.
+
+    Arguments:
+        title: The name for people, with the shape.
+        n: Training and test images together.
+        licence: Under what terms it may be used.
+        eps: The customary Linf radius, in [0, 1].
+        make: Returns a set that needs no files.
+        remote: Where its files are published; None for a set that needs none.
+        folders: Where operating systems install it.
+    """
+
+    title: str
+    n: int
+    licence: str
+    eps: float
+    make: Callable[[], Dataset] | None = None
+    remote: Remote | None = None
+    folders: tuple[Path, ...] = ()
+
+    def missing(self, place: Path) -> list[str]:
+        """Return the files that a folder lacks; none for a complete copy."""
+        return []
+
+    def read(self, place: Path, unverified: bool = False) -> Dataset:
+        """Return the set.
+
+        Arguments:
+            place: The folder with its files.
+            unverified: Whether to accept files with an unknown checksum.
+
+        Raises:
+            UserError: If a file is missing, malformed or not the published one.
+        """
+        if self.make is None:
+            raise TypeError("a Source takes make, or is a subclass with missing and read")
+        return self.make()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published(Source):
+    """A data set in published files.
+
+    Arguments:
+        name: The name by which the set is loaded.
+        forms: The forms in which it is published; the first one that is found is read.
+        classes: The names of the classes.
+        mean: Mean of each channel of the training images, in [0, 1]; by default it is computed.
+        std: Standard deviation of each channel, likewise.
+        pad: Padding of the random crop in training, in pixels.
+        flip: Whether training flips images horizontally.
+        owners: Checksums of files of the same names, and the data sets that they belong to.
+    """
+
+    name: str
+    forms: tuple[Form, ...]
+    classes: tuple[str, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    pad: int = 0
+    flip: bool = False
+    owners: Mapping[str, str] = field(default_factory=dict)
+
+    def missing(self, place: Path) -> list[str]:
+        """Return the files, or the archive, that a folder lacks."""
+        if any(form.find(place) for form in self.forms):
+            return []
+        for form in self.forms:
+            for folder in (place / form.folder, place):
+                lacking = form.lacking(folder)
+                if len(lacking) < len(form.files):
+                    return lacking
+        first = self.forms[0]
+        return [first.archive] if first.archive else list(first.files)
+
+    def read(self, place: Path, unverified: bool = False) -> Dataset:
+        """Return the set from a folder with its files or an archive of them, or an archive."""
+        form, container = next(
+            ((form, found) for form in self.forms if (found := form.find(place))), (None, place)
+        )
+        if form is None:
+            raise UserError(f"{place} lacks {', '.join(self.missing(place))} of {self.name}")
+        contents = form.contents(container, self.name)
+        right = [
+            self._verified(contents[file], expected, f"{container / file}", unverified)
+            for file, expected in form.files.items()
+        ]
+        train, test = form.parse([(f"{container / file}", contents[file]) for file in form.files])
+        kind = KINDS[next(iter(form.files.values())).partition(":")[0]]
+        return Dataset(
+            name=self.name,
+            train=train,
+            test=test,
+            classes=self.classes,
+            eps=self.eps,
+            mean=self.mean,
+            std=self.std,
+            pad=self.pad,
+            flip=self.flip,
+            source=f"{form.title}, all files verified by {kind}, from {container}"
+            if all(right)
+            else f"unverified copy of {form.title} ({right.count(False)} of {len(right)} files "
+            f"have an unknown checksum), from {container}",
+        )
+
+    def _verified(self, content: bytes, expected: str, what: str, unverified: bool) -> bool:
+        """Return whether the content of a file is the published one; refuse other content."""
+        got = checksum([content], expected)
+        owner = self.owners.get(got, self.name)
+        if owner != self.name:
+            raise UserError(f"{what} is a file of {owner}, not of {self.name}")
+        if got != expected and not unverified:
+            raise UserError(
+                f"{what} is not the published file of {self.name} (cut short or altered): "
+                f"expected {expected.replace(':', ' ')}, got {got.partition(':')[2]} over "
+                f"{len(content)} bytes; {_again(self.name)}, or load it as it is with "
+                "unverified=True (EQUIPOISE_UNVERIFIED=1)"
+            )
+        return got == expected
+
+
+@contextmanager
+def _reading(path: Path, kind: str, dataset: str) -> Iterator[None]:
+    """Raise a UserError where a gzip file or an archive is damaged or cannot be read."""
+    try:
+        yield
+    except NOT_WHOLE as error:
+        raise UserError(
+            f"{path} is cut short or no {kind} ({error}); {_again(dataset)}"
+        ) from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _again(dataset: str) -> str:
+    return f"delete it and run `equipoise data get {dataset} --yes`"
+
+
+def checksum(blocks: Iterable[bytes], like: str) -> str:
+    """Return the checksum of ``blocks``, of the kind of another one, e.g. ``"sha256:65a5..."``."""
+    kind = like.partition(":")[0]
+    state = hashlib.new(kind, usedforsecurity=False)  # md5 and sha1 are for identity only
+    for block in blocks:
+        state.update(block)
+    return f"{kind}:{state.hexdigest()}"
+
+
+def opened(path: Path, gunzip: bool) -> IO[bytes]:
+    """Open a file, or what a gzip file holds, to read its bytes."""
+    return cast("IO[bytes]", gzip.open(path)) if gunzip else path.open("rb")
+
+
+def images(x: Array, y: Array, what: str, classes: int) -> Images:
+    """Return images with shape (N, H, W) or (N, C, H, W), and labels with shape (N,).
+
+    Arguments:
+        x: Bytes.
+        y: Integers.
+        what: The name of the file, for messages.
+        classes: The number of classes.
+
+    Raises:
+        UserError: If the shapes do not fit, or a label is out of range.
+    """
+    if x.ndim not in {3, 4} or y.ndim != 1 or len(x) != len(y) or not len(x):
+        raise UserError(
+            f"{what}: expected images (N, H, W) or (N, C, H, W) and as many labels (N,), "
+            f"got {x.shape} and {y.shape}"
+        )
+    if y.max() >= classes:
+        raise UserError(f"{what}: labels must lie in 0..{classes - 1}, got {y.max()}")
+    pixels = np.array(x if x.ndim == 4 else x[:, None], order="C")
+    return Images(torch.from_numpy(pixels), torch.from_numpy(y.astype(np.int64)))
+
+
+def _path(folder: Path, file: str) -> Path:
+    """Return where a file is in a folder: plain, or as ``NAME.gz``."""
+    packed = folder / f"{file}.gz"
+    return packed if packed.is_file() and not (folder / file).is_file() else folder / file
