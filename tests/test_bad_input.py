@@ -172,7 +172,7 @@ BAD: dict[str, tuple[Callable[[Path, Path], list], str]] = {
     "too large for a float": (settings("eps=1e400"), "eps must be a finite number"),
     "given twice": (settings("eps=0.1", "eps=0.2"), "eps is given twice"),
     "given twice in a file": (recipe("method: pgd-at\neps: 1\neps: 2\n"), "'eps' is given twice"),
-    "momentum=2": (settings("momentum=2"), "momentum must be below 1"),
+    "momentum=2": (settings("momentum=2"), "momentum must lie in"),
     "step_size=0": (settings("attack.step_size=0"), "step_size must be a finite number > 0"),
     "step_size=0 of an attack": (attacked("--attacks", "pgd-2(step_size=0)"), "step_size must be"),
     "momentum=2 of an attack": (attacked("--attacks", "mi-fgsm-2(momentum=2)"), "momentum must"),

@@ -48,7 +48,6 @@ from equipoise.settings.split import Split
 from equipoise.terminal.progress import Console
 from equipoise.threat import L2, Linf, Threat
 from equipoise.training import (
-    Branch,
     Fixed,
     Interrupted,
     Knots,
@@ -577,12 +576,13 @@ def branched(trunk: str, round_: int, *, last_lr: float = 1.0, source: str = "we
     }
     if trunk not in learners:
         learners[trunk] = robust()
-    merge: dict[str, Any] = {"alpha": 0.8, "source": source, "every": None, "start": Never()}
+    merge: dict[str, Any] = {"alpha": 0.8, "source": source, "every": None}
+    merge["start"] = Fixed(round=round_)
     return Method(
         learners=learners,
         knots={"clean": Knots((0.4,)), "robust": Knots((0.6,))},
         merge=Merge(**merge),
-        branch=Branch(trunk=trunk, round=round_),
+        trunk=trunk,
     )
 
 
@@ -663,11 +663,11 @@ def test_a_branch_is_continuous_for_the_global_model():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: replace(branched("robust", 2), branch=Branch(trunk="nobody", round=2)),
+        lambda: replace(branched("robust", 2), trunk="nobody"),
         lambda: replace(
             branched("robust", 2),
             learners={"clean": branched("robust", 2).learners["clean"]},
-            branch=None,
+            trunk=None,
         ),
     ],
 )

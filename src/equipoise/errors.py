@@ -1,10 +1,26 @@
 """The two ways a job can fail, and the exit code each one has on the command line."""
 
-__all__ = ["FOREIGN", "RunError", "UserError", "nearest", "short"]
+__all__ = [
+    "FOREIGN",
+    "Count",
+    "NotNegative",
+    "Part",
+    "RunError",
+    "UserError",
+    "nearest",
+    "out_of_range",
+    "short",
+]
 
+import math
 from collections.abc import Iterable
+from dataclasses import fields
 from difflib import get_close_matches
-from typing import Any
+from typing import Annotated, Any, get_args
+
+Count = Annotated[int, "[1, inf)"]
+Part = Annotated[float, "[0, 1]"]
+NotNegative = Annotated[float, "[0, inf)"]
 
 FOREIGN = {
     ours: theirs.split()
@@ -80,3 +96,50 @@ def nearest(name: str, known: Iterable[str], what: str) -> str:
     close = close or get_close_matches(name[:100], names, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"unknown {what} {short(name)}{hint} (known: {', '.join(names)}){_ADDED.get(what, '')}"
+
+
+def out_of_range(settings: Any, prefix: str = "") -> list[str]:
+    """Return a sentence for each number of a dataclass outside the interval of its type.
+
+    The interval is the text of an annotation, like ``weight: Annotated[float, "[0, 1)"]``. None
+    is not checked; of a tuple every number is.
+
+    Arguments:
+        settings: The dataclass.
+        prefix: Where it stands, with a dot at its end.
+    """
+    problems = []
+    for f in fields(settings):
+        interval, value = _interval(f.type), getattr(settings, f.name)
+        if not interval or value is None:
+            continue
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not numbers or not all(_inside(number, interval) for number in numbers):
+            expected = _expected(interval) if numbers else "have at least one number"
+            given = list(value) if isinstance(value, tuple) else value
+            problems.append(f"{prefix}{f.name} must {expected}, got {given}")
+    return problems
+
+
+def _interval(kind: Any) -> str:
+    """Return the interval in an annotation, or in the first part of a union that has one."""
+    parts = (kind, *get_args(kind))
+    return next((part.__metadata__[0] for part in parts if hasattr(part, "__metadata__")), "")
+
+
+def _expected(interval: str) -> str:
+    """Return an interval in words."""
+    low, high = interval[1:-1].split(", ")
+    if high != "inf":
+        return f"lie in {interval}"
+    if low == "1":
+        return "be at least 1"
+    return f"be a finite number {'>' if interval[0] == '(' else '>='} {low}"
+
+
+def _inside(value: float, interval: str) -> bool:
+    """Return whether a finite number lies in an interval like ``(0, 1]``."""
+    low, high = map(float, interval[1:-1].split(", "))
+    above = value > low if interval[0] == "(" else value >= low
+    below = value < high if interval[-1] == ")" else value <= high
+    return math.isfinite(value) and above and below

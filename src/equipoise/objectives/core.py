@@ -8,15 +8,15 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from equipoise.attacks.core import refuse
 from equipoise.draws import Draws
-from equipoise.errors import UserError
-from equipoise.execution import Execution
+from equipoise.errors import NotNegative, UserError, out_of_range
+from equipoise.execution.policy import Execution
 from equipoise.stopwatch import Stopwatch
 from equipoise.threat import Threat
 
@@ -142,41 +142,30 @@ class Objective(ABC):
     follows: ClassVar[str | None] = None
     """The learner on whose batches and adversarial inputs it is trained; None: its own."""
 
-    lr: float = 0.05
-    lr_factors: tuple[float, ...] = (0.1, 1.0, 0.1, 0.005)
+    lr: Annotated[float, "(0, inf)"] = 0.05
+    lr_factors: Annotated[tuple[float, ...], "[0, inf)"] = (0.1, 1.0, 0.1, 0.005)
     lr_at: tuple[float, ...] | None = (0.0, 0.1, 0.667, 1.0)
-    momentum: float = 0.9
+    momentum: Annotated[float, "[0, 1)"] = 0.9
     nesterov: bool = True
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.0
+    weight_decay: NotNegative = 5e-4
+    label_smoothing: Annotated[float, "[0, 1)"] = 0.0
     objective: str = ""
 
     def __post_init__(self) -> None:
-        sgd = (("lr", self.lr), ("momentum", self.momentum), ("weight_decay", self.weight_decay))
-        problems = [
-            f"{name} must be a finite number {'> 0' if name == 'lr' else '>= 0'}, got {value}"
-            for name, value in sgd
-            if not math.isfinite(value) or value < 0 or (name == "lr" and value == 0)
-        ]
-        if 1 <= self.momentum < math.inf:
-            problems.append(
-                f"momentum must be below 1, got {self.momentum}: the steps would never end"
-            )
-        refuse([*problems, *self.problems()])
+        refuse([*out_of_range(self), *self.problems()])
         try:
-            factors = self.schedule.values
+            self.schedule  # noqa: B018  # it refuses places that do not fit
         except UserError as error:
             raise UserError(
                 f"lr_at must name a rising place in [0, 1] for each of the "
                 f"{len(self.lr_factors)} lr_factors ({error}); lr_at=none spreads them evenly"
             ) from None
-        if min(factors) < 0:
-            raise UserError(f"lr_factors must be >= 0, got {list(factors)}")
 
     def problems(self) -> list[str]:
-        """Return what is wrong with the settings, a sentence each."""
-        if not 0 <= self.label_smoothing < 1:
-            return [f"label_smoothing must lie in [0, 1), got {self.label_smoothing}"]
+        """Return what is wrong with the settings, a sentence each.
+
+        Numbers outside the interval of their type are reported without it.
+        """
         return []
 
     @property
@@ -246,9 +235,9 @@ class Objective(ABC):
     def losses(self, model: nn.Module, batch: Batch, draws: Draws) -> Iterator[Tensor]:
         """Yield the losses whose gradients are summed in one update; the first is reported."""
 
-    @abstractmethod
     def inputs(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
         """Return the inputs that the model is trained on: ``batch.x``, or what an attack finds."""
+        return self.attacked(model, batch, draws)
 
     def attacked(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
         """Return what the inner attack finds for every example; ``batch.x`` without an attack."""
@@ -256,9 +245,9 @@ class Objective(ABC):
         return batch.x
 
     @property
-    @abstractmethod
     def cost(self) -> int:
         """Return the forward and backward passes of one update, per image, at most."""
+        return 1
 
     def evaluations(self, n: int) -> Tensor | int:
         """Return the gradient evaluations of the last update, which had ``n`` examples."""

@@ -11,7 +11,7 @@ __all__ = ["Following"]
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,13 +32,7 @@ class Following(Objective):
 
     follows: ClassVar[str | None] = "robust"
     objective: str = "following"
-    weight: float = 0.1
-
-    def problems(self) -> list[str]:
-        """Return what is wrong with the settings."""
-        wrong = not 0 <= self.weight < 1
-        weight = [f"weight must lie in [0, 1), got {self.weight}"] if wrong else []
-        return super().problems() + weight
+    weight: Annotated[float, "[0, 1)"] = 0.1
 
     def losses(self, model: nn.Module, batch: Batch, draws: Draws) -> Iterator[Tensor]:
         """Yield the loss; clean and adversarial inputs pass forward as one batch."""
@@ -52,11 +46,6 @@ class Following(Objective):
         clean, robust = (labels.cross_entropy(z).mean() for z in both.chunk(2))
         yield (1 - self.weight) * clean + self.weight * robust
 
-    def inputs(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
-        """Return the clean inputs: most of what it is trained on, and all that is its own."""
-        del model, draws
-        return batch.x
-
     @property
     def cost(self) -> int:
         """Return the passes of the loss: the search is another learner's."""
@@ -65,8 +54,9 @@ class Following(Objective):
     def formula(self) -> list[str]:
         """Return the loss, and where x' comes from."""
         w = self.weight
-        lines = [f"mean over the batch of {1 - w:g} CE(f(x), y) + {w:g} CE(f(x'), y)"]
-        if w:
-            lines.append("x' = what the learner that it follows has found for itself")
-            lines.append("x and x' pass forward as one batch")
-        return lines + smoothing_line(self.label_smoothing)
+        source = "x' = what the learner that it follows has found for itself"
+        return [
+            f"mean over the batch of {1 - w:g} CE(f(x), y) + {w:g} CE(f(x'), y)",
+            *([source, "x and x' pass forward as one batch"] if w else []),
+            *smoothing_line(self.label_smoothing),
+        ]

@@ -18,10 +18,10 @@ References:
 
 __all__ = ["FAT", "FATMART", "FATTRADES", "Friendly", "friendly"]
 
-import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from equipoise.attacks.core import guest, input_gradient
 from equipoise.attacks.pgd import PGD, Ascended, located
 from equipoise.draws import Draws, normal
+from equipoise.errors import NotNegative
 from equipoise.objectives.adversarial import Adversarial
 from equipoise.objectives.core import Batch
 from equipoise.objectives.labels import Labels
@@ -36,6 +37,8 @@ from equipoise.objectives.mart import MART
 from equipoise.objectives.robust import Robust
 from equipoise.objectives.trades import TRADES
 from equipoise.threat import Threat
+
+Budgets = Annotated[int | tuple[int, ...], "[0, inf)"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,17 +52,15 @@ class Friendly(Robust):
         tau_at: The progress from which on each value holds; None spreads them evenly.
     """
 
-    tau: int | tuple[int, ...] = 0
+    tau: Budgets = 0
     tau_at: tuple[float, ...] | None = None
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings, or does not go together."""
         attack, problems = self.attack, super().problems()
         budgets, places = self.budgets, self.places
-        if not budgets or min(budgets) < 0:
-            problems.append(f"tau must be whole numbers >= 0, got {list(budgets)}")
         rising = list(places) == sorted(places) and len(places) == len(budgets) > 0
-        if budgets and not (rising and places[0] == 0 and places[-1] < 1):
+        if not (rising and places[0] == 0 and places[-1] < 1):
             problems.append(
                 f"tau_at must name a rising progress in [0, 1) for each of the "
                 f"{len(budgets)} values of tau, the first 0, got {list(places)}; "
@@ -69,8 +70,6 @@ class Friendly(Robust):
             problems.append("a search with tau takes neither attack.restarts nor attack.momentum")
         if attack.keep == "best":
             problems.append("a search with tau ends where it stops: set attack.keep=last")
-        if not (math.isfinite(self.noise) and self.noise >= 0):
-            problems.append(f"omega must be a finite number >= 0, got {self.noise}")
         return problems
 
     @property
@@ -153,9 +152,9 @@ class FAT(Adversarial, Friendly):
     """
 
     objective: str = "fat"
-    tau: int | tuple[int, ...] = (0, 1, 2)
+    tau: Budgets = (0, 1, 2)
     tau_at: tuple[float, ...] | None = (0.0, 50 / 120, 90 / 120)
-    omega: float = 0.001
+    omega: NotNegative = 0.001
 
     @property
     def noise(self) -> float:
@@ -168,7 +167,7 @@ class FATTRADES(TRADES, Friendly):
     """Friendly adversarial training for TRADES."""
 
     objective: str = "fat-trades"
-    tau: int | tuple[int, ...] = (0, 1, 2, 3)
+    tau: Budgets = (0, 1, 2, 3)
     tau_at: tuple[float, ...] | None = (0.0, 30 / 85, 50 / 85, 70 / 85)
 
 
@@ -177,8 +176,8 @@ class FATMART(MART, Friendly):
     """Friendly adversarial training for MART."""
 
     objective: str = "fat-mart"
-    beta: float = 6.0
-    tau: int | tuple[int, ...] = (0, 1, 2, 3, 4)
+    beta: NotNegative = 6.0
+    tau: Budgets = (0, 1, 2, 3, 4)
     tau_at: tuple[float, ...] | None = (0.0, 20 / 90, 40 / 90, 60 / 90, 80 / 90)
 
 

@@ -31,9 +31,10 @@ from torch import Tensor, nn
 
 from equipoise.attacks.pgd import PGD
 from equipoise.draws import Draws
+from equipoise.errors import NotNegative
 from equipoise.objectives.core import Batch
 from equipoise.objectives.labels import Labels
-from equipoise.objectives.robust import TwoSided, check_weight, inner_attack
+from equipoise.objectives.robust import TwoSided, inner_attack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +46,8 @@ class IAT(TwoSided):
     """
 
     objective: str = "iat"
-    mixup: float = 1.0
+    mixup: NotNegative = 1.0
     attack: PGD = field(default_factory=lambda: inner_attack(steps=7, step_factor=1.75))
-
-    def problems(self) -> list[str]:
-        """Return what is wrong with the settings, or does not go together."""
-        return super().problems() + check_weight("mixup", self.mixup)
 
     def loss(
         self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws

@@ -27,10 +27,11 @@ from torch import Tensor, nn
 
 from equipoise.attacks.pgd import PGD
 from equipoise.draws import Draws
+from equipoise.errors import NotNegative
 from equipoise.losses import kl
 from equipoise.objectives.core import Batch
 from equipoise.objectives.labels import Labels
-from equipoise.objectives.robust import TwoSided, check_weight, exact, noise_attack
+from equipoise.objectives.robust import TwoSided, exact, noise_attack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +43,8 @@ class MART(TwoSided):
     """
 
     objective: str = "mart"
-    beta: float = 5.0
+    beta: NotNegative = 5.0
     attack: PGD = field(default_factory=noise_attack)
-
-    def problems(self) -> list[str]:
-        """Return what is wrong with the settings, or does not go together."""
-        return super().problems() + check_weight("beta", self.beta)
 
     def loss(
         self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws

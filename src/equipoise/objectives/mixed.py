@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from equipoise.draws import Draws
+from equipoise.errors import Part
 from equipoise.objectives.core import Batch
 from equipoise.objectives.labels import Labels
 from equipoise.objectives.robust import TwoSided
@@ -31,13 +32,7 @@ class Mixed(TwoSided):
     """
 
     objective: str = "mix-at"
-    weight: float = 0.5
-
-    def problems(self) -> list[str]:
-        """Return what is wrong with the settings, or does not go together."""
-        wrong = not 0 <= self.weight <= 1
-        weight = [f"weight must lie in [0, 1], got {self.weight}"] if wrong else []
-        return super().problems() + weight
+    weight: Part = 0.5
 
     @property
     def both(self) -> bool:

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.draws import Draws
+from equipoise.execution.modes import restored
 from equipoise.objectives.labels import Labels
 
 ERASED_AREA = (0.02, 0.33)
@@ -45,7 +46,7 @@ def climbed(model: nn.Module, loss: Callable[[], Tensor], gamma: float) -> Itera
     """
     weights: list[Tensor] = [p for p in model.parameters() if p.ndim > 1 and p.requires_grad]
     held = [p.detach().clone() for p in weights]
-    with _still(model):
+    with restored(model):  # BatchNorm's statistics
         grads = torch.autograd.grad(loss(), weights, allow_unused=True)
     with torch.no_grad():
         for weight, grad in zip(weights, grads, strict=True):
@@ -59,23 +60,6 @@ def climbed(model: nn.Module, loss: Callable[[], Tensor], gamma: float) -> Itera
             torch._foreach_copy_(weights, held)
 
 
-@contextmanager
-def _still(model: nn.Module) -> Iterator[None]:
-    """Leave the statistics of BatchNorm as they are before the block."""
-    buffers = [
-        buffer
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        for buffer in module.buffers(recurse=False)
-    ]
-    held = [buffer.clone() for buffer in buffers]
-    try:
-        yield
-    finally:
-        for buffer, value in zip(buffers, held, strict=True):
-            buffer.copy_(value)
-
-
 def _numbers(draws: Draws, x: Tensor, count: int) -> list[Tensor]:
     """Return ``count`` uniform numbers for each example, each of shape (B, 1, 1, 1)."""
     numbers = draws.uniform(x.new_empty(len(x), count))
@@ -83,14 +67,9 @@ def _numbers(draws: Draws, x: Tensor, count: int) -> list[Tensor]:
 
 
 def _box(x: Tensor, tall: Tensor, wide: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Return the pixels of boxes that are cut at the border, as booleans (B, 1, H, W).
+    """Return the pixels of boxes, cut at the border, as booleans with shape (B, 1, H, W).
 
-    Arguments:
-        x: The images, with shape (B, C, H, W).
-        tall: The height of each box, as a part of the image's; all have shape (B, 1, 1, 1).
-        wide: Its width, likewise.
-        row: Its centre, likewise.
-        column: Its centre, likewise.
+    Heights, widths and centres have shape (B, 1, 1, 1), as parts of the image's.
     """
     height, width = x.shape[2:]
     rows = torch.arange(height, device=x.device).view(1, 1, -1, 1) + 0.5

@@ -1,8 +1,7 @@
 """What the objectives have in common that train on adversarial inputs."""
 
-__all__ = ["STARTS", "Robust", "TwoSided", "check_weight", "exact", "inner_attack", "noise_attack"]
+__all__ = ["STARTS", "Robust", "TwoSided", "exact", "inner_attack", "noise_attack"]
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -14,8 +13,8 @@ from torch import Tensor, nn
 from equipoise.attacks.core import check_threat, guest
 from equipoise.attacks.pgd import NOISE, PGD, Ascended
 from equipoise.draws import Draws
-from equipoise.errors import UserError
-from equipoise.execution import fast
+from equipoise.errors import NotNegative, Part, UserError
+from equipoise.execution.form import fast
 from equipoise.objectives.core import Batch, Objective, smoothing_line
 from equipoise.objectives.labels import Labels
 from equipoise.objectives.options import climbed, cut, erase
@@ -66,26 +65,20 @@ class Robust(Objective):
     norm: Norm | None = None
     eps: float | None = None
     attack: PGD = field(default_factory=inner_attack)
-    awp: float = 0.0
-    awp_from: float = 0.0
-    cutmix: float = 0.0
-    erasing: float = 0.0
+    awp: NotNegative = 0.0
+    awp_from: Part = 0.0
+    cutmix: Part = 0.0
+    erasing: Part = 0.0
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings, or does not go together."""
-        problems = [
-            f"{name} must lie in [0, 1], got {getattr(self, name)}"
-            for name in ("awp_from", "cutmix", "erasing")
-            if not 0 <= getattr(self, name) <= 1
-        ]
-        if not (math.isfinite(self.awp) and self.awp >= 0):
-            problems.append(f"awp must be a finite number >= 0, got {self.awp}")
+        problems = super().problems()
         if self.cutmix and (self.attack.loss != "ce" or self.attack.confidence is not None):
             problems.append(
                 "with cutmix the attack climbs the cross-entropy of the mixed label: "
                 "attack.loss=margin and attack.confidence do not fit it"
             )
-        return super().problems() + problems
+        return problems
 
     def against(self, threat: Threat) -> Threat:
         """Return the learner's threat where the training's is ``threat``."""
@@ -240,8 +233,6 @@ class Robust(Objective):
         self.state.level += 1
         return f"the inner attack takes {self.stronger.steps} steps from here on"
 
-    # In words
-
     def formula(self) -> list[str]:
         """Return the loss, the attack and the options, with the settings resolved."""
         search = self.search_terms() if self.searching else []
@@ -321,9 +312,3 @@ class TwoSided(Robust):
 def exact(logits: Tensor) -> Tensor:
     """Return logits in at least float32: losses are differences of them."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-
-
-def check_weight(name: str, value: float) -> list[str]:
-    """Return what is wrong with a weight of a loss, which must be finite and not negative."""
-    right = math.isfinite(value) and value >= 0
-    return [] if right else [f"{name} must be a finite number >= 0, got {value}"]

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from equipoise.errors import UserError
+from equipoise.errors import Part, UserError
 from equipoise.losses import cross_entropy
 from equipoise.objectives.core import Batch
 from equipoise.objectives.labels import Labels
@@ -42,19 +42,13 @@ class SelfAdaptive(TRADES):
     """
 
     objective: str = "sat"
-    onset: float = 0.69
-    memory: float = 0.9
+    onset: Part = 0.69
+    memory: Part = 0.9
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings, or does not go together."""
-        problems = super().problems() + [
-            f"{name} must lie in [0, 1], got {value}"
-            for name, value in (("onset", self.onset), ("memory", self.memory))
-            if not 0 <= value <= 1
-        ]
-        if self.cutmix:
-            problems.append("soft labels belong to whole images: cutmix does not fit them")
-        return problems
+        whole = "soft labels belong to whole images: cutmix does not fit them"
+        return super().problems() + [whole] * bool(self.cutmix)
 
     @property
     def soft(self) -> Tensor:

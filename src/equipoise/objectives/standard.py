@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from equipoise.draws import Draws
-from equipoise.objectives.core import Batch, Objective
+from equipoise.objectives.core import Batch, Objective, smoothing_line
 from equipoise.objectives.labels import Labels
 
 
@@ -24,19 +24,6 @@ class Standard(Objective):
         labels = Labels(batch.y, smoothing=self.label_smoothing)
         yield labels.cross_entropy(model(batch.x)).mean()
 
-    def inputs(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
-        """Return the clean inputs."""
-        del model, draws
-        return batch.x
-
-    @property
-    def cost(self) -> int:
-        """Return 1."""
-        return 1
-
     def formula(self) -> list[str]:
         """Return the loss."""
-        lines = ["mean over the batch of CE(f(x), y)"]
-        if self.label_smoothing:
-            lines.append(f"y keeps {1 - self.label_smoothing:g}, the rest is spread evenly")
-        return lines
+        return ["mean over the batch of CE(f(x), y)", *smoothing_line(self.label_smoothing)]

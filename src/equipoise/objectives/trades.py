@@ -30,10 +30,11 @@ from torch import Tensor, nn
 
 from equipoise.attacks.pgd import PGD, Ascended
 from equipoise.draws import Draws
+from equipoise.errors import NotNegative
 from equipoise.losses import kl
 from equipoise.objectives.core import Batch
 from equipoise.objectives.labels import Labels
-from equipoise.objectives.robust import TwoSided, check_weight, exact, noise_attack
+from equipoise.objectives.robust import TwoSided, exact, noise_attack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +47,12 @@ class TRADES(TwoSided):
 
     ascends: ClassVar[str] = "KL(p(x) || p(x'))"
     objective: str = "trades"
-    beta: float = 6.0
+    beta: NotNegative = 6.0
     attack: PGD = field(default_factory=noise_attack)
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings, or does not go together."""
-        problems = super().problems() + check_weight("beta", self.beta)
+        problems = super().problems()
         if self.attack.loss != "ce" or self.attack.confidence is not None:
             problems.append(
                 "TRADES ascends the divergence: attack.loss and attack.confidence have no "

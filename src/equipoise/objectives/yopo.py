@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from equipoise.attacks.core import guest
 from equipoise.attacks.pgd import PGD
 from equipoise.draws import Draws
-from equipoise.errors import UserError
+from equipoise.errors import Count, UserError
 from equipoise.objectives.core import Batch
 from equipoise.objectives.labels import Labels
 from equipoise.objectives.robust import STARTS, Robust, exact, inner_attack
@@ -68,15 +68,13 @@ class YOPO(Robust):
     """
 
     objective: str = "yopo"
-    replays: int = 5
+    replays: Count = 5
     stem: Literal["both", "loss"] = "both"
     attack: PGD = field(default_factory=lambda: inner_attack(steps=3, step_factor=0.75))
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings, or does not go together."""
         attack, problems = self.attack, super().problems()
-        if self.replays < 1:
-            problems.append(f"replays must be at least 1, got {self.replays}")
         if self.awp:
             problems.append("YOPO trains on every iterate of its attack: awp does not fit it")
         plain = attack.loss == "ce" and attack.confidence is None and attack.momentum is None

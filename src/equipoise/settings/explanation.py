@@ -115,7 +115,7 @@ def _merge(method: Method, rounds: int) -> list[str]:
         first = f"the global model: {parts}"
         mean += f", which keep {merge.alpha:g} of themselves a step{warm}"
     lines = [first, f"  of the learners' {mean}", *_weights(method, rounds)]
-    return [*lines, *_branch(method), *_handover(merge, method.branch is not None)]
+    return [*lines, *_branches(method), *_handover(merge, method.trunk is not None)]
 
 
 def _weights(method: Method, rounds: int) -> list[str]:
@@ -130,21 +130,19 @@ def _weights(method: Method, rounds: int) -> list[str]:
     return lines
 
 
-def _branch(method: Method) -> list[str]:
+def _branches(method: Method) -> list[str]:
     """Return in words when learners part that share a trunk."""
-    branch = method.branch
-    if branch is None:
+    if method.trunk is None:
         return []
-    names = [name for name in method.learners if name != branch.trunk]
-    when = "t'" if branch.round is None else f"round {branch.round}"
+    names = [name for name in method.learners if name != method.trunk]
     parting = f"{' and '.join(names)} go on from its weights, average and momentum"
-    lines = [f"up to {when} there is one learner, the {branch.trunk}; then {parting}"]
+    lines = [f"up to t' there is one learner, the {method.trunk}; then {parting}"]
     lines += [
         f"  {name} is trained on the batches of {objective.follows}, and on the x' found for it"
         for name, objective in method.learners.items()
         if objective.follows is not None
     ]
-    schedules = "their schedules begin there" if branch.restart else "their schedules go on"
+    schedules = "their schedules begin there" if method.restart else "their schedules go on"
     return [*lines, f"  {schedules}"]
 
 

@@ -24,11 +24,10 @@ References:
 __all__ = ["A3GT", "A3GTFront", "CleanOnly", "RobustOnly", "Settings"]
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar
 
-from equipoise.attacks.core import refuse
-from equipoise.errors import UserError
+from equipoise.errors import Part, UserError
 from equipoise.objectives import Objective, Robust
 from equipoise.objectives.adversarial import Adversarial
 from equipoise.objectives.core import Knots
@@ -37,7 +36,7 @@ from equipoise.objectives.mixed import Mixed
 from equipoise.objectives.standard import Standard
 from equipoise.threat import Norm, Threat
 from equipoise.training.merge import Merge
-from equipoise.training.method import Branch, Method, check_leader
+from equipoise.training.method import Method, check_leader
 from equipoise.training.start import Fixed, Stable
 
 
@@ -53,11 +52,6 @@ class Settings(Merge):
         """Return the objectives of the learners by name, in the order in which they train."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Objective)}
-
-    @property
-    def branch(self) -> Branch | None:
-        """Return when the learners part; None: they have no common trunk."""
-        return None
 
     def knots(self) -> dict[str, Knots]:
         """Return the weights of the learners over the progress; a single one has all of it."""
@@ -83,7 +77,7 @@ class Settings(Merge):
     def build(self, threat: Threat) -> Method:
         """Return the method against a threat."""
         learners = {name: objective.bind(threat) for name, objective in self.learners.items()}
-        return Method(learners=learners, knots=self.knots(), merge=self, branch=self.branch)
+        return Method(learners=learners, knots=self.knots(), merge=self)
 
     @classmethod
     def offered(cls) -> list[str]:
@@ -192,19 +186,15 @@ class A3GTFront(Settings):
     fixed: ClassVar[frozenset[str]] = frozenset(
         {"more_gamma", "anchor", "source", "count", "inclusive", "granularity"}
     )
-    trunk_weight: float = 0.5
+    trunk_weight: Part = 0.5
     robust: Robust = field(default_factory=lambda: Mixed(weight=0.9))
     clean: Following | Mixed | Standard = field(default_factory=Following)
     restart: bool = True
     start: Stable | Fixed = field(default_factory=Stable)
 
     def __post_init__(self) -> None:
-        problems = []
         if isinstance(self.gamma, tuple):
-            problems.append(f"gamma must be one number in [0, 1], got {list(self.gamma)}")
-        if not 0 <= self.trunk_weight <= 1:
-            problems.append(f"trunk_weight must lie in [0, 1], got {self.trunk_weight}")
-        refuse(problems)
+            raise UserError(f"gamma must be one number in [0, 1], got {list(self.gamma)}")
         super().__post_init__()
         if isinstance(self.clean, Following):
             check_leader("robust", self.robust)
@@ -217,10 +207,9 @@ class A3GTFront(Settings):
         trunk = Mixed(weight=self.trunk_weight, **alike)
         return {"trunk": trunk, "robust": self.robust, "clean": self.clean}
 
-    @property
-    def branch(self) -> Branch | None:
-        """Return that the learners part at t'."""
-        return Branch(trunk="trunk", restart=self.restart)
+    def build(self, threat: Threat) -> Method:
+        """Return the method against a threat, with the trunk that ends at t'."""
+        return replace(super().build(threat), trunk="trunk", restart=self.restart)
 
     def unfit(self, norm: Norm, rounds: int) -> list[str]:
         """Return why the settings do not fit a training of so many rounds."""

@@ -2,7 +2,6 @@
 
 __all__ = [
     "Augment",
-    "Branch",
     "Fixed",
     "Interrupted",
     "Knots",
@@ -22,6 +21,6 @@ from equipoise.training.collapse import Probe
 from equipoise.training.learner import Augment, Learner
 from equipoise.training.loop import Training
 from equipoise.training.merge import Merge
-from equipoise.training.method import Branch, Method
+from equipoise.training.method import Method
 from equipoise.training.start import Fixed, Never, Stable, Threshold
 from equipoise.training.watch import Interrupted, Watch

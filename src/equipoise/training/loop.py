@@ -185,14 +185,13 @@ class Training:
             learner.step(batch)
 
     def _begin_round(self, t: int, active: list[Learner]) -> None:
-        branch, start = self.method.branch, self.start.round
-        parting = self.method.parted(t, start) and not self.method.parted(t - 1, start)
-        if branch is not None and parting:
-            since = (t - 1) / self.rounds if branch.restart else 0.0
+        trunk, start = self.method.trunk, self.start.round
+        if trunk is not None and start == t - 1:
+            since = start / self.rounds if self.method.restart else 0.0
             for learner in active:
-                if learner.name != branch.trunk:
-                    learner.continue_from(self.learners[branch.trunk], since)
-            self.watch.announce(f"round {t}: the learners part from the trunk {branch.trunk!r}")
+                if learner.name != trunk:
+                    learner.continue_from(self.learners[trunk], since)
+            self.watch.announce(f"round {t}: the learners part from the trunk {trunk!r}")
         for learner in active:
             learner.begin_round(len(self.images))
 

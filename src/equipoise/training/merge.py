@@ -23,13 +23,13 @@ __all__ = ["Merge", "Share", "State", "averaged_names", "total"]
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
 from equipoise.attacks.core import refuse
-from equipoise.errors import UserError
+from equipoise.errors import Count, UserError, out_of_range
 from equipoise.objectives.core import Knots
 from equipoise.training.start import AnyStart, Stable
 
@@ -64,13 +64,13 @@ class Merge:
         start: The rule for t'.
     """
 
-    gamma: float | tuple[float, ...] = (1.0, 1.0, 1.0, 0.4)
+    gamma: Annotated[float | tuple[float, ...], "[0, 1]"] = (1.0, 1.0, 1.0, 0.4)
     more_gamma: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     anchor: Literal["start", "clock"] = "start"
-    alpha: float = 0.999
+    alpha: Annotated[float, "[0, 1)"] = 0.999
     warmup: bool = True
     source: Literal["weights", "average"] = "weights"
-    every: int | None = 5
+    every: Count | None = 5
     count: Literal["rounds", "since-start"] = "since-start"
     inclusive: bool = True
     granularity: Literal["round", "step"] = "round"
@@ -79,19 +79,16 @@ class Merge:
     start: AnyStart = field(default_factory=Stable)
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name} must lie in [0, 1] everywhere, got {list(values)}"
-            for name, values in (("gamma", self.gammas), *self.more_gamma.items())
+        problems = out_of_range(self)
+        problems += [
+            f"more_gamma.{name} must lie in [0, 1], got {list(values)}"
+            for name, values in self.more_gamma.items()
             if not values or not all(0 <= value <= 1 for value in values)
         ]
-        if self.every is not None and self.every < 1:
-            problems.append(f"every must be at least 1 round, got {self.every}")
         if self.batchnorm == "estimate" and self.granularity == "step":
             problems.append(
                 "batchnorm=estimate would be estimated after every step; choose granularity=round"
             )
-        if not 0 <= self.alpha < 1:
-            problems.append(f"alpha must lie in [0, 1), got {self.alpha}")
         refuse(problems)
         names, limit = sorted(self.knots()), getattr(self.start, "threshold", None)
         if isinstance(limit, Mapping) and sorted(limit) != names:

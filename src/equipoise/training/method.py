@@ -1,14 +1,14 @@
 """A method: named learners and the rule that merges them into one model."""
 
-__all__ = ["Branch", "Method", "check_leader", "check_weights"]
+__all__ = ["Method", "check_leader", "check_weights"]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from equipoise.errors import UserError
-from equipoise.objectives import Objective, Robust
-from equipoise.objectives.core import Knots
+from equipoise.objectives.core import Knots, Objective
+from equipoise.objectives.robust import Robust
 from equipoise.training.merge import Merge
 from equipoise.training.start import Never, Verdict
 
@@ -35,48 +35,32 @@ def check_weights(weights: Mapping[str, Knots]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Branch:
-    """Learners that share a trunk: until the branch one learner trains, then each its own way.
-
-    Arguments:
-        trunk: The learner that trains first; the others start from its weights and momentum.
-        round: The last round of the trunk; None: t', the round at which the rule for the start
-            finds it stable. A trunk without weight in the merge ends there.
-        restart: Whether the schedules of the others begin at the branch: they then run from
-            their first value there to their last at the end. Else they go on where the
-            training is.
-    """
-
-    trunk: str
-    round: int | None = None
-    restart: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class Method:
     """Named learners and the rule that merges them.
 
     Arguments:
         learners: The objectives of the learners by name, each bound to its threat.
-        knots: For each learner that is merged its weight over the progress; together they are one.
+        knots: For each merged learner its weight over the progress; the weights sum to 1.
         merge: The rule.
-        branch: When the learners part, if they share a trunk.
+        trunk: The learner that trains alone until t'; then the others start from its weights and
+            momentum, and a trunk without a weight ends. None: all learners train from the start.
+        restart: Whether the schedules of the branches run from their first value at t' to their
+            last at the end, rather than going on where the training is.
     """
 
     learners: Mapping[str, Objective]
     knots: Mapping[str, Knots]
     merge: Merge
-    branch: Branch | None = None
+    trunk: str | None = None
+    restart: bool = False
 
     def __post_init__(self) -> None:
-        strangers = set(self.knots) - set(self.learners)
-        if strangers:
-            raise UserError(f"weights for learners that do not exist: {sorted(strangers)}")
+        unknown = set(self.knots) - set(self.learners)
+        if unknown:
+            raise UserError(f"weights for learners that do not exist: {sorted(unknown)}")
         check_weights(self.knots)
-        if self.branch is not None and self.branch.trunk not in self.learners:
-            raise UserError(f"the trunk {self.branch.trunk!r} is not one of the learners")
-        if self.branch is not None and self.branch.round is not None and self.branch.round < 1:
-            raise UserError(f"branch.round must be at least 1, got {self.branch.round}")
+        if self.trunk is not None and self.trunk not in self.learners:
+            raise UserError(f"the trunk {self.trunk!r} is not one of the learners")
         before: dict[str, Objective] = {}
         for name, objective in self.learners.items():
             if objective.follows is not None:
@@ -90,9 +74,7 @@ class Method:
     @property
     def carrier(self) -> str:
         """Return the learner whose share holds the initial weights: the largest at the start."""
-        if self.branch is not None:
-            return self.branch.trunk
-        return max(self.knots, key=lambda name: self.knots[name](0.0))
+        return self.trunk or max(self.knots, key=lambda name: self.knots[name](0.0))
 
     @property
     def averaged_once(self) -> bool:
@@ -101,28 +83,24 @@ class Method:
         So it is for learners with a common trunk. Otherwise averages that are merged are averaged
         once more, as in the Generalist code.
         """
-        return self.branch is not None and self.merge.source == "average"
+        return self.trunk is not None and self.merge.source == "average"
 
-    def parted(self, t: int, start: int | None) -> bool:
-        """Tell whether the learners are no longer one in round ``t``, with t' = start."""
-        if self.branch is None:
-            return True
-        last = start if self.branch.round is None else self.branch.round
-        return last is not None and t > last
+    def alone(self, t: int, start: int | None) -> str | None:
+        """Return the trunk if it is the only learner in round ``t``, with t' = start."""
+        return self.trunk if start is None or t <= start else None
 
     def active(self, t: int, start: int | None) -> list[str]:
         """Return the names of the learners that train in round ``t``, with t' = start."""
-        if self.branch is None:
-            return list(self.learners)
-        if not self.parted(t, start):
-            return [self.branch.trunk]
-        trunk = self.branch.trunk
-        return [name for name in self.learners if name != trunk or name in self.knots]
+        trunk = self.alone(t, start)
+        if trunk is not None:
+            return [trunk]
+        return [name for name in self.learners if name != self.trunk or name in self.knots]
 
     def weights(self, t: int, rounds: int, start: int | None) -> dict[str, float]:
         """Return how much each learner counts in round ``t``."""
-        if self.branch is not None and not self.parted(t, start):
-            return {self.branch.trunk: 1.0}
+        trunk = self.alone(t, start)
+        if trunk is not None:
+            return {trunk: 1.0}
         progress = self.merge.progress(t, rounds, start)
         return {name: knots(progress) for name, knots in self.knots.items()}
 
@@ -153,39 +131,32 @@ class Method:
         Arguments:
             rounds: How many rounds the training has in all.
         """
-        last = 0
-        if self.branch is not None:
-            latest = getattr(self.merge.start, "latest", lambda rounds: rounds)
-            last = min(rounds, self.branch.round or latest(rounds))
+        last = 0 if self.trunk is None else min(rounds, self.merge.start.latest(rounds))
         parts = (last, self.active(last, last)), (rounds - last, self.active(last + 1, last))
         spent = (n * sum(self.learners[k].cost for k in names) for n, names in parts)
         return sum(spent) / rounds
 
     def said(self, verdict: Verdict, t: int) -> list[str]:
-        """Return in words what a verdict found in round ``t``."""
-        if self.branch is not None and self.branch.round is None:
-            who = f"the {{}} loss of the {self.branch.trunk}"
-            return verdict.sentences(t, "the learners may part", who)
-        return verdict.sentences(t)
+        """Return a sentence for each learner that became stable in round ``t``, and for t'."""
+        if self.trunk is None:
+            return verdict.sentences(t, "hand-over may begin", "the {} learner")
+        return verdict.sentences(t, "the learners may part", f"the {{}} loss of the {self.trunk}")
 
     def due(self, t: int, granularity: Literal["round", "step"], start: int | None) -> bool:
         """Tell whether round ``t`` hands over after each such part, with t' = start."""
         return self.merge.granularity == granularity and self.merge.due(t, start)
 
     def settled(self, t: int, start: int | None) -> int | None:
-        """Return the round from which on the training is what it is to be; None: it is to come.
+        """Return the round from which rounds compare with later ones; None: not reached yet.
 
-        That is when the learners have parted from their trunk and been handed the global
-        weights, where they ever are.
+        It is t' where learners part from a trunk or are handed the global weights, else 0.
 
         Arguments:
             t: The rounds that are done.
             start: t'.
         """
-        rounds = [0]
-        if self.branch is not None:
-            last = start if self.branch.round is None else self.branch.round
-            rounds.append(t + 1 if last is None else last + 1)
-        if self.merge.every is not None and not isinstance(self.merge.start, Never):
-            rounds.append(t + 1 if start is None else start)
-        return max(rounds) if max(rounds) <= t else None
+        hands_over = self.merge.every is not None and not isinstance(self.merge.start, Never)
+        if self.trunk is None and not hands_over:
+            return 0
+        first = t + 1 if start is None else start + (self.trunk is not None)
+        return first if first <= t else None

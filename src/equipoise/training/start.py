@@ -11,12 +11,17 @@ Rules are pure functions of the history, so a resumed run decides as the whole o
 __all__ = ["AnyStart", "Fixed", "Never", "Stable", "Threshold", "Verdict"]
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal
+from typing import Annotated, Literal
 
-from equipoise.errors import UserError
+from equipoise.errors import Count, Part, UserError, out_of_range
+
+Losses = Literal["train", "held-out"]
+Finding = tuple[int | None, str]
+"""The round from which a learner is stable, or None, and why."""
 
 
 @dataclass(frozen=True)
@@ -34,57 +39,80 @@ class Verdict:
     @property
     def round(self) -> int | None:
         """Return :math:`t'`, the latest of the rounds, or None."""
-        found = [t for t in self.rounds.values() if t is not None]
-        return max(found) if found and len(found) == len(self.rounds) else None
+        stable = [t for t in self.rounds.values() if t is not None]
+        return max(stable) if stable and len(stable) == len(self.rounds) else None
 
-    def sentences(
-        self, t: int, then: str = "hand-over may begin", who: str = "the {} learner"
-    ) -> list[str]:
-        """Return in words what was found in round ``t``.
+    def sentences(self, t: int, then: str, subject: str) -> list[str]:
+        """Return a sentence for each learner that is stable from round ``t`` on, and for t'.
 
         Arguments:
             t: The round.
             then: What follows t'.
-            who: What is stable; a learner's name comes into the braces.
+            subject: What is stable; a learner's name comes into the braces.
         """
-        said = []
-        for name, found in self.rounds.items():
-            if found == t:
-                symbol = SYMBOLS.get(name, "t")
-                why = self.reasons[name]
-                said.append(f"{symbol} = {t}: {who.format(name)} counts as stable ({why})")
-        return [*said, f"t' = {t}: {then}"] if self.round == t else said
+        lines = [
+            f"{SYMBOLS.get(name, 't')} = {t}: {subject.format(name)} counts as stable "
+            f"({self.reasons[name]})"
+            for name, first in self.rounds.items()
+            if first == t
+        ]
+        return [*lines, f"t' = {t}: {then}"] if self.round == t else lines
 
 
 SYMBOLS = {"clean": "t_n", "robust": "t_r"}
 
 
+class Rule(ABC):
+    """A rule for t': the learners' losses so far, one a round, to a :class:`Verdict`."""
+
+    losses: Losses
+
+    def __post_init__(self) -> None:
+        problems = out_of_range(self, "start.")
+        if problems:
+            raise UserError("; ".join(problems))
+
+    def __call__(self, history: Mapping[str, Sequence[float]], rounds: int) -> Verdict:
+        """Return for each learner the first round from which it is stable.
+
+        Arguments:
+            history: For each learner its losses, one a round.
+            rounds: How many rounds the training has in all.
+        """
+        found = {name: self.stable(name, losses, rounds) for name, losses in history.items()}
+        return Verdict(
+            {name: first for name, (first, _) in found.items()},
+            {name: reason for name, (_, reason) in found.items()},
+        )
+
+    @abstractmethod
+    def stable(self, name: str, losses: Sequence[float], rounds: int) -> Finding:
+        """Return the first round from which a learner is stable, or None, and why."""
+
+    def latest(self, rounds: int) -> int:
+        """Return the latest round that t' can be, where it is found at all."""
+        return rounds
+
+
 @dataclass(frozen=True, kw_only=True)
-class Fixed:
+class Fixed(Rule):
     """Start at a given round, as Generalist does.
 
     Arguments:
         round: The round; None takes ``fraction`` of all rounds.
         fraction: The part of all rounds, rounded to the nearest; Generalist has 75 of 120.
-        losses: Which losses it names; it needs none: ``train`` or ``held-out``.
+        losses: Not used by this rule: ``train`` or ``held-out``.
     """
 
     rule: Literal["fixed"] = "fixed"
-    round: int | None = None
-    fraction: float = 0.625
-    losses: Literal["train", "held-out"] = "train"
+    round: Count | None = None
+    fraction: Part = 0.625
+    losses: Losses = "train"
 
-    def __post_init__(self) -> None:
-        if self.round is not None and self.round < 1:
-            raise UserError(f"start.round must be at least 1, got {self.round}")
-        if not 0 <= self.fraction <= 1:
-            raise UserError(f"start.fraction must lie in [0, 1], got {self.fraction}")
-
-    def __call__(self, history: Mapping[str, Sequence[float]], rounds: int) -> Verdict:
+    def stable(self, name: str, losses: Sequence[float], rounds: int) -> Finding:
         """Return the fixed round, known from the beginning."""
-        wanted = self.latest(rounds)
-        reason = f"fixed at round {wanted}"
-        return Verdict(dict.fromkeys(history, wanted), dict.fromkeys(history, reason))
+        del name, losses
+        return self.latest(rounds), f"fixed at round {self.latest(rounds)}"
 
     def latest(self, rounds: int) -> int:
         """Return the round."""
@@ -92,24 +120,24 @@ class Fixed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Never:
+class Never(Rule):
     """Never start: the control that shows what handing back is worth.
 
     Arguments:
-        losses: Which losses it names; it needs none: ``train`` or ``held-out``.
+        losses: Not used by this rule: ``train`` or ``held-out``.
     """
 
     rule: Literal["never"] = "never"
-    losses: Literal["train", "held-out"] = "train"
+    losses: Losses = "train"
 
-    def __call__(self, history: Mapping[str, Sequence[float]], rounds: int) -> Verdict:
-        """Return that no learner starts."""
-        del rounds
-        return Verdict(dict.fromkeys(history), dict.fromkeys(history, "never, as asked"))
+    def stable(self, name: str, losses: Sequence[float], rounds: int) -> Finding:
+        """Return that the learner does not start."""
+        del name, losses, rounds
+        return None, "never, as asked"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Threshold:
+class Threshold(Rule):
     r"""The paper's rule, literally: below :math:`l_h` for :math:`t_{num}` rounds in a row.
 
     Arguments:
@@ -120,34 +148,27 @@ class Threshold:
 
     rule: Literal["threshold"] = "threshold"
     threshold: float | Mapping[str, float] = 0.5
-    patience: int = 3
-    losses: Literal["train", "held-out"] = "train"
+    patience: Count = 3
+    losses: Losses = "train"
 
     def __post_init__(self) -> None:
-        if self.patience < 1:
-            raise UserError(f"start.patience must be at least 1, got {self.patience}")
-        values = (
+        super().__post_init__()
+        limits = (
             self.threshold.values() if isinstance(self.threshold, Mapping) else [self.threshold]
         )
-        if not all(math.isfinite(value) and value > 0 for value in values):
+        if not all(math.isfinite(limit) and limit > 0 for limit in limits):
             raise UserError(f"start.threshold must be positive, got {self.threshold}")
 
-    def __call__(self, history: Mapping[str, Sequence[float]], rounds: int) -> Verdict:
-        """Return for each learner the first round that ends such a row."""
+    def stable(self, name: str, losses: Sequence[float], rounds: int) -> Finding:
+        """Return the first round that ends such a row."""
         del rounds
-        found: dict[str, int | None] = {}
-        reasons = {}
-        for name, losses in history.items():
-            limit = self._limit(name)
-            below = 0
-            found[name] = None
-            for t, loss in enumerate(losses, 1):
-                below = below + 1 if loss < limit else 0
-                if below >= self.patience:
-                    found[name] = t
-                    break
-            reasons[name] = self._reason(losses, limit, found[name])
-        return Verdict(found, reasons)
+        limit, below = self._limit(name), 0
+        for t, loss in enumerate(losses, 1):
+            below = below + 1 if loss < limit else 0
+            if below >= self.patience:
+                return t, f"loss below {limit:g} for {self.patience} rounds"
+        lowest = f"the lowest is {min(losses):.3g}" if losses else "none yet"
+        return None, f"loss not below {limit:g} for {self.patience} rounds; {lowest}"
 
     def _limit(self, name: str) -> float:
         if not isinstance(self.threshold, Mapping):
@@ -156,15 +177,9 @@ class Threshold:
             raise UserError(f"start.threshold names no value for the learner {name!r}")
         return self.threshold[name]
 
-    def _reason(self, losses: Sequence[float], limit: float, t: int | None) -> str:
-        if t is not None:
-            return f"loss below {limit:g} for {self.patience} rounds"
-        lowest = f"the lowest is {min(losses):.3g}" if losses else "none yet"
-        return f"loss not below {limit:g} for {self.patience} rounds; {lowest}"
-
 
 @dataclass(frozen=True, kw_only=True)
-class Stable:
+class Stable(Rule):
     r"""The scale-free rule: the last rounds brought little of all that was ever gained.
 
     With :math:`L` the median of three neighbouring held-out losses, a learner has stabilised at
@@ -183,35 +198,22 @@ class Stable:
     """
 
     rule: Literal["stable"] = "stable"
-    window: int = 3
-    ratio: float = 0.1
-    deadline: float = 0.6
-    losses: Literal["train", "held-out"] = "held-out"
+    window: Count = 3
+    ratio: Annotated[float, "(0, 1)"] = 0.1
+    deadline: Annotated[float, "(0, 1]"] = 0.6
+    losses: Losses = "held-out"
 
-    def __post_init__(self) -> None:
-        if self.window < 1:
-            raise UserError(f"start.window must be at least 1, got {self.window}")
-        if not 0 < self.ratio < 1:
-            raise UserError(f"start.ratio must lie in (0, 1), got {self.ratio}")
-        if not 0 < self.deadline <= 1:
-            raise UserError(f"start.deadline must lie in (0, 1], got {self.deadline}")
-
-    def __call__(self, history: Mapping[str, Sequence[float]], rounds: int) -> Verdict:
-        """Return for each learner the first round at which it had stabilised."""
+    def stable(self, name: str, losses: Sequence[float], rounds: int) -> Finding:
+        """Return the first round at which the learner had stabilised."""
+        del name
         last = self.latest(rounds)
-        found: dict[str, int | None] = {}
-        reasons = {}
-        for name, losses in history.items():
-            t = self._first(losses[:last])
-            if t is not None:
-                gain = f"{self.ratio:.0%} of the gain so far"
-                reason = f"the last {self.window} rounds brought less than {gain}"
-            elif len(losses) >= last:
-                t, reason = last, f"forced at the deadline, round {last} of {rounds}"
-            else:
-                reason = f"still falling; deadline at round {last}"
-            found[name], reasons[name] = t, reason
-        return Verdict(found, reasons)
+        first = self._first(losses[:last])
+        if first is not None:
+            gain = f"{self.ratio:.0%} of the gain so far"
+            return first, f"the last {self.window} rounds brought less than {gain}"
+        if len(losses) >= last:
+            return last, f"forced at the deadline, round {last} of {rounds}"
+        return None, f"still falling; deadline at round {last}"
 
     def latest(self, rounds: int) -> int:
         """Return the round of the deadline."""
