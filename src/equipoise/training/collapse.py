@@ -1,11 +1,11 @@
 r"""Catastrophic overfitting: a model that learned to fool a weak attack, and it alone.
 
 Training against a single step can go well for many rounds and fail within one: the loss surface
-bends so that the step leads nowhere, the training loss falls, and nothing else is withstood any
-more. So every learner with a weak attack is probed at the end of each round, on the same held-out
-images with the same draws: :math:`p_t` is its accuracy under PGD with 20 steps, :math:`q_t` that
-on the inputs which its own attack finds. With b the earlier round of the largest p, round t is
-one of collapse if
+bends so that the step leads nowhere, the training loss falls, and any other attack succeeds. So
+every learner with a weak attack is probed at the end of each round, on the same held-out images
+with the same draws: :math:`p_t` is its accuracy under PGD with 20 steps, :math:`q_t` that on the
+inputs which its own attack finds. With b the earlier round of the largest p, round t is one of
+collapse if
 
 .. math:: p_t < \tfrac12 \, p_b \, \min(1, q_t / q_b), \qquad \min(p_b, q_t) > 1.5 \, c
 
@@ -15,9 +15,9 @@ Each part keeps out a false alarm. *Half of the best*: on 256 images the accurac
 training moves by a few percent from round to round. *The best above chance*: a model that at
 first gives one answer only has an accuracy of c, whatever the attack, and loses it as it learns.
 *Less than its own attack leaves*: a model that merely got worse, by a large learning rate or a
-hand-over, withstands its own attack less, too, and by about the same factor; only one that fools
-its attack loses against PGD alone. *Its own attack withstood above chance*: a model that diverged
-fools nobody, and quotients of next to nothing tell nothing. The training loss would tell less: it
+hand-over, is less robust to its own attack, too, by about the same factor; only one that overfits
+to its attack loses against PGD alone. *Its own attack above chance*: the accuracies of a model
+that diverged are next to nothing, and so are not compared. The training loss would tell less: it
 is a mean over a round in which the weights changed, on images that were augmented and labels that
 may be smoothed.
 
@@ -35,9 +35,7 @@ __all__ = [
     "Probes",
     "collapse",
     "described",
-    "in_all",
     "lost",
-    "noted",
     "probed",
     "warnings",
 ]
@@ -53,7 +51,7 @@ from torch import Tensor, nn
 from equipoise.attacks.core import guest
 from equipoise.attacks.pgd import PGD
 from equipoise.draws import KeyedDraws
-from equipoise.objectives import Batch, Objective
+from equipoise.objectives.core import Batch, Objective
 from equipoise.training.learner import Learner
 
 Found = Mapping[str, float]
@@ -107,11 +105,11 @@ class Probe:
 
 
 class Probes(NamedTuple):
-    """What was found at the end of a round.
+    """The results of the probes at the end of a round.
 
     Arguments:
-        found: For each learner that is watched its accuracies.
-        falls: For each that collapsed just then the same, and those of its best round.
+        found: The accuracies of each probed learner.
+        falls: For each learner that collapsed in the round its accuracies, and its best ones.
         seconds: How long it took.
     """
 
@@ -126,14 +124,7 @@ def probed(
     history: Sequence[Mapping[str, Any]],
     progress: float,
 ) -> Probes:
-    """Probe every learner that may fool its attack.
-
-    Arguments:
-        probe: The probe.
-        learners: The learners of the round.
-        history: The records of the rounds before.
-        progress: The progress at the last step of the round.
-    """
+    """Probe every learner that may overfit to its attack, at the progress of the last step."""
     began = time.perf_counter()
     found, falls = {}, {}
     for learner in learners:
@@ -153,14 +144,9 @@ def lost(
     spent: Mapping[str, int],
     seconds: float,
 ) -> dict[str, Any]:
-    """Return the record of a round that is taken back.
+    """Return the record of a round ``t`` that is taken back, whose steps took ``seconds``.
 
-    Arguments:
-        t: The round.
-        probes: What was found after it.
-        measures: For each learner that was fooled what is done about it, in words.
-        spent: The gradient evaluations of each learner in it.
-        seconds: How long its steps took.
+    ``measures`` says for each learner that collapsed how its attack was made stronger.
     """
     return {
         "to": t - 1,
@@ -171,52 +157,36 @@ def lost(
     }
 
 
-def noted(probes: Probes, taken_back: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what the record of a round says of collapses: those that stay, those taken back."""
-    record: dict[str, Any] = {"rollbacks": taken_back} if taken_back else {}
-    return record | {"collapse": probes.falls} if probes.falls else record
-
-
-def in_all(
-    train: float, validation: float, taken_back: Sequence[Mapping[str, Any]]
-) -> dict[str, float]:
-    """Return the seconds of a round, with those of what was taken back."""
-    spent = [{"train": train, "validation": validation}]
-    spent += [back["seconds"] for back in taken_back]
-    return {key: sum(seconds[key] for seconds in spent) for key in spent[0]}
-
-
 def collapse(
     history: Sequence[Mapping[str, Any]], name: str, now: Found, chance: float
 ) -> Found | None:
-    """Return how a learner collapsed in the round after ``history``, if it did just then.
+    """Return how a learner collapsed in the round after ``history``; None if it did not.
 
-    A learner that had collapsed before and did not recover since does not collapse again.
+    A learner that collapsed before and did not recover since does not collapse again.
 
     Arguments:
         history: The records of the rounds before.
         name: The learner.
-        now: What the probe found.
+        now: Its accuracies in the round.
         chance: The accuracy of the best constant answer.
 
     Returns:
-        What the probe found, and ``best``, ``best_own`` and ``best_round``.
+        The accuracies, and ``best``, ``best_own`` and ``best_round``.
     """
     before = [
-        (record["round"], found)
+        (record["round"], record["learners"][name])
         for record in history
-        for found in [record["learners"].get(name, {})]
-        if "probe" in found
+        if "probe" in record["learners"].get(name, {})
     ]
     already = before and _fallen(before[:-1], before[-1][1], chance)
     return None if already else _fallen(before, now, chance)
 
 
 def _fallen(before: Sequence[tuple[int, Found]], now: Found, chance: float) -> Found | None:
-    """Apply the rule of the module."""
+    """Return how a learner fell by the rule of the module; None if it did not."""
     if not before:
         return None
-    t, best = max(before, key=lambda one: one[1]["probe"])
+    t, best = max(before, key=lambda record: record[1]["probe"])
     kept = best["probe"] * min(best["probe_own"], now["probe_own"])
     fell = now["probe"] * best["probe_own"] < FALLEN * kept  # times q_b, which may be 0
     if not fell or min(best["probe"], now["probe_own"]) <= ABOVE_CHANCE * chance:
@@ -225,35 +195,26 @@ def _fallen(before: Sequence[tuple[int, Found]], now: Found, chance: float) -> F
     return {"probe": now["probe"], "probe_own": now["probe_own"], **marks}
 
 
-# In words
-
-
 def described(name: str, t: int, fall: Found) -> str:
-    """Return in a sentence that a learner collapsed.
-
-    Arguments:
-        name: The learner.
-        t: The round.
-        fall: How far it fell; see :func:`collapse`.
-    """
+    """Return in a sentence that a learner collapsed in round ``t``; see :func:`collapse`."""
     return (
-        f"catastrophic overfitting: after round {t} the {name} learner withstands PGD-20 on "
+        f"catastrophic overfitting: after round {t} the {name} learner is robust to PGD-20 on "
         f"{fall['probe']:.1%} of the probe images ({fall['best']:.1%} after round "
-        f"{fall['best_round']:.0f}), but its own inner attack on {fall['probe_own']:.1%}"
+        f"{fall['best_round']:.0f}), but to its own inner attack on {fall['probe_own']:.1%}"
     )
 
 
 def warnings(history: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a sentence for each collapse in the records of a training."""
-    found = []
+    lines = []
     for record in history:
         for back in record.get("rollbacks", ()):
             for name, fall in back["learners"].items():
                 again = f"trained again from round {back['to']} on: {back['measures'][name]}"
-                found.append(f"{described(name, record['round'], fall)}; {again}")
+                lines.append(f"{described(name, record['round'], fall)}; {again}")
         for name, fall in record.get("collapse", {}).items():
-            found.append(f"{described(name, record['round'], fall)}; {REMEDY}")
-    return found
+            lines.append(f"{described(name, record['round'], fall)}; {REMEDY}")
+    return lines
 
 
 REMEDY = "take more inner steps, a smaller eps, or on_collapse=rollback"

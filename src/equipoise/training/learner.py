@@ -14,8 +14,8 @@ from equipoise.attacks.core import guest
 from equipoise.data.core import Images, crop_flip, to_unit
 from equipoise.draws import GeneratorDraws
 from equipoise.errors import RunError
-from equipoise.execution import Execution
-from equipoise.objectives import Batch, Objective
+from equipoise.execution.policy import Execution
+from equipoise.objectives.core import Batch, Objective
 from equipoise.stopwatch import Stopwatch
 from equipoise.training.merge import Share, averaged_names
 
@@ -91,7 +91,7 @@ class Learner:
         self.since = 0.0  # the progress at which its schedule began
 
     def begin_round(self, n: int) -> None:
-        """Draw the order of ``n`` images for a new round and forget the last round's sums."""
+        """Draw the order of ``n`` images for a new round and reset the round's sums."""
         device = self.generator.device
         self.order = torch.randperm(n, generator=self.generator, device=device)
         self.loss_sum.zero_()
@@ -150,19 +150,14 @@ class Learner:
         return int(self.spent)
 
     def watched(self, progress: float) -> bool:
-        """Tell whether it may fool its attack: that is weak, or was until it was strengthened."""
+        """Return whether its attack is so weak, or was at first, that it may overfit to it."""
         objective = self.objective
         attacked = objective.state.threat is not None
         return attacked and (objective.level > 0 or objective.weak(progress))
 
     @property
-    def broken_step(self) -> float:
-        """Return the first step of this round whose loss was not finite; else a huge number."""
-        return float(self.broken)
-
-    @property
     def finite(self) -> bool:
-        """Tell whether all weights and statistics are finite."""
+        """Return whether all weights and statistics are finite."""
         floats = [value for value in self.state.values() if value.is_floating_point()]
         return bool(torch.stack([torch.isfinite(value).all() for value in floats]).all())
 
@@ -210,12 +205,7 @@ class Learner:
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "share": self.share.state_dict(),
-            "order": self.order,
-            "loss_sum": self.loss_sum,
-            "broken": self.broken,
-            "spent": self.spent,
-            "steps": self.steps,
-            "since": self.since,
+            **{name: getattr(self, name) for name in (*_TENSORS, *_PLAIN)},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -225,24 +215,20 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
         self.share.load_state_dict(state["share"])
-        self.order = state["order"].to(self.order.device)
-        self.loss_sum = state["loss_sum"].to(self.order.device)
-        self.broken = state["broken"].to(self.order.device)
-        self.spent = state["spent"].to(self.order.device)
-        self.steps = state["steps"]
-        self.since = state["since"]
+        for name in _TENSORS:
+            setattr(self, name, state[name].to(self.order.device))
+        for name in _PLAIN:
+            setattr(self, name, state[name])
+
+
+_TENSORS = ("order", "loss_sum", "broken", "spent")
+_PLAIN = ("steps", "since")
 
 
 def check_finite(learners: Collection[Learner], where: str, *, weights: bool) -> None:
-    """Raise a RunError if a loss of the round, or on demand a weight, is not finite.
-
-    Arguments:
-        learners: The learners.
-        where: The round, in words.
-        weights: Whether to look at weights, too.
-    """
-    first = min(learners, key=lambda learner: learner.broken_step)
-    if first.broken_step < NEVER:
+    """Raise a RunError if a loss of the round, or with ``weights`` a weight, is not finite."""
+    first = min(learners, key=lambda learner: float(learner.broken))
+    if float(first.broken) < NEVER:
         raise not_finite(first, "loss is", where)
     for learner in learners:
         if weights and not learner.finite:

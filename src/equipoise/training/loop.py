@@ -1,10 +1,10 @@
 """The training loop: the only one, for every method, in plain sight.
 
-A round is one pass over the training images. The learners take their steps side by side but
-know nothing of one another; the global model is the sum of their shares at any moment. At the
-end of a round learners with a weak attack are probed; where one has collapsed, the round may be
-taken back. Then the global model and the learners are validated, the rule for t' is asked, and
-where a hand-over is due and a round is to come the learners go on from the global weights.
+A round (epoch) is one pass over the training images. The learners take their steps in turn,
+independently of one another; the global model is the sum of their shares at any step. At the end
+of a round learners with a weak attack are probed; where one has collapsed, the round may be taken
+back. Then the global model and the learners are validated, the rule for t' is applied, and where
+a hand-over is due before the next round the learners go on from the global weights.
 """
 
 __all__ = ["Training"]
@@ -20,12 +20,14 @@ import torch
 from torch import nn
 
 from equipoise.data.core import Images
-from equipoise.execution import Execution, own
-from equipoise.objectives import Batch
+from equipoise.draws import GeneratorDraws
+from equipoise.execution.outputs import own
+from equipoise.execution.policy import Execution
+from equipoise.objectives.core import Batch
 from equipoise.stopwatch import Stopwatch
 from equipoise.threat import Threat
 from equipoise.training import batchnorm, collapse
-from equipoise.training.collapse import Probe, Probes, described, noted
+from equipoise.training.collapse import Probe, Probes, described
 from equipoise.training.learner import (
     Augment,
     Learner,
@@ -51,26 +53,24 @@ class Training:
 
     Arguments:
         method: What to train.
-        model: The initial model; every learner and the global model start as copies of it. It is
-            not kept.
+        model: The initial model, of which every learner and the global model start as copies.
         images: The training images, on the device.
         rounds: The number of passes over them, the paper's E.
-        batch_size: The images of a step; the rest of a round that fills no batch is left out,
-            another one each round.
+        batch_size: The images of a step; the last incomplete batch of a round is dropped (other
+            images each round).
         seed: The seed of everything random.
-        validate: From a model and the threat that counts (None: all that there are) to
-            ``clean_accuracy``, ``robust_accuracy``, ``clean_loss`` and ``robust_loss`` on
-            held-out images.
+        validate: From a model and its threat (None: all threats) to ``clean_accuracy``,
+            ``robust_accuracy``, ``clean_loss`` and ``robust_loss`` on held-out images.
         value: From such metrics of the global model to the number that is best when largest.
-        augment: What is done to the images at random.
-        watch: The surroundings.
-        probe: Watches for catastrophic overfitting; None: nothing does.
-        on_collapse: What follows a collapse: to ``"announce"`` it, or a ``"rollback"`` to the
-            round before, with a stronger attack, three times at most.
+        augment: The random augmentation of the images.
+        watch: The callbacks.
+        probe: Checks for catastrophic overfitting; None: there is no check.
+        on_collapse: What follows a collapse: ``"announce"`` only reports it, ``"rollback"`` also
+            goes back to the round before, with a stronger attack, three times at most.
         execution: The form in which models are searched and updated.
         patience: After how many rounds without a larger value the training ends; None: never.
-            Rounds before the first hand-over or the branch do not count. The schedules stay
-            those of ``rounds``.
+            Rounds before the first hand-over, or before the learners part from a trunk, do not
+            count. The schedules stay those of ``rounds``.
     """
 
     method: Method
@@ -144,7 +144,7 @@ class Training:
     def _train_round(self, t: int) -> None:
         began = time.perf_counter()
         for _ in self.steps_of_round(t):
-            self._look(t, began)
+            self._after_step(t, began)
         self._check_sound(t, weights=True)
         self.seconds += time.perf_counter() - began
 
@@ -195,7 +195,7 @@ class Training:
         for learner in active:
             learner.begin_round(len(self.images))
 
-    def _look(self, t: int, began: float) -> None:
+    def _after_step(self, t: int, began: float) -> None:
         """Report the step; check, save and stop where that is due."""
         self.watch.step(self.batch_size)
         if self.done % CHECK_EVERY == 0:
@@ -216,15 +216,15 @@ class Training:
         """Validate, decide on t', hand over, and return the record of the round."""
         began, before = time.perf_counter(), self.start
         weights = self.method.weights(t, self.rounds, before.round)
-        learners = {x.name: self._learner_record(x.name, t, probes) for x in self._active(t)}
+        learners = {x.name: self._learner_record(x, t, probes) for x in self._active(t)}
         merged = self.merged(weights, t)
         alone = len(self.learners) == 1 and not self.method.merge.averages
-        known = {k: next(iter(learners.values()))[k] for k in _METRICS} if alone else None
+        same = {k: next(iter(learners.values()))[k] for k in _METRICS} if alone else None
         record: dict[str, Any] = {
             "round": t,
             "rounds": self.rounds,
             "learners": learners,
-            "global": known or self.validate(merged, None),
+            "global": same or self.validate(merged, None),
             "weights": weights,
         }
         verdict = self.method.verdict([*self.history, record], self.rounds)
@@ -234,6 +234,7 @@ class Training:
         if due:
             self._hand_over(weights, t)
         validation = probes.seconds + time.perf_counter() - began
+        lost = [back["seconds"] for back in self.taken_back]
         record |= {
             "start": {
                 "round": verdict.round,
@@ -244,7 +245,10 @@ class Training:
             # at least as good as all before: of equal rounds the latest is kept
             "kept": self.value(record["global"]) >= self._best(set(learners)),
             "gradient_evaluations": sum(x["gradient_evaluations"] for x in learners.values()),
-            "seconds": collapse.in_all(self.seconds, validation, self.taken_back),
+            "seconds": {
+                "train": self.seconds + sum(back["train"] for back in lost),
+                "validation": validation + sum(back["validation"] for back in lost),
+            },
             "parts": self.stopwatch.sums(),
             "images_per_second": self.steps * self.batch_size / max(self.seconds, 1e-9),
         }
@@ -252,21 +256,20 @@ class Training:
         self.stopwatch.restart()
         for name, fall in probes.falls.items():
             self.watch.warn(f"{described(name, t, fall)}; {collapse.REMEDY}")
-        return record | noted(probes, self.taken_back)
+        notes = {"rollbacks": self.taken_back, "collapse": probes.falls}
+        return record | {name: value for name, value in notes.items() if value}
 
-    def _learner_record(self, name: str, t: int, probes: Probes) -> dict[str, float]:
-        learner = self.learners[name]
-        lost = sum(back["gradient_evaluations"][name] for back in self.taken_back)
+    def _learner_record(self, learner: Learner, t: int, probes: Probes) -> dict[str, float]:
+        lost = sum(back["gradient_evaluations"][learner.name] for back in self.taken_back)
         record = {
             "loss": learner.loss,
             "lr": learner.lr(self._end(t)),
             "gradient_evaluations": learner.evaluations + lost,
             **self.validate(learner.model, learner.objective.state.threat),
-            **probes.found.get(name, {}),
+            **probes.found.get(learner.name, {}),
         }
         if not all(math.isfinite(value) for value in record.values()):
-            where = f"round {t} of {self.rounds}"
-            raise not_finite(learner, "validation loss is", where)
+            raise not_finite(learner, "validation loss is", f"round {t} of {self.rounds}")
         return record
 
     def _end(self, t: int) -> float:
@@ -277,12 +280,12 @@ class Training:
 
     @property
     def over(self) -> bool:
-        """Tell whether the training is at its end."""
+        """Return whether the training is at its end."""
         return len(self.history) >= self.rounds or self.stopped_early
 
     @property
     def stopped_early(self) -> bool:
-        """Tell whether so many rounds brought nothing better that the training ended."""
+        """Return whether the training ended because ``patience`` rounds were no better."""
         t = len(self.history)
         settled = self.method.settled(t, self.start.round)
         if self.patience is None or settled is None or t >= self.rounds:
@@ -292,12 +295,12 @@ class Training:
         return t - max(best, settled) >= self.patience
 
     def _best(self, learners: set[str]) -> float:
-        """Return the largest value of the rounds so far; a trunk is no rival of its branches."""
-        rivals = (r for r in self.history if set(r["learners"]) == learners)
-        return max((self.value(record["global"]) for record in rivals), default=-math.inf)
+        """Return the largest value of the rounds so far in which these learners trained."""
+        records = (record for record in self.history if set(record["learners"]) == learners)
+        return max((self.value(record["global"]) for record in records), default=-math.inf)
 
     def _probe(self, t: int) -> Probes:
-        """Look at the learners with a weak attack."""
+        """Probe the learners with a weak attack."""
         if self.probe is None:
             return Probes()
         return collapse.probed(self.probe, self._active(t), self.history, self._end(t))
@@ -308,7 +311,7 @@ class Training:
         return before + len(self.taken_back)
 
     def _go_back(self, t: int, probes: Probes) -> None:
-        """Restore the end of the round before; strengthen the attacks that were fooled."""
+        """Restore the end of the round before; make the attacks of collapsed learners stronger."""
         assert self.sound is not None
         spent = {learner.name: learner.evaluations for learner in self._active(t)}
         self._load_learners(deepcopy(self.sound))
@@ -325,15 +328,13 @@ class Training:
             self.watch.warn(f"{described(name, t, fall)}; back to round {t - 1}: {measures[name]}")
 
     def _keep_sound(self) -> None:
-        """Remember this moment, the end of a round, for a rollback."""
+        """Keep the state at the end of a round for a rollback."""
         if self.on_collapse == "rollback":
             self.sound = deepcopy(self._learners_state())
 
-    # Starting, merging, handing over
-
     @property
     def start(self) -> Verdict:
-        """Return what the rule for t' says of the rounds so far."""
+        """Return the verdict of the rule for t' on the rounds so far."""
         return self.method.verdict(self.history, self.rounds)
 
     def _hand_over(self, weights: Mapping[str, float], t: int) -> None:
@@ -346,28 +347,28 @@ class Training:
         return [self.learners[name] for name in self.method.active(t, self.start.round)]
 
     def merged_state(self) -> State:
-        """Return the global weights at this moment."""
+        """Return the present global weights."""
         shares = [learner.share for learner in self.learners.values()]
         first = next(iter(self.learners.values())).state
         return total(shares, first)
 
     def merged(self, weights: Mapping[str, float], t: int) -> nn.Module:
-        """Return the global model at this moment, in eval mode.
+        """Return the present global model, in eval mode.
 
         Arguments:
-            weights: How much each learner counts, for statistics that are re-estimated.
+            weights: The weight of each learner, for statistics that are re-estimated.
             t: The round.
         """
         model = deepcopy(next(iter(self.learners.values())).model)
         model.load_state_dict(self.merged_state())
-        if self.method.merge.batchnorm == "estimate":
-            # At the end of a round, before and after its steps are counted back, it is one model.
+        if self.method.merge.batchnorm == "estimate" and batchnorm.has_batchnorm(model):
+            # The same seed at the end of a round, whether or not ``done`` was reset to 0.
             seed = derived_seed(self.seed, "batchnorm", t, self.done % self.steps)
-            drawn = batchnorm.Drawn(self.images, self.batch_size, seed, t / self.rounds)
-            batchnorm.estimate_on(model, self.learners, weights, drawn)
+            generator = torch.Generator(self.images.x.device).manual_seed(seed)
+            progress = t / self.rounds
+            batches = batchnorm.some_batches(self.images, self.batch_size, generator, progress)
+            batchnorm.estimate(model, self.learners, weights, batches, GeneratorDraws(generator))
         return model.eval()
-
-    # Saving
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs, as tensors and plain values."""

@@ -156,7 +156,7 @@ def averaged_names(model: nn.Module) -> list[str]:
 
 
 class Share:
-    """One learner's part of the global weights, and its running average where that is merged.
+    """One learner's part of the global weights, and its running average if that is merged.
 
     Arguments:
         start: The learner's initial state.
@@ -171,7 +171,7 @@ class Share:
 
     @torch.no_grad()
     def carry(self, start: Mapping[str, Tensor]) -> None:
-        """Begin with the initial weights, which are in one of all shares."""
+        """Start from the initial weights; one of the shares holds them."""
         for name, part in zip(self.names, self.parts, strict=True):
             part.copy_(start[name])
 
@@ -179,13 +179,13 @@ class Share:
     def add(
         self, state: Mapping[str, Tensor], memory: float, weight: float, kept: float | None = None
     ) -> None:
-        """Take one step: forget the past and add the learner's present state.
+        """Take one step of the moving averages with the learner's present state.
 
         Arguments:
             state: That state.
-            memory: What the running average keeps of itself, if there is one.
-            weight: How much the learner counts.
-            kept: What the part keeps of itself; None: as the average.
+            memory: The decay of the running average, if there is one.
+            weight: The weight of the learner.
+            kept: The decay of the part; None: that of the average.
         """
         kept = memory if kept is None else kept
         values = [state[name] for name in self.names]

@@ -153,11 +153,10 @@ class Threshold(Rule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        limits = (
-            self.threshold.values() if isinstance(self.threshold, Mapping) else [self.threshold]
-        )
+        given = self.threshold
+        limits = given.values() if isinstance(given, Mapping) else [given]
         if not all(math.isfinite(limit) and limit > 0 for limit in limits):
-            raise UserError(f"start.threshold must be positive, got {self.threshold}")
+            raise UserError(f"start.threshold must be positive, got {given}")
 
     def stable(self, name: str, losses: Sequence[float], rounds: int) -> Finding:
         """Return the first round that ends such a row."""

@@ -11,7 +11,8 @@ from equipoise.attacks import Attack
 from equipoise.attacks.core import guest
 from equipoise.draws import KeyedDraws
 from equipoise.errors import UserError
-from equipoise.execution import Execution, fast
+from equipoise.execution.form import fast
+from equipoise.execution.policy import Execution
 from equipoise.losses import cross_entropy
 from equipoise.threat import Threat
 
@@ -22,19 +23,18 @@ FLOAT32 = Execution(precision="float32")
 class Validator:
     """Measures clean and robust accuracy and loss, the same way in every round.
 
-    Attacks search in the model's search form, and the model itself says what they found.
-
-    Of several threats an image has to withstand all, and its robust loss is the largest. The
-    randomness is keyed by the images: two models, two rounds, or two threats meet the same draws.
+    Attacks search in the model's search form, and the model itself judges. With several threats
+    an image is robust if it is robust to all, and its robust loss is the largest. The randomness
+    is keyed by the images: models, rounds and threats have the same draws.
 
     Arguments:
         x: The held-out images in [0, 1], with shape (N, C, H, W).
         y: Their labels, with shape (N,).
-        threats: What the attack may do: one or more threats.
+        threats: One or more threats.
         attack: The attack.
         seed: The seed of its draws.
         batch_size: How many images are attacked at a time.
-        execution: The search form; it is never compiled, for a model may be a new one each round.
+        execution: The search form; it is never compiled, as the model may differ each round.
     """
 
     x: Tensor
@@ -63,36 +63,21 @@ class Validator:
             for first in range(0, len(self.y), self.batch_size):
                 part = slice(first, first + self.batch_size)
                 x, y = self.x[part], self.y[part]
-                clean = _measured(model, x, y)
-                robust = self._worst(model, search, x, y, threats)
-                sums += torch.stack([value.sum() for value in (*clean, *robust)]).cpu()
-        correct, loss, withstood, robust_loss = (sums / max(len(self.y), 1)).tolist()
-        return {
-            "clean_accuracy": correct,
-            "robust_accuracy": withstood,
-            "clean_loss": loss,
-            "robust_loss": robust_loss,
-        }
-
-    def _worst(
-        self,
-        model: nn.Module,
-        search: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        threats: tuple[Threat, ...],
-    ) -> tuple[Tensor, Tensor]:
-        """Return which images withstand every threat, and the largest loss of each."""
-        withstood = torch.ones_like(y, dtype=torch.float64)
-        losses = torch.full_like(withstood, -torch.inf)
-        for threat in threats:
-            draws = KeyedDraws.of(x, self.seed)
-            found = _measured(model, self.attack(search, x, y, threat, draws=draws), y)
-            withstood, losses = withstood * found[0], torch.maximum(losses, found[1])
-        return withstood, losses
+                correct, loss = _correct_and_loss(model, x, y)
+                robust = torch.ones_like(correct)
+                robust_loss = torch.full_like(loss, -torch.inf)
+                for one in threats:
+                    draws = KeyedDraws.of(x, self.seed)
+                    x_adv = self.attack(search, x, y, one, draws=draws)
+                    correct_adv, loss_adv = _correct_and_loss(model, x_adv, y)
+                    robust, robust_loss = robust * correct_adv, robust_loss.maximum(loss_adv)
+                values = (correct, robust, loss, robust_loss)
+                sums += torch.stack([value.sum() for value in values]).cpu()
+        names = ("clean_accuracy", "robust_accuracy", "clean_loss", "robust_loss")
+        return dict(zip(names, (sums / max(len(self.y), 1)).tolist(), strict=True))
 
 
-def _measured(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _correct_and_loss(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return which answers are correct (1 or 0) and the losses, both (B,) in float64."""
     logits = model(x)
     return (logits.argmax(1) == y).double(), cross_entropy(logits, y).double()

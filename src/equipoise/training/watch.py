@@ -1,4 +1,4 @@
-"""What a training tells its surroundings, and what it asks them."""
+"""The callbacks of a training."""
 
 __all__ = ["Interrupted", "Watch"]
 
@@ -18,16 +18,16 @@ def _nothing(*_: object) -> None:
 
 @dataclass(kw_only=True)
 class Watch:
-    """What the loop tells its surroundings, and what it asks them.
+    """The callbacks of the training loop.
 
     Arguments:
-        step: Called after each step with the number of images of the step; when a round is
-            taken back, with all its images, negative.
-        announce: Called with a sentence when something happens that a user must know.
+        step: Called after each step with the number of its images; for a round that is taken
+            back, with all its images, negative.
+        announce: Called with a sentence on an event that a user must know.
         warn: Called with a sentence when something went wrong.
-        save: Called with ``finished_round`` when the state should be saved.
-        stop: Asked after each step whether to save and stop.
-        save_due: Asked after each step whether to save within the round.
+        save: Called when the state should be saved: with True after a round, else False.
+        stop: Called after each step; returns whether to save and stop.
+        save_due: Called after each step; returns whether to save within the round.
     """
 
     step: Callable[[int], None] = _nothing
