@@ -60,9 +60,7 @@ class NewOne(Robust):
         return [f"mean over the batch of {self.scale:g} |p(x') - e_y|^2"]
 '''
 TABLE = "METHODS: dict[str, MethodRow] = {\n"
-LINE = (
-    '    "newone": one(objectives.newone.NewOne, paper="nobody, 2026", shown=("robust.scale",)),\n'
-)
+LINE = '    "newone": one(objectives.newone.NewOne, "nobody, 2026", "robust.scale"),\n'
 SMALL = (
     "rounds=2",
     "width=0.25",

@@ -132,8 +132,8 @@ def _expected(interval: str) -> str:
     low, high = interval[1:-1].split(", ")
     if high != "inf":
         return f"lie in {interval}"
-    if low == "1":
-        return "be at least 1"
+    if float(low) >= 1:
+        return f"be at least {low}"
     return f"be a finite number {'>' if interval[0] == '(' else '>='} {low}"
 
 

@@ -6,9 +6,9 @@ import inspect
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -26,7 +26,7 @@ from equipoise.terminal.table import output, rich_table
 
 
 def write_catalogue(what: str | None) -> None:
-    """Show what there is: methods, attacks, models or data sets; None: all of them.
+    """Show the methods, attacks, models or data sets; None: all of them.
 
     Raises:
         UserError: If there is no list of that name.
@@ -41,8 +41,8 @@ def write_catalogue(what: str | None) -> None:
         raise UserError(nearest(what, [*catalogue, "presets"], "list"))
     terminal = output()
     for name in [what] if what else catalogue:
-        columns = [name.removesuffix("s"), "what it is"]
-        columns += ("cost", "parameters", "paper") if name == "methods" else ()
+        more = ("cost", "parameters", "paper") if name == "methods" else ()
+        columns = [name.removesuffix("s"), "what it is", *more]
         terminal.print(rich_table(name, columns, catalogue[name]))
     if what in (None, "methods"):
         terminal.print(
@@ -67,7 +67,7 @@ def _value_at(settings: Any, path: str) -> str:
 
 
 def write_data(data_dir: Path | None) -> None:
-    """Show which data sets were found, where was looked, and how to get the rest."""
+    """Show which data sets were found, which folders were searched, and how to get the rest."""
     terminal = output()
     for entry in status(data_dir):
         mark = "found" if entry.copy else "refused" if entry.problem else "not found"
@@ -81,22 +81,22 @@ def write_data(data_dir: Path | None) -> None:
             terminal.print(f"  {line}")
 
 
-# The settings of a method, with their meanings from the docstrings of its classes
+Row = tuple[str, Any, str]
+"""The name of a setting, its default, and its meaning."""
 
 
-@dataclass(frozen=True)
-class SettingsGroup:
-    """Settings that stand together in a recipe.
+class SettingsGroup(NamedTuple):
+    """Settings of one group of a recipe, with their meanings from docstrings.
 
     Arguments:
-        path: Where they stand, like ``robust.attack``; empty: at the top.
-        title: What they are.
-        rows: The name of each, its default, and its meaning.
+        path: The group's place, like ``robust.attack``; empty: the top.
+        title: What the settings are.
+        rows: The settings.
     """
 
     path: str
     title: str
-    rows: tuple[tuple[str, Any, str], ...]
+    rows: list[Row]
 
 
 def write_settings(method: str) -> None:
@@ -109,12 +109,12 @@ def write_settings(method: str) -> None:
         raise UserError(nearest(method, METHODS, "method"))
     terminal = output()
     terminal.print(METHODS[method].about + "\n")
-    for group in settings_groups(method):
-        if group.rows:
-            title = f"{group.path or 'settings'}: {group.title}".rstrip(": ")
-            prefix = f"{group.path}." if group.path else ""
-            rows = [(f"{prefix}{name}", _default(value), text) for name, value, text in group.rows]
-            terminal.print(rich_table(title, ("setting", "default", "meaning"), rows))
+    for path, title, rows in settings_groups(method):
+        if rows:
+            title = f"{path or 'settings'}: {title}".rstrip(": ")
+            prefix = f"{path}." if path else ""
+            cells = [(f"{prefix}{name}", _default(value), text) for name, value, text in rows]
+            terminal.print(rich_table(title, ("setting", "default", "meaning"), cells))
     terminal.print("Defaults, as a recipe has them:", style="bold")
     text = yaml.safe_dump(defaults(method), sort_keys=False, default_flow_style=None)
     terminal.print(f"method: {method}\n{text}", end="")
@@ -133,12 +133,12 @@ def settings_groups(method: str) -> list[SettingsGroup]:
     objectives of a learner are methods of their own, and are listed there.
     """
     common = {f.name: f.default for f in fields(Recipe) if f.name not in ("method", "settings")}
-    first = SettingsGroup("", "of every method", _rows(Recipe, common))
-    return [first, *_groups(METHODS[method], METHODS[method](), "", "its own")]
+    first = SettingsGroup("", "of every method", _rows(Recipe, common, {}))
+    return [first, *_groups(METHODS[method], METHODS[method](), "", "its own", {})]
 
 
 def _groups(
-    row: MethodRow, settings: Any, path: str, title: str, tags: Mapping[str, str] | None = None
+    row: MethodRow, settings: Any, path: str, title: str, tag_meaning: Mapping[str, str]
 ) -> Iterator[SettingsGroup]:
     """Yield the group of a dataclass, and those of the dataclasses in it."""
     kind = type(settings)
@@ -146,7 +146,7 @@ def _groups(
     values = {name: getattr(settings, name) for name in names}
     inner = {name: value for name, value in values.items() if is_dataclass(value)}
     own = {name: value for name, value in values.items() if name not in inner}
-    yield SettingsGroup(path, title, _rows(kind, own, tags))
+    yield SettingsGroup(path, title, _rows(kind, own, tag_meaning))
     meanings = _meanings(kind)
     for name, value in inner.items():
         where = f"{path}.{name}" if path else name
@@ -154,17 +154,15 @@ def _groups(
         kinds = row.kinds(where) if tag else {}
         meaning = {tag: f"The {WORDS[tag]}: {', '.join(kinds)}."} if tag else {}
         yield from _groups(row, value, where, meanings.get(name, ""), meaning)
-        for other, its in kinds.items() if tag == "rule" else ():
+        for other, rule in kinds.items() if tag == "rule" else ():
             if other != getattr(value, tag):
-                rest = {f.name: getattr(its(), f.name) for f in fields(its)}
-                yield SettingsGroup(where, f"with {where}={other}", _rows(its, rest, meaning))
+                rows = _rows(rule, vars(rule()), meaning)
+                yield SettingsGroup(where, f"with {where}={other}", rows)
 
 
-def _rows(
-    kind: type, values: Mapping[str, Any], tags: Mapping[str, str] | None = None
-) -> tuple[tuple[str, Any, str], ...]:
-    meanings = _meanings(kind) | dict(tags or {})
-    return tuple((name, value, meanings.get(name, "")) for name, value in values.items())
+def _rows(kind: type, values: Mapping[str, Any], more: Mapping[str, str]) -> list[Row]:
+    meanings = _meanings(kind) | dict(more)
+    return [(name, value, meanings.get(name, "")) for name, value in values.items()]
 
 
 def _meanings(kind: type) -> dict[str, str]:
@@ -176,17 +174,14 @@ def _meanings(kind: type) -> dict[str, str]:
         for entry in re.split(r"\n(?= {4}\S)", "\n" + section):
             name, colon, text = entry.strip().partition(":")
             if colon and name.isidentifier():
-                meanings.setdefault(name, _without_roles(" ".join(text.split())))
+                meanings.setdefault(name, _without_markup(" ".join(text.split())))
     return meanings
 
 
-def _without_roles(text: str) -> str:
-    """Return a text without the marks of a docstring: code, names and formulas stay."""
+def _without_markup(text: str) -> str:
+    """Return the text of a docstring without its markup: code, names and formulas stay."""
     text = re.sub(r":\w+:`([^`]*)`", lambda role: re.sub(r"[\\{}]", "", role[1]), text)
     return text.replace("``", "")
-
-
-# Presets
 
 
 def write_presets(name: str | None) -> None:
@@ -213,7 +208,11 @@ def write_presets(name: str | None) -> None:
         names = [*DATA, *dict.fromkeys(preset.method for preset in every)]
         raise UserError(nearest(name, names, "method or data set of a preset"))
     for preset in chosen:
-        _write_preset(preset)
+        output().print(f"{preset.method} on {preset.data}", style="bold")
+        settings = json.loads(json.dumps(preset.settings))  # without aliases in the YAML
+        text = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=99)
+        for line in [*preset.lines(), text]:
+            output().print(line, soft_wrap=True)
 
 
 def _preset_row(preset: Preset) -> tuple[str, ...]:
@@ -221,12 +220,3 @@ def _preset_row(preset: Preset) -> tuple[str, ...]:
     learner: Any = settings.get("robust", settings.get("clean"))
     numbers = map(str, (settings["rounds"], settings["batch_size"], learner["lr"]))
     return preset.data, preset.method, *numbers, preset.source
-
-
-def _write_preset(preset: Preset) -> None:
-    terminal = output()
-    terminal.print(f"{preset.method} on {preset.data}", style="bold")
-    settings = json.loads(json.dumps(preset.settings))  # YAML would share what is shared
-    text = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=99)
-    for line in [*preset.lines(), text]:
-        terminal.print(line, soft_wrap=True)

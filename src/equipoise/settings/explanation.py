@@ -3,15 +3,13 @@
 __all__ = ["explain", "price"]
 
 import math
-from collections.abc import Mapping
 
 import torch
 
 from equipoise.data import DATASETS
 from equipoise.errors import UserError
 from equipoise.models import house
-from equipoise.objectives import Objective
-from equipoise.objectives.core import Knots
+from equipoise.objectives.core import Objective
 from equipoise.settings.methods import METHODS
 from equipoise.settings.recipe import Recipe
 from equipoise.threat import Linf
@@ -53,12 +51,10 @@ def explain(recipe: Recipe) -> list[str]:
 
 def _cost(method: Method, recipe: Recipe) -> str:
     total = method.cost(recipe.rounds)
-    varies = any(objective.varies for objective in method.learners.values())
-    batch = recipe.batch_size
+    most = "at most " if any(objective.varies for objective in method.learners.values()) else ""
     return (
-        f"cost: {'at most ' if varies else ''}{total:.4g} gradient "
-        f"evaluation{'s' * (total > 1)} an image, "
-        f"{total * batch:,.0f} a batch of {batch}; {recipe.rounds} rounds"
+        f"cost: {most}{total:.4g} gradient evaluation{'s' * (total > 1)} an image, "
+        f"{total * recipe.batch_size:,.0f} a batch of {recipe.batch_size}; {recipe.rounds} rounds"
     )
 
 
@@ -81,31 +77,24 @@ def price(method: str) -> int:
 def _learner(name: str, objective: Objective, rounds: int) -> list[str]:
     nesterov = ", Nesterov" if objective.nesterov and objective.momentum else ""
     rest = f"momentum {objective.momentum:g}{nesterov}, weight decay {objective.weight_decay:g}"
+    factors, places = objective.schedule.values, objective.schedule.places
+    schedule = ", ".join(f"{value:g}" for value in factors)
+    if len(factors) > 1:
+        reached = ", ".join(f"{place * rounds:.3g}" for place in places)
+        schedule = f"({schedule}) at rounds ({reached})"
     return [
         f"the {name} learner minimises",
         *(f"  {line}" for line in objective.formula()),
-        f"  by SGD: lr {objective.step_size:g} x {_knots(objective.schedule, rounds)}, {rest}",
+        f"  by SGD: lr {objective.step_size:g} x {schedule}, {rest}",
     ]
-
-
-def _knots(knots: Knots, rounds: int) -> str:
-    """Return a schedule as its values and the rounds at which they are reached."""
-    if len(knots.values) == 1:
-        return f"{knots.values[0]:g}"
-    values = ", ".join(f"{value:g}" for value in knots.values)
-    places = ", ".join(f"{place * rounds:.3g}" for place in knots.places)
-    return f"({values}) at rounds ({places})"
 
 
 def _merge(method: Method, rounds: int) -> list[str]:
     merge, names = method.merge, list(method.knots)
     mean = "running averages" if merge.source == "average" else "weights"
+    parts = f"({' + '.join(f'g_{name} w_{name}' for name in names)})"
     if len(names) == 1:
         parts = f"w_{names[0]}"
-    else:
-        parts = " + ".join(f"g_{name} w_{name}" for name in names)
-    if len(names) > 1:
-        parts = f"({parts})"
     warm = ", grown in as (s + 1)/(s + 10)" if merge.warmup and merge.averages else ""
     step = f"w <- {merge.alpha:g} w + {1 - merge.alpha:.3g} {parts}{warm}"
     first = f"the global model, after every step s: {step}"
@@ -114,20 +103,15 @@ def _merge(method: Method, rounds: int) -> list[str]:
     if method.averaged_once:
         first = f"the global model: {parts}"
         mean += f", which keep {merge.alpha:g} of themselves a step{warm}"
-    lines = [first, f"  of the learners' {mean}", *_weights(method, rounds)]
-    return [*lines, *_branches(method), *_handover(merge, method.trunk is not None)]
-
-
-def _weights(method: Method, rounds: int) -> list[str]:
-    since = "t'" if method.merge.anchor == "start" else "the beginning"
-    lines = []
+    since = "t'" if merge.anchor == "start" else "the beginning"
+    lines = [first, f"  of the learners' {mean}"]
     for name, knots in method.knots.items():
         values = ", ".join(f"{value:.3g}" for value in knots.values)
         places = ", ".join(f"{place:.3g}" for place in knots.places)
         lines.append(
             f"  g_{name} = ({values}) at ({places}) of the way from {since} to round {rounds}"
         )
-    return lines
+    return [*lines, *_branches(method), *_handover(merge, method.trunk is not None)]
 
 
 def _branches(method: Method) -> list[str]:
@@ -148,20 +132,15 @@ def _branches(method: Method) -> list[str]:
 
 def _handover(merge: Merge, branched: bool) -> list[str]:
     rule = dict(vars(merge.start))
-    found = f"t' is found by the rule {rule.pop('rule')!r} ({_said(rule)})"
+    name = rule.pop("rule")
+    settings = ", ".join(f"{key} {value}" for key, value in rule.items() if value is not None)
+    start = f"t' is found by the rule {name!r} ({settings})"
     if merge.every is None:
-        return ["the learners are never handed the global weights", *[found] * branched]
+        return ["the learners are never handed the global weights", *[start] * branched]
     counted = "t" if merge.count == "rounds" else "t - t'"
     since = "t >= t'" if merge.inclusive else "t > t'"
-    rounds = merge.granularity == "round"
-    when = "at the end of" if rounds else "after every step of"
-    last = ", but for the last" if rounds else ""
-    due = f"{since} and ({counted}) mod {merge.every} = 0"
-    return [
-        f"the learners go on from the global weights {when} rounds with {due}{last}",
-        found,
-    ]
-
-
-def _said(settings: Mapping[str, object]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
+    due = f"rounds with {since} and ({counted}) mod {merge.every} = 0"
+    when = f"at the end of {due}, but for the last"
+    if merge.granularity == "step":
+        when = f"after every step of {due}"
+    return [f"the learners go on from the global weights {when}", start]

@@ -71,9 +71,7 @@ class MethodRow:
         return named
 
 
-def one(
-    objective: type[Objective], *, paper: str = "", shown: tuple[str, ...] = (), **defaults: Any
-) -> MethodRow:
+def one(objective: type[Objective], paper: str = "", *shown: str, **defaults: Any) -> MethodRow:
     """Return the method of a single learner.
 
     Arguments:
@@ -104,54 +102,54 @@ METHODS: dict[str, MethodRow] = {
     "standard": one(objectives.standard.Standard),
     "pgd-at": one(
         objectives.adversarial.Adversarial,
-        paper="Madry et al., 2018, arXiv:1706.06083",
-        shown=("robust.attack.steps",),
+        "Madry et al., 2018, arXiv:1706.06083",
+        "robust.attack.steps",
     ),
     "mix-at": one(
         objectives.mixed.Mixed,
-        paper="Goodfellow et al., 2015, arXiv:1412.6572",
-        shown=("robust.weight", "alpha"),
+        "Goodfellow et al., 2015, arXiv:1412.6572",
+        "robust.weight",
+        "alpha",
         alpha=0.999,
     ),
-    "trades": one(
-        objectives.trades.TRADES,
-        paper="Zhang et al., 2019, arXiv:1901.08573",
-        shown=("robust.beta",),
-    ),
-    "mart": one(
-        objectives.mart.MART,
-        paper="Wang et al., 2020, openreview rklOg6EFwS",
-        shown=("robust.beta",),
-    ),
+    "trades": one(objectives.trades.TRADES, "Zhang et al., 2019, arXiv:1901.08573", "robust.beta"),
+    "mart": one(objectives.mart.MART, "Wang et al., 2020, openreview rklOg6EFwS", "robust.beta"),
     "fat": one(
         objectives.friendly.FAT,
-        paper="Zhang et al., 2020, arXiv:2002.11242",
-        shown=("robust.tau", "robust.omega"),
+        "Zhang et al., 2020, arXiv:2002.11242",
+        "robust.tau",
+        "robust.omega",
     ),
     "fat-trades": one(
         objectives.friendly.FATTRADES,
-        paper="Zhang et al., 2020, arXiv:2002.11242",
-        shown=("robust.tau", "robust.beta"),
+        "Zhang et al., 2020, arXiv:2002.11242",
+        "robust.tau",
+        "robust.beta",
     ),
     "fat-mart": one(
         objectives.friendly.FATMART,
-        paper="Zhang et al., 2020, arXiv:2002.11242",
-        shown=("robust.tau", "robust.beta"),
+        "Zhang et al., 2020, arXiv:2002.11242",
+        "robust.tau",
+        "robust.beta",
     ),
     "iat": one(
         objectives.iat.IAT,
-        paper="Lamb et al., 2019, arXiv:1906.06784",
-        shown=("robust.mixup", "robust.attack.steps"),
+        "Lamb et al., 2019, arXiv:1906.06784",
+        "robust.mixup",
+        "robust.attack.steps",
     ),
     "yopo": one(
         objectives.yopo.YOPO,
-        paper="Zhang et al., 2019, arXiv:1905.00877",
-        shown=("robust.replays", "robust.attack.steps"),
+        "Zhang et al., 2019, arXiv:1905.00877",
+        "robust.replays",
+        "robust.attack.steps",
     ),
     "sat": one(
         objectives.self_adaptive.SelfAdaptive,
-        paper="Huang et al., 2020, arXiv:2002.10319",
-        shown=("robust.onset", "robust.memory", "robust.beta"),
+        "Huang et al., 2020, arXiv:2002.10319",
+        "robust.onset",
+        "robust.memory",
+        "robust.beta",
     ),
     "generalist": MethodRow(
         A3GT,

@@ -1,8 +1,8 @@
 """Recipes: what to train, as YAML or ``key=value``, validated before anything is started.
 
-A recipe is flat: the fields of :class:`Recipe` and the settings of its method stand side by side.
-Every error is reported at once, with its path; unknown keys are refused, with the nearest known
-one; numbers may be written as fractions, like ``8/255``.
+A recipe is flat: it has the fields of :class:`Recipe` and the settings of its method in one
+mapping. All errors are reported at once, each with its path; unknown keys are refused, with the
+nearest known one; numbers may be written as fractions, like ``8/255``.
 """
 
 __all__ = [
@@ -20,15 +20,15 @@ __all__ = [
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import yaml
 
 from equipoise import attacks
 from equipoise.attacks.core import refuse
 from equipoise.data import DATASETS
-from equipoise.errors import UserError, nearest, short
-from equipoise.execution import Execution, Layout, Precision
+from equipoise.errors import Count, UserError, nearest, out_of_range, short
+from equipoise.execution.policy import Execution, Layout, Precision
 from equipoise.models import MODELS, WIDEST
 from equipoise.parsing import MOST, check_seed, mapping, number
 from equipoise.plugins import explained
@@ -72,16 +72,16 @@ class Recipe:
         keep: Which round's model is kept: the one with the best mean of clean and robust
             validation accuracy (``balanced``), the best ``robust`` or ``clean`` one, or the
             ``last``. None: ``clean`` for a method without a robust learner, else ``balanced``.
-        patience: End the training when so many rounds brought nothing better by that rule;
-            None: never.
+        patience: End the training after so many rounds without a better one by that rule; None:
+            never.
         snapshots: Keep the global model after every so many rounds and after the last, as
             ``round-005.safetensors`` in the run folder; None: only the kept and the last one.
-        on_collapse: What to do when a probe shows that a weak inner attack was learned by heart
-            (catastrophic overfitting): ``announce`` it, or also ``rollback`` to the last sound
-            round and go on with a stronger attack.
+        on_collapse: What to do when a probe shows catastrophic overfitting to a weak inner
+            attack: ``announce`` it, or also ``rollback`` to the last sound round and go on with
+            a stronger attack.
         device: ``auto``, ``cpu`` or ``cuda``.
-        precision: The arithmetic of the inner attacks' search; ``auto``: what the device is
-            quick at. See :class:`equipoise.execution.Execution`, also for the next three.
+        precision: The arithmetic of the inner attacks' search; ``auto``: the fastest on the
+            device. See :class:`equipoise.execution.Execution`, also for the next three.
         update: The arithmetic of the matrix products of a training step; ``auto``: that of the
             search.
         layout: How images lie in memory.
@@ -93,18 +93,18 @@ class Recipe:
     data: str = "digits"
     data_dir: str | None = None
     model: str = "small-cnn"
-    width: float = 1
+    width: Annotated[float, f"(0, {WIDEST}]"] = 1
     norm: Norm = "linf"
     eps: float | None = None
-    rounds: int = 20
-    batch_size: int = 128
+    rounds: Annotated[int, f"[1, {MOST}]"] = 20
+    batch_size: Annotated[int, "[2, inf)"] = 128
     seed: int = 0
-    limit: int | None = None
-    validation: int = 1000
+    limit: Count | None = None
+    validation: Count = 1000
     validation_attack: str = "pgd-10"
     keep: Keep | None = None
-    patience: int | None = None
-    snapshots: int | None = None
+    patience: Count | None = None
+    snapshots: Count | None = None
     on_collapse: Literal["announce", "rollback"] = "announce"
     device: str = "auto"
     precision: Precision = "auto"
@@ -114,29 +114,8 @@ class Recipe:
     settings: Settings = field(repr=False)
 
     def __post_init__(self) -> None:
-        problems = self._numbers() + self._names()
-        attack = [self.validation_attack]
-        collect(problems, lambda: attacks.check_norms(attacks.parse_list(attack), self.norm))
-        collect(problems, lambda: self.threat(0.0))
-        refuse(problems or self.settings.unfit(self.norm, self.rounds))
-
-    def _numbers(self) -> list[str]:
-        """Return what is wrong with the numbers, a sentence each."""
-        problems = [
-            f"{name} must be at least {least}, got {value}"
-            for name, least in (("rounds", 1), ("batch_size", 2), ("validation", 1))
-            for value in [getattr(self, name)]
-            if value < least
-        ]
+        problems = out_of_range(self)
         collect(problems, lambda: check_seed(self.seed))
-        if self.rounds > MOST:
-            problems.append(f"rounds must be at most {MOST}, got {self.rounds}")
-        for name in ("limit", "patience", "snapshots"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                problems.append(f"{name} must be at least 1, got {value}")
-        if not 0 < self.width <= WIDEST:
-            problems.append(f"width must lie in (0, {WIDEST}], got {self.width}")
         if self.norm != "linf" and self.eps is None:
             problems.append(f"norm={self.norm} needs a radius: eps (customary radii are Linf)")
         if self.keep == "last" and self.patience is not None:
@@ -144,11 +123,6 @@ class Recipe:
                 f"patience={self.patience} has nothing to wait for with keep=last; "
                 "choose keep=balanced, robust or clean"
             )
-        return problems
-
-    def _names(self) -> list[str]:
-        """Return what is wrong with the names, a sentence each."""
-        problems = []
         if self.device not in ("auto", "cpu") and not self.device.startswith("cuda"):
             problems.append(f"device must be auto, cpu or cuda, got {self.device!r}")
         if self.data not in DATASETS and not self.data.endswith(".npz"):
@@ -156,7 +130,10 @@ class Recipe:
             problems.append(f"{known}, or the path of an .npz file")
         if self.model not in MODELS:
             problems.append(nearest(self.model, MODELS, "model"))
-        return problems
+        attack = [self.validation_attack]
+        collect(problems, lambda: attacks.check_norms(attacks.parse_list(attack), self.norm))
+        collect(problems, lambda: self.threat(0.0))
+        refuse(problems or self.settings.unfit(self.norm, self.rounds))
 
     @property
     def execution(self) -> Execution:
@@ -180,14 +157,14 @@ class Recipe:
 
 
 OWN = sorted({f.name for f in fields(Recipe)} - {"settings"})
-"""The settings that every method has: those of the recipe itself."""
+"""The settings that every method has."""
 
 
 def read(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file.
 
     Raises:
-        UserError: If it is not there, not a mapping, or gives a key twice.
+        UserError: If it does not exist, is not a mapping, or gives a key twice.
     """
     return mapping(path, "recipe")
 
@@ -234,14 +211,13 @@ def combine(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Lay mappings over one another, group by group; the later ones win.
 
     Short forms are written out first, where the method is known, so that a later ``beta`` wins
-    over an earlier ``robust.beta``, and the other way round.
+    over an earlier ``robust.beta``, and the reverse.
     """
     method = next((layer["method"] for layer in reversed(layers) if "method" in layer), None)
     row = METHODS.get(method) if isinstance(method, str) else None
     result: dict[str, Any] = {}
     for layer in layers:
-        full = written_out(layer, row, OWN) if row is not None else layer
-        result = lay(result, full)
+        result = lay(result, layer if row is None else written_out(layer, row, OWN))
     return result
 
 
@@ -266,14 +242,14 @@ def parse(given: Mapping[str, Any]) -> Recipe:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
     """Return in words what differs between two recipes."""
-    found = []
+    lines = []
     for key in sorted({*old, *new}):
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, f"{path}{key}.")
+            lines += differences(a, b, f"{path}{key}.")
         elif a != b:
-            found.append(f"{path}{key}: {a} there, {b} here")
-    return found
+            lines.append(f"{path}{key}: {a} there, {b} here")
+    return lines
 
 
 def defaults(method: str) -> dict[str, Any]:

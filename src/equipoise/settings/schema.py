@@ -1,8 +1,8 @@
 """From a mapping of settings to validated dataclasses: the constructors are the schema.
 
 Groups of settings may be of several kinds (``start`` is a rule for t', ``robust`` and ``clean``
-are learners of an objective): a tag in the group names the kind, and its constructor's defaults
-are laid under what is given.
+are learners of an objective): a tag in the group names the kind, whose defaults lie under what is
+given.
 """
 
 __all__ = [
@@ -47,7 +47,7 @@ TEXT = (
     "device",
     "on_collapse",
 )
-"""The settings that are text: what looks like a number in them is none."""
+"""The settings that are text, even where it looks like a number."""
 
 ROLES = ("clean", "robust")
 
@@ -59,62 +59,52 @@ def settings_of(
 
     Arguments:
         row: The method.
-        given: What was given, groups as mappings.
-        names: The other names that exist beside them, to suggest.
+        given: The given settings, groups as mappings.
+        names: The settings that every method has, for suggestions.
     """
     problems: list[str] = []
     given = written_out(given, row, names)
-    usual = row()
-    known = usual.to_dict()
-    values = {name: getattr(usual, name) for name in row.settings.fixed}
-    groups = [group for group in TAGS if group in known]
-    for group in groups:
-        values[group], known[group] = _group(
-            group, TAGS[group], row.kinds(group), known[group], given.get(group, {}), problems
-        )
-    rest = {key: value for key, value in given.items() if key not in groups}
-    if "more" in known and isinstance(rest.get("more"), Mapping):
+    default = row()
+    known = default.to_dict()
+    values = {name: getattr(default, name) for name in row.settings.fixed}
+    for group in TAGS:
+        if group in known:
+            value, known[group] = _group(
+                group, row.kinds(group), known[group], given.pop(group, {}), problems
+            )
+            values[group] = value
+    more = given.get("more")
+    if "more" in known and isinstance(more, Mapping):
         kinds = {name: kind for name, kind in learners().items() if issubclass(kind, Robust)}
         first = asdict(next(iter(kinds.values()))())
         values["more"] = {
-            name: _group(f"more.{name}", "objective", kinds, first, its, problems)[0]
-            for name, its in rest.pop("more").items()
+            name: _group(f"more.{name}", kinds, first, learner, problems)[0]
+            for name, learner in given.pop("more").items()
         }
-    if "more_gamma" in known and isinstance(rest.get("more_gamma"), Mapping):
-        known["more_gamma"] = dict.fromkeys(rest["more_gamma"])
-    problems += _unknown(rest, known, names)
-    left = {key: value for key, value in known.items() if key not in values}
-    merged = lay(left, {key: value for key, value in rest.items() if key in left})
+    if "more_gamma" in known and isinstance(given.get("more_gamma"), Mapping):
+        known["more_gamma"] = dict.fromkeys(given["more_gamma"])
+    problems += _unknown(given, known, names)
+    rest = {key: value for key, value in known.items() if key not in values}
+    merged = lay(rest, {key: value for key, value in given.items() if key in rest})
     return validate(row.settings, values | merged, problems), problems
 
 
 def _group(
-    path: str,
-    tag: str,
-    kinds: Mapping[str, type],
-    usual: dict[str, Any],
-    given: Any,
-    problems: list[str],
+    path: str, kinds: Mapping[str, type], default: dict[str, Any], given: Any, problems: list[str]
 ) -> tuple[Any, dict[str, Any]]:
-    """Return a group of settings, and the defaults of its kind.
+    """Return a group of settings, and the defaults of its kind; add what is wrong to ``problems``.
 
-    Arguments:
-        path: Where the group stands.
-        tag: The setting that names its kind.
-        kinds: The kinds by their names.
-        usual: The group's defaults.
-        given: What was given for it: settings, the name of a kind, or the round of a start.
-        problems: Sentences are added to it.
+    ``given`` may be settings, the name of a kind, or the round of a start.
     """
-    given, name = number(given), usual[tag]
+    tag = TAGS.get(path, "objective")
+    given, name = number(given), default[tag]
     if isinstance(given, str):
         given = {tag: given}
     elif tag == "rule" and isinstance(given, int | float) and not isinstance(given, bool):
         given = {"rule": "fixed", "round" if isinstance(given, int) else "fraction": given}
     if not isinstance(given, Mapping):
         rules = f"{path}: expected a rule ({', '.join(kinds)}) or a round, got {short(given)}"
-        first = f"{path} is a group of settings; set {path}.{next(iter(usual))} and so on"
-        problems.append(rules if tag == "rule" else first)
+        problems.append(rules if tag == "rule" else _is_group(path, default))
         given = {}
     elif str(given.get(tag, name)) in kinds:
         name = str(given.get(tag, name))
@@ -122,7 +112,7 @@ def _group(
         problems.append(nearest(str(given[tag]), kinds, WORDS[tag]))
         given = {}
     kind = kinds[name]
-    defaults = usual if name == usual[tag] else asdict(kind())
+    defaults = default if name == default[tag] else asdict(kind())
     problems += _unknown(given, defaults, (), f"{path}.")
     merged = lay(defaults, {key: value for key, value in given.items() if key in defaults})
     return validate(kind, merged, problems, f"{path}.") or kind(), defaults
@@ -133,8 +123,8 @@ def written_out(
 ) -> dict[str, Any]:
     """Return settings with their short forms written out, so that they can be laid over others.
 
-    A kind that stands for its group becomes the group (``robust=trades``), and a setting that
-    only one of the method's learners has, or else may have, goes to that learner (``beta=6``).
+    The name of a kind in place of its group becomes the group (``robust=trades``), and a setting
+    that only one of the method's learners has, or can have, goes to that learner (``beta=6``).
 
     Arguments:
         given: The settings.
@@ -144,20 +134,23 @@ def written_out(
     Raises:
         UserError: If a setting is given in both forms, or may belong to two learners.
     """
-    known = set(row().to_dict())
+    default = row()
+    known = default.to_dict()
     result = {key: dict(v) if isinstance(v, Mapping) else v for key, v in given.items()}
     for group, tag in TAGS.items():
         if group in known and isinstance(result.get(group), str):
             result[group] = {tag: result[group]}
-    of = {
-        role: {f.name for kind in row.kinds(role).values() for f in fields(kind)}
-        for role in ROLES
-        if role in known
-    }
+
+    def chosen(role: str) -> str:
+        group = result.get(role)
+        named = group.get("objective") if isinstance(group, Mapping) else None
+        return named or str(getattr(default, role).objective)
+
+    kinds = {role: row.kinds(role) for role in ROLES if role in known}
     for key in [key for key in result if key not in known and key not in names]:
-        roles = [role for role, its in of.items() if key in its]
-        here = [role for role in roles if key in _present(row, role, result)]
-        roles = here or roles
+        able = [role for role in kinds if any(key in _names(k) for k in kinds[role].values())]
+        having = [role for role in able if key in _names(kinds[role].get(chosen(role)))]
+        roles = having or able
         if len(roles) > 1:
             either = " or ".join(f"{role}.{key}" for role in roles)
             raise UserError(f"{key!r} may be {either}: say which")
@@ -169,12 +162,8 @@ def written_out(
     return result
 
 
-def _present(row: MethodRow, role: str, given: Mapping[str, Any]) -> set[str]:
-    """Return the settings of the kind of learner that is given, or else the usual one."""
-    group = given.get(role)
-    named = group.get("objective") if isinstance(group, Mapping) else None
-    name = named or getattr(row(), role).objective
-    kind = row.kinds(role).get(name)
+def _names(kind: type | None) -> set[str]:
+    """Return the names of the settings of a kind."""
     return set() if kind is None else {f.name for f in fields(kind)}
 
 
@@ -189,10 +178,10 @@ def lay(default: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Lay what is given over the defaults, group by group; text becomes numbers."""
     result = dict(default)
     for key, value in given.items():
-        usual = default.get(key)
-        if isinstance(usual, dict) and isinstance(value, Mapping):
-            result[key] = lay(usual, value)
-        elif key in TEXT and not isinstance(usual, dict):
+        below = default.get(key)
+        if isinstance(below, dict) and isinstance(value, Mapping):
+            result[key] = lay(below, value)
+        elif key in TEXT and not isinstance(below, dict):
             result[key] = value
         else:
             result[key] = [number(v) for v in value] if isinstance(value, list) else number(value)
@@ -205,72 +194,58 @@ def _unknown(
     """Return a line for each key that does not exist, with the nearest one that does."""
     problems = []
     for key, value in given.items():
-        where = f"{path}{key}"
+        where, group = f"{path}{key}", known.get(key)
         if key not in known:
-            inner = [name for group in ROLES for name in known.get(group, ()) if not path]
-            options = [*known, *others]
-            usual = _usual(key, path, known, others)
-            close = (
-                [usual]
-                if usual
-                else get_close_matches(str(key), [*options, *inner], n=1, cutoff=0.5)
-            )
-            hint = f"; did you mean {path}{close[0]}?" if close else ""
-            if usual.startswith("--"):
-                hint = f": it is an option, {usual}"
-            hint = hint or f" (known: {', '.join(options)})"
-            owners = "" if usual else _owners(key, path, known)
-            problems.append(f"unknown setting {where!r}{owners or hint}")
-        elif isinstance(known[key], Mapping) and isinstance(value, Mapping):
-            problems += _unknown(value, known[key], (), f"{where}.")
-        elif isinstance(known[key], Mapping) and known[key]:
-            first = next(iter(known[key]))
-            problems.append(f"{where} is a group of settings; set {where}.{first} and so on")
+            problems.append(f"unknown setting {where!r}{_hint(str(key), known, others, path)}")
+        elif isinstance(group, Mapping) and isinstance(value, Mapping):
+            problems += _unknown(value, group, (), f"{where}.")
+        elif isinstance(group, Mapping) and group:
+            problems.append(_is_group(where, group))
     return problems
 
 
-def _usual(key: str, path: str, known: Mapping[str, Any], others: Sequence[str]) -> str:
-    """Return our name of a setting that is called otherwise elsewhere, or an empty string."""
-    ours = next((name for name, theirs in FOREIGN.items() if str(key).lower() in theirs), "")
-    if ours.startswith("--"):
-        return "" if path else ours
+def _is_group(path: str, group: Mapping[str, Any]) -> str:
+    return f"{path} is a group of settings; set {path}.{next(iter(group))} and so on"
+
+
+def _hint(key: str, known: Mapping[str, Any], others: Sequence[str], path: str) -> str:
+    """Return what may have been meant by an unknown key, as the end of a sentence."""
+    options = [*known, *others]
     groups = [known[role] for role in ROLES if isinstance(known.get(role), Mapping)]
-    if ours in known or ours in others or any(ours in group for group in groups):
-        return ours
+    ours = next((name for name, theirs in FOREIGN.items() if key.lower() in theirs), "")
+    if ours.startswith("--") and not path:
+        return f": it is an option, {ours}"
+    if ours in options or any(ours in group for group in groups):
+        return f"; did you mean {path}{ours}?"
     attacks = [group.get("attack") for group in (known, *groups)]
-    inner = any(isinstance(attack, Mapping) and ours in attack for attack in attacks)
-    return f"attack.{ours}" if inner else ""
-
-
-def _owners(key: str, path: str, known: Mapping[str, Any]) -> str:
-    """Return in words which learners have a setting, if some have it."""
+    if any(isinstance(attack, Mapping) and ours in attack for attack in attacks):
+        return f"; did you mean {path}attack.{ours}?"
     if not path and key in ROLES:
         return f": this method has no {key} learner"
-    owners = [
-        name for name, kind in learners().items() if any(f.name == key for f in fields(kind))
-    ]
-    learner = path.startswith(("robust.", "clean.", "more.")) or not set(ROLES).isdisjoint(known)
-    if not owners or not learner or path.count(".") > 2:
-        return ""
-    few = ", ".join(owners) if len(owners) < 8 else "robust learners"
-    return f": only {few} have it"
+    owners = [name for name, kind in learners().items() if key in _names(kind)]
+    learner = path.startswith(("robust.", "clean.", "more.")) or bool(groups)
+    if owners and learner and path.count(".") <= 2:
+        return f": only {', '.join(owners) if len(owners) < 8 else 'robust learners'} have it"
+    inner = [name for group in groups for name in group if not path]
+    close = get_close_matches(key, [*options, *inner], n=1, cutoff=0.5)
+    return f"; did you mean {path}{close[0]}?" if close else f" (known: {', '.join(options)})"
 
 
 def validate(schema: type, values: Mapping[str, Any], problems: list[str], path: str = "") -> Any:
-    """Return the validated object, or None and its problems.
+    """Return the validated object, or None after adding what is wrong to ``problems``.
 
     Arguments:
         schema: The dataclass.
-        values: What it is to be made of.
-        problems: Sentences are added to it, one for each problem that is new.
+        values: Its fields.
+        problems: A sentence is added to it for each problem that is new.
         path: Where the values stand, with a dot at its end.
     """
     cleaned = {key: value if key in TEXT else number(value) for key, value in values.items()}
     try:
-        found = _adapter(schema).validate_python(cleaned)
-        misread = [f"{path}{line}" for line in _misread(cleaned, found)]
+        result = _adapter(schema).validate_python(cleaned)
+        misread = [f"{path}{line}" for line in _misread(cleaned, result)]
         problems += [line for line in misread if line not in problems]
-        return None if misread else found
+        return None if misread else result
     except ValidationError as error:
         for item in error.errors():
             where = path + ".".join(str(part) for part in item["loc"] if not _is_kind(part))
@@ -287,17 +262,17 @@ def validate(schema: type, values: Mapping[str, Any], problems: list[str], path:
     return None
 
 
-def _misread(given: Any, found: Any, path: str = "") -> Iterator[str]:
-    """Yield a line for each number that was made of something that is none, like ``yes``."""
-    if isinstance(found, int | float) and not isinstance(found, bool):
+def _misread(given: Any, result: Any, path: str = "") -> Iterator[str]:
+    """Yield a line for each number that was made of something else, like ``yes``."""
+    if isinstance(result, int | float) and not isinstance(result, bool):
         if isinstance(given, bool | str):
             yield f"{path}: expected a number like 10, 0.1 or 8/255, got {short(given)}"
     elif isinstance(given, Mapping):
         for key, value in given.items():
-            inner = found.get(key) if isinstance(found, Mapping) else getattr(found, key, None)
+            inner = result.get(key) if isinstance(result, Mapping) else getattr(result, key, None)
             yield from _misread(value, inner, f"{path}.{key}" if path else str(key))
-    elif isinstance(given, list | tuple) and isinstance(found, list | tuple):
-        for value, inner in zip(given, found, strict=True):
+    elif isinstance(given, list | tuple) and isinstance(result, list | tuple):
+        for value, inner in zip(given, result, strict=True):
             yield from _misread(value, inner, path)
 
 
@@ -307,12 +282,12 @@ def _adapter(schema: type) -> TypeAdapter[Any]:
 
 
 def _is_kind(part: Any) -> bool:
-    """Tell a name that a union adds to the place of an error: no setting has such a name."""
+    """Return whether a part of an error's place is a type of a union rather than a setting."""
     return isinstance(part, str) and (not part.isidentifier() or part in ("int", "float"))
 
 
 def collect(problems: list[str], attempt: Callable[[], object]) -> None:
-    """Try something; add what a user has to know of its failure to the problems."""
+    """Add the message of a UserError that ``attempt`` raises to the problems."""
     try:
         attempt()
     except UserError as error:

@@ -1,4 +1,4 @@
-"""The training images of a recipe, parted into those that are learned and those held out."""
+"""The training images of a recipe, split into those trained on and those held out."""
 
 __all__ = ["Split", "proportional"]
 
@@ -15,9 +15,9 @@ from equipoise.training.learner import derived_seed
 
 @dataclass
 class Split:
-    """The training images, cut to the recipe's limit and parted into two.
+    """The training images, cut to the recipe's limit and split into two.
 
-    Which images are held out depends on no seed: runs with other seeds validate on the same.
+    The held-out images are the same for every seed.
     """
 
     train: Images
