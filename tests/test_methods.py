@@ -273,7 +273,7 @@ def test_explained_with_its_numbers(method):
     for objective in built.learners.values():
         assert all(line in text for line in objective.formula())
     total = built.cost(2)
-    if built.branch is None:
+    if built.trunk is None:
         assert total == sum(o.cost for o in built.learners.values())
     assert f"{total:g} gradient evaluation{'s' * (total > 1)} an image" in text
 
