@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from equipoise.store.evaluations import summary_of
 from equipoise.store.sealed import seal, stamped
 from equipoise.store.verdicts import all_lines, read
 
@@ -74,7 +75,7 @@ def write(
     metadata |= {"precision": precision, "memory": str(400 * 2**20)}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(arrays, path, metadata=stamped(arrays, metadata))
-    summary = seal(read(path).summary("ef" * 32))
+    summary = seal(summary_of(read(path), "ef" * 32))
     path.with_suffix(".json").write_text(json.dumps(summary), encoding="utf-8")
     run = path.parents[1]
     lines = (json.dumps(line) + "\n" for line in all_lines(run))

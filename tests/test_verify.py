@@ -22,7 +22,7 @@ from equipoise.jobs.verify_stored import recreate
 from equipoise.measures.statistics import would_be_found
 from equipoise.report.runs_reader import read_run
 from equipoise.store.digests import model_digest
-from equipoise.store.evaluations import Store
+from equipoise.store.evaluations import Store, summary_of
 from equipoise.store.runs import Run
 from equipoise.store.sealed import read_arrays, seal, stamped, weights_digest
 from equipoise.store.verdicts import all_lines, read
@@ -80,7 +80,7 @@ def derive(folder: Path) -> None:
     for path in files(folder):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         try:
-            summary = seal(read(path).summary(digest))
+            summary = seal(summary_of(read(path), digest))
         except (ValueError, LookupError):
             continue
         path.with_suffix(".json").write_text(json.dumps(summary, indent=2))

@@ -51,25 +51,9 @@ class Outcome:
         return f"Outcome({attacked} of {len(self.verdict)} attacked, {broken} broken{rest})"
 
     @classmethod
-    def begun(
-        cls,
-        correct: Tensor,
-        *,
-        ensemble: str = "",
-        settings: str = "",
-        notes: tuple[str, ...] = (),
-        made: Mapping[str, Any] | None = None,
-    ) -> "Outcome":
-        """Return the outcome of an attack that has attacked nobody yet."""
-        attacked = torch.zeros_like(correct)
-        return cls(
-            verdict=correct.clone(),
-            attacked=attacked,
-            ensemble=ensemble,
-            settings=settings,
-            notes=notes,
-            made=made or {},
-        )
+    def begun(cls, correct: Tensor, **given: Any) -> "Outcome":
+        """Return the outcome of an attack that has not run yet, with what is given of it."""
+        return cls(verdict=correct.clone(), attacked=torch.zeros_like(correct), **given)
 
     @property
     def broken(self) -> Tensor:

@@ -22,11 +22,11 @@ from equipoise.evaluation.search import TRANSFER
 from equipoise.measures import distortion
 from equipoise.sample import Sample
 from equipoise.settings import recipe as recipes
-from equipoise.store import verdicts
 from equipoise.store.evaluations import Store
+from equipoise.store.records import stage_of
 from equipoise.store.runs import Run
-from equipoise.store.sealed import file_digest, is_sealed
-from equipoise.store.verdicts import RECORDS, UNREADABLE, all_lines, stage_of
+from equipoise.store.sealed import is_sealed
+from equipoise.store.verdicts import FOLDER, RECORDS, UNREADABLE, all_lines
 from equipoise.threat import Norm, Threat
 from equipoise.version import __version__
 
@@ -102,7 +102,7 @@ def _missing(run: Run) -> Iterator[str]:
     """Find evaluations that are gone although another file names them."""
     stores = Store.all(run)
     names = {store.name for store in stores}
-    for path in sorted((run.path / verdicts.FOLDER).glob("*.json")):
+    for path in sorted((run.path / FOLDER).glob("*.json")):
         if path.stem not in names:
             yield f"{path.name} is of an evaluation that is not there"
     for store in stores:
@@ -150,7 +150,7 @@ def _summary(store: Store) -> Iterator[str]:
         content.pop("sha256", None)
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         whole, content = False, {}
-    expected = verdicts.read(store.path).summary(file_digest(store.path))
+    expected = store.expected_summary()
     if not whole or not _same(content, expected):
         where = f": {_differs(content, expected)}" if whole else ""
         yield f"{store.summary.name} and {store.path.name} are not as they were written{where}"

@@ -288,7 +288,7 @@ def _images_differ(runs: Sequence[RunData]) -> bool:
     # Other images are expected where the split or their number is another.
     seen: dict[tuple[str, int], set[str]] = {}
     for e in (evaluation for run in runs for evaluation in run.evaluations):
-        seen.setdefault((e.split, e.n), set()).add(e.data_sha256)
+        seen.setdefault((e.split, e.n), set()).add(e.about["data_sha256"])
     return any(len(sums) > 1 for sums in seen.values())
 
 

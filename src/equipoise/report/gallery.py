@@ -21,8 +21,9 @@ from equipoise.report.content import LARGE, Block, Card, Section, Shot
 from equipoise.report.results import Threat
 from equipoise.report.runs_reader import RunData
 from equipoise.report.wording import count, join, norm_text, threat_text
+from equipoise.store.records import stage_of
 from equipoise.store.sealed import read_arrays
-from equipoise.store.verdicts import UNREADABLE, Evaluation, read, stage_of
+from equipoise.store.verdicts import UNREADABLE, Evaluation, read
 
 FOOLED, ROBUST, EXTREME = 8, 4, 8  # images
 _KNOWN = {  # of each image

@@ -13,7 +13,7 @@ The models of a front (``front/KEY.safetensors``) are evaluated on held-out imag
 the same, without inputs, and named by all that the verdicts depend on.
 """
 
-__all__ = ["FRONT", "Store", "left"]
+__all__ = ["FRONT", "Store", "left", "summary_of"]
 
 import hashlib
 import json
@@ -159,14 +159,36 @@ class Store:
 
     def derive(self) -> None:
         """Write what is derived from the verdicts: the summary, and the folder's records."""
-        summary = verdicts.read(self.path).summary(file_digest(self.path))
-        self.run.write_json(f"{FOLDER}/{self.summary.name}", seal(summary))
+        self.run.write_json(f"{FOLDER}/{self.summary.name}", seal(self.expected_summary()))
         with self.run.lock("writing its records", "records", wait=60):
             self.run.write_lines(RECORDS, verdicts.all_lines(self.run.path))
+
+    def expected_summary(self) -> dict[str, Any]:
+        """Return what the summary must hold, counted from the verdicts, before it is sealed."""
+        return summary_of(verdicts.read(self.path), file_digest(self.path))
 
     def _damaged(self, error: Exception) -> UserError:
         line = " ".join(str(error).split())[:200]
         return UserError(f"{self.path} is damaged ({line}); remove it and evaluate again")
+
+
+def summary_of(evaluation: verdicts.Evaluation, digest: str) -> dict[str, Any]:
+    """Return the content of ``NAME.json``, for people and programs.
+
+    Arguments:
+        evaluation: The evaluation.
+        digest: The SHA-256 of its file of tensors.
+    """
+    return {
+        "format": 1,
+        "about": dict(evaluation.about),
+        "finished": evaluation.finished,
+        "records": [record.content() for record in evaluation.records],
+        "findings": [finding.record() for finding in evaluation.findings],
+        "memory": evaluation.memory,
+        "origin": dict(evaluation.origin),
+        "examples": {"file": evaluation.path.name, "sha256": digest},
+    }
 
 
 def _about(text: str) -> dict[str, Any]:

@@ -5,8 +5,17 @@ terminal and those of a report have what :data:`RESULT_COLUMNS` and :data:`STAGE
 No torch is imported.
 """
 
-__all__ = ["RESULT_COLUMNS", "STAGE_COLUMNS", "WORST", "Record", "ResultColumn", "shown"]
+__all__ = [
+    "RESULT_COLUMNS",
+    "STAGE_COLUMNS",
+    "WORST",
+    "Record",
+    "ResultColumn",
+    "shown",
+    "stage_of",
+]
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +26,20 @@ from numpy.typing import NDArray
 from equipoise.measures.statistics import interval
 
 WORST = "worst-case"
+_STAGE = re.compile(r"(.+)/([a-z][a-z0-9-]*)")
 
 Flags = NDArray[np.bool_]
+
+
+def stage_of(name: str) -> tuple[str, str]:
+    """Return the ensemble and the stage that the name of an attack is of; of others nothing.
+
+    Example:
+        >>> stage_of("autoattack/fab-t"), stage_of("pgd-2(step_size=2/255)")
+        (('autoattack', 'fab-t'), ('', ''))
+    """
+    known = _STAGE.fullmatch(name)
+    return (known[1], known[2]) if known else ("", "")
 
 
 @dataclass(frozen=True, kw_only=True)

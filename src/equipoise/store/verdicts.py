@@ -14,11 +14,9 @@ __all__ = [
     "all_lines",
     "read",
     "scores",
-    "stage_of",
 ]
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -33,13 +31,13 @@ from equipoise.errors import UserError
 from equipoise.measures import cmmr
 from equipoise.sample import Sample
 from equipoise.store.finding import Finding
-from equipoise.store.records import WORST, Record
+from equipoise.store.records import WORST, Record, stage_of
 from equipoise.store.sealed import read_arrays
 
 FOLDER = "evaluations"
 RECORDS = "records.jsonl"
-_DISTORTION = "distortion."  # what the names of such tensors begin with
-_STAGE = re.compile(r"(.+)/([a-z][a-z0-9-]*)")
+_DISTORTION = "distortion."
+_COUNTED = ("y", "clean_prediction", "distance", "verdict.", "attacked.", _DISTORTION)
 UNREADABLE = (
     OSError,
     SafetensorError,
@@ -270,11 +268,6 @@ class Evaluation:
         return str(self.about["model_sha256"])
 
     @property
-    def data_sha256(self) -> str:
-        """The checksum of the images."""
-        return str(self.about["data_sha256"])
-
-    @property
     def versions(self) -> Mapping[str, Any]:
         """What it was made with: versions, device, command."""
         return self.origin.get("versions") or {}
@@ -306,23 +299,6 @@ class Evaluation:
         distances: NDArray[Any] = self.distance[broken & np.isfinite(self.distance)]
         return distances
 
-    def summary(self, digest: str) -> dict[str, Any]:
-        """Return what ``NAME.json`` has of it, for people and programs.
-
-        Arguments:
-            digest: The SHA-256 of the file of tensors.
-        """
-        return {
-            "format": 1,
-            "about": dict(self.about),
-            "finished": self.finished,
-            "records": [record.content() for record in self.records],
-            "findings": [finding.record() for finding in self.findings],
-            "memory": self.memory,
-            "origin": dict(self.origin),
-            "examples": {"file": f"{self.name}.safetensors", "sha256": digest},
-        }
-
     def lines(self, score: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """Return its records as ``records.jsonl`` has them.
 
@@ -344,7 +320,7 @@ def read(path: Path) -> Evaluation:
     Raises:
         Exception: One of :data:`UNREADABLE`, if it is not there, or not as it was written.
     """
-    metadata, arrays = read_arrays(path, _counts)
+    metadata, arrays = read_arrays(path, lambda name: name.startswith(_COUNTED))
     outcomes = json.loads(metadata["outcomes"])
     verdicts = Verdicts(
         norm=metadata["norm"],
@@ -388,7 +364,7 @@ def scores(evaluations: Iterable[Evaluation]) -> dict[str, dict[str, Any]]:
     sweeps: dict[tuple[object, ...], list[Evaluation]] = {}
     for each in evaluations:
         if each.finished and each.distortion:
-            images = each.sample.sha256 if each.sample else each.data_sha256
+            images = each.sample.sha256 if each.sample else each.about["data_sha256"]
             same = each.weights, each.model_sha256, images, each.n, each.verdicts.norm
             sweeps.setdefault(same, []).append(each)
     found: dict[str, dict[str, Any]] = {}
@@ -422,21 +398,3 @@ def all_lines(folder: Path) -> list[dict[str, Any]]:
             continue
     known = scores(found)
     return [line for each in found for line in each.lines(known.get(each.name))]
-
-
-def stage_of(name: str) -> tuple[str, str]:
-    """Return the ensemble and the stage that the name of an attack is of; of others nothing.
-
-    Example:
-        >>> stage_of("autoattack/fab-t"), stage_of("pgd-2(step_size=2/255)")
-        (('autoattack', 'fab-t'), ('', ''))
-    """
-    known = _STAGE.fullmatch(name)
-    return (known[1], known[2]) if known else ("", "")
-
-
-def _counts(name: str) -> bool:
-    """Tell whether an array is one that numbers are counted from."""
-    return name in ("y", "clean_prediction", "distance") or name.startswith(
-        ("verdict.", "attacked.", _DISTORTION)
-    )
