@@ -1,4 +1,4 @@
-"""Training, and what would be trained in words."""
+"""The commands ``train`` and ``explain``."""
 
 __all__ = ["EXPLAIN_EPILOG", "TRAIN_EPILOG", "explain", "train"]
 
@@ -81,7 +81,7 @@ def train(
 
 
 def _is_run(what: str) -> bool:
-    """Tell whether a run folder is named; the name of a method is always the method."""
+    """Return whether a run folder is named; the name of a method is always the method."""
     from equipoise.settings.methods import METHODS
 
     return (Path(what) / "recipe.yaml").is_file() and what not in METHODS
@@ -90,9 +90,9 @@ def _is_run(what: str) -> bool:
 def _recipe(
     what: str, given: dict[str, Any], settings: list[str] | None, published: bool
 ) -> "tuple[Recipe, list[str]]":
-    """Return a recipe, and where its published settings come from.
+    """Return a recipe, and the source of its published settings.
 
-    They lie under those of a method or a file, these under options, and those under key=value.
+    Later ones win: published settings, a method or a file, options, key=value.
     """
     from equipoise.settings import recipe as recipes
 
@@ -108,7 +108,7 @@ def _recipe(
     if not published:
         return recipes.parse(layers), []
     if "method" not in layers:
-        recipes.parse(layers)  # says what is missing
+        recipes.parse(layers)  # raises the error
     name = layers.get("data", recipes.Recipe.data)
     preset = recipes.published(str(layers.get("method")), str(name))
     return recipes.parse(preset.under(layers)), list(preset.lines())

@@ -1,4 +1,4 @@
-"""How a training ended: which round is kept, by what rule, what went wrong, and the learners."""
+"""The end of a training: the kept round and its rule, warnings, and the learners' weights."""
 
 __all__ = ["RULES", "parts", "summary", "where_time_went", "write_learners"]
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from equipoise.store.runs import Run
 from equipoise.store.weight_names import learner_name
-from equipoise.training import Training
 from equipoise.training.collapse import warnings
+from equipoise.training.loop import Training
 
 RULES: dict[str, tuple[str, Callable[[Mapping[str, float]], float]]] = {
     "balanced": (
@@ -29,7 +29,7 @@ RULES: dict[str, tuple[str, Callable[[Mapping[str, float]], float]]] = {
 
 
 def summary(training: Training, keep: str) -> dict[str, Any]:
-    """Return what ``summary.json`` says of a training that is over, but for checksums.
+    """Return the content of ``summary.json`` for a training that is over, without checksums.
 
     Arguments:
         training: The training.
@@ -75,11 +75,10 @@ def where_time_went(sums: Mapping[str, float]) -> str:
 
 
 def write_learners(run: Run, training: Training) -> None:
-    """Write what the merge takes from each of several learners, at the end of the training.
+    """Write the weights (or averages) of each of several merged learners, at the end.
 
-    After a last round of ``rounds`` that hands nothing over they are what was merged. Where the
-    training stopped early after a hand-over, or handed over after every step, each is the global
-    model. A trunk that parted into others is none of them.
+    After a training that stopped early after a hand-over, or that handed over after every step,
+    each is the global model. A trunk that ended is not written.
     """
     merged = training.method.knots
     if len(merged) > 1:

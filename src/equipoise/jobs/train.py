@@ -12,10 +12,9 @@ import torch
 from torch import nn
 
 from equipoise import attacks, data, models, plugins
-from equipoise.data import Dataset
+from equipoise.data.core import Dataset
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation.checks.inputs import in_range
-from equipoise.execution import Execution
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.summary import RULES, summary, where_time_went, write_learners
@@ -29,9 +28,12 @@ from equipoise.store.runs import FORMAT, PICKED, Run
 from equipoise.store.weight_names import round_name
 from equipoise.terminal.progress import Console
 from equipoise.threat import Threat
-from equipoise.training import Augment, Interrupted, Method, Probe, Training, Watch
-from equipoise.training.learner import derived_seed
+from equipoise.training.collapse import Probe
+from equipoise.training.learner import Augment, derived_seed
+from equipoise.training.loop import Training
+from equipoise.training.method import Method
 from equipoise.training.validation import Validator
+from equipoise.training.watch import Interrupted, Watch
 
 SAVE_SECONDS = 300.0
 PROBED = 256  # held-out images
@@ -49,7 +51,7 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
         The run, with the kept model and all its records.
 
     Raises:
-        UserError: If the recipe, the data or the folder will not do; nothing was started.
+        UserError: If the recipe, the data or the folder does not fit; nothing was started.
         RunError: If the training failed or was interrupted; the folder can be resumed.
     """
     console = console or Console(quiet=True)
@@ -61,8 +63,7 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
         )
     _refuse_picked(Path(out))
     _refuse_another(Path(out), recipe)
-    # Before the folder is made: what cannot be trained leaves none.
-    job = _Job(Run(out), recipe, dataset, method, console)
+    job = _Job(Run(out), recipe, dataset, method, console)  # before the folder: it may fail
     with job.run.lock():
         Run.create(out, recipe.to_yaml())
         job.run.write_json("provenance.json", job.provenance())
@@ -94,12 +95,13 @@ def _resume(run: Run, console: Console) -> Run:
     job.compare(before)
     state = run.read_state(console.warn)
     if state is None:
-        console.warn(f"{run.path} has no sound state: starting from the beginning")
+        console.warn(f"{run.path} has no readable state: starting from the beginning")
     else:
         changed = recipes.differences(state["recipe"], recipe.to_dict())
         if changed:
-            what = "; ".join(changed)
-            raise UserError(f"recipe.yaml is not the one {run.path} was begun with ({what})")
+            raise UserError(
+                f"recipe.yaml was changed after {run.path} was started ({'; '.join(changed)})"
+            )
         job.training.load_state_dict(state)
     line = plugins.changed(before.get("import"), plugins.imported())
     if line:
@@ -118,13 +120,12 @@ def _refuse_picked(folder: Path) -> None:
 
 
 def _refuse_another(out: Path, recipe: Recipe) -> None:
-    """Raise a UserError if a folder belongs to another recipe, and say in what they differ."""
+    """Raise a UserError if a folder has another recipe, and say in what they differ."""
     if (out / "recipe.yaml").is_file():
-        there = recipes.read(out / "recipe.yaml")
-        found = recipes.differences(there, recipe.to_dict())
-        if found:
+        changed = recipes.differences(recipes.read(out / "recipe.yaml"), recipe.to_dict())
+        if changed:
             raise UserError(
-                f"{out} belongs to another recipe ({'; '.join(found)}): choose another"
+                f"{out} belongs to another recipe ({'; '.join(changed)}): choose another"
             )
 
 
@@ -132,39 +133,30 @@ def _resolve(recipe: Recipe) -> tuple[Recipe, Dataset, Method]:
     """Load the data; return the recipe with what depends on them filled in, and its method."""
     path = Path(recipe.data).expanduser() if recipe.data.endswith(".npz") else recipe.data
     dataset = data.load(path, recipe.data_dir)
-    eps = dataset.eps if recipe.eps is None else recipe.eps
-    threat = recipe.threat(eps)
+    threat = recipe.threat(dataset.eps)
     method = recipe.settings.build(threat)
     for learner_threat in _threats(method, threat):
         attack = {recipe.validation_attack: attacks.parse(recipe.validation_attack)}
         attacks.check_norms(attack, learner_threat.norm)
     robust = any(o.state.threat is not None for o in method.learners.values())
-    keep = recipe.keep or ("balanced" if robust else "clean")
-    return (
-        replace(
-            recipe,
-            data=_absolute(recipe.data) if recipe.data.endswith(".npz") else recipe.data,
-            data_dir=None if recipe.data_dir is None else _absolute(recipe.data_dir),
-            eps=eps,
-            keep=keep,
-            **asdict(_execution(recipe)),
-        ),
-        dataset,
-        method,
-    )
-
-
-def _execution(recipe: Recipe) -> Execution:
-    """Return how the models of a recipe are run on its device."""
     device = choose_device(recipe.device)
-    return recipe.execution.resolved(device, own=models.house(recipe.model))
+    execution = recipe.execution.resolved(device, own=models.house(recipe.model))
+    resolved = replace(
+        recipe,
+        data=_absolute(recipe.data) if recipe.data.endswith(".npz") else recipe.data,
+        data_dir=None if recipe.data_dir is None else _absolute(recipe.data_dir),
+        eps=threat.eps,
+        keep=recipe.keep or ("balanced" if robust else "clean"),
+        **asdict(execution),
+    )
+    return resolved, dataset, method
 
 
 def _threats(method: Method, threat: Threat) -> tuple[Threat, ...]:
     """Return the threats of a method's objectives, the recipe's first; of none the recipe's."""
     threats = [objective.state.threat for objective in method.learners.values()]
-    different = dict.fromkeys(one for one in threats if one is not None)
-    return tuple(sorted(different, key=lambda one: one != threat)) or (threat,)
+    different = dict.fromkeys(each for each in threats if each is not None)
+    return tuple(sorted(different, key=lambda each: each != threat)) or (threat,)
 
 
 def _absolute(path: str) -> str:
@@ -188,10 +180,10 @@ class _Job:
         deterministic()
         self.device = choose_device(recipe.device)
         self.split = Split.of(recipe, dataset, self.device)
-        self.rule, value = RULES[recipe.keep]
         self.keep = recipe.keep
+        self.rule, value = RULES[recipe.keep]
         self.saved = time.monotonic()
-        self.stopped = ""
+        self.stopped = ""  # the name of the signal that asked for a stop
         self.threats = _threats(method, recipe.threat(recipe.eps))
         x, y = self.split.validation.pixels(), self.split.validation.y
         probed = proportional(self.split.validation, PROBED, len(dataset.classes)).to(self.device)
@@ -254,35 +246,33 @@ class _Job:
         }
 
     def compare(self, before: Mapping[str, Any]) -> None:
-        """Refuse other data than the run began with; say what else may change the last bits."""
+        """Refuse other data than the run started with; warn of what may change the last bits."""
         now = self.provenance()
         old = dict(before.get("data", {}).get("sha256", {}))
         if old and old != now["data"]["sha256"]:
-            raise UserError(f"{self.run.path} was begun on other data (checksums differ)")
+            raise UserError(f"{self.run.path} was started on other data (checksums differ)")
         device, there = str(self.device), str(before.get("device", self.device))
         if device.partition(":")[0] not in there.split(" ")[0]:
             raise UserError(
-                f"{self.run.path} was begun on {there}, its random numbers go on only there; "
-                f"this is {device}"
+                f"{self.run.path} was started on {there}, where alone its random numbers can "
+                f"continue; this is {device}"
             )
         for key in ("torch", "threads", "device"):
             if key in before and before[key] != now[key]:
                 self.console.warn(
                     f"{key} was {before[key]} and is {now[key]}: the result may differ in its "
-                    "last bits from an uninterrupted run"
+                    "last bits from that of an uninterrupted run"
                 )
 
     def run_to_end(self) -> Run:
         """Train until the last round, and write the summary."""
         training, recipe = self.training, self.recipe
-        done = len(training.history)
+        done, path = len(training.history), self.run.path
         self.run.write_lines("log.jsonl", training.history)
         self.run.write_json("config.json", self._description())
         if training.over and self.run.read_json("summary.json").get("finished"):
             early = ", stopped early" if training.stopped_early else ""
-            self.console.say(
-                f"{self.run.path} is finished: {done} of {recipe.rounds} rounds{early}"
-            )
+            self.console.say(f"{path} is finished: {done} of {recipe.rounds} rounds{early}")
             return self.run
         self._introduce(done)
         per_round = training.steps * recipe.batch_size
@@ -292,10 +282,8 @@ class _Job:
             try:
                 training.run()
             except Interrupted as error:
-                raise RunError(
-                    f"{self.stopped}: {error}; go on with: "
-                    f"{command('train', '--resume', self.run.path)}"
-                ) from None
+                again = command("train", "--resume", path)
+                raise RunError(f"{self.stopped}: {error}; go on with: {again}") from None
         self._finish()
         return self.run
 
@@ -307,9 +295,9 @@ class _Job:
             f" of {self.training.steps} steps, {recipe.model}, {threat}, {self.device}"
             + (f"; going on after round {done}" if done or self.training.done else "")
         )
-        seen = in_range(self.split.validation.pixels(), threat)
-        if seen.status != "ok":
-            self.console.warn(f"{seen.check}: {seen.message}; {seen.remedy}")
+        finding = in_range(split.validation.pixels(), threat)
+        if finding.status != "ok":
+            self.console.warn(f"{finding.check}: {finding.message}; {finding.remedy}")
         if len(self.threats) > 1:
             each = (
                 f"{name} {objective.state.threat or 'on clean images'}"
@@ -325,7 +313,7 @@ class _Job:
         )
 
     def _description(self) -> dict[str, Any]:
-        several = [{"norm": one.norm, "eps": one.eps} for one in self.threats]
+        threats = [{"norm": threat.norm, "eps": threat.eps} for threat in self.threats]
         return {
             "format": FORMAT,
             "model": self.recipe.model,
@@ -335,7 +323,7 @@ class _Job:
             "classes": list(self.dataset.classes),
             "threat": {"norm": self.recipe.norm, "eps": self.recipe.eps},
             "input": "floats in [0, 1], shape (B, C, H, W); normalisation is the first layer",
-        } | ({"threats": several} if len(several) > 1 else {})
+        } | ({"threats": threats} if len(threats) > 1 else {})
 
     def _save(self, finished_round: bool) -> None:
         """Save the state; after a round also the models and the log."""
@@ -356,26 +344,24 @@ class _Job:
         self.saved = time.monotonic()
 
     def _finish(self) -> None:
-        told = summary(self.training, self.keep)
+        content = summary(self.training, self.keep)
         write_learners(self.run, self.training)
-        told["sha256"] = {name: self._digest(name) for name in self.run.weights()}
-        self.run.write_json("summary.json", told)
-        for warning in told["warnings"]:
+        run = self.run
+        content["sha256"] = {name: model_digest(run.model(name)) for name in run.weights()}
+        self.run.write_json("summary.json", content)
+        for warning in content["warnings"]:
             self.console.warn(warning)
-        kept = told["kept_round"]
+        kept = content["kept_round"]
         best = self.training.history[kept - 1]["global"]
         self.console.say(
             f"kept round {kept} ({self.rule}): clean {best['clean_accuracy']:.2%}, robust "
             f"{best['robust_accuracy']:.2%} on validation; {self.run.path}/model.safetensors"
         )
-        self.console.say(where_time_went(told["parts"]))
+        self.console.say(where_time_went(content["parts"]))
         self.console.say(f"next: {command('evaluate', self.run.path)}")
 
-    def _digest(self, name: str) -> str:
-        return model_digest(self.run.model(name))
-
     def _asked(self, name: str) -> None:
-        """Remember the wish to stop; the second stops at once."""
+        """Note a signal to stop after the step; the second one stops at once."""
         if self.stopped:
             raise KeyboardInterrupt
         self.stopped = name

@@ -16,13 +16,12 @@ References:
 
 __all__ = ["Adversarial"]
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from equipoise.draws import Draws
-from equipoise.objectives.core import Batch
+from equipoise.objectives.core import Batch, Loss
 from equipoise.objectives.labels import Labels
 from equipoise.objectives.robust import Robust
 
@@ -33,9 +32,7 @@ class Adversarial(Robust):
 
     objective: str = "pgd-at"
 
-    def loss(
-        self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws
-    ) -> Callable[[], Tensor]:
+    def loss(self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws) -> Loss:
         """Search for adversarial inputs; return the mean cross-entropy on them."""
         x_adv = self.search(model, batch, labels, draws)
         return lambda: labels.cross_entropy(model(x_adv)).mean()

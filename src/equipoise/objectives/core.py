@@ -1,11 +1,11 @@
-"""What one learner minimises, and the SGD that it is trained with."""
+"""The loss of a learner, and its SGD."""
 
-__all__ = ["Batch", "Knots", "Objective", "State", "smoothing_line"]
+__all__ = ["Batch", "Knots", "Loss", "Objective", "State", "smoothing_line"]
 
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
@@ -70,6 +70,10 @@ class Knots:
         return (1 - part) * self.values[right - 1] + part * self.values[right]
 
 
+Loss = Callable[[], Tensor]
+"""The loss on a batch, a scalar, at the present weights; it may be called twice."""
+
+
 class Batch(NamedTuple):
     """One batch of training images.
 
@@ -90,13 +94,13 @@ class Batch(NamedTuple):
 
 
 class State(nn.Module):
-    """What changes while an objective is trained on; its settings do not.
+    """What changes in a training with an objective, unlike its settings.
 
     An objective keeps soft labels or a predictor's head here, as buffers and parameters:
     ``state_dict()`` saves them, and parameters are trained.
 
     Arguments:
-        threat: What the adversarial inputs may be; None where there are none.
+        threat: The threat of the adversarial inputs; None if there are none.
     """
 
     def __init__(self, threat: Threat | None) -> None:
@@ -120,7 +124,7 @@ class State(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Objective(ABC):
-    """A loss with all that belongs to it: its attack, its settings, and the SGD of its learner.
+    """A loss with its attack, its settings, and the SGD of its learner.
 
     The fields of a subclass are the settings that a recipe may give; the first line of its
     docstring says what it is. :meth:`bind` makes an objective ready for a training.
@@ -178,8 +182,6 @@ class Objective(ABC):
         """Return the largest learning rate that is used."""
         return self.lr
 
-    # Bound to a threat
-
     def bind(self, threat: Threat) -> Self:
         """Return the same objective with a new state, to be trained on.
 
@@ -204,7 +206,7 @@ class Objective(ABC):
 
     @property
     def state(self) -> State:
-        """Return what changes in the training; only a bound objective has it."""
+        """Return the state of the training; only a bound objective has one."""
         state = vars(self).get("_state")
         assert isinstance(state, State), "bind the objective to a threat first"
         return state
@@ -228,8 +230,6 @@ class Objective(ABC):
             classes: The number of classes K.
         """
         del y, classes
-
-    # An update
 
     @abstractmethod
     def losses(self, model: nn.Module, batch: Batch, draws: Draws) -> Iterator[Tensor]:
@@ -257,8 +257,6 @@ class Objective(ABC):
     def formula(self) -> list[str]:
         """Return what is minimised, with the settings resolved: a line a term."""
 
-    # The strength of the inner attack
-
     def weak(self, progress: float) -> bool:
         """Return whether the inner attack is so weak that a model may overfit to it."""
         del progress
@@ -269,7 +267,6 @@ class Objective(ABC):
 
         Called only for objectives that are :meth:`weak`.
         """
-        assert self.state.threat is not None, "there is no attack"
         self.state.level += 1
         return f"the inner attack is at level {self.level} from here on"
 

@@ -2,9 +2,9 @@ r"""Training on the adversarial inputs that another learner has found.
 
 .. math:: (1 - w)\,\mathrm{CE}(f(x), y) + w\,\mathrm{CE}(f(x'), y)
 
-The adversarial inputs x' are those of the learner that is followed, found against its weights
-just before; the search is nine tenths of an update, and is paid once. Against the learner itself
-they are a transfer attack, weaker than its own would be, the further apart the two are.
+The adversarial inputs x' are those found for another learner against its weights in the same
+step; the search is nine tenths of an update, and is done once. Against this learner they are a
+transfer attack, the weaker the further apart the two learners are.
 """
 
 __all__ = ["Following"]
@@ -24,7 +24,7 @@ from equipoise.objectives.robust import exact
 
 @dataclass(frozen=True, kw_only=True)
 class Following(Objective):
-    """Clean images, and the adversarial ones that the robust learner found.
+    """Clean images, and the adversarial ones found for the robust learner.
 
     Arguments:
         weight: w, the weight of the adversarial ones, in [0, 1).

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from equipoise.attacks.pgd import PGD
 from equipoise.draws import Draws
 from equipoise.errors import NotNegative
-from equipoise.objectives.core import Batch
+from equipoise.objectives.core import Batch, Loss
 from equipoise.objectives.labels import Labels
 from equipoise.objectives.robust import TwoSided, inner_attack
 
@@ -49,9 +49,7 @@ class IAT(TwoSided):
     mixup: NotNegative = 1.0
     attack: PGD = field(default_factory=lambda: inner_attack(steps=7, step_factor=1.75))
 
-    def loss(
-        self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws
-    ) -> Callable[[], Tensor]:
+    def loss(self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws) -> Loss:
         """Search for adversarial inputs; return the mean loss on both kinds, mixed."""
         x_adv = self.search(model, batch, labels, draws)
         if self.mixup == 0:

@@ -1,4 +1,4 @@
-"""Labels of a batch as they are trained on: hard, smoothed, or mixed of two images."""
+"""Labels of a batch as they are trained on: hard, smoothed, or mixed from two images."""
 
 __all__ = ["Labels"]
 
@@ -12,7 +12,7 @@ from equipoise.losses import boost, cross_entropy
 
 @dataclass(frozen=True)
 class Labels:
-    r"""What the classes of a batch are taken to be.
+    r"""The labels of a batch.
 
     With smoothing :math:`s` and the label of another image in the part :math:`1 - a` of a mixed
     one, the target is :math:`(1 - s)(a\, e_y + (1 - a)\, e_{y'}) + s / K`.
@@ -30,7 +30,7 @@ class Labels:
     smoothing: float = 0.0
 
     def sharp(self) -> "Labels":
-        """Return the labels without smoothing: those that an attack works against."""
+        """Return the labels without smoothing, which attacks use."""
         return replace(self, smoothing=0.0)
 
     def take(self, index: Tensor) -> "Labels":

@@ -20,7 +20,6 @@ References:
 
 __all__ = ["MART"]
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -29,7 +28,7 @@ from equipoise.attacks.pgd import PGD
 from equipoise.draws import Draws
 from equipoise.errors import NotNegative
 from equipoise.losses import kl
-from equipoise.objectives.core import Batch
+from equipoise.objectives.core import Batch, Loss
 from equipoise.objectives.labels import Labels
 from equipoise.objectives.robust import TwoSided, exact, noise_attack
 
@@ -46,9 +45,7 @@ class MART(TwoSided):
     beta: NotNegative = 5.0
     attack: PGD = field(default_factory=noise_attack)
 
-    def loss(
-        self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws
-    ) -> Callable[[], Tensor]:
+    def loss(self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws) -> Loss:
         """Search for adversarial inputs; return the loss on both."""
         x_adv = self.search(model, batch, labels, draws)
         if self.beta == 0:

@@ -11,14 +11,13 @@ References:
 
 __all__ = ["Mixed"]
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from equipoise.draws import Draws
 from equipoise.errors import Part
-from equipoise.objectives.core import Batch
+from equipoise.objectives.core import Batch, Loss
 from equipoise.objectives.labels import Labels
 from equipoise.objectives.robust import TwoSided
 
@@ -44,9 +43,7 @@ class Mixed(TwoSided):
         """Return whether adversarial inputs are trained on at all."""
         return self.weight > 0
 
-    def loss(
-        self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws
-    ) -> Callable[[], Tensor]:
+    def loss(self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws) -> Loss:
         """Search for adversarial inputs; return the mean of both losses."""
         if self.weight == 0:
             return lambda: labels.cross_entropy(model(batch.x)).mean()

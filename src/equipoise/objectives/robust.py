@@ -1,9 +1,9 @@
-"""What the objectives have in common that train on adversarial inputs."""
+"""The common part of objectives that train on adversarial inputs."""
 
 __all__ = ["STARTS", "Robust", "TwoSided", "exact", "inner_attack", "noise_attack"]
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
@@ -15,7 +15,7 @@ from equipoise.attacks.pgd import NOISE, PGD, Ascended
 from equipoise.draws import Draws
 from equipoise.errors import NotNegative, Part, UserError
 from equipoise.execution.form import fast
-from equipoise.objectives.core import Batch, Objective, smoothing_line
+from equipoise.objectives.core import Batch, Loss, Objective, smoothing_line
 from equipoise.objectives.labels import Labels
 from equipoise.objectives.options import climbed, cut, erase
 from equipoise.threat import Norm, Threat, fraction
@@ -91,17 +91,13 @@ class Robust(Objective):
 
     @property
     def threat(self) -> Threat:
-        """Return what the adversarial inputs may be."""
+        """Return the threat of the adversarial inputs."""
         threat = self.state.threat
         assert threat is not None
         return threat
 
-    # What a subclass defines
-
     @abstractmethod
-    def loss(
-        self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws
-    ) -> Callable[[], Tensor]:
+    def loss(self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws) -> Loss:
         """Search for adversarial inputs; return the loss on them as a function of the weights.
 
         All randomness is drawn before the function is called: it may be called twice.
@@ -109,7 +105,7 @@ class Robust(Objective):
         Arguments:
             model: The model, in training mode.
             batch: The batch, of which ``x`` is augmented.
-            labels: What the classes are taken to be.
+            labels: The labels, possibly smoothed or mixed.
             draws: The randomness.
         """
 
@@ -119,7 +115,7 @@ class Robust(Objective):
 
     @property
     def both(self) -> bool:
-        """Return whether clean inputs are trained on beside adversarial ones."""
+        """Return whether clean inputs are trained on as well as adversarial ones."""
         return False
 
     @property
@@ -133,17 +129,15 @@ class Robust(Objective):
         return 2 if self.both else 1
 
     def ascended(self, model: nn.Module, x: Tensor, labels: Labels) -> Ascended:
-        """Return what the attack maximises: see :meth:`PGD.search`. By default its own loss."""
+        """Return what the attack maximises (see :meth:`PGD.search`): by default its own loss."""
         del model, x
         if labels.other is None:
             return lambda logits, index: self.attack.losses(logits, labels.y[index])
         sharp = labels.sharp()
         return lambda logits, index: sharp.take(index).cross_entropy(logits)
 
-    # An update
-
     def losses(self, model: nn.Module, batch: Batch, draws: Draws) -> Iterator[Tensor]:
-        """Yield the loss, on perturbed weights where that is asked for."""
+        """Yield the loss, with ``awp`` on perturbed weights."""
         x, labels = self.changed(batch, draws)
         loss = self.loss(model, batch._replace(x=x), labels, draws)
         self.state.climbed = self.awp > 0 and batch.progress >= self.awp_from
@@ -186,11 +180,9 @@ class Robust(Objective):
         return found
 
     def searched(self, form: nn.Module, batch: Batch, labels: Labels, draws: Draws) -> Tensor:
-        """Return what the attack finds in the form of a model that is searched."""
+        """Return what the attack finds for the search form of a model."""
         losses = self.ascended(form, batch.x, labels)
         return self.stronger.search(form, batch.x, labels.y, self.threat, draws, losses)
-
-    # What it costs, and how strong the attack is
 
     @property
     def stronger(self) -> PGD:
@@ -201,13 +193,8 @@ class Robust(Objective):
 
     @property
     def searching(self) -> int:
-        """Return the gradient evaluations of a search, per image, at most."""
+        """Return the gradient evaluations of the search before an update, per image, at most."""
         return self.stronger.steps * self.stronger.restarts if self.attacks else 0
-
-    @property
-    def shares(self) -> bool:
-        """Return whether adversarial inputs are found before an update: others may use them."""
-        return self.searching > 0
 
     @property
     def cost(self) -> int:
@@ -235,7 +222,7 @@ class Robust(Objective):
 
     def formula(self) -> list[str]:
         """Return the loss, the attack and the options, with the settings resolved."""
-        search = self.search_terms() if self.searching else []
+        search = self.search_terms() if self.attacks else []
         return [*self.terms(), *search, *self._options()]
 
     def search_terms(self) -> list[str]:

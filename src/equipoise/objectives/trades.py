@@ -32,7 +32,7 @@ from equipoise.attacks.pgd import PGD, Ascended
 from equipoise.draws import Draws
 from equipoise.errors import NotNegative
 from equipoise.losses import kl
-from equipoise.objectives.core import Batch
+from equipoise.objectives.core import Batch, Loss
 from equipoise.objectives.labels import Labels
 from equipoise.objectives.robust import TwoSided, exact, noise_attack
 
@@ -71,9 +71,7 @@ class TRADES(TwoSided):
             clean = exact(model(x))
         return lambda logits, index: kl(clean[index], logits)
 
-    def loss(
-        self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws
-    ) -> Callable[[], Tensor]:
+    def loss(self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws) -> Loss:
         """Search for adversarial inputs; return the loss on both."""
         on_clean = self.clean(batch, labels)
         if self.beta == 0:

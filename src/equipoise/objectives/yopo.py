@@ -27,7 +27,7 @@ References:
 
 __all__ = ["YOPO", "Parted"]
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
@@ -38,7 +38,7 @@ from equipoise.attacks.core import guest
 from equipoise.attacks.pgd import PGD
 from equipoise.draws import Draws
 from equipoise.errors import Count, UserError
-from equipoise.objectives.core import Batch
+from equipoise.objectives.core import Batch, Loss
 from equipoise.objectives.labels import Labels
 from equipoise.objectives.robust import STARTS, Robust, exact, inner_attack
 from equipoise.threat import fraction
@@ -111,25 +111,20 @@ class YOPO(Robust):
 
     def _descend(self, model: Parted, x: Tensor, x_adv: Tensor, costate: Tensor) -> Tensor:
         """Take the n steps down the Hamiltonian, through the stem alone."""
-        with self.state.stopwatch.inner("attack"):
-            return self._descended(model, x, x_adv, costate)
-
-    def _descended(self, model: Parted, x: Tensor, x_adv: Tensor, costate: Tensor) -> Tensor:
         length = self.attack.step_length(self.threat)
         low = self.state.execution.resolved(x.device).precision == "bfloat16"
-        for _ in range(self.attack.steps):
-            x_adv = x_adv.detach().requires_grad_(True)
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=low):
-                hidden = model.stem(x_adv)
-            (grad,) = torch.autograd.grad((exact(hidden) * costate).sum(), x_adv)
-            with torch.no_grad():
-                step = length * self.threat.ascent(torch.nan_to_num(grad, 0.0, 0.0, 0.0))
-                x_adv = self.threat.project(x, x_adv - step)
+        with self.state.stopwatch.inner("attack"):
+            for _ in range(self.attack.steps):
+                x_adv = x_adv.detach().requires_grad_(True)
+                with torch.autocast(x.device.type, torch.bfloat16, enabled=low):
+                    hidden = model.stem(x_adv)
+                (grad,) = torch.autograd.grad((exact(hidden) * costate).sum(), x_adv)
+                with torch.no_grad():
+                    step = length * self.threat.ascent(torch.nan_to_num(grad, 0.0, 0.0, 0.0))
+                    x_adv = self.threat.project(x, x_adv - step)
         return x_adv.detach()
 
-    def loss(
-        self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws
-    ) -> Callable[[], Tensor]:
+    def loss(self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws) -> Loss:
         """Return the loss where the passes end; an update takes those of all of them."""
         x_adv = self.search(model, batch, labels, draws)
         return lambda: labels.cross_entropy(model(x_adv)).mean()
@@ -156,13 +151,9 @@ class YOPO(Robust):
         return self.replays * self._surplus
 
     @property
-    def cost(self) -> int:
-        """Return the full passes of an update."""
-        return self.passes
-
-    def evaluations(self, n: int) -> int:
-        """Return the gradient evaluations of the last update, which had ``n`` examples."""
-        return self.passes * n
+    def searching(self) -> int:
+        """Return 0: the passes that search also train, so others cannot use what they find."""
+        return 0
 
     def weak(self, progress: float) -> bool:
         """Return True: the gradient of the trunk is stale in all but the first inner step."""
@@ -181,11 +172,6 @@ class YOPO(Robust):
         return [
             f"sum over {self.passes} passes of: mean over the batch of CE(f(x + d), y){part}{stem}"
         ]
-
-    @property
-    def shares(self) -> bool:
-        """Return False: its adversarial inputs change with every pass of an update."""
-        return False
 
     def search_terms(self) -> list[str]:
         """Return what the inner loop does."""

@@ -1,4 +1,4 @@
-r"""The classes of settings of methods: their learners, and how they are merged.
+r"""The settings of methods: their learners, and how they are merged.
 
 The fields are what a recipe or ``key=value`` on the command line may say.
 ``docs/decisions.md`` records how the gaps of the papers are read; every reading is a setting.
@@ -50,13 +50,12 @@ class Settings(Merge):
     @property
     def learners(self) -> dict[str, Objective]:
         """Return the objectives of the learners by name, in the order in which they train."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, Objective)}
+        return {k: value for k, value in vars(self).items() if isinstance(value, Objective)}
 
     def knots(self) -> dict[str, Knots]:
-        """Return the weights of the learners over the progress; a single one has all of it."""
-        alone = list(self.learners)
-        return {alone[0]: Knots((1.0,))} if len(alone) == 1 else super().knots()
+        """Return the weights of the learners over the progress; of a single one it is 1."""
+        names = list(self.learners)
+        return {names[0]: Knots((1.0,))} if len(names) == 1 else super().knots()
 
     def unfit(self, norm: Norm, rounds: int) -> list[str]:
         """Return why the settings do not fit a training, a sentence each.
@@ -101,7 +100,7 @@ class CleanOnly(Settings):
     """One learner of clean images.
 
     Arguments:
-        clean: How it learns.
+        clean: The learner.
     """
 
     fixed: ClassVar[frozenset[str]] = ONE
@@ -113,7 +112,7 @@ class RobustOnly(Settings):
     """One robust learner.
 
     Arguments:
-        robust: How it learns.
+        robust: The learner.
     """
 
     fixed: ClassVar[frozenset[str]] = ONE
@@ -153,14 +152,14 @@ class A3GT(Settings):
 
     @property
     def learners(self) -> dict[str, Objective]:
-        """Return the clean learner, the robust one, and further ones."""
+        """Return the clean learner, the robust one, and the further ones."""
         return {**super().learners, **self.more}
 
     def unfit(self, norm: Norm, rounds: int) -> list[str]:
         """Return why the settings do not fit a training of so many rounds."""
         problems = super().unfit(norm, rounds)
         if isinstance(self.start, Fixed) and (self.start.round or 0) > rounds:
-            problems.append(f"start.round={self.start.round} lies behind the last round, {rounds}")
+            problems.append(f"start.round={self.start.round} is after the last round, {rounds}")
         return problems
 
 

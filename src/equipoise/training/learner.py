@@ -177,8 +177,7 @@ class Learner:
             self.optimizer.state[here] = deepcopy(other.optimizer.state[there])
         self.objective.state.level = max(self.objective.level, other.objective.level)
         self.since = since
-        if self.share.average is not None and other.share.average is not None:
-            self.share.average = [value.clone() for value in other.share.average]
+        self.share.average = {name: value.clone() for name, value in other.share.average.items()}
 
     def load_global(self, state: Mapping[str, Tensor], momentum: str) -> None:
         """Go on from the global weights: the hand-over."""
@@ -194,8 +193,7 @@ class Learner:
 
         The statistics of BatchNorm are its own, too, whatever the global model's are.
         """
-        averages = dict(zip(self.share.names, self.share.average or (), strict=False))
-        return {name: averages.get(name, value) for name, value in self.state.items()}
+        return self.state | self.share.average
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs."""

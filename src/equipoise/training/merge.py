@@ -165,14 +165,13 @@ class Share:
     """
 
     def __init__(self, start: Mapping[str, Tensor], names: Sequence[str], average: bool) -> None:
-        self.names = list(names)
-        self.parts = [torch.zeros_like(start[name]) for name in self.names]
-        self.average = [start[name].clone() for name in self.names] if average else None
+        self.parts = {name: torch.zeros_like(start[name]) for name in names}
+        self.average = {name: start[name].clone() for name in names} if average else {}
 
     @torch.no_grad()
     def carry(self, start: Mapping[str, Tensor]) -> None:
         """Start from the initial weights; one of the shares holds them."""
-        for name, part in zip(self.names, self.parts, strict=True):
+        for name, part in self.parts.items():
             part.copy_(start[name])
 
     @torch.no_grad()
@@ -188,23 +187,23 @@ class Share:
             kept: The decay of the part; None: that of the average.
         """
         kept = memory if kept is None else kept
-        values = [state[name] for name in self.names]
-        if self.average is not None:
-            torch._foreach_lerp_(self.average, values, 1 - memory)
-            values = self.average
-        torch._foreach_mul_(self.parts, kept)
-        torch._foreach_add_(self.parts, values, alpha=(1 - kept) * weight)
+        parts, values = list(self.parts.values()), [state[name] for name in self.parts]
+        if self.average:
+            average = list(self.average.values())
+            torch._foreach_lerp_(average, values, 1 - memory)
+            values = average
+        torch._foreach_mul_(parts, kept)
+        torch._foreach_add_(parts, values, alpha=(1 - kept) * weight)
 
     def state_dict(self) -> dict[str, State]:
         """Return what a resumed run needs."""
-        averages = {} if self.average is None else dict(zip(self.names, self.average, strict=True))
-        return {"parts": dict(zip(self.names, self.parts, strict=True)), "average": averages}
+        return {"parts": dict(self.parts), "average": dict(self.average)}
 
     def load_state_dict(self, state: Mapping[str, State]) -> None:
         """Go on from a saved share."""
-        for name, part in zip(self.names, self.parts, strict=True):
+        for name, part in self.parts.items():
             part.copy_(state["parts"][name])
-        for name, value in zip(self.names, self.average or (), strict=self.average is not None):
+        for name, value in self.average.items():
             value.copy_(state["average"][name])
 
 
@@ -216,8 +215,8 @@ def total(shares: Iterable[Share], others: Mapping[str, Tensor]) -> State:
         others: A state with all entries; those that no share has are taken from it.
     """
     first, *rest = shares
-    parts = {name: part.clone() for name, part in zip(first.names, first.parts, strict=True)}
+    parts = {name: part.clone() for name, part in first.parts.items()}
     for share in rest:
-        for name, part in zip(share.names, share.parts, strict=True):
+        for name, part in share.parts.items():
             parts[name].add_(part)
     return {name: parts[name] if name in parts else v.clone() for name, v in others.items()}

@@ -15,7 +15,7 @@ from equipoise.training.start import Never, Verdict
 
 def check_leader(name: str, objective: Objective) -> None:
     """Raise a UserError if a learner's adversarial inputs are of no use to another."""
-    if not isinstance(objective, Robust) or not objective.shares:
+    if not isinstance(objective, Robust) or not objective.searching:
         raise UserError(f"{name} finds no adversarial inputs that another learner could follow")
     if objective.cutmix or objective.erasing:
         raise UserError(

@@ -47,13 +47,13 @@ class Preset:
     settings: Mapping[str, Any]
 
     def lines(self) -> list[str]:
-        """Return the source and the deviations, as they are shown to people."""
+        """Return the source and the deviations as text."""
         return [f"published settings: {self.source}", *(f"  - {line}" for line in self.deviations)]
 
     def under(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return these settings with what is given over them, group by group.
+        """Return these settings with the given ones over them, group by group.
 
-        A rule for t' that is given replaces another one, whose settings mean nothing to it.
+        A given rule for t' replaces another one with all its settings.
 
         Arguments:
             given: Settings with their short forms written out, as ``recipe.combine`` returns them.
