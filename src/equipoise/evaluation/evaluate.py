@@ -94,7 +94,7 @@ def evaluate(
         checks: Whether to look for what would make the numbers untrustworthy.
         others: Adversarial examples of other models for the same inputs, by name, with the shape
             of ``x``: those that fool this model count, as the attack ``"transfer"``.
-        control: Who withstood on an undefended model, with shape (N,): the checks compare.
+        control: Which examples stay correct on an undefended model, with shape (N,).
         classes: The names of the classes, by label.
 
     Returns:
@@ -304,7 +304,7 @@ class _Work:
         )
 
     def check_transfer(self, others: Mapping[str, Tensor]) -> None:
-        """Check whether points of other models fool what withstood the attacks."""
+        """Check whether points of other models fool examples that the attacks left."""
         s = self.search
         found, _ = checking.transfer(
             s.judge.model, s.x, s.y, s.threat, others, s.robust, seed=s.seed

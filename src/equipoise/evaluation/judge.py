@@ -4,7 +4,7 @@ Attacks propose, the judge disposes. It runs the model in eval mode, in float32 
 float64 model), with autocast off, whatever arithmetic the attack searched with.
 """
 
-__all__ = ["Judge", "Ruling"]
+__all__ = ["Judge", "Ruling", "misfit"]
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -130,23 +130,28 @@ class Judge:
             y: The labels.
             classes: The number of classes, where it is known.
         """
-        if logits.ndim != 2 or len(logits) != len(y):
-            raise UserError(
-                f"expected logits of shape ({len(y)}, K) from the model, got {tuple(logits.shape)}"
-            )
-        k = logits.shape[1]
-        if k < 2:
-            raise UserError("the model has one output; a classifier needs at least two logits")
-        if classes is not None and k != classes:
-            raise UserError(f"the model returns {k} classes, the data has {classes}")
-        if len(y) and not 0 <= int(y.min()) <= int(y.max()) < k:
-            raise UserError(
-                f"labels must lie in 0..{k - 1}, as the model returns {k} classes; "
-                f"got {int(y.min())}..{int(y.max())}"
-            )
+        if problem := misfit(logits, y, classes):
+            raise UserError(problem)
         if not bool(torch.isfinite(logits).all()):
             rows = int((~torch.isfinite(logits).all(1)).sum())
             raise UserError(
                 f"the model returns NaN or infinite values on {rows} of {len(y)} clean inputs; "
                 "check its weights and its normalisation"
             )
+
+
+def misfit(logits: Tensor, y: Tensor, classes: int | None) -> str:
+    """Return why outputs cannot be the logits for some labels; empty: they can be."""
+    if logits.ndim != 2 or len(logits) != len(y):
+        return f"expected logits of shape ({len(y)}, K), got {tuple(logits.shape)}"
+    k = logits.shape[1]
+    if k < 2:
+        return "the model has one output; a classifier needs at least two logits"
+    if classes is not None and k != classes:
+        return f"the model returns {k} classes, the data has {classes}"
+    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < k:
+        return (
+            f"labels must lie in 0..{k - 1}, as the model returns {k} classes; "
+            f"got {int(y.min())}..{int(y.max())}"
+        )
+    return ""

@@ -1,4 +1,4 @@
-"""What one attack did: whom it attacked, who withstood, and what it cost."""
+"""The result of one attack: which examples it attacked, which stay correct, and its cost."""
 
 __all__ = ["Outcome"]
 
@@ -15,7 +15,7 @@ class Outcome:
     """The verdicts of one attack, and their price.
 
     Arguments:
-        verdict: Whether each example withstood the attack, with shape (N,); true also where it
+        verdict: Whether each example stays correct, with shape (N,); true also where it
             was not attacked.
         attacked: Which examples were attacked, with shape (N,).
         ensemble: The ensemble it was a stage of, or nothing.

@@ -63,12 +63,12 @@ class Result:
 
     @property
     def robust(self) -> Tensor:
-        """Tell which examples withstood every attack, with shape (N,)."""
+        """Return which examples stay correct under every attack, with shape (N,)."""
         return torch.from_numpy(self.counted.robust)
 
     @property
     def verdicts(self) -> dict[str, Tensor]:
-        """Return who withstood, by attack, each with shape (N,).
+        """Return which examples stay correct, by attack, each with shape (N,).
 
         There is one for every attack that attacked all correct examples, and one for every
         ensemble: the worst of its stages.

@@ -105,7 +105,7 @@ class Search:
 
     @property
     def robust(self) -> Tensor:
-        """Tell which examples have withstood everything so far, with shape (N,)."""
+        """Return which examples stay correct under everything so far, with shape (N,)."""
         robust = self.correct
         for outcome in self.outcomes.values():
             robust = robust & outcome.verdict
@@ -156,13 +156,13 @@ class Search:
         self.note([finding("gradients", "failed", message, error.remedy, skipped=count)])
 
     def transfer(self, others: Mapping[str, Tensor]) -> None:
-        """Try points that were made against other models on what has withstood so far.
+        """Try points that were made against other models on what is still correct.
 
         Arguments:
             others: Points for the same inputs by the name of where they are from, with the
                 shape of the inputs.
         """
-        began, withstood = time.perf_counter(), self.robust
+        began, robust = time.perf_counter(), self.robust
         settings = f"points from {', '.join(others)}"
         before = self.outcomes.get(TRANSFER, Outcome.begun(self.correct))
         outcome = replace(before, settings=settings)
@@ -173,7 +173,7 @@ class Search:
                     f"{tuple(points.shape)}"
                 )
             x_adv = points.to(self.x)
-            near = withstood & outcome.verdict & self.threat.contains(self.x, x_adv)
+            near = robust & outcome.verdict & self.threat.contains(self.x, x_adv)
             index = near.nonzero()[:, 0]
             if len(index):
                 outcome, _ = self._decide(index, x_adv[index], outcome)
@@ -227,19 +227,15 @@ class Search:
             x_adv = self._propose(attack, index[held], form)
             outcome, _ = self._decide(index[held], x_adv, outcome)
         forwards, backwards = form.spent()
-        self._told(form)
+        if form.given_up:
+            message = f"the model itself is searched, not its quicker form: {form.given_up}"
+            self.note([finding("search-form", "ok", message)])
         return replace(
             outcome,
             forwards=outcome.forwards + forwards,
             backwards=outcome.backwards + backwards,
             seconds=outcome.seconds + time.perf_counter() - began,
         )
-
-    def _told(self, form: Fast) -> None:
-        """Say why the model is searched as it is, where it is and could be quicker."""
-        if form.given_up:
-            message = f"the model itself is searched, not its quicker form: {form.given_up}"
-            self.note([finding("search-form", "ok", message)])
 
     def _decide(self, index: Tensor, x_adv: Tensor, outcome: Outcome) -> tuple[Outcome, Ruling]:
         """Let the judge decide on points for some of the examples, and keep the strongest."""

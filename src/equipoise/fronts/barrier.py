@@ -62,7 +62,7 @@ def barrier(verdicts: Mapping[float, Verdicts]) -> Barrier | None:
     deepest of m places it is taken at the level 0.05 / m, since it is the deepest of m.
 
     Arguments:
-        verdicts: Who is classified correctly, by gamma, each with shape (n,), of the same images.
+        verdicts: Which images are classified correctly, by gamma, each with shape (n,).
 
     Returns:
         The barrier; None where an end or all that is between was not measured.

@@ -17,7 +17,7 @@ from equipoise.errors import UserError
 from equipoise.evaluation.judge import Judge
 from equipoise.evaluation.protocol import Protocol
 from equipoise.fronts.held_out import HeldOut, same_images
-from equipoise.fronts.line import BatchNorms, Ends, model_at
+from equipoise.fronts.line import BatchNorms, End, Ends, model_at
 from equipoise.fronts.picked import Picked
 from equipoise.fronts.picking import Candidate, Choice, Constraint, Flags, Kind, choose
 from equipoise.fronts.record import FrontRecord, Point
@@ -79,7 +79,8 @@ class Front:
         if batchnorm not in (None, "average", "estimate"):
             raise UserError(f"batchnorm must be average or estimate, got {batchnorm!r}")
         self.own = names == PAIR
-        self.ends = Ends.of_run(self.run) if self.own else Ends.of_two(names, self.run)
+        named = (End.named(name, self.run) for name in names)
+        self.ends = Ends.of_run(self.run) if self.own else Ends(*named)
         same_images(self.run, [self.ends.clean.run, self.ends.robust.run])
         stored: BatchNorms = "average"
         if known is not None and known.batchnorm == "estimate":
@@ -157,7 +158,7 @@ class Front:
 
         Arguments:
             protocol: How each model is attacked; None: by two short multi-step attacks, each on
-                what withstood those before, in the threat of the training.
+                what the ones before left, in the threat of the training.
             points: How many models are measured at most.
             beyond: How far to go beyond the ends; 0: not.
             others: Run folders whose kept models are measured beside it.

@@ -14,13 +14,12 @@ References:
 __all__ = ["BatchNorms", "End", "Ends", "model_at"]
 
 import copy
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from equipoise.attacks import PGD
 from equipoise.data import Images
@@ -56,7 +55,7 @@ class End:
 
     @classmethod
     def named(cls, spec: str, run: Run) -> "End":
-        """Return the end that somebody names.
+        """Return the end that is given by name or path.
 
         Arguments:
             spec: A run folder, for its kept model; a .safetensors file in one; or weights of
@@ -122,12 +121,6 @@ class Ends:
         clean, robust = (End(name, run, run.model(name)) for name in PAIR)
         return cls(clean, robust)
 
-    @classmethod
-    def of_two(cls, specs: Sequence[str], run: Run) -> "Ends":
-        """Return two models by what somebody calls them: see :meth:`End.named`."""
-        clean, robust = (End.named(spec, run) for spec in specs)
-        return cls(clean, robust)
-
     @property
     def names(self) -> tuple[str, str]:
         """What the ends are called, the clean one first."""
@@ -142,18 +135,11 @@ class Ends:
 
     def model(self, gamma: float) -> nn.Module:
         """Return a new model from the line, in eval mode, on the CPU, its statistics averaged."""
-        return self._loaded(
-            mix(self.clean.model.state_dict(), self.robust.model.state_dict(), gamma)
-        )
-
-    def _loaded(self, state: Mapping[str, Tensor]) -> nn.Module:
         model = copy.deepcopy(self.robust.model)
-        model.load_state_dict(
-            {
-                name: value.clamp_min(0) if name.endswith(VARIANCE) else value
-                for name, value in state.items()
-            }
-        )
+        state = mix(self.clean.model.state_dict(), model.state_dict(), gamma)
+        for name, value in state.items():
+            state[name] = value.clamp_min(0) if name.endswith(VARIANCE) else value
+        model.load_state_dict(state)
         return model.eval()
 
 

@@ -65,15 +65,15 @@ class Picked:
                 if (self.run.path / name).is_file():
                     run.write_json(name, self.run.read_json(name))
             run.write_model("model.safetensors", self.model.state_dict())
-            told = {
+            content = {
                 "format": 1,
                 "from": str(self.run.path),
                 **self.choice.content(),
                 "front": self.origin,
                 "sha256": digest,
-                "command": f"{command('pick', self.run.path)}",
+                "command": command("pick", self.run.path),
             }
-            run.write_json(PICKED, told)
+            run.write_json(PICKED, content)
             summary = {"finished": True, "rule": str(self.choice), "sha256": {"model": digest}}
             run.write_json("summary.json", summary)
         except BaseException:

@@ -42,7 +42,7 @@ __all__ = ["ALPHA", "Candidate", "Choice", "Constraint", "bounds", "choose", "le
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -134,7 +134,7 @@ class Candidate:
     Arguments:
         point: What was measured.
         correct: Which images are classified correctly, with shape (n,).
-        robust: Which of them withstood the attacks, with shape (n,).
+        robust: Which of them stay correct under the attacks, with shape (n,).
     """
 
     point: Point
@@ -166,27 +166,21 @@ class Choice:
 
     def __str__(self) -> str:
         point = self.point
-        told = f"gamma = {self.gamma:g}"
+        text = f"gamma = {self.gamma:g}"
         if point is None:
-            return f"{told}, where nothing was measured"
-        told += (
+            return f"{text}, where nothing was measured"
+        text += (
             f": clean {point.clean_accuracy:.2%}, robust {point.robust_accuracy:.2%} on "
             f"{point.n} held-out images"
         )
         if self.bound is None:
-            return told
-        return f"{told}; {_bounded(self.constraint, self.bound)}"
+            return text
+        return f"{text}; {_bounded(self.constraint, self.bound)}"
 
     def content(self) -> dict[str, Any]:
         """Return the choice as plain values."""
         return {
-            "constraint": {
-                "kind": self.constraint.kind,
-                "value": self.constraint.value,
-                "reference": self.constraint.reference,
-                "standard": self.constraint.standard,
-                "in_words": str(self.constraint),
-            },
+            "constraint": {**asdict(self.constraint), "in_words": str(self.constraint)},
             "gamma": self.gamma,
             "bound": self.bound,
             "confidence": None if self.bound is None else 1 - ALPHA,

@@ -28,7 +28,7 @@ class Point:
             the model of another run it says nothing.
         n: How many images there are.
         clean: How many of them are classified correctly.
-        robust: How many of these withstood every attack.
+        robust: How many of these stay correct under every attack.
         transferred: How many were fooled by examples of neighbouring points, before any search.
         searched: How many the first attack was run on: the rest, or the correct ones.
         forwards: Images that passed forward through the model in the searches.
@@ -63,7 +63,7 @@ class Point:
 
     @property
     def robust_accuracy(self) -> float:
-        """The share of images that also withstood the attacks, in [0, 1]: an upper bound."""
+        """The share of images that stay correct under the attacks, in [0, 1]: an upper bound."""
         return self.robust / self.n
 
     @property
@@ -105,7 +105,7 @@ class FrontRecord:
         sha256: The checksums of their weights.
         norm: The norm of the threat.
         eps: Its radius, in units of the input.
-        attacks: The attacks by name; each attacked what withstood those before.
+        attacks: The attacks by name; each attacked what the ones before left.
         n: The number of held-out images.
         sample: Which of the held-out images.
         data: The checksum of these images.

@@ -284,7 +284,7 @@ class _Evaluations:
     def _others(self, threat: Threat) -> tuple[dict[str, Tensor], Tensor | None]:
         """Return adversarial examples of other evaluations on the same images.
 
-        With them comes who withstood on an undefended model, where one of them is that.
+        With them come the examples that stay correct on an undefended model, if one is there.
         """
         found: dict[str, Tensor] = {}
         control = None

@@ -155,15 +155,15 @@ def of_model(
         data_dir: The folder of the data.
         out: The folder of the results; by default ``runs/`` with the function's name.
         normalise: As for :func:`equipoise.models.foreign.load_weights`.
-        say: Told how weights and normalisation were understood, a line each; the folder's
+        say: Called with how weights and normalisation were read, a line each; the folder's
             ``own-model.json`` has these lines, too.
 
     Raises:
         UserError: If model, weights or data will not do, or the folder is another's.
     """
     file, key = weights_of(weights) if weights else (None, "")
-    told: list[str] = []
-    model, dataset = _load(spec, weights, normalise, data_name, data_dir, told.append)
+    remarks: list[str] = []
+    model, dataset = _load(spec, weights, normalise, data_name, data_dir, remarks.append)
     folder = Path("runs") / spec.replace(":", ".").replace("/", ".") if out is None else out
     about = {
         "format": 1,
@@ -180,11 +180,11 @@ def of_model(
     with run.lock("making it ready", "own", wait=WAIT_SECONDS):
         if is_free(folder):
             code = {"source": source, "import": plugins.imported()}
-            run.write_json(OWN, {**about, **code, "remarks": told})
+            run.write_json(OWN, {**about, **code, "remarks": remarks})
         known = run.read_json(OWN)
     if not known or any(known.get(key) != about[key] for key in about):
         raise UserError(f"{folder} holds something else; choose another --out")
-    for line in filter(None, [*told, plugins.changed(known.get("source"), source)]):
+    for line in filter(None, [*remarks, plugins.changed(known.get("source"), source)]):
         say(line)
     given = ("--model", spec)
     return Subject(run, model, dataset, "linf", dataset.eps, source=source, given=given)

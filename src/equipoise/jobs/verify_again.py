@@ -193,7 +193,7 @@ class _Search:
     def differs(self, now: Result, place: int, row: int) -> bool:
         """Tell whether the strongest point of an image is another one than then.
 
-        Points of other models may have been stronger then; nobody makes them again.
+        Points of other models may have been stronger then; they are not made again.
         """
         margin, stored = float(now.margin[place]), float(self.result.margin[row])
         if TRANSFER in self.result.outcomes and stored < margin:
@@ -242,5 +242,5 @@ def _alike(result: Result, device: torch.device, version: str) -> bool:
     """Tell whether this machine is the one of then, as far as bits depend on it."""
     here = machine(str(device))
     made = [o.made for name, o in result.outcomes.items() if name != TRANSFER]
-    same = all(here.items() <= dict(told).items() for told in made)
+    same = all(here.items() <= dict(then).items() for then in made)
     return device.type == "cpu" and version == __version__ and same

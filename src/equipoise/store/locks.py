@@ -49,12 +49,12 @@ def locked(
     Raises:
         UserError: If another process has the lock, or the file cannot be made.
     """
-    until, told = time.monotonic() + wait, waiting is None
+    until, announced = time.monotonic() + wait, waiting is None
     while (held := _take(path)) is None:
         if time.monotonic() >= until:
             raise UserError(busy)
-        if not told and waiting is not None:
-            told = True
+        if not announced and waiting is not None:
+            announced = True
             waiting()
         time.sleep(LOOK_SECONDS)
     handles, release = held

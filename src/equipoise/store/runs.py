@@ -157,7 +157,7 @@ class Run:
         """Return the state of the training, or the one before where that is damaged.
 
         Arguments:
-            announce: Told when the previous state has to do, or none is left.
+            announce: Called when the previous state has to do, or none is left.
         """
         for name in ("state.pt", "state.previous.pt"):
             path = self.path / name

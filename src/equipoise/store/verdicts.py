@@ -54,17 +54,17 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class Verdicts:
-    """Who withstood what: the verdicts of several attacks on one model under one threat.
+    """The verdicts of several attacks on one model under one threat.
 
     Arguments:
         norm: The norm of the threat.
         eps: Its radius.
         y: The labels, with shape (N,).
         correct: Which clean inputs are classified correctly, with shape (N,).
-        verdict: Whether each image withstood an attack, by attack, each with shape (N,); a stage
+        verdict: Whether each image stays correct, by attack, each with shape (N,); a stage
             of an ensemble is named ``ensemble/stage``.
         attacked: Which images it attacked, by attack, each with shape (N,).
-        told: What else is known of an attack, as :attr:`equipoise.evaluation.Outcome.told` has it.
+        told: Everything else of an attack, as :attr:`equipoise.evaluation.Outcome.told` has it.
         seed: The seed of the attacks' randomness.
         passes: The forward passes of a verdict.
         precision: The arithmetic of the search.
@@ -98,7 +98,7 @@ class Verdicts:
 
     @property
     def robust(self) -> Flags:
-        """Tell which images withstood every attack, with shape (N,)."""
+        """Return which images stay correct under every attack, with shape (N,)."""
         return self._all(self.verdict)
 
     @property
@@ -117,7 +117,7 @@ class Verdicts:
 
     @property
     def whole(self) -> dict[str, Flags]:
-        """Return who withstood, by attack, each with shape (N,).
+        """Return which images stay correct, by attack, each with shape (N,).
 
         There is one for every attack that attacked all correct images, and one for every
         ensemble: the worst of its stages.

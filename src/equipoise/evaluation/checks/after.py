@@ -9,7 +9,7 @@ from operator import or_
 import torch
 from torch import Tensor, nn
 
-from equipoise.evaluation.checks.finding import Finding, finding, graded, judged, listed, plural
+from equipoise.evaluation.checks.finding import Finding, finding, graded, listed, plural
 from equipoise.evaluation.checks.model import correct_of, exact_of, preserved
 from equipoise.measures.statistics import interval
 from equipoise.threat import Threat
@@ -111,15 +111,8 @@ def _black_box(
     status = graded(count, n, amber=RARE, red=OFTEN)
     message = f"{' and '.join(blind)} fooled {count} of {n} examples that gradients did not"
     remedy = "look for a layer without a useful gradient; attack it with a smooth stand-in"
-    return judged(
-        "black-box-full",
-        status,
-        message,
-        f" (rows {listed(only.nonzero()[:, 0])}): gradients are masked",
-        remedy,
-        count=count,
-        n=n,
-    )
+    meaning = f" (rows {listed(only.nonzero()[:, 0])}): gradients are masked"
+    return finding("black-box-full", status, message, remedy, meaning, count=count, n=n)
 
 
 def _lost(broken: Mapping[str, Tensor], margin: Tensor | None, correct: Tensor) -> Finding:
@@ -161,14 +154,8 @@ def _masking(
     message = f"margin attacks fooled {count} of {n} examples that cross-entropy did not"
     measured = {"count": count, "n": n, "gap": gap}
     remedy = "report the worst case with margin attacks (autoattack), not PGD alone"
-    return judged(
-        "masking-full",
-        status,
-        message,
-        f" ({100 * gap:.0f} points): cross-entropy is masked on this model",
-        remedy,
-        **measured,
-    )
+    meaning = f" ({100 * gap:.0f} points): cross-entropy is masked on this model"
+    return finding("masking-full", status, message, remedy, meaning, **measured)
 
 
 def _control(control: Tensor | float | None, robust: Tensor) -> Finding:
@@ -243,12 +230,5 @@ def _transferred(fooled: Tensor, by: list[str], others: Mapping[str, Tensor]) ->
     status = graded(count, n, amber=RARE, red=OFTEN)
     message = f"points from {' and '.join(others)} fool {count} of {n} examples that withstood"
     remedy = "count them as fooled, and attack with more steps, restarts and other losses"
-    return judged(
-        "transfer",
-        status,
-        message,
-        f" ({', '.join(by)}; rows {listed(fooled.nonzero()[:, 0])}): gradients mislead",
-        remedy,
-        count=count,
-        n=n,
-    )
+    meaning = f" ({', '.join(by)}; rows {listed(fooled.nonzero()[:, 0])}): gradients mislead"
+    return finding("transfer", status, message, remedy, meaning, count=count, n=n)

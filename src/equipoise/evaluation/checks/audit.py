@@ -151,9 +151,8 @@ def _eps_zero(trial: _Trial) -> Finding:
     moved = int((trial.run(0) != trial.x).flatten(1).any(1).sum())
     message = f"with eps 0 it moves {moved} of {len(trial.x)} examples"
     status: Status = "failed" if moved else "ok"
-    return finding(
-        "attack-eps-zero", status, message, "project onto the threat at the end", moved=moved
-    )
+    remedy = "project onto the threat at the end"
+    return finding("attack-eps-zero", status, message, remedy, moved=moved)
 
 
 def _constraint(trial: _Trial) -> Finding:
@@ -178,11 +177,10 @@ def _reach(trial: _Trial) -> Finding:
     share = trial.threat.distance(trial.x, x_adv)[left] / trial.at(SMALL).eps
     median = float(share.median())
     message = f"where nothing is fooled it uses {median:.2g} of eps (median of {n})"
-    if median >= FULL:
-        return finding("attack-reach", "ok", message, share=median, n=n)
-    message += ": eps is in other units (normalised inputs?), or steps are too short"
+    meaning = ": eps is in other units (normalised inputs?), or steps are too short"
     remedy = "give eps and steps in units of the inputs, and normalise inside the model"
-    return finding("attack-reach", "failed", message, remedy, share=median, n=n)
+    status: Status = "ok" if median >= FULL else "failed"
+    return finding("attack-reach", status, message, remedy, meaning, share=median, n=n)
 
 
 def _steps(trial: _Trial) -> Finding:
@@ -203,10 +201,9 @@ def _steps(trial: _Trial) -> Finding:
         f"{many / n:.1f}"
     )
     measured = {"few": few / n, "many": many / n}
-    if many >= GROWTH * few:
-        return finding("attack-steps", "ok", message, **measured)
-    message += f": {name} does not mean what it says"
-    return finding("attack-steps", "failed", message, f"let the loop run {name} times", **measured)
+    status: Status = "ok" if many >= GROWTH * few else "failed"
+    meaning, remedy = f": {name} does not mean what it says", f"let the loop run {name} times"
+    return finding("attack-steps", status, message, remedy, meaning, **measured)
 
 
 def _ascent(trial: _Trial) -> Finding:
@@ -214,12 +211,9 @@ def _ascent(trial: _Trial) -> Finding:
     up, down, n = int((change > 0).sum()), int((change < 0).sum()), len(trial.x)
     message = f"the lead of the label falls on {up} of {n} examples and grows on {down}"
     measured = {"up": up, "down": down, "n": n}
-    if down <= up or sign_test(down, up) >= SURE:
-        return finding("attack-ascent", "ok", message, **measured)
-    message += ": it walks the wrong way"
-    return finding(
-        "attack-ascent", "failed", message, "step along the gradient of the loss", **measured
-    )
+    status: Status = "ok" if down <= up or sign_test(down, up) >= SURE else "failed"
+    meaning, remedy = ": it walks the wrong way", "step along the gradient of the loss"
+    return finding("attack-ascent", status, message, remedy, meaning, **measured)
 
 
 def _blind(trial: _Trial) -> Finding:
@@ -236,10 +230,9 @@ def _blind(trial: _Trial) -> Finding:
     won, lost = int((gained > 0).sum()), int((gained < 0).sum())
     message = f"it beats noise of the same length on {won} of {len(gained)} examples"
     measured = {"won": won, "lost": lost, "n": len(gained)}
-    if sign_test(won, lost) < SURE:
-        return finding("attack-blind", "ok", message, **measured)
-    message += ": its moves do not follow the model"
-    return finding("attack-blind", "failed", message, remedy, **measured)
+    status: Status = "ok" if sign_test(won, lost) < SURE else "failed"
+    meaning = ": its moves do not follow the model"
+    return finding("attack-blind", status, message, remedy, meaning, **measured)
 
 
 def _noise(trial: _Trial, lengths: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ A count is judged by the exact interval of its proportion, so that one odd examp
 raises no alarm, and the same share of a thousand does.
 """
 
-__all__ = ["CHECKS", "Finding", "Status", "finding", "graded", "judged", "listed", "plural"]
+__all__ = ["CHECKS", "Finding", "Status", "finding", "graded", "listed", "plural"]
 
 import math
 from collections.abc import Sequence
@@ -57,15 +57,22 @@ CHECKS: dict[str, str] = {
 
 
 def finding(
-    check: str, status: Status, message: str, remedy: str = "", /, **measured: float
+    check: str,
+    status: Status,
+    message: str,
+    remedy: str = "",
+    meaning: str = "",
+    /,
+    **measured: float,
 ) -> Finding:
-    """Return the finding of a check; the remedy is dropped where all is well.
+    """Return the finding of a check; remedy and meaning are dropped where all is well.
 
     Arguments:
         check: The name of the check.
         status: Its status.
-        message: What was seen and what it means.
+        message: What was seen.
         remedy: What to do about it.
+        meaning: What it means; it continues the sentence.
         measured: The numbers; what is not finite is left out.
     """
     kept = {name: float(value) for name, value in measured.items() if math.isfinite(value)}
@@ -73,7 +80,7 @@ def finding(
         check=check,
         code=CHECKS[check],
         status=status,
-        message=" ".join(message.split()),
+        message=" ".join((message if status == "ok" else message + meaning).split()),
         remedy="" if status == "ok" else " ".join(remedy.split()),
         measured=kept,
     )
@@ -104,19 +111,3 @@ def listed(positions: Tensor | Sequence[object], most: int = 5) -> str:
     values = positions.tolist() if isinstance(positions, torch.Tensor) else list(positions)
     shown = ", ".join(str(value) for value in values[:most])
     return f"{shown}, ..." if len(values) > most else shown
-
-
-def judged(
-    check: str, status: Status, seen: str, meaning: str, remedy: str, /, **measured: float
-) -> Finding:
-    """Return a finding that says what it means only where something is wrong.
-
-    Arguments:
-        check: The name of the check.
-        status: Its status.
-        seen: What was seen.
-        meaning: What that means where it is not well; it continues the sentence.
-        remedy: What to do then.
-        measured: The numbers.
-    """
-    return finding(check, status, seen if status == "ok" else seen + meaning, remedy, **measured)

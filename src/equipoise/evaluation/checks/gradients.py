@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from equipoise.attacks.core import guest, input_gradient
 from equipoise.draws import KeyedDraws
-from equipoise.evaluation.checks.finding import Finding, finding, graded
+from equipoise.evaluation.checks.finding import Finding, Status, finding, graded
 from equipoise.evaluation.checks.model import kind_of, logits_of
 from equipoise.losses import Loss, cross_entropy, margin
 from equipoise.threat import Threat
@@ -114,14 +114,14 @@ def smooth(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) ->
         computed.append(2 * (grad * move).flatten(1).sum(1).double())
     a, b = torch.stack(measured), torch.stack(computed)
     rounding = torch.finfo(x.dtype).eps * out.abs().amax(1).double()
-    told = torch.maximum(a.abs().amax(0), b.abs().amax(0)) > NOISE * rounding
-    if int(told.sum()) < 4 or not bool(grad.any()):
+    clear = torch.maximum(a.abs().amax(0), b.abs().amax(0)) > NOISE * rounding
+    if int(clear.sum()) < 4 or not bool(grad.any()):
         message = "the margins move too little to compare them with their gradients"
         return finding("smooth", "skipped", message)
     cosine = (a * b).sum(0) / (a.square().sum(0) * b.square().sum(0)).sqrt().clamp_min(1e-300)
-    median = float(cosine[told].median())
+    median = float(cosine[clear].median())
     message = f"measured and computed changes of the margin align to {median:.2f} (median cosine)"
-    if median >= ALIGNED:
-        return finding("smooth", "ok", message, cosine=median, n=int(told.sum()))
-    message += ": the model jumps, or its gradient is that of another function"
-    return finding("smooth", "warning", message, _REMEDY, cosine=median, n=int(told.sum()))
+    meaning = ": the model jumps, or its gradient is that of another function"
+    status: Status = "ok" if median >= ALIGNED else "warning"
+    n = int(clear.sum())
+    return finding("smooth", status, message, _REMEDY, meaning, cosine=median, n=n)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.attacks.core import guest
-from equipoise.evaluation.checks.finding import Finding, finding, listed, plural
+from equipoise.evaluation.checks.finding import Finding, Status, finding, listed, plural
 from equipoise.evaluation.checks.model import kind_of, logits_of
+from equipoise.evaluation.judge import misfit
 
 PASSES = 5  # how often the same inputs are shown
 ALONE = 8  # how many inputs are shown one at a time
@@ -26,8 +27,7 @@ def logits(out: Tensor, y: Tensor, classes: int | None) -> Finding:
         y: The labels, with shape (N,).
         classes: The number of classes, where it is known.
     """
-    problem = _shape(out, y, classes)
-    if problem:
+    if problem := misfit(out, y, classes):
         return finding("logits", "failed", problem, "return one logit a class, (N, K)")
     broken = int((~torch.isfinite(out).all(1)).sum())
     if broken:
@@ -48,19 +48,6 @@ def logits(out: Tensor, y: Tensor, classes: int | None) -> Finding:
         )
     message = f"finite logits of {out.shape[1]} classes in [{low:.3g}, {high:.3g}]"
     return finding("logits", "ok", message, low=low, high=high)
-
-
-def _shape(out: Tensor, y: Tensor, classes: int | None) -> str:
-    if out.ndim != 2 or len(out) != len(y):
-        return f"expected outputs of shape ({len(y)}, K), got {tuple(out.shape)}"
-    k = out.shape[1]
-    if k < 2:
-        return "the model has one output; a classifier needs two logits or more"
-    if classes is not None and k != classes:
-        return f"the model returns {k} classes, the data has {classes}"
-    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < k:
-        return f"labels lie in {int(y.min())}..{int(y.max())}, the model has {k} classes"
-    return ""
 
 
 def few_classes(k: int) -> Finding:
@@ -149,11 +136,9 @@ def repeatable(model: nn.Module, x: Tensor, random: bool) -> Finding:
         f"logits of single inputs and of a batch of {len(x)} differ by {apart:.1g} of the "
         "largest logit"
     )
-    if apart <= limit:
-        return finding("repeatable", "ok", message, apart=apart)
-    return finding(
-        "repeatable", "failed", f"{message}: the answer depends on the batch", remedy, apart=apart
-    )
+    status: Status = "ok" if apart <= limit else "failed"
+    meaning = ": the answer depends on the batch"
+    return finding("repeatable", status, message, remedy, meaning, apart=apart)
 
 
 def dynamic(model: nn.Module, x: Tensor, changed: Callable[[], set[str]]) -> Finding:

@@ -21,7 +21,7 @@ from equipoise.attacks.core import Attack, guest
 from equipoise.attacks.pgd import PGD, for_verdicts
 from equipoise.attacks.square import Square
 from equipoise.draws import KeyedDraws
-from equipoise.evaluation.checks.finding import Finding, finding, graded, judged, listed
+from equipoise.evaluation.checks.finding import Finding, finding, graded, listed
 from equipoise.evaluation.checks.gradients import reachable
 from equipoise.evaluation.checks.model import (
     Divided,
@@ -88,7 +88,7 @@ class _Probed:
         self, attack: Attack, among: Tensor, name: str, *, threat: Threat | None = None,
         model: nn.Module | None = None,
     ) -> Tensor:  # fmt: skip
-        """Tell whom an attack fools among some examples, with shape (N,).
+        """Return which of some examples an attack fools, with shape (N,).
 
         Arguments:
             attack: The attack.
@@ -109,7 +109,7 @@ class _Probed:
         return fooled
 
     def broken(self, attack: PGD) -> Tensor:
-        """Tell whom a plain search fools among all; each search is made once."""
+        """Return which examples a plain search fools; each search is made once."""
         key = repr(attack)
         if key not in self.known:
             self.known[key] = self.fools(attack, torch.ones_like(self.found), "base")
@@ -147,7 +147,7 @@ class _Probed:
         count, n = int(flags.sum()), self.n
         status = graded(count, n, amber=amber, red=red)
         seen, meaning = message.format(count=count, n=n), meaning.format(where=self.where(flags))
-        return judged(check, status, seen, meaning, remedy, count=count, n=n, **measured)
+        return finding(check, status, seen, remedy, meaning, count=count, n=n, **measured)
 
 
 def probes(
@@ -358,7 +358,7 @@ def _tries(probe: _Probed, left: Tensor) -> int:
 
 
 def _by_noise(probe: _Probed, left: Tensor, draws: int) -> Tensor:
-    """Tell whom noise fools: by turns uniform in the ball and, where it has them, at corners."""
+    """Return which examples noise fools: by turns uniform in the ball and at its corners."""
     fooled = torch.zeros_like(left)
     rows = left.nonzero()[:, 0]
     source = probe.draws.child("noise").select(rows)

@@ -1,4 +1,4 @@
-"""A model with a trap: who walks through it and does not keep what was met is found out."""
+"""A model with a trap: whether a search keeps a misclassified point that it met on its way."""
 
 __all__ = ["Trap", "fell", "watched"]
 
