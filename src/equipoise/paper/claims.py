@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
+
 from equipoise.paper import measures
 from equipoise.paper.ablation import PAPERS_GAMMA, grid, setting_text, shown_attacks, top
 from equipoise.paper.accuracy import A3GT, papers_radius
@@ -42,30 +44,30 @@ class Judgement:
 
 def judge_all(results: Results) -> list[Judgement]:
     """Return every claim of an experiment, judged on every panel that it is about."""
-    made = []
+    judgements = []
     for claim in EXPERIMENTS[results.experiment].get("claims", []):
-        known = ("id", "section", "text", "data", "judge")
-        arguments = {key: value for key, value in claim.items() if key not in known}
+        fields = ("id", "section", "text", "data", "judge")
+        arguments = {key: value for key, value in claim.items() if key not in fields}
         data = claim.get("data", "")
         panels = [panel for panel in results.panels if data in ("", panel.data)]
         if not panels:
-            made.append(Judgement(claim, "", UNMEASURED, prose("unmeasured", data=data)))
+            judgements.append(Judgement(claim, "", UNMEASURED, prose("unmeasured", data=data)))
         for panel in panels:
             radius = results.experiment != "table3" or papers_radius(panel.eps)
             where = prose("where", panel=panel, data=data or "cifar10", radius=radius)
             judge = _JUDGES[claim["judge"]]
             verdict, numbers = judge(panel, results.of(panel, weights=None), **arguments)
-            made.append(Judgement(claim, where, verdict, numbers))
-    return made
+            judgements.append(Judgement(claim, where, verdict, numbers))
+    return judgements
 
 
 def decide(pairs: Sequence[Pair]) -> str:
     """Return the verdict on a claim from how pairs of entries stand and should stand."""
     if any(pair in (("ahead", "behind"), ("behind", "ahead")) for pair in pairs):
         return FAILS
-    if not pairs or any(found == "unknown" for found, _ in pairs):
+    if not pairs or any(stand == "unknown" for stand, _ in pairs):
         return UNMEASURED
-    return HOLDS if all(found == wanted for found, wanted in pairs) else UNDECIDED
+    return HOLDS if all(stand == wanted for stand, wanted in pairs) else UNDECIDED
 
 
 def _wanted(behind: Sequence[str], ahead: Sequence[str]) -> list[tuple[str, Relation]]:
@@ -116,32 +118,29 @@ def _ranks(
 
 def _no_accuracy(panel: PanelInfo, rows: Rows, entry: str) -> Judged:
     """Judge whether an entry has no accuracy under any attack, on every seed."""
-    mine = _strongest(rows).get(entry)
-    shown = {attack: measures.accuracies(mine, attack) for attack in panel.attacks}
+    of_entry = _strongest(rows).get(entry)
+    shown = {attack: measures.accuracies(of_entry, attack) for attack in panel.attacks}
     verdict = UNMEASURED if None in shown.values() or not shown else HOLDS
-    if any(found and max(found.values) > 0 for found in shown.values()):
+    if any(accuracy and max(accuracy.values) > 0 for accuracy in shown.values()):
         verdict = FAILS
     return verdict, prose("no_accuracy", shown=shown, entry=entry)
 
 
 def _equal_robustness(_panel: PanelInfo, rows: Rows, entry: str, others: Sequence[str]) -> Judged:
     """Judge whether an entry has more clean accuracy than others where both are as robust."""
-    known = lines(rows, "training")
-    gaps = line_gaps(known, entry)
+    by_entry = lines(rows, "training")
+    gaps = line_gaps(by_entry, entry)
     pairs, shown = list[Pair](), {}
     for other in others:
-        found = gaps.get(other, [])
-        if not found:
+        if other not in gaps:
             pairs.append(("unknown", "ahead"))
             continue
-        hero = known[entry]
-        best = measures.average(
-            [max(models["clean"]) for models in measures.group(hero, "seed").values()]
-        )
-        width = measures.half_width(best, min(hero["n"]))
-        same = all(gap > 0 for _, gap in found) or all(gap < 0 for _, gap in found)
-        gap, level = (measures.average([pair[i] for pair in found]) for i in (1, 0))
-        pairs.append((_within(gap, width) if same else "level", "ahead"))
+        hero = by_entry[entry]
+        highest = [max(models["clean"]) for models in measures.group(hero, "seed").values()]
+        width = measures.half_width(measures.average(highest), min(hero["n"]))
+        signs = {np.sign(gap) for _, gap in gaps[other]}
+        gap, level = (measures.average([pair[i] for pair in gaps[other]]) for i in (1, 0))
+        pairs.append((_within(gap, width) if len(signs) == 1 else "level", "ahead"))
         shown[other] = gap, level, width
     return decide(pairs), prose("equal_robustness", entry=entry, shown=shown, others=others)
 
@@ -156,10 +155,10 @@ def _scores(
 ) -> Judged:
     """Judge A3GT's mean score over radii above 0, from ``low`` to below ``high``."""
     chosen = [eps for eps in measures.radii(rows) if low - 1e-6 < eps < high - 1e-6]
-    found = {m: (_gap(rows, m, chosen), wish) for m, wish in _wanted(behind, ahead)}
-    pairs = [(_within(*gap[1:]) if gap else "unknown", wish) for gap, wish in found.values()]
-    shown = {method: gap for method, (gap, _) in found.items()}
-    return decide(pairs), prose("score_gaps", shown=shown)
+    wanted = _wanted(behind, ahead)
+    gaps = {method: _gap(rows, method, chosen) for method, _ in wanted}
+    pairs = [(_beyond_noise(gaps[method]), wish) for method, wish in wanted]
+    return decide(pairs), prose("score_gaps", shown=gaps)
 
 
 def _leads(_panel: PanelInfo, rows: Rows, ahead: Sequence[str], radii: Sequence[float]) -> Judged:
@@ -168,25 +167,27 @@ def _leads(_panel: PanelInfo, rows: Rows, ahead: Sequence[str], radii: Sequence[
     for wish in radii:
         chosen = [eps for eps in {*rows["eps"]} if abs(eps - wish) < 1e-6]
         gaps = {method: _gap(rows, method, chosen) for method in ahead}
-        pairs += [(_within(*gap[1:]) if gap else "unknown", "ahead") for gap in gaps.values()]
+        pairs += [(_beyond_noise(gap), "ahead") for gap in gaps.values()]
         shown[wish] = gaps
     return decide(pairs), prose("leads", shown=shown)
 
 
-def _gap(
-    rows: Rows, method: str, chosen: Sequence[float]
-) -> tuple[list[float], float, float] | None:
-    """Return the radii that both have, A3GT's mean score less another's there, and its noise."""
-    found = entry_scores(rows)
-    hero, other = found.get(A3GT, {}), found.get(method, {})
+def _beyond_noise(gap: tuple[float, float] | None) -> Relation:
+    return _within(*gap) if gap else "unknown"
+
+
+def _gap(rows: Rows, method: str, chosen: Sequence[float]) -> tuple[float, float] | None:
+    """Return A3GT's mean score minus another's at the radii that both have, and its noise."""
+    scores = entry_scores(rows)
+    hero, other = scores.get(A3GT, {}), scores.get(method, {})
     shared = [eps for eps in chosen if eps in hero and eps in other]
     if not shared:
         return None
-    known = noise(rows, A3GT, method)
+    widths = noise(rows, A3GT, method)
     # The radii share their images, so a mean over them is no surer than one of them.
-    width = measures.average([known[eps] for eps in shared])
+    width = measures.average([widths[eps] for eps in shared])
     gap = measures.average([hero[eps]["score"] - other[eps]["score"] for eps in shared])
-    return shared, gap, width
+    return gap, width
 
 
 def _best_setting(_panel: PanelInfo, rows: Rows, attack: str, c: int | None = None) -> Judged:
@@ -194,19 +195,17 @@ def _best_setting(_panel: PanelInfo, rows: Rows, attack: str, c: int | None = No
 
     Without c the best setting of that gamma is compared with the best one of another gamma.
     """
-    found = grid(rows)
-    attack = _named(shown_attacks(found), attack)
-    found = {setting: some for setting, some in found.items() if measures.accuracies(some, attack)}
-    papers = {s: some for s, some in found.items() if s[0] == PAPERS_GAMMA and c in (None, s[1])}
-    others = {s: some for s, some in found.items() if s not in papers}
-    if c is None:
-        others = {s: some for s, some in others.items() if s[0] != PAPERS_GAMMA}
+    settings = grid(rows)
+    attack = _named(shown_attacks(settings), attack)
+    settings = {s: some for s, some in settings.items() if measures.accuracies(some, attack)}
+    papers = {s: r for s, r in settings.items() if s[0] == PAPERS_GAMMA and c in (None, s[1])}
+    others = {s: r for s, r in settings.items() if s not in papers and (c or s[0] != PAPERS_GAMMA)}
     if not papers or not others:
         return UNMEASURED, prose("unmeasured", data="")
     (own, mean), (other, highest) = top(papers, attack), top(others, attack)
     rivals = list(others.values()) if c else [others[other]]
     pairs: list[Pair] = [(measures.stands(papers[own], r, attack), "ahead") for r in rivals]
-    behind = sum(found == "ahead" for found, _ in pairs)
+    behind = sum(pair == ("ahead", "ahead") for pair in pairs)
     names = {"own": setting_text(own), "other": setting_text(other)}
     blanks = {"mean": mean, "highest": highest, "rivals": len(pairs), "behind": behind}
     return decide(pairs), prose("best_setting", attack=attack, **names, **blanks)
@@ -214,9 +213,9 @@ def _best_setting(_panel: PanelInfo, rows: Rows, attack: str, c: int | None = No
 
 def _adaptive_start(_panel: PanelInfo, rows: Rows) -> Judged:
     """Judge whether the adaptive start is ahead in one accuracy and behind in none."""
-    found = rules(rows)
-    hero = next((rule for rule in found if rule.kind == "stable"), None)
-    preset = [rule for rule in found if rule.kind == "fixed"]
+    every = rules(rows)
+    hero = next((rule for rule in every if rule.kind == "stable"), None)
+    preset = [rule for rule in every if rule.kind == "fixed"]
     if hero is None or not preset:
         return UNMEASURED, prose("unmeasured", data="")
     pairs: list[Pair] = [(_in_both(hero, rule), "ahead") for rule in preset]
@@ -224,16 +223,16 @@ def _adaptive_start(_panel: PanelInfo, rows: Rows) -> Judged:
         (rule, [measures.accuracies(rule.rows, attack) for attack in (CLEAN, AUTOATTACK)])
         for rule in (hero, *preset)
     ]
-    return decide(pairs), prose("adaptive", shown=shown, relations=[found for found, _ in pairs])
+    return decide(pairs), prose("adaptive", shown=shown, relations=[stand for stand, _ in pairs])
 
 
 def _in_both(hero: StartRule, other: StartRule) -> Relation:
-    found = {measures.stands(hero.rows, other.rows, a) for a in (CLEAN, AUTOATTACK)}
-    if "unknown" in found:
+    both = {measures.stands(hero.rows, other.rows, a) for a in (CLEAN, AUTOATTACK)}
+    if "unknown" in both:
         return "unknown"
-    if found >= {"ahead", "behind"} or found == {"level"}:
+    if both >= {"ahead", "behind"} or both == {"level"}:
         return "level"
-    return "ahead" if "ahead" in found else "behind"
+    return "ahead" if "ahead" in both else "behind"
 
 
 def _no_presets(_panel: PanelInfo, rows: Rows) -> Judged:

@@ -44,10 +44,8 @@ def planes(
     rows = -(-len(panels) // columns)
     wide, high = {1: (480, 350), 2: (380, 330)}.get(columns, (270, 260))
     canvas = pictures.blank(palette, wide * columns + 160, high * rows)
-    every = pictures.axes_in(canvas, palette, rows, columns, grid="both")
-    for axes in every[len(panels) :]:
-        axes.set_axis_off()
-    for place, (axes, (title, lines)) in enumerate(zip(every, panels.items(), strict=False)):
+    every = pictures.axes_in(canvas, palette, len(panels), columns, grid="both")
+    for place, (axes, (title, lines)) in enumerate(zip(every, panels.items(), strict=True)):
         for name, points in lines.items():
             clean, x = zip(*points.values(), strict=True)
             marked = bool(styles[name].marker)
@@ -58,7 +56,7 @@ def planes(
     drawn = {name for lines in panels.values() for name in lines}
     pictures.legend(canvas, palette, {n: style for n, style in styles.items() if n in drawn})
     pictures.settle(canvas)
-    for axes, lines in zip(every, panels.values(), strict=False):
+    for axes, lines in zip(every, panels.values(), strict=True):
         _label(axes, palette, lines, styles)
     return canvas
 
@@ -147,7 +145,7 @@ def against_eps(
     """Return lines against eps, and below them their differences to one of them."""
     compared = hero in lines and len(lines) > 1
     canvas = pictures.blank(palette, 720, 470 if compared else 300)
-    every = pictures.axes_in(canvas, palette, 2 if compared else 1, 1)
+    every = pictures.axes_in(canvas, palette, 2 if compared else 1)
     styles = _lines(every[0], palette, lines, markers=True)
     _titled(every[0], palette, "score")
     if compared:
@@ -170,11 +168,9 @@ def parts(palette: Palette, panels: Mapping[str, Series]) -> Canvas:
     """Return small pictures of lines against eps, three in a row, with one legend."""
     rows = -(-len(panels) // 3)
     canvas = pictures.blank(palette, 820, 220 * rows)
-    every = pictures.axes_in(canvas, palette, rows, min(3, len(panels)))
-    for axes in every[len(panels) :]:
-        axes.set_axis_off()
+    every = pictures.axes_in(canvas, palette, len(panels), min(3, len(panels)))
     styles: dict[str, Style] = {}
-    for axes, (title, lines) in zip(every, panels.items(), strict=False):
+    for axes, (title, lines) in zip(every, panels.items(), strict=True):
         styles |= _lines(axes, palette, lines, markers=False)
         _titled(axes, palette, title)
     pictures.legend(canvas, palette, styles)
@@ -184,8 +180,8 @@ def parts(palette: Palette, panels: Mapping[str, Series]) -> Canvas:
 def radar(palette: Palette, charts: Mapping[str, Mapping[str, Pair]]) -> Canvas:
     """Return radar charts of one scale, two in a row."""
     rows, columns = -(-len(charts) // 2), min(2, len(charts))
-    canvas = pictures.blank(palette, 340 * columns + 170, 300 * rows)
-    canvas.set_layout_engine("compressed", h_pad=0.1, w_pad=0.4)
+    canvas = pictures.blank(palette, 430 * columns + 170, 300 * rows)  # room for names
+    canvas.set_layout_engine("constrained", h_pad=0.1, w_pad=0.1)
     polar: Any = {"projection": "polar"}
     every = canvas.subplots(rows, columns, squeeze=False, subplot_kw=polar).ravel()
     for axes in every[len(charts) :]:
@@ -230,10 +226,8 @@ def heat_maps(
     down = -(-len(maps) // across)
     wide = 60 * len(columns) + 7 * max(map(len, rows)) + 30
     canvas = pictures.blank(palette, wide * across, (32 * len(rows) + 66) * down)
-    every = pictures.axes_in(canvas, palette, down, across, grid="")
-    for axes in every[len(maps) :]:
-        axes.set_axis_off()
-    for place, (axes, (title, values)) in enumerate(zip(every, maps.items(), strict=False)):
+    every = pictures.axes_in(canvas, palette, len(maps), across, grid="")
+    for place, (axes, (title, values)) in enumerate(zip(every, maps.items(), strict=True)):
         low, high = min(values.values()), max(values.values())
         for (row, column), value in values.items():
             x, y = columns.index(column), rows.index(row)
@@ -263,7 +257,7 @@ def intervals(
 ) -> Canvas:
     """Return clean and AutoAttack accuracies with their intervals, a row each, in groups."""
     canvas = pictures.blank(palette, 760, 21 * (len(rows) + len({row[0] for row in rows})) + 70)
-    (axes,) = pictures.axes_in(canvas, palette, 1, 1, grid="x")
+    (axes,) = pictures.axes_in(canvas, palette, 1, grid="x")
     styles = {"clean": CLEAN_STYLE, "AutoAttack": ROBUST_STYLE}
     names: list[str] = []
     for group, members in groupby(rows, key=lambda row: row[0]):

@@ -22,7 +22,8 @@ from equipoise.paper.tables import (
     spread_cell,
     table,
 )
-from equipoise.paper.training import line, line_means
+from equipoise.paper.training import line as line_of
+from equipoise.paper.training import line_means
 from equipoise.report.content import Block, Picture, Table
 from equipoise.report.palette import Style
 
@@ -44,14 +45,14 @@ Families = Mapping[str, Rows]
 
 def families(rows: Rows) -> dict[str, Rows]:
     """Return the models of each family with their ``place``: the value of its setting."""
-    models, found = points(rows), {}
+    models, by_family = points(rows), {}
     for name, (pattern, setting) in FAMILIES.items():
-        mine = models[[fnmatchcase(entry, pattern) for entry in models["entry"]]]
-        if len(mine):
-            columns = (mine[c] for c in ("entry", "seed", "gamma", "settings"))
+        chosen = models[[fnmatchcase(entry, pattern) for entry in models["entry"]]]
+        if len(chosen):
+            columns = (chosen[c] for c in ("entry", "seed", "gamma", "settings"))
             places = [_place(setting, *model) for model in zip(*columns, strict=True)]
-            found[name] = mine.assign(place=places).drop_duplicates(["seed", "place"])
-    return found
+            by_family[name] = chosen.assign(place=places).drop_duplicates(["seed", "place"])
+    return by_family
 
 
 def _place(
@@ -75,8 +76,8 @@ def _place(
 def complete(models: Rows) -> dict[int, Rows]:
     """Return the models of each seed that has every place of the family."""
     every = {*models["place"]}
-    seeds = group(models, "seed")
-    return {seed: mine for seed, mine in sorted(seeds.items()) if {*mine["place"]} == every}
+    seeds = sorted(group(models, "seed").items())
+    return {seed: of_seed for seed, of_seed in seeds if {*of_seed["place"]} == every}
 
 
 def cost(models: Rows) -> float | None:
@@ -93,17 +94,16 @@ def differences(one: Rows, rival: Rows, classes: int) -> pd.DataFrame:
         ``low`` and ``high`` of its 95 % interval over resampled images, and ``share``, the
         gradient evaluations of the one run as a share of the rival's (None: not known).
     """
-    mine, its = complete(one), complete(rival)
-    found = []
-    for seed in sorted({*mine} & {*its}):
-        pair = mine[seed], its[seed]
+    seeds, rival_seeds = complete(one), complete(rival)
+    gaps = []
+    for seed in sorted({*seeds} & {*rival_seeds}):
+        pair = seeds[seed], rival_seeds[seed]
         areas = [area(pairs_of(models), classes) for models in pair]
         spent = [cost(models) for models in pair]
         share = spent[0] / spent[1] if spent[0] is not None and spent[1] else None
-        found.append((seed, areas[0] - areas[1], *_interval(pair, classes), share))
-    return pd.DataFrame(
-        found, columns=["seed", "difference", "low", "high", "share"], dtype=object
-    )
+        gaps.append((seed, areas[0] - areas[1], *_interval(pair, classes), share))
+    columns = ["seed", "difference", "low", "high", "share"]
+    return pd.DataFrame(gaps, columns=columns, dtype=object)
 
 
 def _interval(pair: tuple[Rows, Rows], classes: int) -> tuple[float | None, float | None]:
@@ -128,16 +128,16 @@ def _resampled(models: Rows, drawn: NDArray[np.float64], classes: int) -> NDArra
 
 def blocks(panel: PanelInfo, rows: Rows, name: str) -> list[Block]:
     """Return the picture, the areas, the points and the comparison with the rival."""
-    found = families(rows)
-    if not found:
+    by_family = families(rows)
+    if not by_family:
         return [prose("nothing", title=panel.title)]
     made: list[Block] = [
-        _picture(found, panel, name),
-        _areas(found, panel, f"{name}-area"),
-        _points(found, rows, panel, f"{name}-points"),
+        _picture(by_family, panel, name),
+        _areas(by_family, panel, f"{name}-area"),
+        _points(by_family, rows, panel, f"{name}-points"),
     ]
-    if ONE_RUN in found and RIVAL in found:
-        pair = found[ONE_RUN], found[RIVAL]
+    if ONE_RUN in by_family and RIVAL in by_family:
+        pair = by_family[ONE_RUN], by_family[RIVAL]
         gaps = differences(*pair, panel.classes)
         models = [models["place"].nunique() for models in pair]
         seeds = list(gaps.itertuples())
@@ -157,8 +157,8 @@ _STYLES = {
 }
 
 
-def _picture(found: Families, panel: PanelInfo, name: str) -> Picture:
-    lines = {family: line_means(line(models)) for family, models in found.items()}
+def _picture(by_family: Families, panel: PanelInfo, name: str) -> Picture:
+    lines = {family: line_means(line_of(models)) for family, models in by_family.items()}
     lines = {family: means for family, means in lines.items() if means}  # some place is shared
     labelled = {
         family: {f"{at:g}" if FAMILIES[family][1] else "": pair for at, pair in means.items()}
@@ -168,11 +168,11 @@ def _picture(found: Families, panel: PanelInfo, name: str) -> Picture:
         family: replace(_STYLES[family], width=0) if len(means) == 1 else _STYLES[family]
         for family, means in lines.items()
     }
-    symbols = {f: SYMBOLS[FAMILIES[f][1]] for f in found if FAMILIES[f][1]}
+    symbols = {f: SYMBOLS[FAMILIES[f][1]] for f in by_family if FAMILIES[f][1]}
     spoken = {
         f"{f} {label}".strip(): pair for f, of in labelled.items() for label, pair in of.items()
     }
-    seeds = max(models["seed"].nunique() for models in found.values())
+    seeds = max(models["seed"].nunique() for models in by_family.values())
     return Picture(
         name,
         f"One run and many trainings, {panel.title}",
@@ -182,15 +182,15 @@ def _picture(found: Families, panel: PanelInfo, name: str) -> Picture:
     )
 
 
-def _areas(found: Families, panel: PanelInfo, name: str) -> Table:
-    printed, data = list[Line](), list[Numbers]()
-    for family, models in found.items():
+def _areas(by_family: Families, panel: PanelInfo, name: str) -> Table:
+    lines, data = list[Line](), list[Numbers]()
+    for family, models in by_family.items():
         seeds = complete(models)
-        areas = [area(pairs_of(mine), panel.classes) for mine in seeds.values()]
-        trained = [mine["entry"].nunique() for mine in seeds.values()]
-        counts = [len(mine) for mine in seeds.values()]
-        spent = [cost(mine) for mine in seeds.values()]
-        printed.append(
+        areas = [area(pairs_of(of_seed), panel.classes) for of_seed in seeds.values()]
+        trained = [of_seed["entry"].nunique() for of_seed in seeds.values()]
+        counts = [len(of_seed) for of_seed in seeds.values()]
+        spent = [cost(of_seed) for of_seed in seeds.values()]
+        lines.append(
             {
                 "family": family,
                 "seeds": seeds_text(seeds, panel.seeds),
@@ -203,30 +203,22 @@ def _areas(found: Families, panel: PanelInfo, name: str) -> Table:
         data += zip([family] * len(seeds), seeds, trained, counts, spent, areas, strict=True)
     head = ("family", "seed", "trainings", "models", "gradient_evaluations", "area")
     note = prose("area_note", classes=panel.classes)
-    return table(name, f"Areas, {panel.title}", printed, head, data, note)
+    return table(name, f"Areas, {panel.title}", lines, head, data, note)
 
 
-def _points(found: Families, rows: Rows, panel: PanelInfo, name: str) -> Table:
-    printed, data = list[Line](), list[Numbers]()
-    for family, models in found.items():
+def _points(by_family: Families, rows: Rows, panel: PanelInfo, name: str) -> Table:
+    lines, data = list[Line](), list[Numbers]()
+    for family, models in by_family.items():
         setting = FAMILIES[family][1]
-        for place, mine in sorted(group(models, "place").items()):
-            with_ = f"{SYMBOLS[setting]} = {place:g}" if setting else ""
+        for place, at_place in sorted(group(models, "place").items()):
+            made_with = f"{SYMBOLS[setting]} = {place:g}" if setting else ""
             keys = ["panel", "entry", "seed", "weights", "eps"]
-            own = rows.merge(mine[keys], on=keys)
-            printed.append(
-                {
-                    "family": family,
-                    "made with": with_,
-                    "seeds": seeds_text(mine["seed"], panel.seeds),
-                    **{
-                        attack: spread_cell(accuracies(own, attack))
-                        for attack in (CLEAN, AUTOATTACK)
-                    },
-                }
-            )
-            columns = (mine[c] for c in ("seed", "n", "clean", "robust", "t_start"))
-            data += [(family, with_, *row) for row in zip(*columns, strict=True)]
+            chosen = rows.merge(at_place[keys], on=keys)
+            both: Line = {a: spread_cell(accuracies(chosen, a)) for a in (CLEAN, AUTOATTACK)}
+            line: Line = {"family": family, "made with": made_with}
+            lines.append(line | {"seeds": seeds_text(at_place["seed"], panel.seeds)} | both)
+            columns = (at_place[c] for c in ("seed", "n", "clean", "robust", "t_start"))
+            data += [(family, made_with, *row) for row in zip(*columns, strict=True)]
     head = ("family", "made_with", "seed", "n", "clean", "autoattack", "t_branch")
     title = f"Every model, {panel.title}"
-    return table(name, title, printed, head, data, prose("front_points_note"))
+    return table(name, title, lines, head, data, prose("front_points_note"))

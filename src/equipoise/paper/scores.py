@@ -47,16 +47,18 @@ def noise(rows: Rows, first: str, second: str) -> dict[float, float]:
     It is half the 95 % interval of the difference of accuracies under attack on the same images: a
     score moves with its accuracy, by less.
     """
-    found = {}
+    widths = {}
     rows = rows[rows["weights"] == "model"]
-    for eps, some in sorted(measures.group(rows, "eps").items()):
-        one, other = (some[some["entry"] == entry] for entry in (first, second))
+    for eps, at_eps in sorted(measures.group(rows, "eps").items()):
+        one, other = (at_eps[at_eps["entry"] == entry] for entry in (first, second))
         if len(one):
             attack = next((name for name in measures.evaluated(one) if name != CLEAN), CLEAN)
             width = measures.paired_half_width(measures.paired(one, other, attack))
             known = measures.accuracies(one, attack)
-            found[eps] = width or (measures.half_width(known.mean, known.n) if known else 1.0)
-    return found
+            if width is None:
+                width = measures.half_width(known.mean, known.n) if known else 1.0
+            widths[eps] = width
+    return widths
 
 
 def curves(panel: PanelInfo, rows: Rows, name: str) -> list[Block]:
@@ -95,7 +97,8 @@ def _band(rows: Rows, scores: Scores) -> dict[float, float]:
     """Return by radius the noise of a difference to A3GT, a mean over the methods."""
     each = [noise(rows, "a3gt", other) for other in scores if other != "a3gt"]
     return {
-        eps: measures.average([found[eps] for found in each]) for eps in (each[0] if each else ())
+        eps: measures.average([widths[eps] for widths in each])
+        for eps in (each[0] if each else ())
     }
 
 
@@ -131,7 +134,7 @@ def _blocks(
 def _table(scores: Scores, panel: PanelInfo, wanted: Sequence[float], name: str) -> Table:
     shown = near(scores, wanted)
     order = list(dict.fromkeys([*panel.entries, *scores]))
-    printed = [
+    lines = [
         {"entry": entry} | {f"eps {eps:g}": _cell(scores, entry, eps) for eps in shown}
         for entry in order
     ]
@@ -140,10 +143,10 @@ def _table(scores: Scores, panel: PanelInfo, wanted: Sequence[float], name: str)
         for entry in order
         for eps, parts in scores.get(entry, {}).items()
     ]
-    lost = [eps for eps in wanted if not near(scores, [eps])]
+    missing = [eps for eps in wanted if not near(scores, [eps])]
     head = ("entry", "eps", *PARTS)
-    notes = (prose("scores_note", lost=lost),)
-    return table(name, f"CMMR (cmmr-1), {panel.title}", printed, head, data, *notes)
+    notes = (prose("scores_note", lost=missing),)
+    return table(name, f"CMMR (cmmr-1), {panel.title}", lines, head, data, *notes)
 
 
 def _cell(scores: Scores, entry: str, eps: float) -> Cell:
@@ -166,9 +169,9 @@ def at(scores: Scores, eps: float) -> dict[str, dict[str, float]]:
     return {entry: by_eps[eps] for entry, by_eps in scores.items() if eps in by_eps}
 
 
-def ranked(found: Mapping[str, Mapping[str, float]], part: str = "score") -> list[str]:
+def ranked(scores: Mapping[str, Mapping[str, float]], part: str = "score") -> list[str]:
     """Return the entries with the highest score first."""
-    return sorted(found, key=lambda entry: (-found[entry].get(part, 0.0), entry))
+    return sorted(scores, key=lambda entry: (-scores[entry].get(part, 0.0), entry))
 
 
 def _ranking(scores: Scores, wanted: Sequence[float]) -> str:
@@ -176,10 +179,10 @@ def _ranking(scores: Scores, wanted: Sequence[float]) -> str:
     places: dict[float, Any] = {}
     agree = []
     for eps in near(scores, wanted):
-        order = ranked(found := at(scores, eps))
+        order = ranked(at(scores, eps))
         leaders.setdefault(order[0], []).append(eps)
         if "a3gt" in order:
             places[eps] = order.index("a3gt") + 1, len(order)
-        if order == ranked(found, "accuracy"):
+        if order == ranked(at(scores, eps), "accuracy"):
             agree.append(eps)
     return prose("ranking", leaders=leaders, places=places, agree=agree)

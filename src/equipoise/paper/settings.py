@@ -91,7 +91,7 @@ def mean_curve(by_seed: Mapping[int, Rows]) -> tuple[list[float], list[float]]:
     return levels.tolist(), robust.tolist()
 
 
-def gains(found: Curves) -> pd.DataFrame:
+def gains(fronts: Curves) -> pd.DataFrame:
     """Return what each setting has more robust accuracy than the default, at equal clean accuracy.
 
     Returns:
@@ -99,12 +99,12 @@ def gains(found: Curves) -> pd.DataFrame:
         and the ends ``low`` and ``high`` of its 95 % interval over resampled images.
     """
     rows = []
-    for seed, default in found.get(DEFAULT, {}).items():
+    for seed, default in fronts.get(DEFAULT, {}).items():
         n = default["n"].iloc[0]
         drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), _RESAMPLES)
         its = _resampled(default, drawn)
-        own = []
-        for entry, by_seed in found.items():
+        of_seed = []
+        for entry, by_seed in fronts.items():
             if entry == DEFAULT or seed not in by_seed:
                 continue
             models = by_seed[seed]
@@ -114,24 +114,25 @@ def gains(found: Curves) -> pd.DataFrame:
             if models["n"].iloc[0] == n:
                 every = map(_gain, _resampled(models, drawn), its)
                 low, high = map(float, np.quantile(list(every), (0.025, 0.975)))
-            own.append((seed, entry, value, low, high))
-        rows += sorted(own, key=lambda row: -row[2])
+            of_seed.append((seed, entry, value, low, high))
+        rows += sorted(of_seed, key=lambda row: -row[2])
     return pd.DataFrame(rows, columns=["seed", "entry", "gain", "low", "high"], dtype=object)
 
 
-def chosen_by_others(found: pd.DataFrame) -> dict[int, tuple[str, float]]:
+def chosen_by_others(gained: pd.DataFrame) -> dict[int, tuple[str, float]]:
     """Return for each seed the setting that is best with the other seeds, and its gain with this.
 
     It is not chosen by what it is measured on, so that chance does not favour it; it may be worse
     than the default.
 
     Arguments:
-        found: The result of :func:`gains`; a single seed is left out.
+        gained: The result of :func:`gains`; a single seed is left out.
     """
     by_seed = {
-        s: dict(zip(g["entry"], g["gain"], strict=True)) for s, g in group(found, "seed").items()
+        seed: dict(zip(some["entry"], some["gain"], strict=True))
+        for seed, some in group(gained, "seed").items()
     }
-    made = {}
+    choices = {}
     for seed, here in by_seed.items():
         others = [there for other, there in by_seed.items() if other != seed]
         if others:
@@ -139,35 +140,35 @@ def chosen_by_others(found: pd.DataFrame) -> dict[int, tuple[str, float]]:
             means = {entry: average([there[entry] for there in others]) for entry in shared}
             means = {DEFAULT: 0.0} | means
             best = max(means, key=lambda entry: means[entry])
-            made[seed] = best, here.get(best, 0.0)
-    return made
+            choices[seed] = best, here.get(best, 0.0)
+    return choices
 
 
 def blocks(results: Results) -> list[Block]:
     """Return the picture, the fronts of each setting and the regret of the default."""
     every = {panel: curves(results.of(panel, weights=None)) for panel in results.panels}
-    every = {panel: found for panel, found in every.items() if found}
+    every = {panel: fronts for panel, fronts in every.items() if fronts}
     if not every:
         return [prose("nothing", title="settings")]
-    gained = {panel: gains(found) for panel, found in every.items()}
-    made: list[Block] = [_picture(every)]
-    made += [_table(panel, found, gained[panel]) for panel, found in every.items()]
+    gained = {panel: gains(fronts) for panel, fronts in every.items()}
+    tables = [_table(panel, fronts, gained[panel]) for panel, fronts in every.items()]
+    regret: list[Block] = []
     if any(len(some) for some in gained.values()):
-        made += [_regret(gained), _summary(gained)]
-    return made
+        regret = [_regret(gained), _summary(gained)]
+    return [_picture(every), *tables, *regret]
 
 
 def _picture(every: Mapping[PanelInfo, Curves]) -> Picture:
-    names = list(dict.fromkeys(entry for found in every.values() for entry in found))
+    names = list(dict.fromkeys(entry for fronts in every.values() for entry in fronts))
     styles = {
         entry: replace(style_of(entry, place), marker="") for place, entry in enumerate(names)
     }
     styles |= {DEFAULT: Style("ink", (), "", 2.6)}
     panels = {}
-    for panel, found in every.items():
+    for panel, fronts in every.items():
         lines = {}
-        for entry in sorted(found, key=lambda entry: entry == DEFAULT):  # the default on top
-            pairs = zip(*mean_curve(found[entry]), strict=True)
+        for entry in sorted(fronts, key=lambda entry: entry == DEFAULT):  # the default on top
+            pairs = zip(*mean_curve(fronts[entry]), strict=True)
             lines[entry] = {str(i): pair for i, pair in enumerate(pairs)}
         panels[panel.title.partition(" (")[0]] = lines  # the name of a file is too long here
     return Picture(
@@ -187,38 +188,36 @@ def ends(models: Rows) -> tuple[tuple[float, float], tuple[float, float]]:
     return (float(best[-1][0]), float(best[-1][1])), (float(best[0][0]), float(best[0][1]))
 
 
-def _table(panel: PanelInfo, found: Curves, gained: pd.DataFrame) -> Table:
-    printed, data = list[Line](), list[Numbers]()
-    for entry, by_seed in found.items():
-        own = {seed: ends(models) for seed, models in by_seed.items()}
+def _table(panel: PanelInfo, fronts: Curves, gained: pd.DataFrame) -> Table:
+    lines, data = list[Line](), list[Numbers]()
+    for entry, by_seed in fronts.items():
+        corners = {seed: ends(models) for seed, models in by_seed.items()}
         areas = {seed: area(pairs_of(m), panel.classes) for seed, m in by_seed.items()}
-        mine = gained[gained["entry"] == entry]
-        values = dict(zip(mine["seed"], mine["gain"], strict=True))
-        starts = {seed: models["t_start"].iloc[0] for seed, models in by_seed.items()}
-        branched = ", ".join(sorted({str(t) for t in starts.values() if t is not None}))
-        printed.append(
+        of_entry = gained[gained["entry"] == entry]
+        gain = dict(zip(of_entry["seed"], of_entry["gain"], strict=True))
+        firsts = {seed: models.iloc[0] for seed, models in by_seed.items()}
+        starts = {str(row["t_start"]) for row in firsts.values() if row["t_start"] is not None}
+        lines.append(
             {
                 "setting": entry,
                 "seeds": seeds_text(by_seed, panel.seeds),
-                "parts after round": branched or wording.MISSING,
-                "clean end": _end([pair[0] for pair in own.values()]),
-                "robust end": _end([pair[1] for pair in own.values()]),
+                "parts after round": ", ".join(sorted(starts)) or wording.MISSING,
+                "clean end": _end([pair[0] for pair in corners.values()]),
+                "robust end": _end([pair[1] for pair in corners.values()]),
                 "area": area_cell(list(areas.values())),
-                "robust, at equal clean": points_cell(list(values.values())),
+                "robust, at equal clean": points_cell(list(gain.values())),
             }
         )
-        data += [
-            (entry, seed, n, *own[seed][0], *own[seed][1], areas[seed], starts[seed], gain)
-            for seed, models in by_seed.items()
-            for n, gain in [(models["n"].iloc[0], values.get(seed))]
-        ]
+        for seed, row in firsts.items():
+            accuracies = (*corners[seed][0], *corners[seed][1], areas[seed])
+            data.append((entry, seed, row["n"], *accuracies, row["t_start"], gain.get(seed)))
     head = (
         *("setting", "seed", "n", "clean_end_clean", "clean_end_robust"),
         *("robust_end_clean", "robust_end_robust", "area", "t_branch", "gain"),
     )
     name = file_name("settings", panel.name.removeprefix("settings-"))
     notes = (prose("settings_note"), prose("area_note", classes=panel.classes))
-    return table(name, f"Every setting, {panel.title}", printed, head, data, *notes)
+    return table(name, f"Every setting, {panel.title}", lines, head, data, *notes)
 
 
 def _end(pairs: Sequence[tuple[float, float]]) -> Cell:
@@ -227,49 +226,47 @@ def _end(pairs: Sequence[tuple[float, float]]) -> Cell:
 
 
 def _regret(gained: Mapping[PanelInfo, pd.DataFrame]) -> Table:
-    printed, data = list[Line](), list[Numbers]()
-    for panel, found in gained.items():
-        others = chosen_by_others(found)
-        for seed, some in group(found, "seed").items():
-            best, settings = some.iloc[0], len(some) + 1
+    lines, data = list[Line](), list[Numbers]()
+    for panel, gains_ in gained.items():
+        others = chosen_by_others(gains_)
+        for seed, of_seed in group(gains_, "seed").items():
+            entry, gain, low, high = of_seed.iloc[0][["entry", "gain", "low", "high"]]
             choice, value = others.get(seed, (None, None))
-            interval = (
-                "" if best["low"] is None else f"[{signed(best['low'])} to {signed(best['high'])}]"
+            settings = len(of_seed) + 1
+            interval = "" if low is None else f"[{signed(low)} to {signed(high)}]"
+            regret = (
+                Cell(percent_cell(gain).text, gain, interval) if gain > 0 else Cell("0.0", 0.0)
             )
-            better = best["gain"] > 0
-            printed.append(
+            lines.append(
                 {
                     "where": panel.title,
                     "seed": Cell(str(seed), seed),
                     "settings": Cell(str(settings), settings),
-                    "best setting": best["entry"] if better else DEFAULT,
-                    "regret": Cell(percent_cell(best["gain"]).text, best["gain"], interval)
-                    if better
-                    else Cell("0.0", 0.0),
+                    "best setting": entry if gain > 0 else DEFAULT,
+                    "regret": regret,
                     "choice of the other seeds": choice or wording.MISSING,
-                    "its gain": Cell() if value is None else Cell(signed(value), value),
+                    "its gain": points_cell([] if value is None else [value]),
                 }
             )
-            gain = best["gain"], best["low"], best["high"]
-            data.append((panel.name, seed, settings, best["entry"], *gain, choice, value))
+            data.append((panel.name, seed, settings, entry, gain, low, high, choice, value))
     head = (
         *("panel", "seed", "settings", "best_other", "gain", "gain_low", "gain_high"),
         *("others_choice", "others_choice_gain"),
     )
     name, title = file_name("settings", "regret"), "Regret of the default"
-    return table(name, title, printed, head, data, prose("regret_note"))
+    return table(name, title, lines, head, data, prose("regret_note"))
 
 
 def _summary(gained: Mapping[PanelInfo, pd.DataFrame]) -> str:
     regrets = [
         max(some["gain"].iloc[0], 0.0)
-        for found in gained.values()
-        for some in group(found, "seed").values()
+        for gains_ in gained.values()
+        for some in group(gains_, "seed").values()
     ]
-    others = [gain for found in gained.values() for _, gain in chosen_by_others(found).values()]
+    others = [gain for gains_ in gained.values() for _, gain in chosen_by_others(gains_).values()]
     return prose(
         "regret",
-        panels=sum(bool(len(found)) for found in gained.values()),
+        panels=sum(bool(len(gains_)) for gains_ in gained.values()),
         regrets=regrets,
         median=median(regrets),
         bar=BAR,

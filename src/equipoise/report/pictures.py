@@ -91,22 +91,24 @@ def axes_at(
 
 
 def axes_in(
-    canvas: Canvas, palette: Palette, rows: int, columns: int, *, grid: str = "y"
+    canvas: Canvas, palette: Palette, count: int, columns: int = 1, *, grid: str = "y"
 ) -> list[Axes]:
     """Return axes in rows and columns, which are arranged so that no text overlaps.
 
     Arguments:
         canvas: The drawing.
         palette: Its colours.
-        rows: The number of rows.
-        columns: The number of columns.
+        count: The number of axes.
+        columns: The number of axes in a row.
         grid: Along which axis there are lines, as in :func:`axes_at`.
     """
     canvas.set_layout_engine("constrained", h_pad=0.08, w_pad=0.08, hspace=0.06, wspace=0.04)
-    every = list(canvas.subplots(rows, columns, squeeze=False).ravel())
+    every = list(canvas.subplots(-(-count // columns), columns, squeeze=False).ravel())
     for axes in every:
         plain(axes, palette, grid=grid)
-    return every
+    for axes in every[count:]:
+        axes.set_axis_off()
+    return every[:count]
 
 
 def settle(canvas: Canvas) -> None:
