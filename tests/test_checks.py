@@ -284,7 +284,7 @@ ODD: dict[str, tuple[Callable[[nn.Module, Tensor], Tensor], str, str, str]] = {
     "nan": (lambda m, x: m(x) * torch.nan, "logits", "failed", "NaN or infinite"),
     "one-output": (lambda m, x: m(x)[:, :1], "logits", "failed", "one output"),
     "flat": (lambda m, x: m(x)[:, 0], "logits", "failed", "expected logits of shape"),
-    "too-few-classes": (lambda m, x: m(x)[:, :5], "logits", "failed", "the model has 5 classes"),
+    "too-few-classes": (lambda m, x: m(x)[:, :5], "logits", "failed", "5 classes"),
     "sigmoid": (lambda m, x: m(x).sigmoid(), "logits", "warning", "as behind a sigmoid"),
     "optimises": (optimise, "dynamic", "failed", "optimises at test time"),
     "learns": (learn, "dynamic", "failed", "changed the parameters inner.linear.bias"),
