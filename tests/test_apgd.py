@@ -345,7 +345,7 @@ def test_each_loss_leads_elsewhere():
 )
 def test_options_that_cannot_be_meant_are_refused(options):
     (name,) = options
-    with pytest.raises(UserError, match=f"{name} must be"):
+    with pytest.raises(UserError, match=f"^{name} must "):
         APGD(**options)
 
 

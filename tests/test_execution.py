@@ -445,7 +445,7 @@ def test_the_gradient_of_a_strided_convolution_is_that_of_autograd(k, s, p):
         x = torch.rand(2, 3, *size, generator=generator, dtype=torch.float64, requires_grad=True)
         quick = copy.deepcopy(conv)
         become(quick, Strided)
-        quick.prepare()
+        quick.refresh()
         expected, got = conv(x), quick(x)
         assert torch.equal(expected, got)
         weight = torch.rand(expected.shape, generator=generator, dtype=torch.float64)

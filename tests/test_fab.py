@@ -186,9 +186,9 @@ def test_distances_to_linear_decisions_are_exact(norm, classes):
     assert 0 < wrong.sum() < 10
     for eta, most in ((1.0002, 1e-3), (1.05, 0.01)):
         found = FABT(steps=40)
-        found = replace(found, eta=eta).distances(
+        found = replace(found, eta=eta).nearest(
             problem.model, problem.x, problem.y, Threat(norm, 1.0)
-        )
+        )[1]
         assert found.dtype == torch.float64
         assert (found[wrong] == 0).all()
         ratio = (found / exact)[~wrong]
@@ -203,7 +203,7 @@ def test_untargeted_fab_finds_the_nearest_of_the_planes(norm):
     for classes, share in ((2, 1.0), (4, 0.85)):
         problem = linear_problem(2, classes=classes, count=40)
         exact = exact_distances(problem, norm)
-        found = FAB(steps=40).distances(problem.model, problem.x, problem.y, Threat(norm, 1.0))
+        found = FAB(steps=40).nearest(problem.model, problem.x, problem.y, Threat(norm, 1.0))[1]
         close = (found >= exact * (1 - 1e-6)) & (found <= exact * 1.01)
         assert close.float().mean() >= share
 
@@ -266,7 +266,7 @@ def test_fab_t_is_its_formula(beta):
         logits = net(x)
     y = logits.argmax(1)
     order = logits.argsort(dim=1, descending=True)
-    found = FAB(steps=9, targets=2, beta=beta).distances(Net(), x, y, Linf(0.5))
+    found = FAB(steps=9, targets=2, beta=beta).nearest(Net(), x, y, Linf(0.5))[1]
     expected = [
         min(slow_fab_t(net, x[i : i + 1], int(y[i]), int(order[i, t]), 9, beta) for t in (1, 2))
         for i in range(len(x))
@@ -310,7 +310,7 @@ def test_the_nearest_points_are_misclassified_and_not_farther_than_the_attacks(a
         assert (net(points).argmax(1) != y)[found].all()
         assert torch.equal(threat.distance(x, points)[found], distances[found])
         assert torch.equal(points[~found], x[~found])
-        assert torch.equal(attack.distances(net, x, y, threat), distances)
+        assert torch.equal(attack.nearest(net, x, y, threat)[1], distances)
         fooled = net(attack(net, x, y, threat)).argmax(1) != y
         assert fooled[distances <= threat.eps].all()
 
@@ -427,7 +427,7 @@ def test_more_restarts_are_never_worse(attack):
     net, (x, y) = small_net(), held_out(30)
     for threat in SMALL.values():
         once, thrice = (
-            replace(attack, restarts=restarts).distances(net, x, y, threat) for restarts in (1, 3)
+            replace(attack, restarts=restarts).nearest(net, x, y, threat)[1] for restarts in (1, 3)
         )
         assert (thrice <= once).all()
         if threat.norm == "l2":
@@ -439,7 +439,7 @@ def test_the_first_search_is_not_random_and_the_others_are():
     zero, one = (KeyedDraws.of(x, seed=seed) for seed in (0, 1))
     for restarts, same in ((1, True), (2, False)):
         attack = FABT(steps=12, restarts=restarts)
-        results = [attack.distances(net, x, y, L2(0.5), draws=draws) for draws in (zero, one)]
+        results = [attack.nearest(net, x, y, L2(0.5), draws=draws)[1] for draws in (zero, one)]
         assert torch.equal(*results) == same
 
 
@@ -452,7 +452,7 @@ def test_restarts_begin_at_half_the_radius_or_half_the_distance():
     for norm, eps in (("linf", 0.05), ("l2", 0.15), ("l1", 0.3)):
         threat = Threat(norm, eps)
         attack = FABT(steps=1, targets=9)
-        expected = attack.distances(net, x, y, threat).clamp_max(eps) / 2
+        expected = attack.nearest(net, x, y, threat)[1].clamp_max(eps) / 2
         assert (expected == eps / 2).any()
         assert (expected < eps / 2).any()
         handle = net.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0].detach()))

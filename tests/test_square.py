@@ -490,7 +490,6 @@ def test_any_shape_type_and_number_of_classes_works(threat, shape, dtype, classe
     clean, attained = problem.attained(problem.x), problem.attained(x_adv)
     searched = clean > 0
     assert (attained[searched] < clean[searched]).float().mean() > 0.5
-    assert attack.notes(classes) == []
 
 
 @EVERY

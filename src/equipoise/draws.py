@@ -19,7 +19,7 @@ __all__ = ["Draws", "GeneratorDraws", "KeyedDraws", "normal"]
 import math
 from copy import copy
 from hashlib import blake2b
-from typing import Protocol, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -27,22 +27,6 @@ from torch import Tensor
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
 _MIX = ((30, -4658895280553007687), (27, -7723592293110705685))  # shifts, multipliers
 _LAST_SHIFT = 31
-
-
-class Draws(Protocol):
-    """A source of random numbers, one stream an example."""
-
-    def uniform(self, x: Tensor) -> Tensor:
-        """Return numbers in [0, 1) with shape, device and dtype of ``x``."""
-        ...
-
-    def child(self, name: str) -> Self:
-        """Return an independent source, e.g. for another restart."""
-        ...
-
-    def select(self, index: Tensor) -> Self:
-        """Return the source for the examples ``index`` (booleans or positions) alone."""
-        ...
 
 
 class GeneratorDraws:
@@ -120,6 +104,10 @@ class KeyedDraws:
         chosen.digests = [self.digests[i] for i in positions.tolist()]
         chosen.keys = self.keys[positions]
         return chosen
+
+
+Draws = GeneratorDraws | KeyedDraws
+"""A source of random numbers: one stream for each example, or one for all."""
 
 
 def normal(draws: Draws, x: Tensor) -> Tensor:

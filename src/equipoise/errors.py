@@ -8,6 +8,7 @@ __all__ = [
     "RunError",
     "UserError",
     "nearest",
+    "one_line",
     "out_of_range",
     "short",
 ]
@@ -83,6 +84,11 @@ def short(value: object, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
+def one_line(error: BaseException, most: int = 300) -> str:
+    """Return the kind of an error and what it says, in one line of at most so many characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:most]
+
+
 def nearest(name: str, known: Iterable[str], what: str) -> str:
     """Return the message for an unknown name, with the nearest known one.
 
@@ -102,7 +108,7 @@ def out_of_range(settings: Any, prefix: str = "") -> list[str]:
     """Return a sentence for each number of a dataclass outside the interval of its type.
 
     The interval is the text of an annotation, like ``weight: Annotated[float, "[0, 1)"]``. None
-    is not checked; of a tuple every number is.
+    is left out where the type allows it; of a tuple every number is checked.
 
     Arguments:
         settings: The dataclass.
@@ -111,13 +117,13 @@ def out_of_range(settings: Any, prefix: str = "") -> list[str]:
     problems = []
     for f in fields(settings):
         interval, value = _interval(f.type), getattr(settings, f.name)
-        if not interval or value is None:
+        if not interval or (value is None and type(None) in get_args(f.type)):
             continue
         numbers = value if isinstance(value, tuple) else (value,)
         if not numbers or not all(_inside(number, interval) for number in numbers):
             expected = _expected(interval) if numbers else "have at least one number"
             given = list(value) if isinstance(value, tuple) else value
-            problems.append(f"{prefix}{f.name} must {expected}, got {given}")
+            problems.append(f"{prefix}{f.name} must {expected}, got {short(given)}")
     return problems
 
 
@@ -137,9 +143,11 @@ def _expected(interval: str) -> str:
     return f"be a finite number {'>' if interval[0] == '(' else '>='} {low}"
 
 
-def _inside(value: float, interval: str) -> bool:
-    """Return whether a finite number lies in an interval like ``(0, 1]``."""
+def _inside(value: object, interval: str) -> bool:
+    """Return whether a value is a finite number in an interval like ``(0, 1]``; true is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
     low, high = map(float, interval[1:-1].split(", "))
     above = value > low if interval[0] == "(" else value >= low
     below = value < high if interval[-1] == ")" else value <= high
-    return math.isfinite(value) and above and below
+    return -math.inf < value < math.inf and above and below

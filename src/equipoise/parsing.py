@@ -280,9 +280,9 @@ def _read(text: str) -> tuple[list[str], Any]:
         node = loader.get_single_node()
         if node is None:
             return [], None
-        if _size(node, {}) > _VALUES:
+        problems: list[str] = []
+        if _size(node, {}, problems) > _VALUES:
             raise yaml.YAMLError(f"its aliases repeat more than {_VALUES} values")
-        problems = [problem for each in _nodes(node) for problem in _faults(each)]
         return problems, loader.construct_document(node)  # which merges what << refers to
     except RecursionError:
         raise yaml.YAMLError("it is nested too deeply") from None
@@ -301,26 +301,19 @@ def _inside(node: yaml.Node) -> Iterator[yaml.Node]:
         yield from node.value
 
 
-def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """Return how many values a node stands for, with those of aliases; each is walked once."""
-    size = known.get(id(node))
+def _size(node: yaml.Node, sizes: dict[int, int], problems: list[str]) -> int:
+    """Return how many values a node stands for, with those of aliases; add what is wrong with it.
+
+    Each node is looked at once.
+    """
+    size = sizes.get(id(node))
     if size == 0:
         raise yaml.YAMLError(f"an alias refers to what it is in (line {_line(node)})")
     if size is None:
-        known[id(node)] = 0
-        size = known[id(node)] = 1 + sum(_size(inner, known) for inner in _inside(node))
+        sizes[id(node)] = 0
+        problems += _faults(node)
+        size = sizes[id(node)] = 1 + sum(_size(each, sizes, problems) for each in _inside(node))
     return size
-
-
-def _nodes(node: yaml.Node) -> Iterator[yaml.Node]:
-    """Yield every node of a tree once."""
-    left, seen = [node], set[int]()
-    while left:
-        each = left.pop()
-        if id(each) not in seen:
-            seen.add(id(each))
-            yield each
-            left += reversed(list(_inside(each)))
 
 
 def _faults(node: yaml.Node) -> Iterator[str]:

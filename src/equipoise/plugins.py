@@ -1,7 +1,7 @@
-"""Code of the user's own: run when the user asks for it, and named by what is made with it.
+"""Code of the user: run when the user asks for it, and recorded in what is made with it.
 
-A folder only names such code, by path and SHA-256. What a folder names is never run because it is
-named there: the user gives it with ``--import`` or ``--model``, or says ``--trust``.
+A folder records such code by path and SHA-256. Code is never run because a folder records it: the
+user gives it with ``--import`` or ``--model``, or says ``--trust``.
 """
 
 __all__ = [
@@ -45,12 +45,12 @@ _run: list[dict[str, str]] = []
 def run(path: Path, *, first: bool = True) -> None:
     """Run a Python file as a module of its own name, here and in the processes of a command.
 
-    It is the text of the file that is run, no compiled file beside it. Modules that lie beside
-    it are found, as by ``python FILE``.
+    The text of the file is run, never a compiled file next to it. Modules in the same folder are
+    found, as by ``python FILE``.
 
     Arguments:
         path: The file.
-        first: Whether modules beside it hide those that are installed under the same name.
+        first: Whether modules in its folder hide those that are installed under the same name.
 
     Raises:
         UserError: If it is not there, or fails.
@@ -86,7 +86,7 @@ def command(*words: object) -> str:
     """Return a command of a message, for a shell, with the ``--import`` of this process.
 
     Arguments:
-        words: What stands after ``equipoise``.
+        words: The words after ``equipoise``.
 
     Example:
         >>> command("evaluate", "runs/my run")
@@ -104,27 +104,27 @@ def source(module: str) -> dict[str, str] | None:
     return {"file": str(Path(str(file)).absolute()), "sha256": digest} if digest else None
 
 
-def in_words(found: Source | None) -> str:
-    """Return a source that a folder names, for a message: path, SHA-256, and how it is now."""
-    if not isinstance(found, Mapping) or "file" not in found:
+def in_words(recorded: Source | None) -> str:
+    """Return a source that a folder records, for a message: path, SHA-256, and its state now."""
+    if not isinstance(recorded, Mapping) or "file" not in recorded:
         return "it is not recorded from which file"
-    file, digest = (_harmless(found.get(key)) for key in ("file", "sha256"))
-    now = _digest(str(found["file"]))
+    file, digest = (_harmless(recorded.get(key)) for key in ("file", "sha256"))
+    now = _digest(str(recorded["file"]))
     state = "" if now == digest else ", which is not there" if now is None else f", now {now}"
     return f"{file}, SHA-256 {digest}{state}"
 
 
 def changed(made: object, now: object) -> str:
-    """Return a warning if a source is another than that which a folder names; else nothing.
+    """Return a warning if a source differs from the one that a folder records; else nothing.
 
     Arguments:
-        made: The source that the folder names; whatever is no source is none.
-        now: The source that was found later.
+        made: The source that the folder records; what is no mapping counts as none.
+        now: The source that is used now.
     """
     if not isinstance(made, Mapping) or not isinstance(now, Mapping):
         return ""
     (before, first), (after, last) = (
-        [_harmless(found.get(key)) for key in ("file", "sha256")] for found in (made, now)
+        [_harmless(source.get(key)) for key in ("file", "sha256")] for source in (made, now)
     )
     if first == last:
         return ""
@@ -133,16 +133,16 @@ def changed(made: object, now: object) -> str:
 
 @contextmanager
 def explained(made: Source | None) -> Iterator[None]:
-    """Add to what is refused inside that a folder was made with a file of its owner's.
+    """Add to the errors inside that a folder was made with a file of the user's code.
 
     Arguments:
-        made: The file that the folder names; None: none.
+        made: The file that the folder records; None: none.
     """
     try:
         yield
     except UserError as error:
-        known = imported()
-        if not made or (known and known["sha256"] == made.get("sha256")):
+        last = imported()
+        if not made or (last and last["sha256"] == made.get("sha256")):
             raise
         raise UserError(
             f"{error}. This was made with --import ({in_words(made)}): look at that file, then "
@@ -155,21 +155,20 @@ def run_trusted(made: Source | None, warn: Callable[[str], None]) -> None:
 
     Arguments:
         made: The file; None: none, and nothing is run.
-        warn: Told when it is another than it was.
+        warn: Shows a line if the file has changed since.
     """
-    if not made or any(known["sha256"] == made.get("sha256") for known in _run):
+    if not made or any(file["sha256"] == made.get("sha256") for file in _run):
         return
     run(Path(str(made.get("file"))), first=False)
-    line = changed(made, imported())
-    if line:
+    if line := changed(made, imported()):
         warn(line)
 
 
 def trusted_module(file: Path) -> Callable[[str], ModuleType]:
-    """Return what imports a module from the file that a folder names.
+    """Return a function that imports a module from the file that a folder records.
 
-    Only the text of files is run, no compiled file beside it; other modules are found from the
-    folder that the module's name begins in.
+    Only the text of files is run, never compiled files; other modules are found from the folder
+    that the module's name begins in.
 
     Arguments:
         file: The file.
@@ -191,18 +190,13 @@ def trusted_module(file: Path) -> Callable[[str], ModuleType]:
 
 
 def _find(root: Path, *, first: bool) -> None:
-    """Let modules of a folder be found: their text, no compiled files.
-
-    Arguments:
-        root: The folder.
-        first: Whether they hide what is installed under the same name.
-    """
+    """Let modules of a folder be found, as text; ``first``: before what is installed."""
     if str(root) in sys.path:
         return
     sys.path_hooks.insert(0, _only_text(root))
     sys.path.insert(0 if first else len(sys.path), str(root))
-    for known in [key for key in sys.path_importer_cache if _below(key, root)]:
-        del sys.path_importer_cache[known]
+    for path in [key for key in sys.path_importer_cache if _below(key, root)]:
+        del sys.path_importer_cache[path]
 
 
 class _Text(SourceFileLoader):
@@ -237,5 +231,5 @@ def _digest(file: object) -> str | None:
 
 
 def _harmless(value: object) -> str:
-    """Return what a stranger wrote, without what would steer a terminal."""
+    """Return text from a file of unknown origin, without control characters."""
     return "".join(c if c.isprintable() else "?" for c in str(value))[:300]

@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ class Stopwatch:
     """Sums the seconds of named parts; a part within a part counts for itself alone.
 
     On a CPU these are seconds of the clock. On CUDA they are the seconds between two events on
-    the device's queue, which are asked for only when the sums are.
+    the device's queue, which are read only when the sums are.
 
     Arguments:
         device: Where the parts are computed.
@@ -24,7 +25,7 @@ class Stopwatch:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self._cuda = torch.device(device).type == "cuda"
         self._sums: dict[str, float] = defaultdict(float)
-        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event, str | None]] = []
+        self._spans: list[tuple[str, Any, Any, str | None]] = []  # name, start, end, outer part
         self._names: list[str] = []
 
     @contextmanager
@@ -37,7 +38,9 @@ class Stopwatch:
             yield
         finally:
             self._names.pop()
-            self._note(name, began, self._mark(), outer)
+            self._spans.append((name, began, self._mark(), outer))
+            if not self._cuda:
+                self._add_spans()
 
     def inner(self, name: str) -> AbstractContextManager[None]:
         """Count what is done inside as such a part, if it is done within another."""
@@ -45,46 +48,35 @@ class Stopwatch:
 
     def sums(self) -> dict[str, float]:
         """Return the seconds of each part so far."""
-        if self._events:
+        if self._cuda and self._spans:
             torch.cuda.synchronize()
-        for name, began, ended, outer in self._events:
-            self._add(name, began.elapsed_time(ended) / 1000, outer)
-        self._events.clear()
+        self._add_spans()
         return dict(self._sums)
 
     def restart(self, sums: dict[str, float] | None = None) -> None:
         """Forget everything, or go on from some sums."""
-        self._events.clear()
+        self._spans.clear()
         self._sums.clear()
         self._sums.update(sums or {})
 
-    def _mark(self) -> "float | torch.cuda.Event":
+    def _mark(self) -> Any:
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
-    def _note(
-        self,
-        name: str,
-        began: "float | torch.cuda.Event",
-        ended: "float | torch.cuda.Event",
-        outer: str | None,
-    ) -> None:
-        if isinstance(began, float) and isinstance(ended, float):
-            self._add(name, ended - began, outer)
-        elif not isinstance(began, float) and not isinstance(ended, float):
-            self._events.append((name, began, ended, outer))
-
-    def _add(self, name: str, seconds: float, outer: str | None) -> None:
-        self._sums[name] += seconds
-        if outer is not None:
-            self._sums[outer] -= seconds
+    def _add_spans(self) -> None:
+        for name, began, ended, outer in self._spans:
+            seconds = began.elapsed_time(ended) / 1000 if self._cuda else ended - began
+            self._sums[name] += seconds
+            if outer is not None:
+                self._sums[outer] -= seconds
+        self._spans.clear()
 
 
 def peak_memory() -> int:
-    """Return the most memory that this process has held, in bytes; 0 where no system tells."""
+    """Return the most memory that this process has held, in bytes; 0 if not reported."""
     try:
         import resource
     except ImportError:  # not on this system

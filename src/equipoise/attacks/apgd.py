@@ -7,7 +7,7 @@ APGD-T              on the targeted ratio, towards each of the highest other cla
                     logits
 ==================  ============================================================================
 
-How the steps go is told in :mod:`equipoise.attacks.apgd_ascent` (Linf, L2) and
+The steps are described in :mod:`equipoise.attacks.apgd_ascent` (Linf, L2) and
 :mod:`equipoise.attacks.apgd_l1` (L1). From the same start the iterates are those of the authors'
 code, oddities included: at the first checkpoint one comparison is with zero, and after a restart
 from the best point the last move is kept.
@@ -24,7 +24,7 @@ Deviations, none of which makes the attack weaker:
 * A gradient gives a full step however small it is.
 * All targets of an example are rows of one batch. As soon as one is misclassified, all rows of
   the example leave. The first misclassified point is returned, not the last.
-* An example that withstands comes back as its point of the smallest margin, not as it was.
+* An example that stays robust comes back as its point of the smallest margin, not as it was.
 * With ``eot`` > 1 the verdict is that of the mean class probabilities, never of one lucky pass.
 * An entry counts as changed by an L1 perturbation from a millionth of eps on; there, rounding
   counts.
@@ -50,17 +50,16 @@ from torch import Tensor, nn
 from equipoise.attacks.apgd_ascent import Ascent
 from equipoise.attacks.apgd_l1 import SparseAscent, phases
 from equipoise.attacks.core import (
-    check_threat,
     guest,
     input_gradient,
-    is_number,
     misclassified,
+    prepared,
     refuse,
     uncounted,
     wrong_norms,
 )
-from equipoise.attacks.inputs import check_inputs
-from equipoise.draws import Draws, KeyedDraws
+from equipoise.draws import Draws
+from equipoise.errors import Part, out_of_range
 from equipoise.execution import Fast
 from equipoise.losses import cross_entropy, dlr, dlr_targeted, margin
 from equipoise.threat import Norm, Threat
@@ -89,7 +88,7 @@ class APGD:
     restarts: int = 1
     loss: Literal["ce", "dlr", "margin"] | None = None
     targets: int | None = None
-    rho: float = 0.75
+    rho: Part = 0.75
     eot: int = 1
     largereps: bool | None = None
     norms: tuple[Norm, ...] = ("linf", "l2", "l1")
@@ -101,8 +100,7 @@ class APGD:
         if self.loss is not None and self.loss not in losses:
             aim = "" if self.targets is None else " with targets"
             problems.append(f"loss{aim} must be one of {', '.join(losses)}, got {self.loss!r}")
-        if not is_number(self.rho) or not 0 <= self.rho <= 1:
-            problems.append(f"rho must be a number in [0, 1], got {self.rho}")
+        problems += out_of_range(self)
         if self.largereps not in (None, True, False):
             problems.append(f"largereps must be true, false or none, got {self.largereps!r}")
         refuse(problems + wrong_norms(self.norms))
@@ -115,12 +113,9 @@ class APGD:
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, draws: Draws | None = None
     ) -> Tensor:
         """Return the strongest ``x_adv`` found for every example: see :class:`Attack`."""
-        check_threat(self, threat)
-        x, y = check_inputs(x, y, threat)
-        x = x.detach()
+        x, y, draws = prepared(self, x, y, threat, draws)
         if not len(x) or threat.eps == 0:
             return x.clone()
-        draws = KeyedDraws.of(x) if draws is None else draws
         with guest(model) as model, torch.no_grad():
             targets = self._targets(model, x, y)
             finds = _Finds(x)
@@ -252,7 +247,7 @@ class APGD:
         return torch.stack([z.double().log_softmax(1) for z in logits]).logsumexp(0)
 
     def _wrong(self, model: nn.Module, x: Tensor, logits: Tensor, y: Tensor) -> Tensor:
-        """Tell which points are misclassified: the exact model's word is averaged, too."""
+        """Return which points the exact model misclassifies, averaged over ``eot`` passes."""
         if self.eot == 1 or not isinstance(model, Fast) or model.search is model.exact:
             return misclassified(model, x, logits, y)
         wrong = logits.argmax(1) != y
@@ -312,15 +307,9 @@ class _Finds:
         self.open = torch.arange(len(x), device=x.device)
 
     def note(self, points: Tensor, margins: Tensor, wrong: Tensor) -> Tensor | None:
-        """Take in points of all rows of the open examples.
+        """Keep the points of the smallest margins, of all rows of the open examples.
 
-        Arguments:
-            points: The points, with shape (R, ...), the rows of an example side by side.
-            margins: How far each is from being misclassified, with shape (R,).
-            wrong: Which are misclassified, with shape (R,).
-
-        Returns:
-            The positions of the rows that stay open, or None if all do.
+        Return the positions of the rows whose examples stay open, or None if all do.
         """
         most = torch.finfo(margins.dtype).max
         margins = torch.nan_to_num(margins, nan=most, posinf=most).masked_fill(wrong, -torch.inf)
@@ -341,13 +330,7 @@ class _Finds:
 
 
 def _start(threat: Threat, x: Tensor, noise: Tensor) -> Tensor:
-    """Return random starting points.
-
-    Arguments:
-        threat: The ball and the range.
-        x: The clean inputs, with shape (R, ...).
-        noise: Numbers in [0, 1), with the shape of ``x``.
-    """
+    """Return random starting points for inputs, (R, ...), from numbers in [0, 1)."""
     centred = 2 * noise.double() - 1
     if threat.norm != "linf":
         most = 1 - 2.0**-24  # at 1 it would be infinite

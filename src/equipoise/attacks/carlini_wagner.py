@@ -25,7 +25,7 @@ __all__ = ["CarliniWagnerL2"]
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Annotated, Self
 
 import torch
 from torch import Tensor, nn
@@ -33,14 +33,13 @@ from torch import Tensor, nn
 from equipoise.attacks.core import (
     guest,
     input_gradient,
-    is_number,
     misclassified,
+    prepared,
     refuse,
     uncounted,
 )
-from equipoise.attacks.inputs import check_inputs
 from equipoise.draws import Draws
-from equipoise.errors import UserError
+from equipoise.errors import NotNegative, out_of_range
 from equipoise.losses import margin
 from equipoise.threat import Norm, Threat
 
@@ -66,18 +65,14 @@ class CarliniWagnerL2:
 
     steps: int = 200
     binary_search_steps: int = 9
-    confidence: float = 0.0
-    lr: float = 0.05
-    initial_const: float = 1e-3
+    confidence: NotNegative = 0.0
+    lr: Annotated[float, "(0, inf)"] = 0.05
+    initial_const: Annotated[float, "(0, inf)"] = 1e-3
     norms: tuple[Norm, ...] = ("l2",)
 
     def __post_init__(self) -> None:
         problems = uncounted(self, "steps", "binary_search_steps")
-        for name in ("confidence", "lr", "initial_const"):
-            value = getattr(self, name)
-            if not is_number(value) or value < 0 or (value == 0 and name != "confidence"):
-                least = ">= 0" if name == "confidence" else "> 0"
-                problems.append(f"{name} must be a finite number {least}, got {value}")
+        problems += out_of_range(self)
         if tuple(self.norms) != ("l2",):
             problems.append(f"norms must be ('l2',), got {self.norms!r}")
         refuse(problems)
@@ -94,13 +89,13 @@ class CarliniWagnerL2:
         Where nothing was found within the radius, the shortest way out, or the last point, is
         projected into the threat. The attack draws no random numbers.
         """
-        x, y = self._check(x, y, threat)
+        x, y, _ = prepared(self, x, y, threat, draws)
         if not len(x) or threat.eps == 0:
-            return x.detach().clone()
+            return x.clone()
         with guest(model) as model, torch.no_grad():
-            points, distance = _PenaltySearch(self, model, threat, nearest=False)(x.detach(), y)
+            points, distance = _PenaltySearch(self, model, threat, nearest=False)(x, y)
             beyond = (distance > 0).nonzero()[:, 0]
-            points[beyond] = threat.project(x.detach()[beyond], points[beyond])
+            points[beyond] = threat.project(x[beyond], points[beyond])
             return points
 
     def nearest(
@@ -120,44 +115,28 @@ class CarliniWagnerL2:
             Points with the shape of ``x``, and distances in float64 with shape (B,): zero where
             x itself is misclassified, infinite (and the point x) where nothing was found.
         """
-        x, y = self._check(x, y, threat)
+        x, y, _ = prepared(self, x, y, threat)
         if not len(x):
-            return x.detach().clone(), torch.zeros(0, dtype=torch.float64, device=x.device)
+            return x.clone(), torch.zeros(0, dtype=torch.float64, device=x.device)
         with guest(model) as model, torch.no_grad():
-            points, distance = _PenaltySearch(self, model, threat, nearest=True)(x.detach(), y)
+            points, distance = _PenaltySearch(self, model, threat, nearest=True)(x, y)
         lost = distance.isinf()
-        points[lost] = x.detach()[lost]
+        points[lost] = x[lost]
         return points, threat.distance(x, points).masked_fill(lost, math.inf)
-
-    def _check(self, x: Tensor, y: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
-        if threat.norm not in self.norms:
-            raise UserError(f"{self} is defined for {', '.join(self.norms)}, not {threat.norm}")
-        return check_inputs(x, y, threat)
 
 
 @dataclass(frozen=True)
 class _Descent:
-    """B examples on their way down, each with its own penalty.
+    """B examples whose penalised distance is descended, each with its own penalty."""
 
-    Arguments:
-        index: The positions of the examples in the batch, with shape (B,).
-        x: The clean inputs, with shape (B, D).
-        y: The labels, with shape (B,).
-        c: The weights of the penalty, with shape (B, 1).
-        w: The variables, with shape (B, D).
-        first: Adam's running mean of the gradient, with shape (B, D).
-        second: Adam's running mean of its square, with shape (B, D).
-        loss: The loss when it was last looked at, with shape (B,).
-    """
-
-    index: Tensor
-    x: Tensor
-    y: Tensor
-    c: Tensor
-    w: Tensor
-    first: Tensor
-    second: Tensor
-    loss: Tensor
+    index: Tensor  # their positions in the batch, (B,)
+    x: Tensor  # the clean inputs, (B, D)
+    y: Tensor  # the labels, (B,)
+    c: Tensor  # the weights of the penalty, (B, 1)
+    w: Tensor  # the variables, (B, D)
+    first: Tensor  # Adam's running mean of the gradient, (B, D)
+    second: Tensor  # Adam's running mean of its square, (B, D)
+    loss: Tensor  # the loss when it was last compared, (B,)
 
     def take(self, index: Tensor) -> Self:
         """Return some of the examples."""
@@ -165,14 +144,7 @@ class _Descent:
 
 
 class _PenaltySearch:
-    """One run of the attack.
-
-    Arguments:
-        attack: Its settings.
-        model: The model, frozen.
-        threat: The radius and the range.
-        nearest: Whether the nearest point is wanted; else any within the radius ends the search.
-    """
+    """One run of the attack, for the nearest point, or for any within the radius."""
 
     def __init__(
         self, attack: CarliniWagnerL2, model: nn.Module, threat: Threat, *, nearest: bool
@@ -234,7 +206,7 @@ class _PenaltySearch:
         return lambda logits: (self.attack.confidence - margin(logits, y)).clamp_min(0)
 
     def _keep(self, on: _Descent, point: Tensor, logits: Tensor, penalty: Tensor) -> None:
-        """Keep the points that are found and nearer than before; say whose search is over."""
+        """Keep the points that are nearer than before; mark the examples that are done."""
         size = torch.linalg.vector_norm(point - on.x, dim=1)
         before = self.distance[on.index]
         lost = before.isinf().nonzero()[:, 0]

@@ -1,7 +1,7 @@
-"""What an attack is, and how it behaves in somebody else's model.
+"""What an attack is, and how it leaves the model.
 
 Attacks are guests: parameters, their gradients, the mode of every module, the statistics of
-BatchNorm and the global random state are after an attack what they were before.
+BatchNorm and the global random state are the same after an attack as before.
 """
 
 __all__ = [
@@ -14,8 +14,8 @@ __all__ = [
     "guest",
     "input_gradient",
     "input_gradients",
-    "is_number",
     "misclassified",
+    "prepared",
     "refuse",
     "seeded",
     "stepping",
@@ -23,7 +23,6 @@ __all__ = [
     "wrong_norms",
 ]
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -32,7 +31,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from equipoise.draws import Draws
+from equipoise.attacks.inputs import check_inputs
+from equipoise.draws import Draws, KeyedDraws
 from equipoise.errors import UserError, short
 from equipoise.execution.compiled import Step
 from equipoise.execution.form import Fast, as_is
@@ -81,23 +81,14 @@ def cost(attack: Attack, norm: Norm) -> float:
 
 def uncounted(attack: object, *names: str) -> list[str]:
     """Return what is wrong with settings that count something, a sentence each."""
-    found = [(name, getattr(attack, name)) for name in names]
-    least = [
-        f"{name} must be at least 1 and whole, got {short(value)}"
-        for name, value in found
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1
-    ]
-    return least + [
-        f"{name} must be at most {MOST}, got {short(value)}"
-        for name, value in found
-        if isinstance(value, int) and value > MOST
-    ]
-
-
-def is_number(value: object) -> bool:
-    """Tell whether a setting is a finite number; true and false are none."""
-    known = isinstance(value, int | float) and not isinstance(value, bool)
-    return known and -math.inf < value < math.inf  # type: ignore[operator]
+    problems = []
+    for name in names:
+        value = getattr(attack, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            problems.append(f"{name} must be at least 1 and whole, got {short(value)}")
+        elif value > MOST:
+            problems.append(f"{name} must be at most {MOST}, got {short(value)}")
+    return problems
 
 
 def wrong_norms(norms: Sequence[str]) -> list[str]:
@@ -117,6 +108,19 @@ def check_threat(attack: Any, threat: Threat) -> None:
     """Raise a UserError for a threat whose norm is none of the attack's ``norms``."""
     if threat.norm not in attack.norms:
         raise UserError(f"{attack} is defined for {', '.join(attack.norms)}, not {threat.norm}")
+
+
+def prepared(
+    attack: Any, x: Any, y: Any, threat: Threat, draws: Draws | None = None
+) -> tuple[Tensor, Tensor, Draws]:
+    """Return inputs, labels and randomness for a call of an attack.
+
+    Raises:
+        UserError: If the attack is not defined for the threat, or cannot work with the inputs.
+    """
+    check_threat(attack, threat)
+    x, y = check_inputs(x, y, threat, stacklevel=4)
+    return x.detach(), y, KeyedDraws.of(x) if draws is None else draws
 
 
 @contextmanager

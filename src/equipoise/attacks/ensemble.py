@@ -35,11 +35,10 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.attacks.apgd import APGDCE, APGDDLR, APGDT
-from equipoise.attacks.core import Attack, cost, guest
+from equipoise.attacks.core import Attack, cost, guest, prepared
 from equipoise.attacks.fab import FAB, FABT
-from equipoise.attacks.inputs import check_inputs
 from equipoise.attacks.square import Square
-from equipoise.draws import Draws, KeyedDraws
+from equipoise.draws import Draws
 from equipoise.errors import UserError
 from equipoise.losses import margin
 from equipoise.threat import NORMS, Norm, Threat
@@ -110,8 +109,7 @@ class AutoAttack:
         :func:`equipoise.evaluate` does the same, keeps the verdicts of each stage, and judges
         apart from the search.
         """
-        x, y = check_inputs(x, y, threat)
-        draws = KeyedDraws.of(x) if draws is None else draws
+        x, y, draws = prepared(self, x, y, threat, draws)
         best, lowest = x.clone(), torch.full_like(y, torch.inf, dtype=torch.float64)
         left = torch.arange(len(x), device=x.device)
         for name, attack in self.stages(threat.norm).items():

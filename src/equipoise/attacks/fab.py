@@ -39,21 +39,21 @@ __all__ = ["FAB", "FABT"]
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from equipoise.attacks.core import (
-    check_threat,
     guest,
-    is_number,
+    prepared,
     refuse,
     uncounted,
     wrong_norms,
 )
 from equipoise.attacks.fab_search import BoundarySearch
-from equipoise.attacks.inputs import check_inputs
-from equipoise.draws import Draws, KeyedDraws
+from equipoise.draws import Draws
+from equipoise.errors import Part, out_of_range
 from equipoise.threat import Norm, Threat
 
 
@@ -77,19 +77,15 @@ class FAB:
     steps: int = 100
     restarts: int = 1
     targets: int | None = None
-    alpha_max: float = 0.1
-    eta: float = 1.05
-    beta: float = 0.9
+    alpha_max: Part = 0.1
+    eta: Annotated[float, "[1, inf)"] = 1.05
+    beta: Part = 0.9
     norms: tuple[Norm, ...] = ("linf", "l2", "l1")
 
     def __post_init__(self) -> None:
         counts = ["steps", "restarts"] + ["targets"] * (self.targets is not None)
         problems = uncounted(self, *counts)
-        for name, least, most in (("alpha_max", 0, 1), ("eta", 1, math.inf), ("beta", 0, 1)):
-            value = getattr(self, name)
-            if not is_number(value) or not least <= value <= most:
-                problems.append(f"{name} must be a number in [{least}, {most}], got {value}")
-        refuse(problems + wrong_norms(self.norms))
+        refuse([*problems, *out_of_range(self), *wrong_norms(self.norms)])
 
     def cost(self, norm: Norm) -> float:
         """Return a rough number of the gradient evaluations an image."""
@@ -103,12 +99,11 @@ class FAB:
         Where nothing was found within the radius, the nearest points beyond it are brought into
         the threat, and the one with the largest margin comes back.
         """
-        x, y = self._check(x, y, threat)
+        x, y, draws = prepared(self, x, y, threat, draws)
         if not len(x) or threat.eps == 0:
-            return x.detach().clone()
+            return x.clone()
         with guest(model) as model, torch.no_grad():
-            search = self._search(model, threat, nearest=False)
-            return search(x.detach(), y, KeyedDraws.of(x) if draws is None else draws).points
+            return self._search(model, threat, nearest=False)(x, y, draws).points
 
     def nearest(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, draws: Draws | None = None
@@ -128,27 +123,20 @@ class FAB:
             Points with the shape of ``x``, and distances in float64 with shape (B,): zero where
             x itself is misclassified, infinite (and the point x) where nothing was found.
         """
-        x, y = self._check(x, y, threat)
+        x, y, draws = prepared(self, x, y, threat, draws)
         if not len(x):
-            return x.detach().clone(), torch.zeros(0, dtype=torch.float64, device=x.device)
+            return x.clone(), torch.zeros(0, dtype=torch.float64, device=x.device)
         with guest(model) as model, torch.no_grad():
-            search = self._search(model, threat, nearest=True)
-            found = search(x.detach(), y, KeyedDraws.of(x) if draws is None else draws)
+            found = self._search(model, threat, nearest=True)(x, y, draws)
         distances = threat.distance(x, found.points)
         return found.points, distances.masked_fill(found.distance.isinf(), math.inf)
-
-    def distances(
-        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, draws: Draws | None = None
-    ) -> Tensor:
-        """Return the distances of :meth:`nearest` alone."""
-        return self.nearest(model, x, y, threat, draws=draws)[1]
 
     def rows_per_example(self, classes: int) -> int:
         """Return how many rows of a batch one example takes."""
         return 1 if self.targets is None else min(self.targets, classes - 1)
 
     def notes(self, classes: int) -> list[str]:
-        """Say what had to be changed for so few classes."""
+        """Return what had to be changed for so few classes, in sentences."""
         if self.targets is None or self.targets < classes:
             return []
         rows = self.rows_per_example(classes)
@@ -156,8 +144,8 @@ class FAB:
 
     def _search(self, model: nn.Module, threat: Threat, *, nearest: bool) -> BoundarySearch:
         return BoundarySearch(
-            model,
-            threat,
+            model=model,
+            threat=threat,
             nearest=nearest,
             steps=self.steps,
             restarts=self.restarts,
@@ -166,10 +154,6 @@ class FAB:
             eta=self.eta,
             beta=self.beta,
         )
-
-    def _check(self, x: Tensor, y: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
-        check_threat(self, threat)
-        return check_inputs(x, y, threat)
 
 
 def FABT(*, steps: int = 100, restarts: int = 1, targets: int = 9) -> FAB:  # noqa: N802

@@ -3,7 +3,6 @@
 __all__ = ["BoundarySearch"]
 
 import math
-from copy import copy
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
@@ -26,25 +25,15 @@ _LEAST_SLOPE = 1e-12  # the floor under the lengths of gradients
 
 @dataclass(frozen=True)
 class _BoundaryRows:
-    """B examples that are searched in T rows each.
+    """B examples that are searched in T rows each."""
 
-    Arguments:
-        index: The positions of the examples in the batch, with shape (B,).
-        x: The clean inputs, with shape (B, 1, D).
-        y: The labels, with shape (B,).
-        rivals: The classes that are searched for, with shape (B, R); T is R, or 1 untargeted.
-        point: The iterates, with shape (B, T, D).
-        best: The nearest points found, with shape (B, T, D).
-        size: Their distances, infinite where there is none, with shape (B, T).
-    """
-
-    index: Tensor
-    x: Tensor
-    y: Tensor
-    rivals: Tensor
-    point: Tensor
-    best: Tensor
-    size: Tensor
+    index: Tensor  # their positions in the batch, (B,)
+    x: Tensor  # the clean inputs, (B, 1, D)
+    y: Tensor  # the labels, (B,)
+    rivals: Tensor  # the classes that are searched for, (B, R); T is R, or 1 untargeted
+    point: Tensor  # the iterates, (B, T, D)
+    best: Tensor  # the nearest points found, (B, T, D)
+    size: Tensor  # their distances, infinite where there is none, (B, T)
 
     def take(self, index: Tensor) -> Self:
         """Return the rows of some examples."""
@@ -67,17 +56,11 @@ class _BoundaryRows:
 
 @dataclass(frozen=True)
 class _Nearest:
-    """What was found for each example of the batch; changes as the search goes on.
+    """The results for each example of the batch; they change as the search goes on."""
 
-    Arguments:
-        points: The points to return, with the shape of x.
-        distance: How far a misclassified one is, infinite where there is none, with shape (N,).
-        score: The margin of the others, with shape (N,).
-    """
-
-    points: Tensor
-    distance: Tensor
-    score: Tensor
+    points: Tensor  # the points to return, with the shape of x
+    distance: Tensor  # how far a misclassified one is, infinite where there is none, (N,)
+    score: Tensor  # the margin of the others, (N,)
 
     def put(self, index: Tensor, points: Tensor, distance: Tensor, score: Tensor) -> None:
         """Set the points, with shape (B, D), of the examples ``index``."""
@@ -86,6 +69,7 @@ class _Nearest:
         self.score[index] = score
 
 
+@dataclass(kw_only=True)
 class BoundarySearch:
     """One run of the attack.
 
@@ -93,33 +77,27 @@ class BoundarySearch:
         model: The model, frozen.
         threat: The norm, the radius and the range.
         nearest: Whether the nearest point is wanted; else any within the radius ends the search.
-        steps: The number of steps; this and the following are settings of
-            :class:`equipoise.attacks.FAB`.
-        restarts: The number of searches.
-        targets: The number of rivals that are searched for; None: the nearest of all.
-        alpha_max: The largest weight of the clean point.
-        eta: How far beyond the hyperplane to go.
-        beta: How far to go back after a success.
+        steps: This and the following are settings of :class:`equipoise.attacks.FAB`.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        threat: Threat,
-        *,
-        nearest: bool,
-        steps: int,
-        restarts: int,
-        targets: int | None,
-        alpha_max: float,
-        eta: float,
-        beta: float,
-    ) -> None:
-        self.model, self.threat, self.nearest = model, threat, nearest
-        self.steps, self.restarts, self.targets = steps, restarts, targets
-        self.alpha_max, self.eta, self.beta = alpha_max, eta, beta
+    model: nn.Module
+    threat: Threat
+    nearest: bool
+    steps: int
+    restarts: int
+    targets: int | None
+    alpha_max: float
+    eta: float
+    beta: float
+
+    @property
+    def limit(self) -> float:
+        """Return the distance up to which points are shown to the exact model."""
+        if self.nearest:
+            return math.inf
+        threat = self.threat
         largest = max(1.0, abs(threat.low), abs(threat.high))  # floats round by their size
-        self.limit = math.inf if nearest else threat.eps * (1 + 1e-5) + 1e-5 * largest
+        return threat.eps * (1 + 1e-5) + 1e-5 * largest
 
     def __call__(self, x: Tensor, y: Tensor, draws: Draws) -> _Nearest:
         """Return the points that were found for inputs of shape (N, ...)."""
@@ -178,13 +156,10 @@ class BoundarySearch:
         return rows
 
     def _refined(self, rows: _BoundaryRows, found: _Nearest) -> _BoundaryRows:
-        """BoundarySearch on with the exact model, from near misses of its search form.
+        """Search on with the exact model, from near misses of its search form.
 
         The two forms have their boundaries in slightly different places, and this attack stays
         at the boundary. Each example takes a few steps from the nearest of its points.
-
-        Returns:
-            The rows of the examples that are still searched for.
         """
         model = self.model
         if not isinstance(model, Fast) or model.search is model.exact or not len(rows.index):
@@ -192,8 +167,8 @@ class BoundarySearch:
         least, which = rows.size.min(1)
         near = (least <= _NEAR_MISS * self.threat.eps).nonzero()[:, 0]
         exact = Fast(model.exact, model.exact, "float32")
-        search = copy(self)
-        search.model = exact
+        search = replace(self, model=exact)
+        search.shape = self.shape
         with guest(model.exact):
             search._run(rows.narrowed(near, which[near]), max(self.steps // 5, 1), found)
         model.forwards += exact.forwards
@@ -249,7 +224,7 @@ class BoundarySearch:
         return replace(rows, point=point)
 
     def _done(self, rows: _BoundaryRows, sure: Tensor, size: Tensor, found: _Nearest) -> Tensor:
-        """Put the nearest allowed of the points ``sure`` into ``found``; tell whose they are."""
+        """Put the nearest allowed of the points ``sure`` into ``found``; return whose they are."""
         x = rows.x[sure // rows.size.shape[1], 0]
         allowed = sure[self.threat.contains(x, rows.point.flatten(0, 1)[sure])]
         sizes = torch.full_like(size, math.inf)
@@ -294,18 +269,7 @@ class BoundarySearch:
 def _nearest_plane(
     model: nn.Module, points: Tensor, y: Tensor, rivals: Tensor, norm: Norm
 ) -> tuple[Tensor, Tensor]:
-    """Return z_s - z_y and its gradient for the rival whose hyperplane is nearest.
-
-    Arguments:
-        model: The model, frozen.
-        points: The inputs, with shape (B, ...).
-        y: The labels, with shape (B, 1).
-        rivals: The other classes, with shape (B, K - 1).
-        norm: The norm in which hyperplanes are near.
-
-    Returns:
-        Values with shape (B,) and gradients with the shape of ``points``.
-    """
+    """Return z_s - z_y, (B,), and its gradient for the rival whose hyperplane is nearest."""
     least = points.new_full((len(points),), math.inf)
     value, w = torch.zeros_like(least), torch.zeros_like(points)
     planes = input_gradients(model, points, lambda z: z.gather(1, rivals) - z.gather(1, y))

@@ -1,4 +1,4 @@
-"""Inputs and labels as people have them: tensors, arrays, lists, a data set or a loader."""
+"""Inputs and labels as tensors, from arrays, lists, a data set or a loader."""
 
 __all__ = ["check_inputs", "examples", "tensors"]
 
@@ -30,7 +30,7 @@ def examples(x: Any, y: Any) -> tuple[Tensor, Tensor]:
     """
     loaded = isinstance(x, DataLoader | Dataset)
     if loaded and y is not None:
-        raise UserError(f"expected no y beside {type(x).__name__}, which has the labels")
+        raise UserError(f"expected no y with {type(x).__name__}, which has the labels")
     if not loaded and y is None:
         raise UserError(f"expected labels y, or {_PAIRS} in the place of x and y")
     if not loaded:
@@ -66,13 +66,14 @@ def tensors(x: Any, y: Any) -> tuple[Tensor, Tensor]:
         return (x.clone() if x.is_inference() else x), (y.clone() if y.is_inference() else y)
 
 
-def check_inputs(x: Any, y: Any, threat: Threat) -> tuple[Tensor, Tensor]:
+def check_inputs(x: Any, y: Any, threat: Threat, *, stacklevel: int = 3) -> tuple[Tensor, Tensor]:
     """Return inputs and labels as tensors; what leaves the range by rounding is at its border.
 
     Arguments:
         x: The inputs, as a tensor, an array or a list, with shape (B, ...).
         y: The labels, likewise, int64, with shape (B,).
         threat: The range.
+        stacklevel: Whose line a warning names, as for :func:`warnings.warn`.
 
     Raises:
         UserError: For inputs or labels that no attack can work with.
@@ -99,7 +100,7 @@ def check_inputs(x: Any, y: Any, threat: Threat) -> tuple[Tensor, Tensor]:
     if share <= ROUNDING:
         warnings.warn(
             f"x leaves {box} by {out:.2g}, as rounding does: it was set to the border",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
         return x.clamp(threat.low, threat.high), y
     remedy = f"x.clamp({threat.low:g}, {threat.high:g}) brings it back"

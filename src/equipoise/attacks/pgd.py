@@ -40,26 +40,24 @@ __all__ = ["FGSM", "MIFGSM", "PGD", "Ascended", "CWInf", "for_verdicts", "locate
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from equipoise.attacks.core import (
     Attack,
-    check_threat,
     confirmed,
     guest,
     input_gradient,
-    is_number,
+    prepared,
     refuse,
     stepping,
     uncounted,
     wrong_norms,
 )
-from equipoise.attacks.inputs import check_inputs
-from equipoise.draws import Draws, KeyedDraws, normal
-from equipoise.errors import short
+from equipoise.draws import Draws, normal
+from equipoise.errors import NotNegative, Part, out_of_range
 from equipoise.execution import Network
 from equipoise.losses import LOSSES
 from equipoise.threat import Norm, Threat
@@ -83,7 +81,7 @@ class PGD:
             ``step_factor`` eps / steps.
         step_factor: The default length of a step, in units of eps / steps.
         restarts: How often to search; all but the first only where nothing was found yet.
-        start: Where to start: ``"uniform"`` in the ball, at x (``"zero"``), or beside x
+        start: Where to start: ``"uniform"`` in the ball, at x (``"zero"``), or close to x
             (``"noise"``): at x + 0.001 N(0, 1), in units of the range, as TRADES does, whose
             loss has no gradient at x.
         loss: ``"ce"`` or ``"margin"``.
@@ -97,27 +95,19 @@ class PGD:
     """
 
     steps: int = 20
-    step_size: float | None = None
-    step_factor: float = 2.5
+    step_size: Annotated[float, "(0, inf)"] | None = None
+    step_factor: Annotated[float, "(0, inf)"] = 2.5
     restarts: int = 1
     start: Literal["uniform", "zero", "noise"] = "uniform"
     loss: Literal["ce", "margin"] = "ce"
-    confidence: float | None = None
-    momentum: float | None = None
+    confidence: NotNegative | None = None
+    momentum: Part | None = None
     keep: Literal["best", "first", "last"] = "best"
     norms: tuple[Norm, ...] = ("linf", "l2", "l1")
 
     def __post_init__(self) -> None:
         problems = uncounted(self, "steps", "restarts")
-        for name in ("step_size", "step_factor", "confidence", "momentum"):
-            value = getattr(self, name)
-            if value is None and name != "step_factor":
-                continue
-            least = ">" if name in ("step_size", "step_factor") else ">="
-            if not is_number(value) or value < 0 or (value == 0 and least == ">"):
-                problems.append(f"{name} must be a finite number {least} 0, got {short(value)}")
-            elif name == "momentum" and value > 1:
-                problems.append(f"momentum must lie in [0, 1], got {value:g}")
+        problems += out_of_range(self)
         for name, known_names in _CHOICES.items():
             value = getattr(self, name)
             if value not in known_names:
@@ -132,11 +122,8 @@ class PGD:
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, draws: Draws | None = None
     ) -> Tensor:
         """Return the strongest ``x_adv`` found for every example: see :class:`Attack`."""
-        check_threat(self, threat)
-        x, y = check_inputs(x, y, threat)
-        if not len(x):
-            return x.clone()
-        return self.search(model, x, y, threat, KeyedDraws.of(x) if draws is None else draws)
+        x, y, draws = prepared(self, x, y, threat, draws)
+        return self.search(model, x, y, threat, draws) if len(x) else x.clone()
 
     def search(
         self,
@@ -161,8 +148,18 @@ class PGD:
                 the positions of their examples in the batch, with shape (N,), to losses (N,).
         """
         losses = losses or (lambda logits, index: self.losses(logits, y[index]))
+        every, x = torch.arange(len(y), device=y.device), x.detach()
         with guest(model) as model, torch.no_grad():
-            return self._restarts(model, x.detach(), y, threat, draws, losses)
+            source = draws.child("restart 0")
+            x_adv, score = self._search(model, x, y, threat, source, losses, every)
+            for restart in range(1, self.restarts):
+                rest = (~score.fooled).nonzero()[:, 0]
+                if not len(rest):
+                    break
+                source = draws.child(f"restart {restart}").select(rest)
+                again, found = self._search(model, x[rest], y[rest], threat, source, losses, rest)
+                _keep(x_adv, score, rest, again, found)
+        return x_adv
 
     def start_at(self, x: Tensor, threat: Threat, draws: Draws) -> Tensor:
         """Return where the search starts, within the threat."""
@@ -184,26 +181,6 @@ class PGD:
         losses = LOSSES[self.loss](logits, y)
         return losses if self.confidence is None else losses.clamp_max(self.confidence)
 
-    def _restarts(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        threat: Threat,
-        draws: Draws,
-        losses: Ascended,
-    ) -> Tensor:
-        every = torch.arange(len(y), device=y.device)
-        x_adv, score = self._search(model, x, y, threat, draws.child("restart 0"), losses, every)
-        for restart in range(1, self.restarts):
-            rest = (~score.fooled).nonzero()[:, 0]
-            if not len(rest):
-                break
-            source = draws.child(f"restart {restart}").select(rest)
-            again, found = self._search(model, x[rest], y[rest], threat, source, losses, rest)
-            _keep(x_adv, score, rest, again, found)
-        return x_adv
-
     def _search(
         self,
         model: nn.Module,
@@ -214,17 +191,7 @@ class PGD:
         losses: Ascended,
         index: Tensor,
     ) -> "tuple[Tensor, _Score]":
-        """Search once; return the points kept and their scores, which only compare.
-
-        Arguments:
-            model: As for :meth:`search`, like the others.
-            x: The clean inputs that are searched from.
-            y: Their labels.
-            threat: The ball and the range.
-            draws: The randomness.
-            losses: What is maximised.
-            index: The positions of the inputs in the batch.
-        """
+        """Search once from the inputs at some positions in the batch; return points and scores."""
         start = self.start_at(x, threat, draws)
         if self.keep == "first":
             return self._shown(model, x, y, start, threat, losses, index)
@@ -331,7 +298,7 @@ def for_verdicts(attack: Attack) -> Attack:
     return attack
 
 
-NOISE = 0.001  # the standard deviation of the start beside x, in units of the range
+NOISE = 0.001  # the standard deviation of the start close to x, in units of the range
 
 _CHOICES = {
     "start": ("uniform", "zero", "noise"),

@@ -35,23 +35,22 @@ __all__ = ["Square"]
 import math
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Annotated, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from equipoise.attacks.core import (
-    check_threat,
     guest,
-    is_number,
     misclassified,
+    prepared,
     refuse,
     uncounted,
     wrong_norms,
 )
-from equipoise.attacks.inputs import check_inputs
-from equipoise.attacks.square_windows import Grid, Moves, Pyramids, Signs
-from equipoise.draws import Draws, KeyedDraws
+from equipoise.attacks.square_windows import Grid, Pyramids, Signs
+from equipoise.draws import Draws
+from equipoise.errors import out_of_range
 from equipoise.losses import margin
 from equipoise.threat import Norm, Threat
 
@@ -79,7 +78,7 @@ class Square:
     """
 
     queries: int = 5000
-    p_init: float = 0.8
+    p_init: Annotated[float, "(0, 1]"] = 0.8
     restarts: int = 1
     rescale: bool = False
     ahead: int = 16
@@ -87,8 +86,7 @@ class Square:
 
     def __post_init__(self) -> None:
         problems = uncounted(self, "queries", "restarts", "ahead")
-        if not is_number(self.p_init) or not 0 < self.p_init <= 1:
-            problems.append(f"p_init must lie in (0, 1], got {self.p_init}")
+        problems += out_of_range(self)
         if not isinstance(self.rescale, bool):
             problems.append(f"rescale must be true or false, got {self.rescale!r}")
         refuse(problems + wrong_norms(self.norms))
@@ -101,17 +99,21 @@ class Square:
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, draws: Draws | None = None
     ) -> Tensor:
         """Return the strongest ``x_adv`` found for every example: see :class:`Attack`."""
-        check_threat(self, threat)
-        x, y = check_inputs(x, y, threat)
+        x, y, draws = prepared(self, x, y, threat, draws)
         if not x.numel() or threat.eps == 0:
-            return x.detach().clone()
-        draws = KeyedDraws.of(x) if draws is None else draws
+            return x.clone()
         with guest(model) as model, torch.no_grad():
-            return self._restarts(model, x.detach(), y, threat, draws)
-
-    def notes(self, classes: int) -> list[str]:
-        """Return what had to be changed for so few classes: nothing."""
-        return []
+            found = self._search(model, x, y, threat, draws.child("restart 0"))
+            for restart in range(1, self.restarts):
+                rest = (~found.fooled).nonzero()[:, 0]
+                if not len(rest):
+                    break
+                source = draws.child(f"restart {restart}").select(rest)
+                again = self._search(model, x[rest], y[rest], threat, source)
+                better = again.fooled | (again.scores > found.scores[rest])
+                for kept, new in zip(found, again, strict=True):
+                    kept[rest[better]] = new[better]
+        return found.points
 
     def share(self, step: int) -> float:
         """Return the share of the image that the windows of a step cover, counted from 0."""
@@ -120,31 +122,11 @@ class Square:
         return math.ldexp(self.p_init, -bisect_left(_HALVED_AFTER, step))
 
     def _alike(self, step: int, pixels: int) -> int:
-        """Return how many queries from a step on to plan at once: their windows are of one size.
-
-        Arguments:
-            step: The step, from 1.
-            pixels: The pixels of all examples, of which windows cover a share.
-        """
+        """Return how many queries from a step on to plan at once: all windows are of one size."""
         share = self.share(step - 1)
         most = min(_BLOCK, self.queries - step, int(_PLANNED // max(share * pixels, 1)))
         last = next((i for i in range(1, most) if self.share(step - 1 + i) != share), most)
         return max(1, last)
-
-    def _restarts(
-        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, draws: Draws
-    ) -> Tensor:
-        found = self._search(model, x, y, threat, draws.child("restart 0"))
-        for restart in range(1, self.restarts):
-            rest = (~found.fooled).nonzero()[:, 0]
-            if not len(rest):
-                break
-            source = draws.child(f"restart {restart}").select(rest)
-            again = self._search(model, x[rest], y[rest], threat, source)
-            better = again.fooled | (again.scores > found.scores[rest])
-            for kept, new in zip(found, again, strict=True):
-                kept[rest[better]] = new[better]
-        return found.points
 
     def _search(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, draws: Draws
@@ -184,10 +166,11 @@ class _RandomSearch:
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, draws: Draws
     ) -> None:
         kind = Signs if threat.norm == "linf" else Pyramids
-        self.moves: Moves = kind(x.flatten(1), Grid.of(x.shape[1:]), threat)
+        self.moves: Signs | Pyramids = kind(x.flatten(1), Grid.of(x.shape[1:]), threat)
         self.model, self.shape, self.y = model, x.shape[1:], y
         self.first = draws.uniform(_blank(x, self.moves.start_numbers))
-        self.stream = _Stream(draws, x, self.moves.numbers)
+        self.draws, self.x = draws, x
+        self.rest = torch.arange(len(x), device=x.device)  # of these, what is still searched
         self.found = _SquareResult.nothing(x)
         self.rows = torch.arange(len(x), device=x.device)  # of the examples, in the results
         self.scores = self.found.scores
@@ -202,7 +185,10 @@ class _RandomSearch:
 
     def plan(self, count: int, share: float) -> None:
         """Plan the next queries of every example, with windows that cover a share of it."""
-        self.moves.plan(self.stream.draw(count), share)
+        self.draws, self.x = self.draws.select(self.rest), self.x[self.rest]
+        self.rest = torch.arange(len(self.rest), device=self.rest.device)
+        noise = self.draws.uniform(_blank(self.x, count, self.moves.numbers))
+        self.moves.plan(noise.transpose(0, 1), share)
         self.count, self.turns = count, torch.zeros_like(self.rows)
         self.made, self.kept = count * len(self.rows), 0
 
@@ -278,7 +264,7 @@ class _RandomSearch:
         self.rows, self.y, self.scores = self.rows[rest], self.y[rest], self.scores[rest]
         self.turns = self.turns[rest]
         self.moves.take(rest)
-        self.stream.take(rest)
+        self.rest = self.rest[rest]
 
 
 class _SquareResult(NamedTuple):
@@ -300,25 +286,6 @@ class _SquareResult(NamedTuple):
         self.points[rows] = points.view(-1, *self.points.shape[1:])
         self.fooled[rows] = fooled
         self.scores[rows] = scores
-
-
-class _Stream:
-    """The numbers of the queries, for those still searched."""
-
-    def __init__(self, draws: Draws, x: Tensor, numbers: int) -> None:
-        self.draws, self.x, self.numbers = draws, x, numbers
-        self.rows = torch.arange(len(x), device=x.device)  # of the source
-
-    def draw(self, queries: int) -> Tensor:
-        """Return numbers in [0, 1), with shape (queries, B, numbers), for the next queries."""
-        self.draws = self.draws.select(self.rows)
-        self.x = self.x[self.rows]
-        self.rows = torch.arange(len(self.rows), device=self.rows.device)
-        return self.draws.uniform(_blank(self.x, queries, self.numbers)).transpose(0, 1)
-
-    def take(self, rows: Tensor) -> None:
-        """Go on with some examples alone."""
-        self.rows = self.rows[rows]
 
 
 def _blank(x: Tensor, *shape: int) -> Tensor:

@@ -16,12 +16,12 @@ range. For L1 with c channels a window takes c times the mass, and the projectio
 is too much everywhere: so the perturbation becomes sparse, without which the search is far weaker.
 """
 
-__all__ = ["Grid", "Moves", "Pyramids", "Signs", "pyramids", "window_size"]
+__all__ = ["Grid", "Pyramids", "Signs", "pyramids", "window_size"]
 
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -85,50 +85,11 @@ def window_size(share: float, grid: Grid, *, pyramids: bool = False) -> Size:
     return min(height, grid.height), min(width, grid.width)
 
 
-class Moves(Protocol):
-    """A state of the search for some examples: the best points, and what to try next."""
-
-    numbers: int
-    """How many numbers in [0, 1) an example's proposal takes."""
-    start_numbers: int
-    """How many numbers in [0, 1) an example's first point takes."""
-    best: Tensor
-    """The best points, with shape (B, D)."""
-
-    def start(self, noise: Tensor) -> Tensor:
-        """Return the first points, (B, D), from numbers with shape (B, start_numbers)."""
-        ...
-
-    def plan(self, noise: Tensor, share: float) -> None:
-        """Take the numbers of the next queries, (queries, B, numbers), and the windows' share."""
-        ...
-
-    def propose(self, examples: Tensor | slice, turns: Tensor | int) -> Tensor:
-        """Return points, (N, D), that differ from the best ones in a window.
-
-        Arguments:
-            examples: Of which examples, with shape (N,), or a slice of them.
-            turns: Which of the queries that are planned, with shape (N,), or the same one of all.
-        """
-        ...
-
-    def accept(self, points: Tensor, chosen: Tensor, examples: Tensor) -> None:
-        """Keep some of the points that were just proposed.
-
-        Arguments:
-            points: All of them, with shape (N, D).
-            chosen: Those to keep, positions with shape (K,).
-            examples: Whose best points they become, with shape (K,), each one once.
-        """
-        ...
-
-    def take(self, rows: Tensor) -> None:
-        """Go on with the examples ``rows`` alone."""
-        ...
-
-
 class Signs:
     """Linf: vertical stripes at first, then squares, all at the border of the ball.
+
+    It holds the ``best`` points so far, with shape (B, D). An example's first point takes
+    ``start_numbers`` numbers in [0, 1), and each of its proposals ``numbers``.
 
     Arguments:
         x: The clean inputs, with shape (B, D).
@@ -144,14 +105,22 @@ class Signs:
         self.lower, self.upper = threat.ends(x)
 
     def start(self, noise: Tensor) -> Tensor:
-        """Return stripes: one sign for each channel and column."""
+        """Return the first points, (B, D), from numbers with shape (B, start_numbers).
+
+        They are stripes: one sign for each channel and column.
+        """
         channels, height, width = self.grid
         up = (noise >= 0.5).view(-1, channels, 1, width).expand(-1, -1, height, -1).flatten(1)
         self.best = torch.where(up, self.upper, self.lower)
         return self.best
 
     def plan(self, noise: Tensor, share: float) -> None:
-        """Place squares and give them their pixels, which do not depend on the best points."""
+        """Place the next squares and give them their pixels, which need no best points.
+
+        Arguments:
+            noise: Numbers in [0, 1), with shape (queries, B, numbers).
+            share: The share of the image that a square covers.
+        """
         size = window_size(share, self.grid)
         self.index = self.grid.positions(self.grid.corners(noise[..., :2], size), size)
         up = (noise[..., 2:] >= 0.5).repeat_interleave(size[0] * size[1], dim=-1)
@@ -162,12 +131,23 @@ class Signs:
         self.squares = torch.where(up, upper, lower)
 
     def propose(self, examples: Tensor | slice, turns: Tensor | int) -> Tensor:
-        """Return points with a new square, of one sign in each channel."""
+        """Return points, (N, D), with a new square, of one sign in each channel.
+
+        Arguments:
+            examples: Of which examples, with shape (N,), or a slice of them.
+            turns: Which of the queries that are planned, with shape (N,), or the same one of all.
+        """
         index, squares = self.index[turns, examples], self.squares[turns, examples]
         return self.best[examples].scatter(1, index, squares)
 
     def accept(self, points: Tensor, chosen: Tensor, examples: Tensor) -> None:
-        """Keep proposed points."""
+        """Keep some of the points that were just proposed.
+
+        Arguments:
+            points: All of them, with shape (N, D).
+            chosen: Those to keep, positions with shape (K,).
+            examples: Whose best points they become, with shape (K,), each one once.
+        """
         self.best[examples] = points[chosen]
 
     def take(self, rows: Tensor) -> None:
@@ -181,10 +161,7 @@ class Signs:
 class Pyramids:
     """L2 and L1: tiles of pyramids at first; then mass moves between windows.
 
-    Arguments:
-        x: The clean inputs, with shape (B, D).
-        grid: Their layout.
-        threat: What is allowed.
+    Arguments and methods are those of :class:`Signs`.
     """
 
     def __init__(self, x: Tensor, grid: Grid, threat: Threat) -> None:

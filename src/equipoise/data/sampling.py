@@ -1,4 +1,4 @@
-r"""A sample of a set of images: stratified, the same whoever draws it, in whatever order they lie.
+r"""A stratified sample of a set of images, which does not depend on the order of the set.
 
 All images of a set stand in one order, and a sample is the beginning of that. So the sample of n
 is a part of every larger one, and the verdicts on it stay what they were.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from equipoise.attacks import Attack
 from equipoise.attacks.core import NoGradient, seeded
 from equipoise.attacks.inputs import check_inputs, examples, tensors
-from equipoise.errors import RunError, UserError, short
+from equipoise.errors import RunError, UserError, one_line, short
 from equipoise.evaluation import checks as checking
 from equipoise.evaluation.judge import Judge
 from equipoise.evaluation.protocol import Protocol, Stage
@@ -228,7 +228,7 @@ class _Work:
         except (UserError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            raise RunError(f"the model fails on the clean images ({_line(error)})") from error
+            raise RunError(f"the model fails on the clean images ({one_line(error)})") from error
 
     def run(self, stages: Sequence[Stage]) -> None:
         """Run all stages; what was found stays, whatever happens."""
@@ -320,12 +320,8 @@ def _failure(name: str, error: Exception, result: Result) -> RunError:
     outcome = result.outcomes.get(name)
     done = int(outcome.attacked.sum()) if outcome else 0
     failure = RunError(
-        f"{name} failed after {done} of {len(result.y)} images ({_line(error)}); what was "
+        f"{name} failed after {done} of {len(result.y)} images ({one_line(error)}); what was "
         "found until then is kept"
     )
     failure.result = result
     return failure
-
-
-def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

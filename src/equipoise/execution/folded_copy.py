@@ -15,6 +15,7 @@ next to nothing. Which layers have a quicker way is in :mod:`equipoise.execution
 __all__ = ["Twin", "convolves", "few", "run"]
 
 import copy
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -44,7 +45,7 @@ class Twin:
         execution: The form, resolved.
 
     Raises:
-        Exception: Whatever a stranger's model does that cannot be copied, or run in this form.
+        Exception: Whatever a model raises that cannot be copied, or run in this form.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, execution: Execution) -> None:
@@ -125,12 +126,7 @@ class Twin:
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    """Return a copy of a model that may be changed without the model.
-
-    Raises:
-        RuntimeError: If the copy shares layers or weights with the model: what is copied may
-            define ``__deepcopy__``.
-    """
+    """Return a copy that shares no layers or weights, which ``__deepcopy__`` could make it do."""
     copied: nn.Module = copy.deepcopy(model)
     layers = {*map(id, model.modules())} & {*map(id, copied.modules())}
     if layers or _storages(model) & _storages(copied):
@@ -154,9 +150,8 @@ def run(
     precision: str,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
-    """Return what a model in search form says, with its matrix products in an arithmetic."""
-    low = precision == "bfloat16"
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=low):
+    """Return the logits of a model in search form, with its matrix products in a precision."""
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         return ask(search, x, memory_format)
 
 
@@ -184,10 +179,7 @@ class _Fold:
 
 
 def _folds(search: nn.Module, model: nn.Module, pairs: list[tuple[str, str]]) -> list[_Fold]:
-    """Fold the norms of ``search``; return how its weights follow from those of ``model``.
-
-    Both may be the same model.
-    """
+    """Fold the norms of ``search``, a copy of ``model`` or the model itself."""
     folds = []
     for names in pairs:
         conv, norm = (model.get_submodule(name) for name in names)
@@ -229,27 +221,37 @@ def _pairs(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
     wrote: dict[int, tuple[str, Tensor]] = {}
     runs: dict[str, int] = {}
     pairs: list[tuple[str, str]] = []
-    hooks = []
 
-    def watch(name: str, module: nn.Module) -> None:
-        def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            runs[name] = runs.get(name, 0) + 1
-            if isinstance(module, nn.Conv2d):
-                wrote[id(output)] = name, output  # kept alive: ids are not given twice
-            elif id(inputs[0]) in wrote:
-                pairs.append((wrote[id(inputs[0])][0], name))
+    def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        name = names[module]
+        runs[name] = runs.get(name, 0) + 1
+        if isinstance(module, nn.Conv2d):
+            wrote[id(output)] = name, output  # kept alive: ids are not given twice
+        elif id(inputs[0]) in wrote:
+            pairs.append((wrote[id(inputs[0])][0], name))
 
-        hooks.append(module.register_forward_hook(after))
+    names = {
+        module: name
+        for name, module in model.named_modules()
+        if _simple(module, nn.Conv2d) or _has_statistics(module)
+    }
+    _watched(model, x, names, after)
+    return [(a, b) for a, b in pairs if runs[a] == runs[b] == 1]
 
-    for name, module in model.named_modules():
-        if _simple(module, nn.Conv2d) or _has_statistics(module):
-            watch(name, module)
+
+def _watched(
+    model: nn.Module,
+    x: Tensor,
+    layers: Iterable[nn.Module],
+    hook: Callable[[nn.Module, tuple[Tensor, ...], Tensor], None],
+) -> None:
+    """Run a model once, and call a function after each of some layers."""
+    hooks = [layer.register_forward_hook(hook) for layer in layers]
     try:
         ask(model, x)
     finally:
-        for hook in hooks:
-            hook.remove()
-    return [(a, b) for a, b in pairs if runs[a] == runs[b] == 1]
+        for handle in hooks:
+            handle.remove()
 
 
 def _has_statistics(module: nn.Module) -> bool:
@@ -258,7 +260,7 @@ def _has_statistics(module: nn.Module) -> bool:
 
 
 def _simple(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Tell whether a layer is of just that kind, and nobody looks at what it is given."""
+    """Tell whether a layer is of just that kind, without hooks or parametrisations."""
     watched = module._forward_hooks or module._forward_pre_hooks
     return type(module) is kind and not watched and "parametrizations" not in module._modules
 
@@ -284,41 +286,23 @@ def convolves(model: nn.Module, x: Tensor) -> bool:
             counts[1] += output.numel() * of_each
 
     kinds = nn.Conv2d | nn.Conv1d | nn.Linear
-    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, kinds)]
-    try:
-        ask(model, x[:1])
-    finally:
-        for hook in hooks:
-            hook.remove()
+    _watched(model, x[:1], [m for m in model.modules() if isinstance(m, kinds)], count)
     return counts[1] > _MOST * counts[0]
 
 
 def _shortened(model: nn.Module, x: Tensor) -> nn.Module | None:
-    """Keep the weights of convolutions and linear layers in bfloat16; return the last one.
-
-    The last linear layer keeps float32.
-    """
-    with torch.no_grad():
-        try:
-            classes = ask(model, x).shape[-1]
-        except Exception:
-            classes = -1
-    heads = [
-        m for n, m in model.named_modules() if n and _is_linear(m) and m.out_features == classes
-    ]
-    head = heads[-1] if heads else None
+    """Put the weights of all layers but the last linear one in bfloat16; return that one."""
+    head, classes = None, -1
+    with torch.no_grad(), suppress(Exception):
+        classes = ask(model, x).shape[-1]
+    for name, module in model.named_modules():
+        if name and isinstance(module, nn.Linear) and module.out_features == classes:
+            head = module
     for module in list(model.modules()):
-        if (
-            module is not head
-            and isinstance(module, nn.Conv2d | nn.Linear)
-            and layers.plain(module)
-        ):
+        learnt = isinstance(module, nn.Conv2d | nn.Linear) and layers.plain(module)
+        if learnt and module is not head:
             module.to(torch.bfloat16)
     return head
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear)
 
 
 def _kind(tensor: Tensor) -> tuple[torch.device, torch.dtype]:

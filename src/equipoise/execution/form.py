@@ -2,7 +2,7 @@
 
 A point counts as fooled only where the model itself, in float32, says so. The search may
 therefore run in any arithmetic and any layout: :class:`Fast` holds a model in that form, a
-:class:`~equipoise.execution.folded_copy.Twin`, beside the model itself. A form that fails, or
+:class:`~equipoise.execution.folded_copy.Twin` next to the model itself. A form that fails, or
 answers otherwise than the model, is given up, and the search goes on with the model.
 """
 
@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from equipoise.errors import UserError
+from equipoise.errors import UserError, one_line
 from equipoise.execution.agreement import apart, astray
 from equipoise.execution.compiled import Compiled, Step
 from equipoise.execution.folded_copy import Twin, convolves, few, run
@@ -159,7 +159,7 @@ class Fast(nn.Module):
         try:
             found = astray(self.twin, self.twin.precision, x, y, lead)
         except Exception as error:
-            found, why = True, _line(error)
+            found, why = True, one_line(error, 200)
         if found:
             self._give_up(why)
         return found
@@ -198,7 +198,7 @@ class Fast(nn.Module):
             short = isinstance(error, MemoryError | torch.OutOfMemoryError)
             if self.search is self.exact or refused or short:
                 raise
-            self._give_up(_line(error))
+            self._give_up(one_line(error, 200))
         return run()
 
     def _give_up(self, why: str) -> None:
@@ -241,8 +241,8 @@ def fast(
 ) -> Fast:
     """Return the search form of a model; the model itself is not changed.
 
-    The form is made once for a model, when it sees its first inputs. Whoever asks again gets the
-    same one with the model's present weights, which costs a pass over the weights: ask once for
+    The form is made once for a model, when it sees its first inputs. Later calls return the same
+    one with the model's present weights, which costs a pass over the weights: call it once for
     every attack in a training. What is no parameter or buffer (a switch, a mask) is followed, too:
     at the first batch of every attack a few logits of the form are compared with the model's, and
     where they differ the form is made anew.
@@ -335,8 +335,8 @@ def _tried(model: nn.Module, x: Tensor, execution: Execution) -> Twin | str:
             return twin if bool(torch.isfinite(twin(x)).all()) else "its answers are not finite"
     except NoGradient:  # every search that follows one says so
         return ""
-    except Exception as error:  # whatever a stranger's model does, or an operation lacks
-        return _line(error)
+    except Exception as error:  # whatever the model raises, or an operation does not support
+        return one_line(error, 200)
 
 
 def _differ(twin: Twin, model: nn.Module, x: Tensor) -> bool:
@@ -346,7 +346,3 @@ def _differ(twin: Twin, model: nn.Module, x: Tensor) -> bool:
             return bool(apart(twin, twin.precision, model, few(x), gradients=False))
     except Exception:
         return True
-
-
-def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

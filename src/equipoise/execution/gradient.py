@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from equipoise.errors import UserError
+from equipoise.errors import UserError, one_line
 from equipoise.execution.modes import Network, outside_inference
 
 Differentiated = tuple[Tensor, Tensor, Tensor]
@@ -24,7 +24,7 @@ class NoGradient(UserError):
     remedy = "use an attack without gradients (square)"
 
     def __init__(self, error: Exception) -> None:
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        why = one_line(error, 200)
         self.seen = f"no gradient of the model's output reaches its input ({why})"
         super().__init__(f"{self.seen}; {self.remedy}")
 

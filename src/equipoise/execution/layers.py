@@ -1,4 +1,4 @@
-"""Layers that say what others say, for a model whose weights are not learnt: quicker ways.
+"""Layers that return what others return, quicker, for a model whose weights are not learnt.
 
 A layer becomes such a one by a change of its class, as torch's parametrisations do it: it keeps
 its weights, its hooks and all its attributes, and is an instance of what it was.
@@ -28,13 +28,18 @@ FEW, FEW_SHORT = 4, 16  # input channels, in float32 and in bfloat16
 
 
 class Layer(Protocol):
-    """A layer that is in part made from its own weights."""
-
-    def prepare(self) -> None:
-        """Make what it needs."""
+    """A layer that keeps something that is computed from its own weights."""
 
     def refresh(self) -> None:
-        """Follow its weights, which have changed."""
+        """Compute it from the layer's current weights."""
+
+
+def _keep(layer: nn.Module, name: str, value: Tensor) -> None:
+    """Put a value into a buffer of a layer, in place where the buffer exists."""
+    if name in layer._buffers:
+        layer.get_buffer(name).copy_(value)
+    else:
+        layer.register_buffer(name, value.clone(memory_format=torch.preserve_format))
 
 
 class Folded(nn.BatchNorm2d):
@@ -61,16 +66,11 @@ class Affine(Normalize):
     factor: Tensor
     shift: Tensor
 
-    def prepare(self) -> None:
-        """Make room for the factor and the shift."""
-        self.register_buffer("factor", torch.empty_like(self.std))
-        self.register_buffer("shift", torch.empty_like(self.std))
-
     @torch.no_grad()
     def refresh(self) -> None:
-        """Follow its mean and deviation, which may have changed."""
-        torch.reciprocal(self.std, out=self.factor)
-        torch.mul(self.mean, -self.factor, out=self.shift)
+        """Compute the factor and the shift from the current mean and deviation."""
+        _keep(self, "factor", torch.reciprocal(self.std))
+        _keep(self, "shift", self.mean * -self.factor)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise images with shape (B, C, H, W)."""
@@ -82,14 +82,10 @@ class Mapped(MapLinear):
 
     ordered: Tensor
 
-    def prepare(self) -> None:
-        """Make room for the weights in order."""
-        self.register_buffer("ordered", torch.empty_like(self.weight))
-
     @torch.no_grad()
     def refresh(self) -> None:
-        """Follow its weights, which have changed."""
-        self.ordered.copy_(self.channels_last(self.maps))
+        """Put the current weights in order."""
+        _keep(self, "ordered", self.channels_last(self.maps))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features of shape (B, out_features) for maps of shape (B, C, H, W)."""
@@ -120,14 +116,10 @@ class Strided(nn.Conv2d):
         few = FEW_SHORT if conv.weight.dtype == torch.bfloat16 else FEW
         return square and plain and conv.in_channels <= few and conv.stride[0] > 1
 
-    def prepare(self) -> None:
-        """Become what it is, of a convolution that :meth:`suits`."""
-        self.register_buffer("phases", _phases(self.weight.detach(), int(self.stride[0])))
-
     @torch.no_grad()
     def refresh(self) -> None:
-        """Follow its own weights, which have changed."""
-        self.phases.copy_(_phases(self.weight, int(self.stride[0])))
+        """Compute the weights of the phases from the current weights."""
+        _keep(self, "phases", _phases(self.weight, int(self.stride[0])))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution of images with shape (B, C, H, W)."""
@@ -191,7 +183,7 @@ def quicker(model: nn.Module, layout: str) -> list[Layer]:
         kind = _quicker(module, layout) if name else None
         if kind is not None:
             become(module, kind)
-            module.prepare()
+            module.refresh()
             made.append(module)
     return made
 

@@ -1,4 +1,4 @@
-"""The logits of a stranger's model: whatever it returns, and whatever it does to its input.
+"""The logits of any model: whatever it returns, and whatever it does to its input.
 
 A model may work in place, so it is given a copy; it may use ``view``, so the copy is contiguous.
 It may return a tensor, an object or a dict with ``logits``, or a tuple that begins with them.
@@ -71,7 +71,7 @@ def ask(
     Raises:
         UserError: If the output holds no tensor of floating point.
     """
-    out = _tensor(model(x.clone(memory_format=memory_format)))
+    out, _ = _logits_in(model(x.clone(memory_format=memory_format)))
     if out.is_quantized:
         out = out.dequantize()
     if not out.is_floating_point():
@@ -84,29 +84,24 @@ def ask(
 
 
 def said(model: nn.Module, x: Tensor) -> str:
-    """Say what is taken for the logits of a model; nothing where it returns them as a tensor.
+    """Return in words what is taken for the logits of a model; empty where it returns a tensor.
 
     Arguments:
         model: The model, in eval mode.
         x: One input, with shape (1, ...).
     """
     out = model(x.clone(memory_format=torch.contiguous_format))
-    kind = type(out).__name__
-    if isinstance(out, Tensor):
-        if out.ndim == 1 and len(x) == 1:
-            return "for one input the model returns logits without a batch axis: it is put back"
-        return ""
-    if _named(out) is not None:
-        return f"the model returns {kind}: its 'logits' are taken"
-    if isinstance(out, tuple | list):
-        return f"the model returns {kind} of {len(out)} parts: the first is taken for the logits"
-    return f"the model returns {kind}: it is taken for the logits"
+    if not isinstance(out, Tensor):
+        return f"the model returns {type(out).__name__}{_logits_in(out)[1]}"
+    if out.ndim == 1 and len(x) == 1:
+        return "for one input the model returns logits without a batch axis: it is put back"
+    return ""
 
 
 def own(model: nn.Module) -> bool:
     """Tell whether a model is one of this project's own, layer by layer and without hooks.
 
-    What such a model does is known: it leaves its input alone, returns logits and has no switch.
+    Such a model leaves its input alone, returns logits and has no switch.
     """
     return type(model).__module__.startswith(_HOUSE[1]) and all(
         type(module).__module__.startswith(_HOUSE)
@@ -117,21 +112,18 @@ def own(model: nn.Module) -> bool:
     )
 
 
-def _named(out: Any) -> Any:
-    return out.get("logits") if isinstance(out, Mapping) else getattr(out, "logits", None)
-
-
-def _tensor(out: Any) -> Tensor:
-    """Return the tensor in an output."""
+def _logits_in(out: Any) -> tuple[Tensor, str]:
+    """Return the tensor in an output, and in words which part of the output it is."""
     if isinstance(out, Tensor):
-        return out
+        return out, ""
     if isinstance(out, np.ndarray):
-        return torch.from_numpy(out)
-    named = _named(out)
+        return torch.from_numpy(out), ": it is taken for the logits"
+    named = out.get("logits") if isinstance(out, Mapping) else getattr(out, "logits", None)
     if named is not None:
-        return _tensor(named)
+        return _logits_in(named)[0], ": its 'logits' are taken"
     if isinstance(out, tuple | list) and out:
-        return _tensor(out[0])
+        words = f" of {len(out)} parts: the first is taken for the logits"
+        return _logits_in(out[0])[0], words
     held = f" with {', '.join(map(str, list(out)[:5]))}" if isinstance(out, Mapping) else ""
     raise UserError(
         f"the model returns {type(out).__name__}{held}; expected a tensor of logits (B, K), an "

@@ -20,7 +20,7 @@ LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 class Execution:
     """The arithmetic, the layout and the compilation of everything that need not be exact.
 
-    Verdicts are no part of it: who is fooled is decided by the model itself, in float32.
+    Verdicts are no part of it: the model itself, in float32, decides which images are fooled.
 
     Arguments:
         precision: The arithmetic of an attack's search; ``"auto"`` is bfloat16 where the

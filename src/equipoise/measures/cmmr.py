@@ -2,7 +2,7 @@ r"""A composite score of robustness, of accuracy under attack and of the distort
 
 The framework that the A3GT paper cites for its "CMMR" does not publish a formula, so this is a
 definition of our own, with a version; no number of it compares with the paper's. It is the mean
-over the examples of a credit: 1 for one that withstands, :math:`w q` for one that was classified
+over the examples of a credit: 1 for one that stays robust, :math:`w q` for one that was classified
 correctly and was fooled, 0 for one that was wrong from the start. Here :math:`q` in [0, 1] is how
 much distortion it took, and :math:`w = 1/2`. Hence
 
@@ -37,7 +37,7 @@ from equipoise.errors import UserError
 
 VERSION = "cmmr-1"
 
-# What a fooled example counts at most: half of one that withstands.
+# What a fooled example counts at most: half of one that stays robust.
 WEIGHT = 0.5
 
 # So many dB of PSNR are a factor of 100 in the length of a perturbation.
@@ -56,7 +56,7 @@ class Parts:
     Arguments:
         n: How many examples there are.
         fooled: How many of them were right and fooled.
-        accuracy: The share that withstands, A.
+        accuracy: The share that stays robust, A.
         success: The share that was right and fooled, S.
         ass: The mean SSIM over the fooled; like the next three, None where nothing is fooled.
         mse: Their mean square error.
@@ -130,7 +130,7 @@ def score(accuracy: float, success: float, distortion: float | None) -> float:
         0.676
 
     Arguments:
-        accuracy: The share that withstands, A.
+        accuracy: The share that stays robust, A.
         success: The share that was right and fooled, S.
         distortion: The distortion that it took, D, in [0, 1]; None where nothing is fooled.
     """
@@ -186,7 +186,7 @@ def measure(
 
     Arguments:
         correct: Which examples are classified correctly unattacked.
-        robust: Which of them withstand every attack.
+        robust: Which of them stay robust under every attack.
         ssim: The similarity of each fooled example to its image, with one value an example as
             all others (:mod:`equipoise.measures.distortion` has them); only those of the
             fooled are read.
@@ -198,7 +198,7 @@ def measure(
         dimensions: How many values an image has, over all its channels.
 
     Raises:
-        UserError: If there are no examples, their numbers differ, one withstands that is not
+        UserError: If there are no examples, their numbers differ, one is robust that is not
             correct, a value of a fooled one is not a number, or it is outside the threat.
     """
     right, held = np.asarray(correct, dtype=bool), np.asarray(robust, dtype=bool)
@@ -298,7 +298,7 @@ def _check(right: NDArray[np.bool_], held: NDArray[np.bool_], raw: Mapping[str, 
         index = int((held & ~right).argmax())
         raise UserError(
             f"expected robust examples among the correct ones, got robust[{index}] without "
-            f"correct[{index}]; what is wrong unattacked does not withstand"
+            f"correct[{index}]; what is misclassified unattacked cannot be robust"
         )
 
 

@@ -40,7 +40,7 @@ def ssim(x: Tensor, x_adv: Tensor) -> Tensor:
 
     Arguments:
         x: The images.
-        x_adv: What became of them.
+        x_adv: The adversarial examples.
 
     Raises:
         UserError: If the shapes differ or are not (B, C, H, W).
@@ -68,7 +68,7 @@ def mse(x: Tensor, x_adv: Tensor) -> Tensor:
 
     Arguments:
         x: The images, each of :math:`d` values.
-        x_adv: What became of them.
+        x_adv: The adversarial examples.
 
     Raises:
         UserError: If the shapes differ or are not (B, C, H, W).
@@ -84,7 +84,7 @@ def ald2(x: Tensor, x_adv: Tensor) -> Tensor:
 
     Arguments:
         x: The images.
-        x_adv: What became of them.
+        x_adv: The adversarial examples.
 
     Raises:
         UserError: If the shapes differ or are not (B, C, H, W).
@@ -107,7 +107,7 @@ def psnr(x: Tensor, x_adv: Tensor) -> Tensor:
 
     Arguments:
         x: The images.
-        x_adv: What became of them; of equal images the ratio is infinite.
+        x_adv: The adversarial examples; of equal images the ratio is infinite.
 
     Raises:
         UserError: If the shapes differ or are not (B, C, H, W).
@@ -129,7 +129,7 @@ def measured(x: Tensor, x_adv: Tensor, batch_size: int = 500) -> dict[str, Tenso
 
     Arguments:
         x: The images.
-        x_adv: What became of them.
+        x_adv: The adversarial examples.
         batch_size: How many images are measured together: memory, not results.
 
     Raises:

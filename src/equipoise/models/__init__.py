@@ -47,11 +47,11 @@ def build(name: str, settings: Mapping[str, Any]) -> Classifier:
     width = settings.get("width", 1)
     if not _is_number(width) or not 0 < width <= WIDEST:
         raise UserError(f"width must be positive and at most {WIDEST}, got {short(width)}")
-    strangers = [
+    unknown = [
         nearest(key, SETTINGS, "setting of a model") for key in settings if key not in SETTINGS
     ]
-    if strangers:
-        raise UserError("; ".join(strangers))
+    if unknown:
+        raise UserError("; ".join(unknown))
     channels = settings.get("channels", DEFAULT_CHANNELS.get(name, 3))
     for key, count, most in (
         ("channels", channels, MOST_CHANNELS),
@@ -70,7 +70,7 @@ def build(name: str, settings: Mapping[str, Any]) -> Classifier:
 
 
 def house(name: str) -> bool:
-    """Tell whether the model of a name is one of the project's own, and not one that was added."""
+    """Return whether the model of a name is one of the project's own, not one that was added."""
     make = MODELS[name][0]
     return getattr(make, "func", make).__module__.startswith(f"{__name__}.")
 

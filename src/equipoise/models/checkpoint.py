@@ -1,6 +1,6 @@
 """Files of weights: which of their tensors are meant, and which names of a model they fit."""
 
-__all__ = ["Fit", "best_fit", "few", "read_state", "said"]
+__all__ = ["Fit", "best_fit", "few", "read_state", "unwrapped"]
 
 import pickle
 from collections import Counter
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from equipoise.errors import UserError
+from equipoise.errors import UserError, one_line
 
 AVERAGES = (
     "state_dict_ema",
@@ -55,7 +55,7 @@ def read_state(path: Path, key: str, say: Callable[[str], None]) -> dict[str, Te
         path: safetensors, or a file of ``torch.save`` that holds tensors alone.
         key: The key, or the beginning of the names, of the weights that are meant; empty: the
             usual ones.
-        say: Told which weights were taken where there are several.
+        say: Takes a line that says which weights were taken where there are several.
 
     Raises:
         UserError: If it cannot be read safely, or holds no weights there.
@@ -101,7 +101,7 @@ def _content(path: Path) -> Mapping[Any, Any]:
             "model.state_dict() alone, or as safetensors"
         ) from None
     except Exception as error:  # what is no pickle can raise nearly anything
-        raise UserError(f"cannot read weights from {path}: {said(error)}") from None
+        raise UserError(f"cannot read weights from {path}: {one_line(error)}") from None
     if not isinstance(found, Mapping):
         raise UserError(f"{path} holds {type(found).__name__}; expected a state_dict")
     return found
@@ -251,8 +251,3 @@ def few(names: list[str]) -> str:
     """Return a few names in words, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
-
-
-def said(error: BaseException) -> str:
-    """Return an error in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

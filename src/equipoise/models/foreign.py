@@ -33,14 +33,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from equipoise.errors import UserError
-from equipoise.models.checkpoint import Fit, best_fit, few, read_state, said, unwrapped
+from equipoise.errors import UserError, one_line
+from equipoise.models.checkpoint import Fit, best_fit, few, read_state, unwrapped
 from equipoise.models.normalisation import Constants, applied_by, held_in, in_front, pairs
 
 COUNTERS = ("num_batches_tracked", "n_averaged", "steps", "total_ops", "total_params")
 LOSSES = ("criterion.", "loss.", "loss_fn.")  # weights of classes, which no model has
 Asked = Constants | Literal["none"] | None
-"""A normalisation that is asked for, none at all, or nothing said about it."""
+"""A normalisation that is asked for, ``"none"`` at all, or None: the file and the model decide."""
 
 MUTE: Callable[[str], None] = lambda line: None  # noqa: E731
 
@@ -70,7 +70,7 @@ def import_model(spec: str, load: Callable[[str], ModuleType] = from_here) -> nn
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"cannot import {module}: {said(error)}") from error
+        raise UserError(f"cannot import {module}: {one_line(error)}") from error
     if not hasattr(made, name):
         known = [key for key, value in vars(made).items() if callable(value) and key[0] != "_"]
         raise UserError(f"{module} has no {name}; it has {', '.join(sorted(known)) or 'nothing'}")
@@ -78,7 +78,7 @@ def import_model(spec: str, load: Callable[[str], ModuleType] = from_here) -> nn
     try:
         model = found if isinstance(found, nn.Module) else found()
     except Exception as error:
-        raise UserError(f"{spec} failed: {said(error)}; it takes no arguments") from error
+        raise UserError(f"{spec} failed: {one_line(error)}; it takes no arguments") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"{spec} returned {type(model).__name__}; expected an nn.Module")
     return model.eval()
@@ -110,7 +110,7 @@ def load_weights(
             is put in front; None: that of the file, where the model has none.
         shape: That of an image, (C, H, W); None: not known, and the model is not run to see
             whether it normalises.
-        say: Told what was chosen, a line each.
+        say: Takes the lines that say what was chosen.
 
     Returns:
         The model in eval mode, behind a normalisation where the file holds one that the model
@@ -175,7 +175,7 @@ class _Loading:
         given = {name: self.state[inside] for name, inside in fit.names.items()}
         rest = self._rest(fit, fits)
         first, what = self._normalisation(fit, given, rest) or (None, "")
-        for name in list(rest):  # what torch converts by itself, like weight_g, or nobody knows
+        for name in list(rest):  # what torch converts by itself, like weight_g, or what is refused
             given[fit.place + name.removeprefix(fit.prefix)] = rest[name]
         self._load(fit, given)
         if fit.place:
@@ -183,7 +183,7 @@ class _Loading:
         return first and self._lacking(first, what)
 
     def _one_of(self, fits: Sequence[Fit]) -> Fit:
-        """Return the fit that is meant: they may be copies, or averages beside raw weights."""
+        """Return the fit that is meant: they may be copies, or averages next to raw weights."""
         if not fits:
             return Fit("", "", {})
         copies = all(
@@ -200,7 +200,7 @@ class _Loading:
             other = f"; --weights {self.path}:{raw[0]} takes those" if raw else ""
             self.say(
                 f"{self.path}: the average {averages[0].prefix[:-1]} is taken, not the raw "
-                f"weights beside it{other}"
+                f"weights next to it{other}"
             )
             return averages[0]
         raise UserError(
@@ -248,12 +248,7 @@ class _Loading:
         return constants, what
 
     def _lacking(self, constants: Constants, what: str) -> Constants | None:
-        """Return constants to put in front of the model, unless it normalises by itself.
-
-        Arguments:
-            constants: The constants of the file.
-            what: What they are called.
-        """
+        """Return constants of the file to put in front of the model, unless it has its own."""
         where = held_in(self.model, constants)
         applied = self.shape is not None and applied_by(self.model, constants, self.shape)
         if where or applied:
@@ -272,7 +267,7 @@ class _Loading:
         return constants
 
     def _at_the_top(self, name: str, fit: Fit, rest: Mapping[str, Tensor]) -> bool:
-        """Tell whether constants sit beside the weights, or in a layer of their own there."""
+        """Tell whether constants stand next to the weights, or in a layer of their own there."""
         place, dot, _ = name.rpartition(".")
         if fit.prefix.startswith(place + dot):
             return True
@@ -334,7 +329,7 @@ class _Loading:
         try:
             lacks, strange = self.model.load_state_dict(state, strict=False)
         except RuntimeError as error:
-            raise UserError(f"{self.path} does not fit the model: {said(error)}") from None
+            raise UserError(f"{self.path} does not fit the model: {one_line(error)}") from None
         inside = {full: name for name, full in self.outside.items()}
         missing = [inside[full] for full in lacks if not full.endswith("num_batches_tracked")]
         stays = [name for name in missing if self._may_stay(name, fit)]
@@ -359,21 +354,16 @@ class _Loading:
 
     def _submodules(self, fit: Fit) -> str:
         """Return in words which submodules the file would fit, where it fits not the model."""
-        names = {name.removeprefix(fit.prefix) for name in self.state}
-        parts = {
-            place: {name for name in module.state_dict() if not name.endswith(COUNTERS)}
-            for place, module in self.model.named_modules()
-            if place
-        }
-        shapes = {n.removeprefix(fit.prefix): v.shape for n, v in self.state.items()}
-        held = dict(self.model.named_modules())
+
+        def shapes(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, torch.Size]:
+            weights = {n: value for n, value in state.items() if not n.endswith(COUNTERS)}
+            return {n.removeprefix(prefix): value.shape for n, value in weights.items()}
+
+        wanted = shapes(self.state, fit.prefix)
         fitting = [
             place
-            for place, inner in parts.items()
-            if inner
-            and inner <= names
-            and {name for name in names if not name.endswith(COUNTERS)} == inner
-            and all(held[place].state_dict()[name].shape == shapes[name] for name in inner)
+            for place, module in self.model.named_modules()
+            if place and wanted and shapes(module.state_dict()) == wanted
         ]
         if not fitting:
             return ""

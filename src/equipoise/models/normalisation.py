@@ -12,10 +12,10 @@ __all__ = ["NAMED", "Constants", "applied_by", "asked_for", "held_in", "in_front
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from numbers import Real
-from types import FunctionType, MethodType, ModuleType
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -309,16 +309,9 @@ def _all_parts(holder: Any) -> Iterator[tuple[str, Any]]:
         yield from _all_parts(holder.args)
     elif isinstance(holder, FunctionType):
         cells = zip(holder.__code__.co_freevars, holder.__closure__ or (), strict=True)
-        yield from ((key, value) for key, cell in cells for value in _content(cell))
+        yield from ((key, cell.cell_contents) for key, cell in cells if cell != CellType())
     elif not isinstance(holder, type | ModuleType | MethodType | Tensor | np.ndarray | str):
         yield from _attributes(holder)
-
-
-def _content(cell: Any) -> list[Any]:
-    try:
-        return [cell.cell_contents]
-    except ValueError:  # not yet filled
-        return []
 
 
 def _attributes(holder: Any) -> Iterator[tuple[str, Any]]:
@@ -345,7 +338,7 @@ def _numbers(value: Any) -> tuple[float, ...]:
     if isinstance(value, Real) and not isinstance(value, bool):
         return (float(value),)
     if isinstance(value, list | tuple) and 0 < len(value) <= 64:
-        kinds: Callable[[Any], bool] = lambda v: isinstance(v, Real | Tensor)  # noqa: E731
-        if all(kinds(v) and (not isinstance(v, Tensor) or v.numel() == 1) for v in value):
-            return tuple(float(v) for v in value)
+        values = [v.item() if isinstance(v, Tensor) and v.numel() == 1 else v for v in value]
+        if all(isinstance(v, Real) for v in values):
+            return tuple(map(float, values))
     return ()

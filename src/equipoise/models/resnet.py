@@ -16,7 +16,7 @@ References:
 
 __all__ = ["PreActResNet", "ResNet", "WideResNet"]
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -53,23 +53,25 @@ class BasicBlock(nn.Module):
 class PreActBlock(nn.Module):
     """Norm, ReLU, convolution, norm, ReLU, convolution; added to the shortcut."""
 
+    name = "shortcut"
+    wrap: Callable[[nn.Module], nn.Module] = nn.Sequential
+
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(inputs)
         self.conv1 = _conv3(inputs, outputs, stride)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.conv2 = _conv3(outputs, outputs)
-        self.shortcut: nn.Module | None = None
+        project = None
         if stride != 1 or inputs != outputs:
-            project = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
-            self.shortcut = nn.Sequential(project)
+            project = self.wrap(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False))
+        self.add_module(self.name, project)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features for features."""
-        out = F.relu(self.bn1(x))
-        shortcut = x if self.shortcut is None else self.shortcut(out)
-        out = self.conv1(out)
-        added: Tensor = self.conv2(F.relu(self.bn2(out))) + shortcut
+        out, project = F.relu(self.bn1(x)), self._modules[self.name]
+        shortcut = x if project is None else project(out)
+        added: Tensor = self.conv2(F.relu(self.bn2(self.conv1(out)))) + shortcut
         return added
 
 
@@ -141,26 +143,11 @@ class PreActResNet(ResNet):
         return out
 
 
-class _WideBlock(nn.Module):
+class _WideBlock(PreActBlock):
     """A pre-activation block with the parameter names of the common WideResNet codes."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.bn1 = nn.BatchNorm2d(inputs)
-        self.conv1 = _conv3(inputs, outputs, stride)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.conv2 = _conv3(outputs, outputs)
-        self.convShortcut = (
-            None
-            if inputs == outputs and stride == 1
-            else nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(x))
-        shortcut = x if self.convShortcut is None else self.convShortcut(out)
-        added: Tensor = self.conv2(F.relu(self.bn2(self.conv1(out)))) + shortcut
-        return added
+    name = "convShortcut"
+    wrap = staticmethod(lambda conv: conv)
 
 
 def _wide_stage(count: int, inputs: int, outputs: int, stride: int) -> nn.Module:
@@ -175,13 +162,8 @@ class WideResNet(Classifier):
 
     Arguments:
         depth: The depth, 6 n + 4.
-        factor: The widening factor of its name.
-        channels: The channels of an image.
-        size: The height and width of an image; not needed, all sizes from 8 pixels work.
-        classes: The number of classes K.
-        width: A further factor on the number of features.
-        mean: Subtracted from each channel first.
-        std: Divides each channel first.
+        factor: The widening factor of its name; the other arguments are those of
+            :class:`ResNet`.
     """
 
     def __init__(

@@ -44,7 +44,7 @@ Show = Callable[..., None]
 """Moves a progress bar to ``show(done, total=None, *, task="", text="")``.
 
 ``done`` and ``total`` are in units (None: as before, or unknown). Another ``task`` restarts the
-clock, and ``text`` stands beside the bar.
+clock, and ``text`` stands next to the bar.
 """
 
 
@@ -69,7 +69,7 @@ def progress_bar(
         total: The units in all, where that is known.
         done: The units that were done before.
         unit: What is counted: ``images``, ``bytes``, or nothing.
-        text: The text beside the bar.
+        text: The text next to the bar.
         period: The seconds of the past from which the time that is left is estimated.
 
     Yields:
