@@ -13,8 +13,7 @@ from equipoise.data import Images
 from equipoise.execution import Execution
 from equipoise.objectives.adversarial import Adversarial
 from equipoise.objectives.standard import Standard
-from equipoise.settings.kinds import Settings
-from equipoise.settings.methods import METHODS
+from equipoise.settings.methods import METHODS, Settings
 from equipoise.threat import Linf, Threat
 from equipoise.training import Fixed, Method, Training
 

@@ -35,8 +35,7 @@ from equipoise.objectives.trades import TRADES
 from equipoise.objectives.yopo import YOPO
 from equipoise.settings import recipe
 from equipoise.settings.explanation import explain
-from equipoise.settings.kinds import A3GTFront
-from equipoise.settings.methods import METHODS
+from equipoise.settings.methods import METHODS, A3GTFront
 from equipoise.store.weight_names import mix
 from equipoise.threat import Threat
 from equipoise.training import (
@@ -73,7 +72,7 @@ def listening(job: Training) -> dict[str, list[tuple[Batch, Tensor | None]]]:
 
         def noting(batch: Batch, name: str = name, step: Any = step) -> None:
             step(batch)
-            noted[name].append((batch, job.learners[name].objective.state.found))
+            noted[name].append((batch, job.learners[name].objective.state.adversarial))
 
         learner.step = noting  # type: ignore[method-assign]
     return noted

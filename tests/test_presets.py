@@ -15,8 +15,8 @@ from equipoise.objectives.trades import TRADES
 from equipoise.parsing import number
 from equipoise.settings import recipe
 from equipoise.settings.methods import METHODS
-from equipoise.settings.presets import DATA, Preset, presets
-from equipoise.settings.recipe import Recipe, combine, overrides, parse, published
+from equipoise.settings.presets import DATA, Preset, presets, published
+from equipoise.settings.recipe import Recipe, combine, overrides, parse
 from equipoise.training.method import Method
 from equipoise.training.start import Fixed, Stable, Threshold
 

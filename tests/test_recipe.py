@@ -13,8 +13,7 @@ from equipoise.objectives.friendly import FAT
 from equipoise.objectives.trades import TRADES
 from equipoise.parsing import number
 from equipoise.settings import recipe
-from equipoise.settings.kinds import A3GT
-from equipoise.settings.methods import METHODS, learners
+from equipoise.settings.methods import A3GT, METHODS, learners
 from equipoise.settings.recipe import (
     Recipe,
     combine,

@@ -42,9 +42,8 @@ from equipoise.objectives.adversarial import Adversarial
 from equipoise.objectives.standard import Standard
 from equipoise.report.page import kept
 from equipoise.report.runs_reader import read_run
-from equipoise.settings.kinds import A3GT
-from equipoise.settings.recipe import parse
-from equipoise.settings.split import Split
+from equipoise.settings.methods import A3GT
+from equipoise.settings.recipe import Split, parse
 from equipoise.terminal.progress import Console
 from equipoise.threat import L2, Linf, Threat
 from equipoise.training import (

@@ -17,8 +17,7 @@ from equipoise.data import DATASETS, status
 from equipoise.errors import UserError, nearest
 from equipoise.models import MODELS
 from equipoise.settings.explanation import price
-from equipoise.settings.kinds import Settings
-from equipoise.settings.methods import METHODS, MethodRow
+from equipoise.settings.methods import METHODS, MethodRow, Settings
 from equipoise.settings.presets import DATA, Preset, presets
 from equipoise.settings.recipe import Recipe, defaults
 from equipoise.settings.schema import TAGS, WORDS, plain

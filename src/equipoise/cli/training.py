@@ -94,6 +94,7 @@ def _recipe(
 
     Later ones win: published settings, a method or a file, options, key=value.
     """
+    from equipoise.settings import presets
     from equipoise.settings import recipe as recipes
 
     changed = recipes.overrides(settings or [])
@@ -110,7 +111,7 @@ def _recipe(
     if "method" not in layers:
         recipes.parse(layers)  # raises the error
     name = layers.get("data", recipes.Recipe.data)
-    preset = recipes.published(str(layers.get("method")), str(name))
+    preset = presets.published(str(layers.get("method")), str(name))
     return recipes.parse(preset.under(layers)), list(preset.lines())
 
 

@@ -12,8 +12,7 @@ from equipoise import data
 from equipoise.data import Dataset, Images
 from equipoise.errors import UserError
 from equipoise.settings import recipe as recipes
-from equipoise.settings.recipe import Recipe
-from equipoise.settings.split import Split
+from equipoise.settings.recipe import Recipe, Split
 from equipoise.store.runs import Run
 
 _SPLIT = ("data", "limit", "validation")  # what decides which images are held out

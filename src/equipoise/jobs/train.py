@@ -20,8 +20,7 @@ from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.summary import RULES, summary, where_time_went, write_learners
 from equipoise.plugins import command
 from equipoise.settings import recipe as recipes
-from equipoise.settings.recipe import Recipe
-from equipoise.settings.split import Split, proportional
+from equipoise.settings.recipe import Recipe, Split, proportional
 from equipoise.store.digests import model_digest
 from equipoise.store.provenance import provenance
 from equipoise.store.runs import FORMAT, PICKED, Run

@@ -109,7 +109,7 @@ class State(nn.Module):
         self.level = 0  # how often the attack was made stronger
         self.execution = Execution(precision="float32")  # the form in which attacks search
         self.stopwatch = Stopwatch()  # counts the part "attack"
-        self.found: Tensor | None = None  # the adversarial inputs of the last update
+        self.adversarial: Tensor | None = None  # the adversarial inputs of the last update
         self.spent = 0  # the gradient evaluations of the last search, where they vary
         self.climbed = False  # whether weights were perturbed in the last update
 

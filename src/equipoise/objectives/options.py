@@ -21,7 +21,7 @@ References:
 __all__ = ["climbed", "cut", "erase"]
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -29,7 +29,6 @@ from torch import Tensor, nn
 
 from equipoise.draws import Draws
 from equipoise.execution.modes import restored
-from equipoise.objectives.core import Loss
 from equipoise.objectives.labels import Labels
 
 ERASED_AREA = (0.02, 0.33)
@@ -37,7 +36,7 @@ ERASED_RATIO = (0.3, 3.3)
 
 
 @contextmanager
-def climbed(model: nn.Module, loss: Loss, gamma: float) -> Iterator[None]:
+def climbed(model: nn.Module, loss: Callable[[], Tensor], gamma: float) -> Iterator[None]:
     """Keep the weights where the loss is larger while the block runs: see the module.
 
     Arguments:

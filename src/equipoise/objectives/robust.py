@@ -171,13 +171,13 @@ class Robust(Objective):
         return torch.where(odd, x_adv, batch.x)
 
     def search(self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws) -> Tensor:
-        """Return adversarial inputs for a batch, and keep them as ``state.found``."""
+        """Return adversarial inputs for a batch, and keep them as ``state.adversarial``."""
         form = fast(model, execution=self.state.execution)
         exactly = torch.autocast(batch.x.device.type, enabled=False)  # the form has its own
         with self.state.stopwatch.inner("attack"), exactly, guest(form):
-            found = self.searched(form, batch, labels, draws)
-        self.state.found = found
-        return found
+            x_adv = self.searched(form, batch, labels, draws)
+        self.state.adversarial = x_adv
+        return x_adv
 
     def searched(self, form: nn.Module, batch: Batch, labels: Labels, draws: Draws) -> Tensor:
         """Return what the attack finds for the search form of a model."""

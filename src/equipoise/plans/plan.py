@@ -48,6 +48,7 @@ from equipoise.evaluation.protocol import Protocol
 from equipoise.execution import Execution
 from equipoise.parsing import mapping, number
 from equipoise.settings import recipe as recipes
+from equipoise.settings.presets import published
 from equipoise.settings.recipe import Recipe
 from equipoise.settings.schema import lay
 from equipoise.store.weight_names import canonical
@@ -231,7 +232,7 @@ def _entry(
     cost = _values(cost, {"cost": _positive}, f"entries.{name}.", "", problems)
     settings = recipes.combine({"method": name}, base, own)
     if data is not None:
-        settings = recipes.published(settings["method"], data).under(settings)
+        settings = published(settings["method"], data).under(settings)
     settings.pop("seed", None)
     return Entry(name=name, settings=settings, **cost)
 

@@ -18,8 +18,7 @@ from equipoise.plans.plan import MANY_ROUNDS, Entry, Judging, Plan
 from equipoise.plans.task import PlannedEvaluation, PlannedFront, Task
 from equipoise.sample import Sample
 from equipoise.settings import recipe as recipes
-from equipoise.settings.recipe import Recipe
-from equipoise.settings.split import Split
+from equipoise.settings.recipe import Recipe, Split
 from equipoise.store.runs import is_free
 from equipoise.store.weight_names import round_name
 

@@ -7,12 +7,13 @@ nearest known one; numbers may be written as fractions, like ``8/255``.
 
 __all__ = [
     "Recipe",
+    "Split",
     "combine",
     "defaults",
     "differences",
     "overrides",
     "parse",
-    "published",
+    "proportional",
     "read",
     "stored",
 ]
@@ -20,21 +21,22 @@ __all__ = [
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
+import torch
 import yaml
+from torch import Tensor
 
 from equipoise import attacks
 from equipoise.attacks.core import refuse
 from equipoise.data import DATASETS
+from equipoise.data.core import Dataset, Images, stratified_split
 from equipoise.errors import Count, UserError, nearest, out_of_range, short
 from equipoise.execution.policy import Execution, Layout, Precision
 from equipoise.models import MODELS, WIDEST
 from equipoise.parsing import MOST, check_seed, mapping, number
 from equipoise.plugins import explained
-from equipoise.settings.kinds import Settings
-from equipoise.settings.methods import METHODS
-from equipoise.settings.presets import published
+from equipoise.settings.methods import METHODS, Settings
 from equipoise.settings.schema import (
     TEXT,
     collect,
@@ -47,6 +49,7 @@ from equipoise.settings.schema import (
 )
 from equipoise.store.runs import Run
 from equipoise.threat import Norm, Threat
+from equipoise.training.learner import derived_seed
 
 Keep = Literal["balanced", "robust", "clean", "last"]
 
@@ -126,8 +129,8 @@ class Recipe:
         if self.device not in ("auto", "cpu") and not self.device.startswith("cuda"):
             problems.append(f"device must be auto, cpu or cuda, got {self.device!r}")
         if self.data not in DATASETS and not self.data.endswith(".npz"):
-            known = nearest(self.data, DATASETS, "data set")
-            problems.append(f"{known}, or the path of an .npz file")
+            unknown = nearest(self.data, DATASETS, "data set")
+            problems.append(f"{unknown}, or the path of an .npz file")
         if self.model not in MODELS:
             problems.append(nearest(self.model, MODELS, "model"))
         attack = [self.validation_attack]
@@ -154,6 +157,46 @@ class Recipe:
     def to_yaml(self) -> str:
         """Return the recipe as YAML that :func:`read` reads back."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None)
+
+
+class Split(NamedTuple):
+    """The training images, cut to the recipe's limit and split into two.
+
+    The held-out images are the same for every seed.
+    """
+
+    train: Images
+    validation: Images
+
+    @classmethod
+    def of(cls, recipe: Recipe, dataset: Dataset, device: torch.device) -> "Split":
+        """Return the images of a recipe on a device.
+
+        Raises:
+            UserError: If they are too few for the recipe.
+        """
+        images = dataset.train
+        least = 2 * len(dataset.classes)
+        if recipe.limit is not None and recipe.limit < least:
+            raise UserError(
+                f"limit must be at least {least}, two images a class, got {recipe.limit}"
+            )
+        if recipe.limit is not None and recipe.limit < len(images):
+            images = images.take(proportional(images, recipe.limit, len(dataset.classes)))
+        held_out = max(min(recipe.validation, len(images) // 5), 1)
+        rest, held = stratified_split(images.y, held_out, derived_seed(0, "validation"))
+        if len(rest) < recipe.batch_size:
+            raise UserError(
+                f"batch_size={recipe.batch_size} is more than the {len(rest)} training images"
+            )
+        return cls(images.take(rest).to(device), images.take(held).to(device))
+
+
+def proportional(images: Images, limit: int, classes: int) -> Tensor:
+    """Return the positions of so many images, in proportion of the classes."""
+    if limit > len(images) - classes:
+        return torch.arange(len(images))
+    return stratified_split(images.y, limit, derived_seed(0, "limit"))[1]
 
 
 OWN = sorted({f.name for f in fields(Recipe)} - {"settings"})

@@ -28,8 +28,7 @@ from pydantic import TypeAdapter, ValidationError
 from equipoise.errors import FOREIGN, UserError, nearest, short
 from equipoise.objectives import Robust
 from equipoise.parsing import number
-from equipoise.settings.kinds import Settings
-from equipoise.settings.methods import MethodRow, learners
+from equipoise.settings.methods import MethodRow, Settings, learners
 
 TAGS = {"start": "rule", "clean": "objective", "robust": "objective"}
 """The groups that are of several kinds, and the setting that names the kind."""

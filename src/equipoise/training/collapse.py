@@ -17,7 +17,7 @@ first gives one answer only has an accuracy of c, whatever the attack, and loses
 *Less than its own attack leaves*: a model that merely got worse, by a large learning rate or a
 hand-over, is less robust to its own attack, too, by about the same factor; only one that overfits
 to its attack loses against PGD alone. *Its own attack above chance*: the accuracies of a model
-that diverged are next to nothing, and so are not compared. The training loss would tell less: it
+that diverged are next to nothing, and so are not compared. The training loss would show less: it
 is a mean over a round in which the weights changed, on images that were augmented and labels that
 may be smoothed.
 
@@ -54,7 +54,7 @@ from equipoise.draws import KeyedDraws
 from equipoise.objectives.core import Batch, Objective
 from equipoise.training.learner import Learner
 
-Found = Mapping[str, float]
+Accuracies = Mapping[str, float]
 
 MOST = 3  # rollbacks in a run
 FALLEN = 0.5  # of the best that is a collapse
@@ -77,7 +77,7 @@ class Probe:
     attack: PGD = field(default_factory=lambda: PGD(steps=20, keep="first"))
     seed: int = 0
 
-    def __call__(self, model: nn.Module, objective: Objective, progress: float) -> Found:
+    def __call__(self, model: nn.Module, objective: Objective, progress: float) -> Accuracies:
         """Return the accuracies ``probe``, p, and ``probe_own``, q, of a model at a progress."""
         threat = objective.state.threat
         assert threat is not None
@@ -108,13 +108,13 @@ class Probes(NamedTuple):
     """The results of the probes at the end of a round.
 
     Arguments:
-        found: The accuracies of each probed learner.
+        accuracies: Those of each probed learner.
         falls: For each learner that collapsed in the round its accuracies, and its best ones.
         seconds: How long it took.
     """
 
-    found: Mapping[str, Found] = {}
-    falls: Mapping[str, Found] = {}
+    accuracies: Mapping[str, Accuracies] = {}
+    falls: Mapping[str, Accuracies] = {}
     seconds: float = 0.0
 
 
@@ -126,15 +126,15 @@ def probed(
 ) -> Probes:
     """Probe every learner that may overfit to its attack, at the progress of the last step."""
     began = time.perf_counter()
-    found, falls = {}, {}
+    accuracies, falls = {}, {}
     for learner in learners:
         if learner.watched(progress):
             name = learner.name
-            found[name] = probe(learner.model, learner.objective, progress)
-            fall = collapse(history, name, found[name], probe.chance)
+            accuracies[name] = probe(learner.model, learner.objective, progress)
+            fall = collapse(history, name, accuracies[name], probe.chance)
             if fall is not None:
                 falls[name] = fall
-    return Probes(found, falls, time.perf_counter() - began)
+    return Probes(accuracies, falls, time.perf_counter() - began)
 
 
 def lost(
@@ -158,8 +158,8 @@ def lost(
 
 
 def collapse(
-    history: Sequence[Mapping[str, Any]], name: str, now: Found, chance: float
-) -> Found | None:
+    history: Sequence[Mapping[str, Any]], name: str, now: Accuracies, chance: float
+) -> Accuracies | None:
     """Return how a learner collapsed in the round after ``history``; None if it did not.
 
     A learner that collapsed before and did not recover since does not collapse again.
@@ -182,7 +182,9 @@ def collapse(
     return None if already else _fallen(before, now, chance)
 
 
-def _fallen(before: Sequence[tuple[int, Found]], now: Found, chance: float) -> Found | None:
+def _fallen(
+    before: Sequence[tuple[int, Accuracies]], now: Accuracies, chance: float
+) -> Accuracies | None:
     """Return how a learner fell by the rule of the module; None if it did not."""
     if not before:
         return None
@@ -195,7 +197,7 @@ def _fallen(before: Sequence[tuple[int, Found]], now: Found, chance: float) -> F
     return {"probe": now["probe"], "probe_own": now["probe_own"], **marks}
 
 
-def described(name: str, t: int, fall: Found) -> str:
+def described(name: str, t: int, fall: Accuracies) -> str:
     """Return in a sentence that a learner collapsed in round ``t``; see :func:`collapse`."""
     return (
         f"catastrophic overfitting: after round {t} the {name} learner is robust to PGD-20 on "

@@ -149,7 +149,7 @@ class Training:
         self.seconds += time.perf_counter() - began
 
     def steps_of_round(self, t: int) -> Iterator[None]:
-        """Take the steps of round ``t`` that are left, one each time the next is asked for."""
+        """Take the remaining steps of round ``t``, one for each item of the iterator."""
         start = self.start.round
         weights = self.method.weights(t, self.rounds, start)
         active = self._active(t)
@@ -178,8 +178,8 @@ class Training:
             if leader is None:
                 batch = learner.batch(self.images, self.augment, self.batch_size, step, progress)
             else:
-                found = self.learners[leader].objective.state.found
-                batch = self.batches[leader]._replace(adversarial=found)
+                x_adv = self.learners[leader].objective.state.adversarial
+                batch = self.batches[leader]._replace(adversarial=x_adv)
             self.batches[learner.name] = batch
         with self.stopwatch.part("update"):
             learner.step(batch)
@@ -266,7 +266,7 @@ class Training:
             "lr": learner.lr(self._end(t)),
             "gradient_evaluations": learner.evaluations + lost,
             **self.validate(learner.model, learner.objective.state.threat),
-            **probes.found.get(learner.name, {}),
+            **probes.accuracies.get(learner.name, {}),
         }
         if not all(math.isfinite(value) for value in record.values()):
             raise not_finite(learner, "validation loss is", f"round {t} of {self.rounds}")

@@ -143,7 +143,7 @@ class Method:
         return verdict.sentences(t, "the learners may part", f"the {{}} loss of the {self.trunk}")
 
     def due(self, t: int, granularity: Literal["round", "step"], start: int | None) -> bool:
-        """Tell whether round ``t`` hands over after each such part, with t' = start."""
+        """Return whether round ``t`` hands over after each such part, with t' = start."""
         return self.merge.granularity == granularity and self.merge.due(t, start)
 
     def settled(self, t: int, start: int | None) -> int | None:

@@ -12,11 +12,11 @@ State = tuple[Tensor, list[Tensor]]
 
 
 class GlobalRandom:
-    """What models and libraries draw from that take no generator.
+    """The random state of models and libraries that take no generator.
 
     Arguments:
         device: The device of the training.
-        seed: Where the numbers begin.
+        seed: The seed at the beginning.
     """
 
     def __init__(self, device: torch.device, seed: int) -> None:
@@ -26,7 +26,7 @@ class GlobalRandom:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Go on with the state while the block runs; after it the others' is as it was."""
+        """Use the state while the block runs, then restore that of the surroundings."""
         with torch.random.fork_rng(self.devices):
             self._restore()
             try:

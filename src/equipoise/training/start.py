@@ -79,10 +79,10 @@ class Rule(ABC):
             history: For each learner its losses, one a round.
             rounds: How many rounds the training has in all.
         """
-        found = {name: self.stable(name, losses, rounds) for name, losses in history.items()}
+        results = {name: self.stable(name, losses, rounds) for name, losses in history.items()}
         return Verdict(
-            {name: first for name, (first, _) in found.items()},
-            {name: reason for name, (_, reason) in found.items()},
+            {name: first for name, (first, _) in results.items()},
+            {name: reason for name, (_, reason) in results.items()},
         )
 
     @abstractmethod
