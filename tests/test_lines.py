@@ -53,7 +53,7 @@ def test_any_other_damage_is_refused_with_file_and_line(tmp_path, text):
 
 @pytest.mark.parametrize("damage", ['{"round": 1\n{"round": 2}\n', "[]\n", '{"rounds": 1}\n'])
 def test_a_comparison_and_a_front_refuse_what_a_report_refuses(trained, tmp_path, damage):
-    (task,) = tasks(parse(PLAN), tmp_path, None, Datasets())
+    (task,) = tasks(parse(PLAN), tmp_path, Datasets())
     task.run.path.mkdir(parents=True)
     log = task.run.path / "log.jsonl"
     log.write_text('{"round": 1}\n{"round": 2}\n{"rou', encoding="utf-8")

@@ -91,7 +91,7 @@ def test_only_some_entries():
 def smoke(names, folder):
     """Return the tasks of some experiments at the smallest scale, plan by plan."""
     every = of_scale("smoke", names)
-    return [(plan, tasks(plan, folder / plan.name, None, Datasets())) for plan in every]
+    return [(plan, tasks(plan, folder / plan.name, Datasets())) for plan in every]
 
 
 def test_runs_are_shared_and_every_evaluation_stands_once(tmp_path):
@@ -106,7 +106,7 @@ def test_runs_are_shared_and_every_evaluation_stands_once(tmp_path):
     alone = by_name["along-training/pgd-at-seed0"]
     assert [each.weights for each in alone.evaluations] == ["model", "round-002"]
     assert mixed.done() == 0
-    assert mixed.step().phase == "training"
+    assert mixed.step()[0] == "train"
 
 
 # Before any run: what is planned, and what it is reckoned to take. The numbers are those of the

@@ -168,11 +168,11 @@ def test_the_first_without_their_number_are_refused(command, trained, tmp_path):
         "evaluate": {"attacks": "fgsm", "first": True},
     }
     with pytest.raises(UserError, match="how many of the first"):
-        tasks(parse(plan), tmp_path, None, Datasets())
-    with pytest.raises(UserError, match=r"evaluate\.first: expected true or false"):
+        tasks(parse(plan), tmp_path, Datasets())
+    with pytest.raises(UserError, match=r"evaluate\.first: "):
         parse(plan | {"evaluate": {"attacks": "fgsm", "n": 5, "first": 1}})
     plan |= {"evaluate": {"attacks": "fgsm", "n": 5, "first": True}}
-    (task,) = tasks(parse(plan), tmp_path, None, Datasets())
+    (task,) = tasks(parse(plan), tmp_path, Datasets())
     sample = task.evaluations[0].sample
     assert (sample.n, sample.seed) == (5, None)
 

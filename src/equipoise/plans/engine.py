@@ -1,24 +1,26 @@
-"""Plans as a job: shown with their cost, run, and their results written."""
+"""Plans as a job: shown with their cost, run on an executor, and their results written."""
 
-__all__ = ["PlanJob"]
+__all__ = ["run_plans"]
 
+import shlex
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING
 
 import torch
 
-from equipoise import models
+from equipoise import data, models
 from equipoise.attacks.core import guest
 from equipoise.errors import RunError, UserError
-from equipoise.execution import fast
+from equipoise.execution.form import fast
+from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device
-from equipoise.plans.crew import Crew
 from equipoise.plans.executor import Executor, LocalProcesses, claim
-from equipoise.plans.prepare import Datasets, merged, refuse_others
-from equipoise.plans.results import Experiment, Row, write_results
+from equipoise.plans.prepare import merged, refuse_others
+from equipoise.plans.results import Experiment, Row
 from equipoise.plans.task import Task
 from equipoise.settings.recipe import Recipe
 from equipoise.terminal.progress import Console
@@ -27,170 +29,271 @@ from equipoise.terminal.table import output, rich_table
 if TYPE_CHECKING:
     from rich.table import Table
 
+LOOK_SECONDS = 0.1
+SHOW_SECONDS = 1.0
 MEASURED_SECONDS = 0.5
 RUN_SECONDS = 6.0  # what a training and its evaluation take to begin and end
 
 
-class PlanJob:
-    """Experiments that share a folder, its lock and their trainings.
+def run_plans(
+    experiments: Sequence[Experiment],
+    folder: Path,
+    *,
+    title: str,
+    workers: int,
+    plan_only: bool,
+    console: Console,
+    written: Callable[[Experiment, Row], None] = lambda experiment, content: None,
+    ended: Callable[[bool], object],
+) -> None:
+    """Show what is to be done, do it, and write the results; continue what was begun.
 
     Arguments:
-        experiments: What is made.
+        experiments: What is made; they share the folder, its lock and their trainings.
         folder: The folder of all of it.
         title: The title of the plan.
+        workers: How many tasks run at a time.
+        plan_only: Whether to stop after the plan was shown.
         console: Where progress is shown.
         written: Called with each experiment whose ``results.json`` was written, and its content.
+        ended: Called at the end, also with tasks that failed; with whether it was interrupted.
 
-    Attributes:
-        ending: ``"finished"``, also with tasks that failed, ``"stopped"``, or nothing.
+    Raises:
+        UserError: If the folder will not do; nothing was started.
+        RunError: If tasks failed or it was interrupted; all else is kept.
+    """
+    tasks = merged(task for each in experiments for task in each.tasks)
+    if workers < 1:
+        raise UserError(f"--workers must be at least 1, got {workers}")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; choose another --out")
+    refuse_others(tasks)
+    if plan_only or not console.quiet:
+        single = not experiments[0].scale
+        output().print(_runs(title, tasks) if single else _experiments(title, experiments))
+        output().print(f"{_work(tasks, workers)}. Runs and results: {folder}", soft_wrap=True)
+    if plan_only:
+        return
+    with claim(folder, console) as lock:
+        refuse_others(tasks)  # again: another command may have made them meanwhile
+        crew = Crew(LocalProcesses(workers, lock), tasks, experiments, console, written)
+        crew.work()
+        for experiment in experiments:
+            experiment.failures = crew.failures
+            written(experiment, experiment.write())
+    ended(bool(crew.stopped))
+    every = len(tasks)
+    if crew.stopped:
+        raise RunError(
+            f"{crew.stopped}: stopped with {crew.finished} of {every} runs done; go on with: "
+            f"{experiments[0].command}"
+        )
+    if crew.failures:
+        lines = "; ".join(f"{name}: {line}" for name, line in crew.failures.items())
+        logs = ", ".join(dict.fromkeys(shlex.quote(str(task.log.parent)) for task in tasks))
+        raise RunError(
+            f"{len(crew.failures)} of {every} runs failed: {lines} (their logs are in {logs}; "
+            "a repeated command tries them again)"
+        )
+
+
+class Crew:
+    """Runs the commands of tasks: those of a task in sequence, several tasks at a time.
+
+    Arguments:
+        executor: Where the commands run.
+        tasks: All tasks; those that are finished count as progress.
+        experiments: The experiments whose results are written when a task of them is finished.
+        console: Where progress is shown.
+        written: Called with each experiment whose results were written, and these.
     """
 
     def __init__(
         self,
+        executor: Executor,
+        tasks: Sequence[Task],
         experiments: Sequence[Experiment],
-        folder: Path,
-        *,
-        title: str,
         console: Console,
-        written: Callable[[Experiment, Row], None] = lambda experiment, content: None,
+        written: Callable[[Experiment, Row], None],
     ) -> None:
-        self.experiments, self.folder, self.title = experiments, folder, title
-        self.console, self.written, self.ending = console, written, ""
-        self.tasks = merged(task for each in experiments for task in each.tasks)
-        self.left = [task for task in self.tasks if task.step() is not None]
+        self.executor, self.console, self.every = executor, console, len(tasks)
+        self.experiments, self.written = experiments, written
+        self.waiting = deque(task for task in tasks if task.step() is not None)
+        self.finished = self.every - len(self.waiting)
+        self.total = sum(task.cost for task in tasks)
+        self.done = self.total - sum(task.cost for task in self.waiting)
+        self.running: dict[str, tuple[Task, list[str]]] = {}
+        self.failures: dict[str, str] = {}
+        self.stopped, self.killed = "", False
 
-    def run(self, workers: int, *, plan_only: bool = False) -> None:
-        """Show what is to be done, do it, and write what was found; go on with what is begun.
+    def work(self) -> None:
+        """Run all tasks; ``failures`` has those that failed, with the reason.
 
-        Arguments:
-            workers: How many tasks are worked on side by side.
-            plan_only: Whether to stop after the plan was shown.
+        On Ctrl-C or SIGTERM every run is saved, and ``stopped`` is the name of the signal.
 
         Raises:
-            UserError: If the folder will not do; nothing was started.
-            RunError: If tasks failed or it was interrupted; all else is kept.
+            KeyboardInterrupt: At the second signal, which ends the commands at once.
         """
-        if workers < 1:
-            raise UserError(f"--workers must be at least 1, got {workers}")
-        if self.folder.exists() and not self.folder.is_dir():
-            raise UserError(f"{self.folder} is not a folder; choose another --out")
-        refuse_others(self.tasks)
-        if plan_only or not self.console.quiet:
-            self._show(workers)
-        if plan_only:
-            return
-        with claim(self.folder, self.console) as lock:
-            refuse_others(self.tasks)  # again: another command may have made them meanwhile
-            self._work(LocalProcesses(workers, lock))
+        shown, whole = 0.0, 1e9  # seconds: progress is uneven, so the speed is that of all of it
+        bar = self.console.progress(self.total, self._work(), unit="", period=whole)
+        with signals.handled(self._asked), bar as show:
+            try:
+                while self.running or (self.waiting and not self.stopped):
+                    while self.waiting and self._free() and not self.stopped:
+                        self._start(self.waiting.popleft())
+                    for task, words, code in self._ended():
+                        self._follow(task, words, code)
+                    if self.stopped:
+                        self.executor.stop(now=self.killed)
+                    if time.monotonic() >= shown + SHOW_SECONDS:
+                        show(self._work(), text=self._working())
+                        shown = time.monotonic()
+                    time.sleep(LOOK_SECONDS)
+            finally:
+                self.executor.stop()
+                while self.running:
+                    list(self._ended())
+                    time.sleep(LOOK_SECONDS)
+        if self.killed:
+            raise KeyboardInterrupt
 
-    def _work(self, executor: Executor) -> None:
-        crew = Crew(executor, self.tasks, self.console, self._finished)
-        self.left = [*crew.waiting]
-        crew.work()
-        for experiment in self.experiments:
-            experiment.failures = crew.failures
-        self._write(self.experiments)
-        self.ending = "stopped" if crew.stopped else "finished"
-        every, done = len(self.tasks), len(self.tasks) - len(self.left)
-        if crew.stopped:
-            raise RunError(
-                f"{crew.stopped}: stopped with {done} of {every} runs done; go on with: "
-                f"{self.experiments[0].command}"
-            )
-        if crew.failures:
-            lines = "; ".join(f"{name}: {line}" for name, line in crew.failures.items())
-            logs = ", ".join(dict.fromkeys(quote(str(task.log.parent)) for task in self.tasks))
-            raise RunError(
-                f"{len(crew.failures)} of {every} runs failed: {lines} (their logs are in {logs}; "
-                "a repeated command tries them again)"
-            )
+    def _free(self) -> bool:
+        return len(self.running) < self.executor.slots
 
-    def _finished(self, task: Task) -> None:
+    def _start(self, task: Task) -> None:
+        words = task.step()
+        if words is not None:
+            task.prepare()
+            with task.log.open("a", encoding="utf-8") as log:
+                log.write(f"$ {shlex.join(['equipoise', *words])}\n")
+            self.executor.submit(task, words)
+            self.running[task.name] = task, words
+
+    def _ended(self) -> Iterator[tuple[Task, list[str], int]]:
+        """Yield the commands that have ended, with their exit codes."""
+        for name, code in self.executor.poll().items():
+            yield *self.running.pop(name), code
+
+    def _follow(self, task: Task, words: list[str], code: int) -> None:
+        """Continue a task whose command has ended."""
+        following = task.step()
+        if following is None:
+            self.done += task.done()
+            self.finished += 1
+            self._write(task)
+        elif self.stopped:
+            self.done += task.done()
+        elif code or following == words:
+            self.done += task.done()
+            self.failures[task.name] = f"{_phase(words)} failed: {_last_line(task, code)}"
+            self.console.say(f"FAILED: {task.name}: {self.failures[task.name]}")
+        else:
+            self._start(task)
+
+    def _write(self, task: Task) -> None:
         """Write the results of the experiments that a task belongs to, and say so in a line."""
-        self.left.remove(task)
-        having = [e for e in self.experiments if any(t.name == task.name for t in e.tasks)]
-        self._write(having)
-        rows, judged = having[0].rows_of(task.name), len(task.evaluations)
+        rows = list[Row]()
+        for experiment in self.experiments:
+            if any(each.name == task.name for each in experiment.tasks):
+                self.written(experiment, experiment.write())
+                rows = rows or experiment.rows_of(task.name)
         attacked = (row for row in rows if row["eps"])
-        found = ", ".join(f"{row['attack']} {row['correct'] / row['n']:.1%}" for row in attacked)
-        what = found if judged == 1 else f"{judged} evaluations"
-        done = len(self.tasks) - len(self.left)
-        self.console.say(f"{done}/{len(self.tasks)}  {task.name}: {what}")
+        accuracies = ", ".join(f"{r['attack']} {r['correct'] / r['n']:.1%}" for r in attacked)
+        judged = len(task.evaluations)
+        what = accuracies if judged == 1 else f"{judged} evaluations"
+        self.console.say(f"{self.finished}/{self.every}  {task.name}: {what}")
 
-    def _write(self, experiments: Sequence[Experiment]) -> None:
-        for experiment in experiments:
-            self.written(experiment, write_results(experiment))
+    def _asked(self, name: str) -> None:
+        """Remember a request to save and stop; the second one is to stop at once."""
+        self.killed = bool(self.stopped)
+        self.stopped = name
+        self.executor.stop(now=self.killed)
 
-    def _show(self, workers: int) -> None:
-        """Show what is to be done, and how long that may take."""
-        terminal, every = output(), len(self.tasks)
-        terminal.print(self._runs() if not self.experiments[0].scale else self._experiments())
-        lines = f"{every} runs, {every - len(self.left)} of them done"
-        if self.left:
-            work = sum(task.cost - task.done() for task in self.left)
-            lines += (
-                f"; left are about {work:,.0f} gradient evaluations, roughly "
-                f"{_roughly(_seconds(self.left, workers))} with {workers} at a time"
-            )
-        terminal.print(f"{lines}. Runs and results: {self.folder}", soft_wrap=True)
+    def _work(self) -> float:
+        begun = [*(task for task, _ in self.running.values()), *self.waiting]
+        return self.done + sum(task.done() for task in begun)
 
-    def _runs(self) -> "Table":
-        """Return a table of the runs and how far they are."""
-        heads = ("run", "rounds", "gradient evaluations", "training", "evaluation")
-        rows = [
-            (t.name, str(t.recipe.rounds), f"{t.gradients:,.0f}", *t.state()) for t in self.tasks
-        ]
-        return rich_table(self.title, heads, rows, numbers=heads[1:])
-
-    def _experiments(self) -> "Table":
-        """Return a table of the experiments and what they take."""
-        heads = ("experiment", "what it is", "runs", "evaluations", "gradient evaluations")
-        rows = [
-            (e.name, e.title, str(len(e.tasks)), str(e.evaluations), f"{cost:,.0f}")
-            for e in self.experiments
-            for cost in [sum(task.cost for task in e.tasks)]
-        ]
-        return rich_table(self.title, heads, rows, numbers=heads[2:])
+    def _working(self) -> str:
+        if self.stopped:
+            return "saving"
+        names = ", ".join(f"{name} ({_phase(words)})" for name, (_, words) in self.running.items())
+        return f"{names}, {len(self.waiting)} waiting" if self.waiting else names
 
 
-def _seconds(left: Sequence[Task], workers: int) -> float:
-    """Return a rough time for what is left, from a short measurement of each kind of model."""
+def _phase(words: Sequence[str]) -> str:
+    return "training" if words[0] == "train" else "evaluation"
+
+
+def _last_line(task: Task, code: int) -> str:
+    """Return why a command failed: the last line of its log, or how its process ended."""
+    text = task.log.read_text(encoding="utf-8", errors="replace")
+    last = text.strip().splitlines()[-1].strip()
+    if last.startswith("$ ") or code < 0:
+        what = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return f"its process ended by {what}"
+    return last.removeprefix("equipoise: ")
+
+
+def _runs(title: str, tasks: Sequence[Task]) -> "Table":
+    """Return a table of the runs and how far they are."""
+    heads = ("run", "rounds", "gradient evaluations", "training", "evaluation")
+    rows = [(t.name, str(t.recipe.rounds), f"{t.gradients:,.0f}", *t.state()) for t in tasks]
+    return rich_table(title, heads, rows, numbers=heads[1:])
+
+
+def _experiments(title: str, experiments: Sequence[Experiment]) -> "Table":
+    """Return a table of the experiments and their cost."""
+    heads = ("experiment", "what it is", "runs", "evaluations", "gradient evaluations")
+    rows = [
+        (e.name, e.title, str(len(e.tasks)), str(e.evaluations), f"{cost:,.0f}")
+        for e in experiments
+        for cost in [sum(task.cost for task in e.tasks)]
+    ]
+    return rich_table(title, heads, rows, numbers=heads[2:])
+
+
+def _work(tasks: Sequence[Task], workers: int) -> str:
+    """Return how many runs are done, and what the others take, with a rough time.
+
+    The time follows from a short measurement of each kind of model.
+    """
+    left = [task for task in tasks if task.step() is not None]
+    line = f"{len(tasks)} runs, {len(tasks) - len(left)} of them done"
+    if not left:
+        return line
     rates: dict[tuple[str, str, float], float] = {}
-    total = 0.0
+    total, seconds = 0.0, 0.0
     for task in left:
-        recipe = task.recipe
+        recipe, work = task.recipe, task.cost - task.done()
         kind = recipe.data, recipe.model, recipe.width
         if kind not in rates:
             rates[kind] = _rate(recipe)
-        total += RUN_SECONDS + (task.cost - task.done()) / rates[kind]
-    return total / min(workers, len(left))
+        total, seconds = total + work, seconds + RUN_SECONDS + work / rates[kind]
+    minutes = max(1, round(seconds / min(workers, len(left)) / 60))
+    hours, rest = divmod(minutes, 60)
+    roughly = f"{hours} h {rest:02d} min" if hours else f"{rest} min"
+    return (
+        f"{line}; left are about {total:,.0f} gradient evaluations, roughly {roughly} with "
+        f"{workers} at a time"
+    )
 
 
 def _rate(recipe: Recipe) -> float:
     """Return how many gradient evaluations a second one thread does with a model."""
-    dataset = Datasets().load(recipe.data, recipe.data_dir)
+    dataset = data.load(Path(recipe.data).expanduser(), recipe.data_dir)
     device = choose_device(recipe.device)
     config = dataset.settings | {"width": recipe.width}
     model = fast(models.build(recipe.model, config).to(device), execution=recipe.execution)
     x = dataset.train.take(slice(recipe.batch_size)).to(device).pixels().requires_grad_()
-    done, began, threads = 0, 0.0, torch.get_num_threads()
+    passes, began, threads = 0, 0.0, torch.get_num_threads()
     torch.set_num_threads(1)
     with guest(model):
-        while True:
+        while not began or time.perf_counter() - began < MEASURED_SECONDS:
             torch.autograd.grad(model(x).logsumexp(1).sum(), x)[0].sum().item()
-            now = time.perf_counter()
             if not began:  # the first pass prepares
-                began = now
-                continue
-            done += len(x)
-            if now - began > MEASURED_SECONDS:
-                break
+                began = time.perf_counter()
+            else:
+                passes += 1
+        rate = passes * len(x) / (time.perf_counter() - began)
     torch.set_num_threads(threads)
-    return done / (now - began)
-
-
-def _roughly(seconds: float) -> str:
-    """Return a time in whole minutes: an estimate has no seconds."""
-    minutes = max(1, round(seconds / 60))
-    hours, rest = divmod(minutes, 60)
-    return f"{hours} h {rest:02d} min" if hours else f"{rest} min"
+    return rate

@@ -1,4 +1,4 @@
-"""Where the commands of tasks run: three calls, and child processes on this machine."""
+"""Where the commands of tasks run: an interface of three calls, and child processes here."""
 
 __all__ = ["Executor", "LocalProcesses", "claim", "spawn"]
 
@@ -12,7 +12,7 @@ from typing import Protocol
 
 from equipoise.errors import UserError
 from equipoise.plans import child_process
-from equipoise.plans.task import Command, Task
+from equipoise.plans.task import Task
 from equipoise.store.locks import locked
 from equipoise.terminal.progress import Console
 
@@ -26,25 +26,25 @@ class Executor(Protocol):
     def slots(self) -> int:
         """Return how many commands run at a time."""
 
-    def submit(self, task: Task, command: Command) -> None:
-        """Start a command, whose output is added to the task's log."""
+    def submit(self, task: Task, words: Sequence[str]) -> None:
+        """Start ``equipoise WORDS``, whose output is added to the task's log."""
 
     def poll(self) -> dict[str, int]:
-        """Return the exit codes of the commands that have ended since, by the task's name.
+        """Return the exit codes of commands that have ended since the last call, by task name.
 
-        Of a command that a signal ended it is the signal's number, negative.
+        The code of a command that a signal ended is the signal's number, negative.
         """
 
     def stop(self, *, now: bool = False) -> None:
-        """Ask every command that runs to save and end, each once; ``now``: end them at once."""
+        """Ask every running command once to save and end; ``now``: end all at once."""
 
 
 class LocalProcesses:
-    """Child processes of this one, which end with it.
+    """Child processes on this machine, which end with this process.
 
     Arguments:
-        slots: How many run side by side, each with its share of the threads.
-        lock: Handles of the lock on the folder; the processes hold it, too, to their end.
+        slots: How many run at a time, each with its share of the threads.
+        lock: Handles of the lock on the folder, which the processes hold until they end.
     """
 
     def __init__(self, slots: int, lock: tuple[int, ...]) -> None:
@@ -52,14 +52,14 @@ class LocalProcesses:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._asked: set[str] = set()  # to save and end: a second time means at once
 
-    def submit(self, task: Task, command: Command) -> None:
+    def submit(self, task: Task, words: Sequence[str]) -> None:
         """Start a command; see :meth:`Executor.submit`."""
         given = os.environ.get("OMP_NUM_THREADS", "")
         cores = int(given) if given.isdigit() else os.cpu_count() or 1
         environment = {"OMP_NUM_THREADS": str(max(1, cores // self.slots))}
         if task.recipe.data_dir is not None:  # also for what was begun with another folder
             environment["EQUIPOISE_DATA"] = task.recipe.data_dir
-        self._running[task.name] = spawn(command.words, task.log, environment, self.lock)
+        self._running[task.name] = spawn(words, task.log, environment, self.lock)
         self._asked.discard(task.name)
 
     def poll(self) -> dict[str, int]:
@@ -83,14 +83,7 @@ class LocalProcesses:
 def spawn(
     words: Sequence[str], log: Path, environment: Mapping[str, str], lock: tuple[int, ...]
 ) -> subprocess.Popen[bytes]:
-    """Start a command that ends with this process.
-
-    Arguments:
-        words: The words after ``equipoise``.
-        log: The file that its output is added to.
-        environment: What is changed in the environment.
-        lock: Handles that it holds open.
-    """
+    """Start ``equipoise WORDS``, which ends with this process and holds the handles of a lock."""
     command = (sys.executable, "-P", child_process.__file__, str(os.getpid()), *words)
     with log.open("ab") as file:
         return subprocess.Popen(
@@ -108,10 +101,10 @@ def spawn(
 def claim(out: Path, console: Console) -> Iterator[tuple[int, ...]]:
     """Keep other plans out of a folder, until the last process that works in it has ended.
 
-    Processes of one that was killed are given time to save.
+    Processes of a plan that was killed are given time to save.
 
     Yields:
-        The handles of the lock, to be handed on.
+        The handles of the lock, for child processes.
 
     Raises:
         UserError: If another plan is run there, or the folder cannot be made.

@@ -8,7 +8,7 @@ from pathlib import Path
 from equipoise import data
 from equipoise.errors import UserError
 from equipoise.paper.page import build
-from equipoise.plans.engine import PlanJob
+from equipoise.plans.engine import run_plans
 from equipoise.plans.plan import Plan
 from equipoise.plans.prepare import Datasets, tasks
 from equipoise.plans.reproductions import EXPERIMENTS, plans
@@ -30,15 +30,15 @@ def reproduce(
     command: str,
     console: Console,
 ) -> Path | None:
-    """Make some of the paper's tables and figures; go on with what is begun.
+    """Make some of the paper's tables and figures; continue what was begun.
 
     Arguments:
         experiments: Names of :data:`equipoise.plans.reproductions.EXPERIMENTS`, or ``all``.
         scale: A name of :data:`equipoise.plans.reproductions.SCALES`.
         out: The folder of all scales.
         only: Names of entries, with ``*`` for any ending; none: all.
-        files: ``.npz`` files that are taken in the place of a dataset, by its name.
-        workers: How many runs are worked on side by side.
+        files: ``.npz`` files that replace datasets, by the names of these.
+        workers: How many runs are worked on at a time.
         data_dir: The folder of the data; by default the usual places.
         slice_: Whether to cut trainings and evaluations down to a trial.
         plan_only: Whether to show what would be done, and stop.
@@ -54,14 +54,15 @@ def reproduce(
     """
     folder = out / (f"{scale}-slice" if slice_ else scale)
     chosen = plans(scale, experiments, only=only, slice_=slice_, files=files)
-    made = _experiments(chosen, folder, data_dir, command, console)
-
-    job = PlanJob(made, folder, title=f"Reproducing, scale {scale}", console=console)
-    try:
-        job.run(workers, plan_only=plan_only)
-    finally:
-        if job.ending:
-            build(folder)
+    run_plans(
+        _experiments(chosen, folder, data_dir, command, console),
+        folder,
+        title=f"Reproducing, scale {scale}",
+        workers=workers,
+        plan_only=plan_only,
+        console=console,
+        ended=lambda interrupted: build(folder),
+    )
     if plan_only:
         return None
     page = folder / "index.html"
@@ -76,24 +77,23 @@ def _experiments(
     command: str,
     console: Console,
 ) -> list[Experiment]:
-    """Return the experiments; a plan whose data are not there is left out, and that is said.
+    """Return the experiments; a plan whose data are not there is left out with a warning.
 
-    A file that somebody names is not left out: there must be one.
+    A missing file of the user's own is an error.
     """
-    made, problems, datasets = list[Experiment](), list[str](), Datasets()
+    made, problems, datasets = list[Experiment](), list[str](), Datasets(data_dir)
     for name, some in chosen.items():
         missing, parts = dict[str, None](), []
         for plan in some:
             dataset = plan.entries[0].settings["data"]
             try:
-                datasets.load(dataset, data_dir)
+                datasets.load(dataset, datasets.folder)
             except UserError as error:
                 if dataset not in data.DATASETS:
                     raise
                 missing[f"{name}: {plan.title} is left out: {error}"] = None
-                continue
-            trainings = folder / "trainings" / plan.name
-            parts.append((plan, tasks(plan, trainings, data_dir, datasets)))
+            else:
+                parts.append((plan, tasks(plan, folder / "trainings" / plan.name, datasets)))
         problems += missing
         if parts:
             of = EXPERIMENTS[name], folder / name, command, parts, [*missing], folder.name

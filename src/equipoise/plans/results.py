@@ -1,4 +1,4 @@
-"""``results.json``: what the tasks of one or several plans found, one row a model and attack.
+"""``results.json``: the results of the tasks of one or several plans, a row a model and attack.
 
 =============  ===============================================================================
 format         2
@@ -18,7 +18,7 @@ results        a row a trained model, weights, radius and attack: how many image
 ``worst-case``: correct under everything. At radius 0 every attack leaves the clean images.
 """
 
-__all__ = ["FORMAT", "Experiment", "Row", "write_results"]
+__all__ = ["FORMAT", "Experiment", "Row"]
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,10 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from equipoise.attacks import AutoAttack
-from equipoise.measures import cmmr
+from equipoise.attacks.ensemble import AutoAttack
+from equipoise.measures.cmmr import Parts
 from equipoise.plans.plan import Plan
 from equipoise.plans.prepare import merged
 from equipoise.plans.task import Counted, PlannedEvaluation, PlannedFront, Task
@@ -54,7 +53,7 @@ class Experiment:
         folder: Where its results go.
         command: The command that makes it.
         parts: Plans, each with its tasks: trainings, each with the evaluations of that plan.
-        problems: What is missing beside the tasks, a sentence each.
+        problems: What is missing except for the tasks, a sentence each.
         scale: The scale, of a reproduction.
         failures: Why tasks failed, by their names.
     """
@@ -67,7 +66,7 @@ class Experiment:
     problems: Sequence[str] = ()
     scale: str = ""
     failures: dict[str, str] = field(default_factory=dict)
-    _rows: dict[tuple[int, str], list[Row]] = field(default_factory=dict, repr=False)
+    _rows: dict[int, list[Row]] = field(default_factory=dict, repr=False)
 
     @property
     def tasks(self) -> list[Task]:
@@ -79,14 +78,22 @@ class Experiment:
         """Return how many evaluations are planned."""
         return sum(len(task.evaluations) for _, tasks in self.parts for task in tasks)
 
+    def write(self) -> Row:
+        """Write ``results.json``, whole or not at all; return its content."""
+        content = self.results()
+        text = json.dumps(content, separators=(",", ":")).replace('{"panel"', '\n{"panel"')
+        Run(self.folder).write_text(FILE, text + "\n")
+        return content
+
     def results(self) -> Row:
-        """Return what there is, as ``results.json`` has it."""
-        results = [row for plan, tasks in self.parts for t in tasks for row in self.rows(plan, t)]
+        """Return the content of ``results.json``."""
+        every = [(plan, task) for plan, tasks in self.parts for task in tasks]
+        results = [row for plan, task in every for row in self.rows(plan, task)]
         keys = ("panel", "entry", "seed", "weights", "eps", "attack")
         once = {tuple(row[key] for key in keys): row for row in results}
         judged = {(row["panel"], row["entry"], row["seed"]) for row in results}
-        trained = [(_panel_name(plan), task) for plan, tasks in self.parts for task in tasks]
-        rows = {(name, t.entry, t.recipe.seed): (name, t) for name, t in trained}
+        trained = {(_panel_name(plan), t.entry, t.recipe.seed): t for plan, t in every}
+        panels = dict.fromkeys(plan.name for plan, _ in self.parts)
         return {
             "format": FORMAT,
             "experiment": self.name,
@@ -95,31 +102,22 @@ class Experiment:
             "command": self.command,
             "planned": self.evaluations,
             "missing": [*self.problems, *self._missing()],
-            "panels": [_panel(parts) for parts in self._panels()],
-            "trainings": [_training(*rows[key]) for key in rows if key in judged],
+            "panels": [_panel([p for p in self.parts if p[0].name == name]) for name in panels],
+            "trainings": [_training(key[0], trained[key]) for key in trained if key in judged],
             "results": list(once.values()),
         }
 
     def rows(self, plan: Plan, task: Task) -> list[Row]:
-        """Return the rows of a task's finished evaluations; of a finished task they are kept."""
-        place = next(i for i, (known, _) in enumerate(self.parts) if known is plan), task.name
-        if place in self._rows:
-            return self._rows[place]
-        if not task.trained:
-            return []
+        """Return the rows of a task's finished evaluations; those of a finished task are kept."""
+        if id(task) in self._rows or not task.trained:
+            return self._rows.get(id(task), [])
         finished = [each for each in task.evaluations if each.finished]
-        rows = list[Row]()
-        for weights in dict.fromkeys(each.weights for each in finished):
-            those = [each for each in finished if each.weights == weights]
-            whole = len(those) == sum(each.weights == weights for each in task.evaluations)
-            known = _scores(those) if plan.judging.cmmr and whole else {}
-            for evaluation in those:
-                rows += _rows(plan, task, evaluation, known)
-        worst = [row for row in rows if row["attack"] == WORST]
-        scored = not plan.judging.cmmr or all("cmmr" in row for row in worst)
-        ended = scored and len(finished) == len(task.evaluations)
+        ended = len(finished) == len(task.evaluations)
+        stored = [each.stored() for each in finished] if plan.cmmr and ended else []
+        known = scores(evaluation for evaluation in stored if evaluation is not None)
+        rows = [row for each in finished for row in _rows(plan, task, each, known)]
         if ended and task.name not in self.failures:
-            self._rows[place] = rows
+            self._rows[id(task)] = rows
         return rows
 
     def rows_of(self, name: str) -> list[Row]:
@@ -131,22 +129,9 @@ class Experiment:
         """Yield a line for each task that is not finished."""
         for task in self.tasks:
             training, evaluation = task.state()
-            if (training, evaluation) != ("done", "done"):
+            if evaluation != "done":
                 state = f"training {training}, evaluation {evaluation}"
                 yield f"{task.name}: {self.failures.get(task.name, state)}"
-
-    def _panels(self) -> Iterator[list[tuple[Plan, Sequence[Task]]]]:
-        """Yield the plans of each panel: those of one name, with their tasks."""
-        for name in dict.fromkeys(plan.name for plan, _ in self.parts):
-            yield [part for part in self.parts if part[0].name == name]
-
-
-def write_results(experiment: Experiment) -> Row:
-    """Write the results of an experiment, whole or not at all; return them."""
-    content = experiment.results()
-    text = json.dumps(content, separators=(",", ":")).replace('{"panel"', '\n{"panel"')
-    Run(experiment.folder).write_text(FILE, text + "\n")
-    return content
 
 
 def _panel_name(plan: Plan) -> str:
@@ -156,7 +141,7 @@ def _panel_name(plan: Plan) -> str:
 def _panel(parts: Sequence[tuple[Plan, Sequence[Task]]]) -> Row:
     """Return what a panel is of."""
     (plan, tasks), task = parts[0], parts[0][1][0]
-    judging, recipe = plan.judging, task.recipe
+    recipe, protocol = task.recipe, task.evaluations[0].protocol
     done = [t for _, some in parts for t in some if any(e.finished for e in t.evaluations)]
     sample = _sample((done or tasks)[0].evaluations[0])
     classes = [len(t.run.read_json("config.json").get("classes", ())) for t in done]
@@ -167,10 +152,10 @@ def _panel(parts: Sequence[tuple[Plan, Sequence[Task]]]) -> Row:
         "model": f"{recipe.model}, width {recipe.width:g}",
         "classes": classes[0] if classes else 10,
         "norm": recipe.norm,
-        "eps": list(judging.eps or [task.evaluations[0].protocol.eps]),
-        "n": task.evaluations[0].protocol.n,
+        "eps": list(plan.eps or [protocol.threat.eps]),
+        "n": protocol.n,
         "sample": sample.content() if sample else None,
-        "split": "test" if judging.points is None else "held-out",
+        "split": "test" if plan.points is None else "held-out",
         "attacks": _attacks(task.evaluations[0]),
         "entries": list(dict.fromkeys(e.name for plan, _ in parts for e in plan.entries)),
         "seeds": list(plan.seeds),
@@ -192,14 +177,12 @@ def _attacks(evaluation: PlannedEvaluation) -> list[str]:
     """Return the attacks of the results in the order of the columns: stages before ensembles."""
     if isinstance(evaluation, PlannedFront):
         return [WORST]
-    protocol = evaluation.protocol
-    alone = [
-        [*attack.stages(evaluation.recipe.norm), name]
-        if isinstance(attack, AutoAttack) and protocol.individual
-        else [name]
-        for name, attack in protocol.named.items()
-    ]
-    return list(dict.fromkeys(name for names in alone for name in names))
+    protocol, columns = evaluation.protocol, dict[str, None]()
+    for name, attack in protocol.named.items():
+        if isinstance(attack, AutoAttack) and protocol.individual:
+            columns |= dict.fromkeys(attack.stages(protocol.threat.norm))
+        columns[name] = None
+    return list(columns)
 
 
 def _training(panel: str, task: Task) -> Row:
@@ -219,43 +202,34 @@ def _training(panel: str, task: Task) -> Row:
 
 
 def _rows(
-    plan: Plan, task: Task, evaluation: PlannedEvaluation, known: Mapping[float, Row]
+    plan: Plan, task: Task, evaluation: PlannedEvaluation, known: Mapping[str, Row]
 ) -> Iterator[Row]:
-    """Yield the rows of one evaluation, and those of radius 0 where that is asked for."""
-    eps, sample = evaluation.protocol.threat.eps, _sample(evaluation)
+    """Yield the rows of one evaluation, and those of radius 0 where that is asked for.
+
+    Arguments:
+        plan: The plan.
+        task: The training.
+        evaluation: A finished evaluation of it.
+        known: Composite scores by the names of evaluations; none where they are not asked for.
+    """
+    score, sample = known.get(evaluation.store.name), _sample(evaluation)
     model: Row = {"panel": _panel_name(plan), "entry": task.entry, "seed": task.recipe.seed}
     for weights, counted in evaluation.counted():
-        number = names.ROUND.fullmatch(weights)
+        number, clean = names.ROUND.fullmatch(weights), counted["clean"][0]
         of = {"round": int(number[1]) if number else None, "gamma": names.gamma_of(weights)}
-        radii: dict[float, Counted] = {eps: counted}
-        if 0 in plan.judging.eps:
-            radii[0.0] = dict.fromkeys(counted, (counted["clean"][0], 0.0))
+        radii: dict[float, Counted] = {evaluation.protocol.threat.eps: counted}
+        if 0 in plan.eps:
+            radii[0.0] = dict.fromkeys(counted, (clean, 0.0))
         for radius, attacks in radii.items():
             for name, (flags, seconds) in attacks.items():
                 row = model | {"weights": weights, "eps": radius, "attack": name, "n": len(flags)}
                 row |= {"sample": sample.sha256 if sample else "", "correct": int(flags.sum())}
-                row |= {"bits": _hex(flags), **of, "seconds": seconds}
-                if name == WORST and radius in known:
-                    row["cmmr"] = known[radius]
+                bits = np.packbits(flags.astype(np.uint8)).tobytes().hex()
+                row |= {"bits": bits, **of, "seconds": seconds}
+                if name == WORST and score is not None:
+                    unattacked = Parts(len(clean), 0, float(clean.mean()), 0.0)
+                    row["cmmr"] = score if radius else unattacked.to_dict()
                 yield row
-
-
-def _scores(finished: Sequence[PlannedEvaluation]) -> dict[float, Row]:
-    """Return the composite scores of one model by radius; at radius 0 it is the clean accuracy.
-
-    Arguments:
-        finished: Its evaluations, one for every radius.
-    """
-    stored = [found for each in finished if (found := each.stored()) is not None]
-    known = scores(stored)
-    clean = stored[0].verdicts.correct
-    unattacked = cmmr.Parts(len(clean), 0, int(clean.sum()) / len(clean), 0.0)
-    by_radius = {each.verdicts.eps: known[each.name] for each in stored if each.name in known}
-    return {0.0: unattacked.to_dict(), **by_radius} if by_radius else {}
-
-
-def _hex(flags: NDArray[np.bool_]) -> str:
-    return np.packbits(flags.astype(np.uint8)).tobytes().hex()
 
 
 def _origin_facts(origins: Sequence[Mapping[str, Any]]) -> list[str]:

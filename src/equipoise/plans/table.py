@@ -1,8 +1,9 @@
-"""Results as tables: a row a model, and over the seeds a row an entry, weights and radius."""
+"""Results as tables: a row an entry, weights and radius over the seeds, or a row a run."""
 
-__all__ = ["csv_rows", "facts", "markdown", "models", "summary"]
+__all__ = ["facts", "markdown", "table"]
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from equipoise.plans.results import Experiment, Row
@@ -11,137 +12,107 @@ from equipoise.store.verdicts import WORST
 from equipoise.terminal.table import escape_markdown, markdown_rows
 
 MISSING = "-"
-_MODEL = ("entry", "method", "weights", "eps")
-_COSTS = {"gradient_evaluations": "{:,.0f}", "training_seconds": "{:.1f}"}
-_COSTS |= {"evaluation_seconds": "{:.1f}"}
+_COSTS = {
+    "gradient_evaluations": "{:,.0f}",
+    "training_seconds": "{:.1f}",
+    "evaluation_seconds": "{:.1f}",
+}
+_Columns = Mapping[str, list[float]]
+"""The values of one row by column, one a seed."""
 
 
-def models(content: Row) -> list[Row]:
-    """Return a row a model, of one seed: accuracies by attack, CMMR and costs."""
-    trained = {(row["entry"], row["seed"]): row for row in content["trainings"]}
-    found: dict[tuple[Any, ...], Row] = {}
-    for row in content["results"]:
-        training = trained[row["entry"], row["seed"]]
-        model = {key: (row | training)[key] for key in (*_MODEL, "seed", "rounds")}
-        made = found.setdefault(tuple(model.values()), model)
-        made[row["attack"]] = row["correct"] / row["n"]
-        if row["attack"] == WORST:
-            made |= {"cmmr": row["cmmr"]["score"]} if "cmmr" in row else {}
-            made["gradient_evaluations"] = training["gradient_evaluations"]
-            made["training_seconds"] = training["seconds"]
-            made["evaluation_seconds"] = row["seconds"]
-    return list(found.values())
-
-
-def _columns(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
-    """Return the columns that say which model it is, where there are several, and the shares."""
-    several = [key for key in ("weights", "eps") if len({row[key] for row in rows}) > 1]
-    every = dict.fromkeys(key for row in rows for key in row)
-    shares = [key for key in every if key not in (*_MODEL, *_COSTS, "seed", "rounds")]
-    if len(shares) == 3 and WORST in shares:  # clean, and one attack that is the worst case
-        shares.remove(WORST)
-    return several, shares
-
-
-def _grouped(experiment: Experiment, rows: Sequence[Row]) -> list[tuple[Row, list[Row]]]:
-    """Return the rows of all seeds of each model; none of an entry that has no results."""
-    plan, tasks = experiment.parts[0]
-    recipes = {task.entry: task.recipe for task in tasks}
-    groups = []
-    for entry in plan.entries:
-        own = [row for row in rows if row["entry"] == entry.name]
-        found: dict[tuple[Any, ...], list[Row]] = {}
-        for row in own:
-            found.setdefault((row["weights"], row["eps"]), []).append(row)
-        places = list(dict.fromkeys(row["weights"] for row in own))
-        ordered = sorted(found, key=lambda key: (places.index(key[0]), key[1]))
-        groups += [(found[key][0], found[key]) for key in ordered]
-        if not own:
-            recipe = recipes[entry.name]
-            none = {"entry": entry.name, "method": recipe.method, "rounds": recipe.rounds}
-            groups.append((none | {"weights": MISSING, "eps": MISSING}, []))
-    return groups
-
-
-def summary(
-    experiment: Experiment, rows: Sequence[Row], *, runs: bool = False
-) -> tuple[list[str], list[list[str]]]:
-    """Return heads and cells of the table: means over the seeds, in brackets their range.
+def table(
+    experiment: Experiment, content: Row, *, runs: bool = False, numbers: bool = False
+) -> list[list[str]]:
+    """Return the results as a table, its heads first: means over the seeds, and their range.
 
     Arguments:
-        experiment: What the rows are of.
-        rows: The models.
-        runs: Whether each seed has a row of its own.
+        experiment: What the results are of.
+        content: The content of ``results.json``.
+        runs: Whether each run has a row of its own.
+        numbers: Whether shares are fractions, with the lowest and highest in columns of their own,
+            for programs; otherwise they are percentages.
     """
-    several, shares = _columns(rows)
-    groups, planned = _grouped(experiment, rows), len(experiment.parts[0][0].seeds)
-    if runs:
-        groups = [
-            (row | {"entry": f"{row['entry']}-seed{row['seed']}"}, [row])
-            for _, seeds in groups
-            for row in seeds
-        ]
-    cells = []
-    for model, seeds in groups:
-        lost = "" if runs or len(seeds) == planned else f" ({planned - len(seeds)} missing)"
-        there = ", ".join(str(row["seed"]) for row in seeds)
-        line = [model["entry"], model["method"], f"{there}{lost}".strip()]
-        line.append(_span([row["rounds"] for row in seeds or [model]]))
-        cells.append([*line, *(str(model[key]) for key in several), *_numbers(shares, seeds)])
-    heads = ["run", "method", "seed"] if runs else ["entry", "method", "seeds"]
-    costs = [name.replace("_", " ") for name in _COSTS]
-    return [*heads, "rounds", *several, *shares, *costs], cells
+    lines = _lines(experiment, content, runs)
+    several = [i for i in (2, 3) if len({key[i] for key, values in lines if values["seed"]}) > 1]
+    columns = dict.fromkeys(name for _, values in lines for name in values)
+    shares = [name for name in columns if name not in ("seed", "rounds", *_COSTS)]
+    if len(shares) == 3 and WORST in shares:  # clean, and one attack that is the worst case
+        shares.remove(WORST)
+    heads = ["run" if runs else "entry", "method", "seed" if runs else "seeds", "rounds"]
+    heads += [("weights", "eps")[i - 2] for i in several]
+    ends = ("", " lowest", " highest") if numbers else ("",)
+    heads += [f"{name}{end}" for name in shares for end in ends]
+    rows = [heads + [name if numbers else name.replace("_", " ") for name in _COSTS]]
+    seeds = 1 if runs else len(experiment.parts[0][0].seeds)
+    for key, values in lines:
+        row = [key[0], key[1], _seeds(values["seed"], seeds, numbers), _span(values["rounds"])]
+        row += [str(key[i]) for i in several]
+        for name in shares:
+            row += _fractions(values[name]) if numbers else [_percentages(values[name])]
+        for name, text in _COSTS.items():
+            mean = _mean(values[name]) if values[name] else None
+            empty = "" if numbers else MISSING
+            row.append(empty if mean is None else str(mean) if numbers else text.format(mean))
+        rows.append(row)
+    return rows
 
 
-def _numbers(shares: Iterable[str], rows: Sequence[Row]) -> list[str]:
-    """Return the cells of accuracies, CMMR and costs of one model."""
-    cells = [_spread([row[name] for row in rows if name in row]) for name in shares]
-    costs = [(text, [row[name] for row in rows]) for name, text in _COSTS.items()]
-    return cells + [text.format(_mean(v)) if v else MISSING for text, v in costs]
+def _lines(
+    experiment: Experiment, content: Row, runs: bool
+) -> list[tuple[tuple[str, str, str, Any], _Columns]]:
+    """Return entry or run, method, weights and radius of each row, and its values by column."""
+    trained = {(row["entry"], row["seed"]): row for row in content["trainings"]}
+    plan, tasks = experiment.parts[0]
+    lines: dict[tuple[str, str, str, Any], dict[str, list[float]]] = {}
+    places = list(dict.fromkeys(row["weights"] for row in content["results"]))
+    for entry in plan.entries:
+        rows = [row for row in content["results"] if row["entry"] == entry.name]
+        rows.sort(key=lambda r: (runs and r["seed"], places.index(r["weights"]), r["eps"]))
+        for row in rows:
+            training = trained[entry.name, row["seed"]]
+            name = f"{entry.name}-seed{row['seed']}" if runs else entry.name
+            key = name, training["method"], row["weights"], row["eps"]
+            values = lines.setdefault(key, defaultdict(list))
+            values[row["attack"]].append(row["correct"] / row["n"])
+            if row["attack"] == WORST:
+                if "cmmr" in row:
+                    values["cmmr"].append(row["cmmr"]["score"])
+                values["seed"].append(row["seed"])
+                values["rounds"].append(training["rounds"])
+                values["gradient_evaluations"].append(training["gradient_evaluations"])
+                values["training_seconds"].append(training["seconds"])
+                values["evaluation_seconds"].append(row["seconds"])
+        if not rows and not runs:
+            recipe = next(task.recipe for task in tasks if task.entry == entry.name)
+            key = entry.name, recipe.method, MISSING, MISSING
+            lines[key] = defaultdict(list, rounds=[recipe.rounds])
+    return list(lines.items())
 
 
 def markdown(experiment: Experiment, content: Row) -> str:
     """Return the table, the facts, what is missing and the table of every run as Markdown."""
-    rows = models(content)
-    parts = [
-        f"## {escape_markdown(experiment.title)}\n",
-        markdown_rows(*summary(experiment, rows)),
-        "".join(f"- {escape_markdown(line)}\n" for line in facts(experiment, content)),
-    ]
+
+    def lines(texts: Sequence[str]) -> str:
+        return "".join(f"- {escape_markdown(text)}\n" for text in texts)
+
+    heads, *rows = table(experiment, content)
+    parts = [f"## {escape_markdown(experiment.title)}\n", markdown_rows(heads, rows)]
+    parts.append(lines(facts(experiment, content)))
     if content["missing"]:
-        missing = (f"- {escape_markdown(line)}\n" for line in content["missing"])
-        parts.append("Missing:\n\n" + "".join(missing))
-    if rows:
-        runs = markdown_rows(*summary(experiment, rows, runs=True))
-        parts.append(f"### Single runs\n\n{runs}")
+        parts.append(f"Missing:\n\n{lines(content['missing'])}")
+    if content["results"]:
+        heads, *rows = table(experiment, content, runs=True)
+        parts.append(f"### Single runs\n\n{markdown_rows(heads, rows)}")
     return "\n".join(parts)
 
 
-def csv_rows(experiment: Experiment, rows: Sequence[Row]) -> list[list[object]]:
-    """Return the table for programs: fractions, with the lowest and highest of the seeds."""
-    several, shares = _columns(rows)
-    head: list[object] = ["entry", "method", "seeds", "rounds", *several]
-    head += [f"{name}{end}" for name in shares for end in ("", " lowest", " highest")]
-    lines = [[*head, *_COSTS]]
-    for model, seeds in _grouped(experiment, rows):
-        line: list[object] = [model["entry"], model["method"]]
-        line += [" ".join(str(row["seed"]) for row in seeds)]
-        line += [_span([row["rounds"] for row in seeds or [model]])]
-        line += [model[key] for key in several]
-        for name in shares:
-            values = [row[name] for row in seeds if name in row]
-            line += [_mean(values), min(values), max(values)] if values else ["", "", ""]
-        line += [_mean([row[name] for row in seeds]) if seeds else "" for name in _COSTS]
-        lines.append(line)
-    return lines
-
-
-def facts(experiment: Experiment, content: Mapping[str, Any]) -> list[str]:
+def facts(experiment: Experiment, content: Row) -> list[str]:
     """Return in lines what the numbers are of, and where they come from."""
     plan, tasks = experiment.parts[0]
-    protocol, budget = plan.judging.protocol, plan.budget
+    protocol, budget = plan.protocol, plan.budget
     spread = "; a mean over the seeds, in brackets their range" if len(plan.seeds) > 1 else ""
-    how = {None: "", True: ", each alone", False: ", each on what the others left"}
+    how = {None: "", True: ", each alone", False: ", each on the images that are still robust"}
     attacks = f"{', '.join(protocol.names)}{how[protocol.individual]}"
     known = {
         "accuracy": f"in percent{spread}",
@@ -177,18 +148,28 @@ def _each(tasks: Sequence[Task], fact: Callable[[Task], str]) -> str:
     return "; ".join(f"{value} ({', '.join(names)})" for value, names in entries.items())
 
 
+def _seeds(seeds: Sequence[float], planned: int, numbers: bool) -> str:
+    text = (" " if numbers else ", ").join(map(str, seeds))
+    missing = f" ({planned - len(seeds)} missing)" if len(seeds) < planned else ""
+    return text if numbers else f"{text}{missing}".strip()
+
+
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _spread(values: Sequence[float]) -> str:
+def _fractions(values: Sequence[float]) -> list[str]:
+    return [*map(str, (_mean(values), min(values), max(values)))] if values else ["", "", ""]
+
+
+def _percentages(values: Sequence[float]) -> str:
     if not values:
         return MISSING
     low, high = f"{100 * min(values):.1f}", f"{100 * max(values):.1f}"
     return f"{100 * _mean(values):.1f}" + (f" ({low}..{high})" if len(values) > 1 else "")
 
 
-def _span(values: Sequence[int]) -> str:
+def _span(values: Sequence[float]) -> str:
     """Return a number, or from which to which; a training may end before its last round."""
     low, high = min(values), max(values)
     return str(low) if low == high else f"{low}..{high}"

@@ -1,6 +1,6 @@
 """One training of a plan with all its evaluations: how far it is, and what to do next."""
 
-__all__ = ["Command", "PlannedEvaluation", "PlannedFront", "Task"]
+__all__ = ["PlannedEvaluation", "PlannedFront", "Task"]
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.attacks import cost
+from equipoise.attacks.core import cost
 from equipoise.errors import UserError
 from equipoise.evaluation.protocol import STAGED, Protocol
 from equipoise.fronts.choice import following
@@ -28,33 +28,18 @@ Counted = Mapping[str, tuple[NDArray[np.bool_], float]]
 """By attack, which images are classified correctly, and the seconds of the attack."""
 
 
-@dataclass(frozen=True)
-class Command:
-    """What is to be done next for a task.
-
-    Arguments:
-        phase: ``"training"`` or ``"evaluation"``.
-        words: The words after ``equipoise``.
-    """
-
-    phase: str
-    words: tuple[str, ...]
-
-
 @dataclass(frozen=True, kw_only=True)
 class PlannedEvaluation:
     """One evaluation of weights of a training.
 
     Arguments:
         folder: The run folder of the training, which need not be there yet.
-        recipe: What is trained.
         protocol: How the weights are attacked, with norm, radius and number of images.
         weights: Their name, as for :meth:`equipoise.store.runs.Run.model`.
         sample: Which test images are taken.
     """
 
     folder: Path
-    recipe: Recipe
     protocol: Protocol
     weights: str
     sample: Sample
@@ -72,29 +57,29 @@ class PlannedEvaluation:
     @property
     def cost(self) -> float:
         """Return a rough number of the gradient evaluations that it takes."""
-        attacks, norm = self.protocol.named.values(), self.recipe.norm
-        return self.sample.n * sum(cost(attack, norm) for attack in attacks)
+        protocol = self.protocol
+        attacks = protocol.named.values()
+        return self.sample.n * sum(cost(attack, protocol.threat.norm) for attack in attacks)
 
     @property
     def finished(self) -> bool:
-        """Tell whether it is at its end."""
+        """Return whether it is at its end."""
         return self.verdicts() is not None
 
     def verdicts(self) -> Verdicts | None:
         """Return the verdicts of its attacks; None: it is not at its end."""
-        stored = self.stored()
+        stored, individual = self.stored(), self.protocol.individual
         if stored is None or (not stored.finished and self._alike(stored)):
             return None  # all attacks may be at their end, and the checks left
-        asked = [STAGED] if self.protocol.individual is False else self.protocol.names
+        asked = [STAGED] if individual is False else self.protocol.names
         verdicts = stored.verdicts.only(asked)
         done = {name for name, about in verdicts.told.items() if self._done(about)}
-        if not {stage.name for stage in self.protocol.stages} <= done:
-            return None
-        if not {*asked} <= {record.attack for record in verdicts.records()}:
-            return None
-        if self.protocol.individual and not all(map(verdicts.alone, verdicts.told)):
-            return None
-        return verdicts
+        finished = (
+            {stage.name for stage in self.protocol.stages} <= done
+            and {*asked} <= {record.attack for record in verdicts.records()}
+            and not (individual and not all(map(verdicts.alone, verdicts.told)))
+        )
+        return verdicts if finished else None
 
     def counted(self) -> Iterator[tuple[str, Counted]]:
         """Yield the name of each model that was judged, with its verdicts by attack.
@@ -103,16 +88,15 @@ class PlannedEvaluation:
         image. Where all attacks are stages there is what each has left, with those before it.
         """
         verdicts = self.verdicts()
-        if verdicts is None:
-            return
-        found = dict[str, tuple[NDArray[np.bool_], float]]()
-        for record in verdicts.records():
+        counted = dict[str, tuple[NDArray[np.bool_], float]]()
+        for record in verdicts.records() if verdicts else ():
             if record.attack == STAGED:  # the same as the worst case
                 for stage in record.stages[:-1]:
-                    found[f"{stage.attack} and before"] = stage.verdict, stage.seconds
+                    counted[f"{stage.attack} and before"] = stage.verdict, stage.seconds
             else:
-                found[record.attack] = record.verdict, record.seconds
-        yield self.weights, found
+                counted[record.attack] = record.verdict, record.seconds
+        if counted:
+            yield self.weights, counted
 
     def done(self) -> float:
         """Return how much of it is done, in gradient evaluations."""
@@ -123,14 +107,14 @@ class PlannedEvaluation:
         return float(min(sum(part["backwards"] for part in parts), self.cost))
 
     def begun(self) -> bool:
-        """Tell whether there is an evaluation of the same kind to go on with."""
+        """Return whether there is an evaluation of the same kind that can be continued."""
         stored = self.stored()
-        if stored is None:
-            return False  # nothing there, or nothing that could be gone on with
-        return stored.about.get("version") == __version__ and self._alike(stored)
+        if stored is None or stored.about.get("version") != __version__:
+            return False
+        return self._alike(stored)
 
     def _alike(self, stored: Evaluation) -> bool:
-        """Tell whether an evaluation was asked for as this one is."""
+        """Return whether an evaluation was made with the same protocol."""
         asked = stored.about.get("asked", {})
         return bool(
             asked.get("attacks") == list(self.protocol.names)
@@ -139,14 +123,14 @@ class PlannedEvaluation:
             and self._precision in ("auto", stored.verdicts.precision)
         )
 
-    def words(self) -> tuple[str, ...]:
-        """Return the command that goes on with it, the words after ``equipoise``."""
+    def words(self) -> list[str]:
+        """Return the command that continues it: the words after ``equipoise``."""
         words = ["evaluate", str(self.folder), "--strongest", *self._how()]
         if self.weights != "model":
             words += ["--weights", self.weights]
         if self.protocol.individual is not None:
             words.append("--individual" if self.protocol.individual else "--staged")
-        return *words, *(["--resume"] if self.begun() else [])
+        return [*words, *(["--resume"] if self.begun() else [])]
 
     @property
     def _precision(self) -> str:
@@ -157,14 +141,14 @@ class PlannedEvaluation:
         words = ["--attacks", ",".join(self.protocol.names)]
         words += ["--eps", repr(self.protocol.eps), "-n", str(self.protocol.n)]
         words += ["--first"] if self.protocol.first else []
-        words += ["--precision", self._precision, "--batch-size", str(self.protocol.batch_size)]
-        words += ["--device", self.recipe.device]
-        if self.recipe.data_dir is not None:
-            words += ["--data-dir", self.recipe.data_dir]
-        return words
+        return [
+            *words,
+            *("--precision", self._precision, "--batch-size", str(self.protocol.batch_size)),
+        ]
 
     def stored(self) -> Evaluation | None:
         """Return what is kept of these weights, images and threat; None: nothing."""
+        threat = self.protocol.threat
         try:
             stored = read(self.store.path)
             digest = self.run.digest(self.weights)
@@ -174,13 +158,13 @@ class PlannedEvaluation:
             "model_sha256": digest,
             "weights": self.weights,
             "sample": self.sample.content(),
-            "norm": self.recipe.norm,
-            "eps": repr(self.protocol.eps),
+            "norm": threat.norm,
+            "eps": repr(threat.eps),
         }
         return stored if wanted.items() <= stored.about.items() else None
 
     def _done(self, about: Mapping[str, Any]) -> bool:
-        """Tell whether an attack is at its end, and was run as this protocol has it."""
+        """Return whether an attack is at its end, and was run as this protocol has it."""
         made = about["made"]
         alike = self._precision in ("auto", made.get("precision"))
         return bool(about["finished"] and made.get("seed") == 0 and alike)
@@ -205,18 +189,20 @@ class PlannedFront(PlannedEvaluation):
             return None  # the command that measures says what is damaged
         if record is None:
             return None
-        models = (PAIR, digests, "average") == (record.ends, record.sha256, record.batchnorm)
-        threat = (self.recipe.norm, self.protocol.eps) == (record.norm, record.eps)
-        how = (self.protocol.names, self.protocol.n) == (record.attacks, record.n)
-        if not (models and threat and how and self._drawn(record.sample)):
-            return None
-        enough = len(record.points) >= self.points or following(record.points) is None
-        whole = all((self.folder / point.file).is_file() for point in record.points)
-        return record if enough and whole else None
+        sample, protocol = record.sample, self.protocol
+        fits = (
+            (record.ends, record.sha256, record.batchnorm) == (PAIR, digests, "average")
+            and (record.norm, record.eps) == (protocol.norm, protocol.eps)
+            and (record.attacks, record.n) == (protocol.names, protocol.n)
+            and (sample.n == sample.of or (sample.seed is None) == protocol.first)
+            and (len(record.points) >= self.points or following(record.points) is None)
+            and all((self.folder / point.file).is_file() for point in record.points)
+        )
+        return record if fits else None
 
     @property
     def finished(self) -> bool:
-        """Tell whether the front is measured."""
+        """Return whether the front is measured."""
         return self.front() is not None
 
     @property
@@ -232,35 +218,28 @@ class PlannedFront(PlannedEvaluation):
         """
         record = self.front()
         for point in record.points if record else ():
+            path = self.folder / point.file
             try:
-                verdicts = read(self.folder / point.file).verdicts
+                verdicts = read(path).verdicts
             except UNREADABLE:
                 raise UserError(
-                    f"{self.folder / point.file} is damaged; remove it and repeat the command: "
-                    "that model is measured again"
+                    f"{path} is damaged; remove it and repeat the command: that model is "
+                    "measured again"
                 ) from None
-            counted = {
-                "clean": (verdicts.correct, 0.0),
-                WORST: (verdicts.robust, point.seconds),
-            }
-            yield canonical(f"gamma-{point.gamma!r}"), counted
+            worst = verdicts.robust, point.seconds
+            yield (
+                canonical(f"gamma-{point.gamma!r}"),
+                {"clean": (verdicts.correct, 0.0), WORST: worst},
+            )
 
     def done(self) -> float:
         """Return how much of it is done, in gradient evaluations."""
         there = len(list((self.folder / FRONT).glob("*.safetensors")))
         return self.cost if self.finished else self.cost * min(1.0, there / self.points)
 
-    def begun(self) -> bool:
-        """Tell whether some points are measured."""
-        return (self.folder / FRONT).is_dir()
-
-    def words(self) -> tuple[str, ...]:
-        """Return the command that goes on with it, the words after ``equipoise``."""
-        return "front", str(self.folder), *self._how(), "--points", str(self.points)
-
-    def _drawn(self, sample: Sample) -> bool:
-        """Tell whether a run's held-out images were chosen as is asked for."""
-        return sample.n == sample.of or (sample.seed is None) == self.protocol.first
+    def words(self) -> list[str]:
+        """Return the command that continues it: the words after ``equipoise``."""
+        return ["front", str(self.folder), *self._how(), "--points", str(self.points)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,27 +289,31 @@ class Task:
 
     @property
     def trained(self) -> bool:
-        """Tell whether the training is at its end."""
+        """Return whether the training is at its end."""
         return bool(self.run.read_json("summary.json").get("finished"))
 
-    def step(self) -> Command | None:
-        """Return what is to be done next; None: nothing."""
-        if not self.trained:
-            return Command("training", self._train())
-        left = (evaluation for evaluation in self.evaluations if not evaluation.finished)
-        return next((Command("evaluation", each.words()) for each in left), None)
+    @property
+    def begun(self) -> bool:
+        """Return whether the run folder was made."""
+        return (self.run.path / "recipe.yaml").is_file()
 
-    def _train(self) -> tuple[str, ...]:
+    def step(self) -> list[str] | None:
+        """Return the next command, the words after ``equipoise``; None: nothing is left to do."""
         folder = self.run.path
-        if (folder / "recipe.yaml").is_file():
-            return "train", "--resume", str(folder)
-        return "train", str(self.out / "recipes" / f"{folder.name}.yaml"), "--out", str(folder)
+        if not self.trained:
+            new = [str(self.out / "recipes" / f"{folder.name}.yaml"), "--out", str(folder)]
+            return ["train", *(["--resume", str(folder)] if self.begun else new)]
+        left = next((each for each in self.evaluations if not each.finished), None)
+        if left is None:
+            return None
+        place = [] if self.recipe.data_dir is None else ["--data-dir", self.recipe.data_dir]
+        return [*left.words(), "--device", self.recipe.device, *place]
 
     def prepare(self) -> None:
         """Make what the next step needs: a place for its log, and for a new training a recipe."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         folder = self.run.path
-        if not (folder / "recipe.yaml").is_file():
+        if not self.begun:
             for part in folder.glob(".*.part"):  # killed before there was a run
                 part.unlink()
             Run(self.out / "recipes").write_text(f"{folder.name}.yaml", self.recipe.to_yaml())
@@ -349,13 +332,11 @@ class Task:
     def state(self) -> tuple[str, str]:
         """Return in words how far training and evaluations are."""
         if not self.trained:
-            begun = (self.run.path / "recipe.yaml").is_file()
-            done = f"{len(self.rounds())} of {self.recipe.rounds} rounds"
-            return done if begun else "to do", "to do"
-        if all(evaluation.finished for evaluation in self.evaluations):
-            return "done", "done"
-        begun = any(each.finished or each.begun() for each in self.evaluations)
-        return "done", "begun" if begun else "to do"
+            rounds = f"{len(self.rounds())} of {self.recipe.rounds} rounds"
+            return rounds if self.begun else "to do", "to do"
+        finished, every = sum(each.finished for each in self.evaluations), len(self.evaluations)
+        part = f"{finished} of {every}" if finished else "to do"
+        return "done", "done" if finished == every else part
 
 
 def _logged(value: Mapping[str, Any]) -> dict[str, Any]:
