@@ -14,8 +14,9 @@ import typer
 
 from equipoise import plugins
 from equipoise.cli import run as run_app
-from equipoise.cli.options import DataDir, Quiet, Trust, console_of
+from equipoise.cli.options import DataDir, Quiet, Trust
 from equipoise.errors import UserError
+from equipoise.terminal.progress import Console
 
 NAME = "python -m benchmarks"
 EPILOG = """What there is:
@@ -169,7 +170,7 @@ def bench(
     names = [name.strip() for name in (sides or "").split(",") if name.strip()]
     benches = job.plan(what, names, **{k: v for k, v in given.items() if v is not None})
     if trust and run is not None:
-        plugins.run_trusted(Run.open(run).made_with(), console_of(quiet).warn)
+        plugins.run_trusted(Run.open(run).made_with(), Console(quiet=quiet).warn)
     job.run(
         benches,
         out,
@@ -177,7 +178,7 @@ def bench(
         threads=threads,
         measure=measured if memory else None,
         terminal=output(),
-        console=console_of(quiet),
+        console=Console(quiet=quiet),
     )
 
 

@@ -490,7 +490,7 @@ def test_two_comparisons_do_not_work_in_one_folder(command, tmp_path):
     plan, out = write(tmp_path, longer()), tmp_path / "out"
     running = command.start("compare", plan, "--out", out, before=FORKED)
     wait_for(lambda: lines(out / "standard-seed0" / "log.jsonl") >= 1)
-    now = f"{FORKED}\nexecutor.WAIT_SECONDS = 0"
+    now = f"{FORKED}\nengine.WAIT_SECONDS = 0"
     ended = command("compare", plan, "--out", out, "-q", before=now)
     assert ended.code == 2
     assert str(out) in ended.line

@@ -9,26 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from equipoise.cli.options import (
-    Attacks,
-    BatchSize,
-    DataDir,
-    Device,
-    Eps,
-    First,
-    Norm,
-    Precision,
-    Quiet,
-    Seed,
-    Size,
-    Strict,
-    Trust,
-    console_of,
-    protocol_of,
-    radii_of,
-    refuse,
-)
+from equipoise.cli import options
 from equipoise.errors import RunError, UserError
+from equipoise.terminal.progress import Console
 
 EVALUATE_EPILOG = (
     "AutoAttack: --attacks autoattack. Each attack on all images, as in the tables of papers: "
@@ -46,7 +29,7 @@ def evaluate(
             "function returns an nn.Module.",
         ),
     ] = None,
-    attacks: Attacks = None,
+    attacks: options.Attacks = None,
     individual: Annotated[
         bool | None,
         typer.Option(
@@ -56,20 +39,14 @@ def evaluate(
             "stages of an ensemble on those that are still robust.",
         ),
     ] = None,
-    eps: Eps = None,
-    norm: Norm = None,
-    n: Size = None,
-    first: First = False,
+    eps: options.Eps = None,
+    norm: options.Norm = None,
+    n: options.Size = None,
+    first: options.First = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted evaluation.")
     ] = False,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="The same as the argument MODEL; or, with a RUN that holds evaluations of a "
-            "model of your own, that model."
-        ),
-    ] = None,
+    model: options.OwnModel = None,
     data: Annotated[
         str | None, typer.Option(help="With MODEL: a dataset, or the path of an .npz file.")
     ] = None,
@@ -94,9 +71,9 @@ def evaluate(
     std: Annotated[
         str | None, typer.Option(help="With MODEL and --mean: the standard deviations.")
     ] = None,
-    seed: Seed = 0,
-    batch_size: BatchSize = 250,
-    precision: Precision = "auto",
+    seed: options.Seed = 0,
+    batch_size: options.BatchSize = 250,
+    precision: options.Precision = "auto",
     layout: Annotated[
         str,
         typer.Option(help="Memory layout of the search: channels_last, contiguous or auto."),
@@ -144,11 +121,11 @@ def evaluate(
     json: Annotated[
         Path | None, typer.Option(help="Also write the records to this JSON file.")
     ] = None,
-    strict: Strict = False,
-    trust: Trust = False,
-    data_dir: DataDir = None,
-    device: Device = "auto",
-    quiet: Quiet = False,
+    strict: options.Strict = False,
+    trust: options.Trust = False,
+    data_dir: options.DataDir = None,
+    device: options.Device = "auto",
+    quiet: options.Quiet = False,
 ) -> None:
     """Attack a model on test images; print and store the verdicts.
 
@@ -164,11 +141,11 @@ def evaluate(
 
     if json is not None:
         _check_json(json)
-    radii, console = radii_of(eps), console_of(quiet)
+    radii, console = options.radii_of(eps), Console(quiet=quiet)
     run, spec = _run_or_model(what, model)
     if trust and run is not None:  # first: its file may add attacks
         run_trusted(open_folder(run).made_with(), console.warn)
-    protocol = protocol_of(
+    protocol = options.protocol_of(
         attacks=attacks,
         norm=norm,
         n=n,
@@ -220,7 +197,7 @@ def evaluate(
     write_table(records)
     if cmmr:
         write_scores(records)
-    refuse(strict, (f"{r['evaluation']}: {name}" for r in records for name in r["failed"]))
+    options.refuse(strict, (f"{r['evaluation']}: {name}" for r in records for name in r["failed"]))
 
 
 def _run_or_model(what: str | None, model: str | None) -> tuple[Path | None, str | None]:
@@ -233,12 +210,9 @@ def _run_or_model(what: str | None, model: str | None) -> tuple[Path | None, str
 
 
 def verify(
-    run: Annotated[Path, typer.Argument(help="The run folder.")],
-    model: Annotated[
-        str | None,
-        typer.Option(help="If the folder holds evaluations of a model of your own: that model."),
-    ] = None,
-    trust: Trust = False,
+    run: options.RunFolder,
+    model: options.OwnModel = None,
+    trust: options.Trust = False,
     again: Annotated[
         int,
         typer.Option(
@@ -252,9 +226,9 @@ def verify(
             help="With --again: any text; it determines which images are drawn. Default: random."
         ),
     ] = None,
-    data_dir: DataDir = None,
-    device: Device = "auto",
-    quiet: Quiet = False,
+    data_dir: options.DataDir = None,
+    device: options.Device = "auto",
+    quiet: options.Quiet = False,
 ) -> None:
     """Check every stored adversarial example again, by forward passes alone.
 
@@ -273,18 +247,14 @@ def verify(
         trust=trust,
         again=again,
         nonce=nonce,
-        console=console_of(quiet),
+        console=Console(quiet=quiet),
     )
 
 
 def _check_json(path: Path) -> None:
     """Refuse a file that cannot be written, before the work."""
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"--json {path}: there is no folder {path.absolute().parent}")
-    if path.is_dir():
-        raise UserError(f"--json {path} is a folder; name the file to write")
     there = path.exists()
-    if there and not path.is_file():
+    if there and not (path.is_file() or path.is_dir()):
         return  # a pipe: to open it would wait for its reader
     try:
         path.open("ab").close()

@@ -3,31 +3,13 @@
 __all__ = ["FRONT_EPILOG", "PICK_EPILOG", "front", "pick"]
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 
-from equipoise.cli.options import (
-    Attacks,
-    BatchSize,
-    DataDir,
-    Device,
-    Eps,
-    First,
-    Norm,
-    Precision,
-    Quiet,
-    Seed,
-    Size,
-    Trust,
-    console_of,
-    protocol_of,
-    radii_of,
-)
+from equipoise.cli import options
 from equipoise.errors import UserError
-
-if TYPE_CHECKING:
-    from equipoise.fronts.line import BatchNorms
+from equipoise.terminal.progress import Console
 
 FRONT_EPILOG = (
     "Next: equipoise pick RUN --min-clean 0.88 --out runs/picked. After an interruption the same "
@@ -56,35 +38,33 @@ Ends = Annotated[
 
 
 def front(
-    run: Annotated[
-        Path,
-        typer.Argument(help="The run folder; its learners, held-out images and threat are used."),
-    ],
+    run: options.RunFolder,
     ends: Ends = None,
     beside: Annotated[
         list[Path] | None,
         typer.Option("--with", help="Also measure the model of this run; may be repeated."),
     ] = None,
-    eps: Eps = None,
-    norm: Norm = None,
-    attacks: Attacks = None,
-    n: Size = None,
-    first: First = False,
+    eps: options.Eps = None,
+    norm: options.Norm = None,
+    attacks: options.Attacks = None,
+    n: options.Size = None,
+    first: options.First = False,
     points: Annotated[int, typer.Option(help="The largest number of models to measure.")] = 9,
     beyond: Annotated[
         float, typer.Option(help="How far beyond the ends gamma may go, below 0 and above 1.")
     ] = 0.0,
     batchnorm: BatchNorm = None,
-    seed: Seed = 0,
-    batch_size: BatchSize = 250,
-    precision: Precision = "auto",
-    data_dir: DataDir = None,
-    device: Device = "auto",
-    trust: Trust = False,
-    quiet: Quiet = False,
+    seed: options.Seed = 0,
+    batch_size: options.BatchSize = 250,
+    precision: options.Precision = "auto",
+    data_dir: options.DataDir = None,
+    device: options.Device = "auto",
+    trust: options.Trust = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Measure every trade-off between a clean and a robust model, on held-out images.
 
+    By default the ends are the learners of RUN; the held-out images and the threat are its own.
     Each model is a mix of the weights of two ends: gamma of the robust and 1 - gamma of the clean
     end. More are measured where neighbours differ most. The adversarial examples of a neighbour
     are tried first. A table is printed; front.json, front.svg and front.png are written to RUN.
@@ -94,12 +74,12 @@ def front(
     from equipoise.plugins import run_trusted
     from equipoise.store.runs import Run
 
-    radii, console = radii_of(eps), console_of(quiet)
+    radii, console = options.radii_of(eps), Console(quiet=quiet)
     if len(radii) > 1:
         raise UserError(f"a front has one radius; got --eps {eps}")
     for folder in (run, *(beside or ())) if trust else ():  # first: its file may add attacks
         run_trusted(Run.open(folder).made_with(), console.warn)
-    protocol = protocol_of(
+    protocol = options.protocol_of(
         attacks=DEFAULT if attacks is None else attacks,
         norm=norm,
         eps=radii[0] if radii else None,
@@ -114,7 +94,7 @@ def front(
         protocol,
         ends=ends,
         others=beside or (),
-        batchnorm=_batchnorm(batchnorm) or "average",
+        batchnorm=cast(Any, batchnorm or "average"),
         data_dir=data_dir,
         device=device,
         console=console,
@@ -125,7 +105,7 @@ def front(
 
 
 def pick(
-    run: Annotated[Path, typer.Argument(help="The run folder of the front.")],
+    run: options.RunFolder,
     out: Annotated[
         Path | None, typer.Option(help="The folder of the picked model; default: RUN-picked.")
     ] = None,
@@ -153,10 +133,10 @@ def pick(
     ] = None,
     ends: Ends = None,
     batchnorm: BatchNorm = None,
-    data_dir: DataDir = None,
-    device: Device = "auto",
-    trust: Trust = False,
-    quiet: Quiet = False,
+    data_dir: options.DataDir = None,
+    device: options.Device = "auto",
+    trust: options.Trust = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Pick a model from a measured front, and write it as a run folder.
 
@@ -170,11 +150,11 @@ def pick(
         run,
         out or run.resolve().with_name(f"{run.resolve().name}-picked"),
         ends=ends,
-        batchnorm=_batchnorm(batchnorm),
+        batchnorm=cast(Any, batchnorm),
         data_dir=data_dir,
         device=device,
         trust=trust,
-        console=console_of(quiet),
+        console=Console(quiet=quiet),
         max_clean_drop=max_clean_drop,
         min_clean=min_clean,
         min_robust=min_robust,
@@ -182,10 +162,3 @@ def pick(
         standard=standard,
         reference=reference,
     )
-
-
-def _batchnorm(text: str | None) -> "BatchNorms | None":
-    from equipoise.parsing import choice
-
-    known = ("average", "estimate")
-    return None if text is None else cast("BatchNorms", choice(text, "--batchnorm", known))

@@ -8,13 +8,16 @@ __all__ = [
     "Eps",
     "First",
     "Norm",
+    "OwnModel",
+    "PlanOnly",
     "Precision",
     "Quiet",
+    "RunFolder",
     "Seed",
     "Size",
     "Strict",
     "Trust",
-    "console_of",
+    "Workers",
     "protocol_of",
     "radii_of",
     "refuse",
@@ -30,8 +33,8 @@ from equipoise.errors import RunError
 
 if TYPE_CHECKING:
     from equipoise.evaluation.protocol import Protocol
-    from equipoise.terminal.progress import Console
 
+RunFolder = Annotated[Path, typer.Argument(help="The run folder.")]
 DataDir = Annotated[
     Path | None,
     typer.Option(help="Folder of the datasets; default: the places that `equipoise data` names."),
@@ -70,7 +73,23 @@ Precision = Annotated[
 Strict = Annotated[
     bool, typer.Option("--strict", help="End with exit code 1 if a check of an evaluation failed.")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings only.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print nothing but results and warnings.")
+]
+OwnModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="A model of your own: package.module:function; also for a RUN that holds evaluations "
+        "of it.",
+    ),
+]
+Workers = Annotated[
+    int, typer.Option(help="Processes side by side, each with its share of the threads.")
+]
+PlanOnly = Annotated[
+    bool, typer.Option("--plan", help="Print what is done and what is left, and stop.")
+]
 Trust = Annotated[
     bool,
     typer.Option(
@@ -81,41 +100,23 @@ Trust = Annotated[
 ]
 
 
-def console_of(quiet: bool) -> "Console":
-    """Return where a command shows its progress."""
-    from equipoise.terminal.progress import Console
-
-    return Console(quiet=quiet)
-
-
 def protocol_of(
     *, norm: str | None, precision: str, layout: str = "auto", compile_: bool = False, **more: Any
 ) -> "Protocol":
-    """Return how a model is attacked, from options as they are written.
-
-    Arguments:
-        norm: The norm; None: that of the training.
-        precision: Of the search, as are the next two.
-        layout: Of images.
-        compile_: Whether it is compiled.
-        more: The other fields of a :class:`equipoise.evaluation.Protocol`.
+    """Return how a model is attacked: the fields of a protocol, from options as they are written.
 
     Raises:
         UserError: If an option will not do.
     """
     from equipoise.evaluation.protocol import Protocol
-    from equipoise.execution import LAYOUTS, PRECISIONS, Execution
-    from equipoise.parsing import check_seed, choice
+    from equipoise.execution import Execution
+    from equipoise.parsing import choice
     from equipoise.threat import NORMS
 
-    check_seed(more.get("seed", 0), "--seed")
+    search: dict[str, Any] = {"precision": precision, "layout": layout, "compile": compile_}
     return Protocol(
         norm=None if norm is None else choice(norm, "--norm", NORMS),
-        execution=Execution(
-            precision=choice(precision, "--precision", PRECISIONS),
-            layout=choice(layout, "--layout", LAYOUTS),
-            compile=compile_,
-        ),
+        execution=Execution(**search),
         **more,
     )
 
@@ -128,15 +129,7 @@ def radii_of(eps: str | None) -> list[float]:
 
 
 def refuse(strict: bool, failed: Iterable[str]) -> None:
-    """End with exit code 1 where checks have failed and that is asked for.
-
-    Arguments:
-        strict: Whether it is.
-        failed: The failed checks, each with its evaluation.
-
-    Raises:
-        RunError: If there are any.
-    """
-    found = list(dict.fromkeys(failed))
-    if strict and found:
-        raise RunError(f"--strict: failed checks: {', '.join(found)}")
+    """Raise a RunError that names the failed checks, where that is asked for by ``--strict``."""
+    names = list(dict.fromkeys(failed))
+    if strict and names:
+        raise RunError(f"--strict: failed checks: {', '.join(names)}")

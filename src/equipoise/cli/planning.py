@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
-from equipoise.cli.options import DataDir, Quiet, console_of
+from equipoise.cli import options
 from equipoise.errors import UserError
+from equipoise.terminal.progress import Console
 
 COMPARE_EPILOG = """The plan:
 
@@ -65,25 +66,16 @@ figures (SVG, PNG); and one page of all: index.html, and as Markdown results.md.
 pip install 'equipoise[paper]'.
 """
 
-Workers = Annotated[
-    int, typer.Option(help="Processes side by side, each with its share of the threads.")
-]
-PlanOnly = Annotated[
-    bool, typer.Option("--plan", help="Print what is done and what is left, and stop.")
-]
-
 
 def compare(
     what: Annotated[Path, typer.Argument(metavar="PLAN.yaml", help="What to compare; see below.")],
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="The folder of the runs and the table.")
     ],
-    workers: Workers = 1,
-    data_dir: DataDir = None,
-    plan: PlanOnly = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Print the table and warnings only.")
-    ] = False,
+    workers: options.Workers = 1,
+    data_dir: options.DataDir = None,
+    plan: options.PlanOnly = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Train and evaluate many methods in the same way, and write one table.
 
@@ -99,7 +91,7 @@ def compare(
         data_dir=data_dir,
         plan_only=plan,
         command=shlex.join(["equipoise", *sys.argv[1:]]),
-        console=console_of(quiet),
+        console=Console(quiet=quiet),
     )
 
 
@@ -122,8 +114,8 @@ def reproduce(
             help="Use an .npz file as this dataset, like cifar10=mine.npz; may be repeated.",
         ),
     ] = None,
-    workers: Workers = 1,
-    data_dir: DataDir = None,
+    workers: options.Workers = 1,
+    data_dir: options.DataDir = None,
     slice_: Annotated[
         bool,
         typer.Option(
@@ -133,8 +125,8 @@ def reproduce(
             "numbers mean nothing.",
         ),
     ] = False,
-    plan: PlanOnly = False,
-    quiet: Quiet = False,
+    plan: options.PlanOnly = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Make the paper's tables and figures from trainings on this machine.
 
@@ -155,16 +147,16 @@ def reproduce(
         slice_=slice_,
         plan_only=plan,
         command=shlex.join(["equipoise", *sys.argv[1:]]),
-        console=console_of(quiet),
+        console=Console(quiet=quiet),
     )
 
 
 def _files(given: Sequence[str]) -> dict[str, Path]:
-    """Return the files that are taken in the place of datasets, by their names."""
-    found = {}
+    """Return the files that replace datasets, by the names of these."""
+    files = {}
     for text in given:
         name, equals, file = text.partition("=")
         if not (name and equals and file.endswith(".npz")):
             raise UserError(f"expected --data NAME=FILE.npz, like cifar10=mine.npz, got {text!r}")
-        found[name] = Path(file).expanduser().absolute()
-    return found
+        files[name] = Path(file).expanduser().absolute()
+    return files

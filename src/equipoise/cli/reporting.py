@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from equipoise.cli.options import DataDir, Quiet, Strict, console_of, refuse
+from equipoise.cli import options
 from equipoise.errors import UserError
+from equipoise.terminal.progress import Console
 
 REPORT = Path("report.html")
 
@@ -20,13 +21,13 @@ def report(
         bool,
         typer.Option("--cmmr", help="Also show the scores that `evaluate --cmmr` stored."),
     ] = False,
-    strict: Strict = False,
+    strict: options.Strict = False,
 ) -> None:
     """Write one HTML page, without external files: pictures, results, curves, provenance."""
     from equipoise.report import build, failed_checks
 
     typer.echo(build(runs, out, cmmr=cmmr))
-    refuse(strict, failed_checks(runs))
+    options.refuse(strict, failed_checks(runs))
 
 
 def list_(
@@ -55,7 +56,7 @@ def list_(
         write_catalogue(what)
 
 
-def data(context: typer.Context, data_dir: DataDir = None) -> None:
+def data(context: typer.Context, data_dir: options.DataDir = None) -> None:
     """Show which datasets were found, which copy was verified, and how to get the others."""
     if context.invoked_subcommand is None:
         from equipoise.cli.listing import write_data
@@ -69,8 +70,8 @@ def data_get(
     base: Annotated[
         str | None, typer.Option(help="Another http(s) address to download it from.")
     ] = None,
-    data_dir: DataDir = None,
-    quiet: Quiet = False,
+    data_dir: options.DataDir = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Download a dataset; resumable, and verified by checksum before it is put in place."""
     from equipoise.data import DATASETS, get, load
@@ -92,9 +93,9 @@ def demo(
     out: Annotated[Path, typer.Option(help="The folder of the two runs and the report.")] = Path(
         "runs/demo"
     ),
-    quiet: Quiet = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Train an undefended and an A3GT model on digits, attack both, and write a report."""
     from equipoise.jobs.demo import run_demo
 
-    run_demo(out, console=console_of(quiet))
+    run_demo(out, console=Console(quiet=quiet))

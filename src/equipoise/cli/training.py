@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from equipoise.cli.options import DataDir, Quiet, Trust, console_of
+from equipoise.cli import options
 from equipoise.errors import UserError
+from equipoise.terminal.progress import Console
 
 if TYPE_CHECKING:
     from equipoise.settings.recipe import Recipe
@@ -36,7 +37,7 @@ def train(
         Path | None, typer.Option(help="Resume the training in this run folder.")
     ] = None,
     data: Annotated[str | None, typer.Option(help="Dataset, or the path of an .npz file.")] = None,
-    data_dir: DataDir = None,
+    data_dir: options.DataDir = None,
     model: Annotated[
         str | None, typer.Option(help="Network; see `equipoise list models`.")
     ] = None,
@@ -50,8 +51,8 @@ def train(
             "METHOD`.",
         ),
     ] = False,
-    trust: Trust = False,
-    quiet: Quiet = False,
+    trust: options.Trust = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Train a method or a recipe into a new run folder, or resume a training.
 
@@ -67,14 +68,14 @@ def train(
     if resume is not None:
         if what or settings or given or out or published:
             raise UserError("--resume goes on with the recipe of the folder; give it nothing else")
-        job.resume(resume, trust=trust, console=console_of(quiet))
+        job.resume(resume, trust=trust, console=Console(quiet=quiet))
         return
     if trust:
         raise UserError("--trust is about a folder: it goes with --resume")
     if what is None or out is None:
         raise UserError("expected METHOD or RECIPE.yaml, and --out runs/NAME (or --resume)")
     recipe, remarks = _recipe(what, given, settings, published)
-    console = console_of(quiet)
+    console = Console(quiet=quiet)
     for line in remarks:
         console.say(line)
     job.train(recipe, out, console=console)

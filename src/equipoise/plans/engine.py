@@ -18,11 +18,12 @@ from equipoise.errors import RunError, UserError
 from equipoise.execution.form import fast
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device
-from equipoise.plans.executor import Executor, LocalProcesses, claim
+from equipoise.plans.executor import Executor, LocalProcesses
 from equipoise.plans.prepare import merged, refuse_others
 from equipoise.plans.results import Experiment, Row
 from equipoise.plans.task import Task
 from equipoise.settings.recipe import Recipe
+from equipoise.store.runs import Run
 from equipoise.terminal.progress import Console
 from equipoise.terminal.table import output, rich_table
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 0.1
 SHOW_SECONDS = 1.0
 MEASURED_SECONDS = 0.5
+WAIT_SECONDS = 20.0  # for the processes of a plan that was killed
 RUN_SECONDS = 6.0  # what a training and its evaluation take to begin and end
 
 
@@ -74,9 +76,13 @@ def run_plans(
         output().print(f"{_work(tasks, workers)}. Runs and results: {folder}", soft_wrap=True)
     if plan_only:
         return
-    with claim(folder, console) as lock:
+    busy = f"another plan is run in {folder}: waiting for it to save and end"
+    lock = Run(folder).lock(
+        "running a plan", "comparison", WAIT_SECONDS, lambda: console.say(busy)
+    )
+    with lock as handles:
         refuse_others(tasks)  # again: another command may have made them meanwhile
-        crew = Crew(LocalProcesses(workers, lock), tasks, experiments, console, written)
+        crew = Crew(LocalProcesses(workers, handles), tasks, experiments, console, written)
         crew.work()
         for experiment in experiments:
             experiment.failures = crew.failures

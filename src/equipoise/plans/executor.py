@@ -1,22 +1,16 @@
 """Where the commands of tasks run: an interface of three calls, and child processes here."""
 
-__all__ = ["Executor", "LocalProcesses", "claim", "spawn"]
+__all__ = ["Executor", "LocalProcesses", "spawn"]
 
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from equipoise.errors import UserError
 from equipoise.plans import child_process
 from equipoise.plans.task import Task
-from equipoise.store.locks import locked
-from equipoise.terminal.progress import Console
-
-WAIT_SECONDS = 20.0
 
 
 class Executor(Protocol):
@@ -95,29 +89,3 @@ def spawn(
             process_group=0,  # Ctrl-C is for this process, which passes it on
             pass_fds=lock,
         )
-
-
-@contextmanager
-def claim(out: Path, console: Console) -> Iterator[tuple[int, ...]]:
-    """Keep other plans out of a folder, until the last process that works in it has ended.
-
-    Processes of a plan that was killed are given time to save.
-
-    Yields:
-        The handles of the lock, for child processes.
-
-    Raises:
-        UserError: If another plan is run there, or the folder cannot be made.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror}") from None
-    busy = f"another comparison is running in {out}"
-
-    def waiting() -> None:
-        console.say(f"{busy}: waiting for it to save and end")
-
-    lock, refusal = out / ".comparison.lock", f"{busy}; wait until it finishes"
-    with locked(lock, refusal, wait=WAIT_SECONDS, waiting=waiting) as handles:
-        yield handles

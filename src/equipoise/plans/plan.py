@@ -111,11 +111,11 @@ class Plan:
 
     entries: tuple[Entry, ...]
     protocol: Protocol
-    eps: Sequence[float] = ()
-    weights: Sequence[str] = ("model",)
+    eps: tuple[float, ...] = ()
+    weights: tuple[str, ...] = ("model",)
     points: int | None = None
     cmmr: bool = False
-    seeds: Sequence[int] = (0,)
+    seeds: tuple[int, ...] = (0,)
     budget: float | None = None
     title: str = "Comparison"
     name: str = ""
@@ -180,7 +180,8 @@ def _values(
     for key in given:
         if key in kinds and given[key] is not None:
             try:
-                values[key] = TypeAdapter(kinds[key]).validate_python(given[key], strict=True)
+                value = TypeAdapter(kinds[key]).validate_python(given[key], strict=True)
+                values[key] = tuple(value) if isinstance(value, list) else value
             except ValidationError as error:
                 for item in error.errors():
                     where = ".".join(map(str, (f"{path}{key}", *item["loc"])))
@@ -252,7 +253,7 @@ def _chosen(
     return tuple({e.name: e for some in matching.values() for e in some}.values())
 
 
-class Grid(BaseModel, extra="forbid"):
+class EntryGrid(BaseModel, extra="forbid"):
     """Entries of all combinations of settings; ``{setting}`` in the name is a setting's value."""
 
     name: str
@@ -260,7 +261,7 @@ class Grid(BaseModel, extra="forbid"):
     over: dict[str, list[Any]]
 
 
-def _grid(grid: Grid) -> Iterator[tuple[str, dict[str, Any]]]:
+def _grid(grid: EntryGrid) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield an entry for each combination of a grid, with its name."""
     for values in product(*grid.over.values()):
         name, entry = grid.name, grid.entry
@@ -309,7 +310,7 @@ _PLAN = {
     "budget": _Positive,
     "seeds": Annotated[list[Annotated[int, Field(ge=0)]], _Seeds],
     "entries": _Group,
-    "grids": list[Grid],
+    "grids": list[EntryGrid],
     "only": list[str],
     "evaluate": _Group,
 }

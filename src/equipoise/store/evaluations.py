@@ -89,7 +89,7 @@ class Store:
         """Return the path of the summary."""
         return self.path.with_suffix(".json")
 
-    def lock(self) -> AbstractContextManager[None]:
+    def lock(self) -> AbstractContextManager[object]:
         """Lock this evaluation; to be taken before anything of it is read.
 
         Raises:

@@ -112,8 +112,12 @@ class Run:
 
     @contextmanager
     def lock(
-        self, doing: str = "training", name: str = "run", wait: float = 0.0
-    ) -> Iterator[None]:
+        self,
+        doing: str = "training",
+        name: str = "run",
+        wait: float = 0.0,
+        waiting: Callable[[], object] | None = None,
+    ) -> Iterator[tuple[int, ...]]:
         """Keep other processes from the same work in the folder; the lock ends with the process.
 
         It is to be taken before anything is read that the work depends on.
@@ -122,6 +126,10 @@ class Run:
             doing: The work, for the message.
             name: The name of the lock: works with different names do not disturb one another.
             wait: How many seconds to wait for the other process.
+            waiting: Called once when it has to be waited for.
+
+        Yields:
+            Handles for child processes, which then hold the lock, too.
 
         Raises:
             UserError: If another process is at it, or the folder cannot be written to.
@@ -131,8 +139,9 @@ class Run:
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from None
         busy = f"another process is {doing} in {self.path}: let it end, or stop it"
-        with locked(self.path / f".{name}.lock", busy, wait=wait):
-            yield
+        path = self.path / f".{name}.lock"
+        with locked(path, busy, wait=wait, waiting=waiting) as handles:
+            yield handles
 
     # Reading
 

@@ -90,21 +90,20 @@ def _content(scale: str) -> Mapping[str, Any]:
 
 def _with_files(pools: Mapping[str, Any], files: Mapping[str, Path]) -> Mapping[str, Any]:
     """Return the pools with files in the place of datasets, named in their titles."""
-    known = dict.fromkeys(pool["base"]["data"] for pool in pools.values())
-    for name in files:
-        if name not in known:
-            raise UserError(nearest(name, known, "data set of this scale"))
-
-    def changed(pool: Mapping[str, Any]) -> Mapping[str, Any]:
-        data = pool["base"]["data"]
-        if data not in files:
-            return pool
-        base = {**pool["base"], "data": str(files[data])}
-        published = {"published": data} if pool.get("published") else {}
-        title = f"{pool['title']} ({files[data].name})"
-        return {**pool, "base": base, "title": title, **published}
-
-    return {name: changed(pool) for name, pool in pools.items()}
+    changed = dict(pools)
+    datasets = {name: pool["base"]["data"] for name, pool in pools.items()}
+    for data, file in files.items():
+        if data not in datasets.values():
+            raise UserError(
+                nearest(data, dict.fromkeys(datasets.values()), "dataset of this scale")
+            )
+        for name in (name for name in pools if datasets[name] == data):
+            pool = pools[name]
+            base, title = {**pool["base"], "data": str(file)}, f"{pool['title']} ({file.name})"
+            changed[name] = {**pool, "base": base, "title": title}
+            if pool.get("published"):
+                changed[name]["published"] = data
+    return changed
 
 
 def _plan(pools: Mapping[str, Any], given: Mapping[str, Any], slice_: bool) -> Plan:
