@@ -14,7 +14,8 @@ import yaml
 from equipoise import data
 from equipoise.errors import UserError
 from equipoise.plans.plan import parse, read
-from equipoise.plans.prepare import Datasets, merged, tasks
+from equipoise.plans.prepare import Datasets, tasks
+from equipoise.plans.task import merged
 from equipoise.settings import recipe
 from forks import FORKED
 

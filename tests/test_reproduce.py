@@ -11,9 +11,10 @@ import pytest
 from equipoise.data import draw, load
 from equipoise.errors import UserError
 from equipoise.plans.plan import parse
-from equipoise.plans.prepare import Datasets, merged, tasks
+from equipoise.plans.prepare import Datasets, tasks
 from equipoise.plans.reproductions import EXPERIMENTS, SCALES, plans
 from equipoise.plans.results import Experiment
+from equipoise.plans.task import merged
 from forks import FORKED
 
 pytestmark = [

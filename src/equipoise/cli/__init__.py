@@ -1,4 +1,4 @@
-"""The command line: one function a command, in the modules beside.
+"""The command line: one function a command, in the modules of this package.
 
 Heavy imports stand inside the commands, so that ``--help`` is quick.
 """
@@ -106,7 +106,7 @@ def run(app: typer.Typer, name: str = "equipoise") -> None:
 
 
 def _explained(error: BaseException) -> tuple[str, int]:
-    """Return an error in words with its exit code; no words for one that is a fault of ours.
+    """Return an error in words with its exit code; no words for a fault of the program.
 
     Errors of the command line's parser and of memory are known by their names: the parser may be
     typer's own copy of click, and torch should not be imported for an error.

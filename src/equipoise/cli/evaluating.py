@@ -1,4 +1,4 @@
-"""Attacking a model, and checking what was found."""
+"""``equipoise evaluate`` and ``verify``: attack a model, and check the results again."""
 
 __all__ = ["EVALUATE_EPILOG", "evaluate", "verify"]
 

@@ -1,8 +1,8 @@
 """``python -P child_process.py PARENT WORDS``: a command that outlives no parent.
 
 It is run as a file, with ``-P``: nothing is imported because it lies in the current folder.
-When the process PARENT is gone, however it ended, the command is told as by SIGTERM: it saves
-what it has and stops.
+When the process PARENT is gone, however it ended, the command gets a SIGTERM: it saves what it
+has and stops.
 """
 
 __all__ = ["main"]

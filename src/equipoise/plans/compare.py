@@ -1,21 +1,37 @@
-"""Comparing: many methods, trained and judged under one protocol, in one table."""
+"""Comparing: many methods, trained and judged under one protocol, in one table.
+
+The table has a row an entry, weights and radius over all seeds; another one has a row a run.
+"""
 
 __all__ = ["compare"]
 
 import csv
 import io
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from equipoise.errors import UserError
 from equipoise.plans import plan as plans
 from equipoise.plans.engine import run_plans
 from equipoise.plans.prepare import Datasets, tasks
 from equipoise.plans.results import Experiment, Row
-from equipoise.plans.table import facts, markdown, table
+from equipoise.plans.task import PlannedFront, Task
 from equipoise.report.page import build
 from equipoise.store.runs import Run
+from equipoise.store.verdicts import WORST
 from equipoise.terminal.progress import Console
-from equipoise.terminal.table import output, rich_table
+from equipoise.terminal.table import escape_markdown, markdown_rows, output, rich_table
+
+MISSING = "-"
+_COSTS = {
+    "gradient_evaluations": "{:,.0f}",
+    "training_seconds": "{:.1f}",
+    "evaluation_seconds": "{:.1f}",
+}
+_Columns = Mapping[str, list[float]]
+"""The values of one row by column, one a seed."""
 
 
 def compare(
@@ -88,3 +104,157 @@ def _report(experiment: Experiment, console: Console) -> None:
     missing = (f"MISSING: {line}" for line in content["missing"])
     for line in (*facts(experiment, content), *missing):
         terminal.print(line, soft_wrap=True)
+
+
+def table(
+    experiment: Experiment, content: Row, *, runs: bool = False, numbers: bool = False
+) -> list[list[str]]:
+    """Return the results as a table, its heads first: means over the seeds, and their range.
+
+    Arguments:
+        experiment: What the results are of.
+        content: The content of ``results.json``.
+        runs: Whether each run has a row of its own.
+        numbers: Whether shares are fractions, with the lowest and highest in columns of their own,
+            for programs; otherwise they are percentages.
+    """
+    lines = _lines(experiment, content, runs)
+    several = [i for i in (2, 3) if len({key[i] for key, values in lines if values["seed"]}) > 1]
+    columns = dict.fromkeys(name for _, values in lines for name in values)
+    shares = [name for name in columns if name not in ("seed", "rounds", *_COSTS)]
+    if len(shares) == 3 and WORST in shares:  # clean, and one attack that is the worst case
+        shares.remove(WORST)
+    heads = ["run" if runs else "entry", "method", "seed" if runs else "seeds", "rounds"]
+    heads += [("weights", "eps")[i - 2] for i in several]
+    ends = ("", " lowest", " highest") if numbers else ("",)
+    heads += [f"{name}{end}" for name in shares for end in ends]
+    rows = [heads + [name if numbers else name.replace("_", " ") for name in _COSTS]]
+    seeds = 1 if runs else len(experiment.parts[0][0].seeds)
+    for key, values in lines:
+        row = [key[0], key[1], _seeds(values["seed"], seeds, numbers), _span(values["rounds"])]
+        row += [str(key[i]) for i in several]
+        for name in shares:
+            row += _fractions(values[name]) if numbers else [_percentages(values[name])]
+        for name, text in _COSTS.items():
+            mean = _mean(values[name]) if values[name] else None
+            empty = "" if numbers else MISSING
+            row.append(empty if mean is None else str(mean) if numbers else text.format(mean))
+        rows.append(row)
+    return rows
+
+
+def _lines(
+    experiment: Experiment, content: Row, runs: bool
+) -> list[tuple[tuple[str, str, str, Any], _Columns]]:
+    """Return entry or run, method, weights and radius of each row, and its values by column."""
+    trained = {(row["entry"], row["seed"]): row for row in content["trainings"]}
+    plan, tasks = experiment.parts[0]
+    lines: dict[tuple[str, str, str, Any], dict[str, list[float]]] = {}
+    places = list(dict.fromkeys(row["weights"] for row in content["results"]))
+    for entry in plan.entries:
+        rows = [row for row in content["results"] if row["entry"] == entry.name]
+        rows.sort(key=lambda r: (runs and r["seed"], places.index(r["weights"]), r["eps"]))
+        for row in rows:
+            training = trained[entry.name, row["seed"]]
+            name = f"{entry.name}-seed{row['seed']}" if runs else entry.name
+            key = name, training["method"], row["weights"], row["eps"]
+            values = lines.setdefault(key, defaultdict(list))
+            values[row["attack"]].append(row["correct"] / row["n"])
+            if row["attack"] == WORST:
+                if "cmmr" in row:
+                    values["cmmr"].append(row["cmmr"]["score"])
+                values["seed"].append(row["seed"])
+                values["rounds"].append(training["rounds"])
+                values["gradient_evaluations"].append(training["gradient_evaluations"])
+                values["training_seconds"].append(training["seconds"])
+                values["evaluation_seconds"].append(row["seconds"])
+        if not rows and not runs:
+            recipe = next(task.recipe for task in tasks if task.entry == entry.name)
+            key = entry.name, recipe.method, MISSING, MISSING
+            lines[key] = defaultdict(list, rounds=[recipe.rounds])
+    return list(lines.items())
+
+
+def markdown(experiment: Experiment, content: Row) -> str:
+    """Return the table, the facts, what is missing and the table of every run as Markdown."""
+
+    def lines(texts: Sequence[str]) -> str:
+        return "".join(f"- {escape_markdown(text)}\n" for text in texts)
+
+    heads, *rows = table(experiment, content)
+    parts = [f"## {escape_markdown(experiment.title)}\n", markdown_rows(heads, rows)]
+    parts.append(lines(facts(experiment, content)))
+    if content["missing"]:
+        parts.append(f"Missing:\n\n{lines(content['missing'])}")
+    if content["results"]:
+        heads, *rows = table(experiment, content, runs=True)
+        parts.append(f"### Single runs\n\n{markdown_rows(heads, rows)}")
+    return "\n".join(parts)
+
+
+def facts(experiment: Experiment, content: Row) -> list[str]:
+    """Return in lines what the numbers are of, and where they come from."""
+    plan, tasks = experiment.parts[0]
+    protocol, budget = plan.protocol, plan.budget
+    spread = "; a mean over the seeds, in brackets their range" if len(plan.seeds) > 1 else ""
+    how = {None: "", True: ", each alone", False: ", each on the images that are still robust"}
+    attacks = f"{', '.join(protocol.names)}{how[protocol.individual]}"
+    about = {
+        "accuracy": f"in percent{spread}",
+        "test images": _each(tasks, _images),
+        "training images a round": _each(tasks, lambda task: f"{task.images:,}"),
+        "model": _each(tasks, lambda t: f"{t.recipe.model}, width {t.recipe.width:g}"),
+        "threat of the attacks": _each(tasks, _threats),
+        "attacks": f"{attacks}; searched in precision {protocol.execution.precision}",
+        "budget": f"{budget:,.0f} gradient evaluations of a training" if budget else "none",
+    }
+    lines = [f"{key}: {value}" for key, value in about.items()]
+    return [*lines, *content["panels"][0]["facts"], f"command: {experiment.command}"]
+
+
+def _images(task: Task) -> str:
+    evaluation = task.evaluations[0]
+    if isinstance(evaluation, PlannedFront):
+        return f"none; {evaluation.protocol.n:,} held-out training images of {task.recipe.data}"
+    return evaluation.sample.words(f"images of {task.recipe.data}")
+
+
+def _threats(task: Task) -> str:
+    return ", ".join(dict.fromkeys(str(each.protocol.threat) for each in task.evaluations))
+
+
+def _each(tasks: Sequence[Task], fact: Callable[[Task], str]) -> str:
+    """Return a fact of all entries, or which entries have which."""
+    entries: dict[str, dict[str, None]] = {}
+    for task in tasks:
+        entries.setdefault(fact(task), {})[task.entry] = None
+    if len(entries) == 1:
+        return next(iter(entries))
+    return "; ".join(f"{value} ({', '.join(names)})" for value, names in entries.items())
+
+
+def _seeds(seeds: Sequence[float], planned: int, numbers: bool) -> str:
+    text = (" " if numbers else ", ").join(map(str, seeds))
+    missing = f" ({planned - len(seeds)} missing)" if len(seeds) < planned else ""
+    return text if numbers else f"{text}{missing}".strip()
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _fractions(values: Sequence[float]) -> list[str]:
+    return [*map(str, (_mean(values), min(values), max(values)))] if values else ["", "", ""]
+
+
+def _percentages(values: Sequence[float]) -> str:
+    if not values:
+        return MISSING
+    low, high = f"{100 * min(values):.1f}", f"{100 * max(values):.1f}"
+    return f"{100 * _mean(values):.1f}" + (f" ({low}..{high})" if len(values) > 1 else "")
+
+
+def _span(values: Sequence[float]) -> str:
+    """Return a number, or from which to which; a training may end before its last round."""
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low}..{high}"

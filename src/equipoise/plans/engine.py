@@ -19,9 +19,9 @@ from equipoise.execution.form import fast
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device
 from equipoise.plans.executor import Executor, LocalProcesses
-from equipoise.plans.prepare import merged, refuse_others
+from equipoise.plans.prepare import refuse_others
 from equipoise.plans.results import Experiment, Row
-from equipoise.plans.task import Task
+from equipoise.plans.task import Task, merged
 from equipoise.settings.recipe import Recipe
 from equipoise.store.runs import Run
 from equipoise.terminal.progress import Console
@@ -82,28 +82,30 @@ def run_plans(
     )
     with lock as handles:
         refuse_others(tasks)  # again: another command may have made them meanwhile
-        crew = Crew(LocalProcesses(workers, handles), tasks, experiments, console, written)
-        crew.work()
+        scheduler = Scheduler(
+            LocalProcesses(workers, handles), tasks, experiments, console, written
+        )
+        scheduler.work()
         for experiment in experiments:
-            experiment.failures = crew.failures
+            experiment.failures = scheduler.failures
             written(experiment, experiment.write())
-    ended(bool(crew.stopped))
-    every = len(tasks)
-    if crew.stopped:
+    stopped, failures = scheduler.stopped, scheduler.failures
+    ended(bool(stopped))
+    if stopped:
         raise RunError(
-            f"{crew.stopped}: stopped with {crew.finished} of {every} runs done; go on with: "
+            f"{stopped}: stopped with {scheduler.finished} of {len(tasks)} runs done; go on with: "
             f"{experiments[0].command}"
         )
-    if crew.failures:
-        lines = "; ".join(f"{name}: {line}" for name, line in crew.failures.items())
+    if failures:
+        lines = "; ".join(f"{name}: {line}" for name, line in failures.items())
         logs = ", ".join(dict.fromkeys(shlex.quote(str(task.log.parent)) for task in tasks))
         raise RunError(
-            f"{len(crew.failures)} of {every} runs failed: {lines} (their logs are in {logs}; "
+            f"{len(failures)} of {len(tasks)} runs failed: {lines} (their logs are in {logs}; "
             "a repeated command tries them again)"
         )
 
 
-class Crew:
+class Scheduler:
     """Runs the commands of tasks: those of a task in sequence, several tasks at a time.
 
     Arguments:
@@ -201,8 +203,9 @@ class Crew:
         rows = list[Row]()
         for experiment in self.experiments:
             if any(each.name == task.name for each in experiment.tasks):
-                self.written(experiment, experiment.write())
-                rows = rows or experiment.rows_of(task.name)
+                content = experiment.write()
+                self.written(experiment, content)
+                rows = rows or [row for row in content["results"] if _is_of(row, task)]
         attacked = (row for row in rows if row["eps"])
         accuracies = ", ".join(f"{r['attack']} {r['correct'] / r['n']:.1%}" for r in attacked)
         judged = len(task.evaluations)
@@ -224,6 +227,11 @@ class Crew:
             return "saving"
         names = ", ".join(f"{name} ({_phase(words)})" for name, (_, words) in self.running.items())
         return f"{names}, {len(self.waiting)} waiting" if self.waiting else names
+
+
+def _is_of(row: Row, task: Task) -> bool:
+    panel = task.plan or "comparison"
+    return (row["panel"], row["entry"], row["seed"]) == (panel, task.entry, task.recipe.seed)
 
 
 def _phase(words: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
 """From plans to tasks, with all that can be refused before anything is started."""
 
-__all__ = ["Datasets", "merged", "refuse_others", "tasks"]
+__all__ = ["Datasets", "refuse_others", "tasks"]
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -119,19 +119,6 @@ def _weights(asked: Sequence[str], recipe: Recipe) -> list[str]:
     rounds = [round_name(t) for t in range(every, recipe.rounds, every)] if every else []
     names = [n for name in asked for n in (rounds if name == "rounds" else [name])]
     return [name for name in names if mixed or not name.startswith("gamma-")]
-
-
-def merged(every: Iterable[Task]) -> list[Task]:
-    """Return every training once, with all its evaluations; all of the first seed come first.
-
-    So a plan that is interrupted has results of every entry.
-    """
-    by_folder = dict[Path, Task]()
-    for task in every:
-        known = by_folder.setdefault(task.run.path, task)
-        new = (each for each in task.evaluations if each not in known.evaluations)
-        by_folder[task.run.path] = replace(known, evaluations=(*known.evaluations, *new))
-    return sorted(by_folder.values(), key=lambda task: task.recipe.seed)
 
 
 def refuse_others(every: Sequence[Task]) -> None:

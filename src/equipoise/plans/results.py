@@ -31,8 +31,7 @@ import numpy as np
 from equipoise.attacks.ensemble import AutoAttack
 from equipoise.measures.cmmr import Parts
 from equipoise.plans.plan import Plan
-from equipoise.plans.prepare import merged
-from equipoise.plans.task import Counted, PlannedEvaluation, PlannedFront, Task
+from equipoise.plans.task import Counted, PlannedEvaluation, PlannedFront, Task, merged
 from equipoise.sample import Sample
 from equipoise.store import weight_names as names
 from equipoise.store.runs import Run
@@ -114,16 +113,15 @@ class Experiment:
         finished = [each for each in task.evaluations if each.finished]
         ended = len(finished) == len(task.evaluations)
         stored = [each.stored() for each in finished] if plan.cmmr and ended else []
-        known = scores(evaluation for evaluation in stored if evaluation is not None)
-        rows = [row for each in finished for row in _rows(plan, task, each, known)]
+        by_name = scores(evaluation for evaluation in stored if evaluation is not None)
+        rows = [
+            row
+            for each in finished
+            for row in _rows(plan, task, each, by_name.get(each.store.name))
+        ]
         if ended and task.name not in self.failures:
             self._rows[id(task)] = rows
         return rows
-
-    def rows_of(self, name: str) -> list[Row]:
-        """Return the rows of the finished evaluations of the task of a name."""
-        every = ((plan, task) for plan, tasks in self.parts for task in tasks)
-        return [row for plan, task in every if task.name == name for row in self.rows(plan, task)]
 
     def _missing(self) -> Iterator[str]:
         """Yield a line for each task that is not finished."""
@@ -202,17 +200,10 @@ def _training(panel: str, task: Task) -> Row:
 
 
 def _rows(
-    plan: Plan, task: Task, evaluation: PlannedEvaluation, known: Mapping[str, Row]
+    plan: Plan, task: Task, evaluation: PlannedEvaluation, score: Row | None
 ) -> Iterator[Row]:
-    """Yield the rows of one evaluation, and those of radius 0 where that is asked for.
-
-    Arguments:
-        plan: The plan.
-        task: The training.
-        evaluation: A finished evaluation of it.
-        known: Composite scores by the names of evaluations; none where they are not asked for.
-    """
-    score, sample = known.get(evaluation.store.name), _sample(evaluation)
+    """Yield the rows of one evaluation, and those of radius 0 where the plan has it."""
+    sample = _sample(evaluation)
     model: Row = {"panel": _panel_name(plan), "entry": task.entry, "seed": task.recipe.seed}
     for weights, counted in evaluation.counted():
         number, clean = names.ROUND.fullmatch(weights), counted["clean"][0]
@@ -238,12 +229,12 @@ def _origin_facts(origins: Sequence[Mapping[str, Any]]) -> list[str]:
     for origin in origins:
         commit = origin.get("git_commit")
         changed = " with changes" if origin.get("git_dirty") else ""
-        known = {
+        facts = {
             "device": origin.get("device"),
             "threads": origin.get("threads"),
             "versions": f"equipoise {origin.get('equipoise')}, torch {origin.get('torch')}",
             "git commit": f"{commit[:12]}{changed}" if commit else "not from a checkout",
         }
-        for key, value in known.items():
+        for key, value in facts.items():
             lines.setdefault(key, {})[str(value)] = None
     return [f"{key}: {'; '.join(values)}" for key, values in lines.items()]

@@ -1,9 +1,9 @@
 """One training of a plan with all its evaluations: how far it is, and what to do next."""
 
-__all__ = ["PlannedEvaluation", "PlannedFront", "Task"]
+__all__ = ["PlannedEvaluation", "PlannedFront", "Task", "merged"]
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -342,3 +342,16 @@ class Task:
 def _logged(value: Mapping[str, Any]) -> dict[str, Any]:
     """Return a line of the log, which names its round."""
     return {**value, "round": int(value["round"])}
+
+
+def merged(every: Iterable[Task]) -> list[Task]:
+    """Return every training once, with all its evaluations; all of the first seed come first.
+
+    So a plan that is interrupted has results of every entry.
+    """
+    by_folder = dict[Path, Task]()
+    for task in every:
+        first = by_folder.setdefault(task.run.path, task)
+        both = tuple(dict.fromkeys((*first.evaluations, *task.evaluations)))
+        by_folder[task.run.path] = replace(first, evaluations=both)
+    return sorted(by_folder.values(), key=lambda task: task.recipe.seed)

@@ -1,6 +1,6 @@
 """The paper's tables and figures as plans: which trainings, judged how.
 
-``SCALE.yaml`` beside this file has pools of trainings, each the beginning of a plan
+``SCALE.yaml`` in this folder has pools of trainings, each the beginning of a plan
 (:mod:`equipoise.plans.plan`), and for every experiment one or several plans: the name of a
 ``pool``, and the keys that it adds. Experiments share the trainings of a pool.
 """
@@ -55,7 +55,7 @@ def plans(
         only: Names of entries, with ``*`` for any ending; none: all. Plans that have none of
             them are left out.
         slice_: Whether trainings and evaluations are cut down to a trial.
-        files: ``.npz`` files that are taken in the place of a dataset, by its name.
+        files: ``.npz`` files that replace datasets, by the names of these.
 
     Raises:
         UserError: If a name is unknown.
