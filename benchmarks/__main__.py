@@ -3,8 +3,6 @@
 Heavy imports stand inside the command, so that ``--help`` is quick.
 """
 
-__all__ = ["app", "main"]
-
 import json
 import sys
 from pathlib import Path

@@ -5,8 +5,6 @@ Ours is ``PGD(steps)(eq.fast(model), ...)``; ``ours-plain`` gives it the model i
 all sides do the same work. The bare passes are the steps' and one forward pass.
 """
 
-__all__ = ["PEERS", "SIDES", "loss_of", "plain_pgd", "sides"]
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import ModuleType

@@ -1,7 +1,5 @@
 """What is measured: a network, images, labels and a threat, made anew from a few plain values."""
 
-__all__ = ["MODELS", "Case", "Problem"]
-
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any

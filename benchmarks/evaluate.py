@@ -1,7 +1,5 @@
 """Standard AutoAttack side by side: seconds, and whether the verdicts agree image by image."""
 
-__all__ = ["SIDES", "Judged", "compare", "sentences", "sides"]
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial

@@ -1,7 +1,5 @@
 """How time and memory of PGD grow along five axes, all else being fixed."""
 
-__all__ = ["AXES", "axis_record", "cases", "exponent", "faster", "figure", "sentences"]
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The benchmark as a job: everything in turn, a file that is always up to date, tables."""
 
-__all__ = ["FORMAT", "WHATS", "Bench", "memory_of", "plan", "run"]
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -4,8 +4,6 @@ On a CPU it is the most that the process has held, less what it held before the 
 model and data are there, libraries are loaded and warm. On CUDA it is what torch has allocated.
 """
 
-__all__ = ["LEAST", "at_least", "measured", "peak_of"]
-
 import gc
 import json
 import os

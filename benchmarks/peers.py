@@ -1,7 +1,5 @@
 """The peers: other people's code for the same work, where it is installed."""
 
-__all__ = ["INSTALL", "Peer", "foolbox_pgd", "found", "standard_autoattack", "torchattacks_pgd"]
-
 import importlib
 import warnings
 from collections.abc import Callable, Iterable, Sequence

@@ -1,7 +1,5 @@
 """What was measured, on the terminal, and beside it the targets."""
 
-__all__ = ["show_bench", "show_setting", "show_targets", "targets"]
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 

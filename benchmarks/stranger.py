@@ -5,8 +5,6 @@ References:
     | https://arxiv.org/abs/1512.03385
 """
 
-__all__ = ["STRANGER", "ResNet18"]
-
 import torch
 from torch import Tensor, nn
 

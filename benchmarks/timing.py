@@ -1,7 +1,5 @@
 """Timing: all sides in turn, in one process, and what their times come to."""
 
-__all__ = ["Side", "alternate", "ratios", "spread"]
-
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence

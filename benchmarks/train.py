@@ -1,7 +1,5 @@
 """A step of A3GT side by side: ours, and the loop that one would write with torchattacks."""
 
-__all__ = ["ALPHA", "BATCHES", "SIDES", "PlainLoop", "case_of", "sides"]
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The useful work of a pass, in floating-point operations, counted on the plain model."""
 
-__all__ = ["useful_flops"]
-
 from copy import deepcopy
 
 import torch

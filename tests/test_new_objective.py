@@ -19,8 +19,6 @@ from equipoise.training.method import Method
 SRC = Path(equipoise.__file__).parent
 NEW = '''"""The squared error of the answers to adversarial inputs."""
 
-__all__ = ["NewOne"]
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

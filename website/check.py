@@ -3,8 +3,6 @@
 ``python -m website.check site``
 """
 
-__all__ = ["outside"]
-
 import re
 import sys
 from html.parser import HTMLParser

@@ -1,7 +1,5 @@
 """The extension of griffe that turns the docstrings of the package into Markdown."""
 
-__all__ = ["Docstrings"]
-
 from typing import Any
 
 import griffe

@@ -1,7 +1,5 @@
 """Formulas in TeX as MathML, which browsers draw without a script or a font of their own."""
 
-__all__ = ["block", "inline"]
-
 import re
 from typing import Any
 

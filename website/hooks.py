@@ -1,7 +1,5 @@
 """Pages that are made: those beside the README, and the commands with their options."""
 
-__all__ = ["on_files"]
-
 import re
 from pathlib import Path
 

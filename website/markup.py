@@ -1,7 +1,5 @@
 """Docstrings of the project, in Sphinx's markup, as Markdown."""
 
-__all__ = ["Link", "to_markdown"]
-
 import re
 from collections.abc import Callable
 

@@ -4,8 +4,6 @@
 runs/demo/report.html, which ``make demo`` writes, and Chromium.
 """
 
-__all__ = ["FLOORS", "SIDE", "rooms"]
-
 import shutil
 import subprocess
 import sys

@@ -14,8 +14,6 @@ References:
     | https://doi.org/10.1145/2714064.2660195
 """
 
-__all__ = ["Draws", "GeneratorDraws", "KeyedDraws", "normal"]
-
 import math
 from copy import copy
 from hashlib import blake2b

@@ -1,18 +1,5 @@
 """The two ways a job can fail, and the exit code each one has on the command line."""
 
-__all__ = [
-    "FOREIGN",
-    "Count",
-    "NotNegative",
-    "Part",
-    "RunError",
-    "UserError",
-    "nearest",
-    "one_line",
-    "out_of_range",
-    "short",
-]
-
 import math
 from collections.abc import Iterable
 from dataclasses import fields

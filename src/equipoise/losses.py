@@ -3,17 +3,6 @@ r"""Losses on logits, one value per example: (B, K) and (B,) to (B,).
 Attacks maximise them and learners minimise their mean; no example's value depends on another's.
 """
 
-__all__ = [
-    "LOSSES",
-    "Loss",
-    "boost",
-    "cross_entropy",
-    "dlr",
-    "dlr_targeted",
-    "kl",
-    "margin",
-]
-
 from collections.abc import Callable
 
 import torch

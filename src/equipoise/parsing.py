@@ -4,21 +4,6 @@ A number is decimal: what other readers take for octal, hexadecimal, base 60, a 
 (``010``, ``0x1``, ``1:30``, ``1e-400``) stays text here, which no setting of numbers accepts.
 """
 
-__all__ = [
-    "MOST",
-    "check_seed",
-    "checked",
-    "choice",
-    "lines",
-    "load",
-    "mapping",
-    "number",
-    "numbers",
-    "read_mapping",
-    "reason",
-    "share",
-]
-
 import json
 import math
 import re

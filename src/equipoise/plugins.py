@@ -4,19 +4,6 @@ A folder records such code by path and SHA-256. Code is never run because a fold
 user gives it with ``--import`` or ``--model``, or says ``--trust``.
 """
 
-__all__ = [
-    "VARIABLE",
-    "changed",
-    "command",
-    "explained",
-    "imported",
-    "in_words",
-    "run",
-    "run_trusted",
-    "source",
-    "trusted_module",
-]
-
 import hashlib
 import importlib
 import os

@@ -1,7 +1,5 @@
 """Which images of a set were looked at: how they were chosen, and the checksum that names them."""
 
-__all__ = ["Sample"]
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self

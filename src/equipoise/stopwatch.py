@@ -1,7 +1,5 @@
 """How long the parts of a training take, without waiting for the device in between; and memory."""
 
-__all__ = ["Stopwatch", "peak_memory"]
-
 import sys
 import time
 from collections import defaultdict

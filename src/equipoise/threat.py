@@ -10,19 +10,6 @@ other: projecting first onto the ball and then onto the range leaves the L1 and 
 unused at the border of the range.
 """
 
-__all__ = [
-    "L1",
-    "L2",
-    "NORMS",
-    "ROUNDING",
-    "SLIGHT",
-    "Linf",
-    "Norm",
-    "Threat",
-    "fraction",
-    "towards",
-]
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

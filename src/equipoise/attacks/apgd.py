@@ -38,8 +38,6 @@ References:
     | https://arxiv.org/abs/2103.01208
 """
 
-__all__ = ["APGD", "APGDCE", "APGDDLR", "APGDT"]
-
 import math
 from dataclasses import dataclass, replace
 from typing import Literal, Self
@@ -60,7 +58,7 @@ from equipoise.attacks.core import (
 )
 from equipoise.draws import Draws
 from equipoise.errors import Part, out_of_range
-from equipoise.execution import Fast
+from equipoise.execution.form import Fast
 from equipoise.losses import cross_entropy, dlr, dlr_targeted, margin
 from equipoise.threat import Norm, Threat
 

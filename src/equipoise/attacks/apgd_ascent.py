@@ -18,8 +18,6 @@ References:
     | https://arxiv.org/abs/2003.01690
 """
 
-__all__ = ["Ascent"]
-
 import torch
 from torch import Tensor
 

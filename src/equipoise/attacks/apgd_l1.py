@@ -15,8 +15,6 @@ References:
     | https://arxiv.org/abs/2103.01208
 """
 
-__all__ = ["SparseAscent", "phases"]
-
 import math
 
 import torch

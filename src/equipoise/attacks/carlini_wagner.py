@@ -20,8 +20,6 @@ References:
     | https://arxiv.org/abs/1608.04644
 """
 
-__all__ = ["CarliniWagnerL2"]
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace

@@ -4,25 +4,6 @@ Attacks are guests: parameters, their gradients, the mode of every module, the s
 BatchNorm and the global random state are the same after an attack as before.
 """
 
-__all__ = [
-    "Attack",
-    "NoGradient",
-    "averaged",
-    "check_threat",
-    "confirmed",
-    "cost",
-    "guest",
-    "input_gradient",
-    "input_gradients",
-    "misclassified",
-    "prepared",
-    "refuse",
-    "seeded",
-    "stepping",
-    "uncounted",
-    "wrong_norms",
-]
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -36,8 +17,8 @@ from equipoise.draws import Draws, KeyedDraws
 from equipoise.errors import UserError, short
 from equipoise.execution.compiled import Step
 from equipoise.execution.form import Fast, as_is
-from equipoise.execution.gradient import NoGradient, gradient
-from equipoise.execution.modes import Network, frozen, outside_inference, seeded
+from equipoise.execution.gradient import gradient
+from equipoise.execution.modes import Network, frozen, outside_inference
 from equipoise.execution.outputs import ask
 from equipoise.parsing import MOST
 from equipoise.threat import NORMS, Norm, Threat

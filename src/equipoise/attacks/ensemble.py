@@ -26,8 +26,6 @@ References:
     | https://arxiv.org/abs/2103.01208
 """
 
-__all__ = ["VERSIONS", "AutoAttack"]
-
 from dataclasses import dataclass
 from typing import Literal
 

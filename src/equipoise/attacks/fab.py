@@ -35,8 +35,6 @@ References:
     | https://arxiv.org/abs/2003.01690
 """
 
-__all__ = ["FAB", "FABT"]
-
 import math
 from dataclasses import dataclass
 from typing import Annotated

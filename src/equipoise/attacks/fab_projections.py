@@ -19,8 +19,6 @@ suffice, the answer is the point of the range nearest to the hyperplane: everyth
 moves to the border.
 """
 
-__all__ = ["project"]
-
 import torch
 from torch import Tensor
 

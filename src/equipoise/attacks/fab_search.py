@@ -1,7 +1,5 @@
 """The search of the fast adaptive boundary attack: see :mod:`equipoise.attacks.fab`."""
 
-__all__ = ["BoundarySearch"]
-
 import math
 from dataclasses import dataclass, fields, replace
 from typing import Self
@@ -12,7 +10,7 @@ from torch import Tensor, nn
 from equipoise.attacks.core import guest, input_gradient, input_gradients, misclassified
 from equipoise.attacks.fab_projections import project
 from equipoise.draws import Draws
-from equipoise.execution import Fast
+from equipoise.execution.form import Fast
 from equipoise.losses import margin
 from equipoise.threat import Norm, Threat
 

@@ -1,7 +1,5 @@
 """Inputs and labels as tensors, from arrays, lists, a data set or a loader."""
 
-__all__ = ["check_inputs", "examples", "tensors"]
-
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any

@@ -36,8 +36,6 @@ References:
     | https://arxiv.org/abs/1608.04644
 """
 
-__all__ = ["FGSM", "MIFGSM", "PGD", "Ascended", "CWInf", "for_verdicts", "located"]
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, NamedTuple, Self
@@ -58,7 +56,7 @@ from equipoise.attacks.core import (
 )
 from equipoise.draws import Draws, normal
 from equipoise.errors import NotNegative, Part, out_of_range
-from equipoise.execution import Network
+from equipoise.execution.modes import Network
 from equipoise.losses import LOSSES
 from equipoise.threat import Norm, Threat
 

@@ -30,8 +30,6 @@ References:
     | (Croce and Hein, 2021), https://arxiv.org/abs/2103.01208
 """
 
-__all__ = ["Square"]
-
 import math
 from bisect import bisect_left
 from dataclasses import dataclass

@@ -16,8 +16,6 @@ range. For L1 with c channels a window takes c times the mass, and the projectio
 is too much everywhere: so the perturbation becomes sparse, without which the search is far weaker.
 """
 
-__all__ = ["Grid", "Pyramids", "Signs", "pyramids", "window_size"]
-
 import math
 from collections.abc import Sequence
 from functools import lru_cache

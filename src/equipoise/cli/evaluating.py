@@ -1,7 +1,5 @@
 """``equipoise evaluate`` and ``verify``: attack a model, and check the results again."""
 
-__all__ = ["EVALUATE_EPILOG", "evaluate", "verify"]
-
 import re
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The front between two ends, and picking a model from it."""
 
-__all__ = ["FRONT_EPILOG", "PICK_EPILOG", "front", "pick"]
-
 from pathlib import Path
 from typing import Annotated, Any, cast
 

@@ -1,7 +1,5 @@
 """Lists on the terminal: methods and their settings, attacks, models, data sets and presets."""
 
-__all__ = ["settings_groups", "write_catalogue", "write_data", "write_presets", "write_settings"]
-
 import inspect
 import json
 import re

@@ -1,28 +1,5 @@
 """What several commands share."""
 
-__all__ = [
-    "Attacks",
-    "BatchSize",
-    "DataDir",
-    "Device",
-    "Eps",
-    "First",
-    "Norm",
-    "OwnModel",
-    "PlanOnly",
-    "Precision",
-    "Quiet",
-    "RunFolder",
-    "Seed",
-    "Size",
-    "Strict",
-    "Trust",
-    "Workers",
-    "protocol_of",
-    "radii_of",
-    "refuse",
-]
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -109,7 +86,7 @@ def protocol_of(
         UserError: If an option will not do.
     """
     from equipoise.evaluation.protocol import Protocol
-    from equipoise.execution import Execution
+    from equipoise.execution.policy import Execution
     from equipoise.parsing import choice
     from equipoise.threat import NORMS
 

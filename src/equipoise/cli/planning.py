@@ -1,7 +1,5 @@
 """``equipoise compare`` and ``reproduce``; imports stand inside, so that ``--help`` is quick."""
 
-__all__ = ["COMPARE_EPILOG", "REPRODUCE_EPILOG", "compare", "reproduce"]
-
 import shlex
 import sys
 from collections.abc import Sequence

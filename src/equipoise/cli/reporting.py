@@ -1,7 +1,5 @@
 """Reports, lists, data and the demo."""
 
-__all__ = ["data", "data_get", "demo", "list_", "report"]
-
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +22,7 @@ def report(
     strict: options.Strict = False,
 ) -> None:
     """Write one HTML page, without external files: pictures, results, curves, provenance."""
-    from equipoise.report import build, failed_checks
+    from equipoise.report.page import build, failed_checks
 
     typer.echo(build(runs, out, cmmr=cmmr))
     options.refuse(strict, failed_checks(runs))

@@ -1,7 +1,5 @@
 """The commands ``train`` and ``explain``."""
 
-__all__ = ["EXPLAIN_EPILOG", "TRAIN_EPILOG", "explain", "train"]
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 

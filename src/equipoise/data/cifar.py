@@ -8,8 +8,6 @@ No SHA-256 of the files was published: the binary form is verified by SHA-1, the
 Reference: A. Krizhevsky, Learning multiple layers of features from tiny images, 2009.
 """
 
-__all__ = ["BINARY", "CIFAR10", "PYTHON", "parse_binary", "parse_python"]
-
 import io
 import pickle
 from collections.abc import Callable

@@ -4,17 +4,6 @@ A whole set is one ``uint8`` tensor that fits on the device: there are no worker
 per-image Python. Randomness comes in as a seed or a generator.
 """
 
-__all__ = [
-    "Dataset",
-    "Images",
-    "crop_flip",
-    "fingerprint",
-    "moments",
-    "scrambled",
-    "stratified_split",
-    "to_unit",
-]
-
 import hashlib
 from dataclasses import dataclass, field
 from typing import Any

@@ -8,8 +8,6 @@ and selected by :func:`equipoise.data.core.stratified_split` with seed 0, always
 Reference: E. Alpaydin and C. Kaynak, UCI Machine Learning Repository, 1998.
 """
 
-__all__ = ["DIGITS"]
-
 import numpy as np
 import torch
 

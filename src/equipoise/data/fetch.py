@@ -6,8 +6,6 @@ server for the rest. Only http and https are followed, redirections included, an
 to http. No file may be larger than the published ones are.
 """
 
-__all__ = ["download"]
-
 import http.client
 import time
 from collections.abc import Callable, Iterator

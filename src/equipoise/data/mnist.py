@@ -8,8 +8,6 @@ References: Y. LeCun et al., Gradient-based learning applied to document recogni
 H. Xiao et al., Fashion-MNIST, arXiv:1708.07747.
 """
 
-__all__ = ["FASHION_MNIST", "MNIST", "parse_idx"]
-
 import struct
 from math import prod
 from pathlib import Path

@@ -15,8 +15,6 @@ The held-out fifth is stratified by class and always the same
 and ``flip`` (augmentation, default none). Nothing is unpickled.
 """
 
-__all__ = ["read"]
-
 import warnings
 import zipfile
 import zlib

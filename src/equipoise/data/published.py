@@ -4,18 +4,6 @@ Nothing is written to disk: a ``.gz`` file and an archive are read where they ar
 the uncompressed content, so that a file or an archive that was packed again is accepted too.
 """
 
-__all__ = [
-    "NOT_WHOLE",
-    "Form",
-    "Parts",
-    "Published",
-    "Remote",
-    "Source",
-    "checksum",
-    "images",
-    "opened",
-]
-
 import gzip
 import hashlib
 import tarfile

@@ -16,8 +16,6 @@ References:
     | (Baruah, Cohen, Plaxton and Varvel, 1996), https://doi.org/10.1007/BF01940883
 """
 
-__all__ = ["draw", "drawn_again", "image_digests"]
-
 import hashlib
 from collections import Counter
 from heapq import heappop, heappush

@@ -7,8 +7,6 @@ Reference: Y. Netzer et al., Reading digits in natural images with unsupervised 
 NIPS workshop, 2011.
 """
 
-__all__ = ["FILES", "SVHN", "parse_mat"]
-
 import io
 from typing import Any
 

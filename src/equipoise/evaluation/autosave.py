@@ -1,7 +1,5 @@
 """Evaluating with a store: what was found is saved every few batches and at the end."""
 
-__all__ = ["evaluate_and_save"]
-
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Evaluating a model: attacks search, alone or one after the other, and are judged apart."""
 
-__all__ = ["evaluate", "evaluate_by"]
-
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -10,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks import Attack
-from equipoise.attacks.core import NoGradient, seeded
+from equipoise.attacks.core import Attack
 from equipoise.attacks.inputs import check_inputs, examples, tensors
 from equipoise.errors import RunError, UserError, one_line, short
 from equipoise.evaluation import checks as checking
@@ -19,14 +16,10 @@ from equipoise.evaluation.judge import Judge
 from equipoise.evaluation.protocol import Protocol, Stage
 from equipoise.evaluation.result import Result
 from equipoise.evaluation.search import TRANSFER, Search
-from equipoise.execution import (
-    Execution,
-    Layout,
-    Precision,
-    as_module,
-    outside_inference,
-    restored,
-)
+from equipoise.execution.gradient import NoGradient
+from equipoise.execution.modes import outside_inference, restored, seeded
+from equipoise.execution.outputs import as_module
+from equipoise.execution.policy import Execution, Layout, Precision
 from equipoise.stopwatch import peak_memory
 from equipoise.terminal.progress import AttackProgress
 from equipoise.threat import Threat

@@ -4,8 +4,6 @@ Attacks propose, the judge disposes. It runs the model in eval mode, in float32 
 float64 model), with autocast off, whatever arithmetic the attack searched with.
 """
 
-__all__ = ["Judge", "Ruling", "misfit"]
-
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,9 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.core import averaged, guest, seeded
+from equipoise.attacks.core import averaged, guest
 from equipoise.errors import UserError
-from equipoise.execution import ask, own, said
+from equipoise.execution.modes import seeded
+from equipoise.execution.outputs import ask, own, said
 from equipoise.losses import margin
 from equipoise.threat import Threat
 

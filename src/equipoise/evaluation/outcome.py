@@ -1,7 +1,5 @@
 """The result of one attack: which examples it attacked, which stay correct, and its cost."""
 
-__all__ = ["Outcome"]
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any

@@ -1,17 +1,16 @@
 """The one declaration of how a model is attacked and judged, and the stages that follow."""
 
-__all__ = ["STAGED", "Protocol", "Stage"]
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 import torch
 
-from equipoise.attacks import Attack, AutoAttack, check_norms, parse_list, without_clean
-from equipoise.attacks.core import refuse, uncounted
+from equipoise.attacks import check_norms, parse_list, without_clean
+from equipoise.attacks.core import Attack, refuse, uncounted
+from equipoise.attacks.ensemble import AutoAttack
 from equipoise.errors import UserError
-from equipoise.execution import Execution
+from equipoise.execution.policy import Execution
 from equipoise.parsing import check_seed
 from equipoise.threat import Norm, Threat
 

@@ -1,7 +1,5 @@
 """What an evaluation found: a verdict an example and attack, and all that follows from them."""
 
-__all__ = ["Result"]
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """An evaluation while it goes on: batch by batch, with everything found so far."""
 
-__all__ = ["NEAR", "TRANSFER", "Search"]
-
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equipoise.attacks import Attack
-from equipoise.attacks.core import NoGradient
+from equipoise.attacks.core import Attack
 from equipoise.attacks.pgd import for_verdicts
 from equipoise.draws import KeyedDraws
 from equipoise.errors import UserError
@@ -21,7 +18,8 @@ from equipoise.evaluation.judge import Judge, Ruling
 from equipoise.evaluation.outcome import Outcome
 from equipoise.evaluation.protocol import Protocol, Stage
 from equipoise.evaluation.result import Result
-from equipoise.execution import Fast, fast
+from equipoise.execution.form import Fast, fast
+from equipoise.execution.gradient import NoGradient
 from equipoise.losses import margin
 from equipoise.store.finding import Finding
 from equipoise.store.provenance import machine

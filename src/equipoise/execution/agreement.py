@@ -1,7 +1,5 @@
 """Whether a form of a model says what the model says."""
 
-__all__ = ["apart", "astray"]
-
 from collections.abc import Callable
 
 import torch

@@ -5,8 +5,6 @@ around them (the loss, the sign, the projection) is a call of its own. Compiled 
 keeps nothing that it does not need; on CUDA all of it is recorded once and then replayed.
 """
 
-__all__ = ["Compiled", "Step"]
-
 import warnings
 from collections.abc import Callable
 from typing import Any

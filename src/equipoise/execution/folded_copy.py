@@ -12,8 +12,6 @@ The last linear layer stays in float32: attacks live on small differences of log
 next to nothing. Which layers have a quicker way is in :mod:`equipoise.execution.layers`.
 """
 
-__all__ = ["Twin", "convolves", "few", "run"]
-
 import copy
 from collections.abc import Callable, Iterable
 from contextlib import suppress

@@ -6,8 +6,6 @@ therefore run in any arithmetic and any layout: :class:`Fast` holds a model in t
 answers otherwise than the model, is given up, and the search goes on with the model.
 """
 
-__all__ = ["Fast", "as_is", "fast"]
-
 import copy
 from collections.abc import Callable
 from contextlib import suppress

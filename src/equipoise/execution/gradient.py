@@ -1,7 +1,5 @@
 """The gradient of a loss with respect to the inputs, of any model that has one."""
 
-__all__ = ["NoGradient", "differentiated", "gradient"]
-
 from collections.abc import Callable
 
 import torch

@@ -4,18 +4,6 @@ A layer becomes such a one by a change of its class, as torch's parametrisations
 its weights, its hooks and all its attributes, and is an instance of what it was.
 """
 
-__all__ = [
-    "Affine",
-    "Folded",
-    "Full",
-    "Layer",
-    "Mapped",
-    "Strided",
-    "become",
-    "plain",
-    "quicker",
-]
-
 from typing import Any, Protocol
 
 import torch

@@ -1,7 +1,5 @@
 """A model, and the state of torch around it, in another mode for a while."""
 
-__all__ = ["Network", "evaluating", "frozen", "outside_inference", "restored", "seeded"]
-
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 

@@ -4,8 +4,6 @@ A model may work in place, so it is given a copy; it may use ``view``, so the co
 It may return a tensor, an object or a dict with ``logits``, or a tuple that begins with them.
 """
 
-__all__ = ["Function", "as_module", "ask", "own", "said"]
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

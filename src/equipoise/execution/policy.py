@@ -1,7 +1,5 @@
 """How a model is run where it is searched and trained: one object, chosen by the device."""
 
-__all__ = ["LAYOUTS", "PRECISIONS", "Execution", "Layout", "Precision"]
-
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 

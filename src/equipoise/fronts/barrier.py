@@ -16,8 +16,6 @@ References:
     | https://arxiv.org/abs/2109.01903
 """
 
-__all__ = ["Barrier", "barrier", "in_words"]
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

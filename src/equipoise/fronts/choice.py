@@ -1,7 +1,5 @@
 """Where to measure next: few places at first, then more where the front bends or falls."""
 
-__all__ = ["FINEST", "LEAST", "following", "initial"]
-
 from collections.abc import Sequence
 from itertools import pairwise
 

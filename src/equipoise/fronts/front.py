@@ -1,7 +1,5 @@
 """The front between two ends as one object: measured, asked for a model, picked from."""
 
-__all__ = ["PAPER", "Front"]
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -12,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from equipoise.data import drawn_again
+from equipoise.data.sampling import drawn_again
 from equipoise.errors import UserError
 from equipoise.evaluation.judge import Judge
 from equipoise.evaluation.protocol import Protocol

@@ -1,7 +1,5 @@
 """Which runs can stand beside a front: those that have held out the same images."""
 
-__all__ = ["HeldOut", "same_images"]
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +7,7 @@ from pathlib import Path
 import torch
 
 from equipoise import data
-from equipoise.data import Dataset, Images
+from equipoise.data.core import Dataset, Images
 from equipoise.errors import UserError
 from equipoise.settings import recipe as recipes
 from equipoise.settings.recipe import Recipe, Split

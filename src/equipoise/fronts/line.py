@@ -11,8 +11,6 @@ References:
     | https://arxiv.org/abs/2109.01903
 """
 
-__all__ = ["BatchNorms", "End", "Ends", "model_at"]
-
 import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +19,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from equipoise.attacks import PGD
-from equipoise.data import Images
+from equipoise.attacks.pgd import PGD
+from equipoise.data.core import Images
 from equipoise.draws import KeyedDraws
 from equipoise.errors import UserError
 from equipoise.store.digests import model_digest

@@ -1,7 +1,5 @@
 """A picked model: an ordinary one, in a folder like any other run's."""
 
-__all__ = ["Picked"]
-
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -38,8 +38,6 @@ References:
     | https://doi.org/10.3102/1076998611411915
 """
 
-__all__ = ["ALPHA", "Candidate", "Choice", "Constraint", "bounds", "choose", "level"]
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

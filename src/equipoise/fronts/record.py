@@ -1,7 +1,5 @@
 """A measured front, as ``front.json`` in the run folder has it. No torch is imported."""
 
-__all__ = ["FILE", "FrontRecord", "Point"]
-
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields

@@ -1,7 +1,5 @@
 """Measuring a front: each point is an evaluation on held-out images, stored when it is there."""
 
-__all__ = ["DEFAULT", "FARTHEST", "Survey", "check"]
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +10,8 @@ from safetensors.numpy import save
 from torch import Tensor, nn
 
 from equipoise.attacks.core import refuse
-from equipoise.data import Images, draw
+from equipoise.data.core import Images
+from equipoise.data.sampling import draw
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation.autosave import evaluate_and_save
 from equipoise.evaluation.evaluate import evaluate_by

@@ -1,7 +1,5 @@
 """The demo: the whole way on embedded data, in a minute and a half on a laptop."""
 
-__all__ = ["run_demo"]
-
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 from equipoise.errors import UserError
 from equipoise.jobs.evaluate import evaluate_run
 from equipoise.jobs.train import train
-from equipoise.report import build
+from equipoise.report.page import build
 from equipoise.settings import recipe
 from equipoise.terminal.progress import Console
 from equipoise.terminal.tables import write_table

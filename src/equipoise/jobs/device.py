@@ -1,7 +1,5 @@
 """The device a job runs on."""
 
-__all__ = ["choose_device", "deterministic"]
-
 import os
 
 import torch

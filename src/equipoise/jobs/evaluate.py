@@ -1,7 +1,5 @@
 """Evaluating as a job: a model on test images, with records and examples in its folder."""
 
-__all__ = ["evaluate_run", "evaluate_subject"]
-
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,7 +11,7 @@ import torch
 from torch import Tensor
 
 from equipoise import plugins
-from equipoise.data import draw, image_digests
+from equipoise.data.sampling import draw, image_digests
 from equipoise.errors import UserError
 from equipoise.evaluation.autosave import evaluate_and_save
 from equipoise.evaluation.protocol import Protocol

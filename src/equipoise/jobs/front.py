@@ -1,7 +1,5 @@
 """Measuring the front between two ends as a job: point by point, kept in the run folder."""
 
-__all__ = ["measure_front"]
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path

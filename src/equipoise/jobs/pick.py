@@ -1,7 +1,5 @@
 """Picking a model from a measured front as a job: into a folder like any other run's."""
 
-__all__ = ["pick"]
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

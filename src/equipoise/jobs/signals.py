@@ -1,7 +1,5 @@
 """Ctrl-C, SIGTERM and SIGHUP, a terminal that is closed: the wish to save and stop."""
 
-__all__ = ["handled", "interrupting"]
-
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence

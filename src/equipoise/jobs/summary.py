@@ -1,7 +1,5 @@
 """The end of a training: the kept round and its rule, warnings, and the learners' weights."""
 
-__all__ = ["RULES", "parts", "summary", "where_time_went", "write_learners"]
-
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

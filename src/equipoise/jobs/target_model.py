@@ -1,7 +1,5 @@
 """What is evaluated: the model of a run, or a model of the user's own, with its test images."""
 
-__all__ = ["Subject", "of_model", "of_run", "open_folder"]
-
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from equipoise import data, plugins
-from equipoise.data import Dataset
+from equipoise.data.core import Dataset
 from equipoise.errors import UserError
 from equipoise.models.foreign import (
     MUTE,

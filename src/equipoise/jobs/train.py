@@ -1,7 +1,5 @@
 """Training as a job: from a recipe to a run folder that can be interrupted and resumed."""
 
-__all__ = ["resume", "train"]
-
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace

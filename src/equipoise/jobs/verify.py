@@ -7,8 +7,6 @@ What that proves is an upper bound of the robust accuracy: that the others withs
 from what is stored. :mod:`equipoise.jobs.verify_again` attacks some of them again.
 """
 
-__all__ = ["verify_run"]
-
 import secrets
 import time
 from collections.abc import Iterator
@@ -20,7 +18,7 @@ import torch
 from torch import Tensor
 
 from equipoise import plugins
-from equipoise.data import drawn_again
+from equipoise.data.sampling import drawn_again
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation.judge import Judge
 from equipoise.evaluation.result import Result

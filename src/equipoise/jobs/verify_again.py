@@ -10,8 +10,6 @@ the batch that it ran in then. Elsewhere, and in other batches, rounding may car
 boundary that is near: such flips are counted apart.
 """
 
-__all__ = ["Again", "attack_again"]
-
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from equipoise.attacks import Attack
+from equipoise.attacks.core import Attack
 from equipoise.errors import UserError
 from equipoise.evaluation.evaluate import evaluate_by
 from equipoise.evaluation.judge import Judge

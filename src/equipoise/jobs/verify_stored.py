@@ -4,8 +4,6 @@ Whoever changes a file can make its checksums anew. So nothing that follows from
 taken from anywhere else: it is worked out again and compared, field by field.
 """
 
-__all__ = ["claims", "folder", "recreate"]
-
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equipoise.attacks import Attack, AutoAttack, parse
+from equipoise.attacks import parse
+from equipoise.attacks.core import Attack
+from equipoise.attacks.ensemble import AutoAttack
 from equipoise.errors import UserError
 from equipoise.evaluation.result import Result
 from equipoise.evaluation.search import TRANSFER

@@ -12,19 +12,6 @@ with the accuracy under attack :math:`A`, the share :math:`S` of examples that w
 fooled, and the mean :math:`D` of :math:`q` over those. docs/cmmr.md gives the reasons.
 """
 
-__all__ = [
-    "PSNR_SPAN",
-    "SCORE_COLUMNS",
-    "VERSION",
-    "WEIGHT",
-    "Parts",
-    "largest_l2",
-    "measure",
-    "score",
-    "score_texts",
-    "sweep",
-]
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

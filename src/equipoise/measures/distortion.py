@@ -4,8 +4,6 @@ All take images :math:`x` and :math:`x'` in [0, 1] with shape (B, C, H, W) and r
 shape (B,); no example's value depends on another's.
 """
 
-__all__ = ["MEASURES", "ald2", "measured", "mse", "psnr", "ssim"]
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """What is measured of verdicts and perturbations."""
 
-__all__ = ["Discordance", "front", "hypervolume", "interval", "mcnemar", "would_be_found"]
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Files of weights: which of their tensors are meant, and which names of a model they fit."""
 
-__all__ = ["Fit", "best_fit", "few", "read_state", "unwrapped"]
-
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping

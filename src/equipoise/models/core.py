@@ -1,7 +1,5 @@
 """What every model shares: normalisation as the first layer, and a stem and a trunk."""
 
-__all__ = ["Classifier", "MapLinear", "Normalize"]
-
 from abc import abstractmethod
 from collections.abc import Sequence
 

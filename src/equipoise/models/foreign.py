@@ -9,16 +9,6 @@ normalisation, like ``mu`` and ``sigma``, which become the model's first layer o
 no place for them and does not normalise by itself.
 """
 
-__all__ = [
-    "MUTE",
-    "Asked",
-    "from_here",
-    "import_model",
-    "load_weights",
-    "put_in_front",
-    "weights_of",
-]
-
 import importlib
 import math
 import os

@@ -8,8 +8,6 @@ computes what the normalisation makes of them: constants in the source of ``forw
 or as the weights of a layer are found so.
 """
 
-__all__ = ["NAMED", "Constants", "applied_by", "asked_for", "held_in", "in_front", "pairs"]
-
 import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from equipoise.errors import UserError, nearest
-from equipoise.execution import evaluating, seeded
+from equipoise.execution.modes import evaluating, seeded
 from equipoise.models.core import Normalize
 from equipoise.parsing import numbers
 

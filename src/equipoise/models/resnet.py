@@ -14,8 +14,6 @@ References:
     | https://arxiv.org/abs/1605.07146
 """
 
-__all__ = ["PreActResNet", "ResNet", "WideResNet"]
-
 from collections.abc import Callable, Sequence
 
 import torch

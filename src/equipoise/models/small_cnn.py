@@ -1,7 +1,5 @@
 """A network of two convolutions for small grey images: minutes of training on a laptop."""
 
-__all__ = ["SmallCNN"]
-
 from collections.abc import Sequence
 
 from torch import Tensor, nn

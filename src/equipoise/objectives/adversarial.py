@@ -14,8 +14,6 @@ References:
     | https://arxiv.org/abs/2010.00467
 """
 
-__all__ = ["Adversarial"]
-
 from dataclasses import dataclass
 
 from torch import nn

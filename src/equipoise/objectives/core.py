@@ -1,7 +1,5 @@
 """The loss of a learner, and its SGD."""
 
-__all__ = ["Batch", "Knots", "Loss", "Objective", "State", "smoothing_line"]
-
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right

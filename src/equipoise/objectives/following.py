@@ -7,8 +7,6 @@ step; the search is nine tenths of an update, and is done once. Against this lea
 transfer attack, the weaker the further apart the two learners are.
 """
 
-__all__ = ["Following"]
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar

@@ -16,8 +16,6 @@ References:
     | https://arxiv.org/abs/2002.11242
 """
 
-__all__ = ["FAT", "FATMART", "FATTRADES", "Friendly", "friendly"]
-
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -20,8 +20,6 @@ References:
     | https://arxiv.org/abs/1710.09412
 """
 
-__all__ = ["IAT"]
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 

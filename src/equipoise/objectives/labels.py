@@ -1,7 +1,5 @@
 """Labels of a batch as they are trained on: hard, smoothed, or mixed from two images."""
 
-__all__ = ["Labels"]
-
 from dataclasses import dataclass, replace
 
 from torch import Tensor

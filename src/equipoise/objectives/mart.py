@@ -18,8 +18,6 @@ References:
     | https://openreview.net/forum?id=rklOg6EFwS
 """
 
-__all__ = ["MART"]
-
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn

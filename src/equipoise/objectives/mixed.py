@@ -9,8 +9,6 @@ References:
     | https://arxiv.org/abs/1412.6572
 """
 
-__all__ = ["Mixed"]
-
 from dataclasses import dataclass
 
 from torch import Tensor, nn

@@ -18,8 +18,6 @@ References:
     | Random Erasing Data Augmentation (Zhong et al., 2017), https://arxiv.org/abs/1708.04896
 """
 
-__all__ = ["climbed", "cut", "erase"]
-
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

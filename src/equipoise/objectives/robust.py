@@ -1,7 +1,5 @@
 """The common part of objectives that train on adversarial inputs."""
 
-__all__ = ["STARTS", "Robust", "TwoSided", "exact", "inner_attack", "noise_attack"]
-
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace

@@ -18,8 +18,6 @@ References:
     | https://arxiv.org/abs/2002.10319
 """
 
-__all__ = ["SelfAdaptive"]
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

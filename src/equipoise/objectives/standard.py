@@ -1,7 +1,5 @@
 r"""Standard training: :math:`\min_\theta \mathrm{CE}(f(x), y)` (the paper's Eq. 5)."""
 
-__all__ = ["Standard"]
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

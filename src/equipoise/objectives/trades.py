@@ -19,8 +19,6 @@ References:
     | https://arxiv.org/abs/1901.08573
 """
 
-__all__ = ["TRADES"]
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar

@@ -25,8 +25,6 @@ References:
     | You Only Propagate Once (Zhang et al., 2019), https://arxiv.org/abs/1905.00877
 """
 
-__all__ = ["YOPO", "Parted"]
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable

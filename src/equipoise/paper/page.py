@@ -1,7 +1,5 @@
 """The reproduction as files: pictures, tables, Markdown and one page without outside requests."""
 
-__all__ = ["build"]
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

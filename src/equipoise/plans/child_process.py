@@ -5,8 +5,6 @@ When the process PARENT is gone, however it ended, the command gets a SIGTERM: i
 has and stops.
 """
 
-__all__ = ["main"]
-
 import os
 import runpy
 import signal

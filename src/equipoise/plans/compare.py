@@ -3,8 +3,6 @@
 The table has a row an entry, weights and radius over all seeds; another one has a row a run.
 """
 
-__all__ = ["compare"]
-
 import csv
 import io
 from collections import defaultdict
@@ -19,8 +17,8 @@ from equipoise.plans.prepare import Datasets, tasks
 from equipoise.plans.results import Experiment, Row
 from equipoise.plans.task import PlannedFront, Task
 from equipoise.report.page import build
+from equipoise.store.records import WORST
 from equipoise.store.runs import Run
-from equipoise.store.verdicts import WORST
 from equipoise.terminal.progress import Console
 from equipoise.terminal.table import escape_markdown, markdown_rows, output, rich_table
 

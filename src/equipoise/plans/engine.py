@@ -1,7 +1,5 @@
 """Plans as a job: shown with their cost, run on an executor, and their results written."""
 
-__all__ = ["run_plans"]
-
 import shlex
 import signal
 import time

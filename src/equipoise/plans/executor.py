@@ -1,7 +1,5 @@
 """Where the commands of tasks run: an interface of three calls, and child processes here."""
 
-__all__ = ["Executor", "LocalProcesses", "spawn"]
-
 import os
 import subprocess
 import sys

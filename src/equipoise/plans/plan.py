@@ -31,8 +31,6 @@ cmmr            compute the composite score of :mod:`equipoise.measures.cmmr`
 ==============  ==============================================================================
 """
 
-__all__ = ["MANY_ROUNDS", "Entry", "Plan", "parse", "read"]
-
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -53,7 +51,7 @@ from pydantic import (
 
 from equipoise.errors import UserError, nearest, short
 from equipoise.evaluation.protocol import Protocol
-from equipoise.execution import Execution, Precision
+from equipoise.execution.policy import Execution, Precision
 from equipoise.parsing import mapping, number
 from equipoise.settings import recipe as recipes
 from equipoise.settings.presets import published

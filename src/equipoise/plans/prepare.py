@@ -1,7 +1,5 @@
 """From plans to tasks, with all that can be refused before anything is started."""
 
-__all__ = ["Datasets", "refuse_others", "tasks"]
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace

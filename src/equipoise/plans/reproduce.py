@@ -1,7 +1,5 @@
 """Reproducing the paper's tables and figures: plans of the package, and a report of them."""
 
-__all__ = ["reproduce"]
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

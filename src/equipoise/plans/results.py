@@ -18,8 +18,6 @@ results        a row a trained model, weights, radius and attack: how many image
 ``worst-case``: correct under everything. At radius 0 every attack leaves the clean images.
 """
 
-__all__ = ["FORMAT", "Experiment", "Row"]
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,8 +32,9 @@ from equipoise.plans.plan import Plan
 from equipoise.plans.task import Counted, PlannedEvaluation, PlannedFront, Task, merged
 from equipoise.sample import Sample
 from equipoise.store import weight_names as names
+from equipoise.store.records import WORST
 from equipoise.store.runs import Run
-from equipoise.store.verdicts import WORST, scores
+from equipoise.store.verdicts import scores
 
 FILE, FORMAT = "results.json", 2
 

@@ -1,7 +1,5 @@
 """One training of a plan with all its evaluations: how far it is, and what to do next."""
 
-__all__ = ["PlannedEvaluation", "PlannedFront", "Task", "merged"]
-
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +17,9 @@ from equipoise.parsing import lines
 from equipoise.sample import Sample
 from equipoise.settings.recipe import Recipe
 from equipoise.store.evaluations import FRONT, Store
+from equipoise.store.records import WORST
 from equipoise.store.runs import Run
-from equipoise.store.verdicts import UNREADABLE, WORST, Evaluation, Verdicts, read
+from equipoise.store.verdicts import UNREADABLE, Evaluation, Verdicts, read
 from equipoise.store.weight_names import PAIR, canonical
 from equipoise.version import __version__
 

@@ -1,7 +1,5 @@
 """Horizontal bars: a name at the left, a number at the right, intervals as whiskers."""
 
-__all__ = ["Bar", "bars"]
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """What a reader must know before trusting the numbers: checks of evaluations, and cautions."""
 
-__all__ = ["cautions", "check_sections", "other_code", "ranked"]
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby

@@ -1,21 +1,5 @@
 """Content of a report, independent of its format: paragraphs, tables, pictures and figures."""
 
-__all__ = [
-    "LARGE",
-    "Block",
-    "Card",
-    "Cell",
-    "Column",
-    "Facts",
-    "Figure",
-    "Key",
-    "Picture",
-    "Section",
-    "Shot",
-    "Table",
-    "file_name",
-]
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

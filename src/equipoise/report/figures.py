@@ -1,7 +1,5 @@
 """The figures of a report: trade-off, accuracy against eps, classes, and training curves."""
 
-__all__ = ["classes", "curves", "overview"]
-
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence

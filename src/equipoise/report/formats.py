@@ -1,11 +1,5 @@
 """Sections and tables as Markdown."""
 
-__all__ = [
-    "markdown_sections",
-    "markdown_table",
-    "markdown_text",
-]
-
 import re
 from collections.abc import Mapping, Sequence
 

@@ -4,8 +4,6 @@ Without a script the panel is the picture and a table; the script adds the slide
 accuracies of one model at a time, a ring around its point, and its predictions for a few images.
 """
 
-__all__ = ["panel"]
-
 from pathlib import Path
 from typing import Any
 

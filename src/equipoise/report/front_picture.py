@@ -1,7 +1,5 @@
 """The picture of a front: clean against robust accuracy of every model between two ends."""
 
-__all__ = ["HALO", "picture", "write_picture"]
-
 from pathlib import Path
 
 from matplotlib.axes import Axes

@@ -3,8 +3,6 @@
 Files are opened lazily and only the images that are shown are read.
 """
 
-__all__ = ["attack_names", "gallery", "image_uri"]
-
 import base64
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

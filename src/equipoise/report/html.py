@@ -1,7 +1,5 @@
 """Templates of pages: where they are found, and how text becomes HTML."""
 
-__all__ = ["environment"]
-
 import re
 from importlib.resources import files
 

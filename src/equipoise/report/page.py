@@ -1,7 +1,5 @@
 """The page: all of a report in reading order, as one HTML file that loads nothing, or Markdown."""
 
-__all__ = ["build", "failed_checks"]
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Colours and line styles of pictures: for the page, which has two themes, and for files."""
 
-__all__ = ["FILE", "GLOBAL", "LEARNERS", "PAGE", "VARIABLES", "Palette", "Style", "style_of"]
-
 from dataclasses import dataclass
 
 

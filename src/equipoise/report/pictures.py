@@ -4,30 +4,6 @@ On the page, no text that a user has written enters a drawing as it is: names st
 which the page sets as HTML, or are reduced to short plain ASCII (:func:`safe`).
 """
 
-__all__ = [
-    "DRAWING",
-    "STEPS",
-    "Place",
-    "along",
-    "axes_at",
-    "axes_in",
-    "blank",
-    "cross",
-    "inline",
-    "legend",
-    "line",
-    "percent_axis",
-    "plain",
-    "plane",
-    "png_file",
-    "point",
-    "put_labels",
-    "safe",
-    "settle",
-    "svg_file",
-    "whiskers",
-]
-
 import re
 from collections.abc import Iterable, Sequence
 from io import BytesIO, StringIO

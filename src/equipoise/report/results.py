@@ -1,23 +1,5 @@
 """What was measured: tables of runs on the same images, the best of a column, the headline."""
 
-__all__ = [
-    "CLEAN",
-    "WORST",
-    "EvaluatedRun",
-    "Threat",
-    "best",
-    "doubt",
-    "ensemble_title",
-    "headline",
-    "headline_rows",
-    "judged_alike",
-    "record_table",
-    "result_sections",
-    "rows_of",
-    "stage_name",
-    "sweep",
-]
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

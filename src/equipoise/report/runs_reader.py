@@ -1,7 +1,5 @@
 """Run folders as data: everything a report needs, read once and checked, without a model."""
 
-__all__ = ["Round", "RunData", "Start", "read_run", "read_runs"]
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

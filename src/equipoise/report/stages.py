@@ -1,7 +1,5 @@
 """Ensembles stage by stage: how many images each attack met and fooled, and what it cost."""
 
-__all__ = ["accuracy_bars", "stage_sections"]
-
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 

@@ -1,23 +1,5 @@
 """How numbers and names are written in a report: the only place where percent exists."""
 
-__all__ = [
-    "MISSING",
-    "capital",
-    "closed",
-    "count",
-    "duration",
-    "eps_text",
-    "flatten",
-    "images_text",
-    "interval",
-    "join",
-    "large",
-    "norm_text",
-    "percent",
-    "setting",
-    "threat_text",
-]
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

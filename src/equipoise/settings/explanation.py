@@ -1,7 +1,5 @@
 """A recipe in words: what each learner minimises, with its numbers, and how they merge."""
 
-__all__ = ["explain", "price"]
-
 import math
 
 import torch

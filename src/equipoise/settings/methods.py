@@ -22,18 +22,6 @@ References:
     | https://arxiv.org/abs/2109.01903
 """
 
-__all__ = [
-    "A3GT",
-    "METHODS",
-    "A3GTFront",
-    "CleanOnly",
-    "MethodRow",
-    "RobustOnly",
-    "Settings",
-    "learners",
-    "one",
-]
-
 import inspect
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, field, fields, replace

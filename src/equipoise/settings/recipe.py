@@ -5,19 +5,6 @@ mapping. All errors are reported at once, each with its path; unknown keys are r
 nearest known one; numbers may be written as fractions, like ``8/255``.
 """
 
-__all__ = [
-    "Recipe",
-    "Split",
-    "combine",
-    "defaults",
-    "differences",
-    "overrides",
-    "parse",
-    "proportional",
-    "read",
-    "stored",
-]
-
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path

@@ -5,18 +5,6 @@ are learners of an objective): a tag in the group names the kind, whose defaults
 given.
 """
 
-__all__ = [
-    "TAGS",
-    "TEXT",
-    "collect",
-    "lay",
-    "plain",
-    "settings_of",
-    "tag_of",
-    "validate",
-    "written_out",
-]
-
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from difflib import get_close_matches
@@ -26,7 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from equipoise.errors import FOREIGN, UserError, nearest, short
-from equipoise.objectives import Robust
+from equipoise.objectives.robust import Robust
 from equipoise.parsing import number
 from equipoise.settings.methods import MethodRow, Settings, learners
 

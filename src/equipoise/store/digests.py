@@ -1,7 +1,5 @@
 """Checksums of tensors and models: what a file holds, whatever the file looks like."""
 
-__all__ = ["content_digest", "model_digest", "tensor_digest"]
-
 import hashlib
 import json
 from collections.abc import Mapping

@@ -13,8 +13,6 @@ The models of a front (``front/KEY.safetensors``) are evaluated on held-out imag
 the same, without inputs, and named by all that the verdicts depend on.
 """
 
-__all__ = ["FRONT", "Store", "left", "summary_of"]
-
 import hashlib
 import json
 import re

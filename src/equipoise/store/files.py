@@ -1,7 +1,5 @@
 """Files that appear whole or not at all. No torch."""
 
-__all__ = ["append_line", "write"]
-
 import errno
 import json
 import os

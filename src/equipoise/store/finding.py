@@ -1,7 +1,5 @@
 """The answer of one check of an evaluation. No torch is imported."""
 
-__all__ = ["ALARMS", "STATUSES", "Finding", "Status"]
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self, get_args

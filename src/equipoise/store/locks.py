@@ -6,8 +6,6 @@ Elsewhere :mod:`filelock` does what the system allows: on Windows the same; else
 the number of the process, and is taken over when that process is gone.
 """
 
-__all__ = ["free_of_locks", "locked"]
-
 import errno
 import os
 import time

@@ -1,7 +1,5 @@
 """Where a result comes from: machine, versions, code. Torch is imported when it is asked."""
 
-__all__ = ["machine", "provenance"]
-
 import platform
 import shlex
 import subprocess

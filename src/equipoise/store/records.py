@@ -5,16 +5,6 @@ terminal and those of a report have what :data:`RESULT_COLUMNS` and :data:`STAGE
 No torch is imported.
 """
 
-__all__ = [
-    "RESULT_COLUMNS",
-    "STAGE_COLUMNS",
-    "WORST",
-    "Record",
-    "ResultColumn",
-    "shown",
-    "stage_of",
-]
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

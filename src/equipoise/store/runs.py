@@ -22,8 +22,6 @@ Each file is written beside its place, flushed, and renamed over it. A state car
 of its content: one that was cut or damaged is recognised, and the previous one is used.
 """
 
-__all__ = ["OWN", "PICKED", "Run", "is_free", "load"]
-
 import hashlib
 import io
 import json

@@ -6,16 +6,6 @@ were written without reading the rest. A checksum shows accidents; what somebody
 sealed again, :mod:`equipoise.jobs.verify` finds. No torch is imported.
 """
 
-__all__ = [
-    "array_digest",
-    "file_digest",
-    "is_sealed",
-    "read_arrays",
-    "seal",
-    "stamped",
-    "weights_digest",
-]
-
 import hashlib
 import json
 from collections.abc import Callable, Mapping

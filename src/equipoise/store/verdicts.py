@@ -4,18 +4,6 @@ Every number that is shown of an evaluation, in a table, in JSON, in ``records.j
 report, is counted here from the verdicts on each image. No torch is imported.
 """
 
-__all__ = [
-    "FOLDER",
-    "RECORDS",
-    "UNREADABLE",
-    "WORST",
-    "Evaluation",
-    "Verdicts",
-    "all_lines",
-    "read",
-    "scores",
-]
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

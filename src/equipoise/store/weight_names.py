@@ -9,18 +9,6 @@ gamma-0.4          0.4 of the learner robust and 0.6 of the learner clean, mixed
 =================  ==========================================================================
 """
 
-__all__ = [
-    "PAIR",
-    "canonical",
-    "gamma_of",
-    "learner_name",
-    "mix",
-    "mixable",
-    "refusal",
-    "round_name",
-    "stored",
-]
-
 import math
 import re
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """What is shown on the terminal while a job runs. No torch."""
 
-__all__ = ["AttackProgress", "Console", "progress_bar", "round_line"]
-
 import errno
 import sys
 from collections.abc import Callable, Iterator, Mapping

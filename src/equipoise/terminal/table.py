@@ -1,7 +1,5 @@
 """Tables: on a terminal, as text, as HTML and as Markdown. No torch."""
 
-__all__ = ["TextTable", "accuracy", "escape_markdown", "markdown_rows", "output", "rich_table"]
-
 import html
 import re
 import sys

@@ -1,7 +1,5 @@
 """The results of evaluations as tables on the terminal."""
 
-__all__ = ["write_scores", "write_table"]
-
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 

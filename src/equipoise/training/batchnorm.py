@@ -1,7 +1,5 @@
 """Re-estimating the statistics of BatchNorm for merged weights."""
 
-__all__ = ["estimate", "has_batchnorm", "settle", "some_batches"]
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch

@@ -28,18 +28,6 @@ References:
     | https://arxiv.org/abs/2007.02617
 """
 
-__all__ = [
-    "MOST",
-    "REMEDY",
-    "Probe",
-    "Probes",
-    "collapse",
-    "described",
-    "lost",
-    "probed",
-    "warnings",
-]
-
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

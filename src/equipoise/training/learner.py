@@ -1,7 +1,5 @@
 """A model that is being trained on an objective."""
 
-__all__ = ["Augment", "Learner", "check_finite", "derived_seed", "not_finite", "width"]
-
 from collections.abc import Collection, Iterator, Mapping
 from copy import deepcopy
 from hashlib import blake2b

@@ -7,8 +7,6 @@ back. Then the global model and the learners are validated, the rule for t' is a
 a hand-over is due before the next round the learners go on from the global weights.
 """
 
-__all__ = ["Training"]
-
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping

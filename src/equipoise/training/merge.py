@@ -19,8 +19,6 @@ References:
     | https://arxiv.org/abs/2303.13813
 """
 
-__all__ = ["Merge", "Share", "State", "averaged_names", "total"]
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal

@@ -1,7 +1,5 @@
 """A method: named learners and the rule that merges them into one model."""
 
-__all__ = ["Method", "check_leader", "check_weights"]
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """The global random state while a training runs: its own, saved with it."""
 
-__all__ = ["GlobalRandom"]
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

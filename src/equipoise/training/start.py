@@ -8,8 +8,6 @@ the first round at which it had stabilised. Each learner is latched separately, 
 Rules are pure functions of the history, so a resumed run decides as the whole one would.
 """
 
-__all__ = ["AnyStart", "Fixed", "Never", "Stable", "Threshold", "Verdict"]
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence

@@ -1,14 +1,11 @@
 """How well a model does on held-out training images, while it is trained."""
 
-__all__ = ["Validator"]
-
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks import Attack
-from equipoise.attacks.core import guest
+from equipoise.attacks.core import Attack, guest
 from equipoise.draws import KeyedDraws
 from equipoise.errors import UserError
 from equipoise.execution.form import fast

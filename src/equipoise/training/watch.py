@@ -1,7 +1,5 @@
 """The callbacks of a training."""
 
-__all__ = ["Interrupted", "Watch"]
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

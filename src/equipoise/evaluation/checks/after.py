@@ -1,7 +1,5 @@
 """Checks of what an evaluation found: C5, C13, C15, C16, C19 and C20."""
 
-__all__ = ["after", "transfer"]
-
 from collections.abc import Iterable, Mapping
 from functools import reduce
 from operator import or_
@@ -9,9 +7,10 @@ from operator import or_
 import torch
 from torch import Tensor, nn
 
-from equipoise.evaluation.checks.finding import Finding, finding, graded, listed, plural
+from equipoise.evaluation.checks.finding import finding, graded, listed, plural
 from equipoise.evaluation.checks.model import correct_of, exact_of, preserved
 from equipoise.measures.statistics import interval
+from equipoise.store.finding import Finding
 from equipoise.threat import Threat
 
 RARE, OFTEN = 0.002, 0.05  # shares that are tolerated, see each check

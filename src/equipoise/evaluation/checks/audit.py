@@ -5,8 +5,6 @@ every search goes on to its end, and the model is nearly linear, so that a searc
 beats noise of the same length by far.
 """
 
-__all__ = ["audit"]
-
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from functools import cached_property
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 
 from equipoise.attacks.core import Attack
 from equipoise.draws import KeyedDraws
-from equipoise.evaluation.checks.finding import CHECKS, Finding, Status, finding, plural
+from equipoise.evaluation.checks.finding import CHECKS, finding, plural
 from equipoise.evaluation.checks.inputs import sign_test
 from equipoise.evaluation.checks.model import (
     Divided,
@@ -30,6 +28,7 @@ from equipoise.evaluation.checks.model import (
 )
 from equipoise.evaluation.checks.trap import Trap, fell, watched
 from equipoise.losses import margin
+from equipoise.store.finding import Finding, Status
 from equipoise.threat import NORMS, Threat
 
 SHOWN = 32  # examples

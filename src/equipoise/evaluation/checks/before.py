@@ -1,14 +1,12 @@
 """The checks before any attack: cheap, and enough to refuse most broken set-ups."""
 
-__all__ = ["before"]
-
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from equipoise.evaluation.checks import inputs, outputs
-from equipoise.evaluation.checks.finding import Finding, finding
+from equipoise.evaluation.checks.finding import finding
 from equipoise.evaluation.checks.gradients import gradients, reachable, smooth
 from equipoise.evaluation.checks.model import (
     attempt,
@@ -18,6 +16,7 @@ from equipoise.evaluation.checks.model import (
     preserved,
     sampled,
 )
+from equipoise.store.finding import Finding
 from equipoise.threat import Threat
 
 SCALED = 200  # examples on which scalings of the inputs are compared

@@ -4,8 +4,6 @@ A count is judged by the exact interval of its proportion, so that one odd examp
 raises no alarm, and the same share of a thousand does.
 """
 
-__all__ = ["CHECKS", "Finding", "Status", "finding", "graded", "listed", "plural"]
-
 import math
 from collections.abc import Sequence
 

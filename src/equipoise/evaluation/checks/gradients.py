@@ -1,15 +1,14 @@
 """Checks of the gradients that attacks follow: C6 and C7."""
 
-__all__ = ["gradients", "reachable", "smooth"]
-
 import torch
 from torch import Tensor, nn
 
 from equipoise.attacks.core import guest, input_gradient
 from equipoise.draws import KeyedDraws
-from equipoise.evaluation.checks.finding import Finding, Status, finding, graded
+from equipoise.evaluation.checks.finding import finding, graded
 from equipoise.evaluation.checks.model import kind_of, logits_of
 from equipoise.losses import Loss, cross_entropy, margin
+from equipoise.store.finding import Finding, Status
 from equipoise.threat import Threat
 
 ZEROS = 0.01  # the share of zero gradients that is tolerated

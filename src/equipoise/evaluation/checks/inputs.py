@@ -1,7 +1,5 @@
 """Checks of what a model is given: C1 and C4."""
 
-__all__ = ["eps_zero", "in_range", "scaling"]
-
 import math
 from dataclasses import replace
 
@@ -9,10 +7,11 @@ from torch import Tensor, nn
 
 from equipoise.attacks.pgd import PGD
 from equipoise.draws import KeyedDraws
-from equipoise.evaluation.checks.finding import Finding, Status, finding, plural
+from equipoise.evaluation.checks.finding import finding, plural
 from equipoise.evaluation.checks.model import logits_of
 from equipoise.models.core import Normalize
 from equipoise.models.normalisation import NAMED
+from equipoise.store.finding import Finding, Status
 from equipoise.threat import Threat
 
 NARROW = 0.05  # a share of the range that images fill many times over

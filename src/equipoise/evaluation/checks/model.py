@@ -1,16 +1,5 @@
 """What all checks share: a model that is looked at and left as it was."""
 
-__all__ = [
-    "Divided",
-    "attempt",
-    "correct_of",
-    "exact_of",
-    "kind_of",
-    "logits_of",
-    "preserved",
-    "sampled",
-]
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
@@ -18,12 +7,14 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.core import seeded
 from equipoise.draws import KeyedDraws
-from equipoise.evaluation.checks.finding import Finding, finding
+from equipoise.evaluation.checks.finding import finding
 from equipoise.evaluation.judge import Judge
-from equipoise.execution import Fast, ask
+from equipoise.execution.form import Fast
+from equipoise.execution.modes import seeded
+from equipoise.execution.outputs import ask
 from equipoise.losses import margin
+from equipoise.store.finding import Finding
 
 
 def exact_of(model: nn.Module) -> nn.Module:

@@ -1,16 +1,15 @@
 """Checks of what a model returns: C2, C3, C8, C23 and C24."""
 
-__all__ = ["dynamic", "eval_mode", "few_classes", "logits", "randomised", "repeatable"]
-
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from equipoise.attacks.core import guest
-from equipoise.evaluation.checks.finding import Finding, Status, finding, listed, plural
+from equipoise.evaluation.checks.finding import finding, listed, plural
 from equipoise.evaluation.checks.model import kind_of, logits_of
 from equipoise.evaluation.judge import misfit
+from equipoise.store.finding import Finding, Status
 
 PASSES = 5  # how often the same inputs are shown
 ALONE = 8  # how many inputs are shown one at a time

@@ -7,8 +7,6 @@ nothing; what it finds there is counted, and judged by the interval of its propo
 examples of the probe.
 """
 
-__all__ = ["BASE", "probes"]
-
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import chain
@@ -21,7 +19,7 @@ from equipoise.attacks.core import Attack, guest
 from equipoise.attacks.pgd import PGD, for_verdicts
 from equipoise.attacks.square import Square
 from equipoise.draws import KeyedDraws
-from equipoise.evaluation.checks.finding import Finding, finding, graded, listed
+from equipoise.evaluation.checks.finding import finding, graded, listed
 from equipoise.evaluation.checks.gradients import reachable
 from equipoise.evaluation.checks.model import (
     Divided,
@@ -32,6 +30,7 @@ from equipoise.evaluation.checks.model import (
     sampled,
 )
 from equipoise.evaluation.judge import Judge
+from equipoise.store.finding import Finding
 from equipoise.threat import Threat
 
 NAMES = (

@@ -1,7 +1,5 @@
 """A model with a trap: whether a search keeps a misclassified point that it met on its way."""
 
-__all__ = ["Trap", "fell", "watched"]
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
