@@ -8,16 +8,17 @@ __all__ = ["app", "main", "run"]
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.main import get_command
 
-from equipoise import plugins
 from equipoise.cli import evaluating, fronting, planning, reporting, training
 from equipoise.errors import FOREIGN, RunError, UserError
 from equipoise.version import __version__
 
 LONGEST = 4000  # characters of a message
+HELP = ["-h", "--help"]
 
 app = typer.Typer(
     name="equipoise",
@@ -25,7 +26,7 @@ app = typer.Typer(
     "Start with: equipoise demo",
     no_args_is_help=True,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": HELP},
     pretty_exceptions_enable=False,
 )
 
@@ -45,7 +46,7 @@ def _root(
         Path | None,
         typer.Option(
             "--import",
-            envvar=plugins.VARIABLE,
+            envvar="EQUIPOISE_IMPORT",
             help="A Python file of your own that runs first; it may add methods, attacks, "
             "datasets and models.",
         ),
@@ -54,6 +55,8 @@ def _root(
     """Train image classifiers that stay accurate on clean and on adversarial inputs."""
     del version
     if own_file is not None:
+        from equipoise import plugins
+
         plugins.run(own_file)
 
 
@@ -88,7 +91,7 @@ def run(app: typer.Typer, name: str = "equipoise") -> None:
     """
     warnings.formatwarning = lambda message, *where: f"WARNING: {message}\n"
     try:
-        code = app(standalone_mode=False, prog_name=name)
+        code = _start(get_command(app), sys.argv[1:], name)
         sys.exit(code if isinstance(code, int) else 0)
     except BrokenPipeError:
         sys.stderr.close()
@@ -103,6 +106,14 @@ def run(app: typer.Typer, name: str = "equipoise") -> None:
         line = " ".join(message.split())
         typer.echo(f"{name}: {line if len(line) < LONGEST else line[:LONGEST] + '...'}", err=True)
         sys.exit(code)
+
+
+def _start(command: Any, words: list[str], name: str) -> Any:
+    """Run a command; where help is wanted, without the groups above it, whose parsing is slow."""
+    if words and words[-1] in HELP:
+        while words[0] in getattr(command, "commands", {}):
+            command, name, words = command.commands[words[0]], f"{name} {words[0]}", words[1:]
+    return command(words, standalone_mode=False, prog_name=name, help_option_names=HELP)
 
 
 def _explained(error: BaseException) -> tuple[str, int]:
