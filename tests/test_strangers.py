@@ -13,7 +13,7 @@ from equipoise import models
 from equipoise.draws import KeyedDraws
 from equipoise.evaluation import Result
 from equipoise.execution import Execution, ask, fast, own
-from equipoise.execution.modes import evaluating
+from equipoise.execution.passes import evaluating
 from equipoise.models import SmallCNN
 from equipoise.threat import Threat
 from strangers import (

@@ -17,9 +17,8 @@ from equipoise.draws import Draws, KeyedDraws
 from equipoise.errors import UserError, short
 from equipoise.execution.compiled import Step
 from equipoise.execution.form import Fast, as_is
-from equipoise.execution.gradient import gradient
-from equipoise.execution.modes import Network, frozen, outside_inference
 from equipoise.execution.outputs import ask
+from equipoise.execution.passes import Network, frozen, gradient, outside_inference
 from equipoise.parsing import MOST
 from equipoise.threat import NORMS, Norm, Threat
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from equipoise.errors import UserError
-from equipoise.execution.modes import outside_inference
+from equipoise.execution.passes import outside_inference
 from equipoise.threat import ROUNDING, SLIGHT, Threat
 
 _PAIRS = "a DataLoader or a Dataset of (input, label)"

@@ -56,7 +56,7 @@ from equipoise.attacks.core import (
 )
 from equipoise.draws import Draws, normal
 from equipoise.errors import NotNegative, Part, out_of_range
-from equipoise.execution.modes import Network
+from equipoise.execution.passes import Network
 from equipoise.losses import LOSSES
 from equipoise.threat import Norm, Threat
 

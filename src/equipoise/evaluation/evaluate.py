@@ -16,9 +16,8 @@ from equipoise.evaluation.judge import Judge
 from equipoise.evaluation.protocol import Protocol, Stage
 from equipoise.evaluation.result import Result
 from equipoise.evaluation.search import TRANSFER, Search
-from equipoise.execution.gradient import NoGradient
-from equipoise.execution.modes import outside_inference, restored, seeded
 from equipoise.execution.outputs import as_module
+from equipoise.execution.passes import NoGradient, outside_inference, restored, seeded
 from equipoise.execution.policy import Execution, Layout, Precision
 from equipoise.stopwatch import peak_memory
 from equipoise.terminal.progress import AttackProgress

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from equipoise.attacks.core import averaged, guest
 from equipoise.errors import UserError
-from equipoise.execution.modes import seeded
 from equipoise.execution.outputs import ask, own, said
+from equipoise.execution.passes import seeded
 from equipoise.losses import margin
 from equipoise.threat import Threat
 

@@ -19,7 +19,7 @@ from equipoise.evaluation.outcome import Outcome
 from equipoise.evaluation.protocol import Protocol, Stage
 from equipoise.evaluation.result import Result
 from equipoise.execution.form import Fast, fast
-from equipoise.execution.gradient import NoGradient
+from equipoise.execution.passes import NoGradient
 from equipoise.losses import margin
 from equipoise.store.finding import Finding
 from equipoise.store.provenance import machine

@@ -2,16 +2,17 @@
 
 from equipoise.execution.compiled import Step
 from equipoise.execution.form import Fast, as_is, fast
-from equipoise.execution.gradient import NoGradient, gradient
-from equipoise.execution.modes import (
+from equipoise.execution.outputs import as_module, ask, own, said
+from equipoise.execution.passes import (
     Network,
+    NoGradient,
     evaluating,
     frozen,
+    gradient,
     outside_inference,
     restored,
     seeded,
 )
-from equipoise.execution.outputs import as_module, ask, own, said
 from equipoise.execution.policy import LAYOUTS, PRECISIONS, Execution, Layout, Precision
 
 __all__ = [

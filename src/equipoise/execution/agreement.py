@@ -5,9 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from equipoise.execution.gradient import differentiated
-from equipoise.execution.modes import Network, seeded
 from equipoise.execution.outputs import ask
+from equipoise.execution.passes import Network, differentiated, seeded
 from equipoise.losses import margin
 
 # How far logits, without their mean, may be apart, relative to the largest; and how far the

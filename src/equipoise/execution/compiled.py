@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from equipoise.errors import UserError
-from equipoise.execution.modes import Network
 
 Step = Callable[..., tuple[Tensor, ...]]
 """From a network, the points that are searched and anything else to tensors."""
@@ -28,7 +27,7 @@ class Compiled:
         network: From inputs of shape (B, ...) to logits. Its weights may change in place.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Callable[[Tensor], Tensor]) -> None:
         self.network = network
         self._functions: dict[Any, Callable[..., Any]] = {}
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from equipoise.execution import layers
 from equipoise.execution.compiled import Compiled
-from equipoise.execution.modes import Network, evaluating
 from equipoise.execution.outputs import ask
+from equipoise.execution.passes import Network, evaluating
 from equipoise.execution.policy import Execution
 
 _CLOSE = 1e-4  # how far a folded copy may be from its model, relative to the largest logit

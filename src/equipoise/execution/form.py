@@ -20,9 +20,15 @@ from equipoise.errors import UserError, one_line
 from equipoise.execution.agreement import apart, astray
 from equipoise.execution.compiled import Compiled, Step
 from equipoise.execution.folded_copy import Twin, convolves, few, run
-from equipoise.execution.gradient import Differentiated, NoGradient, differentiated
-from equipoise.execution.modes import evaluating, frozen, outside_inference
 from equipoise.execution.outputs import Function, as_module, ask, own
+from equipoise.execution.passes import (
+    Differentiated,
+    NoGradient,
+    differentiated,
+    evaluating,
+    frozen,
+    outside_inference,
+)
 from equipoise.execution.policy import Execution, Layout
 
 _T = TypeVar("_T")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from equipoise.errors import UserError, nearest
-from equipoise.execution.modes import evaluating, seeded
+from equipoise.execution.passes import evaluating, seeded
 from equipoise.models.core import Normalize
 from equipoise.parsing import numbers
 

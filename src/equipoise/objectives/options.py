@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.draws import Draws
-from equipoise.execution.modes import restored
+from equipoise.execution.passes import restored
 from equipoise.objectives.labels import Labels
 
 ERASED_AREA = (0.02, 0.33)

@@ -11,8 +11,8 @@ from equipoise.draws import KeyedDraws
 from equipoise.evaluation.checks.finding import finding
 from equipoise.evaluation.judge import Judge
 from equipoise.execution.form import Fast
-from equipoise.execution.modes import seeded
 from equipoise.execution.outputs import ask
+from equipoise.execution.passes import seeded
 from equipoise.losses import margin
 from equipoise.store.finding import Finding
 
