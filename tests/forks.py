@@ -5,7 +5,7 @@
 
 FORKED = """
 import os, signal, sys
-from equipoise.plans import child_process, engine, executor
+from equipoise.plans import child_process, engine
 
 class Forked:
     def __init__(self, words, log, environment, lock):
@@ -50,7 +50,7 @@ class Forked:
     def kill(self):
         os.kill(self.pid, signal.SIGKILL)
 
-executor.spawn = Forked
+engine.spawn = Forked
 engine.LOOK_SECONDS = 0.01
 child_process.LOOK_SECONDS = 0.02
 """

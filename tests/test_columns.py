@@ -23,7 +23,9 @@ def result() -> Result:
 @pytest.fixture
 def lost() -> Iterator[ResultColumn]:
     """A column of one's own: one declaration, in one place."""
-    column = ResultColumn("lost", lambda r: r.n - r.robust, "lost", lambda r: f"lost {r['lost']}")
+    column = ResultColumn(
+        "lost", "lost", lambda r: f"lost {r['lost']}", value=lambda r: r.n - r.robust
+    )
     RESULT_COLUMNS.append(column)
     yield column
     RESULT_COLUMNS.remove(column)

@@ -24,9 +24,9 @@ from equipoise.evaluation.evaluate import evaluate_by
 from equipoise.execution import Execution
 from equipoise.fronts import picking, survey
 from equipoise.fronts.barrier import barrier, in_words
-from equipoise.fronts.choice import FINEST, following, initial
-from equipoise.fronts.picking import Candidate, Constraint, bounds, choose, level
+from equipoise.fronts.picking import Constraint, bounds, choose, level
 from equipoise.fronts.record import FrontRecord, Point
+from equipoise.fronts.survey import FINEST, following, initial
 from equipoise.jobs.front import measure_front
 from equipoise.jobs.train import train
 from equipoise.report import build
@@ -34,6 +34,7 @@ from equipoise.settings.recipe import parse
 from equipoise.store.digests import model_digest
 from equipoise.store.evaluations import Store
 from equipoise.store.runs import Run
+from equipoise.store.verdicts import Verdicts
 from equipoise.store.weight_names import mix
 from equipoise.training.merge import averaged_names
 from problems import held_out, linear_problem, small_net
@@ -129,7 +130,7 @@ def test_the_barrier_is_the_largest_drop_below_the_straight_line():
     assert barrier({0.0: first(0.9), 0.5: first(0.8)}) is None
     assert "20.0 points of clean accuracy at gamma = 0.25" in in_words(found, above)
     assert in_words(above, above).startswith("No barrier")
-    assert "not known" in in_words(None, above)
+    assert "no estimate" in in_words(None, above)
 
 
 # Ends
@@ -186,12 +187,12 @@ def test_ends_that_cannot_be_mixed_are_refused(run, tmp_path, small):
     with pytest.raises(UserError, match=r"width 0.25 and 0.5.*cannot be mixed"):
         eq.Front(run, ends=[run, other])
     alone = train(parse(given | {"width": 0.25}), tmp_path / "alone").path
-    with pytest.raises(UserError, match=r"no front of its own.*--ends A B"):
+    with pytest.raises(UserError, match=r"learner-clean and learner-robust.*--ends A B"):
         eq.Front(alone)
     learned = train(parse(given | {"width": 0.25, "validation": 30}), tmp_path / "learned").path
     with pytest.raises(UserError, match="validation 30 there, 60 here"):
         eq.Front(run, ends=[run, learned])
-    with pytest.raises(UserError, match="may have been learned"):
+    with pytest.raises(UserError, match="validation 30 there, 60 here"):
         eq.Front(run).measure(others=[learned], **QUICK)
     between = eq.Front(run, ends=["learner-robust", alone])
     points = between.measure(n=30, others=[other], attacks="pgd-1", points=3)
@@ -384,11 +385,11 @@ def test_a_front_that_was_stopped_goes_on(command, run, fronted, name):
     ended = command(*words, before=KILL.format(name=name))
     assert ended.code == (-signal.SIGKILL if name == "SIGKILL" else 130)
     if name != "SIGKILL":
-        assert "the same command goes on" in ended.err
+        assert "equipoise front " in ended.err
     assert len(list((run / "front").glob("[0-9a-f]*.safetensors"))) == 3
     ended = command(*words)
     assert ended.code == 0
-    assert ended.err.count("[known]") == 3
+    assert ended.err.count("[stored]") == 3
     resumed, whole = FrontRecord.read(run), FrontRecord.read(fronted)
     assert resumed is not None
     assert whole is not None
@@ -431,16 +432,26 @@ def test_what_will_not_do_is_one_line(command, run, words):
 # Picking
 
 
-def candidates(clean, robust, n=400):
+def measured_model(
+    gamma: float, correct: np.ndarray, robust: np.ndarray
+) -> tuple[Point, Verdicts]:
+    """Return a measured model with one attack."""
+    verdicts = Verdicts(
+        norm="linf", eps=0.1, y=np.zeros(len(correct), int), correct=correct,
+        verdict={"a": robust}, attacked={"a": correct}, told={"a": {"ensemble": ""}},
+    )  # fmt: skip
+    return point(gamma, int(correct.sum()), int(robust.sum()), len(correct)), verdicts
+
+
+def models(clean, robust, n=400):
     order = np.random.default_rng(0).permutation(n)
-    found = []
-    for gamma, (c, r) in enumerate(zip(clean, robust, strict=True)):
-        correct, withstood = (np.zeros(n, bool) for _ in range(2))
-        correct[order[: round(c * n)]] = True
-        withstood[order[: round(r * n)]] = True
-        place = point(gamma / (len(clean) - 1), int(correct.sum()), int(withstood.sum()), n)
-        found.append(Candidate(place, correct, withstood))
-    return found
+    measured = []
+    for gamma, accuracies in enumerate(zip(clean, robust, strict=True)):
+        flags = np.zeros((2, n), bool)
+        for row, accuracy in zip(flags, accuracies, strict=True):
+            row[order[: round(accuracy * n)]] = True
+        measured.append(measured_model(gamma / (len(clean) - 1), *flags))
+    return measured
 
 
 def wanted(**given) -> Constraint:
@@ -450,7 +461,7 @@ def wanted(**given) -> Constraint:
 
 
 def test_the_most_robust_model_whose_bound_meets_the_constraint_is_picked():
-    front = candidates([0.95, 0.94, 0.9, 0.8], [0.3, 0.5, 0.6, 0.7])
+    front = models([0.95, 0.94, 0.9, 0.8], [0.3, 0.5, 0.6, 0.7])
     choice = choose(wanted(min_clean=0.86), front)
     assert choice.gamma == pytest.approx(2 / 3)
     assert choice.bound is not None
@@ -464,15 +475,15 @@ def test_the_most_robust_model_whose_bound_meets_the_constraint_is_picked():
 
 
 def test_a_paired_reference_makes_bounds_tighter():
-    front = candidates([0.95, 0.94, 0.9], [0.3, 0.5, 0.6])
-    same = front[0].correct
+    front = models([0.95, 0.94, 0.9], [0.3, 0.5, 0.6])
+    same, alone = front[0][1].correct, [verdicts for _, verdicts in front]
     against = wanted(max_clean_drop=0.02, standard="runs/standard")
-    lower, alpha = bounds(against, front, same)
+    lower, alpha = bounds(against, alone, same)
     assert lower[0] > -0.011  # the model itself: nothing differs
     assert lower[0] > lower[1] > lower[2]
     assert choose(against, front, same).gamma == 0
-    alone, _ = bounds(wanted(min_clean=0.5), front)
-    assert 0.94 - alone[1] > -0.01 - lower[1]
+    unpaired, _ = bounds(wanted(min_clean=0.5), alone)
+    assert 0.94 - unpaired[1] > -0.01 - lower[1]
     assert picking.ALPHA / 3 <= alpha <= picking.ALPHA
 
 
@@ -499,9 +510,10 @@ def test_the_constraint_holds_for_what_is_picked(monkeypatch):
         from scipy.stats import norm
 
         correct = latent < norm.ppf(truth)
+        order = np.cumsum(correct, 0)  # of the correct images the first i / 8 are robust
         front = [
-            Candidate(point(i / 8, int(c.sum()), int(c.sum()) * i // 8, 500), c, c)
-            for i, c in enumerate(correct.T)
+            measured_model(i / 8, c, c & (count <= c.sum() * i // 8))
+            for i, (c, count) in enumerate(zip(correct.T, order.T, strict=True))
         ]
         try:
             choice = choose(wanted(min_clean=0.88), front)
@@ -519,10 +531,10 @@ def test_a_constraint_is_given_once_and_makes_sense():
         ({"min_clean": 0.5, "gamma": 0.5}, "exactly one"),
         ({"min_clean": 88}, "did you mean 0.88"),
         ({"min_robust": -0.1}, "must be an accuracy"),
-        ({"min_clean": 0.5, "reference": 0.9}, "belongs to --max-clean-drop"),
+        ({"min_clean": 0.5, "reference": 0.9}, "need --max-clean-drop"),
         ({"max_clean_drop": 0.1, "reference": 0.9, "standard": "x"}, "not both"),
-        ({"max_clean_drop": 1.0, "reference": 0.9}, "write one point as 0.01 or 1%"),
-        ({"max_clean_drop": "100%", "reference": 0.9}, "write one point as 0.01 or 1%"),
+        ({"max_clean_drop": 1.0, "reference": 0.9}, "one percentage point is 0.01 or 1%"),
+        ({"max_clean_drop": "100%", "reference": 0.9}, "one percentage point is 0.01 or 1%"),
         ({"min_clean": True}, "takes an accuracy like 0.01 or 1%"),
         ({"min_robust": "much"}, "takes an accuracy like 0.01 or 1%"),
     ):
@@ -586,7 +598,7 @@ def test_what_cannot_be_met_writes_nothing_and_exits_with_1(command, measured, t
     assert not (tmp_path / "p").exists()
     for words, said in (
         ("--max-clean-drop 1%", "--standard runs/standard, or its accuracy with --reference"),
-        ("--max-clean-drop 1.0 --reference .9", "one point as 0.01 or 1%"),
+        ("--max-clean-drop 1.0 --reference .9", "is 0.01 or 1%"),
         ("--max-clean-drop 2 --reference .9", "did you mean 0.02, or 2%"),
         ("--max-clean-drop 150% --reference .9", "must be an accuracy in [0, 1]"),
         ("--min-clean -3%", "must be an accuracy in [0, 1]"),
@@ -627,7 +639,7 @@ def test_damage_is_said_before_anything_is_picked(measured):
     front = eq.Front(measured)
     file = measured / front.points[0].file
     file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(UserError, match="damaged or gone; measure it again"):
+    with pytest.raises(UserError, match="damaged or missing; measure it again"):
         front.pick(min_clean=0.05)
     (measured / "front.json").write_text("{")
     with pytest.raises(UserError, match=r"front.json is damaged"):

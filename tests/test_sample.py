@@ -364,7 +364,7 @@ def test_a_front_is_measured_on_a_sample_of_the_held_out_images(trained, tmp_pat
     content = json.loads((run / "front.json").read_text())
     assert front.pick(max_clean_drop=0.9, standard=run).choice.point is not None
     (run / "front.json").write_text(json.dumps(content | {"sample": sample.content()}))
-    with pytest.raises(UserError, match="held-out images are not those"):
+    with pytest.raises(UserError, match="held-out images; measure it again"):
         front.pick(max_clean_drop=0.9, standard=run)
 
 

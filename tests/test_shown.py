@@ -11,8 +11,7 @@ import equipoise as eq
 from equipoise import data
 from equipoise.evaluation import Result
 from equipoise.evaluation.checks import Finding
-from equipoise.fronts.picked import Picked
-from equipoise.fronts.picking import Choice, Constraint
+from equipoise.fronts.picking import Choice, Constraint, Picked
 from equipoise.fronts.record import FrontRecord, Point
 from equipoise.measures.statistics import interval
 from equipoise.sample import Sample

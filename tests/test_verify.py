@@ -392,7 +392,7 @@ def of_another_radius(tensors: dict, content: dict) -> None:
         (weaker, "margins of \\d+ examples are not those of the model"),
         (invented, "5 adversarial examples are classified correctly"),
         (unattacked, "are said to withstand fgsm and were not attacked"),
-        (numbers, "expected a verdict an image of fgsm"),
+        (numbers, "expected a verdict for each image of fgsm"),
         (nan_margins, "margins are NaN"),
         (far, "outside the threat"),
         (near, "distances"),

@@ -1,4 +1,4 @@
-"""The front between two ends, and picking a model from it."""
+"""``equipoise front`` and ``pick``."""
 
 from pathlib import Path
 from typing import Annotated, Any, cast

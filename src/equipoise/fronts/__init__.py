@@ -1,8 +1,6 @@
 """The front of models between two ends, and the choice of one of them.
 
-Two models of one architecture, a clean and a robust one, span a line of models: those with the
-weights between theirs. Measured on held-out images it is a front of trade-offs, from which a
-model is picked after the training is over.
-
-``record``, ``choice`` and ``barrier`` import no torch.
+Two models of one architecture, a clean and a robust one, are the ends of a line of models: those
+with the weights between theirs. Measured on held-out images they are a front of trade-offs, from
+which a model is picked after the training. ``record`` and ``barrier`` import no torch.
 """

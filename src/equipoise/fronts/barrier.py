@@ -1,13 +1,13 @@
-r"""The barrier between two ends: whether they lie in one basin.
+r"""The barrier between two ends: it shows whether they lie in one basin.
 
 With :math:`A(\gamma)` the accuracy of :math:`(1 - \gamma) \theta_n + \gamma \theta_r`, it is the
 largest drop below the straight line between the ends,
 
 .. math:: B = \max_{0 < \gamma < 1} \; (1 - \gamma) A(0) + \gamma A(1) - A(\gamma),
 
-of clean accuracy and of robust accuracy. Frankle et al. take the largest error on the line less
-the mean error of the two ends, which is the same where the ends are equally good; ends that are
-meant to differ, as here, need the straight line.
+of clean accuracy and of robust accuracy. Frankle et al. subtract the mean error of the two ends
+from the largest error on the line, which is the same if the ends are equally accurate; here they
+are meant to differ.
 
 References:
     | Linear Mode Connectivity and the Lottery Ticket Hypothesis (Frankle et al., 2020)
@@ -30,13 +30,12 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Barrier:
-    """The deepest place between two ends, in one of the accuracies.
+    """The largest drop between two ends, in clean or in robust accuracy.
 
     Arguments:
         gamma: Where it is.
-        drop: By how much the accuracy there is below the straight line between the ends; below
-            0 it is above the line.
-        low: The lower end of the drop's 95 % interval, for these images.
+        drop: Accuracy on the straight line between the ends minus accuracy of the model.
+        low: The lower end of the drop's 95 % interval.
         high: The upper end.
     """
 
@@ -47,7 +46,7 @@ class Barrier:
 
     @property
     def seen(self) -> bool:
-        """Whether these images tell the drop from none."""
+        """Whether the drop is significant: its interval lies above 0."""
         return self.low > 0
 
 
@@ -56,14 +55,13 @@ def barrier(verdicts: Mapping[float, Verdicts]) -> Barrier | None:
 
     The drop at :math:`\gamma` is a mean over images of
     :math:`(1 - \gamma) v_0 + \gamma v_1 - v_\gamma` with :math:`v` the verdicts, 0 or 1; its
-    interval is the normal one of that mean, so that what images have in common cancels. For the
-    deepest of m places it is taken at the level 0.05 / m, since it is the deepest of m.
+    interval is the normal one of that mean. As the largest of m drops it has the level 0.05 / m.
 
     Arguments:
         verdicts: Which images are classified correctly, by gamma, each with shape (n,).
 
     Returns:
-        The barrier; None where an end or all that is between was not measured.
+        The barrier; None if an end, or every model between them, was not measured.
     """
     from scipy.special import ndtri
 
@@ -72,18 +70,18 @@ def barrier(verdicts: Mapping[float, Verdicts]) -> Barrier | None:
     first, last = (verdicts[end].astype(np.float64) for end in (0.0, 1.0))
     between = {gamma: verdict for gamma, verdict in verdicts.items() if 0 < gamma < 1}
     z = -float(ndtri(ALPHA / 2 / max(len(between), 1)))
-    found = []
+    drops = []
     for gamma, verdict in between.items():
         below = (1 - gamma) * first + gamma * last - verdict
         drop, half = float(below.mean()), z * float(below.std()) / math.sqrt(len(below))
-        found.append(Barrier(gamma, drop, drop - half, drop + half))
-    return max(found, key=lambda one: one.drop, default=None)
+        drops.append(Barrier(gamma, drop, drop - half, drop + half))
+    return max(drops, key=lambda barrier: barrier.drop, default=None)
 
 
 def in_words(clean: Barrier | None, robust: Barrier | None) -> str:
-    """Return in a sentence whether a barrier stands between the ends, and how high it is."""
+    """Return a sentence: whether there is a barrier between the ends, and how large it is."""
     if clean is None or robust is None:
-        return "The barrier between the ends is not known: nothing was measured between them."
+        return "There is no estimate of the barrier: no model between the ends was measured."
     seen = [
         f"{100 * b.drop:.1f} points of {kind} accuracy at gamma = {b.gamma:g} (95 % interval "
         f"{100 * b.low:.1f} to {100 * b.high:.1f})"
@@ -92,12 +90,11 @@ def in_words(clean: Barrier | None, robust: Barrier | None) -> str:
     ]
     if seen:
         return (
-            f"A barrier stands between the ends: {' and '.join(seen)} below the straight line "
+            f"There is a barrier between the ends: {' and '.join(seen)} below the straight line "
             "between them."
         )
-    most = max(0.0, clean.drop, robust.drop)
+    largest = 100 * max(0.0, clean.drop, robust.drop)
     return (
-        "No barrier between the ends: nowhere more than "
-        f"{100 * most:.1f} points below the straight line between them, in clean or robust "
-        "accuracy, and no more than these images leave open."
+        "No barrier was detected between the ends: the largest drop of clean or robust accuracy "
+        f"below the straight line between them is {largest:.1f} points, which is not significant."
     )

@@ -1,8 +1,9 @@
-"""The front between two ends as one object: measured, asked for a model, picked from."""
+"""The front between two ends as one object: it measures models and picks one of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from math import nan
 from pathlib import Path
 from shlex import quote
 from typing import Any, cast
@@ -15,9 +16,8 @@ from equipoise.errors import UserError
 from equipoise.evaluation.judge import Judge
 from equipoise.evaluation.protocol import Protocol
 from equipoise.fronts.held_out import HeldOut, same_images
-from equipoise.fronts.line import BatchNorms, End, Ends, model_at
-from equipoise.fronts.picked import Picked
-from equipoise.fronts.picking import Candidate, Choice, Constraint, Flags, Kind, choose
+from equipoise.fronts.line import BatchNorms, Ends, model_at
+from equipoise.fronts.picking import Choice, Constraint, Kind, Picked, choose
 from equipoise.fronts.record import FrontRecord, Point
 from equipoise.fronts.survey import DEFAULT, FARTHEST, Survey, check
 from equipoise.parsing import lines
@@ -25,7 +25,7 @@ from equipoise.plugins import command
 from equipoise.store.digests import model_digest, tensor_digest
 from equipoise.store.evaluations import FRONT
 from equipoise.store.runs import Run
-from equipoise.store.verdicts import UNREADABLE, Verdicts, read
+from equipoise.store.verdicts import UNREADABLE, Flags, Verdicts, read
 from equipoise.store.weight_names import PAIR
 from equipoise.terminal.progress import Console
 from equipoise.terminal.table import TextTable
@@ -37,7 +37,7 @@ PAPER = 0.4  # gamma at the end of the paper's training
 class Front:
     r"""The models :math:`(1 - \gamma) \theta_n + \gamma \theta_r` between two ends.
 
-    Everything is measured on held-out training images; no test image has a part in it.
+    Everything is measured on held-out training images, never on test images.
 
     Example:
         >>> front = eq.Front("runs/a3gt")
@@ -45,15 +45,15 @@ class Front:
         >>> model = front.pick(min_clean=0.85).model
 
     Arguments:
-        path: The run folder, whose held-out images and threat are used, and which keeps what is
-            measured.
+        path: The run folder, whose held-out images and threat are used; the measurements are
+            written to it.
         ends: The clean and the robust end: run folders, .safetensors files in them, or weights of
-            ``path`` by name. None: those that were measured, or else the run's learners.
+            ``path`` by name. None: those of the measured front, or else the run's learners.
         batchnorm: Statistics of BatchNorm between the ends: ``"average"``, or ``"estimate"``
-            on a mix of clean and adversarial training images. None: as was measured, or else
-            averaged.
+            on a mix of clean and adversarial training images. None: as in the measured front, or
+            else averaged.
         data_dir: The folder of the data; by default that of the training.
-        device: Where models are run.
+        device: The device that models are run on.
 
     Raises:
         UserError: If there are no two ends of one architecture.
@@ -70,20 +70,17 @@ class Front:
     ) -> None:
         self.run = Run.open(path)
         self.data_dir, self.device = data_dir, torch.device(device)
-        known = FrontRecord.read(self.run.path)
-        names = tuple(str(end) for end in ends or (known.ends if known else PAIR))
+        record = FrontRecord.read(self.run.path)
+        names = tuple(str(end) for end in ends or (record.ends if record else PAIR))
         if len(names) != 2:
             raise UserError(f"expected two ends, got {len(names)}")
         if batchnorm not in (None, "average", "estimate"):
             raise UserError(f"batchnorm must be average or estimate, got {batchnorm!r}")
         self.own = names == PAIR
-        named = (End.named(name, self.run) for name in names)
-        self.ends = Ends.of_run(self.run) if self.own else Ends(*named)
+        self.ends = Ends.of(self.run, names)
         same_images(self.run, [self.ends.clean.run, self.ends.robust.run])
-        stored: BatchNorms = "average"
-        if known is not None and known.batchnorm == "estimate":
-            stored = "estimate"
-        self.batchnorm: BatchNorms = batchnorm or stored
+        estimated = record is not None and record.batchnorm == "estimate"
+        self.batchnorm: BatchNorms = batchnorm or ("estimate" if estimated else "average")
 
     def __repr__(self) -> str:
         return self._shown().text()
@@ -92,7 +89,7 @@ class Front:
         return self._shown().html()
 
     def _shown(self) -> TextTable:
-        """Return what was measured, or that nothing was; nothing is measured for it."""
+        """Return the measured front, or a line that says why there is none."""
         try:
             return self.record.shown()
         except UserError as error:
@@ -106,41 +103,42 @@ class Front:
 
     @property
     def record(self) -> FrontRecord:
-        """What was measured between these ends.
+        """The measured front between these ends.
 
         Raises:
-            UserError: If nothing was.
+            UserError: If it was not measured.
         """
-        known = FrontRecord.read(self.run.path)
+        record = FrontRecord.read(self.run.path)
         again = f"measure it: {command('front', self.run.path)}"
-        if known is None:
+        if record is None:
             raise UserError(f"{self.run.path} has no measured front; {again}")
-        mine = tuple(end["sha256"] for end in self.ends.content())
-        if (known.sha256, known.batchnorm) != (mine, self.batchnorm):
+        digests = tuple(end["sha256"] for end in self.ends.content())
+        if (record.sha256, record.batchnorm) != (digests, self.batchnorm):
             between = "" if self.own else f" --ends {' '.join(map(quote, self.ends.names))}"
             raise UserError(
-                f"the front in {self.run.path} is another one (between {' and '.join(known.ends)} "
-                f"as they were then, batchnorm={known.batchnorm}); {again}{between}"
+                f"{self.run.path} has the front of other ends (earlier weights of "
+                f"{' and '.join(record.ends)}, batchnorm={record.batchnorm}); {again}{between}"
             )
-        return known
+        return record
 
     @property
     def points(self) -> tuple[Point, ...]:
-        """What was measured, by gamma."""
+        """The measured points, by gamma."""
         return self.record.points
 
     @property
     def marks(self) -> dict[float, str]:
-        """The places between a run's learners that have a meaning: its own gamma, the paper's."""
+        """The values of gamma with a meaning: that of the run's last round, and the paper's."""
         if not self.own:
             return {}
-        rounds = lines(self.run.path / "log.jsonl", _robust)
-        last = rounds[-1] if rounds else None
-        if last is None or not 0 <= last <= 1:
-            return {PAPER: "paper's gamma"}
+        rounds = lines(
+            self.run.path / "log.jsonl",
+            lambda line: float((line.get("weights") or {}).get("robust", nan)),
+        )
+        last, meaning = rounds[-1] if rounds else nan, "gamma of this run's last round"
         if abs(last - PAPER) < 1e-9:
-            return {PAPER: "gamma of this run's last round, and the paper's"}
-        return {float(last): "gamma of this run's last round", PAPER: "paper's gamma"}
+            return {PAPER: f"{meaning}, and the paper's"}
+        return ({last: meaning} if 0 <= last <= 1 else {}) | {PAPER: "paper's gamma"}
 
     def measure(
         self,
@@ -152,31 +150,31 @@ class Front:
         console: Console | None = None,
         **fields: Any,
     ) -> tuple[Point, ...]:
-        """Measure the front on held-out images; what is known is not measured again.
+        """Measure the front on held-out images; models that were measured are not measured again.
 
         Arguments:
-            protocol: How each model is attacked; None: by two short multi-step attacks, each on
-                what the ones before left, in the threat of the training.
-            points: How many models are measured at most.
+            protocol: How each model is attacked; None: by two short multi-step attacks, the second
+                one on images that are still robust, in the threat of the training.
+            points: The largest number of models to measure.
             beyond: How far to go beyond the ends; 0: not.
-            others: Run folders whose kept models are measured beside it.
+            others: Run folders whose kept models are also measured.
             console: Where progress is shown; None: nowhere.
-            fields: Fields of the protocol that are others: ``eps``, ``n``, ``attacks``, ...
+            fields: Fields of the protocol to replace: ``eps``, ``n``, ``attacks``, ...
 
         Returns:
-            The points, which are also kept in the run folder.
+            The points, which are also stored in the run folder.
         """
         check(points, beyond)
-        asked = replace(protocol or Protocol(attacks=DEFAULT), **fields)
+        protocol = replace(protocol or Protocol(attacks=DEFAULT), **fields)
         runs = [Run.open(other) for other in others]
         same_images(self.run, runs)
-        with _place(self.run).lock("measuring the front"):
+        with Run(self.run.path / FRONT).lock("measuring the front"):
             images = self.images
             threat = images.recipe.threat(images.dataset.eps)
             survey = Survey(
                 self.run,
                 self.ends,
-                asked.complete(threat.norm, threat.eps),
+                protocol.complete(threat.norm, threat.eps),
                 held_out=images.validation,
                 train=images.train,
                 batchnorm=self.batchnorm,
@@ -186,24 +184,25 @@ class Front:
             return survey.front(points, beyond, self.marks, runs).points
 
     def model(self, gamma: float) -> nn.Module:
-        r"""Return the model at a place of the line, in eval mode, on the CPU.
+        r"""Return the model at gamma, in eval mode, on the CPU.
 
         Arguments:
-            gamma: 0 is the clean end, 1 the robust one; up to 1 beyond either is allowed.
+            gamma: 0 is the clean end, 1 the robust one; in [-1, 2].
 
         Raises:
-            UserError: If it lies farther away.
+            UserError: If gamma is outside.
         """
         if not -FARTHEST <= gamma <= 1 + FARTHEST:
             raise UserError(
-                f"gamma must lie in [{-FARTHEST:g}, {1 + FARTHEST:g}], 0 being the clean and 1 "
-                f"the robust end, got {gamma}"
+                f"gamma must lie in [{-FARTHEST:g}, {1 + FARTHEST:g}] (0: the clean end, 1: the "
+                f"robust end), got {gamma}"
             )
         if self.batchnorm == "average":
             return self.ends.model(gamma)
-        known = self.record
-        how = Threat(cast(Norm, known.norm), known.eps), known.seed
-        return model_at(self.ends, gamma, self.batchnorm, self.images.train, *how).cpu()
+        record = self.record
+        threat = Threat(cast(Norm, record.norm), record.eps)
+        train = self.images.train
+        return model_at(self.ends, gamma, self.batchnorm, train, threat, record.seed).cpu()
 
     def pick(
         self,
@@ -218,53 +217,48 @@ class Front:
         """Return the best measured model that meets a constraint: see :func:`choose`.
 
         Arguments:
-            max_clean_drop: The most clean accuracy to lose against a reference: ``0.01`` or
-                ``"1%"``, as all accuracies here.
-            min_clean: The least clean accuracy.
-            min_robust: The least robust accuracy.
-            gamma: This model, whatever its accuracy.
-            reference: With ``max_clean_drop``: the accuracy to lose from.
+            max_clean_drop: The largest loss of clean accuracy against a reference: ``0.01`` or
+                ``"1%"``, like all accuracies here.
+            min_clean: The smallest clean accuracy.
+            min_robust: The smallest robust accuracy.
+            gamma: The model at this gamma, without a constraint on its accuracy.
+            reference: With ``max_clean_drop``: the clean accuracy that is the reference.
             standard: With ``max_clean_drop``: a run whose model is the reference. None: a
-                standard model that was measured beside the front.
+                standard model that was measured with the front.
 
         Raises:
             UserError: If not exactly one of the first four is given, or the reference is missing.
-            RunError: If no measured model meets the constraint; it names the nearest one.
+            RunError: If no measured model meets the constraint; the message names the nearest one.
         """
-        asked: dict[Kind, float | str | None] = {
+        options: dict[Kind, float | str | None] = {
             "max_clean_drop": max_clean_drop,
             "min_clean": min_clean,
             "min_robust": min_robust,
             "gamma": gamma,
         }
-        constraint = Constraint.of(asked, reference, None if standard is None else str(standard))
+        constraint = Constraint.of(options, reference, None if standard is None else str(standard))
         if constraint.kind == "gamma":
-            point = self._measured_at(constraint.value)
-            choice = Choice(constraint, constraint.value, point)
+            choice = Choice(constraint, constraint.value, self._measured_at(constraint.value))
         else:
-            record = self.record
-            paired: Flags | None = None
+            record, paired = self.record, None
             if constraint.kind == "max_clean_drop" and constraint.reference is None:
                 constraint, paired = self._standard(constraint, record)
-            candidates = []
-            for point in record.points:
-                found = self._verdicts(point)
-                candidates.append(Candidate(point, found.correct, found.robust))
-            choice = choose(constraint, candidates, paired)
+            measured = [(point, self._verdicts(point)) for point in record.points]
+            choice = choose(constraint, measured, paired)
         return self._picked(choice)
 
     def _picked(self, choice: Choice) -> Picked:
         model, record = self.model(choice.gamma), FrontRecord.read(self.run.path)
         if choice.point is not None and model_digest(model) != choice.point.sha256:
             raise UserError(
-                f"the model at gamma = {choice.gamma:g} is not the one that was measured; measure "
-                f"again: {command('front', self.run.path)}"
+                f"the model at gamma = {choice.gamma:g} has changed since it was measured; "
+                f"measure it again: {command('front', self.run.path)}"
             )
         origin: dict[str, Any] = {"ends": self.ends.content(), "batchnorm": self.batchnorm}
         if record is not None and choice.point is not None:
-            how = record.content()
+            content = record.content()
             keys = ("norm", "eps", "attacks", "n", "sample", "seed", "data", "barrier")
-            origin |= {key: how[key] for key in keys}
+            origin |= {key: content[key] for key in keys}
         return Picked(model, choice, self.run, origin)
 
     def _measured_at(self, gamma: float) -> Point | None:
@@ -273,24 +267,25 @@ class Front:
         return next((p for p in self.record.points if abs(p.gamma - gamma) < 1e-9), None)
 
     def _verdicts(self, point: Point) -> Verdicts:
+        path = self.run.path / point.file
         try:
-            found = read(self.run.path / point.file)
+            evaluation = read(path)
         except UNREADABLE:
-            found = None
-        if found is None or found.model_sha256 != point.sha256:
+            evaluation = None
+        if evaluation is None or evaluation.model_sha256 != point.sha256:
             raise UserError(
-                f"{self.run.path / point.file}, what was found at gamma = {point.gamma:g}, is "
-                f"damaged or gone; measure it again: {command('front', self.run.path)}"
+                f"{path}, the evaluation at gamma = {point.gamma:g}, is damaged or missing; "
+                f"measure it again: {command('front', self.run.path)}"
             )
-        return found.verdicts
+        return evaluation.verdicts
 
     def _standard(self, constraint: Constraint, record: FrontRecord) -> tuple[Constraint, Flags]:
-        """Return which images the reference model has right, and the constraint with its name."""
+        """Return the constraint with the reference, and which images that classifies correctly."""
         if constraint.standard is None:
             other = next((o for o in record.others if o.method == "standard"), None)
             if other is None:
                 raise UserError(
-                    "--max-clean-drop is a drop against what? Give a standard model with "
+                    "--max-clean-drop needs a reference: give a standard model with "
                     "--standard runs/standard, or its accuracy with --reference 0.93"
                 )
             return replace(constraint, standard=other.name), self._verdicts(other).correct
@@ -299,24 +294,8 @@ class Front:
         held_out, _ = drawn_again(self.images.validation, record.n, record.sample)
         if tensor_digest(held_out.pixels()) != record.data:
             raise UserError(
-                f"the held-out images are not those that the front in {self.run.path} was "
-                f"measured on; measure it again: {command('front', self.run.path)}"
+                f"the front in {self.run.path} was measured on other held-out images; measure it "
+                f"again: {command('front', self.run.path)}"
             )
         logits = Judge(run.model().to(self.device)).logits(held_out.pixels())
         return constraint, (logits.argmax(1) == held_out.y).cpu().numpy()
-
-
-def _robust(value: Mapping[str, Any]) -> float | None:
-    """Return the weight of the robust learner in a line of the log; None: it has none."""
-    weight = (value.get("weights") or {}).get("robust")
-    return None if weight is None else float(weight)
-
-
-def _place(run: Run) -> Run:
-    """Make the folder of what is measured, whose lock keeps other measurements away."""
-    folder = Run(run.path / FRONT)
-    try:
-        folder.path.mkdir(exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder.path}: {error.strerror}") from None
-    return folder

@@ -1,8 +1,8 @@
-"""Which runs can stand beside a front: those that have held out the same images."""
+"""The images of a run, and the check that other runs have held out the same ones."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -16,16 +16,8 @@ from equipoise.store.runs import Run
 _SPLIT = ("data", "limit", "validation")  # what decides which images are held out
 
 
-@dataclass(frozen=True, eq=False)
-class HeldOut:
-    """The images of a run: those it was trained on, and those it has held out.
-
-    Arguments:
-        recipe: The run's recipe.
-        dataset: Its data.
-        train: The images it was trained on.
-        validation: The images it has held out; of these a front is measured.
-    """
+class HeldOut(NamedTuple):
+    """The recipe and the data of a run, its training images and its held-out images."""
 
     recipe: Recipe
     dataset: Dataset
@@ -37,21 +29,22 @@ class HeldOut:
         """Read the images of a run.
 
         Raises:
-            UserError: If they are not found, or are not those it was trained on.
+            UserError: If the data are missing, or are not those of the training.
         """
         recipe = recipes.stored(run)
         dataset = data.load(recipe.data, data_dir or recipe.data_dir)
         trained = run.read_json("provenance.json").get("data", {}).get("sha256")
         if trained and trained != dataset.sha256:
             raise UserError(
-                f"{run.path} was trained on other data than is found now (checksums differ)"
+                f"{run.path} was trained on other data than those of {recipe.data} now (the "
+                "checksums differ)"
             )
         split = Split.of(recipe, dataset, device)
         return cls(recipe, dataset, split.train, split.validation)
 
 
 def same_images(run: Run, others: Sequence[Run]) -> None:
-    """Refuse runs that may have learned what another one has held out.
+    """Refuse runs that may have been trained on the held-out images of a run.
 
     Which images are held out follows from the data and from two settings of the recipe alone.
 
@@ -62,28 +55,29 @@ def same_images(run: Run, others: Sequence[Run]) -> None:
     Raises:
         UserError: If one was trained on other data, or held out other images.
     """
-    mine, problems = _split_of(run), []
+    here, problems = _split_of(run), []
     for other in others:
         if other.path.resolve() == run.path.resolve():
             continue
-        theirs = _split_of(other)
+        there = _split_of(other)
         different = [
-            f"{key} {theirs[key]} there, {mine[key]} here"
-            for key in mine
-            if mine[key] != theirs[key]
+            f"{key} {there[key]} there, {value} here"
+            for key, value in here.items()
+            if there.get(key, value) != value
         ]
         if different:
             problems.append(f"{other.path} ({'; '.join(different)})")
     if problems:
         raise UserError(
-            f"the images that {run.path} has held out may have been learned by "
-            f"{', '.join(problems)}: choose runs with the same {', '.join(_SPLIT)}"
+            f"held-out images of {run.path} may be training images of {', '.join(problems)}: "
+            f"choose runs with the same {', '.join(_SPLIT)}"
         )
 
 
 def _split_of(run: Run) -> dict[str, object]:
+    """Return what decides which images a run holds out, with the checksums of its data."""
     recipe = recipes.stored(run)
-    content = run.read_json("provenance.json").get("data", {}).get("sha256", {})
+    digests = run.read_json("provenance.json").get("data", {}).get("sha256", {})
     split: dict[str, object] = {key: getattr(recipe, key) for key in _SPLIT}
-    known = {key: content.get(key) for key in ("train_x", "train_y") if key in content}
+    known = {key: digests[key] for key in ("train_x", "train_y") if key in digests}
     return split | {"checksums": known} if known else split

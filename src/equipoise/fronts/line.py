@@ -3,8 +3,8 @@ r"""Two models of one architecture, and every model on the line between their we
 .. math:: \theta(\gamma) = (1 - \gamma) \, \theta_n + \gamma \, \theta_r
 
 with the clean end :math:`\theta_n` at 0 and the robust end :math:`\theta_r` at 1, as for
-``--weights gamma-0.4`` (:mod:`equipoise.store.weight_names`). Beyond the ends the line goes on;
-a variance of BatchNorm that would fall below 0 there is 0.
+``--weights gamma-0.4`` (:mod:`equipoise.store.weight_names`). The line continues beyond the ends;
+a variance of BatchNorm that would fall below 0 there is set to 0.
 
 References:
     | Robust Fine-tuning of Zero-shot Models, WiSE-FT (Wortsman et al., 2022)
@@ -12,6 +12,7 @@ References:
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -42,8 +43,8 @@ class End:
     """One end of the line.
 
     Arguments:
-        name: What it is called.
-        run: The folder its weights are from.
+        name: Its name, or its path.
+        run: The folder of its weights.
         model: The model, in eval mode, on the CPU.
     """
 
@@ -53,12 +54,12 @@ class End:
 
     @classmethod
     def named(cls, spec: str, run: Run) -> "End":
-        """Return the end that is given by name or path.
+        """Return an end by name or path.
 
         Arguments:
             spec: A run folder, for its kept model; a .safetensors file in one; or weights of
                 ``run`` by name, like ``round-005``.
-            run: The run folder whose weights have names.
+            run: The run folder.
         """
         path = Path(spec)
         if path.is_dir():
@@ -93,35 +94,35 @@ class Ends:
             raise UserError(
                 f"{self.clean.name} and {self.robust.name} are not of one architecture "
                 f"({'; '.join(problems)}): their weights cannot be mixed; choose two models that "
-                "differ in their training alone"
+                "differ only in their training"
             )
         if model_digest(self.clean.model) == model_digest(self.robust.model):
             raise UserError(
-                f"{self.clean.name} and {self.robust.name} have the same weights: there is "
-                "nothing between them (learners that took over the global model last are equal)"
+                f"{self.clean.name} and {self.robust.name} have the same weights: choose two "
+                "different models (after a hand-over in the last round, the learners are equal)"
             )
 
     @classmethod
-    def of_run(cls, run: Run) -> "Ends":
-        """Return the clean and the robust learner of a run.
+    def of(cls, run: Run, names: Sequence[str]) -> "Ends":
+        """Return two ends by name or path; :data:`PAIR` are the learners of the run.
 
         Raises:
-            UserError: If it does not have exactly these two.
+            UserError: If the learners are wanted, and the run does not have exactly these two.
         """
-        there = run.weights()
-        if not mixable(there):
-            what = f"it has {', '.join(there)}" if there else "it holds no model yet"
+        weights = run.weights()
+        if tuple(names) == PAIR and not mixable(weights):
+            stored = f"it has {', '.join(weights)}" if weights else "it has no weights yet"
             raise UserError(
-                f"{run.path} has no front of its own: that is between the learners of a finished "
-                f"run of exactly two ({' and '.join(PAIR)}), and {what}; name two models with "
+                f"{run.path} has no learners to measure a front between: a finished training of "
+                f"two learners has {' and '.join(PAIR)}, but {stored}; name two models with "
                 "--ends A B"
             )
-        clean, robust = (End(name, run, run.model(name)) for name in PAIR)
+        clean, robust = (End.named(name, run) for name in names)
         return cls(clean, robust)
 
     @property
     def names(self) -> tuple[str, str]:
-        """What the ends are called, the clean one first."""
+        """The names of the ends, the clean one first."""
         return self.clean.name, self.robust.name
 
     def content(self) -> list[dict[str, str]]:
@@ -132,7 +133,7 @@ class Ends:
         ]
 
     def model(self, gamma: float) -> nn.Module:
-        """Return a new model from the line, in eval mode, on the CPU, its statistics averaged."""
+        """Return a new model at gamma, in eval mode, on the CPU, its statistics averaged."""
         model = copy.deepcopy(self.robust.model)
         state = mix(self.clean.model.state_dict(), model.state_dict(), gamma)
         for name, value in state.items():
@@ -144,64 +145,45 @@ class Ends:
 def model_at(
     ends: Ends, gamma: float, batchnorm: BatchNorms, train: Images, threat: Threat, seed: int
 ) -> nn.Module:
-    """Return the model at a place of the line, on the device of the training images.
+    r"""Return the model at gamma, on the device of the training images.
+
+    BatchNorm statistics are estimated on a few batches. In each, a share :math:`\gamma` (in
+    [0, 1]) of the images is under a PGD-10 attack on the model with averaged statistics.
 
     Arguments:
         ends: The ends.
-        gamma: The place.
-        batchnorm: Statistics of BatchNorm: averaged, or estimated anew between the ends.
+        gamma: The share of the robust end.
+        batchnorm: Statistics of BatchNorm between the ends: averaged, or estimated.
         train: The training images.
-        threat: What the attack of the estimate is allowed.
-        seed: Chooses its images and draws.
-    """
-    model = ends.model(gamma).to(train.y.device)
-    if batchnorm == "estimate" and gamma not in (0, 1):
-        return reestimated(model, gamma, train, threat, seed)
-    return model
-
-
-def reestimated(
-    model: nn.Module, gamma: float, images: Images, threat: Threat, seed: int
-) -> nn.Module:
-    r"""Replace a mixed model's BatchNorm statistics by those on a mix of training images.
-
-    Of each of a few batches the share :math:`\gamma` (in [0, 1]) is under a PGD-10 attack on the
-    model as it was, the rest is clean: the mix that the model is meant for.
-
-    Arguments:
-        model: The model, changed in place; one without BatchNorm stays as it is.
-        gamma: How much the robust end counts in it.
-        images: The training images, on the device of the model.
-        threat: What the attack is allowed.
+        threat: The threat of the attack.
         seed: Chooses the images and the attack's draws.
     """
-    if not has_batchnorm(model):
+    model = ends.model(gamma).to(train.y.device)
+    if batchnorm == "average" or gamma in (0, 1) or not has_batchnorm(model):
         return model
-    device = next(model.parameters()).device
-    generator = torch.Generator(device=device).manual_seed(derived_seed(seed, "front"))
+    generator = torch.Generator(device=train.y.device).manual_seed(derived_seed(seed, "front"))
     attack = PGD(steps=STEPS, keep="last")
-    share = min(max(gamma, 0.0), 1.0)
     inputs = []
-    for batch in some_batches(images, min(BATCH, len(images)), generator, 1.0):
-        few = round(share * len(batch.y))
-        x, y = batch.x[:few], batch.y[:few]
+    for batch in some_batches(train, min(BATCH, len(train)), generator, 1.0):
+        count = round(min(max(gamma, 0.0), 1.0) * len(batch.y))
+        x, y = batch.x[:count], batch.y[:count]
         draws = KeyedDraws.of(x, seed)
-        inputs.append(torch.cat([attack(model, x, y, threat, draws=draws), batch.x[few:]]))
+        inputs.append(torch.cat([attack(model, x, y, threat, draws=draws), batch.x[count:]]))
     settle(model, inputs)
     return model
 
 
-def _differences(one: End, other: End) -> list[str]:
-    """Return in what two models differ beside their weights, a phrase each."""
-    first, second = (_description(end) for end in (one, other))
+def _differences(clean: End, robust: End) -> list[str]:
+    """Return in what the architectures of two models differ, a phrase each."""
+    first, second = (_description(end) for end in (clean, robust))
     problems = [
         f"{key} {first.get(key)} and {second.get(key)}"
-        for key in dict.fromkeys([*first, *second])
+        for key in first | second
         if first.get(key) != second.get(key)
     ]
     shapes = [
         {name: tuple(value.shape) for name, value in end.model.state_dict().items()}
-        for end in (one, other)
+        for end in (clean, robust)
     ]
     if not problems and shapes[0] != shapes[1]:
         problems.append("their weights have other names or shapes")

@@ -1,32 +1,26 @@
-r"""Which model of a measured front meets a constraint, said so that it also holds elsewhere.
+r"""Picking: which model of a measured front meets a constraint on the accuracy of all images.
 
-A constraint is on the accuracy of all images of a kind, of which n held-out ones were seen. Of m
-measured models the best that meets it is wanted, and the best of many is among other things the
-luckiest: a bound that holds for one model 95 times in 100 holds for a chosen one less often. So
-the lower bounds are made to hold *together*: with probability 0.95 for all m models at once,
-hence for whichever is chosen, by whatever rule. Neither that the front is monotone nor that it
-has no barrier is needed for that.
+The best of several measured models is also the luckiest one. So the lower bounds of all m models
+are made to hold together with probability 0.95; then they hold for the chosen one, by whatever
+rule it is chosen. Whether the front is monotone or has a barrier makes no difference.
 
-Bonferroni would take each bound at the level :math:`0.05 / m`. But neighbours answer nearly alike
-on the same images, and m models are far fewer independent chances than m. With :math:`R` the
-correlation of the models' verdicts over the images and :math:`Z \sim N(0, R)`, the level is
+Bonferroni would take the level :math:`0.05 / m` for each bound. But the verdicts of neighbours are
+correlated. With :math:`R` the correlation of the models' verdicts over the images and
+:math:`Z \sim N(0, R)`, the level is
 
 .. math:: \alpha' = 1 - \Phi(q), \qquad P(\max_j Z_j \le q) = 0.95,
 
-kept within :math:`[0.05 / m, 0.05]` (simultaneous inference by the largest statistic). At that
-level a model's bound is
+limited to :math:`[0.05 / m, 0.05]`. At that level the bound of a model is
 
-* for an accuracy, the exact one of Clopper and Pearson;
-* for a difference to a reference model on the same n images, of which b are right only there and c
-  only here, that of Bonett and Price,
+* for an accuracy: the exact one of Clopper and Pearson;
+* for the difference to a reference model on the same n images, with b images that only the
+  reference classifies correctly and c that only the model does: that of Bonett and Price,
   :math:`\tilde d - z \sqrt{(\tilde b + \tilde c - \tilde d^2) / (n + 2)}` with
   :math:`\tilde b = (b + 1) / (n + 2)`, :math:`\tilde c = (c + 1) / (n + 2)`,
-  :math:`\tilde d = \tilde c - \tilde b`: what both get right or wrong cancels.
+  :math:`\tilde d = \tilde c - \tilde b`.
 
-What the bounds do not cover: the images of the test set are a sample, too, so that a number
-measured on few of them can miss the constraint where the model meets it; a robust accuracy holds
-for the attacks of the front, and stronger ones find more; and places are added where the front
-is steep on the same images, which a band over dense places bears.
+The bounds do not cover that a test set is a sample, too, nor that stronger attacks than those of
+the front find more adversarial examples.
 
 References:
     | Simultaneous Inference in General Parametric Models (Hothorn, Bretz and Westfall, 2008)
@@ -39,20 +33,26 @@ References:
 """
 
 import math
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from equipoise.errors import RunError, UserError
 from equipoise.fronts.record import Point
 from equipoise.measures.statistics import interval
 from equipoise.parsing import share
+from equipoise.plugins import command
+from equipoise.store.digests import model_digest
+from equipoise.store.runs import PICKED, Run, is_free
+from equipoise.store.verdicts import Flags, Verdicts
 
 Kind = Literal["max_clean_drop", "min_clean", "min_robust", "gamma"]
-Flags = NDArray[np.bool_]
 
 ALPHA = 0.05  # the chance that any of the bounds is wrong
 DRAWS = 50_000  # of the largest of correlated normals
@@ -60,13 +60,13 @@ DRAWS = 50_000  # of the largest of correlated normals
 
 @dataclass(frozen=True)
 class Constraint:
-    """What a picked model has to be.
+    """The constraint that a picked model has to meet.
 
     Arguments:
-        kind: Which accuracy is bounded, or ``"gamma"``: none, the place is given.
-        value: The bound, as a fraction; the place itself.
-        reference: With ``"max_clean_drop"``: the accuracy that it is a drop from.
-        standard: Or the run whose model that is, on the same images.
+        kind: The accuracy that is bounded, or ``"gamma"``: gamma is given.
+        value: The bound, as a fraction; or gamma.
+        reference: With ``"max_clean_drop"``: the clean accuracy that the drop is measured from.
+        standard: Or the run whose model is the reference, on the same images.
     """
 
     kind: Kind
@@ -77,43 +77,45 @@ class Constraint:
     @classmethod
     def of(
         cls,
-        asked: Mapping[Kind, float | str | None],
+        options: Mapping[Kind, float | str | None],
         reference: float | str | None = None,
         standard: str | None = None,
     ) -> Self:
         """Return the one constraint that was given; accuracies as for :func:`share`.
 
         Arguments:
-            asked: Each kind with its value, or None.
-            reference: The accuracy that a drop is from.
-            standard: Or the run whose model that is.
+            options: Each kind with its value, or None.
+            reference: The accuracy that a drop is measured from.
+            standard: Or the run whose model is the reference.
 
         Raises:
             UserError: If there is none or more than one, or it can hold for no model.
         """
-        given = {kind: value for kind, value in asked.items() if value is not None}
+        given = {kind: value for kind, value in options.items() if value is not None}
         if len(given) != 1:
-            options = ", ".join(f"--{kind.replace('_', '-')}" for kind in asked)
+            expected = ", ".join(f"--{kind.replace('_', '-')}" for kind in options)
             got = " and ".join(f"--{kind.replace('_', '-')}" for kind in given) or "none"
-            raise UserError(f"expected exactly one of {options}; got {got}")
+            raise UserError(f"expected exactly one of {expected}; got {got}")
         ((kind, value),) = given.items()
-        problems, read = [], dict[str, float]()
+        problems, values = [], dict[str, float]()
         for name, number in (*given.items(), ("reference", reference)):
             if number is not None and name != "gamma":
                 try:
-                    read[name] = share(number, f"--{name.replace('_', '-')}")
+                    values[name] = share(number, f"--{name.replace('_', '-')}")
                 except UserError as error:
                     problems.append(str(error))
-        if read.get("max_clean_drop") == 1:
-            problems.append("--max-clean-drop of 1 is all accuracy; write one point as 0.01 or 1%")
+        if values.get("max_clean_drop") == 1:
+            problems.append(
+                "--max-clean-drop of 1 allows any accuracy; one percentage point is 0.01 or 1%"
+            )
         if kind != "max_clean_drop" and (reference is not None or standard is not None):
-            problems.append("a reference belongs to --max-clean-drop alone")
+            problems.append("--reference and --standard need --max-clean-drop")
         if reference is not None and standard is not None:
             problems.append("give --reference or --standard, not both")
         if problems:
             raise UserError("; ".join(problems))
-        bound = float(value) if kind == "gamma" else read[kind]
-        return cls(kind, bound, read.get("reference"), standard)
+        bound = float(value) if kind == "gamma" else values[kind]
+        return cls(kind, bound, values.get("reference"), standard)
 
     def __str__(self) -> str:
         if self.kind == "gamma":
@@ -125,34 +127,19 @@ class Constraint:
         return f"at most {100 * self.value:g} points of clean accuracy less than {source}"
 
 
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """A measured model.
-
-    Arguments:
-        point: What was measured.
-        correct: Which images are classified correctly, with shape (n,).
-        robust: Which of them stay correct under the attacks, with shape (n,).
-    """
-
-    point: Point
-    correct: Flags
-    robust: Flags
-
-
 @dataclass(frozen=True)
 class Choice:
     """A model that meets a constraint.
 
     Arguments:
         constraint: The constraint.
-        gamma: Where it is.
-        point: What was measured there; None where nothing was.
+        gamma: Its place on the line.
+        point: The measurement of this model; None if it was not measured.
         bound: The lower bound that meets the constraint: of an accuracy, or of the difference
-            to the reference (at or above minus the allowed drop); None without a constraint.
+            to the reference (at least minus the allowed drop); None without a constraint.
         level: The level of that bound, such that the bounds of all models hold together with
             probability 0.95; None without a constraint.
-        looked: How many models were looked at.
+        looked: The number of models it was chosen from.
     """
 
     constraint: Constraint
@@ -166,7 +153,7 @@ class Choice:
         point = self.point
         text = f"gamma = {self.gamma:g}"
         if point is None:
-            return f"{text}, where nothing was measured"
+            return f"{text}, which was not measured"
         text += (
             f": clean {point.clean_accuracy:.2%}, robust {point.robust_accuracy:.2%} on "
             f"{point.n} held-out images"
@@ -192,35 +179,38 @@ class Choice:
 
 
 def choose(
-    constraint: Constraint, candidates: Sequence[Candidate], reference: Flags | None = None
+    constraint: Constraint,
+    measured: Sequence[tuple[Point, Verdicts]],
+    reference: Flags | None = None,
 ) -> Choice:
     """Return the best model whose lower bound meets a constraint.
 
-    The best is the most robust one; where robust accuracy is what is bounded, the most accurate
-    one. Of equally good ones it is the better in the other accuracy, then that of the larger
+    The best is the most robust one; if robust accuracy is what is bounded, the most accurate one.
+    Of equally good ones it is the better one in the other accuracy, then the one with the larger
     bound.
 
     Arguments:
         constraint: The constraint on an accuracy.
-        candidates: The measured models.
-        reference: With a run as the reference: which images its model has right, with shape (n,).
+        measured: The measured models.
+        reference: With a run as the reference: which images its model classifies correctly, with
+            shape (n,).
 
     Raises:
-        RunError: If none meets it; it names the one whose bound is nearest.
+        RunError: If no model meets it; the message names the one with the largest bound.
     """
-    found, alpha = bounds(constraint, candidates, reference)
-    wanted = _wanted(constraint, reference)
-    first = "clean" if constraint.kind == "min_robust" else "robust"
+    lower, alpha = bounds(constraint, [verdicts for _, verdicts in measured], reference)
+    allowed = (0.0 if reference is not None else constraint.reference or 0.0) - constraint.value
+    wanted = allowed if constraint.kind == "max_clean_drop" else constraint.value
 
     def rank(i: int) -> tuple[int, int, float]:
-        point = candidates[i].point
-        counts = (point.clean, point.robust) if first == "clean" else (point.robust, point.clean)
-        return *counts, found[i]
+        clean, robust = measured[i][0].clean, measured[i][0].robust
+        first, second = (clean, robust) if constraint.kind == "min_robust" else (robust, clean)
+        return first, second, lower[i]
 
-    meeting = [i for i in range(len(candidates)) if found[i] >= wanted]
-    best = max(meeting, key=rank) if meeting else max(range(len(found)), key=found.__getitem__)
-    point = candidates[best].point
-    choice = Choice(constraint, point.gamma, point, found[best], alpha, len(candidates))
+    meeting = [i for i, bound in enumerate(lower) if bound >= wanted]
+    best = max(meeting, key=rank) if meeting else max(range(len(lower)), key=lower.__getitem__)
+    point = measured[best][0]
+    choice = Choice(constraint, point.gamma, point, lower[best], alpha, len(measured))
     if not meeting:
         raise RunError(
             f"{constraint} cannot be met; the nearest is {choice}. More held-out images or points "
@@ -230,30 +220,29 @@ def choose(
 
 
 def bounds(
-    constraint: Constraint, candidates: Sequence[Candidate], reference: Flags | None = None
+    constraint: Constraint, models: Sequence[Verdicts], reference: Flags | None = None
 ) -> tuple[list[float], float]:
-    """Return each model's lower bound of what is constrained, and the level of each.
+    """Return each model's lower bound of the constrained accuracy or difference, and its level.
 
     Together they hold with probability 0.95.
     """
     robust = constraint.kind == "min_robust"
-    right = [c.robust if robust else c.correct for c in candidates]
-    values = np.stack(right, 1).astype(np.float64)
+    correct = [model.robust if robust else model.correct for model in models]
+    values = np.stack(correct, 1).astype(np.float64)
     if reference is not None:
         values -= reference[:, None]
     alpha = level(values)
     if reference is not None:
         return [_difference(column, alpha) for column in values.T], alpha
-    n = len(values)
     counts = [int(column.sum()) for column in values.T]
-    return [interval(k, n, 1 - 2 * alpha)[0] for k in counts], alpha
+    return [interval(count, len(values), 1 - 2 * alpha)[0] for count in counts], alpha
 
 
 def level(values: NDArray[np.float64]) -> float:
     r"""Return the level of one bound at which those of all columns hold together.
 
     Arguments:
-        values: What was seen of n images (rows) of m models (columns), with shape (n, m).
+        values: The verdicts on n images (rows) of m models (columns), with shape (n, m).
 
     Returns:
         :math:`\alpha'`, between 0.05 / m and 0.05.
@@ -263,12 +252,12 @@ def level(values: NDArray[np.float64]) -> float:
     m = values.shape[1]
     if m == 1:
         return ALPHA
-    correlation = np.eye(m)  # of a column that is the same everywhere nothing is known
+    correlation = np.eye(m)  # a constant column has no correlation
     varied = np.flatnonzero(values.std(0) > 0)
     if len(varied) > 1:
         correlation[np.ix_(varied, varied)] = np.corrcoef(values[:, varied], rowvar=False)
-    sizes, directions = np.linalg.eigh(correlation)
-    root = directions * np.sqrt(np.clip(sizes, 0, None))
+    eigenvalues, eigenvectors = np.linalg.eigh(correlation)
+    root = eigenvectors * np.sqrt(np.clip(eigenvalues, 0, None))
     drawn = np.random.default_rng(0).standard_normal((DRAWS, m)) @ root.T
     q = float(np.quantile(drawn.max(1), 1 - ALPHA))
     return float(np.clip(ndtr(-q), ALPHA / m, ALPHA))
@@ -284,15 +273,74 @@ def _difference(column: NDArray[np.float64], alpha: float) -> float:
     return middle - z * math.sqrt((more + less - middle**2) / n)
 
 
-def _wanted(constraint: Constraint, reference: Flags | None) -> float:
-    """Return what a bound has to reach."""
-    if constraint.kind != "max_clean_drop":
-        return constraint.value
-    return (0.0 if reference is not None else constraint.reference or 0.0) - constraint.value
-
-
 def _bounded(constraint: Constraint, bound: float) -> str:
     if constraint.kind == "max_clean_drop" and constraint.standard is not None:
-        return f"95 % lower bound {100 * bound:+.2f} points of clean accuracy against it"
+        return (
+            f"95 % lower bound {100 * bound:+.2f} points of clean accuracy against the reference"
+        )
     what = "robust" if constraint.kind == "min_robust" else "clean"
     return f"95 % lower bound {bound:.2%} {what}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Picked:
+    """A model that was picked from a front.
+
+    Arguments:
+        model: The model, in eval mode, on the CPU.
+        choice: The constraint, the bound of the model and its measurement.
+        run: The run folder of the front.
+        origin: The ends of the front, and how it was measured.
+    """
+
+    model: nn.Module
+    choice: Choice
+    run: Run
+    origin: dict[str, Any] = field(repr=False)
+
+    def __repr__(self) -> str:
+        return f"Picked({str(self.choice)!r} of {str(self.run.path)!r})"
+
+    @property
+    def gamma(self) -> float:
+        """The place of the model on the line."""
+        return self.choice.gamma
+
+    def write(self, out: str | Path) -> Run:
+        """Write the model as the folder of a finished run.
+
+        Arguments:
+            out: The folder; it must not exist, or be empty.
+
+        Raises:
+            UserError: If it exists and is not empty, or cannot be written.
+        """
+        path = Path(out)
+        with Run(path).lock("making a run"):
+            return self._write(path)
+
+    def _write(self, path: Path) -> Run:
+        if not is_free(path):
+            raise UserError(f"{path} exists; choose another --out, or remove it")
+        recipe = (self.run.path / "recipe.yaml").read_text(encoding="utf-8")
+        run, digest = Run.create(path, recipe), model_digest(self.model)
+        try:
+            for name in ("config.json", "provenance.json"):
+                if (self.run.path / name).is_file():
+                    run.write_json(name, self.run.read_json(name))
+            run.write_model("model.safetensors", self.model.state_dict())
+            content = {
+                "format": 1,
+                "from": str(self.run.path),
+                **self.choice.content(),
+                "front": self.origin,
+                "sha256": digest,
+                "command": command("pick", self.run.path),
+            }
+            run.write_json(PICKED, content)
+            summary = {"finished": True, "rule": str(self.choice), "sha256": {"model": digest}}
+            run.write_json("summary.json", summary)
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)  # an incomplete folder would look like a run
+            raise
+        return run

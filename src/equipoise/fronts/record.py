@@ -1,4 +1,4 @@
-"""A measured front, as ``front.json`` in the run folder has it. No torch is imported."""
+"""A measured front, as it is written to ``front.json`` in the run folder. No torch."""
 
 import json
 from collections.abc import Mapping
@@ -19,24 +19,24 @@ FORMAT = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    r"""What was measured of the model :math:`(1 - \gamma) \theta_n + \gamma \theta_r`.
+    r"""The measurement of the model :math:`(1 - \gamma) \theta_n + \gamma \theta_r`.
 
     Arguments:
-        gamma: How much the robust end counts; outside [0, 1] the line goes on beyond an end. Of
-            the model of another run it says nothing.
-        n: How many images there are.
+        gamma: The share of the robust end; outside [0, 1] beyond an end. Without a meaning for
+            the model of another run.
+        n: The number of images.
         clean: How many of them are classified correctly.
-        robust: How many of these stay correct under every attack.
-        transferred: How many were fooled by examples of neighbouring points, before any search.
-        searched: How many the first attack was run on: the rest, or the correct ones.
-        forwards: Images that passed forward through the model in the searches.
+        robust: How many of these are classified correctly under every attack.
+        transferred: How many are misclassified with adversarial examples of neighbouring points.
+        searched: How many the first attack was run on.
+        forwards: Images that passed forward through the model in the attacks.
         backwards: Images that passed backward through it.
-        seconds: The time the searches took.
-        sha256: The checksum of the weights, as :func:`equipoise.store.runs.model_digest` has it.
+        seconds: The time of the attacks.
+        sha256: The checksum of the weights: :func:`equipoise.store.digests.model_digest`.
         file: The file of the verdicts and adversarial examples, from the run folder.
-        mark: What the place is, like ``gamma of this run's last round``; empty for most.
-        name: Of the model of another run its folder, as it was given.
-        method: Of the model of another run its method.
+        mark: A meaning of gamma, like ``gamma of this run's last round``; usually empty.
+        name: For the model of another run: its folder, as it was given.
+        method: For the model of another run: its method.
     """
 
     gamma: float
@@ -61,7 +61,7 @@ class Point:
 
     @property
     def robust_accuracy(self) -> float:
-        """The share of images that stay correct under the attacks, in [0, 1]: an upper bound."""
+        """The share of images that are correct under every attack, in [0, 1]: an upper bound."""
         return self.robust / self.n
 
     @property
@@ -75,7 +75,7 @@ class Point:
         return interval(self.robust, self.n)
 
     def content(self) -> dict[str, Any]:
-        """Return the point as plain values, accuracies and intervals among them."""
+        """Return the point as plain values, with accuracies and intervals."""
         names = ("clean_accuracy", "clean_interval", "robust_accuracy", "robust_interval")
         return asdict(self) | {name: getattr(self, name) for name in names}
 
@@ -84,7 +84,7 @@ class Point:
         """Return the point that plain values describe.
 
         Raises:
-            KeyError: If a value is missing; ``TypeError`` or ``ValueError`` if one will not do.
+            KeyError, TypeError, ValueError: If a value is missing or not valid.
         """
         kinds: dict[str, type] = {"gamma": float, "n": int, "clean": int, "robust": int}
         kinds |= {f.name: type(f.default) for f in fields(cls) if f.name not in kinds}
@@ -99,19 +99,19 @@ class FrontRecord:
     """A measured front.
 
     Arguments:
-        ends: What the ends are called, the clean one first.
+        ends: The names of the ends, the clean one first.
         sha256: The checksums of their weights.
         norm: The norm of the threat.
         eps: Its radius, in units of the input.
-        attacks: The attacks by name; each attacked what the ones before left.
+        attacks: The attacks by name; each attacks the images that are still robust.
         n: The number of held-out images.
         sample: Which of the held-out images.
         data: The checksum of these images.
-        batchnorm: Whether statistics of BatchNorm are averaged or estimated anew.
-        seed: The seed of all that is random.
-        points: What was measured, by gamma.
-        others: What was measured of the models of other runs.
-        clean_barrier: The barrier in clean accuracy; None where it is not known.
+        batchnorm: Whether statistics of BatchNorm are averaged or estimated.
+        seed: The seed of all random numbers.
+        points: The measured points, by gamma.
+        others: The measured models of other runs.
+        clean_barrier: The barrier in clean accuracy; None if it was not measured.
         robust_barrier: The barrier in robust accuracy.
         gallery: The file of a few images, from the run folder.
         classes: The names of the classes, by label.
@@ -141,16 +141,16 @@ class FrontRecord:
 
     @property
     def words(self) -> str:
-        """What the barrier says, in a sentence."""
+        """The barrier in a sentence."""
         return in_words(self.clean_barrier, self.robust_barrier)
 
     @property
     def attack(self) -> str:
-        """The attacks in a few words."""
+        """The attacks, joined by "then"."""
         return " then ".join(self.attacks) or "no attack"
 
     def label(self, point: Point) -> str:
-        """Return what a point is: an end, a marked place, or the model of another run."""
+        """Return the name of a point: an end, a mark, or the folder of another run."""
         if point.name:
             return point.name
         end = dict(zip((0.0, 1.0), self.ends, strict=True)).get(point.gamma, "")
@@ -187,8 +187,8 @@ class FrontRecord:
             name: [point.content() for point in getattr(self, name)]
             for name in ("points", "others")
         }
-        known = {"format": FORMAT, "split": "validation", "barrier": self.words}
-        return known | asdict(self) | points
+        head = {"format": FORMAT, "split": "validation", "barrier": self.words}
+        return head | asdict(self) | points
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Self:
@@ -207,7 +207,7 @@ class FrontRecord:
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """Return the front of a run folder; None where none was measured.
+        """Return the front of a run folder; None if it was not measured.
 
         Raises:
             UserError: If its file is damaged.
@@ -221,5 +221,5 @@ class FrontRecord:
             line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise UserError(
                 f"{path} is damaged ({line}); remove it and repeat {command('front', folder)}: "
-                "what was measured is kept beside it"
+                "the measured models are kept in front/"
             ) from None

@@ -1,7 +1,8 @@
-"""Measuring a front: each point is an evaluation on held-out images, stored when it is there."""
+"""Measuring a front: which models are measured, and their evaluations on held-out images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,6 @@ from equipoise.evaluation.protocol import Protocol
 from equipoise.evaluation.result import Result
 from equipoise.evaluation.search import TRANSFER
 from equipoise.fronts.barrier import barrier
-from equipoise.fronts.choice import following, initial
 from equipoise.fronts.line import BatchNorms, Ends, model_at
 from equipoise.fronts.record import FILE, FrontRecord, Point
 from equipoise.store.digests import model_digest, tensor_digest
@@ -27,22 +27,58 @@ from equipoise.store.evaluations import FRONT, Store
 from equipoise.store.runs import Run
 from equipoise.terminal.progress import Console
 
-# Quick and close to AutoAttack, where more steps of PGD are not: of 300 held-out images at
-# gamma = 0.4, 0.7 and 1 of short A3GT runs it left 5.3, 17.0 and 36.0 % on MNIST (eps 0.3; PGD-100
-# 8.3, 31.3 and 47.7, AutoAttack 4.7, 13.7 and 32.0) and 57.3, 64.0 and 66.0 % on Fashion-MNIST
-# (0.1; PGD-100 60.0, 65.0 and 66.7), for 7 to 56 gradients an image instead of 83 to 93.
+# Quick, and close to AutoAttack: on 300 held-out images at gamma = 0.4, 0.7 and 1 of short A3GT
+# runs the robust accuracy is 5.3, 17.0 and 36.0 % on MNIST (eps 0.3; under PGD-100 8.3, 31.3 and
+# 47.7, under AutoAttack 4.7, 13.7 and 32.0) and 57.3, 64.0 and 66.0 % on Fashion-MNIST (eps 0.1;
+# under PGD-100 60.0, 65.0 and 66.7), with 7 to 56 gradients an image; PGD-100 takes 83 to 93.
 DEFAULT = ("apgd-ce-20", "apgd-t-20(targets=3)")
 FARTHEST = 1.0  # how far beyond an end a model may be
+FINEST = 1 / 64  # the smallest distance of two values of gamma
+LEAST = 0.01  # neighbours whose accuracies differ by less need no point between them
 SHOWN = 8  # images of a gallery
 PICTURES = f"{FRONT}/gallery.safetensors"
 
 
-def check(points: int, beyond: float) -> None:
-    """Refuse numbers of models, and distances beyond the ends, that will not do.
+def initial(marked: Sequence[float], beyond: float) -> list[float]:
+    """Return the values of gamma that are always measured, the ends first.
 
-    Raises:
-        UserError: With all that is wrong.
+    Arguments:
+        marked: Values of interest, like a run's own gamma.
+        beyond: How far to go beyond the ends; 0: not.
     """
+    outside = [1 + beyond, -beyond] if beyond > 0 else []
+    return list(dict.fromkeys([1.0, 0.0, 0.5, *marked, *outside]))
+
+
+def following(points: Sequence[Point]) -> float | None:
+    r"""Return the next value of gamma: the middle of the neighbours that differ most.
+
+    Neighbours :math:`i, j` differ by :math:`\max(|A_i - A_j|, |R_i - R_j|)`, A clean and R robust
+    accuracy. Of equal differences the pair that is farthest apart is taken, then the one nearest
+    to the robust end.
+
+    Arguments:
+        points: The measured points, in any order.
+
+    Returns:
+        Gamma; None if all neighbours are closer than twice :data:`FINEST`, or differ by
+        :data:`LEAST` at most.
+    """
+    pairs = []
+    for a, b in pairwise(sorted(points, key=lambda point: point.gamma)):
+        difference = max(
+            abs(a.clean_accuracy - b.clean_accuracy), abs(a.robust_accuracy - b.robust_accuracy)
+        )
+        if difference > LEAST and b.gamma - a.gamma >= 2 * FINEST - 1e-12:
+            pairs.append((difference, b.gamma - a.gamma, a.gamma))
+    if not pairs:
+        return None
+    _, width, left = max(pairs)
+    return round(left + width / 2, 6)
+
+
+def check(points: int, beyond: float) -> None:
+    """Raise a UserError if the number of models or the distance beyond the ends is not valid."""
     problems = []
     if not 0 <= beyond <= FARTHEST:
         problems.append(f"beyond must lie in [0, {FARTHEST:g}], got {beyond}")
@@ -52,15 +88,15 @@ def check(points: int, beyond: float) -> None:
 
 
 class Survey:
-    """Measures a front and stores it; what is stored already is not measured again.
+    """Measures a front and stores it; stored evaluations are not repeated.
 
     Arguments:
-        run: The folder that it is stored in.
+        run: The run folder that it is stored in.
         ends: The two models.
         protocol: How each model is attacked, with its threat.
         held_out: The images that models are measured on, on the device of the search.
-        train: The training images, of which BatchNorm statistics may be estimated.
-        batchnorm: Statistics of BatchNorm: averaged, or estimated anew.
+        train: The training images, for estimates of BatchNorm statistics.
+        batchnorm: Statistics of BatchNorm between the ends: averaged, or estimated.
         classes: The names of the classes.
         console: Where progress is shown.
 
@@ -103,25 +139,25 @@ class Survey:
         """Measure a front, and write it to the run folder.
 
         Arguments:
-            points: How many models are measured at most.
+            points: The largest number of models to measure.
             beyond: How far to go beyond the ends; 0: not.
-            marks: Places that are measured in any case, with what they are.
-            others: Runs whose kept models are measured as the front is.
+            marks: Values of gamma that are always measured, with their meaning.
+            others: Runs whose kept models are measured in the same way.
         """
-        places = initial([*marks], beyond)
-        if len(places) > points:
+        gammas = initial([*marks], beyond)
+        if len(gammas) > points:
             raise UserError(
-                f"points must be at least {len(places)}, for "
-                f"{', '.join(f'{p:g}' for p in places)}, got {points}"
+                f"points must be at least {len(gammas)}, for "
+                f"{', '.join(f'{gamma:g}' for gamma in gammas)}, got {points}"
             )
-        for gamma in places:
+        for gamma in gammas:
             self.measure(gamma)
         while len(self.results) < points:
-            place = following([self.point(gamma) for gamma in self.results])
-            if place is None:
-                self.console.say("neighbours hardly differ: no further point is worth its cost")
+            following_gamma = following([self.point(gamma) for gamma in self.results])
+            if following_gamma is None:
+                self.console.say("no further points: the accuracies of neighbours hardly differ")
                 break
-            self.measure(place)
+            self.measure(following_gamma)
         for gamma in sorted(self.results):
             self.retry(gamma)
         record = self.record(marks, [self.other(other) for other in others])
@@ -129,13 +165,13 @@ class Survey:
         return record
 
     def measure(self, gamma: float) -> None:
-        """Evaluate the model at a place, or read what is stored of it."""
-        model, near = self._model(gamma), self._neighbours(gamma)
+        """Evaluate the model at gamma, or read its stored evaluation."""
+        model, examples = self._model(gamma), self._neighbours(gamma)
         self.digests[gamma] = digest = model_digest(model)
-        self.results[gamma] = self._evaluated(model, digest, near, f"gamma = {gamma:g}")
+        self.results[gamma] = self._evaluated(model, digest, examples, f"gamma = {gamma:g}")
 
     def retry(self, gamma: float) -> None:
-        """Try the examples of the neighbours that were measured since at a place."""
+        """Try the adversarial examples of neighbours that were measured after this gamma."""
         result, digest = self.results[gamma], self.digests[gamma]
         tried = evaluate_by(
             replace(self.protocol, attacks=()),
@@ -160,18 +196,18 @@ class Survey:
         return self._point(result, digest, name=name, method=method)
 
     def point(self, gamma: float, mark: str = "") -> Point:
-        """Return what was measured at a place."""
+        """Return the point at a measured gamma."""
         return self._point(self.results[gamma], self.digests[gamma], gamma, mark=mark)
 
     def record(self, marks: Mapping[float, str], others: Sequence[Point]) -> FrontRecord:
-        """Return the front as far as it was measured."""
-        (_, first), (_, last) = (end.values() for end in self.ends.content())
+        """Return the measured front."""
+        clean_digest, robust_digest = (end["sha256"] for end in self.ends.content())
         correct = {gamma: result.correct.numpy() for gamma, result in self.results.items()}
         robust = {gamma: result.robust.numpy() for gamma, result in self.results.items()}
         gammas = sorted(self.results)
         return FrontRecord(
             ends=self.ends.names,
-            sha256=(first, last),
+            sha256=(clean_digest, robust_digest),
             norm=self.protocol.threat.norm,
             eps=self.protocol.threat.eps,
             attacks=self.protocol.names,
@@ -193,7 +229,7 @@ class Survey:
         return model_at(self.ends, gamma, self.batchnorm, self.train, *how)
 
     def _neighbours(self, gamma: float) -> dict[str, Tensor]:
-        """Return the examples of the nearest measured point on either side."""
+        """Return the adversarial examples of the nearest measured point on each side."""
         below = max((g for g in self.results if g < gamma), default=None)
         above = min((g for g in self.results if g > gamma), default=None)
         near = sorted((g for g in (below, above) if g is not None), key=lambda g: abs(g - gamma))
@@ -203,20 +239,26 @@ class Survey:
         return Store.by_key(self.run, self.key | {"model_sha256": model})
 
     def _evaluated(
-        self, model: nn.Module, digest: str, neighbours: Mapping[str, Tensor], what: str
+        self, model: nn.Module, digest: str, neighbours: Mapping[str, Tensor], name: str
     ) -> Result:
-        """Return what is stored of a model, after evaluating it where nothing is.
+        """Return the stored result of a model, or evaluate it.
 
         Arguments:
             model: The model.
             digest: The checksum of its weights.
             neighbours: Adversarial examples of models nearby, which are tried first.
-            what: What the model is called.
+            name: The name of the model, for the console.
         """
-        store = self._store(digest)
-        finished, before = self._stored(store)
+        store, finished = self._store(digest), False
+        before: Result | None = None
+        if store.path.is_file():
+            try:
+                about, before, _ = store.read()
+                finished = bool(about["finished"])
+            except UserError as error:
+                self.console.warn(f"{error}: the model is measured again")
         if before is not None and finished:
-            result, how = before, "known"
+            result, how = before, "stored"
         else:
             result = evaluate_and_save(
                 self.protocol,
@@ -233,29 +275,18 @@ class Survey:
                 warm=True,
             )
             how = f"{sum(outcome.seconds for outcome in result.outcomes.values()):.1f} s"
-        if failed := [f for f in result.findings if f.status == "failed"]:
+        if failed := [finding for finding in result.findings if finding.status == "failed"]:
             raise RunError(f"{failed[0].message}; {failed[0].remedy}")
         point = self._point(result, digest)
         self.console.say(
-            f"{what}: clean {point.clean_accuracy:.2%}, robust {point.robust_accuracy:.2%}; "
-            f"{point.transferred} of {point.clean} fooled by neighbours' examples, "
-            f"{point.searched} searched  [{how}]"
+            f"{name}: clean {point.clean_accuracy:.2%}, robust {point.robust_accuracy:.2%}; of "
+            f"{point.clean} correct images, {point.transferred} misclassified with neighbours' "
+            f"examples, {point.searched} attacked  [{how}]"
         )
         return result
 
-    def _stored(self, store: Store) -> tuple[bool, Result | None]:
-        """Return what is stored of a model, and whether its evaluation is finished."""
-        if not store.path.is_file():
-            return False, None
-        try:
-            about, result, _ = store.read()
-        except UserError as error:
-            self.console.warn(f"{error}: it is measured again")
-            return False, None
-        return bool(about["finished"]), result
-
     def _about(self, digest: str) -> dict[str, Any]:
-        """Return what the evaluation of a model is of."""
+        """Return what identifies the evaluation of a model."""
         sample = {"n": len(self.y), "sample": self.sample.content()}
         model = {"weights": "model", "model_sha256": digest}
         return {**self.key, **sample, **model, "asked": self.protocol.content()}
@@ -280,7 +311,7 @@ class Survey:
         )
 
     def _gallery(self) -> str:
-        """Write the first image of each class in turn, for the report; return the file."""
+        """Write a few images of different classes for the report; return the file."""
         x, y = self.x.cpu().numpy(), self.y.cpu().numpy().astype(np.int64)
         turn = np.array([int((y[:i] == label).sum()) for i, label in enumerate(y)])
         rows = np.lexsort((np.arange(len(y)), y, turn))[:SHOWN].copy()

@@ -8,7 +8,7 @@ from equipoise import plugins
 from equipoise.errors import UserError
 from equipoise.fronts.front import Front
 from equipoise.fronts.line import BatchNorms
-from equipoise.fronts.picked import Picked
+from equipoise.fronts.picking import Picked
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.plugins import command
 from equipoise.store.runs import Run, is_free

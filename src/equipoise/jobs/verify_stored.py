@@ -22,11 +22,11 @@ from equipoise.evaluation.search import TRANSFER
 from equipoise.measures import distortion
 from equipoise.sample import Sample
 from equipoise.settings import recipe as recipes
-from equipoise.store.evaluations import Store
+from equipoise.store.evaluations import Store, summary_of
 from equipoise.store.records import stage_of
 from equipoise.store.runs import Run
-from equipoise.store.sealed import is_sealed
-from equipoise.store.verdicts import FOLDER, RECORDS, UNREADABLE, all_lines
+from equipoise.store.sealed import file_digest, is_sealed
+from equipoise.store.verdicts import FOLDER, RECORDS, UNREADABLE, all_lines, read
 from equipoise.threat import Norm, Threat
 from equipoise.version import __version__
 
@@ -150,7 +150,7 @@ def _summary(store: Store) -> Iterator[str]:
         content.pop("sha256", None)
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         whole, content = False, {}
-    expected = store.expected_summary()
+    expected = summary_of(read(store.path), file_digest(store.path))
     if not whole or not _same(content, expected):
         where = f": {_differs(content, expected)}" if whole else ""
         yield f"{store.summary.name} and {store.path.name} are not as they were written{where}"

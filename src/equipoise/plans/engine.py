@@ -1,10 +1,13 @@
-"""Plans as a job: shown with their cost, run on an executor, and their results written."""
+"""Plans as a job: shown with their cost, run in child processes, and their results written."""
 
+import os
 import shlex
 import signal
+import subprocess
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +19,7 @@ from equipoise.errors import RunError, UserError
 from equipoise.execution.form import fast
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device
-from equipoise.plans.executor import Executor, LocalProcesses
+from equipoise.plans import child_process
 from equipoise.plans.prepare import refuse_others
 from equipoise.plans.results import Experiment, Row
 from equipoise.plans.task import Task, merged
@@ -46,21 +49,21 @@ def run_plans(
     written: Callable[[Experiment, Row], None] = lambda experiment, content: None,
     ended: Callable[[bool], object],
 ) -> None:
-    """Show what is to be done, do it, and write the results; continue what was begun.
+    """Show the plan, run what is not finished yet, and write the results.
 
     Arguments:
-        experiments: What is made; they share the folder, its lock and their trainings.
-        folder: The folder of all of it.
+        experiments: The experiments; they share the folder, its lock and their trainings.
+        folder: The folder of all runs and results.
         title: The title of the plan.
         workers: How many tasks run at a time.
         plan_only: Whether to stop after the plan was shown.
         console: Where progress is shown.
         written: Called with each experiment whose ``results.json`` was written, and its content.
-        ended: Called at the end, also with tasks that failed; with whether it was interrupted.
+        ended: Called at the end, also if tasks failed; with whether a signal stopped it.
 
     Raises:
-        UserError: If the folder will not do; nothing was started.
-        RunError: If tasks failed or it was interrupted; all else is kept.
+        UserError: If the folder cannot be used; nothing was started.
+        RunError: If tasks failed or a signal stopped it; all results are kept.
     """
     tasks = merged(task for each in experiments for task in each.tasks)
     if workers < 1:
@@ -74,15 +77,13 @@ def run_plans(
         output().print(f"{_work(tasks, workers)}. Runs and results: {folder}", soft_wrap=True)
     if plan_only:
         return
-    busy = f"another plan is run in {folder}: waiting for it to save and end"
+    busy = f"another plan runs in {folder}: waiting until it has saved and stopped"
     lock = Run(folder).lock(
         "running a plan", "comparison", WAIT_SECONDS, lambda: console.say(busy)
     )
     with lock as handles:
         refuse_others(tasks)  # again: another command may have made them meanwhile
-        scheduler = Scheduler(
-            LocalProcesses(workers, handles), tasks, experiments, console, written
-        )
+        scheduler = Scheduler(tasks, experiments, workers, handles, console, written)
         scheduler.work()
         for experiment in experiments:
             experiment.failures = scheduler.failures
@@ -91,44 +92,47 @@ def run_plans(
     ended(bool(stopped))
     if stopped:
         raise RunError(
-            f"{stopped}: stopped with {scheduler.finished} of {len(tasks)} runs done; go on with: "
-            f"{experiments[0].command}"
+            f"{stopped}: stopped with {scheduler.finished} of {len(tasks)} runs done; continue "
+            f"with: {experiments[0].command}"
         )
     if failures:
         lines = "; ".join(f"{name}: {line}" for name, line in failures.items())
         logs = ", ".join(dict.fromkeys(shlex.quote(str(task.log.parent)) for task in tasks))
         raise RunError(
-            f"{len(failures)} of {len(tasks)} runs failed: {lines} (their logs are in {logs}; "
-            "a repeated command tries them again)"
+            f"{len(failures)} of {len(tasks)} runs failed: {lines} (logs: {logs}; to try them "
+            "again, repeat the command)"
         )
 
 
 class Scheduler:
-    """Runs the commands of tasks: those of a task in sequence, several tasks at a time.
+    """Runs the commands of tasks in child processes: several tasks at a time.
 
     Arguments:
-        executor: Where the commands run.
         tasks: All tasks; those that are finished count as progress.
-        experiments: The experiments whose results are written when a task of them is finished.
+        experiments: The experiments whose results are written when one of their tasks is finished.
+        workers: How many tasks run at a time, each with its share of the threads.
+        lock: Handles of the lock on the folder, which the processes hold until they end.
         console: Where progress is shown.
-        written: Called with each experiment whose results were written, and these.
+        written: Called with each experiment whose results were written, and these results.
     """
 
     def __init__(
         self,
-        executor: Executor,
         tasks: Sequence[Task],
         experiments: Sequence[Experiment],
+        workers: int,
+        lock: tuple[int, ...],
         console: Console,
         written: Callable[[Experiment, Row], None],
     ) -> None:
-        self.executor, self.console, self.every = executor, console, len(tasks)
+        self.workers, self.lock, self.console, self.every = workers, lock, console, len(tasks)
         self.experiments, self.written = experiments, written
         self.waiting = deque(task for task in tasks if task.step() is not None)
         self.finished = self.every - len(self.waiting)
         self.total = sum(task.cost for task in tasks)
         self.done = self.total - sum(task.cost for task in self.waiting)
-        self.running: dict[str, tuple[Task, list[str]]] = {}
+        self.running: dict[str, tuple[Task, list[str], subprocess.Popen[bytes]]] = {}
+        self.terminated = set[str]()  # a second SIGTERM would end a command without saving
         self.failures: dict[str, str] = {}
         self.stopped, self.killed = "", False
 
@@ -142,43 +146,50 @@ class Scheduler:
         """
         shown, whole = 0.0, 1e9  # seconds: progress is uneven, so the speed is that of all of it
         bar = self.console.progress(self.total, self._work(), unit="", period=whole)
-        with signals.handled(self._asked), bar as show:
+        with signals.handled(self._signal), bar as show:
             try:
                 while self.running or (self.waiting and not self.stopped):
-                    while self.waiting and self._free() and not self.stopped:
+                    while self.waiting and len(self.running) < self.workers and not self.stopped:
                         self._start(self.waiting.popleft())
                     for task, words, code in self._ended():
                         self._follow(task, words, code)
                     if self.stopped:
-                        self.executor.stop(now=self.killed)
+                        self._stop()
                     if time.monotonic() >= shown + SHOW_SECONDS:
                         show(self._work(), text=self._working())
                         shown = time.monotonic()
                     time.sleep(LOOK_SECONDS)
             finally:
-                self.executor.stop()
+                self._stop()
                 while self.running:
                     list(self._ended())
                     time.sleep(LOOK_SECONDS)
         if self.killed:
             raise KeyboardInterrupt
 
-    def _free(self) -> bool:
-        return len(self.running) < self.executor.slots
-
     def _start(self, task: Task) -> None:
         words = task.step()
-        if words is not None:
-            task.prepare()
-            with task.log.open("a", encoding="utf-8") as log:
-                log.write(f"$ {shlex.join(['equipoise', *words])}\n")
-            self.executor.submit(task, words)
-            self.running[task.name] = task, words
+        if words is None:
+            return
+        task.prepare()
+        with task.log.open("a", encoding="utf-8") as log:
+            log.write(f"$ {shlex.join(['equipoise', *words])}\n")
+        given = os.environ.get("OMP_NUM_THREADS", "")
+        cores = int(given) if given.isdigit() else os.cpu_count() or 1
+        environment = {"OMP_NUM_THREADS": str(max(1, cores // self.workers))}
+        if task.recipe.data_dir is not None:  # also if the run was begun with another folder
+            environment["EQUIPOISE_DATA"] = task.recipe.data_dir
+        process = spawn(words, task.log, environment, self.lock)
+        self.running[task.name] = task, words, process
+        self.terminated.discard(task.name)
 
     def _ended(self) -> Iterator[tuple[Task, list[str], int]]:
-        """Yield the commands that have ended, with their exit codes."""
-        for name, code in self.executor.poll().items():
-            yield *self.running.pop(name), code
+        """Yield the commands that have ended, with their exit codes (of a signal: negative)."""
+        for name, (task, words, process) in list(self.running.items()):
+            code = process.poll()
+            if code is not None:
+                del self.running[name]
+                yield task, words, code
 
     def _follow(self, task: Task, words: list[str], code: int) -> None:
         """Continue a task whose command has ended."""
@@ -197,7 +208,7 @@ class Scheduler:
             self._start(task)
 
     def _write(self, task: Task) -> None:
-        """Write the results of the experiments that a task belongs to, and say so in a line."""
+        """Write the results of the experiments that a task belongs to, and show them in a line."""
         rows = list[Row]()
         for experiment in self.experiments:
             if any(each.name == task.name for each in experiment.tasks):
@@ -210,21 +221,47 @@ class Scheduler:
         what = accuracies if judged == 1 else f"{judged} evaluations"
         self.console.say(f"{self.finished}/{self.every}  {task.name}: {what}")
 
-    def _asked(self, name: str) -> None:
-        """Remember a request to save and stop; the second one is to stop at once."""
+    def _signal(self, name: str) -> None:
+        """Save and stop at the first signal; stop at once at the second one."""
         self.killed = bool(self.stopped)
         self.stopped = name
-        self.executor.stop(now=self.killed)
+        self._stop()
+
+    def _stop(self) -> None:
+        """Terminate every command once, so that it saves; kill them all at the second signal."""
+        for name, (_, _, process) in self.running.items():
+            if self.killed:
+                process.kill()
+            elif name not in self.terminated:
+                self.terminated.add(name)
+                process.terminate()
 
     def _work(self) -> float:
-        begun = [*(task for task, _ in self.running.values()), *self.waiting]
+        begun = [*(task for task, *_ in self.running.values()), *self.waiting]
         return self.done + sum(task.done() for task in begun)
 
     def _working(self) -> str:
         if self.stopped:
             return "saving"
-        names = ", ".join(f"{name} ({_phase(words)})" for name, (_, words) in self.running.items())
+        names = ", ".join(f"{name} ({_phase(r[1])})" for name, r in self.running.items())
         return f"{names}, {len(self.waiting)} waiting" if self.waiting else names
+
+
+def spawn(
+    words: Sequence[str], log: Path, environment: Mapping[str, str], lock: tuple[int, ...]
+) -> subprocess.Popen[bytes]:
+    """Start ``equipoise WORDS``, which ends with this process and holds the handles of a lock."""
+    command = (sys.executable, "-P", child_process.__file__, str(os.getpid()), *words)
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            env=os.environ | environment,
+            process_group=0,  # Ctrl-C reaches this process only, which stops the others
+            pass_fds=lock,
+        )
 
 
 def _is_of(row: Row, task: Task) -> bool:
@@ -265,9 +302,9 @@ def _experiments(title: str, experiments: Sequence[Experiment]) -> "Table":
 
 
 def _work(tasks: Sequence[Task], workers: int) -> str:
-    """Return how many runs are done, and what the others take, with a rough time.
+    """Return how many runs are done, and the cost of the others in gradient evaluations and time.
 
-    The time follows from a short measurement of each kind of model.
+    The time is estimated from a short measurement of each kind of model.
     """
     left = [task for task in tasks if task.step() is not None]
     line = f"{len(tasks)} runs, {len(tasks) - len(left)} of them done"
@@ -285,7 +322,7 @@ def _work(tasks: Sequence[Task], workers: int) -> str:
     hours, rest = divmod(minutes, 60)
     roughly = f"{hours} h {rest:02d} min" if hours else f"{rest} min"
     return (
-        f"{line}; left are about {total:,.0f} gradient evaluations, roughly {roughly} with "
+        f"{line}; the others take about {total:,.0f} gradient evaluations, roughly {roughly} with "
         f"{workers} at a time"
     )
 

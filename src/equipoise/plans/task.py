@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from equipoise.attacks.core import cost
 from equipoise.errors import UserError
 from equipoise.evaluation.protocol import STAGED, Protocol
-from equipoise.fronts.choice import following
 from equipoise.fronts.record import FrontRecord
+from equipoise.fronts.survey import following
 from equipoise.parsing import lines
 from equipoise.sample import Sample
 from equipoise.settings.recipe import Recipe

@@ -53,13 +53,15 @@ def gallery(run: RunData, threat: Threat | None) -> Section | str | None:
         known = {"correct": judged.correct, "robust": judged.robust}
         known |= read_arrays(best.path, lambda name: name in _KNOWN)[1]
         with safe_open(str(best.path), framework="np") as file:
-            return _gallery(run.name, _Stored(best, known, file, best.classes or run.classes))
+            return _gallery(
+                run.name, _Stored(best, known, file, best.verdicts.classes or run.classes)
+            )
     except UNREADABLE as error:
         return f"The stored images could not be read ({reason(error)}); evaluate the run again."
 
 
 def _rank(evaluation: Evaluation, wanted: Threat | None) -> tuple[object, ...]:
-    shown, attacked = evaluation.threat == wanted, bool(evaluation.attacks)
+    shown, attacked = evaluation.threat == wanted, bool(evaluation.verdicts.told)
     finished, name = evaluation.finished, evaluation.name
     return attacked, shown, evaluation.threat[1], finished, evaluation.n, name
 
@@ -161,7 +163,7 @@ def _gallery(name: str, stored: _Stored) -> Section:
     _, channels, height, width = stored.file.get_slice("x").get_shape()
     typical, extreme = _rules(stored.known, 2 if max(height, width) > LARGE else 1)
     scale = _scale(stored, [i for rule in (*typical, *extreme) for i in rule[3]])
-    attacks = attack_names(evaluation.attacks)
+    attacks = attack_names([*evaluation.verdicts.told])
 
     def groups(rules: Sequence[Rule]) -> list[Section]:
         made = []

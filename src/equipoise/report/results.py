@@ -181,7 +181,7 @@ def record_table(
 
 
 def _record_cell(column: ResultColumn, record: Record) -> Cell:
-    value = column.value(record)
+    value = column.of(record)
     if column.name == "accuracy":
         return _accuracy(record)
     if column.name == "seconds":

@@ -1,16 +1,9 @@
-"""The store of verdicts: a file an evaluation, whole or not there, and sealed.
+"""The store of evaluations: for each a sealed file of tensors, whole or not there.
 
-``evaluations/NAME.safetensors`` holds inputs, labels, verdicts and every adversarial example; its
-metadata what the evaluation is of and what each attack did, sealed with a SHA-256 over all of
-it. Every number that is shown is counted from these verdicts: see
-:mod:`equipoise.store.verdicts`. It is written after every few batches, so that an interrupted
-evaluation goes on from there. ``NAME.json`` beside it is the same for people and programs, without
-the images: records, costs and findings, with the SHA-256 of both files in it. ``records.jsonl``
-has the records of all evaluations of the folder and is made anew each time. Programs here read the
-two only to compare them with the verdicts (:mod:`equipoise.jobs.verify`).
-
-The models of a front (``front/KEY.safetensors``) are evaluated on held-out images: their files are
-the same, without inputs, and named by all that the verdicts depend on.
+From ``evaluations/NAME.safetensors`` every number is counted (:mod:`equipoise.store.verdicts`); it
+is written again every few batches, so that an interrupted evaluation can continue. ``NAME.json``
+and ``records.jsonl`` are derived from it; only :mod:`equipoise.jobs.verify` reads them. The models
+of a front, in ``front/KEY.safetensors``, are stored in the same way, without inputs.
 """
 
 import hashlib
@@ -46,7 +39,7 @@ class Store:
 
     Arguments:
         run: The run folder.
-        name: The file's name, without its ending.
+        name: The name of the file, without its ending.
         folder: The folder in the run folder.
     """
 
@@ -55,27 +48,26 @@ class Store:
 
     @classmethod
     def of(cls, run: Run, threat: Threat, sample: Sample, which: str) -> "Store":
-        """Return the place of an evaluation on test images."""
-        other = "" if which == "model" else f"-{which}"
-        return cls(run, f"{threat.norm}-{threat.eps:.6g}-n{sample.n}-{sample.short}{other}")
+        """Return the store of an evaluation on test images."""
+        ending = "" if which == "model" else f"-{which}"
+        return cls(run, f"{threat.norm}-{threat.eps:.6g}-n{sample.n}-{sample.short}{ending}")
 
     @classmethod
     def by_key(cls, run: Run, key: Mapping[str, Any]) -> "Store":
-        """Return the place of a model of a front, by all that its verdicts depend on."""
+        """Return the store of a model of a front; the key has all that its verdicts depend on."""
         digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
         return cls(run, digest[:24], FRONT)
 
     @classmethod
     def all(cls, run: Run) -> list["Store"]:
-        """Return every evaluation on test images in a folder, by name."""
-        found = sorted((run.path / FOLDER).glob("*.safetensors"))
-        return [cls(run, path.stem) for path in found]
+        """Return the stores of all evaluations on test images in a folder, by name."""
+        return [cls(run, path.stem) for path in sorted((run.path / FOLDER).glob("*.safetensors"))]
 
     @property
     def which(self) -> str:
-        """Return the weights that were evaluated, as the file's name has them."""
-        known = re.fullmatch(r".+?-n\d+(?:-(?:[0-9a-f]{8}|first))?(?:-(.+))?", self.name)
-        return (known and known[1]) or "model"
+        """Return the name of the weights that were evaluated, from the name of the file."""
+        match = re.fullmatch(r".+?-n\d+(?:-(?:[0-9a-f]{8}|first))?(?:-(.+))?", self.name)
+        return (match and match[1]) or "model"
 
     @property
     def path(self) -> Path:
@@ -88,26 +80,25 @@ class Store:
         return self.path.with_suffix(".json")
 
     def lock(self) -> AbstractContextManager[object]:
-        """Lock this evaluation; to be taken before anything of it is read.
+        """Lock this evaluation; to be taken before any of its files is read.
 
         Raises:
-            UserError: If another process is at it.
+            UserError: If another process has the lock.
         """
-        what = f"evaluating {self.name}"
-        return Run(self.run.path / FOLDER).lock(what, self.name)
+        return Run(self.run.path / FOLDER).lock(f"evaluating {self.name}", self.name)
 
     @property
     def busy(self) -> bool:
-        """Tell whether a process seems to be at it: its files may be some of before, some new."""
+        """Return whether a process may be writing it, so that its files may not agree."""
         return (self.run.path / FOLDER / f".{self.name}.lock").exists()
 
     @property
     def finished(self) -> bool:
-        """Tell whether it is there, and at its end."""
+        """Return whether it exists and is finished."""
         return self.path.is_file() and bool(self.about()["finished"])
 
     def about(self) -> dict[str, Any]:
-        """Return what the stored evaluation is of, without a look at its tensors.
+        """Return the description of the stored evaluation; its tensors are not read.
 
         Raises:
             UserError: If the file cannot be read.
@@ -119,10 +110,10 @@ class Store:
             raise self._damaged(error) from None
 
     def read(self) -> tuple[dict[str, Any], Result, dict[str, Tensor]]:
-        """Return what the evaluation is of, what it found, and all tensors, verified.
+        """Return the description of the evaluation, its result, and all tensors, verified.
 
         Raises:
-            UserError: If the file is not as it was written.
+            UserError: If the file is damaged.
         """
         try:
             metadata, tensors = read_arrays(self.path, kind="pt")
@@ -133,13 +124,13 @@ class Store:
     def write(
         self, result: Result, x: Tensor, about: Mapping[str, Any], origin: Mapping[str, Any]
     ) -> None:
-        """Store a result, whole or not at all, and what is derived from it.
+        """Store a result, whole or not at all, and the files that are derived from it.
 
         Arguments:
             result: The result.
             x: The inputs; those of a front are not stored.
-            about: What the evaluation is of.
-            origin: Where it was made.
+            about: The description of the evaluation.
+            origin: Split, weights, checksums and versions.
         """
         tensors, metadata = _tensors(result), _metadata(result, about)
         if self.folder == FOLDER:
@@ -156,14 +147,11 @@ class Store:
             self.derive()
 
     def derive(self) -> None:
-        """Write what is derived from the verdicts: the summary, and the folder's records."""
-        self.run.write_json(f"{FOLDER}/{self.summary.name}", seal(self.expected_summary()))
+        """Write what follows from the verdicts: the summary, and the records of the folder."""
+        summary = summary_of(verdicts.read(self.path), file_digest(self.path))
+        self.run.write_json(f"{FOLDER}/{self.summary.name}", seal(summary))
         with self.run.lock("writing its records", "records", wait=60):
             self.run.write_lines(RECORDS, verdicts.all_lines(self.run.path))
-
-    def expected_summary(self) -> dict[str, Any]:
-        """Return what the summary must hold, counted from the verdicts, before it is sealed."""
-        return summary_of(verdicts.read(self.path), file_digest(self.path))
 
     def _damaged(self, error: Exception) -> UserError:
         line = " ".join(str(error).split())[:200]
@@ -171,7 +159,7 @@ class Store:
 
 
 def summary_of(evaluation: verdicts.Evaluation, digest: str) -> dict[str, Any]:
-    """Return the content of ``NAME.json``, for people and programs.
+    """Return the content of ``NAME.json`` before it is sealed.
 
     Arguments:
         evaluation: The evaluation.
@@ -190,30 +178,30 @@ def summary_of(evaluation: verdicts.Evaluation, digest: str) -> dict[str, Any]:
 
 
 def _about(text: str) -> dict[str, Any]:
-    """Return what an evaluation is of, with all that is asked of it later."""
+    """Return the description of an evaluation; raise a ValueError if part of it is missing."""
     content = dict(json.loads(text))
     wanted = {"n": int, "sample": dict, "weights": str, "norm": str, "eps": str}
     wanted |= {"model_sha256": str, "asked": dict, "finished": bool}
     wrong = [key for key, kind in wanted.items() if type(content.get(key)) is not kind]
     if wrong:
-        raise ValueError(f"it does not say {', '.join(wrong)}")
+        raise ValueError(f"expected {', '.join(wrong)} in its description")
     float(content["eps"])
     Sample.of_content(content["sample"])
     return content
 
 
 def left(
-    about: Mapping[str, Any], found: Sequence[Mapping[str, Any]], radii: Sequence[float]
+    about: Mapping[str, Any], every: Sequence[Mapping[str, Any]], radii: Sequence[float]
 ) -> list[float]:
-    """Return the radii that were asked for with an evaluation and are not at their end.
+    """Return the radii of the command of an evaluation that are not finished.
 
     Arguments:
-        about: What the evaluation is of.
-        found: What all evaluations of the same weights are of.
-        radii: Those that are wanted; none: all.
+        about: The description of the evaluation.
+        every: The descriptions of all evaluations of the same weights.
+        radii: The radii that are wanted; empty: all.
     """
-    same = [a for a in found if (a["sample"], a["norm"]) == (about["sample"], about["norm"])]
-    done = {float(one["eps"]) for one in same if one["finished"]}
+    same = [a for a in every if (a["sample"], a["norm"]) == (about["sample"], about["norm"])]
+    done = {float(a["eps"]) for a in same if a["finished"]}
     asked = dict.fromkeys([float(about["eps"]), *about["asked"]["radii"]])
     return [eps for eps in asked if eps not in done and (not radii or eps in radii)]
 

@@ -1,8 +1,7 @@
-"""What was measured under each attack, and the one declaration of the columns of results.
+"""The record of each attack, and the columns of results, which are declared only here.
 
-A column of results is declared here and nowhere else: ``records.jsonl``, the tables on the
-terminal and those of a report have what :data:`RESULT_COLUMNS` and :data:`STAGE_COLUMNS` say.
-No torch is imported.
+``records.jsonl``, the tables on the terminal and those of a report have :data:`RESULT_COLUMNS` and
+:data:`STAGE_COLUMNS`. No torch is imported.
 """
 
 import re
@@ -22,34 +21,35 @@ Flags = NDArray[np.bool_]
 
 
 def stage_of(name: str) -> tuple[str, str]:
-    """Return the ensemble and the stage that the name of an attack is of; of others nothing.
+    """Return the ensemble and the stage in the name of an attack; empty if it is no stage.
 
     Example:
         >>> stage_of("autoattack/fab-t"), stage_of("pgd-2(step_size=2/255)")
         (('autoattack', 'fab-t'), ('', ''))
     """
-    known = _STAGE.fullmatch(name)
-    return (known[1], known[2]) if known else ("", "")
+    match = _STAGE.fullmatch(name)
+    return (match[1], match[2]) if match else ("", "")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What was measured under one attack (or ``clean``, or ``worst-case``) at one radius.
+    """The result of one attack (or ``clean``, or ``worst-case``) at one radius.
 
     Arguments:
         attack: The name of the attack.
         norm: The norm of the threat.
         eps: Its radius.
-        verdict: Which images are classified correctly under the attack, with shape (N,); of a
+        verdict: Which images are classified correctly under the attack, with shape (N,); for a
             stage of an ensemble, under all stages up to it.
         y: The labels, with shape (N,).
         classes: The names of the classes, by label, or nothing.
-        outcomes: What is stored of each attack behind the record; of ``clean`` nothing.
-        stages: Of an ensemble its stages.
-        attacks: Of the worst case the attacks and ensembles behind it.
-        entered: Of a stage the number of images that were classified correctly before it.
-        alone: Of a stage the accuracy under it alone; None: it did not attack all correct images.
-        passes: The forward passes of a verdict.
+        outcomes: The stored outcomes of its attacks; empty for ``clean``.
+        stages: For an ensemble: its stages.
+        attacks: For the worst case: its attacks and ensembles.
+        entered: For a stage: the number of images that it attacked.
+        alone: For a stage: the accuracy under it alone; None if it attacked only some of the
+            correct images.
+        passes: The number of forward passes of a verdict.
         precision: The arithmetic of the search.
         seed: The seed of the attacks.
     """
@@ -71,17 +71,17 @@ class Record:
 
     @property
     def n(self) -> int:
-        """How many images there are."""
+        """The number of images."""
         return len(self.verdict)
 
     @property
     def robust(self) -> int:
-        """How many images are classified correctly."""
+        """The number of images that are classified correctly."""
         return int(self.verdict.sum())
 
     @property
     def broken(self) -> int:
-        """How many images a stage broke."""
+        """The number of images that a stage broke."""
         return self.entered - self.robust
 
     @property
@@ -96,7 +96,7 @@ class Record:
 
     @property
     def counts(self) -> dict[str, tuple[int, int]]:
-        """By class how many images there are, and how many of them are classified correctly."""
+        """The number of images by class, and how many of them are classified correctly."""
         table = {}
         for label in np.unique(self.y).tolist():
             of_class = self.verdict[self.y == label]
@@ -116,53 +116,53 @@ class Record:
 
     @property
     def threat(self) -> tuple[str, float] | None:
-        """Norm and radius; None where nothing was perturbed."""
+        """Norm and radius; None at radius 0."""
         return (self.norm, round(self.eps, 9)) if self.eps else None
 
     @property
     def finished(self) -> bool:
-        """Whether the attacks attacked all images that they were to attack."""
+        """Whether all attacks are finished."""
         return all(outcome["finished"] for outcome in self.outcomes)
 
     @property
     def entire(self) -> bool:
-        """Whether it is a measure by itself: a first stage attacked all correct images."""
+        """Whether its first stage attacked all correct images, or it has no stages."""
         first = self.stages[0] if self.stages else None
         return first is None or first.alone is not None or not first.finished
 
     @property
     def settings(self) -> str:
-        """The settings of a single attack, in words."""
+        """The settings of a single attack."""
         return str(self._single.get("settings", ""))
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What had to be changed in a single attack for the model, in sentences."""
+        """The changes of a single attack for this model, in sentences."""
         return tuple(self._single.get("notes", ()))
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What went wrong in a single attack, in sentences."""
+        """The problems of a single attack, in sentences."""
         return tuple(_warnings(self._single)) if self._single else ()
 
     @property
     def seconds(self) -> float:
-        """The time that the attacks took."""
+        """The time of the attacks."""
         return round(sum(float(outcome["seconds"]) for outcome in self.outcomes), 3)
 
     @property
     def forwards(self) -> int:
-        """How many images passed forward through the model."""
+        """The number of images that passed forward through the model."""
         return sum(int(outcome["forwards"]) for outcome in self.outcomes)
 
     @property
     def backwards(self) -> int:
-        """How many images passed backward through the model."""
+        """The number of images that passed backward through the model."""
         return sum(int(outcome["backwards"]) for outcome in self.outcomes)
 
     @property
     def _single(self) -> Mapping[str, Any]:
-        """What is stored of the one attack behind the record; of several nothing."""
+        """The stored outcome of a single attack; empty for several."""
         single = len(self.outcomes) == 1 and not self.stages and not self.attacks
         return self.outcomes[0] if single else {}
 
@@ -177,45 +177,37 @@ class ResultColumn:
 
     Arguments:
         name: Its key in ``records.jsonl``.
-        value: Its value, as JSON can hold it, from a :class:`Record`.
         title: Its head in a table; empty: no table shows it.
         text: Its text in a table, from a record as plain values.
-        optional: Whether a record in which it is empty leaves it out.
+        value: Its value in JSON, from a :class:`Record`; None: the attribute of that name.
+        optional: Whether it is left out of records in which it is empty.
     """
 
     name: str
-    value: Callable[[Record], Any]
     title: str = ""
     text: Callable[[Mapping[str, Any]], str] = lambda record: ""
+    value: Callable[[Record], Any] | None = None
     optional: bool = False
+
+    def of(self, record: Record) -> Any:
+        """Return its value in a record, as JSON can hold it."""
+        value = self.value(record) if self.value else getattr(record, self.name)
+        return list(value) if isinstance(value, tuple) else value
 
 
 def shown(columns: Sequence[ResultColumn], record: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a table shows of a record: the text of each column by its head.
+    """Return the row of a record in a table: the text of each column by its head.
 
     Arguments:
         columns: :data:`RESULT_COLUMNS` or :data:`STAGE_COLUMNS`.
-        record: The record as plain values; of a stage that of its ensemble's ``stages``.
+        record: The record as plain values, or one of the ``stages`` in it.
     """
     return {column.title: column.text(record) for column in columns if column.title}
 
 
 def _content(record: Record, columns: Sequence[ResultColumn]) -> dict[str, Any]:
-    values = {column.name: column.value(record) for column in columns}
-    optional = {column.name for column in columns if column.optional}
-    return {name: value for name, value in values.items() if value or name not in optional}
-
-
-def _per_class(record: Record) -> dict[str, dict[str, float]]:
-    return {
-        name: {"n": n, "robust": correct, "accuracy": correct / n}
-        for name, (n, correct) in record.counts.items()
-    }
-
-
-def _worst_class(record: Record) -> dict[str, Any] | None:
-    worst = record.worst_class
-    return worst and {"name": worst[0], "accuracy": worst[1]}
+    values = ((column, column.of(record)) for column in columns)
+    return {column.name: value for column, value in values if value or not column.optional}
 
 
 def _warnings(outcome: Mapping[str, Any]) -> list[str]:
@@ -232,12 +224,19 @@ def _warnings(outcome: Mapping[str, Any]) -> list[str]:
     return warnings
 
 
-def _name(record: Mapping[str, Any]) -> str:
+def _per_class(record: Record) -> dict[str, dict[str, float]]:
+    return {
+        name: {"n": n, "robust": correct, "accuracy": correct / n}
+        for name, (n, correct) in record.counts.items()
+    }
+
+
+def _name_text(record: Mapping[str, Any]) -> str:
     attacks = record.get("attacks")
     return f"{WORST} of {len(attacks)}" if attacks else str(record["attack"])
 
 
-def _bounds(record: Mapping[str, Any]) -> str:
+def _interval_text(record: Mapping[str, Any]) -> str:
     low, high = record["interval"]
     return f"{low:.1%} .. {high:.1%}"
 
@@ -247,56 +246,49 @@ def _worst_text(record: Mapping[str, Any]) -> str:
     return f"{worst['name']} {worst['accuracy']:.1%}" if worst else ""
 
 
-def _seconds(record: Mapping[str, Any]) -> str:
+def _seconds_text(record: Mapping[str, Any]) -> str:
     return f"{record['seconds']:.1f}" if record["seconds"] else ""
 
 
+def _alone_text(stage: Mapping[str, Any]) -> str:
+    return "" if stage["alone"] is None else f"{stage['alone']:.2%}"
+
+
 RESULT_COLUMNS: list[ResultColumn] = [
-    ResultColumn("attack", lambda r: r.attack, "attack", _name),
-    ResultColumn("settings", lambda r: r.settings),
-    ResultColumn("norm", lambda r: r.norm),
-    ResultColumn("eps", lambda r: r.eps),
-    ResultColumn("n", lambda r: r.n),
-    ResultColumn("robust", lambda r: r.robust),
-    ResultColumn("accuracy", lambda r: r.accuracy, "accuracy", lambda r: f"{r['accuracy']:.2%}"),
-    ResultColumn("interval", lambda r: list(r.interval), "95 % interval", _bounds),
-    ResultColumn("per_class", _per_class),
-    ResultColumn("worst_class", _worst_class, "worst class", _worst_text),
-    ResultColumn("seconds", lambda r: r.seconds, "seconds", _seconds),
-    ResultColumn("forwards", lambda r: r.forwards),
-    ResultColumn("backwards", lambda r: r.backwards),
-    ResultColumn("passes", lambda r: r.passes),
-    ResultColumn("precision", lambda r: r.precision),
-    ResultColumn("seed", lambda r: r.seed),
-    ResultColumn("notes", lambda r: list(r.notes)),
-    ResultColumn("warnings", lambda r: list(r.warnings)),
-    ResultColumn("attacks", lambda r: list(r.attacks), optional=True),
+    ResultColumn("attack", "attack", _name_text),
+    *map(ResultColumn, ("settings", "norm", "eps", "n", "robust")),
+    ResultColumn("accuracy", "accuracy", lambda r: f"{r['accuracy']:.2%}"),
+    ResultColumn("interval", "95 % interval", _interval_text),
+    ResultColumn("per_class", value=_per_class),
     ResultColumn(
-        "stages", lambda r: [_content(stage, STAGE_COLUMNS) for stage in r.stages], optional=True
+        "worst_class",
+        "worst class",
+        _worst_text,
+        lambda r: r.worst_class and dict(zip(("name", "accuracy"), r.worst_class, strict=True)),
+    ),
+    ResultColumn("seconds", "seconds", _seconds_text),
+    *map(ResultColumn, ("forwards", "backwards", "passes", "precision")),
+    *map(ResultColumn, ("seed", "notes", "warnings")),
+    ResultColumn("attacks", optional=True),
+    ResultColumn(
+        "stages",
+        value=lambda r: [_content(stage, STAGE_COLUMNS) for stage in r.stages],
+        optional=True,
     ),
 ]
-"""The columns of the results of an evaluation, a record an attack."""
+"""The columns of the results of an evaluation, a record for each attack."""
 
 STAGE_COLUMNS: list[ResultColumn] = [
-    ResultColumn("attack", lambda r: r.attack, "stage", lambda r: str(r["attack"])),
-    ResultColumn("entered", lambda r: r.entered, "attacked", lambda r: f"{r['entered']:,}"),
-    ResultColumn("broken", lambda r: r.broken, "broken", lambda r: f"{r['broken']:,}"),
-    ResultColumn("robust", lambda r: r.robust),
-    ResultColumn(
-        "accuracy", lambda r: r.accuracy, "robust so far", lambda r: f"{r['accuracy']:.2%}"
-    ),
-    ResultColumn("interval", lambda r: list(r.interval)),
-    ResultColumn(
-        "alone",
-        lambda r: r.alone,
-        "alone",
-        lambda r: "" if r["alone"] is None else f"{r['alone']:.2%}",
-    ),
-    ResultColumn("settings", lambda r: r.settings),
-    ResultColumn("notes", lambda r: list(r.notes)),
-    ResultColumn("finished", lambda r: r.finished),
-    ResultColumn("seconds", lambda r: r.seconds, "seconds", lambda r: f"{r['seconds']:.1f}"),
-    ResultColumn("forwards", lambda r: r.forwards, "forward", lambda r: f"{r['forwards']:,}"),
-    ResultColumn("backwards", lambda r: r.backwards, "backward", lambda r: f"{r['backwards']:,}"),
+    ResultColumn("attack", "stage", lambda r: str(r["attack"])),
+    ResultColumn("entered", "attacked", lambda r: f"{r['entered']:,}"),
+    ResultColumn("broken", "broken", lambda r: f"{r['broken']:,}"),
+    ResultColumn("robust"),
+    ResultColumn("accuracy", "robust so far", lambda r: f"{r['accuracy']:.2%}"),
+    ResultColumn("interval"),
+    ResultColumn("alone", "alone", _alone_text),
+    *map(ResultColumn, ("settings", "notes", "finished")),
+    ResultColumn("seconds", "seconds", lambda r: f"{r['seconds']:.1f}"),
+    ResultColumn("forwards", "forward", lambda r: f"{r['forwards']:,}"),
+    ResultColumn("backwards", "backward", lambda r: f"{r['backwards']:,}"),
 ]
 """The columns of the stages of an ensemble."""

@@ -1,7 +1,6 @@
-"""The verdicts of an evaluation, and the records that follow from them and from nothing else.
+"""The verdicts of an evaluation, from which every number in files, tables and reports is counted.
 
-Every number that is shown of an evaluation, in a table, in JSON, in ``records.jsonl`` or in a
-report, is counted here from the verdicts on each image. No torch is imported.
+No torch is imported.
 """
 
 import json
@@ -35,7 +34,7 @@ UNREADABLE = (
     ValueError,
     RecursionError,
 )
-"""What reading an evaluation raises."""
+"""The exceptions of reading an evaluation."""
 
 Flags = NDArray[np.bool_]
 
@@ -49,12 +48,12 @@ class Verdicts:
         eps: Its radius.
         y: The labels, with shape (N,).
         correct: Which clean inputs are classified correctly, with shape (N,).
-        verdict: Whether each image stays correct, by attack, each with shape (N,); a stage
-            of an ensemble is named ``ensemble/stage``.
-        attacked: Which images it attacked, by attack, each with shape (N,).
-        told: Everything else of an attack, as :attr:`equipoise.evaluation.Outcome.told` has it.
-        seed: The seed of the attacks' randomness.
-        passes: The forward passes of a verdict.
+        verdict: Whether each image is classified correctly, by attack, each with shape (N,); a
+            stage of an ensemble is named ``ensemble/stage``.
+        attacked: Whether each image was attacked, by attack, each with shape (N,).
+        told: The other fields of :class:`equipoise.evaluation.Outcome`, by attack.
+        seed: The seed of the attacks.
+        passes: The number of forward passes of a verdict.
         precision: The arithmetic of the search.
         classes: The names of the classes, or nothing.
     """
@@ -72,77 +71,75 @@ class Verdicts:
     classes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        """Refuse verdicts that are none.
-
-        Raises:
-            ValueError: If anything but a truth value an image is given.
-        """
+        """Raise a ValueError if types or shapes are wrong."""
         flags = [("clean images", self.correct), *self.verdict.items(), *self.attacked.items()]
         for name, value in flags:
             if value.dtype != np.bool_ or value.shape != self.y.shape:
-                raise ValueError(f"expected a verdict an image of {name}, got {value.dtype}")
+                raise ValueError(
+                    f"expected a verdict for each image of {name}, got {value.dtype} {value.shape}"
+                )
         if self.y.ndim != 1 or self.y.dtype.kind != "i":
             raise ValueError(f"expected whole numbers as labels, got {self.y.dtype}")
 
     @property
     def robust(self) -> Flags:
-        """Return which images stay correct under every attack, with shape (N,)."""
+        """Return which images are classified correctly under every attack, with shape (N,)."""
         return self._all(self.verdict)
 
     @property
     def ensembles(self) -> tuple[str, ...]:
         """Return the names of the ensembles that were run."""
-        found = (str(told["ensemble"]) for told in self.told.values())
-        return tuple(dict.fromkeys(name for name in found if name))
+        names = (str(told["ensemble"]) for told in self.told.values())
+        return tuple(dict.fromkeys(name for name in names if name))
 
     def stages(self, ensemble: str) -> list[str]:
         """Return the names of the stages of an ensemble, in their order."""
         return [name for name, told in self.told.items() if told["ensemble"] == ensemble]
 
     def alone(self, name: str) -> bool:
-        """Tell whether an attack met every correct image, so that its verdicts stand alone."""
+        """Return whether an attack attacked every correct image."""
         return bool((self.attacked[name] | ~self.correct).all())
 
     @property
     def whole(self) -> dict[str, Flags]:
-        """Return which images stay correct, by attack, each with shape (N,).
+        """Return which images are classified correctly, by attack, each with shape (N,).
 
-        There is one for every attack that attacked all correct images, and one for every
+        There is an entry for each attack that attacked all correct images, and one for each
         ensemble: the worst of its stages.
         """
-        found = {name: self.verdict[name] for name in self.told if self.alone(name)}
-        return found | {name: self._all(self.stages(name)) for name in self.ensembles}
+        single = {name: self.verdict[name] for name in self.told if self.alone(name)}
+        return single | {name: self._all(self.stages(name)) for name in self.ensembles}
 
     def only(self, names: Iterable[str]) -> "Verdicts":
         """Return the verdicts of some of the attacks and ensembles."""
         wanted = {*names}
         told = {
-            name: said
-            for name, said in self.told.items()
-            if (said["ensemble"] or name) in wanted or name in wanted
+            name: told
+            for name, told in self.told.items()
+            if (told["ensemble"] or name) in wanted or name in wanted
         }
         return replace(self, told=told, verdict={name: self.verdict[name] for name in told})
 
     def records(self) -> list[Record]:
         """Return a record for the clean accuracy, each attack and the worst case.
 
-        A stage of an ensemble has a record of its own where it attacked all correct images as
-        the others of its ensemble did; the ensemble's record has its stages either way.
+        A stage of an ensemble has a record of its own if every stage of that ensemble attacked
+        all correct images; the record of the ensemble has its stages in any case.
         """
         whole = self.whole
-        found = [self._record("clean", self.correct, [])]
+        records = [self._record("clean", self.correct, [])]
         for name, told in self.told.items():
             ensemble = told["ensemble"]
             if name in whole and (not ensemble or all(map(self.alone, self.stages(ensemble)))):
                 made = told.get("made", {})
                 how = {key: made[key] for key in ("precision", "seed") if key in made}
                 shown = self._shown(name) if ensemble else name
-                found.append(self._record(shown, self.verdict[name], [name], **how))
-        found += [self._ensemble(name) for name in self.ensembles]
+                records.append(self._record(shown, self.verdict[name], [name], **how))
+        records += [self._ensemble(name) for name in self.ensembles]
         if whole:
             names = dict.fromkeys(told["ensemble"] or name for name, told in self.told.items())
-            found.append(self._record(WORST, self.robust, [*self.told], attacks=tuple(names)))
-        return found
+            records.append(self._record(WORST, self.robust, [*self.told], attacks=tuple(names)))
+        return records
 
     def _all(self, names: Iterable[str]) -> Flags:
         left = self.correct.copy()
@@ -151,7 +148,7 @@ class Verdicts:
         return left
 
     def _shown(self, name: str) -> str:
-        """Return the name under which an attack is shown: a stage's own where it is free."""
+        """Return the name of a stage without its ensemble, if no other attack has that name."""
         short = stage_of(name)[1]
         taken = [n for n in self.told if n == short or n.endswith(f"/{short}")]
         return short if short and len(taken) == 1 else name
@@ -168,7 +165,7 @@ class Verdicts:
         return self._record(ensemble, left, names, stages=tuple(stages))
 
     def _record(self, attack: str, verdict: Flags, names: Sequence[str], **more: Any) -> Record:
-        """Return a record of the attacks that are named."""
+        """Return a record of some attacks."""
         usual = {"passes": self.passes, "precision": self.precision, "seed": self.seed}
         return Record(
             attack=attack,
@@ -184,19 +181,19 @@ class Verdicts:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A stored evaluation as far as its numbers go: one model, one threat, one sample of images.
+    """A stored evaluation without its images: one model, one threat, one sample of images.
 
     Arguments:
         path: Its file.
-        about: What it is of: weights, images, threat, and what was asked for.
-        origin: Where it was made, for its records: split, weights, checksums, versions.
+        about: Its description: weights, images, threat, and the protocol.
+        origin: Split, weights, checksums and versions.
         verdicts: The verdicts.
-        findings: The answers of its checks.
+        findings: The findings of its checks.
         memory: The most memory the process held, in bytes.
-        distance: How far each perturbed image is from the clean one, with shape (N,).
-        distortion: What :mod:`equipoise.measures.distortion` measured of each perturbed image, by
-            measure, each with shape (N,); nothing where that was not asked for.
-        dimensions: How many values an image has; 0 where no distortion was measured.
+        distance: The size of each perturbation in the norm of the threat, with shape (N,).
+        distortion: The values of :mod:`equipoise.measures.distortion` for each perturbed image, by
+            measure, each with shape (N,); empty if they were not measured.
+        dimensions: The number of values of an image; 0 if no distortion was measured.
     """
 
     path: Path
@@ -216,12 +213,12 @@ class Evaluation:
 
     @property
     def finished(self) -> bool:
-        """Whether it was run to its end."""
+        """Whether it is finished."""
         return bool(self.about.get("finished"))
 
     @property
     def failed(self) -> list[str]:
-        """The checks that failed: with one of them the numbers cannot be trusted."""
+        """The checks that failed; if there are any, the numbers cannot be trusted."""
         return [finding.check for finding in self.findings if finding.status == "failed"]
 
     @property
@@ -231,18 +228,18 @@ class Evaluation:
 
     @property
     def n(self) -> int:
-        """How many images there are."""
+        """The number of images."""
         return len(self.verdicts.y)
 
     @property
     def sample(self) -> Sample | None:
-        """Which images they are, where that is said."""
+        """Which images they are; None if that is not stored."""
         sample = self.about.get("sample")
         return Sample.of_content(sample) if sample else None
 
     @property
     def split(self) -> str:
-        """The part of the data that the images are of."""
+        """The split of the images."""
         return str(self.origin.get("split", "test"))
 
     @property
@@ -257,56 +254,46 @@ class Evaluation:
 
     @property
     def versions(self) -> Mapping[str, Any]:
-        """What it was made with: versions, device, command."""
+        """Versions, device and command."""
         return self.origin.get("versions") or {}
-
-    @property
-    def attacks(self) -> tuple[str, ...]:
-        """The names of its attacks; of stages of an ensemble ``ensemble/stage``."""
-        return tuple(self.verdicts.told)
-
-    @property
-    def classes(self) -> Sequence[str]:
-        """The names of the classes, or nothing."""
-        return self.verdicts.classes
 
     @cached_property
     def records(self) -> Sequence[Record]:
-        """The records, which are counted from the verdicts."""
+        """The records, counted from the verdicts."""
         return self.verdicts.records()
 
     @property
     def complete(self) -> list[Record]:
-        """The complete records: of an interrupted one neither ensembles nor the worst case."""
+        """The records without, if it is not finished, ensembles and the worst case."""
         return [r for r in self.records if self.finished or not (r.stages or r.attack == WORST)]
 
     @property
     def fooled(self) -> NDArray[Any]:
-        """How far the images that fooled the model are from the clean ones."""
+        """The size of the perturbation of each successful adversarial example."""
         broken = self.verdicts.correct & ~self.verdicts.robust
         distances: NDArray[Any] = self.distance[broken & np.isfinite(self.distance)]
         return distances
 
     def lines(self, score: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-        """Return its records as ``records.jsonl`` has them.
+        """Return its records as they are written to ``records.jsonl``.
 
         Arguments:
             score: The composite score of its worst case, one of :func:`scores`.
         """
         more = {**self.origin, "evaluation": self.name, "finished": self.finished}
         more["failed"] = self.failed
-        found = [{**record.content(), **more} for record in self.records]
-        for line in found:
+        lines = [{**record.content(), **more} for record in self.records]
+        for line in lines:
             if score is not None and line["attack"] == WORST:
                 line["cmmr"] = dict(score)
-        return found
+        return lines
 
 
 def read(path: Path) -> Evaluation:
     """Return a sealed evaluation.
 
     Raises:
-        Exception: One of :data:`UNREADABLE`, if it is not there, or not as it was written.
+        Exception: One of :data:`UNREADABLE`, if it is missing or damaged.
     """
     metadata, arrays = read_arrays(path, lambda name: name.startswith(_COUNTED))
     outcomes = json.loads(metadata["outcomes"])
@@ -343,9 +330,9 @@ def read(path: Path) -> Evaluation:
 def scores(evaluations: Iterable[Evaluation]) -> dict[str, dict[str, Any]]:
     """Return the composite scores of evaluations by their names, as plain values.
 
-    Those of one model on the same images in one norm are a sweep: what fooled the model within a
-    small radius counts in the larger ones. Only finished evaluations whose distortions were
-    measured have a score.
+    Evaluations of one model on the same images in one norm are a sweep: an adversarial example
+    within a small radius counts in the larger ones. Only finished evaluations whose distortions
+    were measured have a score.
 
     Source: :mod:`equipoise.measures.cmmr`.
     """
@@ -355,34 +342,31 @@ def scores(evaluations: Iterable[Evaluation]) -> dict[str, dict[str, Any]]:
             images = each.sample.sha256 if each.sample else each.about["data_sha256"]
             same = each.weights, each.model_sha256, images, each.n, each.verdicts.norm
             sweeps.setdefault(same, []).append(each)
-    found: dict[str, dict[str, Any]] = {}
-    for some in sweeps.values():
-        correct, norm = some[0].verdicts.correct.tolist(), some[0].verdicts.norm
+    by_name: dict[str, dict[str, Any]] = {}
+    for sweep in sweeps.values():
+        correct, norm = sweep[0].verdicts.correct.tolist(), sweep[0].verdicts.norm
         radii = {
             e.verdicts.eps: {"robust": e.verdicts.robust.tolist()}
             | {name: values.tolist() for name, values in e.distortion.items()}
-            for e in some
+            for e in sweep
         }
         try:
-            parts = cmmr.sweep(correct, radii, norm=norm, dimensions=some[0].dimensions)
-        except UserError:  # values that nobody measured; `equipoise verify` names them
+            parts = cmmr.sweep(correct, radii, norm=norm, dimensions=sweep[0].dimensions)
+        except UserError:  # impossible values, which `equipoise verify` reports
             continue
-        found |= {each.name: parts[each.verdicts.eps].to_dict() for each in some}
-    return found
+        by_name |= {each.name: parts[each.verdicts.eps].to_dict() for each in sweep}
+    return by_name
 
 
 def all_lines(folder: Path) -> list[dict[str, Any]]:
-    """Return the records of all sealed evaluations of a run folder, by evaluation and attack.
-
-    One that cannot be read has none.
-    """
-    found: list[Evaluation] = []
+    """Return the records of all readable evaluations of a run folder, by evaluation and attack."""
+    evaluations: list[Evaluation] = []
     for path in sorted((folder / FOLDER).glob("*.safetensors")):
         try:
             evaluation = read(path)
             if evaluation.records:  # counted here, so that a damaged file is left out
-                found.append(evaluation)
+                evaluations.append(evaluation)
         except UNREADABLE:
             continue
-    known = scores(found)
-    return [line for each in found for line in each.lines(known.get(each.name))]
+    by_name = scores(evaluations)
+    return [line for each in evaluations for line in each.lines(by_name.get(each.name))]
