@@ -242,7 +242,7 @@ def test_one_run_is_compared_with_many_by_the_area_of_each_seed(whole, given):
 
 def of_front(content, tmp_path):
     here = read(synthetic.put(tmp_path, content) / "front/results.json")
-    found = fronts.families(here.of(here.panels[0], weights=None))
+    found = fronts.families(here.of(here.panels[0]))
     return fronts.differences(found[fronts.ONE_RUN], found[fronts.RIVAL], 10)
 
 
@@ -470,7 +470,7 @@ def test_damaged_findings_are_named_in_one_line(given, tmp_path, kind):
 
 
 def test_a_file_cut_short_and_a_folder_without_findings(tmp_path):
-    with pytest.raises(UserError, match="found none; make them with"):
+    with pytest.raises(UserError, match="equipoise reproduce"):
         reproduction.build(tmp_path)
     (tmp_path / "fig2").mkdir()
     (tmp_path / "fig2" / "results.json").write_text('{"format": 2, "exper', encoding="utf-8")
@@ -631,7 +631,7 @@ def test_at_equal_robustness_clean_accuracy_decides(given, tmp_path):
     }
     level = min(max(r for _, r in points) for points in line.values())
     best = {e: max(c for c, r in points if r >= level) for e, points in line.items()}
-    known = training.lines(results.of(results.panels[0], weights=None), "training")
+    known = training.lines(results.of(results.panels[0]), "training")
     gaps = training.line_gaps(known, "a3gt")["fat"]
     assert gaps[0] == pytest.approx((level, best["a3gt"] - best["fat"]))
 

@@ -7,7 +7,7 @@ from equipoise.paper import figures, measures
 from equipoise.paper.measures import Rows
 from equipoise.paper.prose import prose
 from equipoise.paper.results import AUTOATTACK, CLEAN, WORST, PanelInfo
-from equipoise.paper.tables import Line, Numbers, number_cell, spread_cells, table
+from equipoise.paper.tables import Line, mean_cell, spread_cells, table
 from equipoise.report.content import Block, Cell, Picture, Table
 
 PAPERS_GAMMA, PAPERS_C = (1.0, 1.0, 1.0, 0.4), 5
@@ -34,8 +34,8 @@ def grid(rows: Rows) -> dict[Setting, Rows]:
     def order(setting: Setting) -> tuple[bool, list[float], int]:
         return setting[0] != PAPERS_GAMMA, [-value for value in setting[0]], setting[1]
 
-    found = sorted({key for key in keys if key is not None}, key=order)
-    return {setting: rows[[key == setting for key in keys]] for setting in found}
+    settings = sorted({key for key in keys if key is not None}, key=order)
+    return {setting: rows[[key == setting for key in keys]] for setting in settings}
 
 
 def _setting(settings: Mapping[str, Any]) -> Setting | None:
@@ -52,7 +52,7 @@ def merges(
 
     Arguments:
         settings: The settings of the training.
-        t_start: The round t', if one was found.
+        t_start: The round t', or None.
         rounds: The rounds of the training.
     """
     every = settings.get("every")
@@ -64,72 +64,72 @@ def merges(
 
 
 def _merges(rows: Rows) -> list[list[int] | None]:
-    models = rows[rows["attack"] == WORST]
-    columns = (models[name] for name in ("settings", "t_start", "rounds"))
-    return [merges(*values) for values in zip(*columns, strict=True)]
+    models = rows[rows["attack"] == WORST][["settings", "t_start", "rounds"]]
+    return [merges(*values) for values in models.itertuples(index=False)]
 
 
-def shown_attacks(found: Grid) -> list[str]:
+def shown_attacks(settings: Grid) -> list[str]:
     """Return clean accuracy and the attacks that Figure 5 shows, one of a kind, where present."""
-    run = _run(found)
-    kinds = (CLEAN, "pgd", "cw", AUTOATTACK)
-    chosen = (next((name for name in run if name.startswith(kind)), "") for kind in kinds)
-    return [name for name in chosen if name]
+    attacks = _attacks(settings)
+    chosen = [measures.named(attacks, kind) for kind in (CLEAN, "pgd", "cw", AUTOATTACK)]
+    return [name for name in chosen if name in attacks]
 
 
-def _run(found: Grid) -> list[str]:
-    return list(
-        dict.fromkeys(name for rows in found.values() for name in measures.evaluated(rows))
-    )
+def _attacks(settings: Grid) -> list[str]:
+    every = (name for rows in settings.values() for name in measures.evaluated(rows))
+    return list(dict.fromkeys(every))
 
 
-def means(found: Grid, attack: str) -> dict[Setting, float]:
+def means(settings: Grid, attack: str) -> dict[Setting, float]:
     """Return the mean accuracy of each setting that was attacked so."""
-    known = {setting: measures.accuracies(rows, attack) for setting, rows in found.items()}
-    return {setting: some.mean for setting, some in known.items() if some}
+    every = {setting: measures.accuracies(rows, attack) for setting, rows in settings.items()}
+    return {setting: accuracies.mean for setting, accuracies in every.items() if accuracies}
 
 
-def top(found: Grid, attack: str) -> tuple[Setting, float]:
+def top(settings: Grid, attack: str) -> tuple[Setting, float]:
     """Return the setting with the highest accuracy, and that accuracy."""
-    values = means(found, attack)
-    best = max(values, key=lambda setting: values[setting])
-    return best, values[best]
+    return max(means(settings, attack).items(), key=lambda item: item[1])
 
 
 def blocks(panel: PanelInfo, rows: Rows, name: str) -> list[Block]:
     """Return the heat maps, the table and the effect of both settings."""
-    found = grid(rows)
-    if not found:
+    settings = grid(rows)
+    if not settings:
         return [prose("nothing", title=panel.title)]
-    attacks = shown_attacks(found)
-    cells = [
-        some for a in attacks for mine in found.values() if (some := measures.accuracies(mine, a))
+    attacks = shown_attacks(settings)
+    widths = [
+        accuracies.half_width
+        for attack in attacks
+        for models in settings.values()
+        if (accuracies := measures.accuracies(models, attack))
     ]
-    unmerged = [s for s, mine in found.items() if all(some == [] for some in _merges(mine))]
+    unmerged = [s for s, models in settings.items() if all(m == [] for m in _merges(models))]
     return [
-        _picture(found, attacks, unmerged, panel, name),
-        _table(found, attacks, panel, f"{name}-settings"),
+        _picture(settings, attacks, unmerged, panel, name),
+        _table(settings, attacks, panel, f"{name}-settings"),
         prose(
             "ablation",
-            effects=[_effect(found, attack) for attack in attacks],
-            settings=len(found),
-            half=max(measures.half_width(some.mean, some.n) for some in cells),
+            effects=[_effect(settings, attack) for attack in attacks],
+            settings=len(settings),
+            half=max(widths),
             unmerged=[setting_text(setting) for setting in unmerged],
         ),
     ]
 
 
 def _picture(
-    found: Grid, attacks: Sequence[str], unmerged: Sequence[Setting], panel: PanelInfo, name: str
+    settings: Grid,
+    attacks: Sequence[str],
+    unmerged: Sequence[Setting],
+    panel: PanelInfo,
+    name: str,
 ) -> Picture:
-    def tile(setting: Setting) -> tuple[str, str]:
-        return schedule(setting[0]), str(setting[1])
-
-    maps = {a: {tile(s): mean for s, mean in means(found, a).items()} for a in attacks}
-    rows = list(dict.fromkeys(schedule(gamma) for gamma, _ in found))
-    columns = [str(c) for c in sorted({c for _, c in found})]
-    stars = [tile(setting) for setting in unmerged]
-    best = {attack: top(found, attack) for attack in attacks}
+    tiles = {setting: (schedule(setting[0]), str(setting[1])) for setting in settings}
+    maps = {a: {tiles[s]: mean for s, mean in means(settings, a).items()} for a in attacks}
+    rows = list(dict.fromkeys(row for row, _ in tiles.values()))
+    columns = [str(c) for c in sorted({c for _, c in settings})]
+    stars = [tiles[setting] for setting in unmerged]
+    best = {attack: top(settings, attack) for attack in attacks}
     return Picture(
         name,
         f"gamma and c, {panel.title}",
@@ -139,52 +139,51 @@ def _picture(
     )
 
 
-def _effect(found: Grid, attack: str) -> dict[str, Any]:
-    values = means(found, attack)
-    best, highest = top(found, attack)
+def _effect(settings: Grid, attack: str) -> dict[str, Any]:
+    values = means(settings, attack)
+    best, highest = top(settings, attack)
     papers = (PAPERS_GAMMA, PAPERS_C)
-    pairs = measures.paired(found.get(papers), found[best], attack)
+    pairs = measures.paired(settings.get(papers), settings[best], attack)
     ranges = []
     for fixed in (0, 1):
         groups: dict[object, list[float]] = {}
         for setting, mean in values.items():
             groups.setdefault(setting[fixed], []).append(mean)
         ranges.append(max(max(some) - min(some) for some in groups.values()))
+    compared = len(pairs) and values.get(papers) != highest
     return {
         "attack": attack,
         "best": setting_text(best),
         "highest": highest,
         "ties": sum(mean == highest for mean in values.values()) - 1,
-        "gap": None
-        if pairs.empty or values.get(papers) == highest
-        else pairs["difference"].mean(),
+        "gap": pairs["difference"].mean() if compared else None,
         "relation": measures.relation(pairs),
         "by_c": ranges[0],
         "by_gamma": ranges[1],
     }
 
 
-def _table(found: Grid, attacks: Sequence[str], panel: PanelInfo, name: str) -> Table:
-    stages = ("apgd", "fab", "squ")
-    every = list(dict.fromkeys([*attacks, *(a for a in _run(found) if not a.startswith(stages))]))
-    cells, lines, data = spread_cells(found, every), list[Line](), list[Numbers]()
-    for (gamma, c), mine in found.items():
-        models = mine[mine["attack"] == WORST]
-        counts = [len(some) for some in _merges(mine) if some is not None]
+def _table(settings: Grid, attacks: Sequence[str], panel: PanelInfo, name: str) -> Table:
+    whole = [a for a in _attacks(settings) if not a.startswith(("apgd", "fab", "squ"))]
+    attacks = list(dict.fromkeys([*attacks, *whole]))
+    cells, lines, data = spread_cells(settings, attacks), list[Line](), []
+    for (gamma, c), rows in settings.items():
+        models = rows[rows["attack"] == WORST]
+        counts = [len(rounds) for rounds in _merges(rows) if rounds is not None]
         starts = [*models["t_start"]]
         lines.append(
             {
                 "gamma": schedule(gamma),
                 "c": Cell(str(c), c),
                 "t′": Cell(", ".join("never" if t is None else str(t) for t in starts)),
-                "merges": number_cell(counts, "{:g}"),
+                "merges": mean_cell(counts, "{:g}".format),
                 **cells[gamma, c],
             }
         )
         texts = [" ".join("" if v is None else str(v) for v in some) for some in (starts, counts)]
         seeds = " ".join(map(str, models["seed"]))
-        shares = (cell.value for cell in cells[gamma, c].values() if isinstance(cell, Cell))
-        data.append((schedule(gamma), c, seeds, min(models["n"]), *texts, *shares))
-    head = ("gamma", "c", "seeds", "n", "t_start", "handovers", *every)
+        values = (cell.value for cell in cells[gamma, c].values())
+        data.append((schedule(gamma), c, seeds, min(models["n"]), *texts, *values))
+    head = " ".join(("gamma c seeds n t_start handovers", *attacks))
     notes = (prose("marks_note"), "Merges are counted by the rule of the recipe.")
     return table(name, f"gamma and c, {panel.title}", lines, head, data, *notes)

@@ -1,27 +1,34 @@
-"""Tables 2 and 3: accuracy by attack, A3GT compared image by image, and the paper's numbers."""
+"""Tables 2 and 3: accuracy by attack, pairs image by image, the paper's numbers, trade-off."""
 
 import math
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 
-from equipoise.paper import measures, tradeoff
-from equipoise.paper.measures import Rows
+from equipoise.measures.statistics import front
+from equipoise.paper import figures, measures
+from equipoise.paper.measures import Accuracies, Rows, area, average, group, mean_pair, pairs_of
 from equipoise.paper.prose import prose, seeds_text, signed
 from equipoise.paper.results import AUTOATTACK, CLEAN, WORST, PanelInfo
 from equipoise.paper.tables import (
+    AREA,
     Line,
-    Numbers,
     listed_cell,
-    number_cell,
+    mean_cell,
     percent_cell,
-    points_cell,
     spread_cells,
     table,
 )
 from equipoise.report import wording
-from equipoise.report.content import Block, Cell, Table, file_name
+from equipoise.report.content import Block, Cell, Picture, Table, file_name
 
 A3GT = "a3gt"
 RIVALS = ("generalist", "pgd-at-averaged", "mix-at-25", "mix-at-50", "a3gt-paper")
+FAMILIES = {  # which entries belong together: patterns of their names
+    "mixed AT": ("standard", "mix-at-*", "pgd-at-averaged"),
+    "A3GT": ("a3gt",),
+    "Generalist": ("generalist",),
+    "all": ("*",),
+}
 Entries = Mapping[str, Rows]
 
 # What the paper states in its text: table, dataset, entry, attack (or how its name begins),
@@ -45,84 +52,87 @@ STATED = (
 def blocks(panel: PanelInfo, rows: Rows, name: str) -> list[Block]:
     """Return for each radius the accuracies, the comparisons and the trade-off."""
     rows = rows[rows["weights"] == "model"]
-    every = measures.radii(rows) or list(panel.eps[:1])
-    made: list[Block] = []
-    for eps in every:
-        mine = rows[rows["eps"] == eps]
-        entries = measures.group(mine, "entry")
-        own = f"{name}-eps-{file_name(wording.eps_text(eps))}" if len(every) > 1 else name
-        title = f"{panel.title}, eps {eps:.4g}" if len(every) > 1 else panel.title
-        made.append(_accuracy(panel, mine, own, title))
-        made += _beside_paper(name, panel, entries, eps, own)
-        made += _pairs(entries, f"{own}-pairs", title)
-        made += tradeoff.blocks(panel, entries, own, title)
-    return made
+    radii = measures.radii(rows) or list(panel.eps[:1])
+    parts: list[Block] = []
+    for eps in radii:
+        at_eps = rows[rows["eps"] == eps]
+        entries = group(at_eps, "entry")
+        base, title = name, panel.title
+        if len(radii) > 1:
+            base = f"{name}-eps-{file_name(wording.eps_text(eps))}"
+            title = f"{title}, eps {eps:.4g}"
+        parts.append(_accuracy(panel, at_eps, base, title))
+        parts += _paper_numbers(name.partition("-")[0], panel, entries, eps, base)
+        parts += _pairs(entries, base, title)
+        parts += _tradeoff(panel, entries, base, title)
+    return parts
 
 
 def _accuracy(panel: PanelInfo, rows: Rows, name: str, title: str) -> Table:
     attacks = list(dict.fromkeys([CLEAN, *panel.attacks, *measures.evaluated(rows)]))
-    entries = dict.fromkeys(panel.entries, rows[:0]) | measures.group(rows, "entry")
-    cells, lines, data = spread_cells(entries, attacks), list[Line](), list[Numbers]()
-    for entry, mine in entries.items():
-        models = mine[mine["attack"] == WORST]
-        costs = {head: number_cell(models[column]) for head, column in _COSTS.items()}
+    entries = dict.fromkeys(panel.entries, rows[:0]) | group(rows, "entry")
+    cells, lines, data = spread_cells(entries, attacks), list[Line](), []
+    for entry, of_entry in entries.items():
+        models = of_entry[of_entry["attack"] == WORST]
+        costs = {
+            "gradient evaluations": mean_cell(models["gradient_evaluations"]),
+            "training, s": mean_cell(models["training_seconds"]),
+            "evaluation, s": mean_cell(models["seconds"]),
+        }
         seeds = seeds_text(models["seed"], panel.seeds)
         lines.append({"entry": entry, "seeds": seeds, **cells[entry], **costs})
-        known = [measures.accuracies(mine, attack) for attack in attacks]
-        numbers = [number for some in known for number in (some.numbers if some else [None] * 5)]
-        first = (entry, " ".join(map(str, models["seed"])), min(models["n"], default=None))
-        data.append((*first, *numbers, *(cell.value for cell in costs.values())))
+        numbers: list[float | None] = []
+        for attack in attacks:
+            a = measures.accuracies(of_entry, attack)
+            numbers += (a.mean, min(a.values), max(a.values), *a.interval) if a else [None] * 5
+        seeds_of, n = " ".join(map(str, models["seed"])), min(models["n"], default=None)
+        data.append((entry, seeds_of, n, *numbers, *(cell.value for cell in costs.values())))
     ends = ("", "_lowest", "_highest", "_low95", "_high95")
-    head = ["entry", "seeds", "n", *(f"{a}{end}" for a in attacks for end in ends)]
-    head += ["gradient_evaluations", "training_seconds", "evaluation_seconds"]
+    heads = ["entry", "seeds", "n", *(f"{a}{end}" for a in attacks for end in ends)]
+    head = " ".join(heads) + " gradient_evaluations training_seconds evaluation_seconds"
     note = prose("accuracy_note", sizes=sorted({*rows["n"]}), seeds=panel.seeds)
     return table(name, f"Accuracy by attack, {title}", lines, head, data, note)
 
 
-_COSTS = {
-    "gradient evaluations": "gradient_evaluations",
-    "training, s": "training_seconds",
-    "evaluation, s": "seconds",
-}
-
-
 def _pairs(entries: Entries, name: str, title: str) -> list[Block]:
-    lines, data = list[Line](), list[Numbers]()
-    for rival in (name for name in RIVALS if name in entries):
+    lines, data = list[Line](), []
+    for rival in (rival for rival in RIVALS if rival in entries):
         for attack in (CLEAN, AUTOATTACK):
             pairs = measures.paired(entries.get(A3GT), entries[rival], attack)
             if pairs.empty:
                 continue
-            p = ["<0.001" if p < 0.001 else f"{p:.3f}" for p in pairs["p"]]
-            line: Line = {"against": rival, "under": attack}
-            line["difference, points"] = points_cell(list(pairs["difference"]))
-            line["only a3gt"] = listed_cell(pairs["only_first"])
-            line["only other"] = listed_cell(pairs["only_second"])
-            line |= {"p": listed_cell(pairs["p"], p), "a3gt is": measures.relation(pairs)}
-            lines.append(line)
-            columns = ("seed", "difference", "only_first", "only_second", "p")
-            rows = zip(*(pairs[column] for column in columns), strict=True)
-            data += [(rival, attack, *row) for row in rows]
+            lines.append(
+                {
+                    "against": rival,
+                    "under": attack,
+                    "difference, points": mean_cell(pairs["difference"], signed, span=True),
+                    "only a3gt": listed_cell(pairs["only_first"]),
+                    "only other": listed_cell(pairs["only_second"]),
+                    "p": listed_cell(pairs["p"], lambda p: "<0.001" if p < 0.001 else f"{p:.3f}"),
+                    "a3gt is": measures.relation(pairs),
+                }
+            )
+            numbers = pairs.drop(columns="n").itertuples(index=False)
+            data += [(rival, attack, *row) for row in numbers]
     if not lines:
         return []
-    head = ("against", "attack", "seed", "difference", "only_a3gt", "only_other", "p")
+    head = "against attack seed difference only_a3gt only_other p"
     heading = f"A3GT compared image by image, {title}"
-    return [table(name, heading, lines, head, data, prose("pairs_note"))]
+    return [table(f"{name}-pairs", heading, lines, head, data, prose("pairs_note"))]
 
 
-def _beside_paper(
+def _paper_numbers(
     experiment: str, panel: PanelInfo, entries: Entries, eps: float, name: str
 ) -> list[Block]:
-    """Return the paper's numbers beside ours; a difference where data and radius are the same."""
-    experiment = experiment.partition("-")[0]
-    own = ("table3", panel.data)  # only the numbers of the same dataset, unlike Table 2
-    stated = [s for s in STATED if s[0] == experiment and (s[0] == "table2" or s[:2] == own)]
+    """Return the paper's numbers and ours; a difference where data and radius are the same."""
+    same_data = ("table3", panel.data)  # Table 3 is of several datasets, Table 2 of one
+    stated = [s for s in STATED if s[0] == experiment and (s[0] == "table2" or s[:2] == same_data)]
     if not stated:
         return []
     same = panel.data == stated[0][1] and panel.norm == "linf" and papers_radius([eps])
-    lines, data = list[Line](), list[Numbers]()
-    for _, _, entry, attack, papers, section in stated:
-        attack, ours = _ours(attack, panel, entries.get(entry))
+    lines, data = list[Line](), []
+    for _, _, entry, start, papers, section in stated:
+        attack, ours = _ours(start, panel, entries.get(entry))
         gap = ours - papers if ours is not None and same else None
         lines.append(
             {
@@ -134,27 +144,68 @@ def _beside_paper(
             }
         )
         data.append((entry, attack, ours, papers, gap, section))
-    head = ("entry", "attack", "here", "paper", "difference", "paper_section")
-    note = prose(
-        "paper_note", panel=panel, same=same, data=stated[0][1], radius=wording.eps_text(eps)
-    )
-    title = f"Beside the paper's numbers, {panel.title}"
+    head = "entry attack here paper difference paper_section"
+    radius = wording.eps_text(eps)
+    note = prose("paper_note", panel=panel, same=same, data=stated[0][1], radius=radius)
+    title = f"The paper's numbers and ours, {panel.title}"
     return [table(f"{name}-paper", title, lines, head, data, note)]
 
 
-def _ours(stated: str, panel: PanelInfo, rows: Rows | None) -> tuple[str, float | None]:
-    """Return the attack that is meant and our accuracy; of every attack the highest."""
-    if stated == ANY:
-        every = [
-            found.mean for name in panel.attacks if (found := measures.accuracies(rows, name))
-        ]
+def _ours(start: str, panel: PanelInfo, rows: Rows | None) -> tuple[str, float | None]:
+    """Return the attack whose name begins so and our accuracy; of every attack the highest."""
+    if start == ANY:
+        every = [a.mean for name in panel.attacks if (a := measures.accuracies(rows, name))]
         return ANY, max(every, default=None)
-    names = (name for name in (CLEAN, *panel.attacks) if name.startswith(stated))
-    attack = next(names, stated)
-    found = measures.accuracies(rows, attack)
-    return attack, found.mean if found else None
+    attack = measures.named((CLEAN, *panel.attacks), start)
+    accuracies = measures.accuracies(rows, attack)
+    return attack, accuracies.mean if accuracies else None
 
 
-def papers_radius(every: Iterable[float]) -> bool:
+def papers_radius(radii: Iterable[float]) -> bool:
     """Return whether all radii are the paper's, 8/255."""
-    return all(math.isclose(eps, 8 / 255, rel_tol=1e-3) for eps in every)
+    return all(math.isclose(eps, 8 / 255, rel_tol=1e-3) for eps in radii)
+
+
+def _tradeoff(panel: PanelInfo, entries: Entries, name: str, title: str) -> list[Block]:
+    """Return clean against AutoAttack accuracy of all entries, and the area of each family."""
+    models = {entry: measures.points(rows) for entry, rows in entries.items()}
+    models = {entry: of_entry for entry, of_entry in models.items() if len(of_entry)}
+    if len(models) < 2:
+        return []
+    both = {
+        entry: [Accuracies(tuple(some[c]), min(some["n"])) for c in ("clean", "robust")]
+        for entry, some in models.items()
+    }
+    means = {entry: mean_pair(of_entry) for entry, of_entry in models.items()}
+    highest = max(robust for _, robust in means.values())
+    split = any(2 * robust < highest for _, robust in means.values())
+    picture = Picture(
+        f"{name}-tradeoff",
+        f"Clean against AutoAttack accuracy, {title}",
+        lambda palette: figures.scatter(palette, both, A3GT),
+        prose("spoken", means=means),
+        prose("tradeoff_caption", split=split),
+    )
+    lines, data = list[Line](), []
+    for family, patterns in FAMILIES.items():
+        members = [e for e in models if any(fnmatchcase(e, pattern) for pattern in patterns)]
+        if not members:
+            continue
+        seeds = [group(models[entry], "seed") for entry in members]
+        shared = sorted(set.intersection(*map(set, seeds)))
+        areas = [area([pairs_of(of[seed])[0] for of in seeds], panel.classes) for seed in shared]
+        leading = [members[i] for i in front([means[entry] for entry in members])]
+        lines.append(
+            {
+                "family": family,
+                "entries": Cell(str(len(members)), len(members)),
+                "on its front": ", ".join(leading),
+                "area": mean_cell(areas, AREA, span=True),
+            }
+        )
+        ends = (average(areas), min(areas), max(areas)) if areas else (None,) * 3
+        data.append((family, " ".join(members), " ".join(leading), *ends))
+    head = "family entries front area area_lowest area_highest"
+    note = prose("area_note", classes=panel.classes)
+    title = f"Area below the front, {title}"
+    return [picture, table(f"{name}-area", title, lines, head, data, note)]

@@ -4,7 +4,7 @@ A claim holds if the numbers show it beyond the noise of the images, and does no
 its opposite. Otherwise it is undecided, or not measured where an entry or attack is missing.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from equipoise.paper import measures
 from equipoise.paper.ablation import PAPERS_GAMMA, grid, setting_text, shown_attacks, top
 from equipoise.paper.accuracy import A3GT, papers_radius
-from equipoise.paper.measures import Relation, Rows
+from equipoise.paper.measures import Relation, Rows, average, group
 from equipoise.paper.prose import prose
 from equipoise.paper.results import AUTOATTACK, CLEAN, PanelInfo, Results
 from equipoise.paper.scores import entry_scores, noise
@@ -56,7 +56,7 @@ def judge_all(results: Results) -> list[Judgement]:
             radius = results.experiment != "table3" or papers_radius(panel.eps)
             where = prose("where", panel=panel, data=data or "cifar10", radius=radius)
             judge = _JUDGES[claim["judge"]]
-            verdict, numbers = judge(panel, results.of(panel, weights=None), **arguments)
+            verdict, numbers = judge(panel, results.of(panel), **arguments)
             judgements.append(Judgement(claim, where, verdict, numbers))
     return judgements
 
@@ -70,8 +70,8 @@ def decide(pairs: Sequence[Pair]) -> str:
     return HOLDS if all(stand == wanted for stand, wanted in pairs) else UNDECIDED
 
 
-def _wanted(behind: Sequence[str], ahead: Sequence[str]) -> list[tuple[str, Relation]]:
-    return [*((entry, "behind") for entry in behind), *((entry, "ahead") for entry in ahead)]
+def _wanted(behind: Sequence[str], ahead: Sequence[str]) -> dict[str, Relation]:
+    return {**dict.fromkeys(behind, "behind"), **dict.fromkeys(ahead, "ahead")}
 
 
 def _within(gap: float, width: float) -> Relation:
@@ -83,12 +83,7 @@ def _within(gap: float, width: float) -> Relation:
 def _strongest(rows: Rows) -> dict[Any, Rows]:
     """Return the rows of each entry at the largest radius."""
     rows = rows[rows["weights"] == "model"]
-    return measures.group(rows[rows["eps"] == max(measures.radii(rows), default=0.0)], "entry")
-
-
-def _named(attacks: Iterable[str], start: str) -> str:
-    """Return the attack whose name begins so."""
-    return next((name for name in attacks if name.startswith(start)), start)
+    return group(rows[rows["eps"] == max(measures.radii(rows), default=0.0)], "entry")
 
 
 def _ranks(
@@ -100,17 +95,15 @@ def _ranks(
 ) -> Judged:
     """Judge whether A3GT is behind some entries and ahead of those others that were planned."""
     entries = _strongest(rows)
-    wanted = _wanted(behind, [entry for entry in ahead if entry in panel.entries])
-    names = [_named(panel.attacks, attack) for attack in attacks]
-    pairs: dict[str, list[Pair]] = {
-        a: [(measures.stands(entries.get(A3GT), entries.get(e), a), w) for e, w in wanted]
-        for a in names
-    }
-    compared = [A3GT, *(entry for entry, _ in wanted)]
-    shown = {
-        attack: {entry: measures.accuracies(entries.get(entry), attack) for entry in compared}
-        for attack in names
-    }
+    ahead = [entry for entry in ahead if entry in panel.entries]
+    wanted = _wanted(behind, ahead)
+    pairs, shown = dict[str, list[Pair]](), {}
+    for attack in (measures.named(panel.attacks, start) for start in attacks):
+        hero = entries.get(A3GT)
+        relations = {e: measures.stands(hero, entries.get(e), attack) for e in wanted}
+        pairs[attack] = [(relations[entry], wish) for entry, wish in wanted.items()]
+        compared = (A3GT, *wanted)
+        shown[attack] = {e: measures.accuracies(entries.get(e), attack) for e in compared}
     verdicts = {attack: decide(some) for attack, some in pairs.items()}
     every = [pair for some in pairs.values() for pair in some]
     return decide(every), prose("ranks", verdicts=verdicts, shown=shown)
@@ -136,10 +129,10 @@ def _equal_robustness(_panel: PanelInfo, rows: Rows, entry: str, others: Sequenc
             pairs.append(("unknown", "ahead"))
             continue
         hero = by_entry[entry]
-        highest = [max(models["clean"]) for models in measures.group(hero, "seed").values()]
-        width = measures.half_width(measures.average(highest), min(hero["n"]))
+        highest = [max(models["clean"]) for models in group(hero, "seed").values()]
+        width = measures.Accuracies(tuple(highest), min(hero["n"])).half_width
         signs = {np.sign(gap) for _, gap in gaps[other]}
-        gap, level = (measures.average([pair[i] for pair in gaps[other]]) for i in (1, 0))
+        level, gap = map(average, zip(*gaps[other], strict=True))
         pairs.append((_within(gap, width) if len(signs) == 1 else "level", "ahead"))
         shown[other] = gap, level, width
     return decide(pairs), prose("equal_robustness", entry=entry, shown=shown, others=others)
@@ -154,10 +147,10 @@ def _scores(
     ahead: Sequence[str] = (),
 ) -> Judged:
     """Judge A3GT's mean score over radii above 0, from ``low`` to below ``high``."""
-    chosen = [eps for eps in measures.radii(rows) if low - 1e-6 < eps < high - 1e-6]
+    radii = [eps for eps in measures.radii(rows) if low - 1e-6 < eps < high - 1e-6]
     wanted = _wanted(behind, ahead)
-    gaps = {method: _gap(rows, method, chosen) for method, _ in wanted}
-    pairs = [(_beyond_noise(gaps[method]), wish) for method, wish in wanted]
+    gaps = {method: _gap(rows, method, radii) for method in wanted}
+    pairs = [(_beyond_noise(gaps[method]), wish) for method, wish in wanted.items()]
     return decide(pairs), prose("score_gaps", shown=gaps)
 
 
@@ -165,10 +158,9 @@ def _leads(_panel: PanelInfo, rows: Rows, ahead: Sequence[str], radii: Sequence[
     """Judge whether A3GT's score is ahead of others at each of some radii."""
     shown, pairs = {}, list[Pair]()
     for wish in radii:
-        chosen = [eps for eps in {*rows["eps"]} if abs(eps - wish) < 1e-6]
-        gaps = {method: _gap(rows, method, chosen) for method in ahead}
-        pairs += [(_beyond_noise(gap), "ahead") for gap in gaps.values()]
-        shown[wish] = gaps
+        measured = [eps for eps in {*rows["eps"]} if abs(eps - wish) < 1e-6]
+        shown[wish] = {method: _gap(rows, method, measured) for method in ahead}
+        pairs += [(_beyond_noise(gap), "ahead") for gap in shown[wish].values()]
     return decide(pairs), prose("leads", shown=shown)
 
 
@@ -176,18 +168,17 @@ def _beyond_noise(gap: tuple[float, float] | None) -> Relation:
     return _within(*gap) if gap else "unknown"
 
 
-def _gap(rows: Rows, method: str, chosen: Sequence[float]) -> tuple[float, float] | None:
+def _gap(rows: Rows, method: str, radii: Sequence[float]) -> tuple[float, float] | None:
     """Return A3GT's mean score minus another's at the radii that both have, and its noise."""
     scores = entry_scores(rows)
     hero, other = scores.get(A3GT, {}), scores.get(method, {})
-    shared = [eps for eps in chosen if eps in hero and eps in other]
+    shared = [eps for eps in radii if eps in hero and eps in other]
     if not shared:
         return None
     widths = noise(rows, A3GT, method)
     # The radii share their images, so a mean over them is no surer than one of them.
-    width = measures.average([widths[eps] for eps in shared])
-    gap = measures.average([hero[eps]["score"] - other[eps]["score"] for eps in shared])
-    return gap, width
+    width = average([widths[eps] for eps in shared])
+    return average([hero[eps]["score"] - other[eps]["score"] for eps in shared]), width
 
 
 def _best_setting(_panel: PanelInfo, rows: Rows, attack: str, c: int | None = None) -> Judged:
@@ -196,7 +187,7 @@ def _best_setting(_panel: PanelInfo, rows: Rows, attack: str, c: int | None = No
     Without c the best setting of that gamma is compared with the best one of another gamma.
     """
     settings = grid(rows)
-    attack = _named(shown_attacks(settings), attack)
+    attack = measures.named(shown_attacks(settings), attack)
     settings = {s: some for s, some in settings.items() if measures.accuracies(some, attack)}
     papers = {s: r for s, r in settings.items() if s[0] == PAPERS_GAMMA and c in (None, s[1])}
     others = {s: r for s, r in settings.items() if s not in papers and (c or s[0] != PAPERS_GAMMA)}
@@ -218,15 +209,14 @@ def _adaptive_start(_panel: PanelInfo, rows: Rows) -> Judged:
     preset = [rule for rule in every if rule.kind == "fixed"]
     if hero is None or not preset:
         return UNMEASURED, prose("unmeasured", data="")
-    pairs: list[Pair] = [(_in_both(hero, rule), "ahead") for rule in preset]
-    shown = [
-        (rule, [measures.accuracies(rule.rows, attack) for attack in (CLEAN, AUTOATTACK)])
-        for rule in (hero, *preset)
-    ]
-    return decide(pairs), prose("adaptive", shown=shown, relations=[stand for stand, _ in pairs])
+    relations = [_in_both(hero, rule) for rule in preset]
+    shown = [(rule, measures.both_accuracies(rule.rows)) for rule in (hero, *preset)]
+    verdict = decide([(relation, "ahead") for relation in relations])
+    return verdict, prose("adaptive", shown=shown, relations=relations)
 
 
 def _in_both(hero: StartRule, other: StartRule) -> Relation:
+    """Return how a rule stands to another in clean and AutoAttack accuracy together."""
     both = {measures.stands(hero.rows, other.rows, a) for a in (CLEAN, AUTOATTACK)}
     if "unknown" in both:
         return "unknown"
@@ -236,7 +226,7 @@ def _in_both(hero: StartRule, other: StartRule) -> Relation:
 
 
 def _no_presets(_panel: PanelInfo, rows: Rows) -> Judged:
-    """Judge whether the paper's rule finds the same t' whatever its own settings are."""
+    """Judge whether the paper's rule gives the same t' whatever its own settings are."""
     tried = [rule for rule in rules(rows) if rule.kind == "threshold"]
     if len(tried) < 2:
         return UNMEASURED, prose("unmeasured", data="")

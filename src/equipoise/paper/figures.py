@@ -19,16 +19,13 @@ from equipoise.report.pictures import STEPS
 
 Labelled = Mapping[str, Pair]  # by label, (clean, robust) accuracy
 Series = Mapping[str, Mapping[float, float]]  # by entry, values by eps
-CLEAN_STYLE, ROBUST_STYLE = Style(0, (), "o"), Style(1, (), "s")
 
 
-def _titled(axes: Axes, palette: Palette, title: str) -> None:
-    axes.set_title(pictures.safe(title, 60), color=palette.ink, fontsize=10, loc="left")
-
-
-def _named(axes: Axes, palette: Palette, below: str, left: str = "") -> None:
+def _name(axes: Axes, palette: Palette, below: str, left: str = "", title: str = "") -> None:
+    """Write the names of both axes and the title."""
     axes.set_xlabel(below, color=palette.muted, fontsize=10)
     axes.set_ylabel(left, color=palette.muted, fontsize=10)
+    axes.set_title(pictures.safe(title, 60), color=palette.ink, fontsize=10, loc="left")
 
 
 def planes(
@@ -51,8 +48,7 @@ def planes(
             marked = bool(styles[name].marker)
             pictures.line(axes, palette, x, clean, styles[name], markers=marked)
         pictures.plane(axes)
-        _titled(axes, palette, title)
-        _named(axes, palette, robust, "" if place % columns else "clean accuracy")
+        _name(axes, palette, robust, "" if place % columns else "clean accuracy", title)
     drawn = {name for lines in panels.values() for name in lines}
     pictures.legend(canvas, palette, {n: style for n, style in styles.items() if n in drawn})
     pictures.settle(canvas)
@@ -64,7 +60,7 @@ def planes(
 def _label(
     axes: Axes, palette: Palette, lines: Mapping[str, Labelled], styles: Mapping[str, Style]
 ) -> None:
-    """Write labels beside points; of many, beside the first, the middle and the last."""
+    """Write labels next to points; of many, next to the first, the middle and the last."""
     labels, points, colours, busy = list[str](), list[Pair](), list[str](), list[Pair]()
     for name, line in lines.items():
         places = [(robust, clean) for clean, robust in line.values()]
@@ -81,52 +77,52 @@ def _label(
 
 def scatter(palette: Palette, entries: Mapping[str, Sequence[Accuracies]], hero: str) -> Canvas:
     """Return entries as points with intervals; far less robust ones in a part of their own."""
-    most = max(robust.mean for _, robust in entries.values())
-    low = [entry for entry, (_, robust) in entries.items() if 2 * robust.mean < most]
-    parts = [some for some in (low, [e for e in entries if e not in low]) if some]
+    means = {entry: (robust.mean, clean.mean) for entry, (clean, robust) in entries.items()}
+    most = max(robust for robust, _ in means.values())
+    low = [entry for entry, (robust, _) in means.items() if 2 * robust < most]
+    parts = [part for part in (low, [e for e in entries if e not in low]) if part]
     canvas = pictures.blank(palette, 660, 400)
     canvas.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
     ratios = [1.0, 4.5][-len(parts) :]
     every = canvas.subplots(1, len(parts), sharey=True, squeeze=False, width_ratios=ratios)[0]
-    for axes, some in zip(every, parts, strict=True):
+    for axes, part in zip(every, parts, strict=True):
         pictures.plain(axes, palette, grid="both")
-        for entry in some:
-            style = style_of(entry, list(entries).index(entry))
-            clean, robust = entries[entry]
-            at = robust.mean, clean.mean
-            pictures.whiskers(axes, style.of(palette), at, clean.interval, up=True)
-            pictures.whiskers(axes, style.of(palette), at, robust.interval, up=False)
-            size = 11 if entry == hero else 8.5
-            pictures.point(axes, palette, [at[0]], [at[1]], style, size=size)
+        for entry in part:
+            style, (clean, robust) = style_of(entry, list(entries).index(entry)), entries[entry]
+            pictures.cross(axes, style.of(palette), means[entry], robust.interval, clean.interval)
+            x, y = means[entry]
+            pictures.point(axes, palette, [x], [y], style, size=11 if entry == hero else 8.5)
         pictures.plane(axes)
     if len(parts) > 1:
         left, right = every[0].get_xlim()
         every[0].set_xlim(left, max(right, left + 0.08))
         every[0].xaxis.set_major_locator(MaxNLocator(2, steps=STEPS))
         every[1].tick_params(axis="y", labelleft=False)
-    _named(every[-1], palette, "AutoAttack accuracy")
+    every[-1].set_xlabel("AutoAttack accuracy", color=palette.muted, fontsize=10)
     every[0].set_ylabel("clean accuracy", color=palette.muted, fontsize=10)
     pictures.settle(canvas)
-    means = {entry: (robust.mean, clean.mean) for entry, (clean, robust) in entries.items()}
-    for axes, some in zip(every, parts, strict=True):
+    for axes, part in zip(every, parts, strict=True):
         _front(axes, palette, list(means.values()))
-        places = [means[entry] for entry in some]
-        pictures.put_labels(axes, some, places, [palette.ink] * len(some))
+        places = [means[entry] for entry in part]
+        pictures.put_labels(axes, part, places, [palette.ink] * len(part))
     return canvas
 
 
 def _front(axes: Axes, palette: Palette, points: Sequence[Pair]) -> None:
+    """Draw the border of what some (robust, clean) accuracies dominate."""
     steps = sorted(points[i] for i in front(points))
     x, y = [-1.0], [steps[0][1]]
-    for (robust, clean), following in zip(steps, [*steps[1:], (steps[-1][0], -1.0)], strict=True):
+    for (robust, clean), (_, following) in zip(steps, [*steps[1:], (0.0, -1.0)], strict=True):
         x += [robust, robust]
-        y += [clean, following[1]]
+        y += [clean, following]
     limits = axes.get_xlim(), axes.get_ylim()
     axes.plot(x, y, color=palette.muted, linewidth=1, dashes=(1.5, 1.5), zorder=1)
     axes.set(xlim=limits[0], ylim=limits[1])
 
 
-def _lines(axes: Axes, palette: Palette, lines: Series, *, markers: bool) -> dict[str, Style]:
+def _lines(
+    axes: Axes, palette: Palette, lines: Series, title: str, *, markers: bool = True
+) -> dict[str, Style]:
     styles = {entry: style_of(entry, place) for place, entry in enumerate(lines)}
     for entry, values in lines.items():
         x, y = list(values), list(values.values())
@@ -135,7 +131,7 @@ def _lines(axes: Axes, palette: Palette, lines: Series, *, markers: bool) -> dic
     for axis, most in ((axes.xaxis, 9 if markers else 5), (axes.yaxis, 5)):
         axis.set_major_locator(MaxNLocator(most, steps=STEPS))
         axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.4g}"))
-    _named(axes, palette, "eps")
+    _name(axes, palette, "eps", title=title)
     return styles
 
 
@@ -146,8 +142,7 @@ def against_eps(
     compared = hero in lines and len(lines) > 1
     canvas = pictures.blank(palette, 720, 470 if compared else 300)
     every = pictures.axes_in(canvas, palette, 2 if compared else 1)
-    styles = _lines(every[0], palette, lines, markers=True)
-    _titled(every[0], palette, "score")
+    styles = _lines(every[0], palette, lines, "score")
     if compared:
         own = lines[hero]
         gaps = {
@@ -158,21 +153,19 @@ def against_eps(
         band = [noise[eps] for eps in places]
         below = [-width for width in band]
         every[1].fill_between(places, below, band, color=palette.muted, alpha=0.13, linewidth=0)
-        _lines(every[1], palette, {e: gap for e, gap in gaps.items() if gap}, markers=True)
-        _titled(every[1], palette, f"score minus that of {hero}; grey: noise of the images")
+        title = f"score minus that of {hero}; grey: noise of the images"
+        _lines(every[1], palette, {entry: gap for entry, gap in gaps.items() if gap}, title)
     pictures.legend(canvas, palette, styles)
     return canvas
 
 
 def parts(palette: Palette, panels: Mapping[str, Series]) -> Canvas:
     """Return small pictures of lines against eps, three in a row, with one legend."""
-    rows = -(-len(panels) // 3)
-    canvas = pictures.blank(palette, 820, 220 * rows)
+    canvas = pictures.blank(palette, 820, 220 * -(-len(panels) // 3))
     every = pictures.axes_in(canvas, palette, len(panels), min(3, len(panels)))
     styles: dict[str, Style] = {}
     for axes, (title, lines) in zip(every, panels.items(), strict=True):
-        styles |= _lines(axes, palette, lines, markers=False)
-        _titled(axes, palette, title)
+        styles |= _lines(axes, palette, lines, title, markers=False)
     pictures.legend(canvas, palette, styles)
     return canvas
 
@@ -209,7 +202,7 @@ def radar(palette: Palette, charts: Mapping[str, Mapping[str, Pair]]) -> Canvas:
             pictures.line(axes, palette, *closed, style, markers=False)
             if not i:
                 axes.fill(angles, values, color=style.of(palette), alpha=0.1, linewidth=0)
-        _titled(axes, palette, title)
+        _name(axes, palette, "", title=title)
     pictures.legend(canvas, palette, styles)
     return canvas
 
@@ -246,8 +239,7 @@ def heat_maps(
         axes.set_yticks(range(len(rows)), [] if place % across else rows)
         axes.tick_params(length=0)
         axes.spines["bottom"].set_visible(False)
-        _named(axes, palette, "c", "" if place % across else "gamma")
-        _titled(axes, palette, title)
+        _name(axes, palette, "c", "" if place % across else "gamma", title)
     return canvas
 
 
@@ -258,16 +250,15 @@ def intervals(
     """Return clean and AutoAttack accuracies with their intervals, a row each, in groups."""
     canvas = pictures.blank(palette, 760, 21 * (len(rows) + len({row[0] for row in rows})) + 70)
     (axes,) = pictures.axes_in(canvas, palette, 1, grid="x")
-    styles = {"clean": CLEAN_STYLE, "AutoAttack": ROBUST_STYLE}
+    styles = {"clean": Style(0, (), "o"), "AutoAttack": Style(1, (), "s")}
     names: list[str] = []
     for group, members in groupby(rows, key=lambda row: row[0]):
         names.append(f"{group}:")
-        for _, name, found in members:
-            for accuracy, style in zip(found, styles.values(), strict=True):
+        for _, name, pair in members:
+            for accuracy, style in zip(pair, styles.values(), strict=True):
                 if accuracy:
                     at = accuracy.mean, float(len(names))
-                    ends = accuracy.interval
-                    pictures.whiskers(axes, style.of(palette), at, ends, up=False)
+                    pictures.whiskers(axes, style.of(palette), at, accuracy.interval, up=False)
                     pictures.point(axes, palette, [at[0]], [at[1]], style, size=6.5)
             names.append(pictures.safe(name, 48))
     axes.set(ylim=(len(names) - 0.5, -0.5))
@@ -276,7 +267,7 @@ def intervals(
         if label.get_text().endswith(":"):
             label.set_fontweight("bold")
     pictures.percent_axis(axes.xaxis)
-    _named(axes, palette, "accuracy")
+    _name(axes, palette, "accuracy")
     plain_styles = {name: replace(style, width=0) for name, style in styles.items()}
     pictures.legend(canvas, palette, plain_styles)
     return canvas

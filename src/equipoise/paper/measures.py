@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from equipoise.measures.statistics import hypervolume, interval, mcnemar
 from equipoise.paper.results import AUTOATTACK, CLEAN, WORST
@@ -34,14 +36,15 @@ class Accuracies:
         return average(self.values)
 
     @property
-    def numbers(self) -> tuple[float, ...]:
-        """The mean, the least and the greatest, and the ends of the interval."""
-        return self.mean, min(self.values), max(self.values), *self.interval
-
-    @property
     def interval(self) -> tuple[float, float]:
         """The exact 95 % interval of n images at the mean."""
         return interval(round(self.mean * self.n), self.n)
+
+    @property
+    def half_width(self) -> float:
+        """Half the width of the interval."""
+        low, high = self.interval
+        return (high - low) / 2
 
 
 def average(values: Sequence[float]) -> float:
@@ -64,12 +67,22 @@ def evaluated(rows: Rows) -> list[str]:
     return [name for name in dict.fromkeys(rows["attack"]) if name != WORST]
 
 
+def named(attacks: Iterable[str], start: str) -> str:
+    """Return the first attack whose name begins with some text, or that text."""
+    return next((name for name in attacks if name.startswith(start)), start)
+
+
 def accuracies(rows: Rows | None, attack: str) -> Accuracies | None:
-    """Return the accuracies of one entry under an attack; None where there are none."""
-    if rows is None:
+    """Return the accuracies of one entry under an attack; None without a result."""
+    if rows is None or attack not in set(rows["attack"]):
         return None
-    some = rows[rows["attack"] == attack]
-    return Accuracies(tuple(some["accuracy"]), min(some["n"])) if len(some) else None
+    chosen = rows[rows["attack"] == attack]
+    return Accuracies(tuple(chosen["accuracy"]), min(chosen["n"]))
+
+
+def both_accuracies(rows: Rows) -> list[Accuracies | None]:
+    """Return the clean accuracies of one entry and those under AutoAttack."""
+    return [accuracies(rows, attack) for attack in (CLEAN, AUTOATTACK)]
 
 
 def paired(first: Rows | None, second: Rows | None, attack: str) -> pd.DataFrame:
@@ -80,18 +93,16 @@ def paired(first: Rows | None, second: Rows | None, attack: str) -> pd.DataFrame
         images that ``only_first`` and ``only_second`` classify correctly, McNemar's ``p``, and
         ``n``.
     """
+    differences = []
+    if first is not None and second is not None:
+        keys = ["seed", "sample", "n"]
+        a, b = (rows[rows["attack"] == attack][[*keys, "flags"]] for rows in (first, second))
+        for seed, _, n, *flags in a.merge(b, on=keys).itertuples(index=False):
+            test = mcnemar(flags[0].tolist(), flags[1].tolist())
+            gap = (test.only_first - test.only_second) / n
+            differences.append((seed, gap, test.only_first, test.only_second, test.p, n))
     columns = ["seed", "difference", "only_first", "only_second", "p", "n"]
-    if first is None or second is None:
-        return pd.DataFrame(columns=columns)
-    sides = (rows[rows["attack"] == attack] for rows in (first, second))
-    one, other = (rows[["seed", "sample", "n", "flags"]] for rows in sides)
-    both = one.merge(other, on=["seed", "sample", "n"])
-    found = []
-    for seed, n, a, b in zip(*(both[c] for c in ("seed", "n", "flags_x", "flags_y")), strict=True):
-        test = mcnemar(a.tolist(), b.tolist())
-        gap = (test.only_first - test.only_second) / n
-        found.append((seed, gap, test.only_first, test.only_second, test.p, n))
-    return pd.DataFrame(found, columns=columns)
+    return pd.DataFrame(differences, columns=columns)
 
 
 def relation(pairs: pd.DataFrame) -> Relation:
@@ -115,8 +126,7 @@ def stands(first: Rows | None, second: Rows | None, attack: str) -> Relation:
 
 def best_marks(entries: Mapping[Any, Rows], attack: str) -> dict[Any, str]:
     """Return which entries have the highest mean (``best``) or are not behind it (``close``)."""
-    known = {name: accuracies(rows, attack) for name, rows in entries.items()}
-    means = {name: some.mean for name, some in known.items() if some}
+    means = {name: a.mean for name, rows in entries.items() if (a := accuracies(rows, attack))}
     best = [name for name, mean in means.items() if mean == max(means.values())]
     if len(best) == len(means):
         return {}
@@ -127,20 +137,12 @@ def best_marks(entries: Mapping[Any, Rows], attack: str) -> dict[Any, str]:
     return marks
 
 
-def half_width(accuracy: float, n: int) -> float:
-    """Return half the width of the exact 95 % interval of an accuracy."""
-    low, high = interval(round(accuracy * n), n)
-    return (high - low) / 2
-
-
-def paired_half_width(pairs: pd.DataFrame) -> float | None:
+def paired_half_width(pairs: pd.DataFrame) -> float:
     """Return half the width of the 95 % interval of a difference on the same images.
 
-    It is 1.96 standard errors of the mean difference of one seed, averaged over the seeds, which
-    see the same images; None without a pair.
+    It is 1.96 standard errors of the difference of one seed, averaged over the seeds, which have
+    the same images.
     """
-    if pairs.empty:
-        return None
     discordant, n = pairs["only_first"] + pairs["only_second"], pairs["n"]
     return float((1.96 * (discordant - n * pairs["difference"] ** 2) ** 0.5 / n).mean())
 
@@ -153,10 +155,10 @@ def points(rows: Rows, robust: str = AUTOATTACK) -> Rows:
         ``robust_flags``.
     """
     keys = ["panel", "entry", "seed", "weights", "eps", "n"]
-    other = rows[rows["attack"] == robust][[*keys, "accuracy", "flags"]]
-    other = other.rename(columns={"accuracy": "robust", "flags": "robust_flags"})
+    attacked = rows[rows["attack"] == robust][[*keys, "accuracy", "flags"]]
+    attacked = attacked.rename(columns={"accuracy": "robust", "flags": "robust_flags"})
     clean = rows[rows["attack"] == CLEAN].rename(columns={"accuracy": "clean"})
-    return clean.merge(other, on=keys)
+    return clean.merge(attacked, on=keys)
 
 
 def pairs_of(models: Rows) -> list[Pair]:
@@ -172,3 +174,18 @@ def mean_pair(models: Rows) -> Pair:
 def area(accuracies: Iterable[Pair], classes: int) -> float:
     """Return the area that (clean, robust) accuracies dominate, above chance and above 0."""
     return hypervolume(list(accuracies), (1 / classes, 0.0))
+
+
+def resampled(models: Rows, count: int) -> NDArray[np.float64]:
+    """Return the (clean, robust) accuracies of :func:`points` on images drawn with replacement.
+
+    The drawings are the same for all models with the same number of images.
+
+    Returns:
+        Accuracies of shape (count, models, 2).
+    """
+    n = models["n"].iloc[0]
+    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), count)
+    flags = (np.stack(list(models[column])) for column in ("flags", "robust_flags"))
+    counts = np.stack([each @ drawn.T for each in flags], -1).transpose(1, 0, 2)
+    return np.asarray(counts / n)

@@ -1,21 +1,19 @@
 """The reproduction as files: pictures, tables, Markdown and one page without outside requests."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
-
 from equipoise.errors import UserError
 from equipoise.paper import ablation, accuracy, fronts, scores, settings, starts, training
 from equipoise.paper.claims import EXPERIMENTS, VERDICTS, judge_all
 from equipoise.paper.measures import Rows
-from equipoise.paper.prose import facts, prose
+from equipoise.paper.prose import facts, prose, templates
 from equipoise.paper.results import PanelInfo, Results, read
 from equipoise.paper.tables import csv_table, latex_table
 from equipoise.report.content import Block, Picture, Table, file_name
-from equipoise.report.formats import markdown_table
 from equipoise.report.html import environment
 from equipoise.report.pictures import png_file, svg_file
 from equipoise.store.files import write
@@ -36,10 +34,10 @@ _MAKERS: dict[str, Callable[[PanelInfo, Rows, str], list[Block]]] = {
 def build(folder: Path) -> Path:
     """Write the results of the experiments of a folder as tables, pictures and one page.
 
-    Reads ``EXPERIMENT/results.json`` of each experiment that is there. Beside it go
-    ``EXPERIMENT.md``, a CSV and a LaTeX file a table, an SVG and a PNG file a picture; into the
-    folder go ``results.md`` and, last, ``index.html``. Everything is made before anything is
-    written, and every file is written whole or not at all. Equal results give equal bytes.
+    Reads each ``EXPERIMENT/results.json`` in the folder. Next to it go ``EXPERIMENT.md``, a CSV
+    and a LaTeX file a table, an SVG and a PNG file a picture; into the folder go ``results.md``
+    and, last, ``index.html``. Everything is made before anything is written, and every file is
+    written whole or not at all. Equal results give equal bytes.
 
     Arguments:
         folder: The folder of a scale.
@@ -53,29 +51,29 @@ def build(folder: Path) -> Path:
     """
     folder = Path(folder)
     paths = [folder / name / "results.json" for name in EXPERIMENTS]
-    found = [read(path) for path in paths if path.is_file()]
-    if not found:
+    every = [read(path) for path in paths if path.is_file()]
+    if not every:
         raise UserError(
-            f"expected EXPERIMENT/results.json in {folder}, found none; "
+            f"expected EXPERIMENT/results.json in {folder}, got none; "
             "make them with `equipoise reproduce`"
         )
-    scales = ", ".join(dict.fromkeys(results.scale for results in found if results.scale))
+    scales = ", ".join(dict.fromkeys(results.scale for results in every if results.scale))
     title = "A3GT, reproduced" + (f" at scale {scales}" if scales else "")
-    for path, content in _files(title, [_section(results) for results in found]).items():
+    for path, content in _files(title, [_section(results) for results in every]).items():
         write(folder / path, content)
     return folder / "index.html"
 
 
 def _section(results: Results) -> dict[str, Any]:
-    """Return what the templates need of an experiment."""
+    """Return the values for the templates of an experiment."""
     name, panels, blocks = results.experiment, [], list[Block]()
     several = len(results.panels) > 1 or name.startswith("table")
     for panel in results.panels:
-        rows = results.of(panel, weights=None)
+        rows = results.of(panel)
         panels.append((panel, sorted({*rows["n"]}), sorted({*rows["seed"]})))
         if name in _MAKERS:
-            own = panel.name.removeprefix(f"{name}-") if several else ""
-            blocks += _MAKERS[name](panel, rows, file_name(name, own))
+            of_panel = panel.name.removeprefix(f"{name}-") if several else ""
+            blocks += _MAKERS[name](panel, rows, file_name(name, of_panel))
     return {
         "name": name,
         "title": EXPERIMENTS[name]["title"],
@@ -88,49 +86,37 @@ def _section(results: Results) -> dict[str, Any]:
 
 
 def _distinct(blocks: Sequence[Block]) -> list[Block]:
-    """Return the blocks with file names of their own: panels may be named alike for a file."""
-    seen: dict[str, int] = {}
-    made: list[Block] = []
+    """Return the blocks with different file names: panels may have names that give the same."""
+    uses = Counter[str]()
+    distinct: list[Block] = []
     for block in blocks:
         if isinstance(block, Table | Picture):
-            count = seen[block.name] = seen.get(block.name, 0) + 1
+            uses[block.name] += 1
+            count = uses[block.name]
             block = replace(block, name=f"{block.name}-{count}") if count > 1 else block
-        made.append(block)
-    return made
+        distinct.append(block)
+    return distinct
 
 
 def _files(title: str, sections: Sequence[Mapping[str, Any]]) -> dict[str, str | bytes]:
     """Return all files by their paths, the page last."""
-    made: dict[str, str | bytes] = {}
-    templates = _templates()
+    files: dict[str, str | bytes] = {}
     for section in sections:
-        path = f"{section['name']}/"
         for block in section["blocks"]:
+            path = f"{section['name']}/{block.name}" if not isinstance(block, str) else ""
             if isinstance(block, Table):
-                made[f"{path}{block.name}.csv"] = csv_table(block)
-                made[f"{path}{block.name}.tex"] = latex_table(block)
+                files |= {f"{path}.csv": csv_table(block), f"{path}.tex": latex_table(block)}
             elif isinstance(block, Picture):
-                made[f"{path}{block.name}.svg"] = svg_file(block)
-                made[f"{path}{block.name}.png"] = png_file(block)
-        markdown = templates.get_template("paper.md.j2").render(title="", sections=[section])
-        made[f"{path}{section['name']}.md"] = _plain(markdown)
-    verdicts = [judged.verdict for section in sections for judged in section["judgements"]]
-    tally = prose("tally", counts={verdict: verdicts.count(verdict) for verdict in _CLASSES})
+                files |= {f"{path}.svg": svg_file(block), f"{path}.png": png_file(block)}
+        files[f"{section['name']}/{section['name']}.md"] = _markdown(sections=[section], title="")
+    verdicts = Counter(judged.verdict for section in sections for judged in section["judgements"])
+    tally = prose("tally", counts={verdict: verdicts[verdict] for verdict in _CLASSES})
     blanks = {"title": title, "sections": sections, "tally": tally}
-    made["results.md"] = _plain(templates.get_template("paper.md.j2").render(**blanks))
+    files["results.md"] = _markdown(**blanks)
     html = environment(str(__package__)).get_template("paper.html.j2")
-    made["index.html"] = html.render(**blanks, classes=_CLASSES)
-    return made
+    files["index.html"] = html.render(**blanks, classes=_CLASSES)
+    return files
 
 
-def _templates() -> Environment:
-    found = environment(str(__package__)).overlay(autoescape=False)
-    found.filters["markdown"] = lambda table, brief: markdown_table(table, brief=brief)
-    found.filters["anchor"] = lambda title: "".join(
-        letter for letter in title.lower().replace(" ", "-") if letter.isalnum() or letter == "-"
-    )
-    return found
-
-
-def _plain(text: str) -> str:
-    return text.replace("\u00a0", " ")
+def _markdown(**blanks: Any) -> str:
+    return templates().get_template("paper.md.j2").render(**blanks).replace("\u00a0", " ")

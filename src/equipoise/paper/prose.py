@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment
 
 from equipoise.report import wording
+from equipoise.report.formats import markdown_table
 from equipoise.report.html import environment
 
 
@@ -29,7 +30,7 @@ def facts(**blanks: Any) -> dict[str, str]:
 
 
 def _filled(name: str, blanks: dict[str, Any]) -> str:
-    return str(getattr(_templates().get_template("prose.j2").module, name)(**blanks))
+    return str(getattr(templates().get_template("prose.j2").module, name)(**blanks))
 
 
 def signed(fraction: float, digits: int = 1) -> str:
@@ -38,23 +39,26 @@ def signed(fraction: float, digits: int = 1) -> str:
     return f"{0:.{digits}f}" if float(text) == 0 else text.replace("-", "−")
 
 
-def seeds_text(found: Iterable[int], planned: Iterable[int]) -> str:
-    """Return the seeds that there are, and how many of those planned are missing."""
-    seeds = sorted({*found})
+def seeds_text(finished: Iterable[int], planned: Iterable[int]) -> str:
+    """Return the seeds with results, and how many of those planned are missing."""
+    seeds = sorted({*finished})
     text = ", ".join(map(str, seeds)) or wording.MISSING
     lost = len({*planned} - {*seeds})
     return f"{text} ({lost} missing)" if lost else text
 
 
 @cache
-def _templates() -> Environment:
-    found = environment(str(__package__)).overlay(autoescape=False)
-    found.filters |= {
+def templates() -> Environment:
+    """Return the templates of prose and of Markdown, with the filters that they use."""
+    plain = environment(str(__package__)).overlay(autoescape=False)
+    plain.filters |= {
         "signed": signed,
         "eps": wording.eps_text,
         "percent": wording.percent,
         "fraction": lambda value, digits=4: f"{value:+.{digits}f}".replace("-", "−"),
         "general": lambda values: wording.join([f"{value:g}" for value in values]),
         "mean": lambda values: sum(values) / len(values),
+        "markdown": lambda table, brief: markdown_table(table, brief=brief),
+        "anchor": lambda title: re.sub(r"[^\w-]|_", "", title.lower().replace(" ", "-")),
     }
-    return found
+    return plain

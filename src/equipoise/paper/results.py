@@ -47,7 +47,7 @@ class PanelInfo(BaseModel):
 
 
 class TrainingRow(BaseModel):
-    """A trained model; ``t_start`` is the round t', if one was found."""
+    """A trained model; ``t_start`` is the round t', or None."""
 
     panel: str
     entry: str
@@ -111,11 +111,11 @@ class Results(BaseModel):
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """The long table: a row a model, radius and attack, with what is known of its training.
+        """The long table: a row a model, radius and attack, with the fields of its training.
 
-        Beside the fields of the file it has ``flags`` (an array of n booleans), ``accuracy`` (a
-        fraction) and the numbers of ``cmmr`` (``cmmr_score``, ...). Rows are in the order of
-        panels, entries and seeds. What is not known is None.
+        It also has ``flags`` (an array of n booleans), ``accuracy`` (a fraction) and the numbers
+        of ``cmmr`` (``cmmr_score``, ...). Rows are in the order of panels, entries and seeds.
+        Missing values are None.
         """
         panels = [panel.name for panel in self.panels]
         entries = [(panel.name, entry) for panel in self.panels for entry in panel.entries]
@@ -132,15 +132,15 @@ class Results(BaseModel):
             for row in sorted(self.results, key=order)
         ]
         names = [*ResultRow.model_fields, "flags", "accuracy"]
+        judged = pd.DataFrame(rows, columns=None if rows else names, dtype=object)
+        columns = [*TrainingRow.model_fields]
         trained = [row.model_dump() for row in self.trainings]
-        long = pd.DataFrame(rows, columns=None if rows else names, dtype=object)
-        known = pd.DataFrame(trained, columns=[*TrainingRow.model_fields], dtype=object)
-        return long.merge(known, on=["panel", "entry", "seed"])
+        trainings = pd.DataFrame(trained, columns=columns, dtype=object)
+        return judged.merge(trainings, on=["panel", "entry", "seed"])
 
-    def of(self, panel: PanelInfo, *, weights: str | None = "model") -> pd.DataFrame:
-        """Return the rows of a panel, of some weights or of all (None)."""
-        mine = self.table[self.table["panel"] == panel.name]
-        return mine if weights is None else mine[mine["weights"] == weights]
+    def of(self, panel: PanelInfo) -> pd.DataFrame:
+        """Return the rows of a panel."""
+        return self.table[self.table["panel"] == panel.name]
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -155,7 +155,7 @@ class Results(BaseModel):
                 raise ValueError(f"two {what} have the same name or are of the same model")
         for panel, entry, _ in trained:
             if panel not in panels:
-                raise ValueError(f"{entry} is of the panel {panel!r}, which is not there")
+                raise ValueError(f"{entry} is of the panel {panel!r}, which is not listed")
         if lost := {key[:3] for key in judged} - set(trained):
             raise ValueError(f"there are results, but no training, of {min(lost)}")
         for row in self.results:
@@ -193,6 +193,7 @@ def read(path: Path) -> Results:
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return the finite numbers of a composite score by the names of their columns."""
     numbers = (int, float)
     pairs = values.items()
     return {f"cmmr_{k}": v for k, v in pairs if isinstance(v, numbers) and math.isfinite(v)}

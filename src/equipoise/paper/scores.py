@@ -1,13 +1,13 @@
 """Figures 3 and 4: the composite score CMMR and its parts, by radius."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from equipoise.paper import figures, measures
 from equipoise.paper.measures import Rows
 from equipoise.paper.prose import prose
 from equipoise.paper.results import CLEAN, WORST, PanelInfo
-from equipoise.paper.tables import table
+from equipoise.paper.tables import Line, table
 from equipoise.report.content import Block, Cell, Picture, Table
 
 PARTS = {
@@ -25,20 +25,19 @@ Scores = dict[str, dict[float, dict[str, float]]]  # by entry, radius and part: 
 
 def entry_scores(rows: Rows) -> Scores:
     """Return the scores of each entry at each radius: means over the seeds that have one."""
-    if "cmmr_score" not in rows:
-        return {}
-    measured = rows[
-        (rows["weights"] == "model") & (rows["attack"] == WORST) & rows["cmmr_score"].notna()
-    ]
-    return {
-        entry: {eps: _means(some) for eps, some in sorted(measures.group(mine, "eps").items())}
-        for entry, mine in measures.group(measured, "entry").items()
-    }
-
-
-def _means(rows: Rows) -> dict[str, float]:
-    known = {part: list(rows[f"cmmr_{part}"].dropna()) for part in PARTS if f"cmmr_{part}" in rows}
-    return {part: measures.average(values) for part, values in known.items() if values}
+    scores: Scores = {}
+    parts = {part: f"cmmr_{part}" for part in PARTS if f"cmmr_{part}" in rows}
+    if "score" not in parts:
+        return scores
+    scored = rows[(rows["weights"] == "model") & (rows["attack"] == WORST)]
+    scored = scored[scored["cmmr_score"].notna()].sort_values("eps", kind="stable")
+    for entry in dict.fromkeys(rows["entry"]):
+        of_entry = scored[scored["entry"] == entry]
+        for eps, models in measures.group(of_entry, "eps").items():
+            values = {part: list(models[column].dropna()) for part, column in parts.items()}
+            means = {part: measures.average(some) for part, some in values.items() if some}
+            scores.setdefault(entry, {})[eps] = means
+    return scores
 
 
 def noise(rows: Rows, first: str, second: str) -> dict[float, float]:
@@ -50,30 +49,27 @@ def noise(rows: Rows, first: str, second: str) -> dict[float, float]:
     widths = {}
     rows = rows[rows["weights"] == "model"]
     for eps, at_eps in sorted(measures.group(rows, "eps").items()):
-        one, other = (at_eps[at_eps["entry"] == entry] for entry in (first, second))
-        if len(one):
-            attack = next((name for name in measures.evaluated(one) if name != CLEAN), CLEAN)
-            width = measures.paired_half_width(measures.paired(one, other, attack))
-            known = measures.accuracies(one, attack)
-            if width is None:
-                width = measures.half_width(known.mean, known.n) if known else 1.0
-            widths[eps] = width
+        a, b = (at_eps[at_eps["entry"] == entry] for entry in (first, second))
+        attack = next((name for name in measures.evaluated(a) if name != CLEAN), CLEAN)
+        accuracies, pairs = measures.accuracies(a, attack), measures.paired(a, b, attack)
+        if len(a):
+            widths[eps] = accuracies.half_width if accuracies else 1.0
+        if len(pairs):
+            widths[eps] = measures.paired_half_width(pairs)
     return widths
 
 
 def curves(panel: PanelInfo, rows: Rows, name: str) -> list[Block]:
     """Return Figure 3: the score against eps, its parts, a table and the ranking."""
     scores = entry_scores(rows)
-    series = {
-        part: {
-            entry: {eps: parts[part] for eps, parts in by_eps.items() if part in parts}
-            for entry, by_eps in scores.items()
-            if any(part in parts for parts in by_eps.values())
-        }
-        for part in PARTS
-    }
+    series: dict[str, dict[str, dict[float, float]]] = {part: {} for part in PARTS}
+    for entry, by_eps in scores.items():
+        for eps, parts in by_eps.items():
+            for part, value in parts.items():
+                series[part].setdefault(entry, {})[eps] = value
     small = {PARTS[part]: lines for part, lines in series.items() if part != "score" and lines}
-    band = _band(rows, scores)
+    widths = [noise(rows, "a3gt", entry) for entry in scores if entry != "a3gt"]
+    band = {eps: measures.average([w[eps] for w in widths]) for eps in (widths or [{}])[0]}
     drawn = [
         Picture(
             name,
@@ -93,25 +89,13 @@ def curves(panel: PanelInfo, rows: Rows, name: str) -> list[Block]:
     return _blocks(panel, scores, name, CURVE_RADII, drawn)
 
 
-def _band(rows: Rows, scores: Scores) -> dict[float, float]:
-    """Return by radius the noise of a difference to A3GT, a mean over the methods."""
-    each = [noise(rows, "a3gt", other) for other in scores if other != "a3gt"]
-    return {
-        eps: measures.average([widths[eps] for widths in each])
-        for eps in (each[0] if each else ())
-    }
-
-
 def radars(panel: PanelInfo, rows: Rows, name: str) -> list[Block]:
     """Return Figure 4: radar charts at four radii, the same as a table and the ranking."""
     scores = entry_scores(rows)
     charts = {
-        f"eps {eps:g}": {
-            entry: (parts["score"], parts.get("accuracy", 0.0))
-            for entry, parts in at(scores, eps).items()
-        }
+        f"eps {eps:g}": {e: (p["score"], p.get("accuracy", 0.0)) for e, p in at_eps.items()}
         for eps in near(scores, RADII)
-        if len(at(scores, eps)) > 2
+        if len(at_eps := at(scores, eps)) > 2
     }
     picture = Picture(
         name,
@@ -124,44 +108,39 @@ def radars(panel: PanelInfo, rows: Rows, name: str) -> list[Block]:
 
 
 def _blocks(
-    panel: PanelInfo, scores: Scores, name: str, wanted: Sequence[float], drawn: Sequence[Picture]
+    panel: PanelInfo, scores: Scores, name: str, radii: Sequence[float], drawn: Sequence[Picture]
 ) -> list[Block]:
     if not scores:
         return [prose("nothing", title=panel.title)]
-    return [*drawn, _table(scores, panel, wanted, f"{name}-scores"), _ranking(scores, wanted)]
+    return [*drawn, _table(scores, panel, radii, f"{name}-scores"), _ranking(scores, radii)]
 
 
-def _table(scores: Scores, panel: PanelInfo, wanted: Sequence[float], name: str) -> Table:
-    shown = near(scores, wanted)
-    order = list(dict.fromkeys([*panel.entries, *scores]))
-    lines = [
-        {"entry": entry} | {f"eps {eps:g}": _cell(scores, entry, eps) for eps in shown}
-        for entry in order
-    ]
+def _table(scores: Scores, panel: PanelInfo, radii: Sequence[float], name: str) -> Table:
+    entries = list(dict.fromkeys([*panel.entries, *scores]))
+    lines: list[Line] = [{"entry": entry} for entry in entries]
+    for eps in near(scores, radii):
+        at_eps = at(scores, eps)
+        highest = max(parts["score"] for parts in at_eps.values())
+        for entry, line in zip(entries, lines, strict=True):
+            parts, score = at_eps.get(entry, {}), at_eps.get(entry, {}).get("score")
+            small = f"acc. {parts['accuracy']:.3f}" if "accuracy" in parts else ""
+            mark = "best" if score == highest and len(at_eps) > 1 else ""
+            cell = Cell() if score is None else Cell(f"{score:.3f}", score, small, mark)
+            line[f"eps {eps:g}"] = cell
     data = [
-        (entry, eps, *(parts.get(part) for part in PARTS))
-        for entry in order
+        (entry, eps, *map(parts.get, PARTS))
+        for entry in entries
         for eps, parts in scores.get(entry, {}).items()
     ]
-    missing = [eps for eps in wanted if not near(scores, [eps])]
-    head = ("entry", "eps", *PARTS)
-    notes = (prose("scores_note", lost=missing),)
-    return table(name, f"CMMR (cmmr-1), {panel.title}", lines, head, data, *notes)
+    head = f"entry eps {' '.join(PARTS)}"
+    note = prose("scores_note", lost=[eps for eps in radii if not near(scores, [eps])])
+    return table(name, f"CMMR (cmmr-1), {panel.title}", lines, head, data, note)
 
 
-def _cell(scores: Scores, entry: str, eps: float) -> Cell:
-    parts, others = scores.get(entry, {}).get(eps), at(scores, eps)
-    if parts is None:
-        return Cell()
-    best = len(others) > 1 and parts["score"] == max(o["score"] for o in others.values())
-    small = f"acc. {parts['accuracy']:.3f}" if "accuracy" in parts else ""
-    return Cell(f"{parts['score']:.3f}", parts["score"], small, "best" if best else "")
-
-
-def near(scores: Scores, wanted: Sequence[float]) -> list[float]:
-    """Return the radii that were measured, of those wanted; they may differ in the last digits."""
+def near(scores: Scores, radii: Sequence[float]) -> list[float]:
+    """Return those of some radii that were measured; they may differ in the last digits."""
     every = sorted({eps for by_eps in scores.values() for eps in by_eps})
-    return [eps for wish in wanted for eps in [e for e in every if abs(e - wish) < 1e-6][:1]]
+    return [eps for wish in radii for eps in [e for e in every if abs(e - wish) < 1e-6][:1]]
 
 
 def at(scores: Scores, eps: float) -> dict[str, dict[str, float]]:
@@ -169,20 +148,19 @@ def at(scores: Scores, eps: float) -> dict[str, dict[str, float]]:
     return {entry: by_eps[eps] for entry, by_eps in scores.items() if eps in by_eps}
 
 
-def ranked(scores: Mapping[str, Mapping[str, float]], part: str = "score") -> list[str]:
-    """Return the entries with the highest score first."""
-    return sorted(scores, key=lambda entry: (-scores[entry].get(part, 0.0), entry))
-
-
-def _ranking(scores: Scores, wanted: Sequence[float]) -> str:
+def _ranking(scores: Scores, radii: Sequence[float]) -> str:
     leaders: dict[str, list[float]] = {}
     places: dict[float, Any] = {}
     agree = []
-    for eps in near(scores, wanted):
-        order = ranked(at(scores, eps))
+    for eps in near(scores, radii):
+        at_eps = at(scores, eps)
+        order, by_accuracy = (
+            sorted(at_eps, key=lambda entry: (-at_eps[entry].get(part, 0.0), entry))
+            for part in ("score", "accuracy")
+        )
         leaders.setdefault(order[0], []).append(eps)
         if "a3gt" in order:
             places[eps] = order.index("a3gt") + 1, len(order)
-        if order == ranked(at(scores, eps), "accuracy"):
+        if order == by_accuracy:
             agree.append(eps)
     return prose("ranking", leaders=leaders, places=places, agree=agree)

@@ -1,4 +1,4 @@
-"""Settings of a3gt-front: the front of each beside that of the default, at equal clean accuracy.
+"""Settings of a3gt-front: the front of each and that of the default, at equal clean accuracy.
 
 A front as a curve: at a clean accuracy, the highest robust accuracy of the models that are at
 least as clean, straight between neighbours of which none is better in both.
@@ -14,17 +14,10 @@ from numpy.typing import NDArray
 
 from equipoise.measures.statistics import front
 from equipoise.paper import figures
-from equipoise.paper.measures import Rows, area, average, group, pairs_of, points
+from equipoise.paper.measures import Rows, area, average, group, pairs_of, points, resampled
 from equipoise.paper.prose import prose, seeds_text, signed
 from equipoise.paper.results import WORST, PanelInfo, Results
-from equipoise.paper.tables import (
-    Line,
-    Numbers,
-    area_cell,
-    percent_cell,
-    points_cell,
-    table,
-)
+from equipoise.paper.tables import AREA, Line, mean_cell, percent_cell, table
 from equipoise.report import wording
 from equipoise.report.content import Block, Cell, Picture, Table, file_name
 from equipoise.report.palette import Style, style_of
@@ -40,54 +33,40 @@ def curves(rows: Rows) -> dict[str, dict[int, Rows]]:
     """Return the models of a panel that mix two learners, by setting and seed."""
     models = points(rows, WORST)
     mixed = models[models["gamma"].notna()].sort_values("gamma", kind="stable")
-    return {
-        entry: dict(sorted(group(mixed[mixed["entry"] == entry], "seed").items()))
-        for entry in dict.fromkeys(models["entry"])
-        if (mixed["entry"] == entry).any()
-    }
+    every = group(mixed, "entry")
+    names = [entry for entry in dict.fromkeys(models["entry"]) if entry in every]
+    return {entry: dict(sorted(group(every[entry], "seed").items())) for entry in names}
 
 
-def _front(every: Points) -> Points:
+def _front(models: Rows | Points) -> Points:
     """Return the points that no other one dominates, the least clean first."""
+    every = np.array(pairs_of(models)) if isinstance(models, pd.DataFrame) else models
     best: Points = every[front([(float(clean), float(robust)) for clean, robust in every])]
     return best
 
 
-def _array(models: Rows) -> Points:
-    return np.array(pairs_of(models))
-
-
-def _at(every: Points, levels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the robust accuracy of a curve at clean accuracies that it reaches."""
-    best = _front(every)
+def _at(best: Points, levels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the robust accuracy of a front at clean accuracies that it reaches."""
     robust: Points = np.interp(levels, best[:, 0], best[:, 1])
     return robust
 
 
-def _gain(one: Points, other: Points) -> float:
+def _gain(first: Rows | Points, second: Rows | Points) -> float:
     """Return how much more robust the first curve is at equal clean accuracy, in the mean.
 
     The clean accuracies go from that of the less clean of the two robust ends to the highest that
     both reach.
     """
-    a, b = _front(one), _front(other)
+    a, b = _front(first), _front(second)
     levels = np.linspace(min(a[0, 0], b[0, 0]), min(a[-1, 0], b[-1, 0]), _LEVELS)
     return float((_at(a, levels) - _at(b, levels)).mean())
 
 
-def _resampled(models: Rows, drawn: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the points on images drawn anew, of shape (drawings, models, 2)."""
-    flags = (np.stack(list(models[column])) for column in ("flags", "robust_flags"))
-    counts = np.stack([some @ drawn.T for some in flags], -1).transpose(1, 0, 2)
-    return np.asarray(counts / models["n"].iloc[0])
-
-
 def mean_curve(by_seed: Mapping[int, Rows]) -> tuple[list[float], list[float]]:
     """Return the clean accuracies that all seeds reach, and the mean robust ones there."""
-    every = [_array(models) for models in by_seed.values()]
-    best = [_front(some) for some in every]
+    best = [_front(models) for models in by_seed.values()]
     levels = np.linspace(min(b[0, 0] for b in best), min(b[-1, 0] for b in best), _LEVELS)
-    robust = np.mean([_at(some, levels) for some in every], 0)
+    robust = np.mean([_at(b, levels) for b in best], 0)
     return levels.tolist(), robust.tolist()
 
 
@@ -100,21 +79,18 @@ def gains(fronts: Curves) -> pd.DataFrame:
     """
     rows = []
     for seed, default in fronts.get(DEFAULT, {}).items():
-        n = default["n"].iloc[0]
-        drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), _RESAMPLES)
-        its = _resampled(default, drawn)
+        drawn = resampled(default, _RESAMPLES)
         of_seed = []
         for entry, by_seed in fronts.items():
             if entry == DEFAULT or seed not in by_seed:
                 continue
             models = by_seed[seed]
-            value = _gain(_array(models), _array(default))
             low: float | None = None
             high: float | None = None
-            if models["n"].iloc[0] == n:
-                every = map(_gain, _resampled(models, drawn), its)
+            if models["n"].iloc[0] == default["n"].iloc[0]:
+                every = map(_gain, resampled(models, _RESAMPLES), drawn)
                 low, high = map(float, np.quantile(list(every), (0.025, 0.975)))
-            of_seed.append((seed, entry, value, low, high))
+            of_seed.append((seed, entry, _gain(models, default), low, high))
         rows += sorted(of_seed, key=lambda row: -row[2])
     return pd.DataFrame(rows, columns=["seed", "entry", "gain", "low", "high"], dtype=object)
 
@@ -123,39 +99,32 @@ def chosen_by_others(gained: pd.DataFrame) -> dict[int, tuple[str, float]]:
     """Return for each seed the setting that is best with the other seeds, and its gain with this.
 
     It is not chosen by what it is measured on, so that chance does not favour it; it may be worse
-    than the default.
-
-    Arguments:
-        gained: The result of :func:`gains`; a single seed is left out.
+    than the default. The argument is the result of :func:`gains`; a single seed is left out.
     """
     by_seed = {
-        seed: dict(zip(some["entry"], some["gain"], strict=True))
-        for seed, some in group(gained, "seed").items()
+        seed: dict(zip(rows["entry"], rows["gain"], strict=True))
+        for seed, rows in group(gained, "seed").items()
     }
     choices = {}
-    for seed, here in by_seed.items():
-        others = [there for other, there in by_seed.items() if other != seed]
+    for seed, gain in by_seed.items():
+        others = [gain_there for other, gain_there in by_seed.items() if other != seed]
         if others:
-            shared = sorted(set.intersection(*map(set, [here, *others])))
+            shared = sorted(set.intersection(*map(set, [gain, *others])))
             means = {entry: average([there[entry] for there in others]) for entry in shared}
-            means = {DEFAULT: 0.0} | means
-            best = max(means, key=lambda entry: means[entry])
-            choices[seed] = best, here.get(best, 0.0)
+            best, _ = max([(DEFAULT, 0.0), *means.items()], key=lambda choice: choice[1])
+            choices[seed] = best, gain.get(best, 0.0)
     return choices
 
 
 def blocks(results: Results) -> list[Block]:
     """Return the picture, the fronts of each setting and the regret of the default."""
-    every = {panel: curves(results.of(panel, weights=None)) for panel in results.panels}
+    every = {panel: curves(results.of(panel)) for panel in results.panels}
     every = {panel: fronts for panel, fronts in every.items() if fronts}
     if not every:
         return [prose("nothing", title="settings")]
     gained = {panel: gains(fronts) for panel, fronts in every.items()}
     tables = [_table(panel, fronts, gained[panel]) for panel, fronts in every.items()]
-    regret: list[Block] = []
-    if any(len(some) for some in gained.values()):
-        regret = [_regret(gained), _summary(gained)]
-    return [_picture(every), *tables, *regret]
+    return [_picture(every), *tables, *_regret(gained)]
 
 
 def _picture(every: Mapping[PanelInfo, Curves]) -> Picture:
@@ -182,16 +151,10 @@ def _picture(every: Mapping[PanelInfo, Curves]) -> Picture:
     )
 
 
-def ends(models: Rows) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Return the point with the highest clean and that with the highest robust accuracy."""
-    best = _front(_array(models))
-    return (float(best[-1][0]), float(best[-1][1])), (float(best[0][0]), float(best[0][1]))
-
-
 def _table(panel: PanelInfo, fronts: Curves, gained: pd.DataFrame) -> Table:
-    lines, data = list[Line](), list[Numbers]()
+    lines, data = list[Line](), []
     for entry, by_seed in fronts.items():
-        corners = {seed: ends(models) for seed, models in by_seed.items()}
+        best = {seed: _front(models) for seed, models in by_seed.items()}
         areas = {seed: area(pairs_of(m), panel.classes) for seed, m in by_seed.items()}
         of_entry = gained[gained["entry"] == entry]
         gain = dict(zip(of_entry["seed"], of_entry["gain"], strict=True))
@@ -202,75 +165,67 @@ def _table(panel: PanelInfo, fronts: Curves, gained: pd.DataFrame) -> Table:
                 "setting": entry,
                 "seeds": seeds_text(by_seed, panel.seeds),
                 "parts after round": ", ".join(sorted(starts)) or wording.MISSING,
-                "clean end": _end([pair[0] for pair in corners.values()]),
-                "robust end": _end([pair[1] for pair in corners.values()]),
-                "area": area_cell(list(areas.values())),
-                "robust, at equal clean": points_cell(list(gain.values())),
+                "clean end": _end([points[-1] for points in best.values()]),
+                "robust end": _end([points[0] for points in best.values()]),
+                "area": mean_cell(areas.values(), AREA, span=True),
+                "robust, at equal clean": mean_cell(gain.values(), signed, span=True),
             }
         )
         for seed, row in firsts.items():
-            accuracies = (*corners[seed][0], *corners[seed][1], areas[seed])
-            data.append((entry, seed, row["n"], *accuracies, row["t_start"], gain.get(seed)))
-    head = (
-        *("setting", "seed", "n", "clean_end_clean", "clean_end_robust"),
-        *("robust_end_clean", "robust_end_robust", "area", "t_branch", "gain"),
-    )
+            ends = (*best[seed][-1].tolist(), *best[seed][0].tolist())
+            numbers = (areas[seed], row["t_start"], gain.get(seed))
+            data.append((entry, seed, row["n"], *ends, *numbers))
+    head = "setting seed n clean_end_clean clean_end_robust robust_end_clean robust_end_robust"
+    head += " area t_branch gain"
     name = file_name("settings", panel.name.removeprefix("settings-"))
     notes = (prose("settings_note"), prose("area_note", classes=panel.classes))
     return table(name, f"Every setting, {panel.title}", lines, head, data, *notes)
 
 
-def _end(pairs: Sequence[tuple[float, float]]) -> Cell:
-    clean, robust = (percent_cell(average([pair[i] for pair in pairs])) for i in (0, 1))
+def _end(ends: Sequence[Points]) -> Cell:
+    """Return the mean (clean, robust) accuracies of an end of a front."""
+    clean, robust = (percent_cell(average([float(end[i]) for end in ends])) for i in (0, 1))
     return Cell(f"{clean.text} / {robust.text}", clean.value)
 
 
-def _regret(gained: Mapping[PanelInfo, pd.DataFrame]) -> Table:
-    lines, data = list[Line](), list[Numbers]()
-    for panel, gains_ in gained.items():
-        others = chosen_by_others(gains_)
-        for seed, of_seed in group(gains_, "seed").items():
+def _regret(gained: Mapping[PanelInfo, pd.DataFrame]) -> list[Block]:
+    lines, data = list[Line](), []
+    for panel, of_panel in gained.items():
+        others = chosen_by_others(of_panel)
+        for seed, of_seed in group(of_panel, "seed").items():
             entry, gain, low, high = of_seed.iloc[0][["entry", "gain", "low", "high"]]
             choice, value = others.get(seed, (None, None))
             settings = len(of_seed) + 1
             interval = "" if low is None else f"[{signed(low)} to {signed(high)}]"
-            regret = (
-                Cell(percent_cell(gain).text, gain, interval) if gain > 0 else Cell("0.0", 0.0)
-            )
+            regret = Cell(percent_cell(gain).text, gain, interval)
             lines.append(
                 {
                     "where": panel.title,
                     "seed": Cell(str(seed), seed),
                     "settings": Cell(str(settings), settings),
                     "best setting": entry if gain > 0 else DEFAULT,
-                    "regret": regret,
+                    "regret": regret if gain > 0 else Cell("0.0", 0.0),
                     "choice of the other seeds": choice or wording.MISSING,
-                    "its gain": points_cell([] if value is None else [value]),
+                    "its gain": mean_cell([value], signed),
                 }
             )
             data.append((panel.name, seed, settings, entry, gain, low, high, choice, value))
-    head = (
-        *("panel", "seed", "settings", "best_other", "gain", "gain_low", "gain_high"),
-        *("others_choice", "others_choice_gain"),
-    )
-    name, title = file_name("settings", "regret"), "Regret of the default"
-    return table(name, title, lines, head, data, prose("regret_note"))
-
-
-def _summary(gained: Mapping[PanelInfo, pd.DataFrame]) -> str:
-    regrets = [
-        max(some["gain"].iloc[0], 0.0)
-        for gains_ in gained.values()
-        for some in group(gains_, "seed").values()
-    ]
-    others = [gain for gains_ in gained.values() for _, gain in chosen_by_others(gains_).values()]
-    return prose(
+    if not data:
+        return []
+    regrets = [max(row[4], 0.0) for row in data]
+    values = [row[-1] for row in data if row[-1] is not None]
+    summary = prose(
         "regret",
-        panels=sum(bool(len(gains_)) for gains_ in gained.values()),
+        panels=len({row[0] for row in data}),
         regrets=regrets,
         median=median(regrets),
         bar=BAR,
-        others=others,
-        others_median=median(others) if others else None,
-        better=sum(value > 0 for value in others),
+        others=values,
+        others_median=median(values) if values else None,
+        better=sum(value > 0 for value in values),
     )
+    name, title = file_name("settings", "regret"), "Regret of the default"
+    head = (
+        "panel seed settings best_other gain gain_low gain_high others_choice others_choice_gain"
+    )
+    return [table(name, title, lines, head, data, prose("regret_note")), summary]

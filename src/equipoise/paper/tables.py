@@ -1,12 +1,11 @@
-"""Tables from lines of cells and rows of numbers; as CSV and LaTeX."""
+"""Tables from lines of cells and records of numbers; as CSV and LaTeX."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from equipoise.paper.measures import Accuracies, Rows, accuracies, average, best_marks
-from equipoise.paper.prose import signed
 from equipoise.report import wording
 from equipoise.report.content import Cell, Column, Table
 
@@ -26,39 +25,36 @@ _LATEX = str.maketrans(
         "∞": r"$\infty$",
     }
 )
-
-
 Line = dict[str, str | Cell]  # by column: text, or a cell with a number
-Numbers = Sequence[Any]
+AREA = "{:.4f}".format
 
 
 def table(
     name: str,
     title: str,
     lines: Sequence[Line],
-    head: Sequence[str],
-    data: Iterable[Numbers],
+    head: str,
+    data: Sequence[Any],
     *notes: str,
 ) -> Table:
     """Return a table.
 
     Arguments:
-        name: The name of its files, without their ends.
+        name: The name of its files, without the endings.
         title: Its title.
-        lines: As it is printed.
-        head: The names of its numbers for programs.
-        data: These numbers: accuracies as fractions; what is not known is None.
-        notes: What the reader must know to read it.
+        lines: Its rows as they are printed.
+        head: The names of its numbers for programs, with spaces between them.
+        data: These numbers, a row each: accuracies as fractions; None where one is missing.
+        notes: How to read it.
     """
     rows = [[c if isinstance(c, Cell) else Cell(c) for c in line.values()] for line in lines]
-    columns = [Column(name, isinstance(cell, Cell)) for name, cell in (lines or [{}])[0].items()]
-    records = (tuple(head), *map(tuple, data))
-    return Table(name, title, tuple(columns), tuple(map(tuple, rows)), notes, records)
+    columns = [Column(head, isinstance(cell, Cell)) for head, cell in (lines or [{}])[0].items()]
+    return Table(name, title, tuple(columns), tuple(map(tuple, rows)), notes, (head.split(), data))
 
 
 def csv_table(table: Table) -> str:
-    """Return the numbers of a table as CSV; what is not known is empty."""
-    head, *data = table.records
+    """Return the numbers of a table as CSV; a missing number is empty."""
+    head, data = table.records
     # As objects whole numbers stay whole where some are missing.
     frame = pd.DataFrame(data, columns=list(head), dtype=object)
     return frame.to_csv(index=False, lineterminator="\n")
@@ -93,17 +89,19 @@ def percent_cell(fraction: float | None) -> Cell:
     return Cell(wording.percent(fraction).replace("\u00a0%", ""), fraction)
 
 
-def spread_cell(found: Accuracies | None, mark: str = "") -> Cell:
+def spread_cell(entry: Accuracies | None, mark: str = "") -> Cell:
     """Return a mean in percent, below it the range over the seeds and the interval."""
-    if found is None:
+    if entry is None:
         return Cell()
-    low, high = (percent_cell(end(found.values)).text for end in (min, max))
-    small = [f"({low}..{high})"] if len(found.values) > 1 else []
-    small.append(f"[{wording.interval(found.interval)}]")
-    return Cell(percent_cell(found.mean).text, found.mean, "\n".join(small), mark)
+    low, high = (percent_cell(end(entry.values)).text for end in (min, max))
+    small = [f"({low}..{high})"] if len(entry.values) > 1 else []
+    small.append(f"[{wording.interval(entry.interval)}]")
+    return Cell(percent_cell(entry.mean).text, entry.mean, "\n".join(small), mark)
 
 
-def spread_cells(entries: Mapping[Any, Rows], attacks: Sequence[str]) -> dict[Any, Line]:
+def spread_cells(
+    entries: Mapping[Any, Rows], attacks: Sequence[str]
+) -> dict[Any, dict[str, Cell]]:
     """Return by entry its accuracy under each attack; the highest of an attack are marked."""
     marks = {attack: best_marks(entries, attack) for attack in attacks}
     return {
@@ -112,29 +110,20 @@ def spread_cells(entries: Mapping[Any, Rows], attacks: Sequence[str]) -> dict[An
     }
 
 
-def number_cell(values: Iterable[float | None], form: str = "{:,.0f}") -> Cell:
-    """Return the mean of those numbers that are known."""
-    known = [value for value in values if value is not None]
-    return Cell(form.format(average(known)), average(known)) if known else Cell()
+def mean_cell(
+    values: Iterable[float | None],
+    form: Callable[[float], str] = "{:,.0f}".format,
+    *,
+    span: bool = False,
+) -> Cell:
+    """Return the mean of the numbers that are not None; with ``span`` their range below it."""
+    present = [value for value in values if value is not None]
+    if not present:
+        return Cell()
+    small = f"({form(min(present))}..{form(max(present))})" if span and len(present) > 1 else ""
+    return Cell(form(average(present)), average(present), small)
 
 
-def listed_cell(values: Iterable[float], texts: Iterable[str] = ()) -> Cell:
+def listed_cell(values: Iterable[float], form: Callable[[float], str] = str) -> Cell:
     """Return the value of each seed, sorted by their mean."""
-    known = list(values)
-    return Cell(", ".join(list(texts) or map(str, known)), average(known))
-
-
-def area_cell(values: Sequence[float]) -> Cell:
-    """Return the mean of some areas, below it their range over the seeds."""
-    if not values:
-        return Cell()
-    span = f"({min(values):.4f}..{max(values):.4f})" if len(values) > 1 else ""
-    return Cell(f"{average(values):.4f}", average(values), span)
-
-
-def points_cell(values: Sequence[float]) -> Cell:
-    """Return the mean of some differences in percentage points, below it their range."""
-    if not values:
-        return Cell()
-    span = f"({signed(min(values))}..{signed(max(values))})" if len(values) > 1 else ""
-    return Cell(signed(average(values)), average(values), span)
+    return Cell(", ".join(map(form, values)), average(list(values)))

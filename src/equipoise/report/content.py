@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.figure import Figure as Canvas
 
@@ -45,7 +46,7 @@ class Table:
         columns: Its columns.
         rows: Its rows, a cell a column; the first names the row.
         notes: What the reader must know to read it.
-        records: Its numbers for programs, the head first.
+        records: Its numbers for programs, the names of the columns and the rows.
         foot: A last row of totals, which is never sorted.
     """
 
@@ -54,7 +55,7 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
-    records: tuple[tuple[object, ...], ...] = ()
+    records: tuple[Sequence[str], Sequence[Any]] = ((), ())
     foot: tuple[Cell, ...] = ()
 
 
