@@ -642,7 +642,7 @@ def test_cautions(tmp_path):
         "Few images",
         "Warning",
         "More than one model",
-        "No undefended model beside it",
+        "No undefended model to compare with",
         "One seed",
     }
     assert found["Never synchronised"][1] == "no level."

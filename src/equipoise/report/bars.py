@@ -11,7 +11,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from equipoise.report.content import Picture
 from equipoise.report.palette import Palette
 from equipoise.report.pictures import STEPS, axes_at, blank, safe
-from equipoise.report.wording import count
 
 _WIDTH, _ROW, _FLOOR = 400.0, 25.0, 24.0  # points
 _LETTER = 6.7  # points, a letter of the drawings' type at its widest common width
@@ -23,12 +22,12 @@ class Bar:
     """One bar.
 
     Arguments:
-        name: What stands at its left.
+        name: The text at its left.
         value: Its length, on the scale of the panel.
-        text: What stands at its right.
+        text: The text at its right.
         clean: Whether it is of unperturbed images.
         interval: The ends of its whisker.
-        lost: A paler part beyond its end: what has just been lost.
+        lost: The length of a paler part beyond its end: the loss to this attack or stage.
         lowest: Whether it is marked as the lowest.
     """
 
@@ -44,13 +43,7 @@ class Bar:
 def bars(title: str, rows: Sequence[Bar], most: float, identity: str, spoken: str) -> Picture:
     """Return a picture of bars, one below the other.
 
-    Arguments:
-        title: The title of the picture.
-        rows: The bars, from above.
-        most: The length of the scale: 1 for shares, which are shown in percent, or a number of
-            images.
-        identity: The id of the drawing on its page.
-        spoken: What the drawing shows, in words.
+    The scale ends at ``most``: 1 for shares, which are shown in percent, or a number of images.
     """
     names = [safe(bar.name, _LONGEST) for bar in rows]
     gap = 19.0 if any(bar.lowest for bar in rows) else 11.0  # the mark of the lowest is in it
@@ -67,7 +60,8 @@ def bars(title: str, rows: Sequence[Bar], most: float, identity: str, spoken: st
         axes.set_ylim(len(rows) - 0.45, -0.55)
         axes.set_yticks(range(len(rows)), names, color=palette.ink)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS, integer=most > 1))
-        axes.xaxis.set_major_formatter(FuncFormatter(_percent if most == 1 else _count))
+        scale, form = (100, "{:.0f} %") if most == 1 else (1, "{:,.0f}")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: form.format(scale * v)))
         return canvas
 
     return Picture(identity, title, draw, spoken)
@@ -87,11 +81,3 @@ def _draw(axes: Axes, palette: Palette, place: int, bar: Bar, gap: float) -> Non
     axes.annotate(bar.text, (1, place), xytext=(gap, 0), **side)
     if bar.lowest:
         axes.annotate("\u25c2", (1, place), xytext=(6, 0), **side)
-
-
-def _percent(value: float, _place: object) -> str:
-    return f"{100 * value:.0f} %"
-
-
-def _count(value: float, _place: object) -> str:
-    return count(round(value))

@@ -1,14 +1,13 @@
-"""What a reader must know before trusting the numbers: checks of evaluations, and cautions."""
+"""Checks of evaluations, and cautions that limit how far the numbers can be trusted."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
 
 import numpy as np
 
 from equipoise.plugins import changed, command
 from equipoise.report.content import Block, Section
-from equipoise.report.results import WORST, EvaluatedRun, Threat, rows_of
+from equipoise.report.results import WORST, EvaluatedRun, Threat, fold_others, rows_of
 from equipoise.report.runs_reader import RunData
 from equipoise.report.wording import (
     capital,
@@ -36,11 +35,7 @@ Caution = tuple[tuple[str, ...], str, str]  # runs (none: all of them), headline
 
 def check_sections(run: RunData, shown: Threat | None) -> list[Section]:
     """Return the checks and the cost of every evaluation of a run, the shown threat first."""
-    sections = [_checks(run, evaluation) for evaluation in ranked(run, shown)]
-    if len(sections) < 2:
-        return sections
-    more = "another evaluation" if len(sections) == 2 else f"{len(sections) - 1} more evaluations"
-    return [sections[0], Section(f"{run.name}: {more}", sections[1:], folded=True)]
+    return fold_others(run.name, [_checks(run, evaluation) for evaluation in ranked(run, shown)])
 
 
 def ranked(run: RunData, shown: Threat | None) -> list[Evaluation]:
@@ -49,11 +44,13 @@ def ranked(run: RunData, shown: Threat | None) -> list[Evaluation]:
 
 
 def _checks(run: RunData, evaluation: Evaluation) -> Section:
+    findings = sorted(evaluation.findings, key=lambda finding: STATUSES.index(finding.status))
     alarms = {
-        f"{capital(f.status)}: {f.check}{f' ({f.code})' if f.code else ''}": _said(f)
-        for f in _alarms(evaluation)
+        f"{capital(f.status)}: {f.check}{f' ({f.code})' if f.code else ''}": _sentences(f)
+        for f in findings
+        if f.alarm
     }
-    rest = [f for f in _sorted(evaluation) if not f.alarm]
+    rest = [f for f in findings if not f.alarm]
     passed = sum(f.status == "ok" for f in rest)
     skipped = f", {len(rest) - passed} skipped" if len(rest) > passed else ""
     summary = f"{passed} check{'s' * (passed != 1)} passed{skipped}"
@@ -68,21 +65,12 @@ def _checks(run: RunData, evaluation: Evaluation) -> Section:
     return Section(run.name, blocks, small=_title(evaluation), tag=tag)
 
 
-def _alarms(evaluation: Evaluation) -> list[Finding]:
-    return [f for f in _sorted(evaluation) if f.alarm]
-
-
-def _sorted(evaluation: Evaluation) -> list[Finding]:
-    """Return the findings, the failed first."""
-    return sorted(evaluation.findings, key=lambda finding: STATUSES.index(finding.status))
-
-
 def _title(evaluation: Evaluation) -> str:
     return f"{threat_text(*evaluation.threat)}, {images_text(evaluation.n, evaluation.sample)}"
 
 
-def _said(finding: Finding) -> str:
-    """Return what was seen and what to do about it, in sentences."""
+def _sentences(finding: Finding) -> str:
+    """Return the result of a check and its remedy, in sentences."""
     return f"{closed(finding.message)} {closed(capital(finding.remedy))}".strip()
 
 
@@ -100,7 +88,7 @@ def _cost(run: RunData, evaluation: Evaluation) -> dict[str, str]:
 
 
 def _work(evaluation: Evaluation) -> dict[str, str]:
-    """Return what all attacks together took."""
+    """Return the cost of all attacks together."""
     whole = next((r for r in evaluation.records if r.attack == WORST), None)
     if whole is None:
         return {}
@@ -138,42 +126,32 @@ def _size(memory: int) -> str:
 
 
 def cautions(runs: Sequence[RunData], rows: Mapping[str, EvaluatedRun]) -> list[Caution]:
-    """Return the reservations about runs and their results; equal ones are listed once.
-
-    Arguments:
-        runs: The runs of the report.
-        rows: The evaluation of each run that is in the headline.
-
-    Returns:
-        For each the runs it concerns (none: all of them), a headline, and the reason.
-    """
+    """Return the reservations about runs and their results; equal ones are listed once."""
     shown = {name: row.threat for name, row in rows.items()}
     checks = [c for run in runs for c in _check_cautions(run, shown.get(run.name))]
     checks.sort(key=lambda c: "failed" not in c[1])
     own = [c for r in runs for c in (*_training(r), *_evaluation(r, rows.get(r.name)))]
-    found: dict[tuple[str, str], dict[str, None]] = {}
+    names_of: dict[tuple[str, str], dict[str, None]] = {}
     for name, title, text in (*checks, *own, *_together(runs, rows)):
-        found.setdefault((title, text), {})[name] = None
+        names_of.setdefault((title, text), {})[name] = None
     return [
         (() if len(runs) == 1 else tuple(filter(None, names)), title, text)
-        for (title, text), names in found.items()
+        for (title, text), names in names_of.items()
     ]
 
 
 def _check_cautions(run: RunData, shown: Threat | None) -> Iterator[_Caution]:
     """Yield failed checks, warnings and interruptions; the same of several radii once."""
     order = ranked(run, shown)
-    alarms = [
-        (e, f) for status in _ALARMS for e in order for f in _alarms(e) if f.status == status
-    ]
-    names = list(dict.fromkeys((f.status, f.check) for _, f in alarms))
-    alarms.sort(key=lambda pair: names.index((pair[1].status, pair[1].check)))
-    for (status, check), group in groupby(
-        alarms, key=lambda pair: (pair[1].status, pair[1].check)
-    ):
-        (evaluation, finding), *others = group
+    alarms: dict[tuple[str, str], list[tuple[Evaluation, Finding]]] = {}
+    for status in _ALARMS:
+        for each in order:
+            for finding in each.findings:
+                if finding.status == status:
+                    alarms.setdefault((status, finding.check), []).append((each, finding))
+    for (status, check), ((evaluation, finding), *others) in alarms.items():
         where = f"at {_title(evaluation)}: " if len(order) > 1 else ""
-        text = f"{where}{_said(finding)}"
+        text = f"{where}{_sentences(finding)}"
         if others:
             more = "another evaluation" if len(others) == 1 else f"{len(others)} other evaluations"
             text += f" The same holds for {more}: see Checks and cost."
@@ -182,8 +160,9 @@ def _check_cautions(run: RunData, shown: Threat | None) -> Iterator[_Caution]:
         if not evaluation.finished:
             last = ("--weights", "last") if evaluation.weights == "last" else ()
             text = (
-                f"the one at {_title(evaluation)} was interrupted or still runs, so it is "
-                f"preliminary; go on with `{command('evaluate', run.path, '--resume', *last)}`."
+                f"the evaluation at {_title(evaluation)} was interrupted or still runs, so its "
+                f"numbers are preliminary; `{command('evaluate', run.path, '--resume', *last)}` "
+                "continues it."
             )
             yield run.name, "Evaluation not finished", text
 
@@ -246,8 +225,8 @@ def _evaluation(run: RunData, row: EvaluatedRun | None) -> Iterator[_Caution]:
     after = [r.attack for r in row.records.values() if not r.entire]
     if after:
         text = (
-            f"{join(after)} was not run on the images that other attacks had fooled before and "
-            "counts them as correct; read the worst case."
+            f"{join(after)} was not run on the images that fooled the model under earlier "
+            "attacks, and counts them as correct; read the worst case."
         )
         yield run.name, "Ensemble after other attacks", text
 
@@ -258,7 +237,7 @@ def _together(runs: Sequence[RunData], rows: Mapping[str, EvaluatedRun]) -> Iter
     if not any(run.undefended for run in runs):
         word = "train `standard`" if any(run.trained for run in runs) else "evaluate one"
         text = f"{word} on the same data: it shows what the defence costs and gains."
-        yield "", "No undefended model beside it", text
+        yield "", "No undefended model to compare with", text
     if max(map(len, _repetitions(runs).values()), default=2) < 2:
         text = "each recipe was trained once; part of a difference can be due to the seed."
         yield "", "One seed", text

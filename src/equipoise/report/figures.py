@@ -22,12 +22,7 @@ from equipoise.store.records import Record
 
 
 def curves(run: RunData, identity: str) -> Figure | None:
-    """Return how a run's losses and accuracies went, or None where nothing was logged.
-
-    Arguments:
-        run: The run.
-        identity: The id of the figure on its page.
-    """
+    """Return a run's losses and accuracies by round, or None where nothing was logged."""
     if not run.rounds:
         return None
     lines = _lines(run)
@@ -55,19 +50,20 @@ _Line = tuple[Style, Callable[[Round], Mapping[str, float]]]
 
 
 def _lines(run: RunData) -> dict[str, _Line]:
+    """Return the style of each learner and of the global model, and their values in a round."""
     more = (style_of("", place) for place in itertools.count(2))
-    found: dict[str, _Line] = {}
+    lines: dict[str, _Line] = {}
     for name in run.learners:
 
         def learner(r: Round, name: str = name) -> Mapping[str, float]:
             return r.learners.get(name, {})
 
-        found[name] = (LEARNERS.get(name) or next(more), learner)
-    # Of one learner the global model is another one only if it is an average.
+        lines[name] = (LEARNERS.get(name) or next(more), learner)
+    # With one learner the global model is another model only if it is an average.
     only = [next(iter(r.learners.values())) if len(r.learners) == 1 else {} for r in run.rounds]
     if any(set(r.merged.items()) - set(o.items()) for r, o in zip(run.rounds, only, strict=True)):
-        found["average" if len(run.learners) == 1 else "global"] = (GLOBAL, lambda r: r.merged)
-    return found
+        lines["average" if len(run.learners) == 1 else "global"] = (GLOBAL, lambda r: r.merged)
+    return lines
 
 
 def _curve_keys(run: RunData, lines: Mapping[str, _Line]) -> tuple[Key, ...]:
@@ -201,16 +197,11 @@ def _spoken(title: str, values: Mapping[str, Sequence[float]], accuracy: bool) -
 def overview(
     runs: Sequence[RunData], rows: Mapping[str, EvaluatedRun], identity: str, *, bars: bool = True
 ) -> Figure | None:
-    """Return what a report shows first, or None where nothing was evaluated.
+    """Return the first figure of a report, or None where nothing was evaluated.
 
     Of several runs it is the trade-off between clean accuracy and accuracy under attack, of
-    several radii accuracy against eps; of one run at one radius the accuracy by attack.
-
-    Arguments:
-        runs: The runs.
-        rows: The evaluation of each run that is in the headline.
-        identity: The id of the figure on its page.
-        bars: Whether one run at one radius has a figure.
+    several radii accuracy against eps; of one run at one radius, with ``bars``, the accuracy by
+    attack.
     """
     styles = _styles(runs)
     alike = [row for row in judged_alike(list(rows.values())) if row.attacked and row.clean]
@@ -218,11 +209,13 @@ def overview(
     drawn = {row.run.name for row in alike} if panels else set()
     norms = {row.threat[0] for run in runs for row in rows_of(run) if row.threat}
     for norm in sorted(norms):
-        measure, found = sweep(runs, norm)
-        if len({eps for by_eps in found.values() for eps in by_eps if eps}) > 1:
-            title = f"{_measured(measure)}, {wording.norm_text(norm)}"
-            panels.append(_sweep(title, found, styles, f"{identity}-{norm}"))
-            drawn |= set(found)
+        measure, by_run = sweep(runs, norm)
+        if len({eps for by_eps in by_run.values() for eps in by_eps if eps}) > 1:
+            titles = {WORST: "Worst case of the attacks", "": "Strongest attack of each run"}
+            title = titles.get(measure) or f"Under {measure}"
+            title = f"{title}, {wording.norm_text(norm)}"
+            panels.append(_sweep(title, by_run, styles, f"{identity}-{norm}"))
+            drawn |= set(by_run)
     if panels:
         keys = tuple(Key(run.name, styles[run.name]) for run in runs if run.name in drawn)
         caption = "Whiskers and bands are 95 % intervals; eps = 0 is clean accuracy."
@@ -265,48 +258,37 @@ def _tradeoff(rows: Sequence[EvaluatedRun], styles: Mapping[str, Style], identit
 
 
 def classes(rows: Sequence[EvaluatedRun], names: Sequence[str], identity: str) -> Figure:
-    """Return the accuracy by class of some runs, a panel of bars each.
-
-    Arguments:
-        rows: The evaluations.
-        names: The classes.
-        identity: The id of the figure on its page.
-    """
+    """Return the accuracy by class of some runs, a panel of bars each."""
     panels = tuple(_class_bars(row, names, f"{identity}-{i}") for i, row in enumerate(rows))
     keys = (ATTACKED_KEY, Key("fooled by the attacks", sign="lost"), CLEAN_KEY)
     return Figure(identity, "Accuracy by class, from 0 to 100 %.", keys, panels)
 
 
 def _class_bars(row: EvaluatedRun, names: Sequence[str], identity: str) -> Picture:
-    made = []
+    drawn = []
     for name in names:
-        both = [r.per_class.get(name) if r else None for r in (row.clean, row.attacked)]
-        clean, attacked = both
+        clean, attacked = (
+            record.per_class.get(name) if record else None for record in (row.clean, row.attacked)
+        )
         value = clean if attacked is None else attacked
         if value is not None:
             lost = max(0.0, clean - value) if clean is not None else 0.0
-            made.append(Bar(name, value, wording.percent(value), attacked is None, lost=lost))
-    listed = "; ".join(f"{bar.name} {bar.text}" for bar in made)
-    return draw_bars(
-        row.run.name, made, 1, identity, f"{row.run.name}, accuracy by class: {listed}."
-    )
-
-
-def _measured(measure: str) -> str:
-    named = {WORST: "Worst case of the attacks", "": "Strongest attack of each run"}
-    return named.get(measure) or f"Under {measure}"
+            drawn.append(Bar(name, value, wording.percent(value), attacked is None, lost=lost))
+    listed = "; ".join(f"{bar.name} {bar.text}" for bar in drawn)
+    spoken = f"{row.run.name}, accuracy by class: {listed}."
+    return draw_bars(row.run.name, drawn, 1, identity, spoken)
 
 
 def _sweep(
     title: str,
-    found: Mapping[str, Mapping[float, Record]],
+    by_run: Mapping[str, Mapping[float, Record]],
     styles: Mapping[str, Style],
     identity: str,
 ) -> Picture:
     def draw(palette: Palette) -> Canvas:
         canvas = blank(palette, _SIDE, _TALL)
         axes = axes_at(canvas, palette, (_LEFT, 44, _SIDE - 6 - _LEFT, _TALL - 58), size=11)
-        for name, by_eps in found.items():
+        for name, by_eps in by_run.items():
             eps, accuracy = list(by_eps), [r.accuracy for r in by_eps.values()]
             line(axes, palette, eps, accuracy, styles[name])
             low, high = zip(*(r.interval for r in by_eps.values()), strict=True)
@@ -314,11 +296,19 @@ def _sweep(
             axes.fill_between(eps, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.set_ylim(0, 1)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f} %"))
-        _eps_axis(axes, sorted({eps for by_eps in found.values() for eps in by_eps}))
+        _eps_axis(axes, sorted({eps for by_eps in by_run.values() for eps in by_eps}))
         axes.set_xlabel("eps", color=palette.muted, fontsize=11, labelpad=3)
         return canvas
 
-    return Picture(identity, title, draw, _spoken_sweep(title, found))
+    lines = []
+    for name, by_eps in by_run.items():
+        points = []
+        for eps, record in by_eps.items():
+            label = "clean" if record.attack == CLEAN else wording.eps_text(eps)
+            points.append(f"{label} {wording.percent(record.accuracy)}")
+        lines.append(f"{name}: {', '.join(points)}")
+    spoken = f"{title}, accuracy against eps. {'; '.join(lines)}."
+    return Picture(identity, title, draw, spoken)
 
 
 def _styles(runs: Sequence[RunData]) -> dict[str, Style]:
@@ -339,15 +329,3 @@ def _eps_axis(axes: Axes, budgets: Sequence[float]) -> None:
             ticks.append(eps)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: wording.eps_text(v)))
-
-
-def _spoken_sweep(title: str, found: Mapping[str, Mapping[float, Record]]) -> str:
-    def where(eps: float, record: Record) -> str:
-        return "clean" if record.attack == CLEAN else wording.eps_text(eps)
-
-    told = [
-        f"{name}: "
-        + ", ".join(f"{where(eps, r)} {wording.percent(r.accuracy)}" for eps, r in by_eps.items())
-        for name, by_eps in found.items()
-    ]
-    return f"{title}, accuracy against eps. {'; '.join(told)}."

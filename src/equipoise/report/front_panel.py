@@ -24,10 +24,6 @@ from equipoise.report.wording import interval, percent
 def panel(run: RunData, identity: str) -> Section | None:
     """Return the panel of a run's front; None where none was measured.
 
-    Arguments:
-        run: The run.
-        identity: The id of the panel on its page.
-
     Raises:
         UserError: If ``front.json`` is damaged.
     """
@@ -42,20 +38,15 @@ def panel(run: RunData, identity: str) -> Section | None:
         note = f"The images of the front could not be read ({reason(error)}); measure it again."
     states = [_state(i, *pair) for i, pair in enumerate(zip(record.points, images, strict=True))]
     shown = _first(record)
-    html = (
-        environment()
-        .get_template("front.html.j2")
-        .render(
-            id=identity,
-            run=run,
-            record=record,
-            picture=picture(record, halos=True, name=identity),
-            states=states,
-            first=shown,
-            cards=tuple(images[shown]),
-            note=note,
-        )
-    )
+    html = environment().get_template("front.html.j2").render(
+        id=identity,
+        record=record,
+        picture=picture(record, halos=True, name=identity),
+        states=states,
+        first=shown,
+        cards=tuple(images[shown]),
+        note=note,
+    )  # fmt: skip
     models = Section(
         f"All {len(record.points)} measured models", [_table(run.name, record)], folded=True
     )
@@ -71,8 +62,8 @@ def panel(run: RunData, identity: str) -> Section | None:
 
 def _first(record: FrontRecord) -> int:
     """Return the place of the point that is shown at first: a marked one, or the middle one."""
-    marked = [i for i, point in enumerate(record.points) if point.mark]
-    return marked[0] if marked else len(record.points) // 2
+    marked = (i for i, point in enumerate(record.points) if point.mark)
+    return next(marked, len(record.points) // 2)
 
 
 def _table(name: str, record: FrontRecord) -> Table:
@@ -119,14 +110,14 @@ def _cards(folder: Path, record: FrontRecord) -> list[list[Card]]:
     clean = [image_uri(image) for image in x]
 
     def name(label: int) -> str:
-        known = 0 <= label < len(record.classes)
-        return record.classes[label] if known else f"class {label}"
+        named = 0 <= label < len(record.classes)
+        return record.classes[label] if named else f"class {label}"
 
     def shot(uri: str, row: int, label: int, predicted: int, kind: str) -> Shot:
         wrong = predicted != label
         return Shot(uri, f"held-out image {row}, {kind}", kind, name(predicted), wrong)
 
-    found = []
+    galleries = []
     for point in record.points:
         cards = []
         with safe_open(str(folder / point.file), framework="np") as file:
@@ -140,5 +131,5 @@ def _cards(folder: Path, record: FrontRecord) -> list[list[Card]]:
                     shot(attacked, row, label, int(after[row]), "adversarial"),
                 )
                 cards.append(Card(row, name(label), shots, size))
-        found.append(cards)
-    return found
+        galleries.append(cards)
+    return galleries

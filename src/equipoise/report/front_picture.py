@@ -17,13 +17,7 @@ _SIZE = (420, 310)
 
 
 def picture(record: FrontRecord, *, halos: bool = False, name: str = "front") -> Picture:
-    """Return the picture of a front.
-
-    Arguments:
-        record: The front.
-        halos: Whether each point has a ring around it, by the name :data:`HALO` and its place.
-        name: The name of the picture.
-    """
+    """Return the picture of a front, with ``halos`` a ring around each point: ``halo-0``, ..."""
     threat = wording.threat_text(record.norm, record.eps)
     caption = (
         f"Every point of the line is one model, measured on {record.images} "
@@ -31,8 +25,8 @@ def picture(record: FrontRecord, *, halos: bool = False, name: str = "front") ->
     )
     far = [other for other in record.others if other not in _near(record)]
     if far:
-        told = [f"{_short(other.name)} ({_pair(other)})" for other in far]
-        caption += f" Far less robust and not drawn: {wording.join(told)}."
+        others = [f"{_short(other.name)} ({_pair(other)})" for other in far]
+        caption += f" Far less robust and not drawn: {wording.join(others)}."
     return Picture(
         name,
         f"Clean against robust accuracy between {record.ends[0]} and {record.ends[1]}",
@@ -101,9 +95,7 @@ def _near(record: FrontRecord) -> list[Point]:
 
 
 def _pair(point: Point) -> str:
-    clean, robust = (
-        wording.percent(value) for value in (point.clean_accuracy, point.robust_accuracy)
-    )
+    clean, robust = map(wording.percent, (point.clean_accuracy, point.robust_accuracy))
     return f"{clean} clean, {robust} robust"
 
 
@@ -136,6 +128,6 @@ def _ring(
 
 
 def _spoken(record: FrontRecord) -> str:
-    told = [f"gamma {point.gamma:g}: {_pair(point)}" for point in record.points]
-    beside = [f"{_short(other.name)}: {_pair(other)}" for other in record.others]
-    return f"Clean against robust accuracy. {'; '.join([*told, *beside])}."
+    points = [f"gamma {point.gamma:g}: {_pair(point)}" for point in record.points]
+    others = [f"{_short(other.name)}: {_pair(other)}" for other in record.others]
+    return f"Clean against robust accuracy. {'; '.join([*points, *others])}."

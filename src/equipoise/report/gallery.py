@@ -36,14 +36,9 @@ Rule = tuple[str, str, str, list[int]]  # name, how many there are, the rule, th
 
 
 def gallery(run: RunData, threat: Threat | None) -> Section | str | None:
-    """Return the images of a run.
+    """Return the images of a run; a line on why they cannot be read; or None if there are none.
 
-    Arguments:
-        run: The run.
-        threat: The wanted threat; without images of it, those of the largest radius are shown.
-
-    Returns:
-        The images; a line on why they cannot be read; or None where no images were stored.
+    Without images of the wanted threat, those of the largest radius are shown.
     """
     if not run.evaluations:
         return None
@@ -92,12 +87,7 @@ class _Stored:
 
 
 def _rules(known: Mapping[str, NDArray[Any]], share: int) -> tuple[list[Rule], list[Rule]]:
-    """Return the images to show: typical ones, and extreme ones.
-
-    Arguments:
-        known: What is known of each image, by name.
-        share: By what the numbers of images are divided; 1 for small images.
-    """
+    """Return the typical and the extreme images; ``share`` divides how many are shown."""
     y, correct, robust = known["y"], known["correct"], known["robust"]
     margin = np.nan_to_num(known["margin"], nan=-np.inf, posinf=np.inf)
     fooled, few = correct & ~robust, EXTREME // share**2
@@ -151,7 +141,7 @@ def _nearly(where: NDArray[np.intp], margin: NDArray[np.float64], most: int) -> 
 
 
 def attack_names(keys: Sequence[str]) -> tuple[str, ...]:
-    """Return attacks as they are shown: a stage of an ensemble by its own name if it is free."""
+    """Return the shown names of attacks: of a stage its own, unless another attack has it."""
     short = [stage_of(key)[1] or key for key in keys]
     return tuple(
         name if short.count(name) == 1 else key for name, key in zip(short, keys, strict=True)
@@ -180,7 +170,7 @@ def _gallery(name: str, stored: _Stored) -> Section:
         f"the model is fooled. Distances are in {norm_text(evaluation.threat[0])}."
     )
     if not evaluation.finished:
-        text += " The evaluation was interrupted, so some images have not met every attack."
+        text += " The evaluation was interrupted: not every attack has been run on every image."
     ends = Section("The easiest and the hardest images", groups(extreme), folded=True)
     blocks: list[Block] = [text, *groups(typical), *([ends] if extreme else [])]
     tag = "" if evaluation.finished else "interrupted"
@@ -227,11 +217,7 @@ def _scale(stored: _Stored, indices: Sequence[int]) -> float:
 
 
 def image_uri(pixels: NDArray[Any]) -> str:
-    """Return an image as a data URI.
-
-    Arguments:
-        pixels: The image in [0, 1], with shape (C, H, W).
-    """
+    """Return an image in [0, 1], with shape (C, H, W), as a data URI."""
     return _uri(_colours(np.nan_to_num(np.asarray(pixels, np.float64))))
 
 

@@ -8,12 +8,19 @@ from equipoise.measures.cmmr import SCORE_COLUMNS, VERSION, WEIGHT, score_texts
 from equipoise.plugins import command
 from equipoise.report import figures, wording
 from equipoise.report.checks import cautions, check_sections
-from equipoise.report.content import Block, Card, Cell, Column, Section, Table
+from equipoise.report.content import Block, Cell, Column, Section, Table
 from equipoise.report.formats import markdown_sections, markdown_text
 from equipoise.report.front_panel import panel
 from equipoise.report.gallery import gallery
 from equipoise.report.html import environment
-from equipoise.report.results import EvaluatedRun, best, headline, headline_rows, result_sections
+from equipoise.report.results import (
+    EvaluatedRun,
+    Threat,
+    best,
+    headline,
+    headline_rows,
+    result_sections,
+)
 from equipoise.report.runs_reader import RunData, read_runs
 from equipoise.report.stages import stage_sections
 from equipoise.store.files import write
@@ -33,7 +40,7 @@ def build(runs: Sequence[Path], out: Path, *, cmmr: bool = False) -> Path:
     Arguments:
         runs: Folders that ``equipoise train`` or ``equipoise evaluate`` wrote; evaluated or not,
             finished or not.
-        out: The file to write; ``.md`` asks for Markdown. Its folder is made if need be.
+        out: The file to write: Markdown if its name ends with ``.md``. A missing folder is made.
         cmmr: Whether to show the composite scores of :mod:`equipoise.measures.cmmr`.
 
     Returns:
@@ -46,17 +53,12 @@ def build(runs: Sequence[Path], out: Path, *, cmmr: bool = False) -> Path:
     out = Path(out)
     if out.is_dir():
         raise UserError(f"{out} is a folder; name the file to write, e.g. {out / 'report.html'}")
-    found = read_runs(runs)
-    write(out, (_markdown if out.suffix == ".md" else _html)(found, cmmr))
+    write(out, (_markdown if out.suffix == ".md" else _html)(read_runs(runs), cmmr))
     return out
 
 
 def failed_checks(runs: Sequence[Path]) -> list[str]:
-    """Return the failed checks of all evaluations of a report on some runs, in words.
-
-    Arguments:
-        runs: The run folders.
-    """
+    """Return the failed checks of all evaluations of some run folders, in words."""
     return [
         f"{run.name}, {evaluation.name}: {finding.check}"
         for run in read_runs(runs)
@@ -111,23 +113,21 @@ def _headline(runs: Sequence[RunData], rows: Mapping[str, EvaluatedRun]) -> list
             trained = f"was trained for {len(run.rounds)} of {run.planned} rounds"
             if not run.rounds:
                 trained = "has not logged a round" if run.trained else "was not trained here"
-            again = f"`{command('evaluate', run.path)}`"
-            sentences.append(
-                f"{run.name} {trained} and has not been evaluated; evaluate it with {again}."
-            )
+            text = f"{run.name} {trained} and has not been evaluated; evaluate it with"
+            sentences.append(f"{text} `{command('evaluate', run.path)}`.")
     return sentences
 
 
 def _folded(
-    runs: Sequence[RunData], title: str, identity: str, lead: str, found: Sequence[Section]
+    runs: Sequence[RunData], title: str, identity: str, lead: str, parts: Sequence[Section]
 ) -> list[Section]:
-    """Return what each run has of its own as a section; of many runs it is folded."""
-    if not found:
+    """Return the parts of all runs as one section; of many runs they are folded."""
+    if not parts:
         return []
-    inner: list[Block] = list(found)
+    inner = parts
     if len(runs) > _MANY_RUNS:
-        inner = [Section(f"All {len(runs)} runs", found, folded=True)]
-    return [Section(title, [*([lead] if lead else []), *inner], id=identity)]
+        inner = [Section(f"All {len(runs)} runs", parts, folded=True)]
+    return [Section(title, [lead, *inner], id=identity)]
 
 
 # The top of the page: pictures first
@@ -136,7 +136,8 @@ def _folded(
 def _overview(
     runs: Sequence[RunData], rows: Mapping[str, EvaluatedRun], galleries: Sequence[Section]
 ) -> list[Block]:
-    fronts = [found for i, run in enumerate(runs) if (found := panel(run, f"front-{i}"))]
+    panels = (panel(run, f"front-{i}") for i, run in enumerate(runs))
+    fronts = [front for front in panels if front]
     figure = figures.overview(runs, rows, "fig-overview", bars=not fronts)
     examples = _examples(rows, galleries)
     return [*([figure] if figure else []), *fronts, *([examples] if examples else [])]
@@ -145,28 +146,31 @@ def _overview(
 def _examples(rows: Mapping[str, EvaluatedRun], galleries: Sequence[Section]) -> Section | None:
     """Return three adversarial examples of the first defended run that has some."""
     undefended = {name for name, row in rows.items() if row.run.undefended}
-    for found in sorted(galleries, key=lambda found: found.title in undefended):
-        groups = [block for block in found.blocks if isinstance(block, Section)]
-        for group in groups[:1]:
-            cards = next((block for block in group.blocks if isinstance(block, tuple)), ())
-            few = tuple(card for card in cards if isinstance(card, Card))[:_EXAMPLES]
-            if few:
-                return Section(
-                    "Adversarial examples", [few], small=f"{found.title}, {found.small}"
-                )
+    for images in sorted(galleries, key=lambda images: images.title in undefended):
+        fooled = next((block for block in images.blocks if isinstance(block, Section)), None)
+        for cards in fooled.blocks if fooled else ():
+            if isinstance(cards, tuple):
+                small = f"{images.title}, {images.small}"
+                return Section("Adversarial examples", [cards[:_EXAMPLES]], small=small)
     return None
 
 
 # Sections
 
 
+def _threats(
+    runs: Sequence[RunData], rows: Mapping[str, EvaluatedRun]
+) -> dict[str, Threat | None]:
+    """Return the threat that is shown first of each run: that of the headline."""
+    common = next((row.threat for row in rows.values() if row.threat), None)
+    return {run.name: rows[run.name].threat if run.name in rows else common for run in runs}
+
+
 def _evaluations(
     runs: Sequence[RunData], rows: Mapping[str, EvaluatedRun], cmmr: bool
 ) -> list[Section]:
     """Return results, stages and checks, of each run the threat of the headline first."""
-    results = result_sections(runs)
-    common = next((row.threat for row in rows.values() if row.threat), None)
-    shown = {run.name: rows[run.name].threat if run.name in rows else common for run in runs}
+    results, shown = result_sections(runs), _threats(runs, rows)
     stages = [
         section
         for i, run in enumerate(runs)
@@ -192,10 +196,10 @@ _STAGES = (
     "correctly. “Alone” is the accuracy under one attack by itself."
 )
 _CHECKS = (
-    "Every evaluation checks itself for what would make its accuracies too high: masked "
-    "gradients, attacks that stop too early, images outside the threat."
+    "Every evaluation runs checks for causes of too high accuracies: masked gradients, attacks "
+    "that stop too early, images outside the threat."
 )
-_EYE = "Chosen by a rule, not by eye. Below an image stands the class that the model predicts."
+_EYE = "Chosen by a rule, not by eye. The class that the model predicts is below each image."
 
 
 def _scores(runs: Sequence[RunData]) -> Section:
@@ -234,8 +238,9 @@ def _training(runs: Sequence[RunData], *, pictures: bool) -> list[Section]:
     columns = tuple(Column(head, i > 1) for i, head in enumerate((*heads, "hand-overs")))
     table = Table("training", "Training", columns, tuple(map(_training_row, trained)))
     curves = [_curves(run, f"fig-curves-{i}") for i, run in enumerate(trained)] if pictures else []
-    folded = _folded(runs, "Training", "training", "", curves)
-    return [Section("Training", [table, *(folded[0].blocks if folded else [])], id="training")]
+    if len(runs) > _MANY_RUNS and curves:
+        curves = [Section(f"All {len(runs)} runs", curves, folded=True)]
+    return [Section("Training", [table, *curves], id="training")]
 
 
 def _training_row(run: RunData) -> tuple[Cell, ...]:
@@ -257,9 +262,9 @@ def _training_row(run: RunData) -> tuple[Cell, ...]:
 
 def _curves(run: RunData, identity: str) -> Section:
     facts = {"Merging": _merging(run), "Model kept": kept(run), "Picked": _picked(run)}
-    known = {name: text for name, text in facts.items() if text}
+    facts = {name: text for name, text in facts.items() if text}
     figure = figures.curves(run, identity)
-    blocks = [known, figure or "No round has been logged, so there are no curves."]
+    blocks = [facts, figure or "No round has been logged, so there are no curves."]
     return Section(run.name, blocks, tag="" if run.finished else "not finished")
 
 
@@ -287,37 +292,34 @@ def kept(run: RunData) -> str:
 
 
 def _picked(run: RunData) -> str:
-    """Return from which front a model was picked, and why it is that one."""
+    """Return from which front a model was picked, and by which constraint."""
     if not run.picked:
         return ""
-    asked = run.picked.get("constraint") or {}
-    source = f"from the front of {run.picked.get('from')}: {run.picked.get('in_words')}"
-    return f"{source}. Asked for: {asked.get('in_words')}" if isinstance(asked, dict) else source
+    constraint = run.picked.get("constraint") or {}
+    text = f"from the front of {run.picked.get('from')}: {run.picked.get('in_words')}"
+    stated = isinstance(constraint, dict)
+    return f"{text}. Constraint: {constraint.get('in_words')}" if stated else text
 
 
 def _classes(rows: Sequence[EvaluatedRun]) -> list[Section]:
     judged = [row for row in rows if any(r.per_class for r in (row.clean, row.attacked) if r)]
     if not judged:
         return []
-    found = [[r.per_class if r else {} for r in (row.attacked, row.clean)] for row in judged]
-    present = dict.fromkeys(name for pair in found for record in pair for name in record)
-    known = [name for row in judged for name in row.run.classes if name in present]
-    names = list(dict.fromkeys([*known, *present]))
+    accuracies = [r.per_class if r else {} for row in judged for r in (row.attacked, row.clean)]
+    present = dict.fromkeys(name for by_class in accuracies for name in by_class)
+    ordered = [name for row in judged for name in row.run.classes if name in present]
+    names = list(dict.fromkeys([*ordered, *present]))
     lead = []
     if len(names) > _MANY:
         lead = [f"The {_MANY} classes with the lowest accuracy; {len(names) - _MANY} are higher."]
-        lowest = {n: min(r.get(n, 1.0) for pair in found for r in pair) for n in names}
+        lowest = {n: min(by_class.get(n, 1.0) for by_class in accuracies) for n in names}
         names = sorted(names, key=lowest.__getitem__)[:_MANY]
     heads = [f"{row.run.name}, {what}" for row in judged for what in ("attacked", "clean")]
-    table = Table(
-        "classes",
-        "Accuracy by class",
-        (Column("class", number=False), *map(Column, heads)),
-        tuple(
-            (Cell(name), *(_share(record.get(name)) for pair in found for record in pair))
-            for name in names
-        ),
+    columns = (Column("class", number=False), *map(Column, heads))
+    cells = (
+        (Cell(name), *(_share(by_class.get(name)) for by_class in accuracies)) for name in names
     )
+    table = Table("classes", "Accuracy by class", columns, tuple(cells))
     figure = figures.classes(judged[:_MANY_RUNS], names, "fig-classes")
     numbers = Section("Accuracy by class as numbers", [table], folded=True)
     return [Section("Classes", [*lead, figure, numbers], id="classes")]
@@ -328,13 +330,13 @@ def _share(value: float | None) -> Cell:
 
 
 def _galleries(runs: Sequence[RunData], rows: Mapping[str, EvaluatedRun]) -> list[Section]:
-    common = next((row.threat for row in rows.values() if row.threat), None)
-    made = []
-    for run in runs:
-        found = gallery(run, rows[run.name].threat if run.name in rows else common)
-        if found is not None:
-            made.append(Section(run.name, [found]) if isinstance(found, str) else found)
-    return made
+    threats = _threats(runs, rows)
+    images = [(run.name, gallery(run, threats[run.name])) for run in runs]
+    return [
+        Section(name, [shown]) if isinstance(shown, str) else shown
+        for name, shown in images
+        if shown is not None
+    ]
 
 
 def _own(runs: Sequence[RunData]) -> list[Section]:
@@ -357,7 +359,7 @@ def _own_facts(run: RunData) -> dict[str, str]:
         if isinstance(file, Mapping):
             facts[wording.capital(name)] = f"`{file.get('file')}`"
             facts[f"SHA-256 of the {name}"] = f"`{file.get('sha256')}`"
-    facts.setdefault("Weights", "those that the import itself loads; no file was named")
+    facts.setdefault("Weights", "those that the import itself loads; no file was given")
     return facts
 
 
@@ -394,5 +396,5 @@ def _side_by_side(
 
 
 def _disagree(row: Sequence[Cell]) -> bool:
-    """Tell whether runs that have a setting differ in it."""
+    """Return whether runs that have a setting differ in it."""
     return len({cell.text for cell in row[1:]} - {wording.MISSING}) > 1

@@ -50,15 +50,7 @@ def blank(palette: Palette, width: float, height: float) -> Canvas:
 def axes_at(
     canvas: Canvas, palette: Palette, place: Place, *, grid: str = "y", size: float = 10
 ) -> Axes:
-    """Return axes at a place, of whose frame only the line below is left.
-
-    Arguments:
-        canvas: The drawing.
-        palette: Its colours.
-        place: Where, in points.
-        grid: Along which axis there are lines: ``x``, ``y``, ``both`` or none (``""``).
-        size: The size of its labels in points.
-    """
+    """Return axes at a place; for ``grid`` and ``size`` see :func:`plain`."""
     width, height = 72 * canvas.get_figwidth(), 72 * canvas.get_figheight()
     left, bottom, wide, high = place
     axes = canvas.add_axes((left / width, bottom / height, wide / width, high / height))
@@ -69,15 +61,7 @@ def axes_at(
 def axes_in(
     canvas: Canvas, palette: Palette, count: int, columns: int = 1, *, grid: str = "y"
 ) -> list[Axes]:
-    """Return axes in rows and columns, which are arranged so that no text overlaps.
-
-    Arguments:
-        canvas: The drawing.
-        palette: Its colours.
-        count: The number of axes.
-        columns: The number of axes in a row.
-        grid: Along which axis there are lines, as in :func:`axes_at`.
-    """
+    """Return axes in rows and columns, which are arranged so that no text overlaps."""
     canvas.set_layout_engine("constrained", h_pad=0.08, w_pad=0.08, hspace=0.06, wspace=0.04)
     every = list(canvas.subplots(-(-count // columns), columns, squeeze=False).ravel())
     for axes in every:
@@ -96,7 +80,14 @@ def settle(canvas: Canvas) -> None:
 
 
 def plain(axes: Axes, palette: Palette, *, grid: str = "y", size: float = 10) -> None:
-    """Leave of the frame of axes only the line below; arguments as in :func:`axes_at`."""
+    """Remove the frame of axes except the line below.
+
+    Arguments:
+        axes: The axes.
+        palette: The colours.
+        grid: Along which axis there are lines: ``x``, ``y``, ``both`` or none (``""``).
+        size: The size of the labels in points.
+    """
     axes.patch.set_visible(False)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
@@ -147,17 +138,8 @@ def point(
     size: float,
 ) -> None:
     """Draw the marker of an entry at some points."""
-    axes.plot(
-        x,
-        y,
-        linestyle="none",
-        color=style.of(palette),
-        marker=style.marker,
-        markersize=size,
-        markeredgewidth=0,
-        clip_on=False,
-        zorder=4,
-    )
+    look: Any = {"linestyle": "none", "color": style.of(palette), "marker": style.marker}
+    axes.plot(x, y, markersize=size, markeredgewidth=0, clip_on=False, zorder=4, **look)
 
 
 def whiskers(
@@ -176,25 +158,15 @@ def cross(
     level: tuple[float, float],
     upright: tuple[float, float],
 ) -> list[tuple[float, float]]:
-    """Draw both intervals of a point; return places along them, which names had better avoid."""
+    """Draw both intervals of a point; return places along them, where names should not be."""
     whiskers(axes, colour, at, level, up=False)
     whiskers(axes, colour, at, upright, up=True)
     x, y = at
     return along((end, y) for end in level) + along((x, end) for end in upright)
 
 
-def legend(
-    canvas: Canvas,
-    palette: Palette,
-    styles: dict[str, Style],
-    place: tuple[float, float] | None = None,
-) -> None:
-    """Draw a legend: its upper left corner at a place in points, or at the right of all axes."""
-    width, height = 72 * canvas.get_figwidth(), 72 * canvas.get_figheight()
-    where: dict[str, Any] = {"loc": "outside right upper"}
-    if place is not None:
-        corner = place[0] / width, place[1] / height
-        where = {"loc": "upper left", "bbox_to_anchor": corner, "borderaxespad": 0}
+def legend(canvas: Canvas, palette: Palette, styles: dict[str, Style]) -> None:
+    """Draw a legend at the right of all axes."""
     handles = [
         Line2D(
             [],
@@ -211,7 +183,7 @@ def legend(
     drawn = canvas.legend(
         handles,
         [safe(name) for name in styles],
-        **where,
+        loc="outside right upper",
         frameon=False,
         handlelength=2.6,
         labelspacing=0.45,
@@ -228,14 +200,14 @@ def put_labels(
     colours: Sequence[str],
     busy: Sequence[tuple[float, float]] = (),
 ) -> None:
-    """Write names beside points, each where it covers least of what is there.
+    """Write names next to points, each where it covers least.
 
     Arguments:
-        axes: Where.
+        axes: The axes.
         names: The names.
         points: The points, in the units of the axes.
         colours: The colour of each name.
-        busy: Other places, such as along lines, that are better left free.
+        busy: Other places where names should not be, such as along lines.
     """
     canvas = axes.figure
     assert isinstance(canvas, Canvas), "the axes are in a drawing"
@@ -246,21 +218,20 @@ def put_labels(
     room = axes.get_window_extent(renderer).expanded(1.04, 1.04)
     for name, at, colour in zip(names, points, colours, strict=True):
         tried = []
-        for step, (dx, dy, side) in enumerate(_SIDES):
-            text = _label(axes, colour, safe(name), at, dx, dy, side)
+        for step, side in enumerate(_SIDES):
+            text = _label(axes, colour, safe(name), at, side)
             box = text.get_window_extent(renderer)
             cost = sum(_overlap(box, other) for other in taken)
             cost += 3 * (box.width * box.height - _overlap(box, room)) + step
             tried.append((cost, step, box))
             text.remove()
-        _, best, box = min(tried, key=lambda found: found[:2])
-        dx, dy, side = _SIDES[best]
-        _label(axes, colour, safe(name), at, dx, dy, side)
+        _, best, box = min(tried, key=lambda trial: trial[:2])
+        _label(axes, colour, safe(name), at, _SIDES[best])
         taken.append(box)
 
 
 def along(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return places along a line through points, which names had better leave free."""
+    """Return places along a line through points, where names should not be."""
     return [
         (x0 + (x1 - x0) * i / 12, y0 + (y1 - y0) * i / 12)
         for (x0, y0), (x1, y1) in pairwise(points)
@@ -286,27 +257,11 @@ _SIDES: tuple[tuple[float, float, str], ...] = (
 )
 
 
-def _label(
-    axes: Axes,
-    colour: str,
-    name: str,
-    at: tuple[float, float],
-    dx: float,
-    dy: float,
-    side: str,
-) -> Text:
-    return axes.annotate(
-        name,
-        at,
-        xytext=(dx, dy),
-        textcoords="offset points",
-        ha=side,
-        va="center_baseline",
-        color=colour,
-        fontsize=9.5,
-        annotation_clip=False,
-        zorder=5,
-    )
+def _label(axes: Axes, colour: str, name: str, at: Any, side: tuple[float, float, str]) -> Text:
+    dx, dy, aligned = side
+    look: Any = {"ha": aligned, "va": "center_baseline", "color": colour, "fontsize": 9.5}
+    look |= {"textcoords": "offset points", "annotation_clip": False, "zorder": 5}
+    return axes.annotate(name, at, xytext=(dx, dy), **look)
 
 
 def _overlap(a: Bbox, b: Bbox) -> float:
@@ -321,17 +276,20 @@ def safe(name: str, longest: int = _LONGEST) -> str:
     return plain if len(plain) <= longest else f"{plain[: longest - 3]}..."
 
 
-def inline(picture: Picture) -> Markup:
-    """Return a picture as SVG that follows the themes of the page."""
+def _svg(picture: Picture, palette: Palette) -> str:
+    """Return a picture as SVG without its metadata."""
     target = StringIO()
     with matplotlib.rc_context(DRAWING):
-        picture.draw(PAGE).savefig(target, format="svg", metadata={"Date": None})
-    drawing = target.getvalue()
-    body = drawing[drawing.index("<svg") :]
-    body = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", body, flags=re.DOTALL)
-    view = re.search(r'viewBox="([^"]+)"', body)
+        picture.draw(palette).savefig(target, format="svg", metadata={"Date": None})
+    return re.sub(r"<metadata>.*?</metadata>\s*", "", target.getvalue(), flags=re.DOTALL)
+
+
+def inline(picture: Picture) -> Markup:
+    """Return a picture as SVG that follows the themes of the page."""
+    drawing = _svg(picture, PAGE)
+    view = re.search(r'<svg[^>]*viewBox="([^"]+)"[^>]*>', drawing)
     assert view is not None, "matplotlib writes a viewBox"
-    body = body[body.index(">") + 1 :]
+    body = re.sub(r"<style.*?</style>\s*", "", drawing[view.end() :], flags=re.DOTALL)
     body = re.sub(r' id="([^"]+)"', rf' id="{picture.name}-\1"', body)
     body = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{picture.name}-\1"', body)
     body = re.sub(r"url\(#([^)]+)\)", rf"url(#{picture.name}-\1)", body)
@@ -345,11 +303,8 @@ def inline(picture: Picture) -> Markup:
 
 def svg_file(picture: Picture) -> str:
     """Return a picture as an SVG file on white."""
-    target = StringIO()
-    with matplotlib.rc_context(DRAWING):
-        picture.draw(FILE).savefig(target, format="svg", metadata={"Date": None})
-    drawn = re.sub(r"<metadata>.*?</metadata>\s*", "", target.getvalue(), flags=re.DOTALL)
-    return re.sub(r"'DejaVu Sans'(?=[;\"])", "'DejaVu Sans', Verdana, sans-serif", drawn)
+    fonts = "'DejaVu Sans', Verdana, sans-serif"
+    return re.sub(r"'DejaVu Sans'(?=[;\"])", fonts, _svg(picture, FILE))
 
 
 def png_file(picture: Picture) -> bytes:

@@ -1,4 +1,4 @@
-"""What was measured: tables of runs on the same images, the best of a column, the headline."""
+"""Results: tables of runs on the same images, the best of a column, the headline."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -65,7 +65,7 @@ class EvaluatedRun:
 
 
 def rows_of(run: RunData) -> list[EvaluatedRun]:
-    """Return what was measured for a run; without a perturbation only where nothing else was."""
+    """Return the evaluations of a run; those without a perturbation only if there is no other."""
     rows = [EvaluatedRun(run, evaluation) for evaluation in run.evaluations]
     rows = [row for row in rows if row.records]
     return [row for row in rows if row.threat] or rows
@@ -165,14 +165,7 @@ def _accuracy(record: Record, mark: str = "") -> Cell:
 def record_table(
     name: str, title: str, columns: Sequence[ResultColumn], records: Sequence[Record]
 ) -> Table:
-    """Return records as a table that has the columns with a head, and the settings.
-
-    Arguments:
-        name: The name of the table.
-        title: Its title.
-        columns: ``RESULT_COLUMNS`` or ``STAGE_COLUMNS`` of :mod:`equipoise.store.records`.
-        records: The records, or the stages of one.
-    """
+    """Return records, or the stages of one, as a table: the columns with a head, and settings."""
     shown = [c for c in columns if c.title and c.name != "interval"]  # it is below the accuracy
     words = ("attack", "worst_class")
     heads = (*(Column(c.title, c.name not in words) for c in shown), Column("settings", False))
@@ -219,6 +212,15 @@ def _worst_of(rows: Sequence[EvaluatedRun]) -> list[str]:
     ]
 
 
+def fold_others(name: str, sections: Sequence[Section]) -> list[Section]:
+    """Return the first section of a run and, folded into one, the others."""
+    others = len(sections) - 1
+    if others < 1:
+        return list(sections)
+    more = "another evaluation" if others == 1 else f"{others} more evaluations"
+    return [sections[0], Section(f"{name}: {more}", sections[1:], folded=True)]
+
+
 # The headline
 
 
@@ -229,7 +231,7 @@ def headline_rows(runs: Sequence[RunData]) -> dict[str, EvaluatedRun]:
     as many images as there are: never at a smaller one.
     """
     rows = {run.name: rows_of(run) for run in runs}
-    return {name: max(found, key=_rank) for name, found in rows.items() if found}
+    return {name: max(of_run, key=_rank) for name, of_run in rows.items() if of_run}
 
 
 def _rank(row: EvaluatedRun) -> tuple[object, ...]:
@@ -254,16 +256,16 @@ def best(rows: Sequence[EvaluatedRun]) -> list[str]:
 
     Only runs that were judged like the first one are compared.
     """
-    alike, found = judged_alike(rows), []
+    alike, sentences = judged_alike(rows), []
     for where, key in (("under attack", "attacked"), ("on clean images", "clean")):
         kept = [row for row in alike if getattr(row, key)]
         if kept:
             top = max(kept, key=lambda row: getattr(row, key).accuracy)
-            found.append(f"Best {where} of {len(alike)} runs: {_sentence(top)}.")
+            sentences.append(f"Best {where} of {len(alike)} runs: {_sentence(top)}.")
     if len(alike) < len(rows):
         others = len(rows) - len(alike)
-        found.append(f"{others} more were evaluated in another way: see the tables.")
-    return found
+        sentences.append(f"{others} more were evaluated in another way: see the tables.")
+    return sentences
 
 
 def judged_alike(rows: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
@@ -278,7 +280,7 @@ def judged_alike(rows: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
 
 
 def doubt(row: EvaluatedRun) -> str:
-    """Return what the failed checks of an evaluation mean for its numbers."""
+    """Return a warning if checks of an evaluation failed."""
     if not row.evaluation.failed:
         return ""
     checks = "check" if len(row.evaluation.failed) == 1 else "checks"
@@ -322,32 +324,29 @@ def _attacks(row: EvaluatedRun) -> str:
 
 
 def sweep(runs: Sequence[RunData], norm: str) -> tuple[str, dict[str, dict[float, Record]]]:
-    """Return accuracy by radius for every run that was judged in a norm, and under what.
+    """Return the name of a measure, and for every run judged in a norm its records by radius.
 
     The measure is the worst case where each run has one at every radius it was judged at, or
-    else the strongest attack that all of them share. Radius 0 is clean accuracy. All are of the
-    same images, those on which most was measured; what is of others is left out.
-
-    Returns:
-        Name of the measure, and for each run its records by radius.
+    else the strongest attack that all of them share. Radius 0 is clean accuracy. All records are
+    of the same images, those with most evaluations.
     """
     attacked = [row for run in runs for row in rows_of(run) if row.attacked]
     judged = [row for row in attacked if row.threat and row.threat[0] == norm]
-    known = Counter(row.images for row in judged)
-    images = max(known, key=lambda images: (known[images], images), default=None)
+    uses = Counter(row.images for row in judged)
+    images = max(uses, key=lambda images: (uses[images], images), default=None)
     every = [row for row in judged if row.images == images]
     measure = _measure(every)
     rows: dict[str, dict[float, EvaluatedRun]] = {}
     for row in every:
         rows.setdefault(row.run.name, {})[row.evaluation.threat[1]] = row
-    found: dict[str, dict[float, Record]] = {}
+    records: dict[str, dict[float, Record]] = {}
     for name, by_eps in rows.items():
         largest = max(by_eps.values(), key=lambda row: row.evaluation.n)
-        found[name] = {0.0: largest.clean} if largest.clean else {}
+        records[name] = {0.0: largest.clean} if largest.clean else {}
         for eps, row in sorted(by_eps.items()):
             record = row.records[measure] if measure else row.attacked
-            found[name] |= {eps: record} if record else {}
-    return measure, found
+            records[name] |= {eps: record} if record else {}
+    return measure, records
 
 
 def _measure(rows: Sequence[EvaluatedRun]) -> str:

@@ -12,6 +12,7 @@ from equipoise.report.results import (
     EvaluatedRun,
     Threat,
     ensemble_title,
+    fold_others,
     record_table,
     stage_name,
 )
@@ -26,27 +27,19 @@ INTERVAL_KEY = Key("95 % interval", sign="whisker")
 
 
 def stage_sections(run: RunData, shown: Threat | None, identity: str) -> list[Section]:
-    """Return the stages of every ensemble that a run was judged by.
+    """Return the stages of every ensemble that a run was evaluated with.
 
-    Arguments:
-        run: The run.
-        shown: The threat that comes first; the others follow, small radii first, and are folded.
-        identity: What the ids of the figures on the page begin with.
+    The threat ``shown`` comes first; the others follow, small radii first, and are folded.
     """
-    found = [
+    ensembles = [
         (row, {r.attack: r for r in row.evaluation.records}, record)
         for row in (EvaluatedRun(run, evaluation) for evaluation in run.evaluations)
         for record in row.evaluation.records
         if record.stages and row.threat
     ]
-    found.sort(key=lambda f: (f[0].threat != shown, f[0].threat or (), -f[0].evaluation.n))
-    sections = [_section(*each, f"{identity}-{i}") for i, each in enumerate(found)]
-    others = len(sections) - 1
-    if others > 0:
-        more = "another evaluation" if others == 1 else f"{others} more evaluations"
-        folded = Section(f"{run.name}: {more}", sections[1:], folded=True)
-        sections = [sections[0], folded]
-    return sections
+    ensembles.sort(key=lambda e: (e[0].threat != shown, e[0].threat or (), -e[0].evaluation.n))
+    sections = [_section(*each, f"{identity}-{i}") for i, each in enumerate(ensembles)]
+    return fold_others(run.name, sections)
 
 
 def _section(row: EvaluatedRun, records: Records, ensemble: Record, identity: str) -> Section:
@@ -76,8 +69,8 @@ def _remarks(row: EvaluatedRun, ensemble: Record, interrupted: bool) -> Iterator
         yield f"Interrupted{during}: the missing stages can only lower the accuracy."
     if not ensemble.entire:
         yield (
-            f"{stages[0].attack} was not run on images that attacks before the ensemble had "
-            "fooled, and they count here as correct: only the worst case is a measure."
+            f"{stages[0].attack} was not run on the images that fooled the model under earlier "
+            "attacks, and they count here as correct: only the worst case is a measure."
         )
     if any(s.alone is not None and s.entered < stages[0].entered for s in stages):
         yield (
@@ -87,8 +80,9 @@ def _remarks(row: EvaluatedRun, ensemble: Record, interrupted: bool) -> Iterator
     apart = [s.attack for s in stages if s.alone is None and s.finished]
     if apart and ensemble.entire:
         yield (
-            f"{join(apart)} attacked only the images that the stages before had left, so the "
-            "accuracy under it alone is unknown; `equipoise evaluate --individual` measures it."
+            f"{join(apart)} attacked only the images that were still robust after the earlier "
+            "stages, so the accuracy under each of them alone is unknown; "
+            "`equipoise evaluate --individual` measures it."
         )
     for stage in stages:
         for note in stage.notes:
@@ -101,7 +95,7 @@ def _remarks(row: EvaluatedRun, ensemble: Record, interrupted: bool) -> Iterator
 def accuracy_bars(row: EvaluatedRun, identity: str) -> Figure:
     """Return the accuracy of a run under each attack of an evaluation as bars."""
     ordered = sorted(row.records.values(), key=lambda r: (r.attack != CLEAN, r.attack == WORST))
-    rows = [_bar(record.attack, record, clean=record.attack == CLEAN) for record in ordered]
+    rows = list(map(_bar, ordered))
     picture = _accuracy_picture("Accuracy under each attack", rows, identity)
     return Figure(identity, _WHISKERS, (CLEAN_KEY, ATTACKED_KEY, INTERVAL_KEY), (picture,))
 
@@ -109,9 +103,9 @@ def accuracy_bars(row: EvaluatedRun, identity: str) -> Figure:
 _WHISKERS = "Whiskers are exact 95 % intervals for the number of images."
 
 
-def _bar(name: str, record: Record, *, clean: bool = False) -> Bar:
-    value = record.accuracy
-    return Bar(name, value, percent(value), clean, interval=record.interval)
+def _bar(record: Record) -> Bar:
+    text, clean = percent(record.accuracy), record.attack == CLEAN
+    return Bar(record.attack, record.accuracy, text, clean, interval=record.interval)
 
 
 def _figure(
@@ -123,7 +117,7 @@ def _figure(
     keys = [CLEAN_KEY, ATTACKED_KEY]
     if ensemble.entire:
         panels.append(_remaining(row.evaluation.n, ensemble.stages, interrupted, identity))
-        keys.append(Key("broken by this stage", sign="lost"))
+        keys.append(Key("fooled by this stage", sign="lost"))
     keys.append(INTERVAL_KEY)
     if any(bar.lowest for bar in rows):
         keys.append(Key("lowest of the single attacks", sign="lowest"))
@@ -140,8 +134,8 @@ def _stage_bars(n: int, records: Records, ensemble: Record) -> list[Bar]:
         for name, value, bounds in alone
     ]
     if CLEAN in records:
-        rows.insert(0, _bar(CLEAN, records[CLEAN], clean=True))
-    return rows + [_bar(r.attack, r) for r in _together(records, ensemble) if r.entire]
+        rows.insert(0, _bar(records[CLEAN]))
+    return rows + [_bar(record) for record in _together(records, ensemble) if record.entire]
 
 
 def _alone(
