@@ -1,13 +1,9 @@
-"""Data sets: by name from a verified copy, or any ``.npz`` file.
+"""Datasets: by name from a verified copy, or any ``.npz`` file.
 
-``load("mnist")`` looks for the published files, in this order, in the folder that is given (and
-its subfolder of the set's name), in ``$EQUIPOISE_DATA`` (likewise), in ``./data/<name>``, in
-``~/.cache/equipoise/<name>``, and where Debian installs a set. The first complete copy is read;
-its checksums must be the published ones, or it is refused (``unverified=True``, or
-``EQUIPOISE_UNVERIFIED=1``, accepts it and says so in ``Dataset.source``). Nothing is downloaded
-unless :func:`get` is called.
-
-To add a set, write a module with its :class:`Source` and add a line to ``DATASETS``.
+``load("mnist")`` searches the given folder (and its subfolder ``mnist``), ``$EQUIPOISE_DATA``
+(likewise), ``./data/mnist``, ``~/.cache/equipoise/mnist``, and where Debian installs a dataset. It
+reads the first complete copy, whose checksums must be the published ones. Only :func:`get`
+downloads. To add a dataset, write a module with its :class:`Source` and a line in ``DATASETS``.
 """
 
 __all__ = [
@@ -27,26 +23,29 @@ __all__ = [
 ]
 
 import os
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from equipoise.data import cifar, digits, mnist, npz, svhn
 from equipoise.data.core import Dataset, Images, crop_flip, stratified_split
 from equipoise.data.fetch import download
-from equipoise.data.published import Remote, Source
+from equipoise.data.published import Source
 from equipoise.data.sampling import draw, drawn_again, image_digests
 from equipoise.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
 class Status:
-    """Whether a data set is on this computer.
+    """Whether a dataset is on this computer.
 
     Arguments:
-        name: The name of the set.
-        looked: The places that were looked at, in order.
-        copy: Which verified copy was found, in words; empty if none.
-        problem: Why a copy that is there was refused; empty if none.
+        name: The name of the dataset.
+        looked: The places that were searched, in order.
+        copy: A description of the verified copy; empty if there is none.
+        problem: Why an existing copy was refused; empty if none was.
     """
 
     name: str
@@ -56,9 +55,11 @@ class Status:
 
     @property
     def remedy(self) -> str:
-        """How to get the set; empty if it is there."""
+        """How to get the dataset; empty if it is there."""
         return "" if self.copy else _remedy(self.name)
 
+
+CACHE = "~/.cache/equipoise"
 
 DATASETS: dict[str, Source] = {
     "digits": digits.DIGITS,
@@ -75,17 +76,17 @@ def load(
     *,
     unverified: bool | None = None,
 ) -> Dataset:
-    """Return a data set.
+    """Return a dataset.
 
     Arguments:
         name_or_path: A name in ``DATASETS``, or the path of a ``.npz`` file
             (see :mod:`equipoise.data.npz`).
-        data_dir: A folder to look in first.
-        unverified: Whether to accept a copy with unknown checksums; None asks the environment
-            variable ``EQUIPOISE_UNVERIFIED``.
+        data_dir: A folder that is searched first.
+        unverified: Whether to accept a copy with unknown checksums, which ``Dataset.source`` then
+            says; None: whether the environment variable ``EQUIPOISE_UNVERIFIED`` is set.
 
     Raises:
-        UserError: If the set is unknown, not there, malformed or not the published one.
+        UserError: If the dataset is unknown, absent, malformed or not the published one.
     """
     name = str(name_or_path)
     if name not in DATASETS:
@@ -94,17 +95,26 @@ def load(
         return npz.read(Path(name))
     if unverified is None:
         unverified = os.environ.get("EQUIPOISE_UNVERIFIED", "") not in {"", "0"}
-    source = DATASETS[name]
-    return source.read(_complete(name, data_dir), unverified)
+    return DATASETS[name].read(_complete(name, _places(name, data_dir)), unverified)
 
 
 def status(data_dir: str | Path | None = None) -> list[Status]:
-    """Return for every data set whether a verified copy is there; reads every copy it finds.
+    """Return the state of every dataset; reads and verifies each copy.
 
     Arguments:
-        data_dir: A folder to look in first.
+        data_dir: A folder that is searched first.
     """
-    return [_status(name, data_dir) for name in DATASETS]
+
+    def state(name: str, source: Source) -> Status:
+        places = tuple(_places(name, data_dir))
+        if source.remote is not None and all(map(source.missing, places)):
+            return Status(name, places)
+        try:
+            return Status(name, places, copy=source.read(_complete(name, places)).source)
+        except UserError as error:
+            return Status(name, places, problem=str(error))
+
+    return [state(name, source) for name, source in DATASETS.items()]
 
 
 def get(
@@ -114,103 +124,74 @@ def get(
     base: str | None = None,
     progress: bool = True,
 ) -> Path:
-    """Download a data set and verify it; what is there already is not downloaded again.
+    """Download a dataset and verify it; files that are there already are not downloaded again.
 
     Arguments:
         name: A name in ``DATASETS``.
-        data_dir: Goes to ``data_dir/<name>``; by default to ``$EQUIPOISE_DATA/<name>``, or without
-            that to ``~/.cache/equipoise/<name>``.
-        base: Another http(s) folder to take the same files from.
+        data_dir: The files go to ``data_dir/<name>``; by default to ``$EQUIPOISE_DATA/<name>``, or
+            without that to ``~/.cache/equipoise/<name>``.
+        base: Another http(s) folder that has the same files.
         progress: Whether to show progress on standard error.
 
     Returns:
         The folder with the verified files.
 
     Raises:
-        UserError: If there is nothing to download, or nowhere to put it.
-        RunError: If a transfer fails, or what arrives is not the published file.
+        UserError: If there is nothing to download, or the folder cannot be created.
+        RunError: If a transfer fails, or the server does not send the published file.
     """
     if name not in DATASETS:
         raise UserError(nearest(name, DATASETS, "data set"))
     source = DATASETS[name]
     if source.remote is None:
         raise UserError(f"{name} comes with a dependency of equipoise: nothing to download")
-    root = data_dir or os.environ.get("EQUIPOISE_DATA") or _cache()
+    root = data_dir or os.environ.get("EQUIPOISE_DATA") or CACHE
     folder = Path(root).expanduser() / name
-    if not _verified(source, folder):
-        _download(source.remote, folder, base, progress)
-        source.read(folder, False)
-    return folder
-
-
-def _status(name: str, data_dir: str | Path | None) -> Status:
-    source, looked = DATASETS[name], tuple(_places(name, data_dir))
-    if source.remote is not None and all(source.missing(place) for place in looked):
-        return Status(name, looked)
-    try:
-        return Status(name, looked, copy=source.read(_complete(name, data_dir), False).source)
-    except UserError as error:
-        return Status(name, looked, problem=str(error))
-
-
-def _verified(source: Source, folder: Path) -> bool:
-    try:
-        return not source.missing(folder) and bool(source.read(folder, False))
-    except UserError:
-        return False
-
-
-def _download(remote: Remote, folder: Path, base: str | None, progress: bool) -> None:
+    with suppress(UserError):
+        if not source.missing(folder) and source.read(folder):
+            return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot create {folder}: {error.strerror or error}") from error
-    address = (base or remote.base).rstrip("/")
-    for file, expected in remote.files.items():
-        download(
-            f"{address}/{file}",
-            folder / file,
-            expected,
-            gunzip=remote.gunzip,
-            largest=remote.largest,
-            progress=progress,
-        )
+    address = (base or source.remote.base).rstrip("/")
+    options: dict[str, Any] = {
+        "gunzip": source.remote.gunzip,
+        "largest": source.remote.largest,
+        "progress": progress,
+    }
+    for file, expected in source.remote.files.items():
+        download(f"{address}/{file}", folder / file, expected, **options)
+    source.read(folder)
+    return folder
 
 
-def _complete(name: str, data_dir: str | Path | None) -> Path:
+def _complete(name: str, places: Sequence[Path]) -> Path:
     """Return the first place that holds a complete copy."""
-    source, places = DATASETS[name], _places(name, data_dir)
+    source = DATASETS[name]
     if source.remote is None:
         return Path()
+    problems = []
     for place in places:
-        if not source.missing(place):
+        missing = source.missing(place)
+        if not missing:
             return place
-    looked = "; ".join(f"{place} ({_lack(source, place)})" for place in places)
-    raise UserError(f"{name} is not there; {_remedy(name)}. Looked in: {looked}")
-
-
-def _lack(source: Source, place: Path) -> str:
-    if not place.exists():
-        return "does not exist"
-    first, *others = source.missing(place)
-    return f"lacks {first}" + (f" and {len(others)} more" if others else "")
+        more = f" and {len(missing) - 1} more" if missing[1:] else ""
+        problem = f"lacks {missing[0]}{more}" if place.exists() else "does not exist"
+        problems.append(f"{place} ({problem})")
+    raise UserError(f"{name} is not there; {_remedy(name)}. Looked in: {'; '.join(problems)}")
 
 
 def _places(name: str, data_dir: str | Path | None) -> list[Path]:
-    source = DATASETS[name]
-    if source.remote is None:
+    if DATASETS[name].remote is None:
         return []
     places = []
     for root in (data_dir, os.environ.get("EQUIPOISE_DATA")):
         if root:
             folder = Path(root).expanduser()
             places += [folder, folder / name] if folder.is_dir() else [folder]
-    places += [Path("data") / name, _cache() / name, *source.folders]
+    places += [Path("data") / name, Path(CACHE).expanduser() / name, *DATASETS[name].folders]
     return list(dict.fromkeys(places))
-
-
-def _cache() -> Path:
-    return Path.home() / ".cache" / "equipoise"
 
 
 def _remedy(name: str) -> str:

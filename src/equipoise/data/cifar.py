@@ -1,9 +1,9 @@
-"""CIFAR-10: the binary form, the Python form, as folders or as the archives themselves.
+"""CIFAR-10: the binary form and the Python form, as folders or as archives.
 
 Binary: records of 1 label byte and 3,072 pixel bytes (red, green, blue, each 32 x 32 by rows).
-Python: one pickle of a dictionary a batch. A pickle can run code, so the reader's unpickler
-accepts the few names that rebuild a NumPy array and refuses every other one, verified file or not.
-No SHA-256 of the files was published: the binary form is verified by SHA-1, the other by MD5.
+Python: a pickle of a dictionary for each batch. A pickle can run code, so the unpickler accepts
+only the names that rebuild a NumPy array, even in a verified file. No SHA-256 of the files was
+published: the binary form is verified by SHA-1, the Python form by MD5.
 
 Reference: A. Krizhevsky, Learning multiple layers of features from tiny images, 2009.
 """
@@ -53,7 +53,7 @@ def parse_python(content: bytes, what: str) -> tuple[Bytes, Bytes]:
     """Return pixels (N, 3072) and labels (N,) of a pickled batch.
 
     Raises:
-        UserError: If the pickle asks for anything but a NumPy array, or is no batch.
+        UserError: If the pickle names anything but a NumPy array, or is no batch.
     """
     try:
         batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
@@ -63,10 +63,13 @@ def parse_python(content: bytes, what: str) -> tuple[Bytes, Bytes]:
         x, y = batch[b"data"], np.asarray(batch[b"labels"])
     except (TypeError, KeyError, ValueError) as error:
         raise UserError(f"{what} is not a CIFAR-10 batch: no data and labels in it") from error
+    problem = ""
     if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.shape != (len(x), PIXELS):
-        raise UserError(f"{what} is not a CIFAR-10 batch: data must be uint8 (N, {PIXELS})")
-    if y.dtype.kind != "i" or y.ndim != 1 or ((y < 0) | (y > 255)).any():
-        raise UserError(f"{what} is not a CIFAR-10 batch: labels must be small integers")
+        problem = f"data must be uint8 (N, {PIXELS})"
+    elif y.dtype.kind != "i" or y.ndim != 1 or ((y < 0) | (y > 255)).any():
+        problem = "labels must be small integers"
+    if problem:
+        raise UserError(f"{what} is not a CIFAR-10 batch: {problem}")
     return x, y.astype(np.uint8)
 
 
@@ -76,8 +79,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):
             return _encode
-        rebuilds = module in {"numpy.core.multiarray", "numpy._core.multiarray"}
-        if rebuilds and name == "_reconstruct":
+        if (module.replace("_core", "core"), name) == ("numpy.core.multiarray", "_reconstruct"):
             return np.ndarray.__reduce__(np.zeros(1, np.uint8))[0]
         if module == "numpy" and name in {"ndarray", "dtype"}:
             return getattr(np, name)
@@ -85,7 +87,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes in a pickle of protocol 2."""
+    """Return bytes as Python 3 writes them in a pickle of protocol 2."""
     if encoding != "latin1":
         raise UserError(f"its pickle asks for the encoding {encoding!r}, which is refused")
     return text.encode("latin1")

@@ -1,7 +1,7 @@
-"""Images as tensors, a data set with what is known about it, splits and augmentation.
+"""Images as tensors, datasets, splits and augmentation.
 
-A whole set is one ``uint8`` tensor that fits on the device: there are no workers, no queues and no
-per-image Python. Randomness comes in as a seed or a generator.
+All images of a dataset are one ``uint8`` tensor that fits on the device: there are no workers, no
+queues and no per-image Python. Randomness is an argument: a seed or a generator.
 """
 
 import hashlib
@@ -62,15 +62,15 @@ class Images:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Dataset:
-    """A training and a test set, with what is known about them.
+    """A training and a test set, with their properties.
 
     Arguments:
-        name: The name by which the set is loaded.
+        name: The name by which the dataset is loaded.
         train: The training images; a validation split is taken from these.
-        test: The test images, for the evaluation alone.
+        test: The test images, used for evaluation only.
         classes: The names of the K classes, by label.
-        eps: The customary Linf radius for this set, in [0, 1].
-        source: A sentence that says which copy was read, whether it is verified, and where it is.
+        eps: The customary Linf radius, in [0, 1].
+        source: A sentence: which copy was read, whether it is verified, and where it is.
         pad: Padding of the random crop in training, in pixels; 0 for none.
         flip: Whether training flips images horizontally.
         mean: Mean of each channel, in [0, 1]; by default that of the training images.
@@ -116,7 +116,7 @@ class Dataset:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a model has to know of the data, as plain values: see :mod:`equipoise.models`."""
+        """The settings of a model that depend on the data: see :func:`equipoise.models.build`."""
         return {
             "channels": self.channels,
             "size": list(self.size),
@@ -127,7 +127,7 @@ class Dataset:
 
 
 def to_unit(x: Tensor) -> Tensor:
-    """Return images in [0, 1] as ``float32``, whether they are stored as bytes or as floats."""
+    """Return images, bytes or floats, as ``float32`` in [0, 1]."""
     return x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x
 
 
@@ -136,8 +136,8 @@ def stratified_split(y: Tensor, held_out: int, seed: int) -> tuple[Tensor, Tenso
 
     Class :math:`k` with :math:`n_k` of the N examples gives :math:`m n_k / N` of the m held-out
     ones, rounded by the largest remainder (ties to the lower label); every class keeps at least
-    one example for training. Which ones are held out is decided by a hash of (seed, position), so
-    the split depends on no library's random numbers and never changes with a version.
+    one example for training. A hash of (seed, position) decides which ones are held out, so the
+    split does not depend on any library's random numbers.
 
     Arguments:
         y: Labels of shape (N,).
@@ -148,7 +148,7 @@ def stratified_split(y: Tensor, held_out: int, seed: int) -> tuple[Tensor, Tenso
         The positions of the training and of the validation part, sorted, ``int64``, on the CPU.
 
     Raises:
-        UserError: If ``held_out`` leaves some class without training examples.
+        UserError: If ``held_out`` would leave a class without training examples.
     """
     labels = y.detach().cpu().numpy()
     total, (classes, counts) = len(labels), np.unique(labels, return_counts=True)
@@ -209,35 +209,38 @@ def crop_flip(x: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Te
 def moments(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel, in [0, 1].
 
-    A channel that is constant is given the standard deviation 1, so that it can be divided by.
+    A constant channel has the standard deviation 1 here, so that dividing by it is possible.
 
     Arguments:
         x: Images of shape (N, C, H, W), ``uint8`` or ``float32``.
     """
-    pairs = [_moments(channel) for channel in x.unbind(1)]
-    return tuple(mean for mean, _ in pairs), tuple(std or 1.0 for _, std in pairs)
+    means, stds = [], []
+    for channel in x.unbind(1):
+        if channel.dtype == torch.uint8:
+            counts = torch.bincount(channel.reshape(-1), minlength=256).double()
+            values = torch.arange(256, dtype=torch.float64, device=counts.device) / 255
+            mean = (counts * values).sum() / counts.sum()
+            std = ((counts * (values - mean) ** 2).sum() / counts.sum()).sqrt()
+        else:
+            mean, std = channel.double().mean(), channel.double().std(correction=0)
+        means.append(float(mean))
+        stds.append(float(std) or 1.0)
+    return tuple(means), tuple(stds)
 
 
 def fingerprint(train: Images, test: Images, classes: int) -> dict[str, str]:
-    """Return the sha256 of the content: ``train_x``, ``train_y``, ``test_x``, ``test_y``.
+    """Return the SHA-256 of the content: ``train_x``, ``train_y``, ``test_x``, ``test_y``.
 
-    Images are hashed as C-order bytes in (N, C, H, W), one byte or one ``float32`` a value; labels
-    as one byte each where there are at most 256 classes, as ``int64`` otherwise.
+    Images are hashed as C-order bytes in (N, C, H, W), one byte or one ``float32`` for a value;
+    labels as one byte each if there are at most 256 classes, as ``int64`` otherwise.
     """
-
-    def label_bytes(y: Tensor) -> Tensor:
-        return y.to(torch.uint8) if classes <= 256 else y
-
-    parts = {
-        "train_x": train.x,
-        "train_y": label_bytes(train.y),
-        "test_x": test.x,
-        "test_y": label_bytes(test.y),
-    }
-    return {
-        name: hashlib.sha256(part.contiguous().cpu().numpy().data).hexdigest()
-        for name, part in parts.items()
-    }
+    sums = {}
+    for name, part in (("train", train), ("test", test)):
+        y = part.y.to(torch.uint8) if classes <= 256 else part.y
+        for key, values in (("x", part.x), ("y", y)):
+            content = values.contiguous().cpu().numpy().data
+            sums[f"{name}_{key}"] = hashlib.sha256(content).hexdigest()
+    return sums
 
 
 def _largest_remainder(counts: list[int], seats: int) -> list[int]:
@@ -254,21 +257,10 @@ def _largest_remainder(counts: list[int], seats: int) -> list[int]:
 
 
 def _hashes(count: int, seed: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
-    """One 64-bit hash a position: the output function of SplitMix64, from a state of the seed."""
+    """Return a 64-bit hash for each position: SplitMix64, started from the seed."""
     mask = (1 << 64) - 1
     start = np.uint64((seed * 0xD1342543DE82EF95 + 0x2545F4914F6CDD1D) & mask)
     z = start + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
-
-
-def _moments(channel: Tensor) -> tuple[float, float]:
-    if channel.dtype == torch.uint8:
-        counts = torch.bincount(channel.reshape(-1), minlength=256).double()
-        values = torch.arange(256, dtype=torch.float64, device=counts.device) / 255
-        mean = (counts * values).sum() / counts.sum()
-        variance = (counts * (values - mean) ** 2).sum() / counts.sum()
-        return float(mean), float(variance.sqrt())
-    wide = channel.double()
-    return float(wide.mean()), float(wide.std(correction=0))

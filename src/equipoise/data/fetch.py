@@ -1,16 +1,15 @@
-"""Downloading the published files, resumed where they broke off and checked before they count.
+"""Downloads of published files: resumed after a broken transfer, verified before they count.
 
-A file grows as ``NAME.part`` and takes its name, atomically, once its checksum is right; so a file
-under its own name is a whole file. What a broken transfer left is kept, and the next try asks the
-server for the rest. Only http and https are followed, redirections included, and never from https
-to http. No file may be larger than the published ones are.
+A file grows as ``NAME.part`` and gets its own name, atomically, once its checksum is right. Only
+http and https are followed, redirections included, and never from https to http. No file may be
+larger than the published one.
 """
 
 import http.client
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib import request
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -19,7 +18,6 @@ from equipoise.data.published import NOT_WHOLE, checksum, opened
 from equipoise.errors import RunError, UserError
 
 BLOCK = 1 << 18  # bytes read at a time
-Advance = Callable[[int, int | None], None]  # bytes so far, bytes in all where known
 
 
 def download(
@@ -40,12 +38,12 @@ def download(
 
     Arguments:
         url: The address, http or https.
-        path: Where the file goes.
+        path: Where the file is written.
         expected: The checksum that it must have, e.g. ``"sha256:..."``.
         gunzip: Whether the checksum is of the uncompressed content.
         largest: The most bytes that the file may have, uncompressed where the checksum is.
         progress: Whether to show progress on standard error.
-        attempts: How often to try; each goes on where the last one broke off.
+        attempts: How often to try; each attempt resumes the one before.
         pause: Seconds before the second attempt; doubled for each further one.
         timeout: Seconds without an answer after which an attempt is given up.
 
@@ -54,7 +52,7 @@ def download(
 
     Raises:
         UserError: If ``url`` is not http or https.
-        RunError: If the transfer fails, or what arrives is not the published file.
+        RunError: If the transfer fails, or the server does not send the published file.
     """
     if urlsplit(url).scheme not in {"http", "https"}:
         raise UserError(f"expected an http or https address, got {url!r}")
@@ -66,16 +64,13 @@ def download(
             return path
         console = Console(quiet=not progress)
         with console.progress(unit="bytes", text=path.name) as advance:
-            _transfer(url, part, _capped(advance, url, part, largest), attempts, pause, timeout)
+            _transfer(url, part, largest, advance, attempts, pause, timeout)
         got = _checksum(part, expected, gunzip, largest)
         if got != expected:
-            part.unlink()
             kind, value = expected.split(":")
-            raise RunError(
-                f"{url} is not the published file: expected {kind} {value}"
-                f"{' of its uncompressed content' if gunzip else ''}, got "
-                f"{got.removeprefix(f'{kind}:')}; it was deleted"
-            )
+            content = " of its uncompressed content" if gunzip else ""
+            got = got.removeprefix(f"{kind}:")
+            _refuse(url, part, f"expected {kind} {value}{content}, got {got}")
         if path.exists():
             path.replace(path.with_name(f"{path.name}.wrong"))
         part.replace(path)
@@ -87,31 +82,20 @@ def download(
     return path
 
 
-def _capped(advance: Advance, url: str, part: Path, largest: int) -> Advance:
-    """Return what shows progress and ends a transfer that is larger than the published file."""
-
-    def checked(done: int, total: int | None) -> None:
-        size = max(done, total or 0)
-        if size > largest:
-            part.unlink(missing_ok=True)
-            raise RunError(
-                f"{url} is not the published file: it has {size} bytes, more than {largest}; it "
-                "was deleted"
-            )
-        advance(done, total)
-
-    return checked
+def _refuse(url: str, part: Path, problem: str) -> None:
+    part.unlink(missing_ok=True)
+    raise RunError(f"{url} is not the published file: {problem}; it was deleted")
 
 
 class _Secure(request.HTTPRedirectHandler):
-    """Follows redirections, but not from https to http."""
+    """Follows redirections, but not from https to http, nor to another scheme."""
 
     def redirect_request(
         self, req: request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> request.Request | None:
-        """Return the request for where an answer points to."""
-        if req.type == "https" and urlsplit(newurl).scheme != "https":
-            raise RunError(f"{req.full_url} points from https to {newurl}, which is not followed")
+        """Return the request for the new address."""
+        if urlsplit(newurl).scheme not in {"https", req.type}:
+            raise RunError(f"{req.full_url} redirects to {newurl}, which is not followed")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -120,28 +104,40 @@ class _Broken(Exception):
 
 
 def _transfer(
-    url: str, part: Path, advance: Advance, attempts: int, pause: float, timeout: float
+    url: str,
+    part: Path,
+    largest: int,
+    advance: Callable[..., None],
+    attempts: int,
+    pause: float,
+    timeout: float,
 ) -> None:
     for attempt in range(attempts):
         if attempt:
             time.sleep(pause * 2 ** (attempt - 1))
         try:
-            return _attempt(url, part, advance, timeout)
-        except _Broken as event:
-            problem = str(event)
+            return _attempt(url, part, largest, advance, timeout)
+        except _Broken as error:
+            problem = str(error)
     kept = (
         f"{part.stat().st_size} bytes are kept in {part}" if part.exists() else "nothing is kept"
     )
     raise RunError(
         f"{url}: the transfer failed {attempts} times ({problem}); {kept}: run the same command "
-        "again to go on from there"
+        "again to resume it"
     )
 
 
-def _attempt(url: str, part: Path, advance: Advance, timeout: float) -> None:
+def _attempt(
+    url: str, part: Path, largest: int, advance: Callable[..., None], timeout: float
+) -> None:
+    """Write what a file lacks."""
     start = part.stat().st_size if part.exists() else 0
+    headers = {"User-Agent": "equipoise", "Accept-Encoding": "identity"}
+    headers |= {"Range": f"bytes={start}-"} if start else {}
+    opener, wanted = request.build_opener(_Secure), request.Request(url, headers=headers)  # noqa: S310
     try:
-        response = _open(url, start, timeout)
+        response = opener.open(wanted, timeout=timeout)
     except HTTPError as error:
         with error:
             _refused(error, url, part, start)
@@ -152,59 +148,30 @@ def _attempt(url: str, part: Path, advance: Advance, timeout: float) -> None:
         resumed = response.status == http.client.PARTIAL_CONTENT
         if resumed and not (response.headers["Content-Range"] or "").startswith(f"bytes {start}-"):
             part.unlink(missing_ok=True)
-            raise _Broken("the server sent another part than asked for")
+            raise _Broken("the server sent another part of the file than requested")
         length = response.headers["Content-Length"]
         done = start if resumed else 0
         total = done + int(length) if length and length.isdigit() else None
         with part.open("ab" if resumed else "wb") as file:
-            _copy(response, file, done, total, advance)
-
-
-def _copy(
-    response: http.client.HTTPResponse,
-    file: IO[bytes],
-    done: int,
-    total: int | None,
-    advance: Advance,
-) -> None:
-    advance(done, total)
-    while True:
-        try:
-            block = response.read(BLOCK)
-        except (OSError, http.client.HTTPException) as error:
-            raise _Broken(str(error) or type(error).__name__) from error
-        if not block:
-            break
-        file.write(block)
-        done += len(block)
-        advance(done, total)
+            block = b""
+            while True:
+                file.write(block)
+                done += len(block)
+                if (size := max(done, total or 0)) > largest:
+                    _refuse(url, part, f"it has {size} bytes, more than {largest}")
+                advance(done, total)
+                try:
+                    block = response.read(BLOCK)
+                except (OSError, http.client.HTTPException) as error:
+                    raise _Broken(str(error) or type(error).__name__) from error
+                if not block:
+                    break
     if total is not None and done < total:
         raise _Broken(f"the connection ended after {done} of {total} bytes")
 
 
-def _open(url: str, start: int, timeout: float) -> http.client.HTTPResponse:
-    headers = {"User-Agent": "equipoise", "Accept-Encoding": "identity"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-    opener = request.OpenerDirector()  # no handlers for file: and ftp:, unlike build_opener()
-    for handler in (
-        request.ProxyHandler(),
-        request.HTTPHandler(),
-        request.HTTPSHandler(),
-        _Secure(),
-        request.HTTPDefaultErrorHandler(),
-        request.HTTPErrorProcessor(),
-        request.UnknownHandler(),
-    ):
-        opener.add_handler(handler)
-    response = opener.open(request.Request(url, headers=headers), timeout=timeout)  # noqa: S310
-    if not isinstance(response, http.client.HTTPResponse):
-        raise _Broken("the server did not answer in HTTP")
-    return response
-
-
 def _refused(error: HTTPError, url: str, part: Path, start: int) -> None:
-    """Return if there is nothing left to ask for, and raise what fits otherwise."""
+    """Return if the file is whole already; otherwise raise the fitting error."""
     if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and start:
         if error.headers["Content-Range"] == f"bytes */{start}":
             return
@@ -224,8 +191,8 @@ def _checksum(path: Path, expected: str, gunzip: bool, largest: int) -> str:
 
 
 def _blocks(read: Callable[[int], bytes], largest: int) -> Iterator[bytes]:
-    """Yield the content of a file, up to some bytes more than it may have."""
-    left = largest + 1  # one more, so that the checksum is another
+    """Yield the content of a file, at most one byte more than it may have."""
+    left = largest + 1
     while left > 0 and (block := read(min(BLOCK, left))):
         left -= len(block)
         yield block

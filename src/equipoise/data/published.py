@@ -1,7 +1,7 @@
-"""Data sets in published files: found in a folder or an archive, verified by checksum, read.
+"""Datasets in published files: read from a folder or an archive, and verified by checksum.
 
 Nothing is written to disk: a ``.gz`` file and an archive are read where they are. Checksums are of
-the uncompressed content, so that a file or an archive that was packed again is accepted too.
+the uncompressed content, so that files that were compressed again are accepted too.
 """
 
 import gzip
@@ -25,20 +25,20 @@ Parts = list[tuple[str, bytes]]
 """The names of files, for messages, and their contents."""
 
 NOT_WHOLE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
-"""What a gzip file or an archive raises that is damaged or none."""
+"""The errors of a gzip file or an archive that is damaged or has another format."""
 
 KINDS = {"sha256": "SHA-256", "sha1": "SHA-1", "md5": "MD5"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """A form in which a data set is published.
+    """A form in which a dataset is published.
 
     Arguments:
         title: The name for people.
         files: File names and the checksums of their content, like ``{"a": "sha256:..."}``. Every
             file may also be there as ``NAME.gz``.
-        parse: From the contents of the files, in this order, to training and test images.
+        parse: Turns the contents of the files, in this order, into training and test images.
         folder: The subfolder in which the files may be.
         archive: The tar archive in which they may be.
         largest: The most bytes that a file may have, uncompressed.
@@ -71,44 +71,38 @@ class Form:
         Raises:
             UserError: If one is missing, damaged or too large.
         """
-        if container.is_dir():
-            return {file: self._content(_path(container, file), dataset) for file in self.files}
-        with _reading(container, "archive", dataset):
-            contents = self._members(container, dataset)
-        if lacking := [file for file in self.files if file not in contents]:
-            raise UserError(f"{container} lacks {', '.join(lacking)}")
-        return contents
-
-    def _content(self, path: Path, dataset: str) -> bytes:
-        with _reading(path, "gzip file", dataset), opened(path, path.suffix == ".gz") as file:
-            content = file.read(self.largest + 1)
-        if len(content) > self.largest:
-            raise UserError(
-                f"{path} is no file of {dataset}: it holds more than {self.largest} bytes; "
-                f"{_again(dataset)}"
-            )
-        return content
-
-    def _members(self, archive: Path, dataset: str) -> dict[str, bytes]:
         contents: dict[str, bytes] = {}
-        announced, most = 0, len(self.files) * self.largest
-        with tarfile.open(archive, "r|*") as tar:
-            for member in tar:
-                announced += member.size
-                if announced > most:  # before it is read, or passed over, which takes as long
+        if container.is_dir():
+            for file in self.files:
+                path = _path(container, file)
+                with _reading(path, "gzip file", dataset), opened(path, path.suffix == ".gz") as f:
+                    contents[file] = f.read(self.largest + 1)
+                if len(contents[file]) > self.largest:
                     raise UserError(
-                        f"{archive} is no archive of {dataset}: it holds over {most} bytes"
+                        f"{path} is no file of {dataset}: it holds more than {self.largest} "
+                        f"bytes; {_again(dataset)}"
+                    )
+            return contents
+        size, most = 0, len(self.files) * self.largest
+        with _reading(container, "archive", dataset), tarfile.open(container, "r|*") as tar:
+            for member in tar:
+                size += member.size
+                if size > most:  # checked before it is read or skipped, which takes as long
+                    raise UserError(
+                        f"{container} is no archive of {dataset}: it holds over {most} bytes"
                     )
                 file = member.name.rpartition("/")[2]
                 if member.isfile() and file in self.files and member.size <= self.largest:
                     stream = tar.extractfile(member)
                     contents[file] = stream.read() if stream else b""
+        if lacking := [file for file in self.files if file not in contents]:
+            raise UserError(f"{container} lacks {', '.join(lacking)}")
         return contents
 
 
 @dataclass(frozen=True, kw_only=True)
 class Remote:
-    """Where a data set is published.
+    """Where a dataset is published.
 
     Arguments:
         base: The folder on the server.
@@ -125,15 +119,15 @@ class Remote:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A data set that has a name. One whose files are in a format of its own is a subclass.
+    """A dataset that has a name. A dataset in files of another arrangement is a subclass.
 
     Arguments:
         title: The name for people, with the shape.
         n: Training and test images together.
-        licence: Under what terms it may be used.
+        licence: The terms of use.
         eps: The customary Linf radius, in [0, 1].
-        make: Returns a set that needs no files.
-        remote: Where its files are published; None for a set that needs none.
+        make: Returns the dataset, if it needs no files.
+        remote: Where its files are published; None: it needs no files.
         folders: Where operating systems install it.
     """
 
@@ -150,7 +144,7 @@ class Source:
         return []
 
     def read(self, place: Path, unverified: bool = False) -> Dataset:
-        """Return the set.
+        """Return the dataset.
 
         Arguments:
             place: The folder with its files.
@@ -166,17 +160,17 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Published(Source):
-    """A data set in published files.
+    """A dataset in published files.
 
     Arguments:
-        name: The name by which the set is loaded.
-        forms: The forms in which it is published; the first one that is found is read.
+        name: The name by which the dataset is loaded.
+        forms: The forms in which it is published; the first complete one is read.
         classes: The names of the classes.
         mean: Mean of each channel of the training images, in [0, 1]; by default it is computed.
         std: Standard deviation of each channel, likewise.
         pad: Padding of the random crop in training, in pixels.
         flip: Whether training flips images horizontally.
-        owners: Checksums of files of the same names, and the data sets that they belong to.
+        owners: Checksums of files of the same names, and the dataset that each belongs to.
     """
 
     name: str
@@ -201,19 +195,20 @@ class Published(Source):
         return [first.archive] if first.archive else list(first.files)
 
     def read(self, place: Path, unverified: bool = False) -> Dataset:
-        """Return the set from a folder with its files or an archive of them, or an archive."""
-        form, container = next(
-            ((form, found) for form in self.forms if (found := form.find(place))), (None, place)
-        )
+        """Return the dataset from its files or an archive in a folder, or from an archive."""
+        complete = ((form, path) for form in self.forms if (path := form.find(place)))
+        form, container = next(complete, (None, place))
         if form is None:
             raise UserError(f"{place} lacks {', '.join(self.missing(place))} of {self.name}")
         contents = form.contents(container, self.name)
-        right = [
-            self._verified(contents[file], expected, f"{container / file}", unverified)
-            for file, expected in form.files.items()
-        ]
-        train, test = form.parse([(f"{container / file}", contents[file]) for file in form.files])
-        kind = KINDS[next(iter(form.files.values())).partition(":")[0]]
+        parts = [(f"{container / file}", contents[file]) for file in form.files]
+        sums = form.files.values()
+        odd = sum(
+            not self._verified(content, expected, path, unverified)
+            for (path, content), expected in zip(parts, sums, strict=True)
+        )
+        train, test = form.parse(parts)
+        kind = KINDS[next(iter(sums)).partition(":")[0]]
         return Dataset(
             name=self.name,
             train=train,
@@ -225,9 +220,9 @@ class Published(Source):
             pad=self.pad,
             flip=self.flip,
             source=f"{form.title}, all files verified by {kind}, from {container}"
-            if all(right)
-            else f"unverified copy of {form.title} ({right.count(False)} of {len(right)} files "
-            f"have an unknown checksum), from {container}",
+            if not odd
+            else f"unverified copy of {form.title} ({odd} of {len(parts)} files have an unknown "
+            f"checksum), from {container}",
         )
 
     def _verified(self, content: bytes, expected: str, what: str, unverified: bool) -> bool:
@@ -248,7 +243,7 @@ class Published(Source):
 
 @contextmanager
 def _reading(path: Path, kind: str, dataset: str) -> Iterator[None]:
-    """Raise a UserError where a gzip file or an archive is damaged or cannot be read."""
+    """Raise a UserError if a gzip file or an archive is damaged or cannot be read."""
     try:
         yield
     except NOT_WHOLE as error:
@@ -264,7 +259,7 @@ def _again(dataset: str) -> str:
 
 
 def checksum(blocks: Iterable[bytes], like: str) -> str:
-    """Return the checksum of ``blocks``, of the kind of another one, e.g. ``"sha256:65a5..."``."""
+    """Return the checksum of ``blocks``, of the kind of ``like``, e.g. ``"sha256:65a5..."``."""
     kind = like.partition(":")[0]
     state = hashlib.new(kind, usedforsecurity=False)  # md5 and sha1 are for identity only
     for block in blocks:
@@ -278,11 +273,11 @@ def opened(path: Path, gunzip: bool) -> IO[bytes]:
 
 
 def images(x: Array, y: Array, what: str, classes: int) -> Images:
-    """Return images with shape (N, H, W) or (N, C, H, W), and labels with shape (N,).
+    """Return checked images.
 
     Arguments:
-        x: Bytes.
-        y: Integers.
+        x: Bytes, with shape (N, H, W) or (N, C, H, W).
+        y: Integers, with shape (N,).
         what: The name of the file, for messages.
         classes: The number of classes.
 
@@ -301,6 +296,6 @@ def images(x: Array, y: Array, what: str, classes: int) -> Images:
 
 
 def _path(folder: Path, file: str) -> Path:
-    """Return where a file is in a folder: plain, or as ``NAME.gz``."""
+    """Return the path of a file in a folder: plain, or as ``NAME.gz``."""
     packed = folder / f"{file}.gz"
     return packed if packed.is_file() and not (folder / file).is_file() else folder / file

@@ -1,20 +1,17 @@
-"""Models that were not made here: a function to import, and weights in one of the usual forms.
+"""Models of other projects: a function to import, and weights in one of the usual forms.
 
-What is understood of a weights file: safetensors, or a file of ``torch.save`` that holds tensors
-alone (``weights_only``, nothing is unpickled); the state under ``state_dict``, ``net``, ``model``,
-... or by itself, and an average of it first (``state_dict_ema``); names with anything before them
-(``model.``, ``net.``, ``1.``), and with what DataParallel and ``torch.compile`` put into them; a
-whole model, or the one submodule that holds all of its parameters; and the constants of a
-normalisation, like ``mu`` and ``sigma``, which become the model's first layer only where it has
-no place for them and does not normalise by itself.
+Accepted weights: safetensors, or a file of ``torch.save`` that holds tensors only; under a usual
+key (an average of the weights first), or under none; with any prefix before the names
+(``model.``, ``1.``) and the parts that DataParallel and ``torch.compile`` add; of the whole model,
+or of the one submodule that holds all of its parameters. Constants of a normalisation in the file,
+like ``mu`` and ``sigma``, become the model's first layer only if the model has no place for them
+and does not normalise by itself.
 """
 
 import importlib
-import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from types import ModuleType
@@ -29,14 +26,15 @@ from equipoise.models.normalisation import Constants, applied_by, held_in, in_fr
 
 COUNTERS = ("num_batches_tracked", "n_averaged", "steps", "total_ops", "total_params")
 LOSSES = ("criterion.", "loss.", "loss_fn.")  # weights of classes, which no model has
+STATISTICS = ("running_mean", "running_var")
 Asked = Constants | Literal["none"] | None
-"""A normalisation that is asked for, ``"none"`` at all, or None: the file and the model decide."""
+"""The wanted normalisation: constants, ``"none"``, or None: the file and the model decide."""
 
 MUTE: Callable[[str], None] = lambda line: None  # noqa: E731
 
 
 def from_here(module: str) -> ModuleType:
-    """Import a module that the user names; the current folder is looked in, too."""
+    """Import a module that the user names; the current folder is searched, too."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     return importlib.import_module(module)
@@ -52,21 +50,22 @@ def import_model(spec: str, load: Callable[[str], ModuleType] = from_here) -> nn
     Raises:
         UserError: If it cannot be imported, or gives no model.
     """
-    module, colon, name = spec.partition(":")
-    if not colon or not module or not name:
+    name, colon, attribute = spec.partition(":")
+    if not colon or not name or not attribute:
         raise UserError(f"expected --model package.module:function, got {spec!r}")
     try:
-        made = load(module)
+        module = load(name)
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"cannot import {module}: {one_line(error)}") from error
-    if not hasattr(made, name):
-        known = [key for key, value in vars(made).items() if callable(value) and key[0] != "_"]
-        raise UserError(f"{module} has no {name}; it has {', '.join(sorted(known)) or 'nothing'}")
-    found = getattr(made, name)
+        raise UserError(f"cannot import {name}: {one_line(error)}") from error
+    if not hasattr(module, attribute):
+        usable = sorted(key for key, value in vars(module).items() if callable(value))
+        public = ", ".join(key for key in usable if key[0] != "_") or "nothing"
+        raise UserError(f"{name} has no {attribute}; it has {public}")
+    model = getattr(module, attribute)
     try:
-        model = found if isinstance(found, nn.Module) else found()
+        model = model if isinstance(model, nn.Module) else model()
     except Exception as error:
         raise UserError(f"{spec} failed: {one_line(error)}; it takes no arguments") from error
     if not isinstance(model, nn.Module):
@@ -75,7 +74,7 @@ def import_model(spec: str, load: Callable[[str], ModuleType] = from_here) -> nn
 
 
 def weights_of(source: str | Path) -> tuple[Path, str]:
-    """Return the file of ``FILE`` or ``FILE:KEY``, and the key, empty where there is none."""
+    """Return the file of ``FILE`` or ``FILE:KEY``, and the key, empty if there is none."""
     text = str(source)
     file, _, key = text.rpartition(":")
     if file and not Path(text).exists() and Path(file).is_file():
@@ -97,14 +96,13 @@ def load_weights(
         model: The model; its parameters are changed.
         source: The file, or ``FILE:KEY`` with the key of the weights in it.
         normalise: Constants to put in front, whatever the file has; ``"none"``: no normalisation
-            is put in front; None: that of the file, where the model has none.
-        shape: That of an image, (C, H, W); None: not known, and the model is not run to see
-            whether it normalises.
-        say: Takes the lines that say what was chosen.
+            is put in front; None: that of the file, if the model has none.
+        shape: That of an image, (C, H, W); None: unknown, and the model is not run to see whether
+            it normalises.
+        say: Shows a line about each choice that was made.
 
     Returns:
-        The model in eval mode, behind a normalisation where the file holds one that the model
-        lacks.
+        The model in eval mode, behind a normalisation if the file holds one that the model lacks.
 
     Raises:
         UserError: If the file cannot be read safely, or its names or shapes do not fit.
@@ -112,9 +110,7 @@ def load_weights(
     path, key = weights_of(source)
     state = read_state(path, key, say)
     bare = {name: state[full] for name, full in unwrapped(state).items()}
-    asked = "none" if isinstance(normalise, Constants) else normalise
-    loading = _Loading(model, path, bare, asked, shape, say)
-    first = loading.run()
+    first = _Loading(model, path, bare, shape, say).run(normalise is None)
     if isinstance(normalise, Constants):
         return put_in_front(model, normalise, shape, say).eval()
     return (model if first is None else in_front(model, first)).eval()
@@ -126,7 +122,7 @@ def put_in_front(
     shape: tuple[int, ...] | None = None,
     say: Callable[[str], None] = MUTE,
 ) -> nn.Module:
-    """Return a model behind a normalisation that was asked for, and say so.
+    """Return a model behind a normalisation that the user gave, and say so.
 
     Raises:
         UserError: If the constants do not fit the channels.
@@ -135,107 +131,110 @@ def put_in_front(
     say(f"the model's first layer is the normalisation by {constants}, as asked for")
     where = held_in(model, constants)
     if shape is not None and applied_by(model, constants, shape):
-        say("it applies these constants itself, too: now it normalises twice")
+        say("the model also applies these constants itself: now it normalises twice")
     elif where:
-        say(f"it holds these constants already ({where}): if it uses them it normalises twice")
+        say(
+            f"the model already holds these constants ({where}): if it uses them it normalises "
+            "twice"
+        )
     return in_front(model, constants)
 
 
-@dataclass
 class _Loading:
-    """The loading of a state, by names without what wrappers add, into a model."""
+    """Loads a state, with names without the parts of wrappers, into a model."""
 
-    model: nn.Module
-    path: Path
-    state: dict[str, Tensor]
-    normalise: Literal["none"] | None
-    shape: tuple[int, ...] | None
-    say: Callable[[str], None]
-
-    def __post_init__(self) -> None:
-        held = self.model.state_dict()
+    def __init__(
+        self,
+        model: nn.Module,
+        path: Path,
+        state: dict[str, Tensor],
+        shape: tuple[int, ...] | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self.model, self.path, self.state, self.shape, self.say = model, path, state, shape, say
+        held = model.state_dict()
         self.outside = unwrapped(held)
         self.wanted = {name: held[full] for name, full in self.outside.items()}
-        self.learnt = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        self.learnt = {name for name, _ in model.named_parameters(remove_duplicate=False)}
 
-    def run(self) -> Constants | None:
-        """Load; return the normalisation that the model lacks."""
+    def run(self, normalise: bool) -> Constants | None:
+        """Load; return the normalisation that the model lacks, if one is wanted."""
         fits = best_fit(self.model, self.state, self.wanted)
-        fit = self._one_of(fits)
+        fit = self._chosen(fits)
         given = {name: self.state[inside] for name, inside in fit.names.items()}
         rest = self._rest(fit, fits)
-        first, what = self._normalisation(fit, given, rest) or (None, "")
-        for name in list(rest):  # what torch converts by itself, like weight_g, or what is refused
+        constants = self._normalisation(fit, rest)
+        what = ""
+        if constants is not None:
+            what = f"{' and '.join(constants[1])} in {self.path}"
+            if not normalise:
+                self.say(f"{what} are a normalisation, which is left out as asked for")
+        lacking = constants[0] if constants and normalise else None
+        if lacking and self._placed(lacking, given, what):
+            lacking = None
+        for name in rest:  # either torch converts it, like weight_g, or it is refused
             given[fit.place + name.removeprefix(fit.prefix)] = rest[name]
         self._load(fit, given)
         if fit.place:
             self.say(f"the weights of {self.path} are those of {fit.place[:-1]}")
-        return first and self._lacking(first, what)
+        return lacking and self._lacking(lacking, what)
 
-    def _one_of(self, fits: Sequence[Fit]) -> Fit:
-        """Return the fit that is meant: they may be copies, or averages next to raw weights."""
+    def _chosen(self, fits: Sequence[Fit]) -> Fit:
+        """Return the best of equal fits: any of copies, or an average instead of raw weights."""
         if not fits:
             return Fit("", "", {})
-        copies = all(
-            one.place == other.place
-            and all(self._equal(one.names[name], other.names[name]) for name in one.names)
-            for one, other in combinations(fits, 2)
-        )
-        averages = [fit for fit in fits if fit.averaged]
-        if copies:
+        if all(
+            a.place == b.place
+            and all(torch.equal(self.state[a.names[n]], self.state[b.names[n]]) for n in a.names)
+            for a, b in combinations(fits, 2)
+        ):
             return min(fits, key=lambda fit: len(fit.prefix))
+        averages = [fit for fit in fits if fit.averaged]
         prefixes = [fit.prefix[:-1] or "(no prefix)" for fit in fits]
-        if len(averages) == 1:
-            raw = [fit.prefix[:-1] for fit in fits if not fit.averaged and fit.prefix]
-            other = f"; --weights {self.path}:{raw[0]} takes those" if raw else ""
-            self.say(
-                f"{self.path}: the average {averages[0].prefix[:-1]} is taken, not the raw "
-                f"weights next to it{other}"
+        if len(averages) != 1:
+            raise UserError(
+                f"{self.path} holds several weights that fit the model: {', '.join(prefixes)}; "
+                f"choose, like --weights {self.path}:{prefixes[-1]}"
             )
-            return averages[0]
-        raise UserError(
-            f"{self.path} holds several weights that fit the model: {', '.join(prefixes)}; "
-            f"choose, like --weights {self.path}:{prefixes[-1]}"
+        raw = [fit.prefix[:-1] for fit in fits if not fit.averaged and fit.prefix]
+        hint = f"; --weights {self.path}:{raw[0]} takes those" if raw else ""
+        self.say(
+            f"{self.path}: the average {averages[0].prefix[:-1]} is taken, not the raw weights "
+            f"next to it{hint}"
         )
-
-    def _equal(self, one: str, other: str) -> bool:
-        return torch.equal(self.state[one], self.state[other])
+        return averages[0]
 
     def _rest(self, fit: Fit, fits: Sequence[Fit]) -> dict[str, Tensor]:
-        """Return what of the file has no place in the model and no other explanation."""
+        """Return the tensors of the file that have no place in the model and are not ignored."""
         used = {inside for each in fits for inside in each.names.values()}
         rest = {name: value for name, value in self.state.items() if name not in used}
         losses = [name for name in rest if name.startswith(LOSSES)]
         if losses and fit.names:
             self.say(f"{few(losses)} in {self.path} belong to a loss and are left out")
-        counters = [name for name in rest if name.rpartition(".")[2] in COUNTERS]
-        return {name: rest[name] for name in rest if name not in (*losses, *counters)}
+        return {
+            name: value
+            for name, value in rest.items()
+            if name not in losses and name.rpartition(".")[2] not in COUNTERS
+        }
 
     def _normalisation(
-        self, fit: Fit, given: dict[str, Tensor], rest: dict[str, Tensor]
-    ) -> tuple[Constants, str] | None:
-        """Take the constants of a normalisation out of the rest; return those without a place.
-
-        With them comes what they are called.
-        """
-        mine = [pair for pair in pairs(rest) if self._at_the_top(pair[0], fit, rest)]
-        found = {pair: self._constants(rest[pair[0]], rest[pair[1]]) for pair in mine}
-        usable = {pair: constants for pair, constants in found.items() if constants}
+        self, fit: Fit, rest: dict[str, Tensor]
+    ) -> tuple[Constants, tuple[str, str]] | None:
+        """Take the constants of a normalisation, with their names, out of ``rest``."""
+        usable = {
+            pair: constants
+            for pair in pairs(rest)
+            if self._at_the_top(pair[0], fit)
+            and (constants := Constants.of_tensors(*map(rest.__getitem__, pair)))
+        }
         if not usable:
             return None
         (pair, constants), *others = usable.items()
         if any(not constants.equals(other) for _, other in others):
-            return None  # which? they stay among the names that do not fit
-        for names in usable:
-            for name in names:
-                rest.pop(name, None)
-        what = f"{pair[0]} and {pair[1]} in {self.path}"
-        if self.normalise == "none":
-            self.say(f"{what} are a normalisation, which is left out as asked for")
-            return None
-        if self._placed(constants, given, what):
-            return None
-        return constants, what
+            return None  # ambiguous: they stay among the names that do not fit
+        for name in {name for names in usable for name in names}:
+            del rest[name]
+        return constants, pair
 
     def _lacking(self, constants: Constants, what: str) -> Constants | None:
         """Return constants of the file to put in front of the model, unless it has its own."""
@@ -249,51 +248,6 @@ class _Loading:
                 + ("; that it applies them was not seen: look at the check range" * bool(unseen))
             )
             return None
-        self._check(constants, what)
-        self.say(
-            f"{what} become the model's first layer, the normalisation by {constants}: it has no "
-            f"place for them and does not hold them; --normalise none leaves them out"
-        )
-        return constants
-
-    def _at_the_top(self, name: str, fit: Fit, rest: Mapping[str, Tensor]) -> bool:
-        """Tell whether constants stand next to the weights, or in a layer of their own there."""
-        place, dot, _ = name.rpartition(".")
-        if fit.prefix.startswith(place + dot):
-            return True
-        alone = sum(other.startswith(place + dot) for other in self.state) == 2
-        return alone and place.count(".") <= fit.prefix.count(".")
-
-    @staticmethod
-    def _constants(mean: Tensor, std: Tensor) -> Constants | None:
-        """Return constants of one value a channel; None of tensors that are something else."""
-        flat = all(sum(size != 1 for size in value.shape) <= 1 for value in (mean, std))
-        if not flat or mean.numel() != std.numel() or not mean.numel():
-            return None
-        if not (mean.is_floating_point() and std.is_floating_point()):
-            return None
-        values = [tuple(value.flatten().double().tolist()) for value in (mean, std)]
-        if not all(map(math.isfinite, (*values[0], *values[1]))) or min(values[1]) <= 0:
-            return None
-        return Constants(*values)
-
-    def _placed(self, constants: Constants, given: dict[str, Tensor], what: str) -> bool:
-        """Put constants where the model has a place for them that the file leaves empty."""
-        empty = pairs(name for name in self.wanted if name not in given)
-        fitting = [
-            pair
-            for pair in empty
-            if all(self.wanted[name].numel() == len(constants.mean) for name in pair)
-        ]
-        if len(fitting) != 1:
-            return False
-        for name, values in zip(fitting[0], constants, strict=True):
-            there = self.wanted[name]
-            given[name] = torch.tensor(values, dtype=torch.float64).view(there.shape)
-        self.say(f"{what} are taken for the model's {fitting[0][0]} and {fitting[0][1]}")
-        return True
-
-    def _check(self, constants: Constants, what: str) -> None:
         try:
             constants.check(_channels(self.model, self.shape))
         except UserError as error:
@@ -301,6 +255,33 @@ class _Loading:
                 f"{what} cannot be the model's first layer: {error}; give --normalise none, or "
                 "--mean and --std"
             ) from None
+        self.say(
+            f"{what} become the model's first layer, the normalisation by {constants}: the model "
+            "has no place for them and does not hold them; --normalise none leaves them out"
+        )
+        return constants
+
+    def _at_the_top(self, name: str, fit: Fit) -> bool:
+        """Return whether constants are next to the weights, or in a layer of their own there."""
+        place, dot, _ = name.rpartition(".")
+        alone = sum(other.startswith(place + dot) for other in self.state) == 2
+        return fit.prefix.startswith(place + dot) or (
+            alone and place.count(".") <= fit.prefix.count(".")
+        )
+
+    def _placed(self, constants: Constants, given: dict[str, Tensor], what: str) -> bool:
+        """Put constants into the model's own place for them, if the file leaves it empty."""
+        fitting = [
+            pair
+            for pair in pairs(name for name in self.wanted if name not in given)
+            if all(self.wanted[name].numel() == len(constants.mean) for name in pair)
+        ]
+        if len(fitting) != 1:
+            return False
+        for name, values in zip(fitting[0], constants, strict=True):
+            given[name] = torch.tensor(values, dtype=torch.float64).view_as(self.wanted[name])
+        self.say(f"{what} are taken for the model's {' and '.join(fitting[0])}")
+        return True
 
     def _load(self, fit: Fit, given: Mapping[str, Tensor]) -> None:
         odd = [
@@ -322,8 +303,8 @@ class _Loading:
             raise UserError(f"{self.path} does not fit the model: {one_line(error)}") from None
         inside = {full: name for name, full in self.outside.items()}
         missing = [inside[full] for full in lacks if not full.endswith("num_batches_tracked")]
-        stays = [name for name in missing if self._may_stay(name, fit)]
-        missing = [name for name in missing if name not in stays]
+        unchanged = [name for name in missing if self._may_stay(name, fit)]
+        missing = [name for name in missing if name not in unchanged]
         if missing or strange:
             parts = [f"lacks {few(missing)}"] if missing else []
             parts += [f"has {few(strange)}, which the model has not"] if strange else []
@@ -331,19 +312,17 @@ class _Loading:
                 f"{self.path} does not fit the model: it {' and '.join(parts)}"
                 f"{self._submodules(fit)}"
             )
-        if stays:
-            self.say(f"{few(stays)} of the model stay as the function made them")
+        if unchanged:
+            self.say(f"{few(unchanged)} of the model stay as the function made them")
 
     def _may_stay(self, name: str, fit: Fit) -> bool:
-        """Tell whether a tensor that the file lacks may stay: constants, and what is no weight."""
-        last = name.rpartition(".")[2]
-        if self.outside[name] in self.learnt or last in ("running_mean", "running_var"):
+        """Return whether the file may lack a tensor: a constant, or outside the loaded part."""
+        if self.outside[name] in self.learnt or name.rpartition(".")[2] in STATISTICS:
             return False
-        constants = {each for pair in pairs(self.wanted) for each in pair}
-        return not name.startswith(fit.place) or name in constants
+        return not name.startswith(fit.place) or any(name in pair for pair in pairs(self.wanted))
 
     def _submodules(self, fit: Fit) -> str:
-        """Return in words which submodules the file would fit, where it fits not the model."""
+        """Return the part of a message that names the submodules which the file would fit."""
 
         def shapes(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, torch.Size]:
             weights = {n: value for n, value in state.items() if not n.endswith(COUNTERS)}
@@ -357,14 +336,14 @@ class _Loading:
         ]
         if not fitting:
             return ""
-        both = f"any of {', '.join(fitting)}" if len(fitting) > 1 else fitting[0]
+        names = f"any of {', '.join(fitting)}" if len(fitting) > 1 else fitting[0]
         return (
-            f"; it fits {both}, which would leave the rest as the function made it: load it in "
+            f"; it fits {names}, which would leave the rest as the function made it: load it in "
             "the function"
         )
 
 
 def _channels(model: nn.Module, shape: tuple[int, ...] | None) -> int | None:
-    """Return the channels of the images, or what the first convolution takes; None without one."""
+    """Return the channels of the images, or of the first convolution; None without one."""
     convolutions = (m for m in model.modules() if isinstance(m, nn.Conv2d))
     return shape[0] if shape else next((m.in_channels for m in convolutions), None)

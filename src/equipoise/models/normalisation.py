@@ -1,11 +1,9 @@
-"""Normalisation of models that were not made here: its constants, in a file or in the model.
+"""Normalisation in models of other projects: its constants, in a file or in the model.
 
-A model counts as normalising by itself if one of its modules holds the constants: as a buffer,
-a parameter or a plain attribute; as a tensor, a list or a tuple; or inside an object that the
-module holds, like torchvision's ``Normalize``. Configurations are not looked into: timm's name
-the constants that the *caller* is to apply. It also does if, of images of one colour each, it
-computes what the normalisation makes of them: constants in the source of ``forward``, in hooks,
-or as the weights of a layer are found so.
+A model counts as normalising by itself if one of its modules holds the constants: as a buffer, a
+parameter or an attribute (a tensor, a list, a tuple, or inside an object like torchvision's
+``Normalize``). Configurations are ignored: those of timm name the constants that the *caller*
+applies. It also counts if it computes the normalised colours from images of one colour each.
 """
 
 import functools
@@ -27,10 +25,10 @@ from equipoise.models.core import Normalize
 from equipoise.parsing import numbers
 
 NEAR = 0.01  # how far normalised colours may lie apart by the digits of the constants
-DEEPEST = 4  # an object in a list in an object of a module is still looked at
+DEEPEST = 4  # levels of objects in objects that are searched
 LONGEST = 256  # longer lists are data, not constants
-COLOURS = 4  # images of one colour each, so that no value is met by chance
-SAME = 1e-3  # how far constants may lie apart that are the same but for the digits written
+COLOURS = 4  # images of one colour each; several, so that none matches by chance
+SAME = 1e-3  # the largest difference between constants that differ in rounding only
 
 PAIRS = (
     ("mu", "sigma"),
@@ -47,10 +45,10 @@ PAIRS = (
     ("norm_mean", "norm_std"),
     ("normalize_mean", "normalize_std"),
 )
-"""What the two constants are called in files and models that are seen often."""
+"""The usual names of the two constants in files and models."""
 
 _MODULE = frozenset(vars(nn.Module()))
-_SETTINGS = ("cfg", "config", "hparams", "args", "meta")  # they describe; nothing is computed
+_SETTINGS = ("cfg", "config", "hparams", "args", "meta")  # descriptions, not used to compute
 _MEANS = ("mean", "mu", "shift", "loc")
 _STDS = ("std", "sigma", "sd", "scale", "var")
 
@@ -63,34 +61,45 @@ class Constants(NamedTuple):
 
     @classmethod
     def of(cls, written: Mapping[str, Any]) -> "Constants":
-        """Return the constants that a JSON file has."""
+        """Return the constants from plain values, as :meth:`content` returns them."""
         try:
             mean, std = (tuple(map(float, written[name])) for name in cls._fields)
         except (KeyError, TypeError, ValueError):
             raise UserError(f"expected a normalisation of mean and std, got {written}") from None
         return cls(mean, std).check()
 
+    @classmethod
+    def of_tensors(cls, mean: Tensor, std: Tensor) -> "Constants | None":
+        """Return constants of one value a channel; None of tensors that are something else."""
+        flat = all(sum(size != 1 for size in part.shape) <= 1 for part in (mean, std))
+        floats = mean.is_floating_point() and std.is_floating_point()
+        if not flat or not floats or mean.numel() != std.numel() or not mean.numel():
+            return None
+        means, stds = (tuple(part.flatten().double().tolist()) for part in (mean, std))
+        usable = all(map(math.isfinite, (*means, *stds))) and min(stds) > 0
+        return cls(means, stds) if usable else None
+
     def __str__(self) -> str:
         mean, std = (", ".join(f"{value:.4g}" for value in part) for part in self)
         return f"mean {mean} and std {std}"
 
     def content(self) -> dict[str, list[float]]:
-        """Return the constants as plain values, which :meth:`of` reads back."""
+        """Return the constants as plain values."""
         return {name: list(values) for name, values in self._asdict().items()}
 
     def equals(self, other: "Constants") -> bool:
-        """Tell whether two are the same, but for the digits that were written."""
+        """Return whether two are the same, apart from rounding."""
         return _same(self.mean, other.mean) and _same(self.std, other.std)
 
     def check(self, channels: int | None = None) -> "Constants":
         """Return the constants.
 
         Arguments:
-            channels: How many channels the images have; None: not known.
+            channels: The number of channels of the images; None: unknown.
 
         Raises:
-            UserError: If they cannot be meant: other numbers of values, a std that is not
-                positive, a mean outside [0, 1].
+            UserError: If the numbers of values do not fit, a std is not positive, or a mean is
+                outside [0, 1].
         """
         n = len(self.mean)
         if len(self.std) != n or channels not in (None, n):
@@ -119,21 +128,21 @@ NAMED = {
     "fashion-mnist": Constants((0.2860,), (0.3530,)),
     "half-grey": Constants((0.5,), (0.5,)),
 }
-"""Constants that are known by a name; ``half`` scales to [-1, 1]."""
+"""Constants with a name; ``half`` scales to [-1, 1]."""
 
 
 def asked_for(
     normalise: str | None, mean: str | None, std: str | None
 ) -> Constants | Literal["none"] | None:
-    """Return the normalisation that options ask for; None where they leave it open.
+    """Return the normalisation of the options; None: no option is given.
 
     Arguments:
         normalise: A name of :data:`NAMED`, or ``none``.
-        mean: A value a channel, by commas.
+        mean: A value for each channel, separated by commas.
         std: Likewise.
 
     Raises:
-        UserError: If they cannot be meant, or not together.
+        UserError: If the options are wrong or contradict each other.
     """
     if normalise is not None:
         if mean is not None or std is not None:
@@ -154,7 +163,7 @@ def asked_for(
 
 
 def in_front(model: nn.Module, constants: Constants) -> nn.Module:
-    """Return the model behind a normalisation, in its mode and arithmetic, where it is."""
+    """Return the model behind a normalisation, in the model's mode, device and arithmetic."""
     first = Normalize(*constants)
     held = next((p for p in model.parameters() if p.is_floating_point()), None)
     if held is not None:
@@ -165,25 +174,26 @@ def in_front(model: nn.Module, constants: Constants) -> nn.Module:
 
 
 def pairs(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Return which names are those of a mean and its std: they sit together in one place."""
-    known, found = set(names), []
-    for name in sorted(known):
-        place, dot, last = name.rpartition(".")
-        for mean, std in PAIRS:
-            if last == mean and place + dot + std in known:
-                found.append((name, place + dot + std))
-    return found
+    """Return the names that are a mean and its std, in the same place."""
+    every = set(names)
+    split = [(name, *name.rpartition(".")) for name in sorted(every)]
+    return [
+        (name, place + dot + std)
+        for name, place, dot, last in split
+        for mean, std in PAIRS
+        if last == mean and place + dot + std in every
+    ]
 
 
 def held_in(model: nn.Module, constants: Constants) -> str:
     """Return where a model holds these constants, or an empty string.
 
-    They may be stored times 255, and the std as one over it.
+    They may be stored times 255, and the std as its reciprocal.
     """
     for place, module in model.named_modules():
         values = list(_values(module, "", DEEPEST, set()))
-        for mean in _found(values, constants.mean, _MEANS):
-            for std in _found(values, constants.std, _STDS, inverse=True):
+        for mean in _names_of(values, constants.mean, _MEANS):
+            for std in _names_of(values, constants.std, _STDS, inverse=True):
                 if mean != std:
                     dot = "." if place else ""
                     return f"{place}{dot}{mean} and {place}{dot}{std}"
@@ -191,11 +201,10 @@ def held_in(model: nn.Module, constants: Constants) -> str:
 
 
 def applied_by(model: nn.Module, constants: Constants, shape: tuple[int, ...]) -> bool:
-    """Tell whether a model computes what a normalisation makes of its inputs.
+    """Return whether a model computes this normalisation of its inputs; False if it fails.
 
     It is run once, on images of one colour each, which no resizing or cropping changes, and the
-    result of every operation is compared with the normalised colours. A model that fails is not
-    known to.
+    result of every operation is compared with the normalised colours.
 
     Arguments:
         model: The model.
@@ -215,7 +224,7 @@ def applied_by(model: nn.Module, constants: Constants, shape: tuple[int, ...]) -
 
 
 class _Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees whether an operation returns images of some colours, with shape (B, C)."""
+    """Watches whether an operation returns images of the given colours, of shape (B, C)."""
 
     def __init__(self, colours: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -227,59 +236,59 @@ class _Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = operation(*args, **(kwargs or {}))
         first = out[0] if isinstance(out, tuple) and out else out  # a BatchNorm returns more
         if not self.met and isinstance(first, Tensor) and first.ndim == 4:
-            _, height, width, _ = (size // 2 for size in first.shape)
-            self.met = self._are(first[:, height, width])
-            _, _, height, width = (size // 2 for size in first.shape)
-            self.met = self.met or self._are(first[:, :, height, width])
+            _, a, b, c = (size // 2 for size in first.shape)
+            self.met = any(map(self._equals, (first[:, a, b], first[:, :, b, c])))
         return out
 
-    def _are(self, found: Tensor) -> bool:
-        wanted = self.colours.to(found.device)
-        return found.shape == wanted.shape and bool(
-            ((found - wanted).abs() <= NEAR * wanted.abs().clamp_min(1)).all()
+    def _equals(self, colours: Tensor) -> bool:
+        wanted = self.colours.to(colours.device)
+        return colours.shape == wanted.shape and bool(
+            ((colours - wanted).abs() <= NEAR * wanted.abs().clamp_min(1)).all()
         )
 
 
-def _found(
+def _names_of(
     values: Iterable[tuple[str, tuple[float, ...]]],
     wanted: tuple[float, ...],
     words: tuple[str, ...],
     inverse: bool = False,
 ) -> list[str]:
-    """Return the names under which values are held.
+    """Return the names of the values that are the wanted ones.
 
-    One value that is the same in all channels is found by name alone: 0.5 may be anything.
+    If all channels have the same value the name must fit, too: 0.5 may be anything.
     """
     plain = len(set(wanted)) == 1
     forms = [wanted, tuple(255 * value for value in wanted)]
     if inverse:
         forms += [tuple(1 / value for value in form) for form in forms]
-    found = []
+    names = []
     for name, held in values:
         last = name.rpartition(".")[2].lower()
         if plain and not any(word in last for word in words):
             continue
         full = held * len(wanted) if plain and len(held) == 1 else held
         if any(_same(full, form) for form in forms):
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
-def _same(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    """Tell whether numbers are equal, within :data:`SAME` of the larger of 1 and their size."""
-    return len(one) == len(other) and all(
-        abs(a - b) <= SAME * max(1.0, abs(b)) for a, b in zip(one, other, strict=True)
+def _same(first: tuple[float, ...], second: tuple[float, ...]) -> bool:
+    """Return whether numbers are equal, within :data:`SAME` of the larger of 1 and their size."""
+    return len(first) == len(second) and all(
+        abs(a - b) <= SAME * max(1.0, abs(b)) for a, b in zip(first, second, strict=True)
     )
 
 
 def _values(
     holder: Any, name: str, depth: int, seen: set[int]
 ) -> Iterator[tuple[str, tuple[float, ...]]]:
-    """Yield the small groups of numbers that something holds, with their names."""
+    """Yield the small groups of numbers in an object, with their names."""
     if id(holder) in seen or depth < 0:
         return
     seen.add(id(holder))
     for key, value in _parts(holder):
+        if key.lower().endswith(_SETTINGS) or key.startswith("__"):
+            continue
         where = f"{name}.{key}" if name else key
         held = _numbers(value)
         if held:
@@ -289,13 +298,7 @@ def _values(
 
 
 def _parts(holder: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what something holds, by name; nothing of what only describes."""
-    for key, value in _all_parts(holder):
-        if not key.lower().endswith(_SETTINGS) and not key.startswith("__"):
-            yield key, value
-
-
-def _all_parts(holder: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the members of an object, by name."""
     if isinstance(holder, Mapping | list | tuple) and len(holder) > LONGEST:
         return
     if isinstance(holder, Mapping):
@@ -303,8 +306,8 @@ def _all_parts(holder: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(holder, list | tuple):
         yield from ((str(number), value) for number, value in enumerate(holder))
     elif isinstance(holder, functools.partial):
-        yield from _all_parts(holder.keywords)
-        yield from _all_parts(holder.args)
+        yield from _parts(holder.keywords)
+        yield from _parts(holder.args)
     elif isinstance(holder, FunctionType):
         cells = zip(holder.__code__.co_freevars, holder.__closure__ or (), strict=True)
         yield from ((key, cell.cell_contents) for key, cell in cells if cell != CellType())
@@ -313,14 +316,14 @@ def _all_parts(holder: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _attributes(holder: Any) -> Iterator[tuple[str, Any]]:
-    """Yield attributes of an object, those of its class included; of a module no submodules."""
+    """Yield the attributes of an object and of its classes, without a module's submodules."""
     module = isinstance(holder, nn.Module)
     if module:
         yield from holder._buffers.items()
         yield from holder._parameters.items()
     for owner in (holder, *type(holder).__mro__):
-        theirs = getattr(owner, "__module__", "").partition(".")[0]
-        if owner is not holder and theirs in ("torch", "builtins", "abc", "typing"):
+        package = getattr(owner, "__module__", "").partition(".")[0]
+        if owner is not holder and package in ("torch", "builtins", "abc", "typing"):
             continue
         for key, value in list(getattr(owner, "__dict__", {}).items()):
             if not (module and key in _MODULE) and not isinstance(value, property):
@@ -328,7 +331,7 @@ def _attributes(holder: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _numbers(value: Any) -> tuple[float, ...]:
-    """Return the numbers of a value that may be one a channel; nothing of any other."""
+    """Return the numbers of a value with at most 64 of them; of any other value nothing."""
     if isinstance(value, Tensor | np.ndarray):
         if math.prod(value.shape) not in range(1, 65) or sum(d != 1 for d in value.shape) > 1:
             return ()
