@@ -1,14 +1,11 @@
-"""What is shown on the terminal while a job runs. No torch."""
+"""Messages and progress on the terminal while a job runs. No torch."""
 
 import errno
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from rich.console import Console as RichConsole
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,15 +13,15 @@ class AttackProgress:
     """The progress of an evaluation.
 
     Arguments:
-        name: The attack that runs.
+        name: The running attack.
         done: The number of images that it has attacked.
-        total: The number of images that it attacks.
+        total: The number of images to attack.
         robust: The number of images that are correct under all attacks so far.
         n: The number of all images.
-        number: The number of the attack, from 1 on.
+        number: The number of the attack, from 1.
         stages: The number of attacks.
-        finished: Whether the attack is at its end.
-        seconds: The time that the attack took so far.
+        finished: Whether the attack has finished.
+        seconds: The duration of the attack so far.
     """
 
     name: str
@@ -38,89 +35,11 @@ class AttackProgress:
     seconds: float = 0.0
 
 
-Show = Callable[..., None]
-"""Moves a progress bar to ``show(done, total=None, *, task="", text="")``.
-
-``done`` and ``total`` are in units (None: as before, or unknown). Another ``task`` restarts the
-clock, and ``text`` stands next to the bar.
-"""
-
-
-def _nothing(*arguments: object, **options: object) -> None:
-    """Show nothing."""
-
-
-@contextmanager
-def progress_bar(
-    console: "RichConsole",
-    total: float | None = None,
-    done: float = 0.0,
-    *,
-    unit: str = "",
-    text: str = "",
-    period: float = 30.0,
-) -> Iterator[Show]:
-    """Show a progress bar while the block runs, on a terminal only.
-
-    Arguments:
-        console: Where it is shown.
-        total: The units in all, where that is known.
-        done: The units that were done before.
-        unit: What is counted: ``images``, ``bytes``, or nothing.
-        text: The text next to the bar.
-        period: The seconds of the past from which the time that is left is estimated.
-
-    Yields:
-        The function that moves it.
-    """
-    if not console.is_terminal:
-        yield _nothing
-        return
-    from rich import progress
-    from rich.table import Column
-
-    class ImageSpeed(progress.ProgressColumn):
-        def render(self, task: progress.Task) -> str:
-            speed = task.finished_speed or task.speed
-            return "" if speed is None else f"{speed:,.0f} images/s"
-
-    speed: dict[str, list[progress.ProgressColumn]] = {
-        "images": [ImageSpeed()],
-        "bytes": [progress.DownloadColumn(), progress.TransferSpeedColumn()],
-    }
-    last = Column(ratio=1, no_wrap=True)
-    columns = (
-        progress.BarColumn(20),
-        progress.TextColumn("{task.percentage:>3.0f}%"),
-        *speed.get(unit, []),
-        progress.TimeElapsedColumn(),
-        progress.TextColumn("ETA"),
-        progress.TimeRemainingColumn(),
-        progress.TextColumn("{task.description}", markup=False, table_column=last),
-    )
-    with progress.Progress(
-        *columns, console=console, transient=True, expand=True, speed_estimate_period=period
-    ) as bar:
-        row = bar.add_task(text, total=total, completed=round(done))
-        current = ""
-
-        def show(
-            done: float, total: float | None = None, *, task: str = "", text: str = ""
-        ) -> None:
-            nonlocal current
-            if task != current:
-                current = task
-                bar.reset(row)
-            bar.update(row, completed=done, total=total, description=text or task or None)
-
-        yield show
-
-
 class Console:
     """Sentences, warnings and a progress bar, on standard error.
 
     Arguments:
-        quiet: Whether to show nothing but warnings.
+        quiet: Whether to show only warnings.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -128,7 +47,7 @@ class Console:
 
         self.quiet = quiet
         self.rich = RichConsole(file=sys.stderr, highlight=False, soft_wrap=True)
-        self._show: Show = _nothing
+        self._show: Callable[..., None] = lambda *arguments, **options: None
         self._done = 0.0
 
     def say(self, sentence: str) -> None:
@@ -137,14 +56,14 @@ class Console:
             self._print(sentence)
 
     def warn(self, sentence: str) -> None:
-        """Show a warning; also where all else is quiet."""
+        """Show a warning, even if the console is quiet."""
         self._print(f"WARNING: {sentence}", style="bold yellow")
 
     def _print(self, sentence: str, style: str | None = None) -> None:
         try:
             self.rich.print(sentence, markup=False, style=style)
         except OSError as error:
-            if error.errno != errno.EIO:  # the terminal was closed: its signal is on its way
+            if error.errno != errno.EIO:  # the terminal was closed: a signal will follow
                 raise
 
     def round(self, record: Mapping[str, Any]) -> None:
@@ -160,28 +79,78 @@ class Console:
         unit: str = "images",
         text: str = "",
         period: float = 30.0,
-    ) -> Iterator[Show]:
-        """Show a bar while the block runs; the arguments are those of :func:`progress_bar`.
+    ) -> Iterator[Callable[..., None]]:
+        """Show a progress bar while the block runs, on a terminal only.
 
-        :meth:`advance`, :meth:`attack` or the function that is yielded moves it.
+        :meth:`advance`, :meth:`attack` or the yielded function moves it.
+
+        Arguments:
+            total: The number of units; None: unknown.
+            done: The units that were done before.
+            unit: The kind of unit: ``images``, ``bytes``, or empty.
+            text: The text next to the bar.
+            period: The last seconds, from whose speed the remaining time is estimated.
+
+        Yields:
+            ``show(done, total=None, *, task="", text="")``. ``total=None`` keeps the total;
+            another ``task`` restarts the clock.
         """
-        if self.quiet:
-            yield _nothing
-            return
-        with progress_bar(self.rich, total, done, unit=unit, text=text, period=period) as show:
-            self._show, self._done = show, done
-            try:
+        from rich import progress
+        from rich.table import Column
+
+        class ImageSpeed(progress.ProgressColumn):
+            def render(self, task: progress.Task) -> str:
+                speed = task.finished_speed or task.speed
+                return "" if speed is None else f"{speed:,.0f} images/s"
+
+        speed: dict[str, list[progress.ProgressColumn]] = {
+            "images": [ImageSpeed()],
+            "bytes": [progress.DownloadColumn(), progress.TransferSpeedColumn()],
+        }
+        last = Column(ratio=1, no_wrap=True)
+        columns = (
+            progress.BarColumn(20),
+            progress.TextColumn("{task.percentage:>3.0f}%"),
+            *speed.get(unit, []),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("ETA"),
+            progress.TimeRemainingColumn(),
+            progress.TextColumn("{task.description}", markup=False, table_column=last),
+        )
+        hidden = self.quiet or not self.rich.is_terminal
+        bar = progress.Progress(
+            *columns,
+            console=self.rich,
+            transient=True,
+            expand=True,
+            speed_estimate_period=period,
+            disable=hidden,
+        )
+        row, current = bar.add_task(text, total=total, completed=round(done)), ""
+
+        def show(
+            done: float, total: float | None = None, *, task: str = "", text: str = ""
+        ) -> None:
+            nonlocal current
+            if task != current:
+                current = task
+                bar.reset(row)
+            bar.update(row, completed=done, total=total, description=text or task or None)
+
+        before, self._show, self._done = self._show, show, done
+        try:
+            with bar:
                 yield show
-            finally:
-                self._show = _nothing
+        finally:
+            self._show = before
 
     def advance(self, n: int) -> None:
-        """Move the bar by so many units."""
+        """Move the bar by ``n`` units."""
         self._done += n
         self._show(self._done)
 
     def attack(self, state: AttackProgress) -> None:
-        """Show the progress of an attack, and a line of its own when it is at its end."""
+        """Show the progress of an attack, and a line when it has finished."""
         task = f"{state.name} ({state.number}/{state.stages})"
         bound = f"robust accuracy <= {state.robust / max(state.n, 1):.2%}"
         self._show(state.done, state.total, task=task, text=f"{task}: {bound}")
@@ -190,9 +159,9 @@ class Console:
 
 
 def round_line(record: Mapping[str, Any]) -> str:
-    """Return a round in one line: clean and robust validation accuracy of each learner.
+    """Return one line for a round (epoch): clean and robust validation accuracy of each learner.
 
-    A learner that is watched for catastrophic overfitting also shows its accuracy on the probe.
+    With a check for catastrophic overfitting it also has the accuracy on the probe.
 
     Arguments:
         record: A line of ``log.jsonl``.
@@ -205,17 +174,17 @@ def round_line(record: Mapping[str, Any]) -> str:
     parts = [f"{name} {pair(metrics)}" for name, metrics in record["learners"].items()]
     parts.append(f"global {pair(record['global'])}")
     if len(record["weights"]) > 1:
-        weights = ", ".join(f"{name} {w:.2f}" for name, w in record["weights"].items())
-        parts.append(f"weights {weights}")
-    marks = [said for mark, said in _MARKS.items() if record.get(mark)]
-    if marks:
-        parts.append(", ".join(marks))
+        parts.append(
+            "weights " + ", ".join(f"{name} {w:.2f}" for name, w in record["weights"].items())
+        )
+    if events := [text for key, text in _EVENTS.items() if record.get(key)]:
+        parts.append(", ".join(events))
     seconds = sum(record["seconds"].values())
     head = f"round {record['round']:>3}/{record['rounds']}"
-    return f"{head}  " + "  |  ".join(parts) + f"  [{seconds:.0f} s]"
+    return f"{head}  {'  |  '.join(parts)}  [{seconds:.0f} s]"
 
 
-_MARKS = {
+_EVENTS = {
     "handover": "handed over",
     "kept": "kept",
     "rollbacks": "trained again",

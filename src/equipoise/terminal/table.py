@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-WIDTH = 140  # columns where the output is no terminal
+WIDTH = 140  # columns of the output if it is no terminal
 
 
 def output() -> "Console":
-    """Return the standard output, for tables and sentences."""
+    """Return a console on the standard output."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else WIDTH
@@ -37,7 +37,7 @@ def rich_table(
     Arguments:
         title: The line above it.
         columns: The names of the columns.
-        rows: The cells, as many in each row; markup in them is shown as it is.
+        rows: The cells of each row; markup in them is shown literally.
         numbers: The columns that are aligned to the right.
         caption: The text below it.
     """
@@ -68,13 +68,9 @@ def markdown_rows(
     numbers: Collection[str] = (),
     escaped: bool = False,
 ) -> str:
-    """Return a table as Markdown.
+    """Return a table as Markdown, with the arguments of :func:`rich_table`.
 
-    Arguments:
-        columns: The names of the columns.
-        rows: The cells, as many in each row.
-        numbers: The columns that are aligned to the right.
-        escaped: Whether the cells are Markdown already; otherwise they are escaped.
+    ``escaped``: the cells are Markdown already, and are not escaped.
     """
     rule = ["---:" if name in numbers else "---" for name in columns]
     cells = rows if escaped else (map(escape_markdown, row) for row in rows)
@@ -83,19 +79,19 @@ def markdown_rows(
 
 
 def escape_markdown(text: str) -> str:
-    """Return text as Markdown in one line that shows it: no HTML, links, cells or emphasis."""
+    """Return one line of Markdown that shows the text literally."""
     plain = html.escape(" ".join(text.replace("\u00a0", " ").split()), quote=False)
     return re.sub(r"([\\|*_\[\]`])", r"\\\1", plain)
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """A small table with a title above and notes below, for an interpreter or a notebook.
+    """A small table for an interpreter or a notebook.
 
     Arguments:
-        title: One line.
-        header: The names of the columns; empty: none is shown.
-        rows: The cells, as many in each row.
+        title: The line above it.
+        header: The names of the columns; empty: no header is shown.
+        rows: The cells of each row.
         notes: Lines below it.
     """
 
@@ -105,7 +101,7 @@ class TextTable:
     notes: Sequence[str] = ()
 
     def text(self) -> str:
-        """Return it as lines of text."""
+        """Return it as text."""
         rows = [*([self.header] if self.header and self.rows else []), *self.rows]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         cells = (
@@ -136,8 +132,8 @@ def accuracy(count: int, n: int) -> tuple[str, str, str]:
     """Return an accuracy, its exact 95 % interval and its counts, as cells of a table.
 
     Arguments:
-        count: How many examples count.
-        n: Of how many, at least 1.
+        count: The number of correct examples.
+        n: The number of examples, at least 1.
     """
     low, high = interval(count, n)
     return f"{count / n:.2%}", f"{low:.1%} .. {high:.1%}", f"{count} of {n}"
