@@ -233,9 +233,9 @@ def leaves(values: dict[str, object], path: str = "") -> list[str]:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_setting_of_a_method_is_explained(method):
     rows = {
-        f"{group.path}.{name}".lstrip("."): text
-        for group in settings_groups(method)
-        for name, _, text in group.rows
+        f"{path}.{name}".lstrip("."): text
+        for path, _, settings in settings_groups(method)
+        for name, _, text in settings
     }
     assert [leaf for leaf in leaves(defaults(method)) if not rows.get(leaf)] == []
     assert all(text for text in rows.values())

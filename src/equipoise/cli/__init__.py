@@ -1,4 +1,4 @@
-"""The command line: one function a command, in the modules of this package.
+"""The command line: each command is a function, in the modules of this package.
 
 Heavy imports stand inside the commands, so that ``--help`` is quick.
 """
@@ -117,10 +117,10 @@ def _start(command: Any, words: list[str], name: str) -> Any:
 
 
 def _explained(error: BaseException) -> tuple[str, int]:
-    """Return an error in words with its exit code; no words for a fault of the program.
+    """Return the message and the exit code of an error; no message for a fault of the program.
 
-    Errors of the command line's parser and of memory are known by their names: the parser may be
-    typer's own copy of click, and torch should not be imported for an error.
+    Errors of the parser and of memory are recognised by their names: the parser may be typer's own
+    copy of click, and torch should not be imported for an error.
     """
     kind = type(error).__name__
     if isinstance(error, UserError):
@@ -144,7 +144,7 @@ def _explained(error: BaseException) -> tuple[str, int]:
 
 
 def _hint(error: BaseException, where: str) -> str:
-    """Return what may be meant by an unknown option: a setting, or what we call otherwise."""
+    """Return a suggestion for an unknown option: a setting, or the name that it has here."""
     name = str(getattr(error, "option_name", "")).lstrip("-").replace("-", "_")
     if not name:
         return ""

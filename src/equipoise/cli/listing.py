@@ -1,12 +1,13 @@
-"""Lists on the terminal: methods and their settings, attacks, models, data sets and presets."""
+"""Lists on the terminal: methods and their settings, attacks, models, datasets and presets."""
 
 import inspect
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
@@ -16,14 +17,14 @@ from equipoise.errors import UserError, nearest
 from equipoise.models import MODELS
 from equipoise.settings.explanation import price
 from equipoise.settings.methods import METHODS, MethodRow, Settings
-from equipoise.settings.presets import DATA, Preset, presets
+from equipoise.settings.presets import DATA, presets
 from equipoise.settings.recipe import Recipe, defaults
 from equipoise.settings.schema import TAGS, WORDS, plain
 from equipoise.terminal.table import output, rich_table
 
 
 def write_catalogue(what: str | None) -> None:
-    """Show the methods, attacks, models or data sets; None: all of them.
+    """Show the methods, attacks, models or datasets; None: all of them.
 
     Raises:
         UserError: If there is no list of that name.
@@ -43,28 +44,25 @@ def write_catalogue(what: str | None) -> None:
         terminal.print(rich_table(name, columns, catalogue[name]))
     if what in (None, "methods"):
         terminal.print(
-            "cost: gradient evaluations (a pass forward and backward) an image of a batch, by "
-            "default, at most.\nAll settings of a method: equipoise list methods METHOD; its loss "
-            "as a formula: equipoise explain METHOD"
+            "cost: the most gradient evaluations (a pass forward and backward) for each image of "
+            "a batch, by default.\nAll settings of a method: equipoise list methods METHOD; its "
+            "loss as a formula: equipoise explain METHOD"
         )
 
 
 def _method(name: str) -> tuple[str, ...]:
-    """Return the row of a method: what it is, its price, its main parameters, its paper."""
+    """Return the row of a method: title, cost, main parameters, paper."""
     row = METHODS[name]
-    parameters = (f"{path.split('.')[-1]}={_value_at(row(), path)}" for path in row.shown)
+    parameters = []
+    for path in row.shown:
+        value = attrgetter(path)(row())
+        text = f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
+        parameters.append(f"{path.rpartition('.')[2]}={text}")
     return name, row.title, str(price(name)), " ".join(parameters), row.paper
 
 
-def _value_at(settings: Any, path: str) -> str:
-    """Return the value of a setting as a user writes it."""
-    for part in path.split("."):
-        settings = getattr(settings, part)
-    return f"[{','.join(map(str, settings))}]" if isinstance(settings, tuple) else str(settings)
-
-
 def write_data(data_dir: Path | None) -> None:
-    """Show which data sets were found, which folders were searched, and how to get the rest."""
+    """Show which datasets are here, which folders were searched, and how to get the others."""
     terminal = output()
     for entry in status(data_dir):
         mark = "found" if entry.copy else "refused" if entry.problem else "not found"
@@ -82,22 +80,12 @@ Row = tuple[str, Any, str]
 """The name of a setting, its default, and its meaning."""
 
 
-class SettingsGroup(NamedTuple):
-    """Settings of one group of a recipe, with their meanings from docstrings.
-
-    Arguments:
-        path: The group's place, like ``robust.attack``; empty: the top.
-        title: What the settings are.
-        rows: The settings.
-    """
-
-    path: str
-    title: str
-    rows: list[Row]
+SettingsGroup = tuple[str, str, list[Row]]
+"""The place of a group, like ``robust.attack`` (empty: the top), its title, its settings."""
 
 
 def write_settings(method: str) -> None:
-    """Show every setting of a method with its meaning and default, those of a recipe included.
+    """Show every setting of a method, with its meaning and default, and those of each recipe.
 
     Raises:
         UserError: If there is no such method.
@@ -110,27 +98,27 @@ def write_settings(method: str) -> None:
         if rows:
             title = f"{path or 'settings'}: {title}".rstrip(": ")
             prefix = f"{path}." if path else ""
-            cells = [(f"{prefix}{name}", _default(value), text) for name, value, text in rows]
+            cells = [(f"{prefix}{name}", _yaml(plain(value)), text) for name, value, text in rows]
             terminal.print(rich_table(title, ("setting", "default", "meaning"), cells))
-    terminal.print("Defaults, as a recipe has them:", style="bold")
+    terminal.print("Defaults, as written in a recipe:", style="bold")
     text = yaml.safe_dump(defaults(method), sort_keys=False, default_flow_style=None)
     terminal.print(f"method: {method}\n{text}", end="")
 
 
-def _default(value: Any) -> str:
-    """Return a default as a recipe has it."""
-    flow: str = yaml.safe_dump(plain(value), default_flow_style=True).strip()
-    return flow.removesuffix("...").strip()
+def _yaml(value: Any) -> str:
+    """Return a value in one line of YAML."""
+    text: str = yaml.safe_dump(value, default_flow_style=True)
+    return text.strip().removesuffix("...").strip()
 
 
 def settings_groups(method: str) -> list[SettingsGroup]:
     """Return all settings of a method: those of every recipe, its own, and those in groups.
 
-    A group of several kinds (the rule of ``start``) comes with each of its other kinds; other
-    objectives of a learner are methods of their own, and are listed there.
+    The rule of ``start`` comes with its other kinds; other objectives of a learner are methods
+    themselves, and are listed there.
     """
     common = {f.name: f.default for f in fields(Recipe) if f.name not in ("method", "settings")}
-    first = SettingsGroup("", "of every method", _rows(Recipe, common, {}))
+    first = ("", "of every method", _rows(Recipe, common, {}))
     return [first, *_groups(METHODS[method], METHODS[method](), "", "its own", {})]
 
 
@@ -141,11 +129,12 @@ def _groups(
     kind = type(settings)
     names = kind.offered() if issubclass(kind, Settings) else [f.name for f in fields(kind)]
     values = {name: getattr(settings, name) for name in names}
-    inner = {name: value for name, value in values.items() if is_dataclass(value)}
-    own = {name: value for name, value in values.items() if name not in inner}
-    yield SettingsGroup(path, title, _rows(kind, own, tag_meaning))
+    own = {name: value for name, value in values.items() if not is_dataclass(value)}
+    yield path, title, _rows(kind, own, tag_meaning)
     meanings = _meanings(kind)
-    for name, value in inner.items():
+    for name, value in values.items():
+        if name in own:
+            continue
         where = f"{path}.{name}" if path else name
         tag = TAGS.get(where, "")
         kinds = row.kinds(where) if tag else {}
@@ -154,7 +143,7 @@ def _groups(
         for other, rule in kinds.items() if tag == "rule" else ():
             if other != getattr(value, tag):
                 rows = _rows(rule, vars(rule()), meaning)
-                yield SettingsGroup(where, f"with {where}={other}", rows)
+                yield where, f"with {where}={other}", rows
 
 
 def _rows(kind: type, values: Mapping[str, Any], more: Mapping[str, str]) -> list[Row]:
@@ -163,7 +152,7 @@ def _rows(kind: type, values: Mapping[str, Any], more: Mapping[str, str]) -> lis
 
 
 def _meanings(kind: type) -> dict[str, str]:
-    """Return the meaning of each argument of a class, in a line: its own, then its bases'."""
+    """Return one line for each argument of a class and its bases, from their docstrings."""
     meanings: dict[str, str] = {}
     for owner in kind.__mro__:
         doc = inspect.cleandoc(vars(owner).get("__doc__") or "").partition("Arguments:\n")[2]
@@ -171,21 +160,17 @@ def _meanings(kind: type) -> dict[str, str]:
         for entry in re.split(r"\n(?= {4}\S)", "\n" + section):
             name, colon, text = entry.strip().partition(":")
             if colon and name.isidentifier():
-                meanings.setdefault(name, _without_markup(" ".join(text.split())))
+                line = " ".join(text.split()).replace("``", "")
+                line = re.sub(r":\w+:`([^`]*)`", lambda role: re.sub(r"[\\{}]", "", role[1]), line)
+                meanings.setdefault(name, line)
     return meanings
 
 
-def _without_markup(text: str) -> str:
-    """Return the text of a docstring without its markup: code, names and formulas stay."""
-    text = re.sub(r":\w+:`([^`]*)`", lambda role: re.sub(r"[\\{}]", "", role[1]), text)
-    return text.replace("``", "")
-
-
 def write_presets(name: str | None) -> None:
-    """Show all presets as a table, or those of a method or of a data set in full.
+    """Show all presets as a table, or those of a method or of a dataset in full.
 
     Arguments:
-        name: The method or the data set; None: the table.
+        name: The method or the dataset; None: the table.
 
     Raises:
         UserError: If there are no presets of that name.
@@ -193,7 +178,12 @@ def write_presets(name: str | None) -> None:
     every = [preset for data in DATA for preset in presets(data)]
     if name is None:
         columns = ("data", "method", "rounds", "batch", "lr", "source")
-        rows = map(_preset_row, every)
+        rows = []
+        for preset in every:
+            settings = preset.settings
+            learner: Any = settings.get("robust", settings.get("clean"))
+            numbers = map(str, (settings["rounds"], settings["batch_size"], learner["lr"]))
+            rows.append((preset.data, preset.method, *numbers, preset.source))
         output().print(rich_table("presets", columns, rows, numbers=columns[2:5]))
         output().print(
             "In full: equipoise list presets METHOD (or DATA). Train with one: equipoise train "
@@ -210,10 +200,3 @@ def write_presets(name: str | None) -> None:
         text = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=99)
         for line in [*preset.lines(), text]:
             output().print(line, soft_wrap=True)
-
-
-def _preset_row(preset: Preset) -> tuple[str, ...]:
-    settings = preset.settings
-    learner: Any = settings.get("robust", settings.get("clean"))
-    numbers = map(str, (settings["rounds"], settings["batch_size"], learner["lr"]))
-    return preset.data, preset.method, *numbers, preset.source

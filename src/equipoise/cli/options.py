@@ -1,4 +1,4 @@
-"""What several commands share."""
+"""Options and checks that several commands share."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 RunFolder = Annotated[Path, typer.Argument(help="The run folder.")]
 DataDir = Annotated[
     Path | None,
-    typer.Option(help="Folder of the datasets; default: the places that `equipoise data` names."),
+    typer.Option(help="Folder of the datasets; default: the places that `equipoise data` lists."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Attacks = Annotated[
     str | None,
     typer.Option(
         help="Attacks, separated by commas; see `equipoise list attacks`. pgd-20 is PGD with 20 "
-        "steps; options stand in brackets: square(queries=1000). Default of evaluate: fgsm, "
-        "pgd-20, mi-fgsm-10 and cw-inf-30, as far as the norm has them; of front: two short "
+        "steps; options are in brackets: square(queries=1000). Default of evaluate: those of "
+        "fgsm, pgd-20, mi-fgsm-10 and cw-inf-30 that exist for the norm; of front: two short "
         "APGD attacks."
     ),
 ]
@@ -57,22 +57,22 @@ OwnModel = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="A model of your own: package.module:function; also for a RUN that holds evaluations "
-        "of it.",
+        help="A model of your own: package.module:function; also for a RUN with evaluations of "
+        "it.",
     ),
 ]
 Workers = Annotated[
-    int, typer.Option(help="Processes side by side, each with its share of the threads.")
+    int, typer.Option(help="Number of parallel processes, which share the threads.")
 ]
 PlanOnly = Annotated[
-    bool, typer.Option("--plan", help="Print what is done and what is left, and stop.")
+    bool, typer.Option("--plan", help="Print which parts are done and which are left, and stop.")
 ]
 Trust = Annotated[
     bool,
     typer.Option(
         "--trust",
-        help="Run the Python file of its owner that the folder names; otherwise no code of a "
-        "folder is run.",
+        help="Run the Python file that the folder was made with; without this option, no code "
+        "that a folder names is run.",
     ),
 ]
 
@@ -80,10 +80,10 @@ Trust = Annotated[
 def protocol_of(
     *, norm: str | None, precision: str, layout: str = "auto", compile_: bool = False, **more: Any
 ) -> "Protocol":
-    """Return how a model is attacked: the fields of a protocol, from options as they are written.
+    """Return the protocol of an evaluation from the text of its options.
 
     Raises:
-        UserError: If an option will not do.
+        UserError: If an option is wrong.
     """
     from equipoise.evaluation.protocol import Protocol
     from equipoise.execution.policy import Execution
@@ -99,14 +99,14 @@ def protocol_of(
 
 
 def radii_of(eps: str | None) -> list[float]:
-    """Return the radii of ``--eps``; none: that of the training."""
+    """Return the radii of ``--eps``; an empty list stands for that of the training."""
     from equipoise.parsing import numbers
 
     return [] if eps is None else numbers(eps, "--eps")
 
 
 def refuse(strict: bool, failed: Iterable[str]) -> None:
-    """Raise a RunError that names the failed checks, where that is asked for by ``--strict``."""
+    """Raise a RunError that names the failed checks, if ``--strict`` is given."""
     names = list(dict.fromkeys(failed))
     if strict and names:
         raise RunError(f"--strict: failed checks: {', '.join(names)}")

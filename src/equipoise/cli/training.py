@@ -65,11 +65,11 @@ def train(
         resume, what = Path(what), None
     if resume is not None:
         if what or settings or given or out or published:
-            raise UserError("--resume goes on with the recipe of the folder; give it nothing else")
+            raise UserError("--resume uses the recipe of the folder; give no other option with it")
         job.resume(resume, trust=trust, console=Console(quiet=quiet))
         return
     if trust:
-        raise UserError("--trust is about a folder: it goes with --resume")
+        raise UserError("--trust is used with --resume only")
     if what is None or out is None:
         raise UserError("expected METHOD or RECIPE.yaml, and --out runs/NAME (or --resume)")
     recipe, remarks = _recipe(what, given, settings, published)
@@ -80,7 +80,7 @@ def train(
 
 
 def _is_run(what: str) -> bool:
-    """Return whether a run folder is named; the name of a method is always the method."""
+    """Return whether a text is the path of a run folder and not the name of a method."""
     from equipoise.settings.methods import METHODS
 
     return (Path(what) / "recipe.yaml").is_file() and what not in METHODS
@@ -89,9 +89,9 @@ def _is_run(what: str) -> bool:
 def _recipe(
     what: str, given: dict[str, Any], settings: list[str] | None, published: bool
 ) -> "tuple[Recipe, list[str]]":
-    """Return a recipe, and the source of its published settings.
+    """Return a recipe, and the lines about its published settings.
 
-    Later ones win: published settings, a method or a file, options, key=value.
+    In ascending priority: published settings, a method or a file, options, key=value.
     """
     from equipoise.settings import presets
     from equipoise.settings import recipe as recipes
@@ -135,7 +135,7 @@ def explain(
 ) -> None:
     """Print what a method minimises: the loss as a formula, the attack, the merge, the cost.
 
-    All numbers are those that a training with these settings would use. Nothing is trained.
+    The numbers are those that a training with these settings would use. Nothing is trained.
     """
     from equipoise.settings.explanation import explain as in_words
 

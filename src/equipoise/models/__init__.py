@@ -1,9 +1,9 @@
-"""The models by name, and how a model is described in ``config.json``."""
+"""The models by name, and their settings as in ``config.json``."""
 
 __all__ = ["MODELS", "Classifier", "build", "house"]
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -38,20 +38,17 @@ def build(name: str, settings: Mapping[str, Any]) -> Classifier:
     """
     if name not in MODELS:
         raise UserError(nearest(str(name), MODELS, "model"))
+    if unknown := [key for key in settings if key not in SETTINGS]:
+        raise UserError("; ".join(nearest(key, SETTINGS, "setting of a model") for key in unknown))
     size = settings.get("size", (32, 32))
-    sides = [type(side) is int and SMALLEST <= side <= LARGEST for side in _values(size)]
-    if sides != [True, True]:
+    whole = isinstance(size, list | tuple) and all(type(side) is int for side in size)
+    if not whole or len(size) != 2 or not SMALLEST <= min(size) <= max(size) <= LARGEST:
         raise UserError(
             f"images must have {SMALLEST} to {LARGEST} pixels a side, got {short(size)}"
         )
     width = settings.get("width", 1)
     if not _is_number(width) or not 0 < width <= WIDEST:
         raise UserError(f"width must be positive and at most {WIDEST}, got {short(width)}")
-    unknown = [
-        nearest(key, SETTINGS, "setting of a model") for key in settings if key not in SETTINGS
-    ]
-    if unknown:
-        raise UserError("; ".join(unknown))
     channels = settings.get("channels", DEFAULT_CHANNELS.get(name, 3))
     for key, count, most in (
         ("channels", channels, MOST_CHANNELS),
@@ -59,27 +56,22 @@ def build(name: str, settings: Mapping[str, Any]) -> Classifier:
     ):
         if type(count) is not int or not 1 <= count <= most:
             raise UserError(f"{key} must be whole and in 1..{most}, got {short(count)}")
-    for key in ("mean", "std"):
-        values = settings.get(key, (0.5,) * channels)
-        if len(_values(values)) != channels or not all(map(_is_number, values)):
+    moments = {key: settings.get(key, (0.5,) * channels) for key in ("mean", "std")}
+    for key, values in moments.items():
+        fits = isinstance(values, list | tuple) and len(values) == channels
+        if not fits or not all(map(_is_number, values)):
             raise UserError(
                 f"{key} must have a number for each of {channels} channels, got {short(values)}"
             )
-        settings = {**settings, key: values}
-    return MODELS[name][0](**{**settings, "channels": channels, "size": tuple(size)})
+    return MODELS[name][0](**{**settings, **moments, "channels": channels, "size": tuple(size)})
 
 
 def house(name: str) -> bool:
-    """Return whether the model of a name is one of the project's own, not one that was added."""
+    """Return whether a model belongs to the project, rather than to a file of the user."""
     make = MODELS[name][0]
     return getattr(make, "func", make).__module__.startswith(f"{__name__}.")
 
 
-def _values(value: Any) -> Sequence[Any]:
-    """Return a list's values; of anything else none."""
-    return value if isinstance(value, list | tuple) else ()
-
-
 def _is_number(value: Any) -> bool:
-    known = isinstance(value, int | float) and not isinstance(value, bool)
-    return known and -math.inf < value < math.inf
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and -math.inf < value < math.inf

@@ -1,7 +1,6 @@
-"""Files of weights: which of their tensors are meant, and which names of a model they fit."""
+"""Files of weights: the tensors to load, and the names of a model that they fit."""
 
 import pickle
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,12 +35,12 @@ KEYS = (
     "network",
     "params",
     "weights",
-    "shadow",  # what many averages call their weights
+    "shadow",  # usual for the weights of an average
 )
-"""The keys under which files have the weights: averages of them first, as they are meant."""
+"""The usual keys of the weights in files; averages (above) are tried first."""
 
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-"""What DataParallel, ``torch.compile`` and others put into names, at any place."""
+"""Parts that DataParallel, ``torch.compile`` and others add to names, at any place."""
 
 DEEPEST = 4  # keys in keys
 
@@ -50,27 +49,33 @@ def read_state(path: Path, key: str, say: Callable[[str], None]) -> dict[str, Te
     """Return the tensors of a weights file by name.
 
     Arguments:
-        path: safetensors, or a file of ``torch.save`` that holds tensors alone.
-        key: The key, or the beginning of the names, of the weights that are meant; empty: the
-            usual ones.
-        say: Takes a line that says which weights were taken where there are several.
+        path: safetensors, or a file of ``torch.save`` that holds tensors only.
+        key: The key, or the beginning of the names, of the wanted weights; empty: the usual ones.
+        say: Shows a line if one of several weights was chosen.
 
     Raises:
-        UserError: If it cannot be read safely, or holds no weights there.
+        UserError: If the file cannot be read safely, or holds no such weights.
     """
-    found = _content(path)
+    content = _content(path)
     if key:
-        found, begun = _chosen(found, key, path)
-        if begun:
-            return begun
-    found = _usual(found, path, say)
-    state = _tensors(found)
+        content = _chosen(content, key, path)
+    for _ in range(DEEPEST):
+        usual = [name for name in (*AVERAGES, *KEYS) if _holds(content.get(name))]
+        if not usual:
+            break
+        if usual[1:]:
+            what = "the average" if usual[0] in AVERAGES else "of several weights"
+            say(
+                f"{path}: {what} {usual[0]} is taken, not {' or '.join(usual[1:])}; "
+                f"--weights {path}:{usual[1]} takes that"
+            )
+        content = content[usual[0]]
+    state = _tensors(content)
     if not state:
-        there = [str(name) for name, value in found.items() if isinstance(value, Mapping)]
-        hint = f"; name the weights: --weights {path}:{there[0]}" if there else ""
+        inner = [str(name) for name, value in content.items() if isinstance(value, Mapping)]
+        hint = f"; name the weights: --weights {path}:{inner[0]}" if inner else ""
         raise UserError(
-            f"{path} holds no tensors under their names; it has "
-            f"{few([str(name) for name in found])}{hint}"
+            f"{path} holds no tensors under their names; it has {few(map(str, content))}{hint}"
         )
     odd = [name for name, value in state.items() if value.is_complex()]
     if odd:
@@ -90,83 +95,59 @@ def _content(path: Path) -> Mapping[Any, Any]:
         )
     try:
         if path.suffix == ".safetensors":
-            found: Any = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} is damaged or holds more than tensors, which is not read for safety; save "
             "model.state_dict() alone, or as safetensors"
         ) from None
-    except Exception as error:  # what is no pickle can raise nearly anything
+    except Exception as error:  # a file that is no pickle can raise nearly anything
         raise UserError(f"cannot read weights from {path}: {one_line(error)}") from None
-    if not isinstance(found, Mapping):
-        raise UserError(f"{path} holds {type(found).__name__}; expected a state_dict")
-    return found
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds {type(content).__name__}; expected a state_dict")
+    return content
 
 
-def _tensors(found: Mapping[Any, Any]) -> dict[str, Tensor]:
-    return {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
+def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
 
 
 def _holds(value: Any, depth: int = DEEPEST) -> bool:
-    """Tell whether something is a state, or holds one under a usual key."""
+    """Return whether a value is a state, or holds one under a usual key."""
     if not isinstance(value, Mapping) or depth < 0:
         return False
     inner = (value[key] for key in (*AVERAGES, *KEYS) if key in value)
     return bool(_tensors(value)) or any(_holds(each, depth - 1) for each in inner)
 
 
-def _usual(found: Mapping[Any, Any], path: Path, say: Callable[[str], None]) -> Mapping[Any, Any]:
-    """Return the mapping that holds the weights, below the usual keys."""
-    for _ in range(DEEPEST):
-        known = [key for key in (*AVERAGES, *KEYS) if _holds(found.get(key))]
-        if not known:
-            break
-        taken, *others = known
-        if others:
-            what = "the average" if taken in AVERAGES else "of several weights"
-            say(
-                f"{path}: {what} {taken} is taken, not {' or '.join(others)}; "
-                f"--weights {path}:{others[0]} takes that"
-            )
-        found = found[taken]
-    return found
-
-
-def _chosen(
-    found: Mapping[Any, Any], key: str, path: Path
-) -> tuple[Mapping[Any, Any], dict[str, Tensor]]:
+def _chosen(content: Mapping[Any, Any], key: str, path: Path) -> Mapping[Any, Any]:
     """Return the mapping under a key, or the tensors whose names begin with it."""
-    places: list[Mapping[Any, Any]] = [found]
+    places: list[Mapping[Any, Any]] = [content]
+    start = f"{key.rstrip('.')}."
     for _ in range(DEEPEST):
         for place in places:
             if isinstance(place.get(key), Mapping):
-                return place[key], {}
+                return place[key]  # type: ignore[no-any-return]
         for place in places:
-            begin = f"{key.rstrip('.')}."
-            state = {
-                name.removeprefix(begin): value
-                for name, value in _tensors(place).items()
-                if name.startswith(begin)
-            }
-            if state:
-                return {}, state
+            named = {n: t for n, t in _tensors(place).items() if n.startswith(start)}
+            if named:
+                return {name.removeprefix(start): value for name, value in named.items()}
         inner = [value for place in places for value in place.values()]
         places = [value for value in inner if isinstance(value, Mapping)]
-    keys = [str(name) for name, value in found.items() if isinstance(value, Mapping)]
-    there = keys or sorted({str(name).partition(".")[0] for name in found})
-    raise UserError(f"{path} has no weights {key!r}; it has {few(there)}")
+    keys = [str(name) for name, value in content.items() if isinstance(value, Mapping)]
+    keys = keys or sorted({str(name).partition(".")[0] for name in content})
+    raise UserError(f"{path} has no weights {key!r}; it has {few(keys)}")
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How names of a file fit those of a model.
+    """A match of names of a file with names of a model.
 
     Arguments:
-        prefix: What stands before the names in the file.
-        place: The submodule they belong to, with a dot at its end; empty: the whole model.
-        names: The file's name of each of the model's; both without what wrappers add.
+        prefix: The text before the names in the file.
+        place: The submodule that they belong to, with a dot at its end; empty: the whole model.
+        names: From names of the model to names of the file, without the parts of wrappers.
     """
 
     prefix: str
@@ -175,34 +156,32 @@ class Fit:
 
     @property
     def averaged(self) -> bool:
-        """Tell whether the prefix says that these are averages."""
+        """Whether the prefix names averages."""
         words = self.prefix.lower().replace(".", "_").split("_")
         return any(word in ("ema", "swa", "averaged", "average", "avg") for word in words)
 
 
 def unwrapped(names: Iterable[str]) -> dict[str, str]:
-    """Return names without what wrappers have put into them, and where each comes from."""
-    found: dict[str, str] = {}
-    for name in names:
-        bare = ".".join(part for part in name.split(".") if part not in WRAPPERS)
-        if bare in found:
-            return {name: name for name in names}  # then these parts mean something
-        found[bare] = name
-    return found
+    """Return each name without the parts of wrappers, and from it to the full name."""
+    full = list(names)
+    bare = [".".join(part for part in name.split(".") if part not in WRAPPERS) for name in full]
+    if len(set(bare)) < len(full):
+        bare = full  # these parts are not from wrappers
+    return dict(zip(bare, full, strict=True))
 
 
 def best_fit(
     model: nn.Module, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
 ) -> list[Fit]:
-    """Return the ways in which most names and shapes fit; several where it is a tie.
+    """Return the fits with most equal names and shapes; several if it is a tie.
 
     Arguments:
         model: The model.
-        state: The tensors of the file, by name without wrappers.
+        state: The tensors of the file, by name without the parts of wrappers.
         wanted: Those of the model, likewise.
     """
     fits: dict[tuple[tuple[str, str], ...], Fit] = {}
-    for place in _places(model, wanted):
+    for place in _places(model):
         inner = {name.removeprefix(place) for name in wanted if name.startswith(place)}
         for prefix in _prefixes(state, inner):
             names = {place + name: prefix + name for name in inner if prefix + name in state}
@@ -216,36 +195,30 @@ def best_fit(
     return [fit for fit in fits.values() if score(fit) == most]
 
 
-def _prefixes(state: Iterable[str], inner: set[str]) -> Counter[str]:
-    """Return what stands before names in a file, and how often."""
-    found: Counter[str] = Counter()
-    for name in state:
-        parts = name.split(".")
-        for cut in range(len(parts)):
-            if ".".join(parts[cut:]) in inner:
-                found[".".join(parts[:cut]) + "." if cut else ""] += 1
-    return found
+def _prefixes(state: Iterable[str], inner: set[str]) -> Iterable[str]:
+    """Return the texts before names of ``inner`` in a file, in its order."""
+    parts = [name.split(".") for name in state]
+    cuts = [(names[:cut], ".".join(names[cut:])) for names in parts for cut in range(len(names))]
+    return dict.fromkeys(
+        "".join(f"{part}." for part in head) for head, tail in cuts if tail in inner
+    )
 
 
-def _places(model: nn.Module, wanted: Mapping[str, Tensor]) -> list[str]:
-    """Return the whole model and the submodules that hold all of its parameters, as prefixes.
-
-    Weights of any other submodule would leave the rest as the function made it.
-    """
-    bare = unwrapped(model.state_dict().keys())
-    names = {inside: outside for outside, inside in bare.items()}
+def _places(model: nn.Module) -> list[str]:
+    """Return the prefixes of the submodules that hold all learnt parameters; empty: the model."""
     learnt = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    learnt |= {name for name in names if name.endswith(("running_mean", "running_var"))}
-    kept = [names[name] for name in learnt if name in names]
-    places = {""}
-    for name in kept[:1]:
-        parts = name.split(".")
-        heads = [".".join(parts[:cut]) + "." for cut in range(1, len(parts))]
-        places |= {head for head in heads if all(other.startswith(head) for other in kept)}
-    return sorted(places, key=len)
+    kept = [
+        bare
+        for bare, full in unwrapped(model.state_dict()).items()
+        if full in learnt or full.endswith(("running_mean", "running_var"))
+    ]
+    parts = kept[0].split(".")[:-1] if kept else []
+    heads = ["".join(f"{part}." for part in parts[:cut]) for cut in range(len(parts) + 1)]
+    return [head for head in heads if all(name.startswith(head) for name in kept)]
 
 
-def few(names: list[str]) -> str:
-    """Return a few names in words, and how many more there are."""
+def few(every: Iterable[str]) -> str:
+    """Return the first three names, and the number of the others."""
+    names = list(every)
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

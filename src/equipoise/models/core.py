@@ -1,4 +1,4 @@
-"""What every model shares: normalisation as the first layer, and a stem and a trunk."""
+"""Parts of every model: normalisation as the first layer, a stem and a trunk."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -30,11 +30,10 @@ class Normalize(nn.Module):
 
 
 class MapLinear(nn.Linear):
-    """A linear layer of a feature map, for whatever layout the map has in memory.
+    """A linear layer of a feature map, in either memory layout.
 
-    It is ``Linear(C * H * W, out_features)`` of the flattened map. Flattening would copy a map
-    that has its channels last, and its gradient would come back in another layout than the map's;
-    such a map is read as it lies, by weights in its order.
+    It is ``Linear(C * H * W, out_features)`` of the flattened map. Flattening would copy a
+    channels-last map and change the layout of its gradient; the weights are reordered instead.
 
     Arguments:
         channels: C.

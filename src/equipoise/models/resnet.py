@@ -1,9 +1,8 @@
 """Residual networks for small images: ResNet, PreActResNet and WideResNet.
 
-The parameters carry the names that are common for these networks (conv1, bn1, layer1 ...,
-shortcut, linear), so that published weights can be loaded. The stem is one 3x3 convolution
-without pooling, and the last feature map is averaged whatever its size: any image from 8 to 224
-pixels works.
+The parameters have the usual names (conv1, bn1, layer1 ..., shortcut, linear), so that published
+weights can be loaded. The stem is one 3x3 convolution without pooling, and the last feature map
+is averaged: images from 8 to 224 pixels of side work.
 
 References:
     | Deep Residual Learning for Image Recognition (He et al., 2016)
@@ -16,7 +15,6 @@ References:
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -42,7 +40,7 @@ class BasicBlock(nn.Module):
             self.shortcut = nn.Sequential(project, nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return features for features."""
+        """Return the features of the next block."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         return F.relu(out + self.shortcut(x))
@@ -66,7 +64,7 @@ class PreActBlock(nn.Module):
         self.add_module(self.name, project)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return features for features."""
+        """Return the features of the next block."""
         out, project = F.relu(self.bn1(x)), self._modules[self.name]
         shortcut = x if project is None else project(out)
         added: Tensor = self.conv2(F.relu(self.bn2(self.conv1(out)))) + shortcut
@@ -86,7 +84,7 @@ class ResNet(Classifier):
 
     Arguments:
         channels: The channels of an image.
-        size: The height and width of an image; not needed, all sizes from 8 pixels work.
+        size: Unused: all sizes from 8 pixels work.
         classes: The number of classes K.
         width: A factor on the number of features, 64 in the first stage.
         mean: Subtracted from each channel first.
@@ -128,8 +126,8 @@ class ResNet(Classifier):
 class PreActResNet(ResNet):
     """PreActResNet-18 for small images: norm and ReLU come before each convolution.
 
-    The arguments are those of :class:`ResNet`. As in most robust-training codes a last norm and
-    ReLU (``bn1``) stand before the average.
+    The arguments are those of :class:`ResNet`. As in most code for robust training, a last norm
+    and ReLU (``bn1``) come before the average.
     """
 
     block = PreActBlock
@@ -156,12 +154,11 @@ def _wide_stage(count: int, inputs: int, outputs: int, stride: int) -> nn.Module
 
 
 class WideResNet(Classifier):
-    """WideResNet-``depth``-``factor``: 28-10 and 34-10 are the ones in use.
+    """WideResNet-``depth``-``factor``; 28-10 and 34-10 are usual.
 
     Arguments:
         depth: The depth, 6 n + 4.
-        factor: The widening factor of its name; the other arguments are those of
-            :class:`ResNet`.
+        factor: The widening factor; the other arguments are those of :class:`ResNet`.
     """
 
     def __init__(
@@ -191,7 +188,7 @@ class WideResNet(Classifier):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        torch.nn.init.zeros_(self.fc.bias)
+        nn.init.zeros_(self.fc.bias)
 
     def trunk(self, h: Tensor) -> Tensor:
         """Return the logits for an output of the stem."""

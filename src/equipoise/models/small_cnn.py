@@ -49,7 +49,7 @@ class SmallCNN(Classifier):
 
     def trunk(self, h: Tensor) -> Tensor:
         """Return the logits for an output of the stem."""
-        h = F.relu(self.bn1(h), inplace=not h.requires_grad)  # new memory is dear
+        h = F.relu(self.bn1(h), inplace=not h.requires_grad)  # allocating memory is slow
         h = F.relu(self.bn2(self.conv2(h)), inplace=True)
         if h.shape[2:] != self.side:
             h = F.adaptive_avg_pool2d(h, self.side)
