@@ -181,7 +181,7 @@ BAD: dict[str, tuple[Callable[[Path, Path], list], str]] = {
     "steps twice": (attacked("--attacks", "pgd-2(steps=3)"), "steps twice"),
     "an option without a value": (attacked("--attacks", "pgd-2(restarts=)"), "restarts="),
     "no attacks": (attacked("--attacks", ""), "no attack is named"),
-    "no radius": (attacked("--attacks", "fgsm", "--eps", ""), "--eps names no number"),
+    "no radius": (attacked("--attacks", "fgsm", "--eps", ""), "--eps"),
     "no norm": (attacked("--attacks", "fgsm", "--norm", ""), "unknown --norm"),
     "seed below 0": (attacked("--attacks", "fgsm", "--seed", "-1"), "seed must be"),
     "seed of 20 digits": (attacked("--attacks", "fgsm", "--seed", "9" * 20), "seed must be"),

@@ -492,7 +492,7 @@ def test_a_normalisation_is_put_in_front_in_the_arithmetic_of_the_model():
         ((None, "123.7", "58.4"), "divide mean and std by 255"),
         ((None, "-0.1", "1"), r"lie in \[0, 1\]"),
         ((None, "a", "b"), "takes numbers"),
-        ((None, "", ""), "no number"),
+        ((None, "", ""), "takes numbers"),
     ],
 )
 def test_normalisations_that_cannot_be_meant(given, said):

@@ -5,7 +5,7 @@ Example:
     >>> threat = eq.Linf(8 / 255)
     >>> attack = eq.attacks.PGD(steps=20)
 
-Nothing heavy is imported before it is used.
+Heavy modules are imported when they are first used.
 """
 
 __all__ = [

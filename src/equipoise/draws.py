@@ -1,13 +1,13 @@
 r"""Randomness as an argument.
 
 Training draws from a :class:`torch.Generator` that is saved with the learner. Evaluation draws
-from :class:`KeyedDraws`: the numbers of an example depend on the seed, on a name (attack,
-restart) and on the example's own bytes, and on nothing else. So a verdict depends neither on the
-batch it was found in, nor on the order of the examples, on sharding, or on a resume.
+from :class:`KeyedDraws`: the numbers of an example depend only on the seed, a name (attack,
+restart) and the bytes of the example, so that a verdict does not depend on the batch, the order
+of the examples, sharding or a resume.
 
-The keyed numbers come from a counter-based generator in integer arithmetic and are therefore the
-same on every device: number :math:`i` of a key :math:`k` is the finaliser of SplitMix64 applied
-to :math:`k + (i + 1) \cdot 2^{64} / \varphi`.
+The keyed numbers come from a counter-based generator in integer arithmetic and are the same on
+every device: number :math:`i` of a key :math:`k` is the finaliser of SplitMix64 applied to
+:math:`k + (i + 1) \cdot 2^{64} / \varphi`.
 
 References:
     | Fast Splittable Pseudorandom Number Generators (Steele, Lea and Flood, 2014)
@@ -42,16 +42,16 @@ class GeneratorDraws:
         return torch.rand(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
 
     def child(self, name: str) -> Self:
-        """Return this source: its stream goes on."""
+        """Return this source itself; its stream continues."""
         return self
 
     def select(self, index: Tensor) -> Self:
-        """Return this source: its stream goes on."""
+        """Return this source itself; its stream continues."""
         return self
 
 
 class KeyedDraws:
-    """Draws that depend on a seed, a name and the example alone: for evaluation.
+    """Draws that depend only on a seed, a name and the example: for evaluation.
 
     Example:
         >>> x = torch.rand(4, 1, 8, 8)
@@ -62,7 +62,7 @@ class KeyedDraws:
 
     Arguments:
         digests: A digest of each example's bytes.
-        device: Where the numbers are wanted.
+        device: The device of the numbers.
         name: The path of names and the seed from which the keys are derived.
     """
 
@@ -82,7 +82,7 @@ class KeyedDraws:
         return cls(digests, x.device, f"seed {seed}")
 
     def uniform(self, x: Tensor) -> Tensor:
-        """Return numbers in [0, 1) with shape, device and dtype of ``x``; later calls go on."""
+        """Return the next numbers in [0, 1), with shape, device and dtype of ``x``."""
         size = x[0].numel() if len(x) else 0
         counter = torch.arange(self.used + 1, self.used + size + 1, device=self.device)
         self.used += size
@@ -96,7 +96,7 @@ class KeyedDraws:
         return type(self)(self.digests, self.device, f"{self.name}/{name}")
 
     def select(self, index: Tensor) -> Self:
-        """Return the source for the examples ``index`` alone; its numbers go on."""
+        """Return the source for the examples ``index`` only; their streams continue."""
         positions = index.nonzero()[:, 0] if index.dtype == torch.bool else index
         chosen = copy(self)
         chosen.digests = [self.digests[i] for i in positions.tolist()]
@@ -111,9 +111,9 @@ Draws = GeneratorDraws | KeyedDraws
 def normal(draws: Draws, x: Tensor) -> Tensor:
     """Return standard normal numbers with shape, device and dtype of ``x``.
 
-    They are the inverse of the error function at uniform numbers, and at most 5.42 in size.
+    They are the inverse error function of uniform numbers, and at most 5.42 in size.
     """
-    wide = torch.promote_types(x.dtype, torch.float32)  # a short float would end at infinity
+    wide = torch.promote_types(x.dtype, torch.float32)  # a shorter float would give infinity
     unit = draws.uniform(x.to(wide)).clamp(2.0**-25, 1 - 2.0**-24)
     return (torch.erfinv(2 * unit - 1) * math.sqrt(2)).to(x.dtype)
 

@@ -1,4 +1,4 @@
-"""The two ways a job can fail, and the exit code each one has on the command line."""
+"""The two kinds of errors for users, and texts of their messages."""
 
 import math
 from collections.abc import Iterable
@@ -37,7 +37,7 @@ FOREIGN = {
         "--published": "published",
     }.items()
 }
-"""What settings are called elsewhere: names of ours, and those of others."""
+"""The names that other projects use for our settings."""
 
 _OF_YOUR_OWN = "; one of your own: --import FILE.py that adds it"
 _ADDED = {
@@ -50,20 +50,20 @@ _ADDED = {
 
 
 class UserError(ValueError):
-    """What was asked for cannot be done: one line with the remedy, exit code 2."""
+    """The request cannot be fulfilled: one line with the remedy, exit code 2."""
 
 
 class RunError(RuntimeError):
-    """A job that was fine to start failed on its way: one line, exit code 1, nothing lost.
+    """A job failed after its start: one line, exit code 1; finished work is kept.
 
-    Where an evaluation failed, ``result`` is what it had found.
+    ``result`` is the partial result of a failed evaluation.
     """
 
     result: Any = None
 
 
 def short(value: object, most: int = 80) -> str:
-    """Return a value as it is written in Python, cut where it would not fit in a message."""
+    """Return a value as Python code, cut to ``most`` characters."""
     try:
         text = repr(value)
     except ValueError:  # a number of more digits than Python writes out
@@ -72,19 +72,19 @@ def short(value: object, most: int = 80) -> str:
 
 
 def one_line(error: BaseException, most: int = 300) -> str:
-    """Return the kind of an error and what it says, in one line of at most so many characters."""
+    """Return the type and the message of an error, in a line of at most ``most`` characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:most]
 
 
-def nearest(name: str, known: Iterable[str], what: str) -> str:
-    """Return the message for an unknown name, with the nearest known one.
+def nearest(name: str, names: Iterable[str], what: str) -> str:
+    """Return the message for an unknown name, with the nearest name that exists.
 
     Arguments:
-        name: What the user wrote.
-        known: The names that exist.
-        what: The kind of thing that is named, e.g. ``"method"``.
+        name: The name that the user gave.
+        names: The names that exist.
+        what: The kind of the name, e.g. ``"method"``.
     """
-    names = sorted(known)
+    names = sorted(names)
     close = [ours for ours in names if name in FOREIGN.get(ours, ())]
     close = close or get_close_matches(name[:100], names, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -94,18 +94,20 @@ def nearest(name: str, known: Iterable[str], what: str) -> str:
 def out_of_range(settings: Any, prefix: str = "") -> list[str]:
     """Return a sentence for each number of a dataclass outside the interval of its type.
 
-    The interval is the text of an annotation, like ``weight: Annotated[float, "[0, 1)"]``. None
-    is left out where the type allows it; of a tuple every number is checked.
+    The interval is the text of an annotation, like ``weight: Annotated[float, "[0, 1)"]``. None is
+    accepted if the type allows it; each number of a tuple is checked.
 
     Arguments:
         settings: The dataclass.
-        prefix: Where it stands, with a dot at its end.
+        prefix: The path of the dataclass in the settings, with a dot at its end.
     """
     problems = []
     for f in fields(settings):
-        interval, value = _interval(f.type), getattr(settings, f.name)
-        if not interval or (value is None and type(None) in get_args(f.type)):
+        value = getattr(settings, f.name)
+        annotated = [part for part in (f.type, *get_args(f.type)) if hasattr(part, "__metadata__")]
+        if not annotated or (value is None and type(None) in get_args(f.type)):
             continue
+        interval = annotated[0].__metadata__[0]
         numbers = value if isinstance(value, tuple) else (value,)
         if not numbers or not all(_inside(number, interval) for number in numbers):
             expected = _expected(interval) if numbers else "have at least one number"
@@ -114,14 +116,8 @@ def out_of_range(settings: Any, prefix: str = "") -> list[str]:
     return problems
 
 
-def _interval(kind: Any) -> str:
-    """Return the interval in an annotation, or in the first part of a union that has one."""
-    parts = (kind, *get_args(kind))
-    return next((part.__metadata__[0] for part in parts if hasattr(part, "__metadata__")), "")
-
-
 def _expected(interval: str) -> str:
-    """Return an interval in words."""
+    """Return the text for an interval in a message."""
     low, high = interval[1:-1].split(", ")
     if high != "inf":
         return f"lie in {interval}"
@@ -131,7 +127,7 @@ def _expected(interval: str) -> str:
 
 
 def _inside(value: object, interval: str) -> bool:
-    """Return whether a value is a finite number in an interval like ``(0, 1]``; true is none."""
+    """Return whether a value is a finite number, not a bool, in an interval like ``(0, 1]``."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     low, high = map(float, interval[1:-1].split(", "))

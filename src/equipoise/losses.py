@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - the name everybody uses
+from torch.nn import functional as F  # noqa: N812 - the usual name
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -77,7 +77,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     r"""Return the difference of logits ratio.
 
     It is :math:`-(z_y - \max_{i \ne y} z_i) / (z_{\pi_1} - z_{\pi_3})`, where :math:`\pi` sorts
-    the logits downwards. It depends neither on their scale nor on a constant added to them.
+    the logits in descending order. It does not change with their scale or an added constant.
 
     Arguments:
         logits: The logits :math:`z`, with shape (B, K), K >= 3.
@@ -98,7 +98,7 @@ def dlr_targeted(logits: Tensor, y: Tensor, y_target: Tensor) -> Tensor:
     Arguments:
         logits: The logits :math:`z`, with shape (B, K), K >= 4.
         y: The labels, with shape (B,).
-        y_target: The wanted classes :math:`t`, with shape (B,).
+        y_target: The target classes :math:`t`, with shape (B,).
 
     References:
         Croce and Hein (2020), Eq. (7), as for :func:`dlr`.

@@ -1,13 +1,14 @@
 """Values as people write them, like ``8/255`` and ``none``; files of YAML and of JSON lines.
 
-A number is decimal: what other readers take for octal, hexadecimal, base 60, a date or zero
-(``010``, ``0x1``, ``1:30``, ``1e-400``) stays text here, which no setting of numbers accepts.
+Numbers are decimal: ``010``, ``0x1``, ``1:30`` and ``1e-400``, which other parsers read as octal,
+hexadecimal, base 60 and zero, stay text, which no numeric setting accepts.
 """
 
 import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,10 +20,10 @@ Text = TypeVar("Text", bound=str)
 T = TypeVar("T")
 
 MOST = 10_000_000
-"""The most that anything is counted to: steps, queries, rounds."""
+"""The largest number of steps, queries and rounds."""
 
-_DIGITS = 18  # of a whole number
-_VALUES = 100_000  # in a file, those that its aliases repeat included
+_DIGITS = 18  # the most of a whole number
+_VALUES = 100_000  # the most in a file, with those that its aliases repeat
 _LAST_SEED = 2**63 - 1
 
 _NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?"
@@ -36,12 +37,12 @@ _NOTHING = "tag:yaml.org,2002:null"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose numbers are those that :func:`number` knows."""
+    """YAML with the numbers of :func:`number`."""
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in known if tag not in _OTHER_NUMBERS]
-    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    first: [(tag, pattern) for tag, pattern in rules if tag not in _OTHER_NUMBERS]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
     _DECIMAL, re.compile(rf"(?:{_NUMBER}|[-+]?\.inf|\.nan)$", _FLAGS), list("-+.0123456789")
@@ -50,7 +51,7 @@ _Loader.add_constructor(_DECIMAL, lambda loader, node: _decimal(node.value))
 
 
 def number(text: Any) -> Any:
-    """Return a fraction or number written as text as a number, and anything else as YAML has it.
+    """Return a fraction or a number in a text as a number, and any other text as YAML reads it.
 
     Example:
         >>> number("8/255") == 8 / 255, number("1e-3"), number("[1, .4]"), number("none")
@@ -76,10 +77,10 @@ def number(text: Any) -> Any:
 
 
 def _decimal(text: str) -> Any:
-    """Return a number that a float can hold; else the text, as it is meant some other way."""
+    """Return a number if a float can hold it; otherwise the text."""
     if not text or _PADDED.match(text):
         return text
-    if text[-1] in "fFnN":  # .inf and .nan, to be refused for what they are
+    if text[-1] in "fFnN":  # .inf and .nan, which are refused later by name
         return float(text.replace(".", ""))
     if text.lstrip("+-").isdigit():
         return int(text) if len(text.lstrip("+-")) <= _DIGITS else text
@@ -89,15 +90,10 @@ def _decimal(text: str) -> Any:
 
 
 def numbers(text: str, what: str) -> list[float]:
-    """Return numbers that are written with commas between them.
-
-    Arguments:
-        text: What the user wrote.
-        what: The name of the option, for the error.
-    """
+    """Return the numbers in a text, separated by commas; ``what`` names the option."""
     values = [number(part) for part in text.split(",") if part.strip()]
     if not values:
-        raise UserError(f"{what} names no number")
+        raise UserError(f"{what} takes numbers like 8/255 or 0.1, got none")
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UserError(f"{what} takes numbers like 8/255 or 0.1, got {short(value)}")
@@ -105,78 +101,75 @@ def numbers(text: str, what: str) -> list[float]:
 
 
 def share(value: float | str, what: str) -> float:
-    """Return an accuracy, or a difference of two, from how it is written: ``0.01`` or ``1%``.
+    """Return an accuracy, or a difference of two, from ``0.01`` or ``1%``.
 
     Example:
         >>> share("1%", "--max-clean-drop"), share(0.88, "min_clean")
         (0.01, 0.88)
 
     Arguments:
-        value: A part of one, or text that may be one or end with %.
+        value: A number in [0, 1], or text with one or with a percentage.
         what: The name of the option, for the error.
 
     Raises:
-        UserError: If it is no number from 0 to 1; a bare number above 1 may be meant either way.
+        UserError: If it is no number from 0 to 1; a number above 1 without % is ambiguous.
     """
     text = value.strip() if isinstance(value, str) else ""
     percent = text.endswith("%")
-    found = number(text[:-1].strip() if percent else value)
-    if isinstance(found, bool) or not isinstance(found, int | float):
+    given = number(text[:-1].strip() if percent else value)
+    if isinstance(given, bool) or not isinstance(given, int | float):
         raise UserError(f"{what} takes an accuracy like 0.01 or 1%, got {short(value)}")
-    part = found / 100 if percent else float(found)
+    part = given / 100 if percent else float(given)
     if not 0 <= part <= 1:
-        meant = 1 < found <= 100 and not percent
+        ambiguous = 1 < given <= 100 and not percent
         raise UserError(
-            f"{what} must be an accuracy in [0, 1], like 0.01 or 1%, got {text or found}"
-            + (f"; did you mean {found / 100:g}, or {found:g}%?" if meant else "")
+            f"{what} must be an accuracy in [0, 1], like 0.01 or 1%, got {text or given}"
+            + (f"; did you mean {given / 100:g}, or {given:g}%?" if ambiguous else "")
         )
     return part
 
 
 def check_seed(seed: int, what: str = "seed") -> None:
-    """Raise a UserError for what cannot be the seed of random numbers."""
+    """Raise a UserError if a value cannot be the seed of random numbers."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= _LAST_SEED:
         raise UserError(f"{what} must be a whole number from 0 to 2^63 - 1, got {short(seed)}")
 
 
 def lines(path: Path, parse: Callable[[Any], T], notes: list[str] | None = None) -> list[T]:
-    """Return the values of a file of JSON lines; a last line that was cut short is left out.
+    """Return the values of a file of JSON lines; a last line that was cut short is ignored.
 
     Arguments:
-        path: The file; absent, it has no lines.
-        parse: What turns a line's JSON into a value.
-        notes: That a line was left out is added here.
+        path: The file; if it is absent, there are no lines.
+        parse: Turns the JSON of a line into a value.
+        notes: Receives a sentence if a line was ignored.
 
     Raises:
-        UserError: where a line is damaged.
+        UserError: If a line is damaged.
     """
-    if not path.is_file():
-        return []
-    written = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    found: list[T] = []
-    for number, line in enumerate(written, start=1):
-        if not line.strip():
-            continue
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    written = text.splitlines()
+    values: list[T] = []
+    for row, line in enumerate(written, start=1):
+        where = f"{path}, line {row}"
         try:
-            value = json.loads(line)
+            value = json.loads(line) if line.strip() else None
         except (ValueError, RecursionError) as error:
-            if number < len(written):
-                raise UserError(
-                    f"{path}, line {number} is not JSON; repair or remove it"
-                ) from error
+            if row < len(written):
+                raise UserError(f"{where} is not JSON; repair or remove it") from error
             if notes is not None:
                 notes.append(f"The last line of {path.name} was cut short and is left out.")
-            continue
-        found.append(checked(f"{path}, line {number}", parse, value))
-    return found
+            break
+        if line.strip():
+            values.append(checked(where, parse, value))
+    return values
 
 
 def read_mapping(path: Path, parse: Callable[[str], object] = json.loads) -> dict[str, Any]:
-    """Return the mapping that a file of a run holds; of an absent or empty file nothing.
+    """Return the mapping in a file of a run; it is empty if the file is absent or empty.
 
     Arguments:
         path: The file.
-        parse: What turns its text into a value.
+        parse: Turns its text into a value.
 
     Raises:
         UserError: If the file is damaged or holds something else.
@@ -195,11 +188,7 @@ def read_mapping(path: Path, parse: Callable[[str], object] = json.loads) -> dic
 
 
 def checked(where: object, parse: Callable[[Any], T], value: object) -> T:
-    """Return what a value stands for.
-
-    Raises:
-        UserError: naming ``where``, if the value is not as expected.
-    """
+    """Return the parsed value; an error becomes a UserError that names ``where``."""
     try:
         return parse(value)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -209,26 +198,25 @@ def checked(where: object, parse: Callable[[Any], T], value: object) -> T:
 
 
 def reason(error: Exception) -> str:
-    """Return in a line what an error says."""
+    """Return the message of an error in one line."""
     if isinstance(error, KeyError):
         return f"no {error}"
     return f"{error}".strip().splitlines()[0] if f"{error}".strip() else type(error).__name__
 
 
-def choice(text: str, what: str, known: Sequence[Text]) -> Text:
-    """Return one of the values that are known."""
-    for value in known:
-        if text == value:
-            return value
-    raise UserError(nearest(text, known, what))
+def choice(text: str, what: str, values: Sequence[Text]) -> Text:
+    """Return the value that is equal to the text; ``what`` names the option."""
+    if text not in values:
+        raise UserError(nearest(text, values, what))
+    return values[values.index(text)]
 
 
 def load(text: str) -> Any:
-    """Return what a YAML text says, with the numbers that :func:`number` knows.
+    """Return the content of a YAML text, with the numbers of :func:`number`.
 
     Raises:
-        yaml.YAMLError: If it is no YAML, is nested too deeply, or repeats itself by aliases
-            without an end or without measure.
+        yaml.YAMLError: If it is no YAML, is nested too deeply, or its aliases are circular or
+            repeat too many values.
     """
     return _read(text)[1]
 
@@ -238,11 +226,11 @@ def mapping(path: Path, what: str) -> dict[str, Any]:
 
     Arguments:
         path: The file.
-        what: What it is, for the error, like "recipe".
+        what: The kind of file, for the error, like "recipe".
 
     Raises:
-        UserError: If it is not there, is no mapping, leaves a value out, or gives a key twice,
-            of which YAML would take the last one in silence.
+        UserError: If it is absent, is no mapping, or a key has no value or is given twice (YAML
+            itself would take the last value without a warning).
     """
     try:
         problems, content = _read(path.read_text(encoding="utf-8"))
@@ -259,7 +247,7 @@ def mapping(path: Path, what: str) -> dict[str, Any]:
 
 
 def _read(text: str) -> tuple[list[str], Any]:
-    """Return what is wrong with the keys of a YAML text, a line each, and what it says."""
+    """Return the problems of the keys of a YAML text, a line each, and its content."""
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -268,7 +256,7 @@ def _read(text: str) -> tuple[list[str], Any]:
         problems: list[str] = []
         if _size(node, {}, problems) > _VALUES:
             raise yaml.YAMLError(f"its aliases repeat more than {_VALUES} values")
-        return problems, loader.construct_document(node)  # which merges what << refers to
+        return problems, loader.construct_document(node)  # which resolves the merges of <<
     except RecursionError:
         raise yaml.YAMLError("it is nested too deeply") from None
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
@@ -277,43 +265,32 @@ def _read(text: str) -> tuple[list[str], Any]:
         loader.dispose()
 
 
-def _inside(node: yaml.Node) -> Iterator[yaml.Node]:
-    """Yield the nodes right below one."""
-    if isinstance(node, yaml.MappingNode):
-        for pair in node.value:
-            yield from pair
-    elif isinstance(node, yaml.SequenceNode):
-        yield from node.value
-
-
 def _size(node: yaml.Node, sizes: dict[int, int], problems: list[str]) -> int:
-    """Return how many values a node stands for, with those of aliases; add what is wrong with it.
-
-    Each node is looked at once.
-    """
+    """Return the number of values in a node, aliases included; add problems of its keys."""
     size = sizes.get(id(node))
     if size == 0:
-        raise yaml.YAMLError(f"an alias refers to what it is in (line {_line(node)})")
+        raise yaml.YAMLError(f"an alias refers to a value that contains it (line {_line(node)})")
     if size is None:
         sizes[id(node)] = 0
-        problems += _faults(node)
-        size = sizes[id(node)] = 1 + sum(_size(each, sizes, problems) for each in _inside(node))
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            problems += _faults(node)
+            inner = chain.from_iterable(node.value)
+        size = sizes[id(node)] = 1 + sum(_size(each, sizes, problems) for each in inner)
     return size
 
 
-def _faults(node: yaml.Node) -> Iterator[str]:
-    """Yield a line for each key of a mapping that is given twice or has no value."""
-    if not isinstance(node, yaml.MappingNode):
-        return
-    seen = dict[str, int]()
+def _faults(node: yaml.MappingNode) -> Iterator[str]:
+    """Yield a line for each key that is given twice or has no value."""
+    lines = dict[str, int]()
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode):
             continue
-        if key.value in seen:
-            yield f"{short(key.value)} is given twice (lines {seen[key.value]} and {_line(key)})"
+        if key.value in lines:
+            yield f"{short(key.value)} is given twice (lines {lines[key.value]} and {_line(key)})"
         if isinstance(value, yaml.ScalarNode) and value.tag == _NOTHING and not value.value:
             yield f"{short(key.value)} has no value (line {_line(key)}); write none for nothing"
-        seen.setdefault(key.value, _line(key))
+        lines.setdefault(key.value, _line(key))
 
 
 def _line(node: yaml.Node) -> int:

@@ -1,7 +1,7 @@
-"""Code of the user: run when the user asks for it, and recorded in what is made with it.
+"""Code of the user: run when the user asks for it, and recorded in the resulting folders.
 
 A folder records such code by path and SHA-256. Code is never run because a folder records it: the
-user gives it with ``--import`` or ``--model``, or says ``--trust``.
+user gives it with ``--import`` or ``--model``, or gives ``--trust``.
 """
 
 import hashlib
@@ -21,30 +21,29 @@ from typing import Any
 from equipoise.errors import UserError
 
 VARIABLE = "EQUIPOISE_IMPORT"
-"""The variable with the path of the user's own file, which ``--import`` sets."""
+"""The environment variable with the path of the user's file, set by ``--import``."""
 
 Source = Mapping[str, Any]
-"""A file of code: ``file``, its path, and ``sha256``."""
+"""A file of code: its path ``file`` and its ``sha256``."""
 
 _run: list[dict[str, str]] = []
 
 
 def run(path: Path, *, first: bool = True) -> None:
-    """Run a Python file as a module of its own name, here and in the processes of a command.
+    """Run a Python file as a module of its own name, here and in child processes.
 
-    The text of the file is run, never a compiled file next to it. Modules in the same folder are
-    found, as by ``python FILE``.
+    The text of the file is run, never a compiled file. It can import modules of its folder.
 
     Arguments:
         path: The file.
-        first: Whether modules in its folder hide those that are installed under the same name.
+        first: Whether modules in its folder hide installed modules of the same name.
 
     Raises:
-        UserError: If it is not there, or fails.
+        UserError: If it does not exist, or fails.
     """
     path = path.absolute()
-    there = getattr(sys.modules.get(path.stem), "__file__", None)
-    if path.stem in sys.modules and there != str(path):
+    loaded = sys.modules.get(path.stem)
+    if loaded is not None and getattr(loaded, "__file__", None) != str(path):
         raise UserError(
             f"--import {path}: a module {path.stem!r} is there already; rename the file"
         )
@@ -65,39 +64,36 @@ def run(path: Path, *, first: bool = True) -> None:
 
 
 def imported() -> dict[str, str] | None:
-    """Return the file that was run last, with its SHA-256; None: none was."""
+    """Return the file that was run last, with its SHA-256; None: no file was run."""
     return dict(_run[-1]) if _run else None
 
 
 def command(*words: object) -> str:
-    """Return a command of a message, for a shell, with the ``--import`` of this process.
-
-    Arguments:
-        words: The words after ``equipoise``.
+    """Return a shell command for a message, with the ``--import`` of this process.
 
     Example:
         >>> command("evaluate", "runs/my run")
         "equipoise evaluate 'runs/my run'"
     """
     file = os.environ.get(VARIABLE)
-    given = ("--import", file) if file else ()
-    return shlex.join(["equipoise", *given, *map(str, words)])
+    options = ("--import", file) if file else ()
+    return shlex.join(["equipoise", *options, *map(str, words)])
 
 
 def source(module: str) -> dict[str, str] | None:
-    """Return the source file of a module that is imported; None: it has none."""
+    """Return the source file of an imported module; None: it has none."""
     file = getattr(sys.modules.get(module), "__file__", None)
     digest = _digest(file)
     return {"file": str(Path(str(file)).absolute()), "sha256": digest} if digest else None
 
 
 def in_words(recorded: Source | None) -> str:
-    """Return a source that a folder records, for a message: path, SHA-256, and its state now."""
+    """Return a recorded source for a message: path, SHA-256, and whether it has changed."""
     if not isinstance(recorded, Mapping) or "file" not in recorded:
-        return "it is not recorded from which file"
+        return "the file is not recorded"
     file, digest = (_harmless(recorded.get(key)) for key in ("file", "sha256"))
     now = _digest(str(recorded["file"]))
-    state = "" if now == digest else ", which is not there" if now is None else f", now {now}"
+    state = "" if now == digest else ", which is missing" if now is None else f", now {now}"
     return f"{file}, SHA-256 {digest}{state}"
 
 
@@ -105,26 +101,20 @@ def changed(made: object, now: object) -> str:
     """Return a warning if a source differs from the one that a folder records; else nothing.
 
     Arguments:
-        made: The source that the folder records; what is no mapping counts as none.
+        made: The source that the folder records; a value that is no mapping counts as none.
         now: The source that is used now.
     """
     if not isinstance(made, Mapping) or not isinstance(now, Mapping):
         return ""
-    (before, first), (after, last) = (
-        [_harmless(source.get(key)) for key in ("file", "sha256")] for source in (made, now)
-    )
-    if first == last:
+    if (first := _harmless(made.get("sha256"))) == (last := _harmless(now.get("sha256"))):
         return ""
+    before, after = _harmless(made.get("file")), _harmless(now.get("file"))
     return f"the code has changed: {before} had SHA-256 {first}, {after} has {last}"
 
 
 @contextmanager
 def explained(made: Source | None) -> Iterator[None]:
-    """Add to the errors inside that a folder was made with a file of the user's code.
-
-    Arguments:
-        made: The file that the folder records; None: none.
-    """
+    """Add the file of code that a folder records, if any, to the errors of the block."""
     try:
         yield
     except UserError as error:
@@ -138,11 +128,9 @@ def explained(made: Source | None) -> Iterator[None]:
 
 
 def run_trusted(made: Source | None, warn: Callable[[str], None]) -> None:
-    """Run the file that a folder was made with, because the user trusts the folder.
+    """Run the file that a folder records, if any, because the user trusts the folder.
 
-    Arguments:
-        made: The file; None: none, and nothing is run.
-        warn: Shows a line if the file has changed since.
+    ``warn`` shows a line if the file has changed.
     """
     if not made or any(file["sha256"] == made.get("sha256") for file in _run):
         return
@@ -154,59 +142,47 @@ def run_trusted(made: Source | None, warn: Callable[[str], None]) -> None:
 def trusted_module(file: Path) -> Callable[[str], ModuleType]:
     """Return a function that imports a module from the file that a folder records.
 
-    Only the text of files is run, never compiled files; other modules are found from the folder
-    that the module's name begins in.
-
-    Arguments:
-        file: The file.
+    Only the text of files is run, never compiled files.
     """
 
-    def load(module: str) -> ModuleType:
+    def load(name: str) -> ModuleType:
         place = file.parent if file.name == "__init__.py" else file.with_suffix("")
-        parts = module.split(".")
+        parts = name.split(".")
         root = place.parents[len(parts) - 1] if len(parts) <= len(place.parents) else place
         if place != root.joinpath(*parts) or not file.is_file():
-            raise UserError(f"there is no module {module} at {file}: give it with --model")
+            raise UserError(f"there is no module {name} at {file}: give it with --model")
         _find(root, first=False)
-        made = importlib.import_module(module)
-        if Path(str(made.__file__)).resolve() != file.resolve():
-            raise UserError(f"another module {module} is there already: {made.__file__}")
-        return made
+        module = importlib.import_module(name)
+        if Path(str(module.__file__)).resolve() != file.resolve():
+            raise UserError(f"another module {name} is there already: {module.__file__}")
+        return module
 
     return load
 
 
 def _find(root: Path, *, first: bool) -> None:
-    """Let modules of a folder be found, as text; ``first``: before what is installed."""
+    """Make the modules of a folder importable, as text; ``first``: before installed ones."""
     if str(root) in sys.path:
         return
-    sys.path_hooks.insert(0, _only_text(root))
+    finder = FileFinder.path_hook((_Text, [".py"]))
+
+    def hook(path: str) -> PathEntryFinder:
+        if not Path(path).is_relative_to(root):
+            raise ImportError(path)
+        return finder(path)
+
+    sys.path_hooks.insert(0, hook)
     sys.path.insert(0 if first else len(sys.path), str(root))
-    for path in [key for key in sys.path_importer_cache if _below(key, root)]:
+    for path in [key for key in sys.path_importer_cache if Path(key).is_relative_to(root)]:
         del sys.path_importer_cache[path]
 
 
 class _Text(SourceFileLoader):
-    """Loads the text of a module, no compiled file."""
+    """Loads the text of a module, never a compiled file."""
 
     def get_code(self, fullname: str) -> CodeType:
         path = self.get_filename(fullname)
         return compile(self.get_data(path), path, "exec", dont_inherit=True)
-
-
-def _only_text(root: Path) -> Callable[[str], PathEntryFinder]:
-    finder = FileFinder.path_hook((_Text, [".py"]))
-
-    def hook(path: str) -> PathEntryFinder:
-        if not _below(path, root):
-            raise ImportError(path)
-        return finder(path)
-
-    return hook
-
-
-def _below(path: str, root: Path) -> bool:
-    return Path(path).is_relative_to(root)
 
 
 def _digest(file: object) -> str | None:

@@ -1,4 +1,4 @@
-"""Which images of a set were looked at: how they were chosen, and the checksum that names them."""
+"""The sample of images of an evaluation: its size, how it was drawn, and its checksum."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,11 +10,11 @@ class Sample:
     """The images of an evaluation; see :func:`equipoise.data.draw`.
 
     Arguments:
-        n: How many they are.
-        of: How many there are in the set.
-        seed: The seed of a stratified sample; None: they are the first of the set.
-        sha256: The checksum of the images and their labels, in whatever order. Evaluations can be
-            compared image by image exactly where it is the same.
+        n: The number of images.
+        of: The number of images in the dataset.
+        seed: The seed of a stratified sample; None: the first images of the dataset.
+        sha256: The checksum of the images and their labels, in any order. Evaluations can be
+            compared image by image if it is the same.
     """
 
     n: int
@@ -23,11 +23,7 @@ class Sample:
     sha256: str
 
     def words(self, images: str = "images") -> str:
-        """Return which images they are.
-
-        Arguments:
-            images: What the images are called, like ``test images``.
-        """
+        """Return a description, in which ``images`` names the images, like ``test images``."""
         if self.n == self.of:
             return f"all {self.of:,} {images}"
         if self.seed is None:
@@ -36,7 +32,7 @@ class Sample:
 
     @property
     def short(self) -> str:
-        """A word for names of files: ``first``, or the beginning of the checksum."""
+        """A part of file names: ``first``, or the beginning of the checksum."""
         return "first" if self.seed is None else self.sha256[:8]
 
     def content(self) -> dict[str, Any]:
@@ -45,15 +41,11 @@ class Sample:
 
     @classmethod
     def of_content(cls, content: Mapping[str, Any]) -> Self:
-        """Return the sample that plain values describe.
+        """Return the sample of plain values.
 
         Raises:
-            KeyError, TypeError, ValueError: Where they describe none.
+            KeyError, TypeError, ValueError: If they are missing or wrong.
         """
-        seed = content["seed"]
-        return cls(
-            n=int(content["n"]),
-            of=int(content["of"]),
-            seed=None if seed is None else int(seed),
-            sha256=str(content["sha256"]),
-        )
+        n, of, sha256 = int(content["n"]), int(content["of"]), str(content["sha256"])
+        seed = None if content["seed"] is None else int(content["seed"])
+        return cls(n=n, of=of, seed=seed, sha256=sha256)

@@ -1,4 +1,4 @@
-"""How long the parts of a training take, without waiting for the device in between; and memory."""
+"""The time of the parts of a training, measured without waiting for the device; and memory."""
 
 import sys
 import time
@@ -11,13 +11,13 @@ import torch
 
 
 class Stopwatch:
-    """Sums the seconds of named parts; a part within a part counts for itself alone.
+    """Sums the seconds of named parts; the time of an inner part is not part of the outer one.
 
-    On a CPU these are seconds of the clock. On CUDA they are the seconds between two events on
-    the device's queue, which are read only when the sums are.
+    On a CPU these are seconds of the clock. On CUDA they are the seconds between two events on the
+    device's queue, which are read only with the sums.
 
     Arguments:
-        device: Where the parts are computed.
+        device: The device of the computation.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -28,7 +28,7 @@ class Stopwatch:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Count what is done inside as a part of that name."""
+        """Add the time of the block to the part ``name``."""
         outer = self._names[-1] if self._names else None
         self._names.append(name)
         began = self._mark()
@@ -41,7 +41,7 @@ class Stopwatch:
                 self._add_spans()
 
     def inner(self, name: str) -> AbstractContextManager[None]:
-        """Count what is done inside as such a part, if it is done within another."""
+        """Add the time of the block to a part, if it is inside another part."""
         return self.part(name) if self._names else nullcontext()
 
     def sums(self) -> dict[str, float]:
@@ -52,7 +52,7 @@ class Stopwatch:
         return dict(self._sums)
 
     def restart(self, sums: dict[str, float] | None = None) -> None:
-        """Forget everything, or go on from some sums."""
+        """Start again from zero, or from the given sums."""
         self._spans.clear()
         self._sums.clear()
         self._sums.update(sums or {})
@@ -74,7 +74,7 @@ class Stopwatch:
 
 
 def peak_memory() -> int:
-    """Return the most memory that this process has held, in bytes; 0 if not reported."""
+    """Return the peak memory of this process, in bytes; 0 if the system does not report it."""
     try:
         import resource
     except ImportError:  # not on this system

@@ -1,13 +1,10 @@
-r"""The threat model: how far an input may be moved, and within which range.
+r"""The threat model: the norm and size of perturbations, and the range of inputs.
 
-A :class:`Threat` owns everything that depends on the norm: the exact projection, the direction
-of steepest ascent, the random start and the test whether a perturbation is allowed. Attacks are
-written once and work for every norm.
+A :class:`Threat` has everything that depends on the norm, so that attacks work for every norm.
 
 The projection is the exact Euclidean projection onto the *intersection* of the ball
-:math:`\{v : \|v - x\|_p \le \epsilon\}` and the range :math:`[low, high]^d`, not one after the
-other: projecting first onto the ball and then onto the range leaves the L1 and L2 budgets partly
-unused at the border of the range.
+:math:`\{v : \|v - x\|_p \le \epsilon\}` and the range :math:`[low, high]^d`. Projecting first onto
+the ball and then onto the range would leave L1 and L2 budgets partly unused at the border.
 """
 
 import math
@@ -25,16 +22,16 @@ Norm = Literal["linf", "l2", "l1"]
 
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 
-# Values within [-1, 1] carry rounding errors of at most 2^-25 each; the judge allows for them.
+# Values within [-1, 1] have rounding errors of at most 2^-25 each; the judge tolerates them.
 TOLERANCE = 1e-6
 
-ROUNDING = 1e-6  # of the range: as far as rounding carries inputs out of it
-SLIGHT = 0.01  # of the range: as far as filters and compression do
+ROUNDING = 1e-6  # of the range: the most by which rounding moves inputs out of it
+SLIGHT = 0.01  # of the range: the most by which filters and compression do
 
 
 @dataclass(frozen=True)
 class Threat:
-    r"""All perturbations of size at most ``eps`` that stay within the range of the input.
+    r"""All perturbations of size at most ``eps`` that stay in the range of the input.
 
     Example:
         >>> Threat("linf", 8 / 255)
@@ -47,7 +44,7 @@ class Threat:
         high: The largest value of an input.
 
     Raises:
-        UserError: If the norm is unknown or the radius cannot be meant.
+        UserError: If the norm is unknown, or a number is not finite or out of range.
     """
 
     norm: Norm
@@ -88,11 +85,7 @@ class Threat:
         return self.projector(x)(x_adv)
 
     def projector(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """Return the projection for these clean inputs: to be made once for many steps.
-
-        Arguments:
-            x: The clean inputs, within the range, with shape (B, ...).
-        """
+        """Return the projection for clean inputs ``x``, for use in many steps."""
         if self.norm != "linf":
             return lambda x_adv: self._nearest(x, x_adv)
         lower, upper = self.ends(x)
@@ -101,8 +94,8 @@ class Threat:
     def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the lowest and the highest values of a Linf ball within the range.
 
-        They are rounded towards ``x``: with the rounding of x + eps to the nearest number the
-        ball would be left, on a range of 0..255 by up to 8e-6.
+        They are rounded towards ``x``: rounding x + eps to the nearest number would leave the
+        ball, by up to 8e-6 on a range of 0..255.
 
         Arguments:
             x: The clean inputs, within the range, of any shape.
@@ -124,12 +117,11 @@ class Threat:
         return towards(x, projected, moved.abs().double())
 
     def ascent(self, grad: Tensor) -> Tensor:
-        r"""Return the step of length one along which a loss grows.
+        r"""Return a step of length one in the direction in which a loss grows.
 
-        For Linf this is :math:`\mathrm{sign}(g)` and for L2 :math:`g / \|g\|_2`. For L1 it is
-        :math:`g / \|g\|_\infty`, of length one in the coordinate that matters most: with the
-        exact projection that is Euclidean projected gradient ascent, whose projection makes the
-        perturbation sparse. A zero gradient gives a zero step.
+        It is :math:`\mathrm{sign}(g)` for Linf, :math:`g / \|g\|_2` for L2 and
+        :math:`g / \|g\|_\infty` for L1, where the projection makes the perturbation sparse. A zero
+        gradient gives a zero step.
 
         Arguments:
             grad: The gradients, with shape (B, ...).
@@ -159,15 +151,14 @@ class Threat:
         return self.lengths(delta, self.norm).flatten()
 
     def contains(self, x: Tensor, x_adv: Tensor) -> Tensor:
-        """Tell which points are allowed: finite, in the range, in the ball; computed in float64.
+        """Return which points are finite, in the range and in the ball; computed in float64.
 
         Arguments:
             x: The clean inputs, with shape (B, ...).
-            x_adv: The points to judge, with shape (B, ...).
+            x_adv: The points to check, with shape (B, ...).
 
         Returns:
-            Booleans with shape (B,). The ball is judged with the :meth:`tolerance`, the range
-            exactly.
+            Booleans with shape (B,). The ball has a :meth:`tolerance`, the range has none.
         """
         if x.shape != x_adv.shape:
             raise UserError(f"expected x_adv of shape {tuple(x.shape)}, got {tuple(x_adv.shape)}")
@@ -177,16 +168,11 @@ class Threat:
         return inside & (self.distance(x, x_adv) <= radius)
 
     def tolerance(self, x: Tensor, x_adv: Tensor) -> Tensor:
-        """Return by how much rounding may carry points out of the ball, float64 with shape (B,).
+        """Return the tolerance of the radius for rounding errors, float64 with shape (B,).
 
-        It is 1e-6: times eps where eps > 1, times the width of a range narrower than 1. Floats
-        beyond 1 are farther apart than those below, so that on a range that goes beyond [-1, 1]
-        half the distance of one float to the next is added for each value that was moved, summed
-        as the norm sums.
-
-        Arguments:
-            x: The clean inputs, with shape (B, ...).
-            x_adv: The points to judge, with shape (B, ...).
+        It is 1e-6, times eps if eps > 1, or times the width of a range narrower than 1. Floats
+        above 1 have larger gaps: on a range beyond [-1, 1] half the gap to the next float is added
+        for each moved value, in the norm. The arguments are those of :meth:`contains`.
         """
         least = TOLERANCE * max(min(1.0, self.high - self.low), self.eps)
         if self.low >= -1 and self.high <= 1:
@@ -204,7 +190,7 @@ class Threat:
         return lengths.view(-1, *[1] * (delta.ndim - 1))
 
 
-def Linf(eps: float | str) -> Threat:  # noqa: N802 - written like the norm
+def Linf(eps: float | str) -> Threat:  # noqa: N802 - named like the norm
     """Every pixel may move by at most ``eps``."""
     return Threat("linf", _radius(eps))
 
@@ -220,35 +206,33 @@ def L1(eps: float | str) -> Threat:  # noqa: N802
 
 
 def _radius(eps: float | str) -> float:
-    """Return a radius that may be written as text, such as 8/255."""
-    if isinstance(eps, str):
-        try:
-            return float(Fraction(eps))
-        except (ValueError, ZeroDivisionError):
-            raise UserError(f"eps must be a number such as 0.03 or 8/255, got {eps!r}") from None
-    if isinstance(eps, bool):
-        raise UserError(f"eps must be a number such as 0.03 or 8/255, got {eps}")
-    return eps
+    """Return a radius, which may be text such as 8/255."""
+    try:
+        if isinstance(eps, bool):
+            raise ValueError
+        return float(Fraction(eps)) if isinstance(eps, str) else eps
+    except (ValueError, ZeroDivisionError):
+        raise UserError(f"eps must be a number such as 0.03 or 8/255, got {eps!r}") from None
 
 
 def _finite(value: object, name: str) -> float:
     """Return a finite number; other kinds of floats, such as NumPy's, become Python's."""
     try:
-        found = value if isinstance(value, int | float) else float(value)  # type: ignore[arg-type]
+        number = value if isinstance(value, int | float) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):
-        found = math.nan
-    if isinstance(value, bool | str) or not math.isfinite(found):
+        number = math.nan
+    if isinstance(value, bool | str) or not math.isfinite(number):
         least = " >= 0" if name == "eps" else ""
         raise UserError(f"{name} must be a finite number{least}, got {value!r}")
-    return found
+    return number
 
 
 def towards(x: Tensor, moved: Tensor, most: Tensor | float) -> Tensor:
-    """Return moved values, each one float nearer to x where it is farther away than ``most``.
+    """Return moved values, changed to the next float towards x if farther than ``most`` from it.
 
     Arguments:
         x: The clean values.
-        moved: What rounding made of x and a move, with the shape of ``x``.
+        moved: The rounded sums of x and the moves, with the shape of ``x``.
         most: The lengths of the moves, in float64.
     """
     over = (moved.double() - x.double()).abs() > most
@@ -256,23 +240,17 @@ def towards(x: Tensor, moved: Tensor, most: Tensor | float) -> Tensor:
 
 
 def fraction(eps: float) -> str:
-    """Write a radius as people do: 8/255 or 0.1."""
-    parts = round(eps * 255)
-    if (
-        len(f"{eps:g}") > len("0.25")
-        and 0 < eps < 1
-        and math.isclose(parts / 255, eps, rel_tol=1e-9)
-    ):
-        return f"{parts}/255"
-    return f"{eps:g}"
+    """Return the usual text of a radius: 8/255 or 0.1."""
+    decimal, parts = f"{eps:g}", round(eps * 255)
+    fits = 0 < eps < 1 and math.isclose(parts / 255, eps, rel_tol=1e-9)
+    return f"{parts}/255" if fits and len(decimal) > len("0.25") else decimal
 
 
 def _fit_l2(size: Tensor, room: Tensor, eps: float) -> Tensor:
     """Shrink ``size`` (B, D) to min(s size, room) with the largest s <= 1 that fits ``eps``.
 
-    The length grows with s and is exact between the points at which a coordinate meets the
-    border. Starting below the solution, each pass solves for s with the coordinates that have
-    met it so far; s can only grow, so the passes end after finitely many, usually a handful.
+    The length grows with s. Starting below the solution, each pass solves for s with the
+    coordinates that are at the border so far; s only grows, so a few passes suffice.
     """
     s = (eps / torch.linalg.vector_norm(size, dim=1, keepdim=True).clamp_min(1e-30)).clamp_max(1)
     for _ in range(size.shape[1] + 1):
@@ -290,8 +268,8 @@ def _fit_l2(size: Tensor, room: Tensor, eps: float) -> Tensor:
 def _fit_l1(size: Tensor, room: Tensor, eps: float) -> Tensor:
     """Shrink ``size`` (B, D) to clip(size - t, 0, room) with the smallest t >= 0 that fits eps.
 
-    The sum falls with t and is linear between breakpoints: a Newton step inside a bracket that
-    is halved when the step leaves it finds t exactly, without a sort.
+    The sum falls with t and is piecewise linear: Newton steps in a bracket, which is halved if a
+    step leaves it, find t exactly without a sort.
     """
     dtype, size, room = size.dtype, size.double(), room.double()
     low = torch.zeros_like(size[:, :1])
