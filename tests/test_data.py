@@ -362,7 +362,7 @@ def test_import_is_light():
 def test_unknown_name():
     with pytest.raises(UserError, match=r"did you mean 'cifar10'\?.*\.npz"):
         load("cifar-10")
-    with pytest.raises(UserError, match="unknown data set"):
+    with pytest.raises(UserError, match="unknown dataset"):
         get("cifar-10")
 
 

@@ -310,7 +310,7 @@ def test_an_unknown_method_is_refused_with_the_nearest():
         (["validation_attack=pgd-20(start=randm)"], "start"),
         (["validation_attack=pgd-20(restarts=1.5)"], "restarts"),
         (["validation_attack=mi-fgsm-5", "norm=l1"], "l1"),
-        (["data=x.csv"], "data set"),
+        (["data=x.csv"], "dataset"),
         (["foo.bar=3"], "foo"),
     ],
 )

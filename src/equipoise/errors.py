@@ -44,7 +44,7 @@ _ADDED = {
     "method": _OF_YOUR_OWN,
     "objective": _OF_YOUR_OWN,
     "attack": _OF_YOUR_OWN,
-    "data set": _OF_YOUR_OWN,
+    "dataset": _OF_YOUR_OWN,
     "model": f"{_OF_YOUR_OWN}, or to evaluate it: equipoise evaluate package.module:function",
 }
 

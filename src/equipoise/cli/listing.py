@@ -193,7 +193,7 @@ def write_presets(name: str | None) -> None:
     chosen = [preset for preset in every if name in (preset.method, preset.data)]
     if not chosen:
         names = [*DATA, *dict.fromkeys(preset.method for preset in every)]
-        raise UserError(nearest(name, names, "method or data set of a preset"))
+        raise UserError(nearest(name, names, "method or dataset of a preset"))
     for preset in chosen:
         output().print(f"{preset.method} on {preset.data}", style="bold")
         settings = json.loads(json.dumps(preset.settings))  # without aliases in the YAML

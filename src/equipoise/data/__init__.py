@@ -91,7 +91,7 @@ def load(
     name = str(name_or_path)
     if name not in DATASETS:
         if Path(name).suffix != ".npz":
-            raise UserError(f"{nearest(name, DATASETS, 'data set')}, or the path of a .npz file")
+            raise UserError(f"{nearest(name, DATASETS, 'dataset')}, or the path of a .npz file")
         return npz.read(Path(name))
     if unverified is None:
         unverified = os.environ.get("EQUIPOISE_UNVERIFIED", "") not in {"", "0"}
@@ -141,7 +141,7 @@ def get(
         RunError: If a transfer fails, or the server does not send the published file.
     """
     if name not in DATASETS:
-        raise UserError(nearest(name, DATASETS, "data set"))
+        raise UserError(nearest(name, DATASETS, "dataset"))
     source = DATASETS[name]
     if source.remote is None:
         raise UserError(f"{name} comes with a dependency of equipoise: nothing to download")

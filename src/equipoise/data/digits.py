@@ -1,9 +1,8 @@
 """Optical recognition of handwritten digits: 1,797 real 8 x 8 images, no download.
 
-The set comes with scikit-learn (:func:`sklearn.datasets.load_digits`), so it works offline and
-trains in seconds. It has no official test set; here 500 images are held out, stratified by class
-and selected by :func:`equipoise.data.core.stratified_split` with seed 0, always the same ones, so
-1,297 images are left for training. Values 0..16 become bytes, ``round(v * 255 / 16)``.
+The dataset comes with scikit-learn (:func:`sklearn.datasets.load_digits`). It has no official test
+set: here 500 images, stratified by class with seed 0, are held out for testing, and 1,297 are left
+for training. Values 0..16 become bytes, ``round(v * 255 / 16)``.
 
 Reference: E. Alpaydin and C. Kaynak, UCI Machine Learning Repository, 1998.
 """
@@ -20,7 +19,7 @@ HELD_OUT = 500
 
 def _make() -> Dataset:
     """Return the digits, split 1,297 to 500."""
-    import sklearn  # slow to import, needed by this set only
+    import sklearn  # slow to import, needed here only
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

@@ -1,18 +1,11 @@
 """Any images in a NumPy ``.npz`` file.
 
-Arrays of images and labels under one of these names (other arrays are ignored):
-
-==================================================  ==========================================
-``train_x``, ``train_y``, ``test_x``, ``test_y``    as they are
-``x_train``, ``y_train``, ``x_test``, ``y_test``    as they are
-``x``, ``y`` or ``images``, ``labels``              a fifth is held out for testing
-==================================================  ==========================================
-
-The held-out fifth is stratified by class and always the same
-(:func:`equipoise.data.core.stratified_split`, seed 0). Images are ``uint8``, or floating in
-[0, 1], of shape (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3; labels are integers
-0..K-1. Optional: ``classes`` (K names), ``eps`` (customary Linf radius, default 8/255), ``pad``
-and ``flip`` (augmentation, default none). Nothing is unpickled.
+Images and labels are arrays ``train_x``, ``train_y``, ``test_x`` and ``test_y`` (or ``x_train``,
+...); or ``x`` and ``y`` (or ``images`` and ``labels``), of which a fifth is held out for testing,
+stratified by class and always the same. Images are ``uint8``, or floating in [0, 1], of shape
+(N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3; labels are integers 0..K-1. Optional:
+``classes`` (K names), ``eps`` (customary Linf radius, default 8/255), ``pad`` and ``flip``
+(augmentation, default none). Other arrays are ignored, and nothing is unpickled.
 """
 
 import warnings
@@ -38,10 +31,10 @@ OPTIONAL = ("classes", "eps", "pad", "flip")
 
 
 def read(path: Path) -> Dataset:
-    """Return the set in the file ``path``.
+    """Return the dataset in the file ``path``.
 
     Raises:
-        UserError: If the file cannot be read, or what is in it is not images and labels.
+        UserError: If the file cannot be read, or does not hold images and labels.
     """
     arrays = _arrays(path)
     train, test, how = _parts(arrays, path)
@@ -68,7 +61,7 @@ def read(path: Path) -> Dataset:
 
 
 def _arrays(path: Path) -> dict[str, Array]:
-    """The arrays of the file that this module knows; the others are not even decompressed."""
+    """Return the arrays that this module uses; the others are not even decompressed."""
     try:
         with path.open("rb") as stream:
             file = np.load(stream, allow_pickle=False)
@@ -97,12 +90,12 @@ def _names(there: list[str], path: Path) -> tuple[str, ...]:
 
 def _parts(arrays: Mapping[str, Array], path: Path) -> tuple[Images, Images, str]:
     names = _names(list(arrays), path)
-    pairs = [
+    parts = [
         _images(arrays[x], arrays[y], f"{path}, {x} and {y}")
         for x, y in zip(names[::2], names[1::2], strict=True)
     ]
-    if len(pairs) == 2:
-        train, test = pairs
+    if len(parts) == 2:
+        train, test = parts
         if train.x.shape[1:] != test.x.shape[1:] or train.x.dtype != test.x.dtype:
             raise UserError(
                 f"{path}: training and test images differ in shape or type: "
@@ -110,10 +103,10 @@ def _parts(arrays: Mapping[str, Array], path: Path) -> tuple[Images, Images, str
                 f"{tuple(test.x.shape[1:])} {test.x.dtype}"
             )
         return train, test, ""
-    (every,) = pairs
+    (every,) = parts
     train_index, test_index = stratified_split(every.y, max(1, round(len(every) / 5)), seed=0)
     how = " (test: a fifth of the images, stratified by class, seed 0, in a fixed random order)"
-    # Many sets are sorted by class: their first images would all be of one.
+    # Many datasets are sorted by class: their first images would all be of one class.
     return every.take(train_index), every.take(test_index[scrambled(len(test_index), 1)]), how
 
 
@@ -159,8 +152,7 @@ def _checked(x: Array, what: str) -> Array:
         )
     if out > 0:
         warnings.warn(
-            f"{what}: images leave [0, 1] by {out:.2g}, as rounding does: they were set to the "
-            "border",
+            f"{what}: images leave [0, 1] by {out:.2g} (rounding): they were set to the border",
             stacklevel=2,
         )
     return x.clip(0, 1).astype(np.float32)

@@ -38,9 +38,9 @@ def parse_mat(content: bytes, what: str) -> Images:
     Raises:
         UserError: If the file cannot be read or has another layout.
     """
-    from scipy.io import loadmat  # slow to import, needed by this set only
+    from scipy.io import loadmat  # slow to import, needed here only
 
-    stream: Any = io.BytesIO(content)  # works, though the stubs have paths only
+    stream: Any = io.BytesIO(content)  # the type stubs have paths only
     try:
         arrays = loadmat(stream, variable_names=["X", "y"])
     except Exception as error:  # a malformed file can raise nearly anything

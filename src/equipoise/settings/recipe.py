@@ -116,7 +116,7 @@ class Recipe:
         if self.device not in ("auto", "cpu") and not self.device.startswith("cuda"):
             problems.append(f"device must be auto, cpu or cuda, got {self.device!r}")
         if self.data not in DATASETS and not self.data.endswith(".npz"):
-            unknown = nearest(self.data, DATASETS, "data set")
+            unknown = nearest(self.data, DATASETS, "dataset")
             problems.append(f"{unknown}, or the path of an .npz file")
         if self.model not in MODELS:
             problems.append(nearest(self.model, MODELS, "model"))
