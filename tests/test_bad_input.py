@@ -146,7 +146,7 @@ BAD: dict[str, tuple[Callable[[Path, Path], list], str]] = {
     "alias bomb in a value": (settings("gamma=[&a [1,1,1,1], &b [*a,*a,*a,*a], *b]"), "gamma"),
     "alias in itself": (
         recipe("method: pgd-at\nrobust: &a {lr: *a}\n"),
-        "refers to what it is in",
+        "an alias refers to",
     ),
     "alias in itself, a value": (settings("lr_factors=&a [*a]"), "lr_factors"),
     "brackets": (recipe(f"method: pgd-at\neps: {'[' * 3000}{']' * 3000}\n"), "nested too deeply"),

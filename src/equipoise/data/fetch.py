@@ -63,8 +63,21 @@ def download(
         if path.is_file() and _checksum(path, expected, gunzip, largest) == expected:
             return path
         console = Console(quiet=not progress)
+        problem = ""
         with console.progress(unit="bytes", text=path.name) as advance:
-            _transfer(url, part, largest, advance, attempts, pause, timeout)
+            for attempt in range(attempts):
+                time.sleep(pause * 2 ** (attempt - 1) if attempt else 0)
+                try:
+                    _attempt(url, part, largest, advance, timeout)
+                    break
+                except _Broken as error:
+                    problem = str(error)
+            else:
+                kept = f"{part.stat().st_size} bytes are kept in {part}" if part.exists() else ""
+                raise RunError(
+                    f"{url}: the transfer failed {attempts} times ({problem}); "
+                    f"{kept or 'nothing is kept'}: run the same command again to resume it"
+                )
         got = _checksum(part, expected, gunzip, largest)
         if got != expected:
             kind, value = expected.split(":")
@@ -101,31 +114,6 @@ class _Secure(request.HTTPRedirectHandler):
 
 class _Broken(Exception):
     """A transfer that may succeed when it is tried again."""
-
-
-def _transfer(
-    url: str,
-    part: Path,
-    largest: int,
-    advance: Callable[..., None],
-    attempts: int,
-    pause: float,
-    timeout: float,
-) -> None:
-    for attempt in range(attempts):
-        if attempt:
-            time.sleep(pause * 2 ** (attempt - 1))
-        try:
-            return _attempt(url, part, largest, advance, timeout)
-        except _Broken as error:
-            problem = str(error)
-    kept = (
-        f"{part.stat().st_size} bytes are kept in {part}" if part.exists() else "nothing is kept"
-    )
-    raise RunError(
-        f"{url}: the transfer failed {attempts} times ({problem}); {kept}: run the same command "
-        "again to resume it"
-    )
 
 
 def _attempt(

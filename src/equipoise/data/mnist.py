@@ -2,7 +2,7 @@
 
 An idx file is big-endian: two zero bytes, the type (8: unsigned byte), the number of dimensions,
 each dimension as a 32-bit integer, then the values in C order. Checksums are of the *uncompressed*
-content: those of the ``.gz`` files depend on the gzip header, which mirrors rewrite.
+content, because mirrors rewrite the gzip header.
 
 References: Y. LeCun et al., Gradient-based learning applied to document recognition, 1998;
 H. Xiao et al., Fashion-MNIST, arXiv:1708.07747.
@@ -11,6 +11,7 @@ H. Xiao et al., Fashion-MNIST, arXiv:1708.07747.
 import struct
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,29 +29,33 @@ _NAMES = (
 )
 _SHA256 = {
     "mnist": (
-        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        "sha256:ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "sha256:65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "sha256:0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "sha256:ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     ),
     "fashion-mnist": (
-        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        "sha256:c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "sha256:bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "sha256:5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "sha256:0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     ),
 }
-_FILES = {
-    name: {file: f"sha256:{value}" for file, value in zip(_NAMES, values, strict=True)}
-    for name, values in _SHA256.items()
-}
-
-_OWNERS = {value: name for name, files in _FILES.items() for value in files.values()}
+_OWNERS = {value: name for name, values in _SHA256.items() for value in values}
 
 
-def _remote(name: str, base: str) -> Remote:
-    files = {f"{file}.gz": value for file, value in _FILES[name].items()}
-    return Remote(base=base, files=files, gunzip=True)
+def _published(name: str, title: str, base: str, **settings: Any) -> Published:
+    files = dict(zip(_NAMES, _SHA256[name], strict=True))
+    packed = {f"{file}.gz": value for file, value in files.items()}
+    return Published(
+        name=name,
+        title=f"{title}, 28 x 28 grey",
+        n=70_000,
+        forms=(Form(title=title, files=files, parse=parse),),
+        owners=_OWNERS,
+        remote=Remote(base=base, files=packed, gunzip=True),
+        **settings,
+    )
 
 
 def parse(parts: Parts) -> tuple[Images, Images]:
@@ -87,27 +92,23 @@ def parse_idx(content: bytes, what: str) -> Bytes:
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-MNIST = Published(
-    name="mnist",
-    title="MNIST, 28 x 28 grey",
-    n=70_000,
+MNIST = _published(
+    "mnist",
+    "MNIST",
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
     licence="no licence in the files; commonly given as CC BY-SA 3.0",
     eps=0.3,
-    forms=(Form(title="MNIST", files=_FILES["mnist"], parse=parse),),
     classes=tuple("0123456789"),
     mean=(0.1307,),
     std=(0.3081,),
-    owners=_OWNERS,
-    remote=_remote("mnist", "https://ossci-datasets.s3.amazonaws.com/mnist/"),
 )
 
-FASHION_MNIST = Published(
-    name="fashion-mnist",
-    title="Fashion-MNIST, 28 x 28 grey",
-    n=70_000,
+FASHION_MNIST = _published(
+    "fashion-mnist",
+    "Fashion-MNIST",
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     licence="MIT",
     eps=0.1,
-    forms=(Form(title="Fashion-MNIST", files=_FILES["fashion-mnist"], parse=parse),),
     classes=(
         "T-shirt/top",
         "trouser",
@@ -122,7 +123,5 @@ FASHION_MNIST = Published(
     ),
     mean=(0.2860,),
     std=(0.3530,),
-    owners=_OWNERS,
-    remote=_remote("fashion-mnist", "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"),
     folders=(Path("/usr/share/datasets/fashion-mnist"),),
 )
