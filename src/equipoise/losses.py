@@ -1,6 +1,7 @@
-r"""Losses on logits, one value per example: (B, K) and (B,) to (B,).
+r"""Losses on logits :math:`z` of shape (B, K) and labels :math:`y` of shape (B,).
 
-Attacks maximise them and learners minimise their mean; no example's value depends on another's.
+They return a value for each example, of shape (B,), which does not depend on other examples.
+Attacks maximise it, and learners minimise its mean.
 """
 
 from collections.abc import Callable
@@ -15,24 +16,15 @@ _TINY = 1e-12
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    r"""Return :math:`-\log \mathrm{softmax}(z)_y`.
-
-    Arguments:
-        logits: The logits :math:`z`, with shape (B, K).
-        y: The labels, with shape (B,).
-    """
+    r"""Return :math:`-\log \mathrm{softmax}(z)_y`."""
     return F.cross_entropy(logits, y, reduction="none")
 
 
 def kl(logits: Tensor, other: Tensor) -> Tensor:
     r"""Return :math:`\mathrm{KL}(p \,\|\, q) = \sum_k p_k \log (p_k / q_k)`.
 
-    Here :math:`p = \mathrm{softmax}(z)` and :math:`q = \mathrm{softmax}(z')`; the gradient flows
-    into both.
-
-    Arguments:
-        logits: The logits :math:`z`, with shape (B, K).
-        other: The logits :math:`z'`, with shape (B, K).
+    Here :math:`p = \mathrm{softmax}(z)` and :math:`q = \mathrm{softmax}(z')` for the ``other``
+    logits :math:`z'` of shape (B, K); the gradient flows into both.
     """
     own = logits.log_softmax(1)
     return F.kl_div(other.log_softmax(1), own, reduction="none", log_target=True).sum(1)
@@ -41,11 +33,7 @@ def kl(logits: Tensor, other: Tensor) -> Tensor:
 def boost(logits: Tensor, y: Tensor) -> Tensor:
     r"""Return :math:`-\log(1.0001 - \max_{k \ne y} p_k)` for the softmax :math:`p`.
 
-    Added to the cross-entropy it is the boosted cross-entropy.
-
-    Arguments:
-        logits: The logits :math:`z`, with shape (B, K), K >= 2.
-        y: The labels, with shape (B,).
+    Added to the cross-entropy it is the boosted cross-entropy. K must be at least 2.
 
     References:
         | Improving Adversarial Robustness Requires Revisiting Misclassified Examples
@@ -58,11 +46,7 @@ def boost(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    r"""Return :math:`\max_{i \ne y} z_i - z_y`: positive where the example is misclassified.
-
-    Arguments:
-        logits: The logits :math:`z`, with shape (B, K), K >= 2.
-        y: The labels, with shape (B,).
+    r"""Return :math:`\max_{i \ne y} z_i - z_y`, K >= 2: positive if an example is misclassified.
 
     References:
         | Towards Evaluating the Robustness of Neural Networks (Carlini and Wagner, 2017)
@@ -77,11 +61,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     r"""Return the difference of logits ratio.
 
     It is :math:`-(z_y - \max_{i \ne y} z_i) / (z_{\pi_1} - z_{\pi_3})`, where :math:`\pi` sorts
-    the logits in descending order. It does not change with their scale or an added constant.
-
-    Arguments:
-        logits: The logits :math:`z`, with shape (B, K), K >= 3.
-        y: The labels, with shape (B,).
+    the logits in descending order, K >= 3. Their scale or an added constant does not change it.
 
     References:
         | Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
@@ -93,12 +73,9 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def dlr_targeted(logits: Tensor, y: Tensor, y_target: Tensor) -> Tensor:
-    r"""Return :math:`-(z_y - z_t) / (z_{\pi_1} - (z_{\pi_3} + z_{\pi_4}) / 2)`.
+    r"""Return :math:`-(z_y - z_t) / (z_{\pi_1} - (z_{\pi_3} + z_{\pi_4}) / 2)`, K >= 4.
 
-    Arguments:
-        logits: The logits :math:`z`, with shape (B, K), K >= 4.
-        y: The labels, with shape (B,).
-        y_target: The target classes :math:`t`, with shape (B,).
+    ``y_target`` has the target classes :math:`t`, with shape (B,).
 
     References:
         Croce and Hein (2020), Eq. (7), as for :func:`dlr`.

@@ -37,6 +37,9 @@ class Threat:
         >>> Threat("linf", 8 / 255)
         Linf(8/255)
 
+    In all methods ``x`` are clean inputs in the range, and ``x_adv`` are other points; both have
+    shape (B, ...).
+
     Arguments:
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
         eps: The radius :math:`\epsilon`, in units of the input range; 0 allows nothing.
@@ -73,15 +76,7 @@ class Threat:
         return f"{name}({fraction(self.eps)}{span})"
 
     def project(self, x: Tensor, x_adv: Tensor) -> Tensor:
-        """Return the point of the ball and the range that is nearest to ``x_adv``.
-
-        Arguments:
-            x: The clean inputs, within the range, with shape (B, ...).
-            x_adv: The points to project, with shape (B, ...).
-
-        Returns:
-            The projected points, with shape (B, ...).
-        """
+        """Return the points of the ball and the range that are nearest to ``x_adv``."""
         return self.projector(x)(x_adv)
 
     def projector(self, x: Tensor) -> Callable[[Tensor], Tensor]:
@@ -96,9 +91,6 @@ class Threat:
 
         They are rounded towards ``x``: rounding x + eps to the nearest number would leave the
         ball, by up to 8e-6 on a range of 0..255.
-
-        Arguments:
-            x: The clean inputs, within the range, of any shape.
         """
         lower, upper = (
             towards(x, (x.double() + move).to(x.dtype), self.eps) for move in (-self.eps, self.eps)
@@ -121,10 +113,7 @@ class Threat:
 
         It is :math:`\mathrm{sign}(g)` for Linf, :math:`g / \|g\|_2` for L2 and
         :math:`g / \|g\|_\infty` for L1, where the projection makes the perturbation sparse. A zero
-        gradient gives a zero step.
-
-        Arguments:
-            grad: The gradients, with shape (B, ...).
+        gradient gives a zero step. ``grad`` has shape (B, ...).
         """
         if self.norm == "linf":
             return grad.sign()
@@ -135,10 +124,8 @@ class Threat:
     def start(self, x: Tensor, noise: Tensor) -> Tensor:
         """Return random starting points in the ball and the range.
 
-        Arguments:
-            x: The clean inputs, with shape (B, ...).
-            noise: Numbers in [0, 1), with the shape of ``x``. For Linf the start is uniform in
-                the ball; for L2 and L1 it lies on a random direction at the full radius.
+        For Linf they are uniform in the ball; for L2 and L1 they have the full radius, in a random
+        direction. ``noise`` are numbers in [0, 1), with the shape of ``x``.
         """
         direction = 2 * noise - 1
         if self.norm != "linf":
@@ -151,14 +138,9 @@ class Threat:
         return self.lengths(delta, self.norm).flatten()
 
     def contains(self, x: Tensor, x_adv: Tensor) -> Tensor:
-        """Return which points are finite, in the range and in the ball; computed in float64.
+        """Return which points are finite, in the range and in the ball, as booleans (B,).
 
-        Arguments:
-            x: The clean inputs, with shape (B, ...).
-            x_adv: The points to check, with shape (B, ...).
-
-        Returns:
-            Booleans with shape (B,). The ball has a :meth:`tolerance`, the range has none.
+        The distance is computed in float64; the ball has a :meth:`tolerance`, the range has none.
         """
         if x.shape != x_adv.shape:
             raise UserError(f"expected x_adv of shape {tuple(x.shape)}, got {tuple(x_adv.shape)}")
@@ -172,7 +154,7 @@ class Threat:
 
         It is 1e-6, times eps if eps > 1, or times the width of a range narrower than 1. Floats
         above 1 have larger gaps: on a range beyond [-1, 1] half the gap to the next float is added
-        for each moved value, in the norm. The arguments are those of :meth:`contains`.
+        for each moved value, in the norm.
         """
         least = TOLERANCE * max(min(1.0, self.high - self.low), self.eps)
         if self.low >= -1 and self.high <= 1:

@@ -50,11 +50,7 @@ def parse_binary(content: bytes, what: str) -> tuple[Bytes, Bytes]:
 
 
 def parse_python(content: bytes, what: str) -> tuple[Bytes, Bytes]:
-    """Return pixels (N, 3072) and labels (N,) of a pickled batch.
-
-    Raises:
-        UserError: If the pickle names anything but a NumPy array, or is no batch.
-    """
+    """Return pixels (N, 3072) and labels (N,) of a pickled batch; refuse other pickles."""
     try:
         batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # a malformed pickle can raise nearly anything

@@ -65,15 +65,7 @@ def parse(parts: Parts) -> tuple[Images, Images]:
 
 
 def parse_idx(content: bytes, what: str) -> Bytes:
-    """Return the array in an uncompressed idx file of unsigned bytes.
-
-    Arguments:
-        content: The bytes of the file.
-        what: The name of the file, for messages.
-
-    Raises:
-        UserError: If the magic number is wrong or the length is not what the header says.
-    """
+    """Return the array in an uncompressed idx file of unsigned bytes."""
     if len(content) < 4 or content[:3] != b"\0\0\x08" or not 1 <= content[3] <= 4:
         raise UserError(
             f"{what} is not an idx file of bytes: it starts with "

@@ -165,12 +165,9 @@ class Published(Source):
     Arguments:
         name: The name by which the dataset is loaded.
         forms: The forms in which it is published; the first complete one is read.
-        classes: The names of the classes.
-        mean: Mean of each channel of the training images, in [0, 1]; by default it is computed.
-        std: Standard deviation of each channel, likewise.
-        pad: Padding of the random crop in training, in pixels.
-        flip: Whether training flips images horizontally.
         owners: Checksums of files of the same names, and the dataset that each belongs to.
+
+    The other arguments are those of :class:`equipoise.data.Dataset`.
     """
 
     name: str
@@ -273,17 +270,7 @@ def opened(path: Path, gunzip: bool) -> IO[bytes]:
 
 
 def images(x: Array, y: Array, what: str, classes: int) -> Images:
-    """Return checked images.
-
-    Arguments:
-        x: Bytes, with shape (N, H, W) or (N, C, H, W).
-        y: Integers, with shape (N,).
-        what: The name of the file, for messages.
-        classes: The number of classes.
-
-    Raises:
-        UserError: If the shapes do not fit, or a label is out of range.
-    """
+    """Return bytes ``x`` (N, H, W) or (N, C, H, W) and labels ``y`` (N,) as images, checked."""
     if x.ndim not in {3, 4} or y.ndim != 1 or len(x) != len(y) or not len(x):
         raise UserError(
             f"{what}: expected images (N, H, W) or (N, C, H, W) and as many labels (N,), "

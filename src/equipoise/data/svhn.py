@@ -29,15 +29,7 @@ def parse(parts: Parts) -> tuple[Images, Images]:
 
 
 def parse_mat(content: bytes, what: str) -> Images:
-    """Return the images in a file of the official layout.
-
-    Arguments:
-        content: The bytes of the file.
-        what: The name of the file, for messages.
-
-    Raises:
-        UserError: If the file cannot be read or has another layout.
-    """
+    """Return the images in a file of the official layout."""
     from scipy.io import loadmat  # slow to import, needed here only
 
     stream: Any = io.BytesIO(content)  # the type stubs have paths only

@@ -173,12 +173,9 @@ def unwrapped(names: Iterable[str]) -> dict[str, str]:
 def best_fit(
     model: nn.Module, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
 ) -> list[Fit]:
-    """Return the fits with most equal names and shapes; several if it is a tie.
+    """Return the fits of a state with most equal names and shapes; several if it is a tie.
 
-    Arguments:
-        model: The model.
-        state: The tensors of the file, by name without the parts of wrappers.
-        wanted: Those of the model, likewise.
+    ``wanted`` are the tensors of the model; all names are without the parts of wrappers.
     """
     fits: dict[tuple[tuple[str, str], ...], Fit] = {}
     for place in _places(model):

@@ -41,11 +41,7 @@ def from_here(module: str) -> ModuleType:
 
 
 def import_model(spec: str, load: Callable[[str], ModuleType] = from_here) -> nn.Module:
-    """Return the model that ``package.module:function`` returns, or is.
-
-    Arguments:
-        spec: A module and in it a function without arguments, a class, or a model.
-        load: Imports the module.
+    """Return the model that ``package.module:function`` returns (or a class, or a model there).
 
     Raises:
         UserError: If it cannot be imported, or gives no model.

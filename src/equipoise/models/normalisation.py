@@ -30,20 +30,14 @@ LONGEST = 256  # longer lists are data, not constants
 COLOURS = 4  # images of one colour each; several, so that none matches by chance
 SAME = 1e-3  # the largest difference between constants that differ in rounding only
 
+_PREFIXES = ("", "new_", "_", "image_", "pixel_", "data_", "norm_", "normalize_")
 PAIRS = (
     ("mu", "sigma"),
-    ("mean", "std"),
-    ("new_mean", "new_std"),
-    ("_mean", "_std"),
+    *((f"{prefix}mean", f"{prefix}std") for prefix in _PREFIXES),
     ("means", "stds"),
     ("means", "sds"),
     ("mu", "std"),
     ("mean", "sigma"),
-    ("image_mean", "image_std"),
-    ("pixel_mean", "pixel_std"),
-    ("data_mean", "data_std"),
-    ("norm_mean", "norm_std"),
-    ("normalize_mean", "normalize_std"),
 )
 """The usual names of the two constants in files and models."""
 
@@ -71,11 +65,10 @@ class Constants(NamedTuple):
     @classmethod
     def of_tensors(cls, mean: Tensor, std: Tensor) -> "Constants | None":
         """Return constants of one value a channel; None of tensors that are something else."""
-        flat = all(sum(size != 1 for size in part.shape) <= 1 for part in (mean, std))
+        means, stds = _numbers(mean), _numbers(std)
         floats = mean.is_floating_point() and std.is_floating_point()
-        if not flat or not floats or mean.numel() != std.numel() or not mean.numel():
+        if not floats or len(means) != len(stds) or not means:
             return None
-        means, stds = (tuple(part.flatten().double().tolist()) for part in (mean, std))
         usable = all(map(math.isfinite, (*means, *stds))) and min(stds) > 0
         return cls(means, stds) if usable else None
 
@@ -134,12 +127,7 @@ NAMED = {
 def asked_for(
     normalise: str | None, mean: str | None, std: str | None
 ) -> Constants | Literal["none"] | None:
-    """Return the normalisation of the options; None: no option is given.
-
-    Arguments:
-        normalise: A name of :data:`NAMED`, or ``none``.
-        mean: A value for each channel, separated by commas.
-        std: Likewise.
+    """Return the normalisation of the options ``--normalise``, ``--mean`` and ``--std``, or None.
 
     Raises:
         UserError: If the options are wrong or contradict each other.
@@ -203,13 +191,8 @@ def held_in(model: nn.Module, constants: Constants) -> str:
 def applied_by(model: nn.Module, constants: Constants, shape: tuple[int, ...]) -> bool:
     """Return whether a model computes this normalisation of its inputs; False if it fails.
 
-    It is run once, on images of one colour each, which no resizing or cropping changes, and the
-    result of every operation is compared with the normalised colours.
-
-    Arguments:
-        model: The model.
-        constants: Those of the normalisation.
-        shape: That of an image, (C, H, W).
+    It is run once, on images of one colour each, which no resizing or cropping changes, of the
+    ``shape`` (C, H, W), and the result of every operation is compared with the normalised colours.
     """
     if len(constants.mean) != shape[0]:
         return False

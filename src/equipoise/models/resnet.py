@@ -13,6 +13,7 @@ References:
     | https://arxiv.org/abs/1605.07146
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
@@ -140,17 +141,15 @@ class PreActResNet(ResNet):
 
 
 class _WideBlock(PreActBlock):
-    """A pre-activation block with the parameter names of the common WideResNet codes."""
+    """A pre-activation block with the usual parameter names of a WideResNet."""
 
     name = "convShortcut"
     wrap = staticmethod(lambda conv: conv)
 
 
 def _wide_stage(count: int, inputs: int, outputs: int, stride: int) -> nn.Module:
-    """Return a stage of a WideResNet, with its common parameter name ``layer``."""
-    stage = nn.Sequential()
-    stage.add_module("layer", _stage(_WideBlock, inputs, outputs, count, stride))
-    return stage
+    """Return a stage of a WideResNet, with its usual parameter name ``layer``."""
+    return nn.Sequential(OrderedDict(layer=_stage(_WideBlock, inputs, outputs, count, stride)))
 
 
 class WideResNet(Classifier):

@@ -14,15 +14,8 @@ class SmallCNN(Classifier):
     """Two strided 4x4 convolutions and two linear layers, with BatchNorm.
 
     The shape is that of the small network of Wong and Kolter (2018), with BatchNorm added; at
-    28x28 pixels and width 1 it has 0.2 million parameters.
-
-    Arguments:
-        channels: The channels of an image.
-        size: The height and width of an image.
-        classes: The number of classes K.
-        width: A factor on the number of features.
-        mean: Subtracted from each channel first.
-        std: Divides each channel first.
+    28x28 pixels and width 1 it has 0.2 million parameters. The arguments are those of
+    :class:`equipoise.models.resnet.ResNet`, with the ``size`` (H, W) of an image.
     """
 
     def __init__(
