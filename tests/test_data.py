@@ -487,7 +487,7 @@ def test_a_file_of_the_other_set_is_recognised(tmp_path, monkeypatch):
         (b"\0\0\x0d\x01\0\0\0\1", "not an idx file of bytes"),
         (b"\0\0\x08\x03\0\0\0\1\0\0", "ends within its header"),
         (idx(np.zeros((3, 28, 28)))[:-1], "announces 2352 bytes"),
-        (idx(np.zeros(5)) + b"x", "has a tail"),
+        (idx(np.zeros(5)) + b"x", "announces 5 bytes"),
     ],
 )
 def test_malformed_idx(content, message):

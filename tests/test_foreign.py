@@ -439,7 +439,7 @@ def test_constants_with_a_place_go_there(tmp_path):
     ],
 )
 def test_what_is_no_normalisation_of_the_input_does_not_become_one(tmp_path, constants):
-    with pytest.raises(UserError, match="which the model has not"):
+    with pytest.raises(UserError, match="does not fit the model"):
         load_weights(net(), saved(tmp_path, STATE | constants))
 
 

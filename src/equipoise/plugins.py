@@ -45,7 +45,7 @@ def run(path: Path, *, first: bool = True) -> None:
     loaded = sys.modules.get(path.stem)
     if loaded is not None and getattr(loaded, "__file__", None) != str(path):
         raise UserError(
-            f"--import {path}: a module {path.stem!r} is there already; rename the file"
+            f"--import {path}: a module {path.stem!r} is loaded already; rename the file"
         )
     if not path.is_file() or path.suffix != ".py":
         raise UserError(f"--import {path}: expected a Python file")
@@ -97,45 +97,45 @@ def in_words(recorded: Source | None) -> str:
     return f"{file}, SHA-256 {digest}{state}"
 
 
-def changed(made: object, now: object) -> str:
+def changed(recorded: object, now: object) -> str:
     """Return a warning if a source differs from the one that a folder records; else nothing.
 
     Arguments:
-        made: The source that the folder records; a value that is no mapping counts as none.
+        recorded: The source that the folder records; a value that is no mapping counts as none.
         now: The source that is used now.
     """
-    if not isinstance(made, Mapping) or not isinstance(now, Mapping):
+    if not isinstance(recorded, Mapping) or not isinstance(now, Mapping):
         return ""
-    if (first := _harmless(made.get("sha256"))) == (last := _harmless(now.get("sha256"))):
+    if (first := _harmless(recorded.get("sha256"))) == (last := _harmless(now.get("sha256"))):
         return ""
-    before, after = _harmless(made.get("file")), _harmless(now.get("file"))
+    before, after = _harmless(recorded.get("file")), _harmless(now.get("file"))
     return f"the code has changed: {before} had SHA-256 {first}, {after} has {last}"
 
 
 @contextmanager
-def explained(made: Source | None) -> Iterator[None]:
+def explained(recorded: Source | None) -> Iterator[None]:
     """Add the file of code that a folder records, if any, to the errors of the block."""
     try:
         yield
     except UserError as error:
         last = imported()
-        if not made or (last and last["sha256"] == made.get("sha256")):
+        if not recorded or (last and last["sha256"] == recorded.get("sha256")):
             raise
         raise UserError(
-            f"{error}. This was made with --import ({in_words(made)}): look at that file, then "
-            f"add --trust, or equipoise --import {_harmless(made.get('file'))}"
+            f"{error}. This was made with --import ({in_words(recorded)}): read that file, then "
+            f"add --trust, or equipoise --import {_harmless(recorded.get('file'))}"
         ) from None
 
 
-def run_trusted(made: Source | None, warn: Callable[[str], None]) -> None:
+def run_trusted(recorded: Source | None, warn: Callable[[str], None]) -> None:
     """Run the file that a folder records, if any, because the user trusts the folder.
 
     ``warn`` shows a line if the file has changed.
     """
-    if not made or any(file["sha256"] == made.get("sha256") for file in _run):
+    if not recorded or any(file["sha256"] == recorded.get("sha256") for file in _run):
         return
-    run(Path(str(made.get("file"))), first=False)
-    if line := changed(made, imported()):
+    run(Path(str(recorded.get("file"))), first=False)
+    if line := changed(recorded, imported()):
         warn(line)
 
 
@@ -154,7 +154,7 @@ def trusted_module(file: Path) -> Callable[[str], ModuleType]:
         _find(root, first=False)
         module = importlib.import_module(name)
         if Path(str(module.__file__)).resolve() != file.resolve():
-            raise UserError(f"another module {name} is there already: {module.__file__}")
+            raise UserError(f"another module {name} is loaded already: {module.__file__}")
         return module
 
     return load

@@ -40,7 +40,7 @@ def write_catalogue(what: str | None) -> None:
     terminal = output()
     for name in [what] if what else catalogue:
         more = ("cost", "parameters", "paper") if name == "methods" else ()
-        columns = [name.removesuffix("s"), "what it is", *more]
+        columns = [name.removesuffix("s"), "description", *more]
         terminal.print(rich_table(name, columns, catalogue[name]))
     if what in (None, "methods"):
         terminal.print(

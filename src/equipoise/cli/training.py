@@ -100,7 +100,7 @@ def _recipe(
     for name in changed.keys() & given.keys():
         raise UserError(f"{name} is given twice: as {name}=... and as --{name.replace('_', '-')}")
     if "method" in changed:
-        raise UserError(f"the method is {what}; give it once")
+        raise UserError(f"the method is {what}; give it only once")
     base: dict[str, Any] = {"method": what}
     if what.endswith((".yaml", ".yml")):
         base = recipes.read(Path(what))

@@ -31,41 +31,41 @@ def parse(
 ) -> tuple[Images, Images]:
     """Return the training and the test images of six batches."""
     batches = []
-    for what, content in parts:
-        x, y = batch(content, what)
-        batches.append(images(x.reshape(-1, 3, 32, 32), y, what, 10))
+    for file, content in parts:
+        x, y = batch(content, file)
+        batches.append(images(x.reshape(-1, 3, 32, 32), y, file, 10))
     *train, test = batches
     return Images(torch.cat([b.x for b in train]), torch.cat([b.y for b in train])), test
 
 
-def parse_binary(content: bytes, what: str) -> tuple[Bytes, Bytes]:
+def parse_binary(content: bytes, file: str) -> tuple[Bytes, Bytes]:
     """Return pixels (N, 3072) and labels (N,) of a binary batch."""
     if not content or len(content) % (1 + PIXELS):
         raise UserError(
-            f"{what} is cut short or no CIFAR-10 batch: expected a multiple of "
+            f"{file} is cut short or no CIFAR-10 batch: expected a multiple of "
             f"{1 + PIXELS} bytes, got {len(content)}"
         )
     records = np.frombuffer(content, np.uint8).reshape(-1, 1 + PIXELS)
     return records[:, 1:], records[:, 0]
 
 
-def parse_python(content: bytes, what: str) -> tuple[Bytes, Bytes]:
+def parse_python(content: bytes, file: str) -> tuple[Bytes, Bytes]:
     """Return pixels (N, 3072) and labels (N,) of a pickled batch; refuse other pickles."""
     try:
         batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # a malformed pickle can raise nearly anything
-        raise UserError(f"{what} is not a CIFAR-10 batch: {error}") from error
+        raise UserError(f"{file} is not a CIFAR-10 batch: {error}") from error
     try:
         x, y = batch[b"data"], np.asarray(batch[b"labels"])
     except (TypeError, KeyError, ValueError) as error:
-        raise UserError(f"{what} is not a CIFAR-10 batch: no data and labels in it") from error
+        raise UserError(f"{file} is not a CIFAR-10 batch: no data and labels in it") from error
     problem = ""
     if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.shape != (len(x), PIXELS):
         problem = f"data must be uint8 (N, {PIXELS})"
     elif y.dtype.kind != "i" or y.ndim != 1 or ((y < 0) | (y > 255)).any():
         problem = "labels must be small integers"
     if problem:
-        raise UserError(f"{what} is not a CIFAR-10 batch: {problem}")
+        raise UserError(f"{file} is not a CIFAR-10 batch: {problem}")
     return x, y.astype(np.uint8)
 
 
@@ -79,13 +79,13 @@ class _Unpickler(pickle.Unpickler):
             return np.ndarray.__reduce__(np.zeros(1, np.uint8))[0]
         if module == "numpy" and name in {"ndarray", "dtype"}:
             return getattr(np, name)
-        raise UserError(f"its pickle asks for {module}.{name}, which is refused")
+        raise UserError(f"its pickle names {module}.{name}, which is refused")
 
 
 def _encode(text: str, encoding: str) -> bytes:
     """Return bytes as Python 3 writes them in a pickle of protocol 2."""
     if encoding != "latin1":
-        raise UserError(f"its pickle asks for the encoding {encoding!r}, which is refused")
+        raise UserError(f"its pickle uses the encoding {encoding!r}, which is refused")
     return text.encode("latin1")
 
 

@@ -119,7 +119,7 @@ class _Broken(Exception):
 def _attempt(
     url: str, part: Path, largest: int, advance: Callable[..., None], timeout: float
 ) -> None:
-    """Write what a file lacks."""
+    """Download the missing part of a file."""
     start = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "equipoise", "Accept-Encoding": "identity"}
     headers |= {"Range": f"bytes={start}-"} if start else {}

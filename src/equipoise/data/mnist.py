@@ -60,25 +60,25 @@ def _published(name: str, title: str, base: str, **settings: Any) -> Published:
 
 def parse(parts: Parts) -> tuple[Images, Images]:
     """Return the training and the test images of four files."""
-    train_x, train_y, test_x, test_y = (parse_idx(content, what) for what, content in parts)
+    train_x, train_y, test_x, test_y = (parse_idx(content, file) for file, content in parts)
     return images(train_x, train_y, parts[0][0], 10), images(test_x, test_y, parts[2][0], 10)
 
 
-def parse_idx(content: bytes, what: str) -> Bytes:
+def parse_idx(content: bytes, file: str) -> Bytes:
     """Return the array in an uncompressed idx file of unsigned bytes."""
     if len(content) < 4 or content[:3] != b"\0\0\x08" or not 1 <= content[3] <= 4:
         raise UserError(
-            f"{what} is not an idx file of bytes: it starts with "
+            f"{file} is not an idx file of bytes: it starts with "
             f"{content[:4].hex() or 'nothing'}, expected 000008 and "
             "the number of dimensions (1 to 4)"
         )
     start = 4 + 4 * content[3]
     if len(content) < start:
-        raise UserError(f"{what} is cut short: it ends within its header")
+        raise UserError(f"{file} is cut short: it ends within its header")
     shape = struct.unpack(f">{content[3]}I", content[4:start])
     if len(content) - start != prod(shape):
         raise UserError(
-            f"{what} is cut short or has a tail: its header announces {prod(shape)} bytes "
+            f"{file} is cut short or too long: its header announces {prod(shape)} bytes "
             f"{shape}, it has {len(content) - start}"
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)

@@ -110,36 +110,36 @@ def _parts(arrays: Mapping[str, Array], path: Path) -> tuple[Images, Images, str
     return every.take(train_index), every.take(test_index[scrambled(len(test_index), 1)]), how
 
 
-def _images(x: Array, y: Array, what: str) -> Images:
-    labels = _labels(y, what)
+def _images(x: Array, y: Array, where: str) -> Images:
+    labels = _labels(y, where)
     if len(x.shape) not in {3, 4}:
-        raise UserError(f"{what}: images must be (N, H, W[, C]) or (N, C, H, W), got {x.shape}")
+        raise UserError(f"{where}: images must be (N, H, W[, C]) or (N, C, H, W), got {x.shape}")
     if len(x) != len(labels) or not x.size:
-        raise UserError(f"{what}: {len(x)} images of shape {x.shape[1:]}, {len(labels)} labels")
-    pixels = np.array(_channels_first(_checked(x, what), what), order="C")
+        raise UserError(f"{where}: {len(x)} images of shape {x.shape[1:]}, {len(labels)} labels")
+    pixels = np.array(_channels_first(_checked(x, where), where), order="C")
     return Images(torch.from_numpy(pixels), torch.from_numpy(labels))
 
 
-def _labels(y: Array, what: str) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+def _labels(y: Array, where: str) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.ndim == 2:
-        raise UserError(f"{what}: labels {y.shape} look one-hot: use labels.argmax(axis=1)")
+        raise UserError(f"{where}: labels {y.shape} look one-hot: use labels.argmax(axis=1)")
     if y.ndim != 1 or y.dtype.kind not in "iu":
-        raise UserError(f"{what}: labels must be integers (N,), got {y.dtype} {y.shape}")
+        raise UserError(f"{where}: labels must be integers (N,), got {y.dtype} {y.shape}")
     if y.size and (y.min() < 0 or y.max() >= 1 << 31):
-        raise UserError(f"{what}: labels must lie in 0..K-1, got {y.min()}..{y.max()}")
+        raise UserError(f"{where}: labels must lie in 0..K-1, got {y.min()}..{y.max()}")
     return y.astype(np.int64)
 
 
-def _checked(x: Array, what: str) -> Array:
+def _checked(x: Array, where: str) -> Array:
     if x.dtype == np.uint8:
         return x
     if x.dtype.kind != "f":
-        raise UserError(f"{what}: images must be uint8 or floating in [0, 1], got {x.dtype}")
+        raise UserError(f"{where}: images must be uint8 or floating in [0, 1], got {x.dtype}")
     if not np.isfinite(x).all():
         raise UserError(
-            f"{what}: {int((~np.isfinite(x)).sum())} values of the images are not finite"
+            f"{where}: {int((~np.isfinite(x)).sum())} values of the images are not finite"
         )
     low, high = float(x.min()), float(x.max())
     out = max(-low, high - 1)
@@ -147,24 +147,24 @@ def _checked(x: Array, what: str) -> Array:
         looks = "normalised: undo that" if low < 0 else "0..255: divide by 255"
         remedy = "x.clip(0, 1) brings them back" if out <= SLIGHT else f"they look {looks}"
         raise UserError(
-            f"{what}: floating images must lie in [0, 1], got {low:.4g}..{high:.4g}, out by "
+            f"{where}: floating images must lie in [0, 1], got {low:.4g}..{high:.4g}, out by "
             f"{out:.2g}; {remedy}"
         )
     if out > 0:
         warnings.warn(
-            f"{what}: images leave [0, 1] by {out:.2g} (rounding): they were set to the border",
+            f"{where}: images leave [0, 1] by {out:.2g} (rounding): they were set to the border",
             stacklevel=2,
         )
     return x.clip(0, 1).astype(np.float32)
 
 
-def _channels_first(x: Array, what: str) -> Array:
+def _channels_first(x: Array, where: str) -> Array:
     if x.ndim == 3:
         return x[:, None]
     first, last = x.shape[1] in {1, 3}, x.shape[3] in {1, 3}
     if first == last:
         raise UserError(
-            f"{what}: cannot tell which axis of {x.shape} holds the channels (1 or 3 of them)"
+            f"{where}: cannot tell which axis of {x.shape} holds the channels (1 or 3 of them)"
         )
     return x if first else x.transpose(0, 3, 1, 2)
 

@@ -222,15 +222,15 @@ class Published(Source):
             f"checksum), from {container}",
         )
 
-    def _verified(self, content: bytes, expected: str, what: str, unverified: bool) -> bool:
+    def _verified(self, content: bytes, expected: str, file: str, unverified: bool) -> bool:
         """Return whether the content of a file is the published one; refuse other content."""
         got = checksum([content], expected)
         owner = self.owners.get(got, self.name)
         if owner != self.name:
-            raise UserError(f"{what} is a file of {owner}, not of {self.name}")
+            raise UserError(f"{file} is a file of {owner}, not of {self.name}")
         if got != expected and not unverified:
             raise UserError(
-                f"{what} is not the published file of {self.name} (cut short or altered): "
+                f"{file} is not the published file of {self.name} (cut short or altered): "
                 f"expected {expected.replace(':', ' ')}, got {got.partition(':')[2]} over "
                 f"{len(content)} bytes; {_again(self.name)}, or load it as it is with "
                 "unverified=True (EQUIPOISE_UNVERIFIED=1)"
@@ -265,19 +265,19 @@ def checksum(blocks: Iterable[bytes], like: str) -> str:
 
 
 def opened(path: Path, gunzip: bool) -> IO[bytes]:
-    """Open a file, or what a gzip file holds, to read its bytes."""
+    """Open a file, or the content of a gzip file, to read its bytes."""
     return cast("IO[bytes]", gzip.open(path)) if gunzip else path.open("rb")
 
 
-def images(x: Array, y: Array, what: str, classes: int) -> Images:
+def images(x: Array, y: Array, file: str, classes: int) -> Images:
     """Return bytes ``x`` (N, H, W) or (N, C, H, W) and labels ``y`` (N,) as images, checked."""
     if x.ndim not in {3, 4} or y.ndim != 1 or len(x) != len(y) or not len(x):
         raise UserError(
-            f"{what}: expected images (N, H, W) or (N, C, H, W) and as many labels (N,), "
+            f"{file}: expected images (N, H, W) or (N, C, H, W) and as many labels (N,), "
             f"got {x.shape} and {y.shape}"
         )
     if y.max() >= classes:
-        raise UserError(f"{what}: labels must lie in 0..{classes - 1}, got {y.max()}")
+        raise UserError(f"{file}: labels must lie in 0..{classes - 1}, got {y.max()}")
     pixels = np.array(x if x.ndim == 4 else x[:, None], order="C")
     return Images(torch.from_numpy(pixels), torch.from_numpy(y.astype(np.int64)))
 

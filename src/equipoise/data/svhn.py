@@ -24,11 +24,11 @@ FILES = {
 
 def parse(parts: Parts) -> tuple[Images, Images]:
     """Return the training and the test images of two files."""
-    train, test = (parse_mat(content, what) for what, content in parts)
+    train, test = (parse_mat(content, file) for file, content in parts)
     return train, test
 
 
-def parse_mat(content: bytes, what: str) -> Images:
+def parse_mat(content: bytes, file: str) -> Images:
     """Return the images in a file of the official layout."""
     from scipy.io import loadmat  # slow to import, needed here only
 
@@ -36,17 +36,17 @@ def parse_mat(content: bytes, what: str) -> Images:
     try:
         arrays = loadmat(stream, variable_names=["X", "y"])
     except Exception as error:  # a malformed file can raise nearly anything
-        raise UserError(f"{what} is not a MATLAB 5 file, or is cut short: {error}") from error
+        raise UserError(f"{file} is not a MATLAB 5 file, or is cut short: {error}") from error
     if not {"X", "y"} <= arrays.keys():
-        raise UserError(f"{what} is not a file of svhn: expected the arrays X and y")
+        raise UserError(f"{file} is not a file of svhn: expected the arrays X and y")
     x, y = np.asarray(arrays["X"]), np.asarray(arrays["y"])
     if x.dtype != np.uint8 or x.ndim != 4 or x.shape[:3] != (32, 32, 3) or not x.size:
-        raise UserError(f"{what}: X must be uint8 (32, 32, 3, N), got {x.dtype} {x.shape}")
+        raise UserError(f"{file}: X must be uint8 (32, 32, 3, N), got {x.dtype} {x.shape}")
     if y.shape != (x.shape[3], 1) or y.dtype.kind not in "iu":
-        raise UserError(f"{what}: y must hold integers ({x.shape[3]}, 1), got {y.dtype} {y.shape}")
+        raise UserError(f"{file}: y must hold integers ({x.shape[3]}, 1), got {y.dtype} {y.shape}")
     if y.min() < 1 or y.max() > 10:
-        raise UserError(f"{what}: labels must lie in 1..10, got {y.min()}..{y.max()}")
-    return images(x.transpose(3, 2, 0, 1), y[:, 0].astype(np.int64) % 10, what, 10)
+        raise UserError(f"{file}: labels must lie in 1..10, got {y.min()}..{y.max()}")
+    return images(x.transpose(3, 2, 0, 1), y[:, 0].astype(np.int64) % 10, file, 10)
 
 
 SVHN = Published(

@@ -124,7 +124,7 @@ def put_in_front(
         UserError: If the constants do not fit the channels.
     """
     constants.check(_channels(model, shape))
-    say(f"the model's first layer is the normalisation by {constants}, as asked for")
+    say(f"the model's first layer is the normalisation by {constants}, as requested")
     where = held_in(model, constants)
     if shape is not None and applied_by(model, constants, shape):
         say("the model also applies these constants itself: now it normalises twice")
@@ -160,20 +160,20 @@ class _Loading:
         given = {name: self.state[inside] for name, inside in fit.names.items()}
         rest = self._rest(fit, fits)
         constants = self._normalisation(fit, rest)
-        what = ""
+        source = ""
         if constants is not None:
-            what = f"{' and '.join(constants[1])} in {self.path}"
+            source = f"{' and '.join(constants[1])} in {self.path}"
             if not normalise:
-                self.say(f"{what} are a normalisation, which is left out as asked for")
+                self.say(f"{source} are a normalisation, which is left out as requested")
         lacking = constants[0] if constants and normalise else None
-        if lacking and self._placed(lacking, given, what):
+        if lacking and self._placed(lacking, given, source):
             lacking = None
         for name in rest:  # either torch converts it, like weight_g, or it is refused
             given[fit.place + name.removeprefix(fit.prefix)] = rest[name]
         self._load(fit, given)
         if fit.place:
             self.say(f"the weights of {self.path} are those of {fit.place[:-1]}")
-        return lacking and self._lacking(lacking, what)
+        return lacking and self._lacking(lacking, source)
 
     def _chosen(self, fits: Sequence[Fit]) -> Fit:
         """Return the best of equal fits: any of copies, or an average instead of raw weights."""
@@ -232,14 +232,14 @@ class _Loading:
             del rest[name]
         return constants, pair
 
-    def _lacking(self, constants: Constants, what: str) -> Constants | None:
+    def _lacking(self, constants: Constants, source: str) -> Constants | None:
         """Return constants of the file to put in front of the model, unless it has its own."""
         where = held_in(self.model, constants)
         applied = self.shape is not None and applied_by(self.model, constants, self.shape)
         if where or applied:
             unseen = where and self.shape and not applied
             self.say(
-                f"{what} are left out: the model normalises by itself, by "
+                f"{source} are left out: the model normalises by itself, by "
                 f"{where or 'what its forward pass computes'}"
                 + ("; that it applies them was not seen: look at the check range" * bool(unseen))
             )
@@ -248,12 +248,12 @@ class _Loading:
             constants.check(_channels(self.model, self.shape))
         except UserError as error:
             raise UserError(
-                f"{what} cannot be the model's first layer: {error}; give --normalise none, or "
+                f"{source} cannot be the model's first layer: {error}; give --normalise none, or "
                 "--mean and --std"
             ) from None
         self.say(
-            f"{what} become the model's first layer, the normalisation by {constants}: the model "
-            "has no place for them and does not hold them; --normalise none leaves them out"
+            f"{source} become the model's first layer, the normalisation by {constants}: it has no "
+            "place for them and does not hold them; --normalise none leaves them out"
         )
         return constants
 
@@ -265,7 +265,7 @@ class _Loading:
             alone and place.count(".") <= fit.prefix.count(".")
         )
 
-    def _placed(self, constants: Constants, given: dict[str, Tensor], what: str) -> bool:
+    def _placed(self, constants: Constants, given: dict[str, Tensor], source: str) -> bool:
         """Put constants into the model's own place for them, if the file leaves it empty."""
         fitting = [
             pair
@@ -276,7 +276,7 @@ class _Loading:
             return False
         for name, values in zip(fitting[0], constants, strict=True):
             given[name] = torch.tensor(values, dtype=torch.float64).view_as(self.wanted[name])
-        self.say(f"{what} are taken for the model's {' and '.join(fitting[0])}")
+        self.say(f"{source} are taken for the model's {' and '.join(fitting[0])}")
         return True
 
     def _load(self, fit: Fit, given: Mapping[str, Tensor]) -> None:
@@ -303,7 +303,7 @@ class _Loading:
         missing = [name for name in missing if name not in unchanged]
         if missing or strange:
             parts = [f"lacks {few(missing)}"] if missing else []
-            parts += [f"has {few(strange)}, which the model has not"] if strange else []
+            parts += [f"has {few(strange)}, which the model does not have"] if strange else []
             raise UserError(
                 f"{self.path} does not fit the model: it {' and '.join(parts)}"
                 f"{self._submodules(fit)}"
