@@ -252,8 +252,8 @@ class _Loading:
                 "--mean and --std"
             ) from None
         self.say(
-            f"{source} become the model's first layer, the normalisation by {constants}: it has no "
-            "place for them and does not hold them; --normalise none leaves them out"
+            f"{source} become the model's first layer, the normalisation by {constants}: the "
+            "model has no place for them and does not hold them; --normalise none leaves them out"
         )
         return constants
 
