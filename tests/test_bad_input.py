@@ -295,11 +295,15 @@ def test_an_archive_is_read_up_to_its_measure(tmp_path):
 def test_https_is_never_left_for_http():
     follow = _Secure().redirect_request
     asked = Request("https://127.0.0.1/a")
-    with pytest.raises(RunError, match="points from https to http"):
+    with pytest.raises(RunError, match="http://127.0.0.1/a"):
         follow(asked, BytesIO(), 302, "", {}, "http://127.0.0.1/a")
     assert follow(asked, BytesIO(), 302, "", {}, "https://127.0.0.1/b").full_url.endswith("/b")
     plain = Request("http://127.0.0.1/a")
     assert follow(plain, BytesIO(), 302, "", {}, "http://127.0.0.1/b") is not None
+    assert follow(plain, BytesIO(), 302, "", {}, "https://127.0.0.1/b") is not None
+    for url in ("ftp://127.0.0.1/b", "file:///etc/hostname"):
+        with pytest.raises(RunError, match=url):
+            follow(plain, BytesIO(), 302, "", {}, url)
     assert DATASETS["cifar10"].remote.base.startswith("https:")
 
 

@@ -52,14 +52,11 @@ class Form:
     largest: int = 64 << 20
 
     def find(self, place: Path) -> Path | None:
-        """Return the folder or archive at ``place`` that has all files; None without one."""
-        for folder in (place / self.folder, place):
-            if not self.lacking(folder):
-                return folder
-        for archive in (place / self.archive, place):
-            if archive.name == self.archive and archive.is_file():
-                return archive
-        return None
+        """Return the folder or the archive at ``place`` that has all files, or None."""
+        folders = [path for path in (place / self.folder, place) if not self.lacking(path)]
+        archives = [path for path in (place / self.archive, place) if path.is_file()]
+        named = [path for path in archives if path.name == self.archive]
+        return next(iter(folders + named), None)
 
     def lacking(self, folder: Path) -> list[str]:
         """Return the files that a folder lacks."""
