@@ -155,19 +155,19 @@ def test_a_number_of_images_that_is_not_there_is_refused(n):
 
 
 def test_the_first_without_their_number_are_refused(command, trained, tmp_path):
-    with pytest.raises(UserError, match="how many of the first"):
+    with pytest.raises(UserError, match="first: expected n"):
         draw(images_of([30, 30]), None, first=True)
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     for words in (("evaluate", run, "--attacks", "fgsm"), ("front", run, "--attacks", "pgd-1")):
         ended = command(*words, "--first")
         assert (ended.code, ended.out) == (2, "")
-        assert "how many of the first" in ended.err.splitlines()[-1]
+        assert "first: expected n" in ended.err.splitlines()[-1]
     plan = {
         "base": {"data": "digits", "rounds": 2},
         "entries": {"pgd-at": {}},
         "evaluate": {"attacks": "fgsm", "first": True},
     }
-    with pytest.raises(UserError, match="how many of the first"):
+    with pytest.raises(UserError, match="first: expected n"):
         tasks(parse(plan), tmp_path, Datasets())
     with pytest.raises(UserError, match=r"evaluate\.first: "):
         parse(plan | {"evaluate": {"attacks": "fgsm", "n": 5, "first": 1}})
