@@ -50,9 +50,7 @@ Precision = Annotated[
 Strict = Annotated[
     bool, typer.Option("--strict", help="End with exit code 1 if a check of an evaluation failed.")
 ]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Print only results and warnings.")
-]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only results and warnings.")]
 OwnModel = Annotated[
     str | None,
     typer.Option(
