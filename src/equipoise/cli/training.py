@@ -65,11 +65,11 @@ def train(
         resume, what = Path(what), None
     if resume is not None:
         if what or settings or given or out or published:
-            raise UserError("--resume uses the recipe of the folder; give no other option with it")
+            raise UserError("--resume uses the recipe of the folder: give no settings and no --out")
         job.resume(resume, trust=trust, console=Console(quiet=quiet))
         return
     if trust:
-        raise UserError("--trust is used with --resume only")
+        raise UserError("--trust is for a run folder: give --resume RUN with it")
     if what is None or out is None:
         raise UserError("expected METHOD or RECIPE.yaml, and --out runs/NAME (or --resume)")
     recipe, remarks = _recipe(what, given, settings, published)
