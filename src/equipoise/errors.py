@@ -11,33 +11,30 @@ Part = Annotated[float, "[0, 1]"]
 NotNegative = Annotated[float, "[0, inf)"]
 
 FOREIGN = {
-    ours: theirs.split()
-    for ours, theirs in {
-        "rounds": "epochs epoch num_epochs n_epochs nb_epochs max_epochs num_train_epochs",
-        "eps": "epsilon radius eps_max attack_eps",
-        "lr": "learning_rate lr_max base_lr initial_lr",
-        "batch_size": "batch bs batchsize train_batch_size batch_size_train",
-        "weight_decay": "wd decay l2",
-        "data": "dataset data_set dataset_name",
-        "model": "arch architecture network net backbone model_name",
-        "seed": "random_seed manual_seed random_state",
-        "method": "loss_name trainer algorithm",
-        "steps": "iters iterations num_steps num_iter n_iter nb_iter max_iter attack_iters",
-        "step_size": "stepsize eps_iter eps_step step alpha_attack",
-        "restarts": "n_restarts num_restarts nb_restarts",
-        "queries": "n_queries num_queries max_queries",
-        "beta": "lam lambda trades_beta",
-        "label_smoothing": "smoothing ls",
-        "snapshots": "save_every save_freq checkpoint_every snapshot_every",
-        "patience": "early_stopping early_stop",
-        "validation": "val val_size validation_size num_val",
-        "precision": "amp dtype fp16 bf16",
-        "--out": "out output output_dir save_dir run_dir",
-        "--resume": "resume",
-        "--published": "published",
-    }.items()
+    "rounds": "epochs epoch num_epochs n_epochs nb_epochs max_epochs num_train_epochs",
+    "eps": "epsilon radius eps_max attack_eps",
+    "lr": "learning_rate lr_max base_lr initial_lr",
+    "batch_size": "batch bs batchsize train_batch_size batch_size_train",
+    "weight_decay": "wd decay l2",
+    "data": "dataset data_set dataset_name",
+    "model": "arch architecture network net backbone model_name",
+    "seed": "random_seed manual_seed random_state",
+    "method": "loss_name trainer algorithm",
+    "steps": "iters iterations num_steps num_iter n_iter nb_iter max_iter attack_iters",
+    "step_size": "stepsize eps_iter eps_step step alpha_attack",
+    "restarts": "n_restarts num_restarts nb_restarts",
+    "queries": "n_queries num_queries max_queries",
+    "beta": "lam lambda trades_beta",
+    "label_smoothing": "smoothing ls",
+    "snapshots": "save_every save_freq checkpoint_every snapshot_every",
+    "patience": "early_stopping early_stop",
+    "validation": "val val_size validation_size num_val",
+    "precision": "amp dtype fp16 bf16",
+    "--out": "out output output_dir save_dir run_dir",
+    "--resume": "resume",
+    "--published": "published",
 }
-"""The names that other projects use for our settings."""
+"""The names that other projects use for our settings, separated by spaces."""
 
 _OF_YOUR_OWN = "; one of your own: --import FILE.py that adds it"
 _ADDED = {
@@ -85,7 +82,7 @@ def nearest(name: str, names: Iterable[str], what: str) -> str:
         what: The kind of the name, e.g. ``"method"``.
     """
     names = sorted(names)
-    close = [ours for ours in names if name in FOREIGN.get(ours, ())]
+    close = [ours for ours in names if name in FOREIGN.get(ours, "").split()]
     close = close or get_close_matches(name[:100], names, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"unknown {what} {short(name)}{hint} (known: {', '.join(names)}){_ADDED.get(what, '')}"

@@ -148,7 +148,8 @@ def _hint(error: BaseException, where: str) -> str:
     name = str(getattr(error, "option_name", "")).lstrip("-").replace("-", "_")
     if not name:
         return ""
-    ours = next((ours for ours, theirs in FOREIGN.items() if name in theirs), name).lstrip("-")
+    settings = (ours for ours, theirs in FOREIGN.items() if name in theirs.split())
+    ours = next(settings, name).lstrip("-")
     if where.endswith((" train", " explain")):
         return f"; settings are written without dashes, like {ours}=VALUE."
     return f"; did you mean --{ours.replace('_', '-')}?" if ours != name else ""

@@ -199,7 +199,7 @@ def _hint(key: str, known: Mapping[str, Any], others: Sequence[str], path: str) 
     """Return what may have been meant by an unknown key, as the end of a sentence."""
     options = [*known, *others]
     groups = [known[role] for role in ROLES if isinstance(known.get(role), Mapping)]
-    ours = next((name for name, theirs in FOREIGN.items() if key.lower() in theirs), "")
+    ours = next((name for name, theirs in FOREIGN.items() if key.lower() in theirs.split()), "")
     if ours.startswith("--") and not path:
         return f": it is an option, {ours}"
     if ours in options or any(ours in group for group in groups):
