@@ -259,7 +259,7 @@ def test_the_table_says_what_it_is_of_and_where_from(compared):
         "## Two methods",
         "| averaged | pgd-at | 0, 1 | 2 |",
         "test images: a stratified sample of 100 of 500 images of digits, seed 2",
-        "training images a round: 240",
+        "training images per round: 240",
         "model: small-cnn, width 0.25",
         "threat of the attacks: Linf(0.15)",
         "attacks: pgd-2, fgsm",

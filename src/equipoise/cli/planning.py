@@ -25,13 +25,13 @@ COMPARE_EPILOG = """The plan:
     pgd-at-averaged: {method: pgd-at, alpha: 0.995}
   evaluate: {attacks: "pgd-100,autoattack", n: 1000}
 
-base holds settings of every entry. An entry holds settings of a recipe; its method is by default
+base has the settings of every entry. An entry has settings of a recipe; its method is by default
 its name. budget is the number of gradient evaluations of a training: an entry without rounds
 (epochs) gets budget / (gradient evaluations of an image x images of a round) rounds. `cost: 4.1`
-in an entry gives the gradient evaluations of an image where they are only known afterwards.
-evaluate may also hold eps (one radius or a list), weights (like [model, rounds, gamma-0.4]),
+in an entry gives the gradient evaluations of an image if they cannot be computed before the run.
+evaluate may also have eps (one radius or a list), weights (like [model, rounds, gamma-0.4]),
 individual, first, precision, batch_size, points (measure a front) and cmmr; the plan may also
-hold grids, only and published.
+have grids, only and published.
 
 DIR gets a run folder for each entry and seed, which report, verify and evaluate read, and
 table.md, table.csv, results.json, report.html and logs/.
@@ -77,7 +77,7 @@ def compare(
 ) -> None:
     """Train and evaluate many methods in the same way, and write one table.
 
-    Ctrl-C saves and stops. The same command continues, inside a training or an attack, and
+    Ctrl-C saves and stops. The same command continues, also inside a training or an attack, and
     repeats nothing that is finished; also after kill -9.
     """
     from equipoise.plans.compare import compare as job

@@ -174,12 +174,10 @@ class Front:
             survey = Survey(
                 self.run,
                 self.ends,
+                images,
                 protocol.complete(threat.norm, threat.eps),
-                held_out=images.validation,
-                train=images.train,
-                batchnorm=self.batchnorm,
-                classes=images.dataset.classes,
-                console=console or Console(quiet=True),
+                self.batchnorm,
+                console or Console(quiet=True),
             )
             return survey.front(points, beyond, self.marks, runs).points
 

@@ -11,7 +11,6 @@ from safetensors.numpy import save
 from torch import Tensor, nn
 
 from equipoise.attacks.core import refuse
-from equipoise.data.core import Images
 from equipoise.data.sampling import draw
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation.autosave import evaluate_and_save
@@ -20,6 +19,7 @@ from equipoise.evaluation.protocol import Protocol
 from equipoise.evaluation.result import Result
 from equipoise.evaluation.search import TRANSFER
 from equipoise.fronts.barrier import barrier
+from equipoise.fronts.held_out import HeldOut
 from equipoise.fronts.line import BatchNorms, Ends, model_at
 from equipoise.fronts.record import FILE, FrontRecord, Point
 from equipoise.store.digests import model_digest, tensor_digest
@@ -93,11 +93,9 @@ class Survey:
     Arguments:
         run: The run folder that it is stored in.
         ends: The two models.
+        images: The images of the run, on the device of the search.
         protocol: How each model is attacked, with its threat.
-        held_out: The images that models are measured on, on the device of the search.
-        train: The training images, for estimates of BatchNorm statistics.
         batchnorm: Statistics of BatchNorm between the ends: averaged, or estimated.
-        classes: The names of the classes.
         console: Where progress is shown.
 
     Raises:
@@ -108,17 +106,15 @@ class Survey:
         self,
         run: Run,
         ends: Ends,
+        images: HeldOut,
         protocol: Protocol,
-        *,
-        held_out: Images,
-        train: Images,
         batchnorm: BatchNorms,
-        classes: tuple[str, ...],
         console: Console,
     ) -> None:
-        self.run, self.ends, self.train = run, ends, train
-        self.batchnorm, self.classes, self.console = batchnorm, classes, console
+        self.run, self.ends, self.images = run, ends, images
+        self.batchnorm, self.console = batchnorm, console
         self.protocol = replace(protocol, individual=False, strongest=True, checks=False)
+        held_out = images.validation
         if not protocol.names:
             raise UserError("expected at least one attack, got none")
         if protocol.n is not None and protocol.n > len(held_out):
@@ -130,8 +126,8 @@ class Survey:
             "data_sha256": tensor_digest(self.x),
             "labels_sha256": tensor_digest(self.y),
         }
-        self.results: dict[float, Result] = {}
-        self.digests: dict[float, str] = {}
+        self.results: dict[float, Result] = {}  # by gamma
+        self.digests: dict[float, str] = {}  # of the weights, by gamma
 
     def front(
         self, points: int, beyond: float, marks: Mapping[float, str], others: Sequence[Run]
@@ -151,26 +147,25 @@ class Survey:
                 f"{', '.join(f'{gamma:g}' for gamma in gammas)}, got {points}"
             )
         for gamma in gammas:
-            self.measure(gamma)
+            self._measure(gamma)
         while len(self.results) < points:
-            following_gamma = following([self.point(gamma) for gamma in self.results])
+            following_gamma = following([self._point(gamma) for gamma in self.results])
             if following_gamma is None:
                 self.console.say("no further points: the accuracies of neighbours hardly differ")
                 break
-            self.measure(following_gamma)
+            self._measure(following_gamma)
         for gamma in sorted(self.results):
-            self.retry(gamma)
-        record = self.record(marks, [self.other(other) for other in others])
+            self._retry(gamma)
+        record = self._record(marks, [self._other(other) for other in others])
         self.run.write_json(FILE, record.content())
         return record
 
-    def measure(self, gamma: float) -> None:
-        """Evaluate the model at gamma, or read its stored evaluation."""
+    def _measure(self, gamma: float) -> None:
         model, examples = self._model(gamma), self._neighbours(gamma)
         self.digests[gamma] = digest = model_digest(model)
         self.results[gamma] = self._evaluated(model, digest, examples, f"gamma = {gamma:g}")
 
-    def retry(self, gamma: float) -> None:
+    def _retry(self, gamma: float) -> None:
         """Try the adversarial examples of neighbours that were measured after this gamma."""
         result, digest = self.results[gamma], self.digests[gamma]
         tried = evaluate_by(
@@ -187,20 +182,18 @@ class Survey:
             about = {**self._about(digest), "finished": True}
             self._store(digest).write(tried, self.x, about, self.origin)
 
-    def other(self, run: Run) -> Point:
+    def _other(self, run: Run) -> Point:
         """Evaluate another run's kept model on the same images."""
         model, name = run.model().to(self.x.device), str(run.path)
         digest = model_digest(model)
         result = self._evaluated(model, digest, {}, name)
         method = str(run.read_json("config.json").get("method", ""))
-        return self._point(result, digest, name=name, method=method)
+        return self._counted(result, digest, name=name, method=method)
 
-    def point(self, gamma: float, mark: str = "") -> Point:
-        """Return the point at a measured gamma."""
-        return self._point(self.results[gamma], self.digests[gamma], gamma, mark=mark)
+    def _point(self, gamma: float, mark: str = "") -> Point:
+        return self._counted(self.results[gamma], self.digests[gamma], gamma, mark=mark)
 
-    def record(self, marks: Mapping[float, str], others: Sequence[Point]) -> FrontRecord:
-        """Return the measured front."""
+    def _record(self, marks: Mapping[float, str], others: Sequence[Point]) -> FrontRecord:
         clean_digest, robust_digest = (end["sha256"] for end in self.ends.content())
         correct = {gamma: result.correct.numpy() for gamma, result in self.results.items()}
         robust = {gamma: result.robust.numpy() for gamma, result in self.results.items()}
@@ -216,17 +209,17 @@ class Survey:
             data=self.key["data_sha256"],
             batchnorm=self.batchnorm,
             seed=self.protocol.seed,
-            points=tuple(self.point(gamma, marks.get(gamma, "")) for gamma in gammas),
+            points=tuple(self._point(gamma, marks.get(gamma, "")) for gamma in gammas),
             others=tuple(others),
             clean_barrier=barrier(correct),
             robust_barrier=barrier(robust),
             gallery=self._gallery(),
-            classes=self.classes,
+            classes=self.images.dataset.classes,
         )
 
     def _model(self, gamma: float) -> nn.Module:
-        how = self.protocol.threat, self.protocol.seed
-        return model_at(self.ends, gamma, self.batchnorm, self.train, *how)
+        threat, seed = self.protocol.threat, self.protocol.seed
+        return model_at(self.ends, gamma, self.batchnorm, self.images.train, threat, seed)
 
     def _neighbours(self, gamma: float) -> dict[str, Tensor]:
         """Return the adversarial examples of the nearest measured point on each side."""
@@ -241,14 +234,7 @@ class Survey:
     def _evaluated(
         self, model: nn.Module, digest: str, neighbours: Mapping[str, Tensor], name: str
     ) -> Result:
-        """Return the stored result of a model, or evaluate it.
-
-        Arguments:
-            model: The model.
-            digest: The checksum of its weights.
-            neighbours: Adversarial examples of models nearby, which are tried first.
-            name: The name of the model, for the console.
-        """
+        """Return the stored result of a model, or evaluate it; neighbours' examples come first."""
         store, finished = self._store(digest), False
         before: Result | None = None
         if store.path.is_file():
@@ -277,7 +263,7 @@ class Survey:
             how = f"{sum(outcome.seconds for outcome in result.outcomes.values()):.1f} s"
         if failed := [finding for finding in result.findings if finding.status == "failed"]:
             raise RunError(f"{failed[0].message}; {failed[0].remedy}")
-        point = self._point(result, digest)
+        point = self._counted(result, digest)
         self.console.say(
             f"{name}: clean {point.clean_accuracy:.2%}, robust {point.robust_accuracy:.2%}; of "
             f"{point.clean} correct images, {point.transferred} misclassified with neighbours' "
@@ -291,7 +277,7 @@ class Survey:
         model = {"weights": "model", "model_sha256": digest}
         return {**self.key, **sample, **model, "asked": self.protocol.content()}
 
-    def _point(self, result: Result, digest: str, gamma: float = 0.0, **more: str) -> Point:
+    def _counted(self, result: Result, digest: str, gamma: float = 0.0, **more: str) -> Point:
         outcomes = result.outcomes
         searches = [outcome for name, outcome in outcomes.items() if name != TRANSFER]
         warm = outcomes.get(TRANSFER)

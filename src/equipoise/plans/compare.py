@@ -1,6 +1,6 @@
-"""Comparing: many methods, trained and judged under one protocol, in one table.
+"""Comparing: many methods, trained and evaluated under one protocol, in one table.
 
-The table has a row an entry, weights and radius over all seeds; another one has a row a run.
+A row has the means over all seeds of an entry, weights and radius; a second table has the runs.
 """
 
 import csv
@@ -8,6 +8,7 @@ import io
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from equipoise.errors import UserError
@@ -29,7 +30,7 @@ _COSTS = {
     "evaluation_seconds": "{:.1f}",
 }
 _Columns = Mapping[str, list[float]]
-"""The values of one row by column, one a seed."""
+"""The values of one row, by column: a value for each seed."""
 
 
 def compare(
@@ -42,20 +43,20 @@ def compare(
     command: str,
     console: Console,
 ) -> None:
-    """Train and judge the models of a plan, and make one table; continue what was begun.
+    """Train and evaluate the models of a plan, and make one table; continue what was begun.
 
     Arguments:
         path: The plan, see :mod:`equipoise.plans.plan`.
         out: The folder of the runs and of the table.
-        workers: How many runs are worked on at a time.
+        workers: How many runs are made at a time.
         data_dir: The folder of the data; by default that of the plan.
-        plan_only: Whether to show what would be done, and stop.
-        command: The command that repeats this, for the table and where it is interrupted.
+        plan_only: Whether only the plan is shown.
+        command: The command that repeats this.
         console: Where progress is shown.
 
     Raises:
-        UserError: If plan, data or folder will not do; nothing was started.
-        RunError: If runs failed or it was interrupted; all else is kept.
+        UserError: If plan, data or folder cannot be used; nothing was started.
+        RunError: If runs failed or a signal stopped it; all results are kept.
     """
     plan = plans.read(path)
     parts = [(plan, tasks(plan, out, Datasets(data_dir)))]
@@ -82,12 +83,12 @@ def _write(experiment: Experiment, content: Row) -> None:
     folder, buffer = Run(experiment.folder), io.StringIO()
     rows = table(experiment, content, numbers=True)
     csv.writer(buffer, lineterminator="\n").writerows(rows)
-    folder.write_text("table.md", markdown(experiment, content))
-    folder.write_text("table.csv", buffer.getvalue())
+    folder.write("table.md", markdown(experiment, content))
+    folder.write("table.csv", buffer.getvalue())
 
 
 def _report(experiment: Experiment, console: Console) -> None:
-    """Write the report of all finished runs, and show the table, also without a report."""
+    """Write the report of all finished runs, and show the table."""
     out, content = experiment.folder, experiment.results()
     runs = [out / f"{row['entry']}-seed{row['seed']}" for row in content["trainings"]]
     try:
@@ -95,7 +96,7 @@ def _report(experiment: Experiment, console: Console) -> None:
             page = build(runs, out / "report.html")
             console.say(f"report: {page}; table: {out / 'table.md'}")
     except UserError as error:
-        console.warn(f"there is no report: {error}")
+        console.warn(f"the report was not written: {error}")
     terminal = output()
     heads, *rows = table(experiment, content)
     terminal.print(rich_table(experiment.title, heads, rows, numbers=heads[2:]))
@@ -110,11 +111,11 @@ def table(
     """Return the results as a table, its heads first: means over the seeds, and their range.
 
     Arguments:
-        experiment: What the results are of.
+        experiment: The experiment.
         content: The content of ``results.json``.
-        runs: Whether each run has a row of its own.
-        numbers: Whether shares are fractions, with the lowest and highest in columns of their own,
-            for programs; otherwise they are percentages.
+        runs: Whether each run has its own row.
+        numbers: Whether accuracies are fractions, with the lowest and highest in their own
+            columns, for programs; otherwise they are percentages.
     """
     lines = _lines(experiment, content, runs)
     several = [i for i in (2, 3) if len({key[i] for key, values in lines if values["seed"]}) > 1]
@@ -134,7 +135,7 @@ def table(
         for name in shares:
             row += _fractions(values[name]) if numbers else [_percentages(values[name])]
         for name, text in _COSTS.items():
-            mean = _mean(values[name]) if values[name] else None
+            mean = fmean(values[name]) if values[name] else None
             empty = "" if numbers else MISSING
             row.append(empty if mean is None else str(mean) if numbers else text.format(mean))
         rows.append(row)
@@ -144,7 +145,7 @@ def table(
 def _lines(
     experiment: Experiment, content: Row, runs: bool
 ) -> list[tuple[tuple[str, str, str, Any], _Columns]]:
-    """Return entry or run, method, weights and radius of each row, and its values by column."""
+    """Return for each row entry or run, method, weights and radius, and its values by column."""
     trained = {(row["entry"], row["seed"]): row for row in content["trainings"]}
     plan, tasks = experiment.parts[0]
     lines: dict[tuple[str, str, str, Any], dict[str, list[float]]] = {}
@@ -191,20 +192,27 @@ def markdown(experiment: Experiment, content: Row) -> str:
 
 
 def facts(experiment: Experiment, content: Row) -> list[str]:
-    """Return in lines what the numbers are of, and where they come from."""
+    """Return in lines the protocol, data and origin of the numbers."""
     plan, tasks = experiment.parts[0]
     protocol, budget = plan.protocol, plan.budget
-    spread = "; a mean over the seeds, in brackets their range" if len(plan.seeds) > 1 else ""
-    how = {None: "", True: ", each alone", False: ", each on the images that are still robust"}
-    attacks = f"{', '.join(protocol.names)}{how[protocol.individual]}"
+    spread = "; mean over the seeds (lowest..highest)" if len(plan.seeds) > 1 else ""
+    images = {
+        None: "",
+        True: ", each on all images",
+        False: ", each on images that are robust so far",
+    }
+    attacks = f"{', '.join(protocol.names)}{images[protocol.individual]}"
     about = {
         "accuracy": f"in percent{spread}",
         "test images": _each(tasks, _images),
-        "training images a round": _each(tasks, lambda task: f"{task.images:,}"),
+        "training images per round": _each(tasks, lambda task: f"{task.images:,}"),
         "model": _each(tasks, lambda t: f"{t.recipe.model}, width {t.recipe.width:g}"),
-        "threat of the attacks": _each(tasks, _threats),
+        "threat of the attacks": _each(
+            tasks,
+            lambda t: ", ".join(dict.fromkeys(str(e.protocol.threat) for e in t.evaluations)),
+        ),
         "attacks": f"{attacks}; searched in precision {protocol.execution.precision}",
-        "budget": f"{budget:,.0f} gradient evaluations of a training" if budget else "none",
+        "budget": f"{budget:,.0f} gradient evaluations for each training" if budget else "none",
     }
     lines = [f"{key}: {value}" for key, value in about.items()]
     return [*lines, *content["panels"][0]["facts"], f"command: {experiment.command}"]
@@ -217,12 +225,8 @@ def _images(task: Task) -> str:
     return evaluation.sample.words(f"images of {task.recipe.data}")
 
 
-def _threats(task: Task) -> str:
-    return ", ".join(dict.fromkeys(str(each.protocol.threat) for each in task.evaluations))
-
-
 def _each(tasks: Sequence[Task], fact: Callable[[Task], str]) -> str:
-    """Return a fact of all entries, or which entries have which."""
+    """Return a fact of all entries; if it differs, each value with its entries."""
     entries: dict[str, dict[str, None]] = {}
     for task in tasks:
         entries.setdefault(fact(task), {})[task.entry] = None
@@ -237,22 +241,18 @@ def _seeds(seeds: Sequence[float], planned: int, numbers: bool) -> str:
     return text if numbers else f"{text}{missing}".strip()
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 def _fractions(values: Sequence[float]) -> list[str]:
-    return [*map(str, (_mean(values), min(values), max(values)))] if values else ["", "", ""]
+    return [*map(str, (fmean(values), min(values), max(values)))] if values else ["", "", ""]
 
 
 def _percentages(values: Sequence[float]) -> str:
     if not values:
         return MISSING
     low, high = f"{100 * min(values):.1f}", f"{100 * max(values):.1f}"
-    return f"{100 * _mean(values):.1f}" + (f" ({low}..{high})" if len(values) > 1 else "")
+    return f"{100 * fmean(values):.1f}" + (f" ({low}..{high})" if len(values) > 1 else "")
 
 
 def _span(values: Sequence[float]) -> str:
-    """Return a number, or from which to which; a training may end before its last round."""
+    """Return a number or a range; a training may end before its last round."""
     low, high = min(values), max(values)
     return str(low) if low == high else f"{low}..{high}"

@@ -56,7 +56,7 @@ def run_plans(
         folder: The folder of all runs and results.
         title: The title of the plan.
         workers: How many tasks run at a time.
-        plan_only: Whether to stop after the plan was shown.
+        plan_only: Whether only the plan is shown.
         console: Where progress is shown.
         written: Called with each experiment whose ``results.json`` was written, and its content.
         ended: Called at the end, also if tasks failed; with whether a signal stopped it.
@@ -105,15 +105,10 @@ def run_plans(
 
 
 class Scheduler:
-    """Runs the commands of tasks in child processes: several tasks at a time.
+    """Runs the commands of tasks in child processes, several tasks at a time.
 
-    Arguments:
-        tasks: All tasks; those that are finished count as progress.
-        experiments: The experiments whose results are written when one of their tasks is finished.
-        workers: How many tasks run at a time, each with its share of the threads.
-        lock: Handles of the lock on the folder, which the processes hold until they end.
-        console: Where progress is shown.
-        written: Called with each experiment whose results were written, and these results.
+    A process has its share of the threads, and holds the handles of the lock on the folder. When a
+    task is finished, the results of its experiments are written.
     """
 
     def __init__(

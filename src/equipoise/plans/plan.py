@@ -1,20 +1,20 @@
-"""Plans as YAML: which models are trained, and how each of them is judged.
+"""Plans as YAML: which models are trained, and how they are evaluated.
 
 ``equipoise compare`` reads such a file, and the tables and figures of the paper are such plans
 (:mod:`equipoise.plans.reproductions`).
 
 ==============  ==============================================================================
 title           the title of the table
-base            settings under every entry, as a recipe has them
-published       lay base and entries over the published settings of the methods: ``true``, or
-                the name of the dataset whose settings are meant
-budget          gradient evaluations of a training: they give the rounds where an entry does not
+base            settings of every entry, as in a recipe
+published       take missing settings from the published ones of the methods: ``true``, or the
+                name of the dataset whose settings are taken
+budget          gradient evaluations of a training, for entries without rounds (epochs)
 seeds           the seeds with which each entry is trained
-entries         a recipe by name, without a seed; ``method`` is the name by default, and ``cost``
-                is what an image is expected to cost in a round, where only the run shows that
-grids           entries made of all combinations of some settings: ``name``, ``entry``, ``over``
+entries         recipes by name, without a seed; ``method`` is the name by default, and ``cost``
+                the gradient evaluations of an image in a round, if only the run shows them
+grids           entries for all combinations of some settings: ``name``, ``entry``, ``over``
 only            names of the entries that are taken, with ``*`` for any ending; all by default
-evaluate        how the models are judged, see below
+evaluate        how the models are evaluated, see below
 ==============  ==============================================================================
 
 and in ``evaluate``, next to ``attacks``, ``n``, ``first``, ``individual``, ``batch_size`` and
@@ -23,10 +23,10 @@ and in ``evaluate``, next to ``attacks``, ``n``, ``first``, ``individual``, ``ba
 ==============  ==============================================================================
 eps             the radius or radii; 0 is the clean accuracy; by default that of the training
 weights         weights of a run folder (:mod:`equipoise.store.weight_names`); ``rounds`` means
-                those of all rounds that were kept. Mixes like ``gamma-0.4`` are taken only of
-                runs with a clean and a robust learner
-points          measure so many models between the two learners on held-out training images, as
-                ``equipoise front`` does, instead of any model on test images
+                the snapshots of all rounds. Mixes like ``gamma-0.4`` are evaluated only for runs
+                with a clean and a robust learner
+points          measure up to so many models between the two learners on held-out training
+                images, like ``equipoise front``, instead of models on test images
 cmmr            compute the composite score of :mod:`equipoise.measures.cmmr`
 ==============  ==============================================================================
 """
@@ -59,7 +59,7 @@ from equipoise.settings.recipe import Recipe
 from equipoise.settings.schema import lay
 from equipoise.store.weight_names import canonical
 
-MANY_ROUNDS = 1_000_000  # a recipe is checked before its rounds are known: more than any start
+MANY_ROUNDS = 1_000_000  # for checks of recipes whose rounds follow from the budget
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -69,7 +69,7 @@ class Entry:
 
     Arguments:
         name: Its name in the table and in its run folders.
-        settings: Its recipe as it is given, that of the base included.
+        settings: The settings of its recipe, with those of the base.
         cost: The gradient evaluations of an image in a round, for the budget; None: those of
             the objectives.
     """
@@ -80,30 +80,24 @@ class Entry:
 
     @property
     def rounds(self) -> int | None:
-        """Return the rounds that are given; None: they follow from the budget."""
+        """Return the given rounds; None: they follow from the budget."""
         return self.settings.get("rounds")
 
     def recipe(self, *, rounds: int | None = None, seed: int = 0) -> Recipe:
-        """Return the recipe of one run; ``rounds`` where none are given, or the recipes' own."""
+        """Return the recipe of one run; ``rounds`` is used if the settings have none."""
         given = {"rounds": rounds} if rounds is not None else {}
         return recipes.parse({**given, **self.settings, "seed": seed})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Which models are trained, and how they are judged.
+    """A plan, with the keys of the module's documentation.
 
     Arguments:
-        entries: The methods, in the order of the table.
-        protocol: How models are attacked; norm and radius are those of the training or of ``eps``.
-        eps: The radii; none: that of the training.
-        weights: Which weights of a run are judged.
-        points: How many models between two learners are measured on held-out images, instead of
-            any on test images; None: the other way round.
-        cmmr: Whether the composite score is computed.
-        seeds: The seeds with which each entry is trained.
-        budget: The gradient evaluations of a training; None: the recipes give the rounds.
-        title: The title of the table.
+        protocol: How models are attacked; without norm and radius.
+        eps: The radii; empty: that of the training.
+        points: None: models are evaluated on test images.
+        budget: None: the recipes have rounds.
         name: A short name, the folder of its runs; empty for the only plan of a folder.
     """
 
@@ -171,7 +165,7 @@ def parse(given: Mapping[str, Any], name: str = "") -> Plan:
 def _values(
     given: Mapping[str, Any], kinds: Mapping[str, Any], path: str, problems: list[str]
 ) -> dict[str, Any]:
-    """Return the valid values of a mapping; what is wrong with others goes to the problems."""
+    """Return the valid values of a mapping; add the errors of the others to the problems."""
     what = f"key of {path.removesuffix('.') or 'a plan'}"
     problems += [nearest(str(key), kinds, what) for key in given if key not in kinds]
     values = dict[str, Any]()
@@ -183,8 +177,8 @@ def _values(
             except ValidationError as error:
                 for item in error.errors():
                     where = ".".join(map(str, (f"{path}{key}", *item["loc"])))
-                    own = item["type"] == "value_error"  # says what was given
-                    got = "" if own else f", got {short(item['input'])}"
+                    complete = item["type"] == "value_error"  # its message has the value
+                    got = "" if complete else f", got {short(item['input'])}"
                     problems.append(f"{where}: {item['msg'].removeprefix('Value error, ')}{got}")
     return values
 
@@ -197,7 +191,7 @@ def _entries(
     radii: Sequence[float],
     problems: list[str],
 ) -> tuple[Entry, ...]:
-    """Return the entries with a valid recipe; an error of many of them is one problem."""
+    """Return the entries with a valid recipe; the same error of many entries is one problem."""
     entries, wrong = list[Entry](), dict[str, list[str]]()
     for name, own in named.items():
         try:
@@ -217,10 +211,10 @@ def _entries(
 def _entry(
     name: str, given: Any, base: Mapping[str, Any], data: str | None, problems: list[str]
 ) -> Entry:
-    """Return an entry with all that lies under it.
+    """Return an entry with the settings of the base, and the published ones.
 
     Raises:
-        UserError: If there can be none; what else is wrong goes to the problems.
+        UserError: If the name or the method is wrong; other errors are added to the problems.
     """
     if not _NAME.fullmatch(name):
         raise UserError(f"expected a name of letters, digits, dots and hyphens, got {name!r}")
@@ -252,7 +246,7 @@ def _chosen(
 
 
 class EntryGrid(BaseModel, extra="forbid"):
-    """Entries of all combinations of settings; ``{setting}`` in the name is a setting's value."""
+    """Entries of all combinations of settings; ``{setting}`` in the name becomes its value."""
 
     name: str
     entry: dict[str, Any]
@@ -273,7 +267,7 @@ def _grid(grid: EntryGrid) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _where(holds: Callable[[Any], object], expected: str) -> AfterValidator:
-    """Return a check of values, whose error says what was expected and given."""
+    """Return a check of values."""
 
     def check(value: Any) -> Any:
         if not holds(value):
@@ -283,17 +277,12 @@ def _where(holds: Callable[[Any], object], expected: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _is_flag_or_text(value: Any) -> bool:
-    return isinstance(value, bool | str)
-
-
 def _attacks(names: list[str]) -> tuple[str, ...]:
     return Protocol(attacks=",".join(names)).names
 
 
 _Group = dict[str, Any]
 _List = BeforeValidator(lambda value: value if isinstance(value, list) else [value])
-_Above = _where(any, "a radius above 0")
 _Number = Annotated[float, BeforeValidator(number), Field(allow_inf_nan=False)]
 _Positive = Annotated[_Number, Field(gt=0)]
 _Seeds = _where(lambda s: 0 < len(s) == len({*s}), "different whole numbers like [0, 1]")
@@ -304,7 +293,9 @@ _Weights = _where(
 _PLAN = {
     "title": str,
     "base": _Group,
-    "published": Annotated[Any, _where(_is_flag_or_text, "true or the name of a dataset")],
+    "published": Annotated[
+        Any, _where(lambda v: isinstance(v, bool | str), "true or the name of a dataset")
+    ],
     "budget": _Positive,
     "seeds": Annotated[list[Annotated[int, Field(ge=0)]], _Seeds],
     "entries": _Group,

@@ -1,4 +1,4 @@
-"""From plans to tasks, with all that can be refused before anything is started."""
+"""From plans to tasks, with all checks that are possible before anything is started."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,11 +22,7 @@ from equipoise.store.weight_names import round_name
 
 
 class Datasets:
-    """Datasets and samples of their test images, each read once.
-
-    Arguments:
-        folder: The folder of the data; None: that of the recipes.
-    """
+    """Datasets and samples of their test images, each read once; ``folder``: where they are."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = None if folder is None else str(folder.expanduser().absolute())
@@ -39,13 +35,8 @@ class Datasets:
 def tasks(plan: Plan, out: Path, datasets: Datasets) -> list[Task]:
     """Return the tasks of a plan: every entry with the first seed, then with the next.
 
-    Arguments:
-        plan: The plan.
-        out: The folder of the run folders.
-        datasets: The data; what other plans have read is not read again.
-
     Raises:
-        UserError: If data, rounds or device will not do, with every error at once.
+        UserError: If data, rounds or device cannot be used, with every error at once.
     """
     problems, first = list[str](), list[Task]()
     for entry in plan.entries:
@@ -111,7 +102,7 @@ def _evaluations(
 
 
 def _weights(asked: Sequence[str], recipe: Recipe) -> list[str]:
-    """Return the names of the weights that are judged of one training."""
+    """Return the names of the weights of one training that are evaluated."""
     mixed = {*recipe.settings.knots()} == {"clean", "robust"}
     every = recipe.snapshots
     rounds = [round_name(t) for t in range(every, recipe.rounds, every)] if every else []
@@ -120,11 +111,7 @@ def _weights(asked: Sequence[str], recipe: Recipe) -> list[str]:
 
 
 def refuse_others(every: Sequence[Task]) -> None:
-    """Refuse folders that hold something else than these tasks make.
-
-    Raises:
-        UserError: Saying of each in what it differs.
-    """
+    """Raise a UserError if folders have other content than these tasks make."""
     other, problems = dict[str, list[str]](), list[str]()
     for task in every:
         folder = task.run.path
@@ -140,9 +127,9 @@ def refuse_others(every: Sequence[Task]) -> None:
 
 
 def _differences(there: Mapping[str, Any], recipe: Recipe) -> list[str]:
-    """Return in what a run's recipe differs, except in where the data are.
+    """Return the differences of a run's recipe, except for the folder of the data.
 
-    What the plan leaves open is filled in when a training begins.
+    Settings that the plan leaves open are filled in when a training begins.
     """
     here = recipe.to_dict()
     if recipe.data.endswith(".npz"):

@@ -34,21 +34,21 @@ def reproduce(
         experiments: Names of :data:`equipoise.plans.reproductions.EXPERIMENTS`, or ``all``.
         scale: A name of :data:`equipoise.plans.reproductions.SCALES`.
         out: The folder of all scales.
-        only: Names of entries, with ``*`` for any ending; none: all.
+        only: Names of entries, with ``*`` for any ending; empty: all.
         files: ``.npz`` files that replace datasets, by the names of these.
-        workers: How many runs are worked on at a time.
+        workers: How many runs are made at a time.
         data_dir: The folder of the data; by default the usual places.
-        slice_: Whether to cut trainings and evaluations down to a trial.
-        plan_only: Whether to show what would be done, and stop.
-        command: The command that repeats this, where it is interrupted.
+        slice_: Whether trainings and evaluations are cut down to a trial.
+        plan_only: Whether only the plan is shown.
+        command: The command that repeats this.
         console: Where progress is shown.
 
     Returns:
         The page; None with ``plan_only``.
 
     Raises:
-        UserError: If data, names or folder will not do; nothing was started.
-        RunError: If runs failed or it was interrupted; all else is kept.
+        UserError: If data, names or folder cannot be used; nothing was started.
+        RunError: If runs failed or a signal stopped it; all results are kept.
     """
     folder = out / (f"{scale}-slice" if slice_ else scale)
     chosen = plans(scale, experiments, only=only, slice_=slice_, files=files)

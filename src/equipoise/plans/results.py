@@ -1,21 +1,8 @@
-"""``results.json``: the results of the tasks of one or several plans, a row a model and attack.
+"""``results.json``: the results of the tasks of one or several plans (``docs/formats.md``).
 
-=============  ===============================================================================
-format         2
-experiment     the name of a table or figure; of a comparison ``comparison``
-scale, title   as they are shown
-command        the command that makes it
-planned        how many evaluations there are to be
-missing        what is not there yet, a line each
-panels         the plans: data, model, threat, images and attacks
-trainings      a row a trained model
-results        a row a trained model, weights, radius and attack: how many images are classified
-               correctly, and which, a bit each (hexadecimal, ``numpy.packbits``), so that
-               intervals and paired tests can be computed again without the runs
-=============  ===============================================================================
-
-``attack`` is ``clean``, an attack, a stage of an ensemble by its own name, an ensemble, or
-``worst-case``: correct under everything. At radius 0 every attack leaves the clean images.
+It has a row for each trained model, weights, radius and attack, with a bit for each image: whether
+it is classified correctly. So intervals and paired tests can be computed without the runs. At
+radius 0 the verdicts of every attack are the clean ones.
 """
 
 import json
@@ -43,17 +30,17 @@ Row = dict[str, Any]
 
 @dataclass
 class Experiment:
-    """What belongs to one file of results: plans with their tasks.
+    """The plans of one file of results, with their tasks.
 
     Arguments:
         name: Its name.
-        title: What it is.
-        folder: Where its results go.
+        title: Its title.
+        folder: The folder of its results.
         command: The command that makes it.
         parts: Plans, each with its tasks: trainings, each with the evaluations of that plan.
-        problems: What is missing except for the tasks, a sentence each.
-        scale: The scale, of a reproduction.
-        failures: Why tasks failed, by their names.
+        problems: Sentences about plans that are left out.
+        scale: The scale of a reproduction.
+        failures: The reasons of failed tasks, by their names.
     """
 
     name: str
@@ -73,14 +60,14 @@ class Experiment:
 
     @property
     def evaluations(self) -> int:
-        """Return how many evaluations are planned."""
+        """Return the number of planned evaluations."""
         return sum(len(task.evaluations) for _, tasks in self.parts for task in tasks)
 
     def write(self) -> Row:
         """Write ``results.json``, whole or not at all; return its content."""
         content = self.results()
         text = json.dumps(content, separators=(",", ":")).replace('{"panel"', '\n{"panel"')
-        Run(self.folder).write_text(FILE, text + "\n")
+        Run(self.folder).write(FILE, text + "\n")
         return content
 
     def results(self) -> Row:
@@ -106,7 +93,7 @@ class Experiment:
         }
 
     def rows(self, plan: Plan, task: Task) -> list[Row]:
-        """Return the rows of a task's finished evaluations; those of a finished task are kept."""
+        """Return the rows of a task's finished evaluations, cached if the task is finished."""
         if id(task) in self._rows or not task.trained:
             return self._rows.get(id(task), [])
         finished = [each for each in task.evaluations if each.finished]
@@ -136,7 +123,7 @@ def _panel_name(plan: Plan) -> str:
 
 
 def _panel(parts: Sequence[tuple[Plan, Sequence[Task]]]) -> Row:
-    """Return what a panel is of."""
+    """Return the description of a panel."""
     (plan, tasks), task = parts[0], parts[0][1][0]
     recipe, protocol = task.recipe, task.evaluations[0].protocol
     done = [t for _, some in parts for t in some if any(e.finished for e in t.evaluations)]
@@ -163,7 +150,7 @@ def _panel(parts: Sequence[tuple[Plan, Sequence[Task]]]) -> Row:
 
 
 def _sample(evaluation: PlannedEvaluation) -> Sample | None:
-    """Return which images an evaluation is of; None: it is a front that is not measured yet."""
+    """Return the images of an evaluation; None: it is a front that is not measured yet."""
     if not isinstance(evaluation, PlannedFront):
         return evaluation.sample
     front = evaluation.front()
@@ -171,7 +158,7 @@ def _sample(evaluation: PlannedEvaluation) -> Sample | None:
 
 
 def _attacks(evaluation: PlannedEvaluation) -> list[str]:
-    """Return the attacks of the results in the order of the columns: stages before ensembles."""
+    """Return the attacks in the order of the columns: stages before their ensemble."""
     if isinstance(evaluation, PlannedFront):
         return [WORST]
     protocol, columns = evaluation.protocol, dict[str, None]()
@@ -201,7 +188,7 @@ def _training(panel: str, task: Task) -> Row:
 def _rows(
     plan: Plan, task: Task, evaluation: PlannedEvaluation, score: Row | None
 ) -> Iterator[Row]:
-    """Yield the rows of one evaluation, and those of radius 0 where the plan has it."""
+    """Yield the rows of one evaluation, also for radius 0 if the plan has it."""
     sample = _sample(evaluation)
     model: Row = {"panel": _panel_name(plan), "entry": task.entry, "seed": task.recipe.seed}
     for weights, counted in evaluation.counted():
@@ -223,7 +210,7 @@ def _rows(
 
 
 def _origin_facts(origins: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return in lines where trainings come from, by their provenance: device and versions."""
+    """Return device and versions of trainings in lines, from their provenance."""
     lines: dict[str, dict[str, None]] = {}
     for origin in origins:
         commit = origin.get("git_commit")

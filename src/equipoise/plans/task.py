@@ -1,7 +1,8 @@
-"""One training of a plan with all its evaluations: how far it is, and what to do next."""
+"""One training of a plan with all its evaluations: its progress, and its next command."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,10 @@ class PlannedEvaluation:
     """One evaluation of weights of a training.
 
     Arguments:
-        folder: The run folder of the training, which need not be there yet.
+        folder: The run folder of the training, which may not exist yet.
         protocol: How the weights are attacked, with norm, radius and number of images.
         weights: Their name, as for :meth:`equipoise.store.runs.Run.model`.
-        sample: Which test images are taken.
+        sample: The test images.
     """
 
     folder: Path
@@ -50,41 +51,46 @@ class PlannedEvaluation:
 
     @property
     def store(self) -> Store:
-        """Return where the evaluation is kept."""
+        """Return the store of the evaluation."""
         return Store.of(self.run, self.protocol.threat, self.sample, self.weights)
 
     @property
     def cost(self) -> float:
-        """Return a rough number of the gradient evaluations that it takes."""
-        protocol = self.protocol
-        attacks = protocol.named.values()
-        return self.sample.n * sum(cost(attack, protocol.threat.norm) for attack in attacks)
+        """Return roughly how many gradient evaluations it takes."""
+        attacks = self.protocol.named.values()
+        return self.sample.n * sum(cost(each, self.protocol.threat.norm) for each in attacks)
 
     @property
     def finished(self) -> bool:
-        """Return whether it is at its end."""
+        """Return whether it is finished."""
         return self.verdicts() is not None
 
     def verdicts(self) -> Verdicts | None:
-        """Return the verdicts of its attacks; None: it is not at its end."""
+        """Return the verdicts of its attacks; None: it is not finished."""
         stored, individual = self.stored(), self.protocol.individual
         if stored is None or (not stored.finished and self._alike(stored)):
-            return None  # all attacks may be at their end, and the checks left
-        asked = [STAGED] if individual is False else self.protocol.names
-        verdicts = stored.verdicts.only(asked)
-        done = {name for name, about in verdicts.told.items() if self._done(about)}
-        finished = (
-            {stage.name for stage in self.protocol.stages} <= done
-            and {*asked} <= {record.attack for record in verdicts.records()}
+            return None  # all attacks may be finished, and the checks not
+        names = [STAGED] if individual is False else self.protocol.names
+        verdicts = stored.verdicts.only(names)
+        finished = {
+            name
+            for name, told in verdicts.told.items()
+            if told["finished"]
+            and told["made"].get("seed") == 0
+            and self._searches_in(told["made"].get("precision"))
+        }
+        complete = (
+            {stage.name for stage in self.protocol.stages} <= finished
+            and {*names} <= {record.attack for record in verdicts.records()}
             and not (individual and not all(map(verdicts.alone, verdicts.told)))
         )
-        return verdicts if finished else None
+        return verdicts if complete else None
 
     def counted(self) -> Iterator[tuple[str, Counted]]:
-        """Yield the name of each model that was judged, with its verdicts by attack.
+        """Yield the name of each model that was evaluated, with its verdicts by attack.
 
-        A stage of an ensemble is there by its own name where all of them attacked every correct
-        image. Where all attacks are stages there is what each has left, with those before it.
+        A stage of an ensemble has an entry if every stage attacked all correct images. If all
+        attacks are stages, an entry has the images that are correct under it and those before it.
         """
         verdicts = self.verdicts()
         counted = dict[str, tuple[NDArray[np.bool_], float]]()
@@ -98,55 +104,38 @@ class PlannedEvaluation:
             yield self.weights, counted
 
     def done(self) -> float:
-        """Return how much of it is done, in gradient evaluations."""
+        """Return how many gradient evaluations of it are done."""
         if self.finished:
             return self.cost
         stored = self.stored()
         parts = stored.verdicts.told.values() if stored else ()
         return float(min(sum(part["backwards"] for part in parts), self.cost))
 
-    def begun(self) -> bool:
-        """Return whether there is an evaluation of the same kind that can be continued."""
-        stored = self.stored()
-        if stored is None or stored.about.get("version") != __version__:
-            return False
-        return self._alike(stored)
-
-    def _alike(self, stored: Evaluation) -> bool:
-        """Return whether an evaluation was made with the same protocol."""
-        asked = stored.about.get("asked", {})
-        return bool(
-            asked.get("attacks") == list(self.protocol.names)
-            and asked.get("individual") == self.protocol.individual
-            and (asked.get("seed"), asked.get("passes")) == (0, None)
-            and self._precision in ("auto", stored.verdicts.precision)
-        )
-
     def words(self) -> list[str]:
-        """Return the command that continues it: the words after ``equipoise``."""
-        words = ["evaluate", str(self.folder), "--strongest", *self._how()]
+        """Return the command that starts or continues it: the words after ``equipoise``."""
+        words = ["evaluate", str(self.folder), "--strongest", *self._protocol_words()]
         if self.weights != "model":
             words += ["--weights", self.weights]
         if self.protocol.individual is not None:
             words.append("--individual" if self.protocol.individual else "--staged")
-        return [*words, *(["--resume"] if self.begun() else [])]
+        stored = self.stored()
+        if stored and stored.about.get("version") == __version__ and self._alike(stored):
+            words.append("--resume")
+        return words
 
-    @property
-    def _precision(self) -> str:
-        return self.protocol.execution.precision
-
-    def _how(self) -> list[str]:
-        """Return the options that say how models are attacked."""
-        words = ["--attacks", ",".join(self.protocol.names)]
-        words += ["--eps", repr(self.protocol.eps), "-n", str(self.protocol.n)]
-        words += ["--first"] if self.protocol.first else []
-        return [
-            *words,
-            *("--precision", self._precision, "--batch-size", str(self.protocol.batch_size)),
-        ]
+    def _protocol_words(self) -> list[str]:
+        protocol = self.protocol
+        options = {
+            "--attacks": ",".join(protocol.names),
+            "--eps": repr(protocol.eps),
+            "-n": str(protocol.n),
+            "--precision": protocol.execution.precision,
+            "--batch-size": str(protocol.batch_size),
+        }
+        return [*chain(*options.items()), *(["--first"] if protocol.first else [])]
 
     def stored(self) -> Evaluation | None:
-        """Return what is kept of these weights, images and threat; None: nothing."""
+        """Return the stored evaluation of these weights, images and threat; None: none."""
         threat = self.protocol.threat
         try:
             stored = read(self.store.path)
@@ -162,11 +151,15 @@ class PlannedEvaluation:
         }
         return stored if wanted.items() <= stored.about.items() else None
 
-    def _done(self, about: Mapping[str, Any]) -> bool:
-        """Return whether an attack is at its end, and was run as this protocol has it."""
-        made = about["made"]
-        alike = self._precision in ("auto", made.get("precision"))
-        return bool(about["finished"] and made.get("seed") == 0 and alike)
+    def _alike(self, stored: Evaluation) -> bool:
+        """Return whether a stored evaluation has the same protocol."""
+        asked, protocol = stored.about.get("asked", {}), self.protocol
+        keys = ("attacks", "individual", "seed", "passes")
+        same = [*map(asked.get, keys)] == [list(protocol.names), protocol.individual, 0, None]
+        return same and self._searches_in(stored.verdicts.precision)
+
+    def _searches_in(self, precision: str | None) -> bool:
+        return self.protocol.execution.precision in ("auto", precision)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,18 +167,18 @@ class PlannedFront(PlannedEvaluation):
     """The models between two learners, measured on held-out images by ``equipoise front``.
 
     Arguments:
-        points: How many of them are measured at most.
+        points: The largest number of models.
     """
 
     points: int
 
     def front(self) -> FrontRecord | None:
-        """Return the measured front; None: it is not there as it is asked for."""
+        """Return the measured front; None: there is none with this protocol."""
         try:
             record = FrontRecord.read(self.folder)
             digests = tuple(self.run.digest(name) for name in PAIR)
         except UserError:
-            return None  # the command that measures says what is damaged
+            return None  # `equipoise front` reports the damage
         if record is None:
             return None
         sample, protocol = record.sample, self.protocol
@@ -206,14 +199,14 @@ class PlannedFront(PlannedEvaluation):
 
     @property
     def cost(self) -> float:
-        """Return a rough number of the gradient evaluations of all points."""
+        """Return roughly how many gradient evaluations all points take."""
         return self.points * super().cost
 
     def counted(self) -> Iterator[tuple[str, Counted]]:
-        """Yield the mixes that were measured, with what is correct clean and under all attacks.
+        """Yield the name of each measured mix, with its clean and its worst-case verdicts.
 
         Raises:
-            UserError: If what was kept of one is damaged.
+            UserError: If the stored evaluation of a mix is damaged.
         """
         record = self.front()
         for point in record.points if record else ():
@@ -222,8 +215,8 @@ class PlannedFront(PlannedEvaluation):
                 verdicts = read(path).verdicts
             except UNREADABLE:
                 raise UserError(
-                    f"{path} is damaged; remove it and repeat the command: that model is "
-                    "measured again"
+                    f"{path} is damaged; remove it and repeat the command, which measures that "
+                    "model again"
                 ) from None
             worst = verdicts.robust, point.seconds
             yield (
@@ -232,13 +225,13 @@ class PlannedFront(PlannedEvaluation):
             )
 
     def done(self) -> float:
-        """Return how much of it is done, in gradient evaluations."""
-        there = len(list((self.folder / FRONT).glob("*.safetensors")))
-        return self.cost if self.finished else self.cost * min(1.0, there / self.points)
+        """Return how many gradient evaluations of it are done."""
+        stored = len(list((self.folder / FRONT).glob("*.safetensors")))
+        return self.cost if self.finished else self.cost * min(1.0, stored / self.points)
 
     def words(self) -> list[str]:
-        """Return the command that continues it: the words after ``equipoise``."""
-        return ["front", str(self.folder), *self._how(), "--points", str(self.points)]
+        """Return the command that starts or continues it: the words after ``equipoise``."""
+        return ["front", str(self.folder), *self._protocol_words(), "--points", str(self.points)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,13 +239,13 @@ class Task:
     """One training with all its evaluations, in a run folder of its own.
 
     Arguments:
-        plan: The name of its plan; empty where that is the only one of a folder.
-        entry: The entry it belongs to.
-        recipe: What is trained.
-        out: The folder that the run folder is in.
-        evaluations: What is judged once it is trained, nothing twice.
-        images: The training images of a round.
-        gradients: The gradient evaluations that the training is expected to take.
+        plan: The name of its plan; empty for the only plan of a folder.
+        entry: The name of its entry.
+        recipe: The recipe of the training.
+        out: The parent of the run folder.
+        evaluations: The evaluations of the trained model, each once.
+        images: The number of training images of a round (epoch).
+        gradients: The expected gradient evaluations of the training.
     """
 
     plan: str
@@ -265,71 +258,72 @@ class Task:
 
     @property
     def name(self) -> str:
-        """Return its name, which no other task has."""
+        """Return its name, which is unique."""
         return f"{self.plan}/{self.run.path.name}" if self.plan else self.run.path.name
 
     @property
     def run(self) -> Run:
-        """Return the run folder, which need not be there yet."""
+        """Return the run folder, which may not exist yet."""
         return Run(self.out / f"{self.entry}-seed{self.recipe.seed}")
 
     @property
     def log(self) -> Path:
-        """Return the file that its commands write to."""
+        """Return the file with the output of its commands."""
         return self.out / "logs" / f"{self.run.path.name}.log"
 
     def rounds(self) -> list[dict[str, Any]]:
-        """Return the records of the rounds that are logged, each once.
+        """Return the records of the rounds in the log, each round once.
 
         Raises:
-            UserError: Where a line of the log is damaged.
+            UserError: If a line of the log is damaged.
         """
-        return list({r["round"]: r for r in lines(self.run.path / "log.jsonl", _logged)}.values())
+        logged = lines(self.run.path / "log.jsonl", lambda r: {**r, "round": int(r["round"])})
+        return list({record["round"]: record for record in logged}.values())
 
     @property
     def trained(self) -> bool:
-        """Return whether the training is at its end."""
+        """Return whether the training is finished."""
         return bool(self.run.read_json("summary.json").get("finished"))
 
     @property
     def begun(self) -> bool:
-        """Return whether the run folder was made."""
+        """Return whether the training has begun."""
         return (self.run.path / "recipe.yaml").is_file()
 
     def step(self) -> list[str] | None:
-        """Return the next command, the words after ``equipoise``; None: nothing is left to do."""
+        """Return the next command, the words after ``equipoise``; None: all is finished."""
         folder = self.run.path
         if not self.trained:
             new = [str(self.out / "recipes" / f"{folder.name}.yaml"), "--out", str(folder)]
             return ["train", *(["--resume", str(folder)] if self.begun else new)]
-        left = next((each for each in self.evaluations if not each.finished), None)
-        if left is None:
+        evaluation = next((each for each in self.evaluations if not each.finished), None)
+        if evaluation is None:
             return None
         place = [] if self.recipe.data_dir is None else ["--data-dir", self.recipe.data_dir]
-        return [*left.words(), "--device", self.recipe.device, *place]
+        return [*evaluation.words(), "--device", self.recipe.device, *place]
 
     def prepare(self) -> None:
-        """Make what the next step needs: a place for its log, and for a new training a recipe."""
+        """Make the folder of the log, and for a new training the file of its recipe."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         folder = self.run.path
         if not self.begun:
-            for part in folder.glob(".*.part"):  # killed before there was a run
+            for part in folder.glob(".*.part"):  # of a training that was killed at its start
                 part.unlink()
-            Run(self.out / "recipes").write_text(f"{folder.name}.yaml", self.recipe.to_yaml())
+            Run(self.out / "recipes").write(f"{folder.name}.yaml", self.recipe.to_yaml())
 
     @property
     def cost(self) -> float:
-        """Return a rough number of the gradient evaluations of training and evaluations."""
+        """Return roughly how many gradient evaluations training and evaluations take."""
         return self.gradients + sum(evaluation.cost for evaluation in self.evaluations)
 
     def done(self) -> float:
-        """Return how much of it is done, in gradient evaluations."""
+        """Return how many gradient evaluations are done."""
         if not self.trained:
             return self.gradients * min(1.0, len(self.rounds()) / self.recipe.rounds)
         return self.gradients + sum(evaluation.done() for evaluation in self.evaluations)
 
     def state(self) -> tuple[str, str]:
-        """Return in words how far training and evaluations are."""
+        """Return the state of the training and of the evaluations, in words."""
         if not self.trained:
             rounds = f"{len(self.rounds())} of {self.recipe.rounds} rounds"
             return rounds if self.begun else "to do", "to do"
@@ -338,13 +332,8 @@ class Task:
         return "done", "done" if finished == every else part
 
 
-def _logged(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a line of the log, which names its round."""
-    return {**value, "round": int(value["round"])}
-
-
 def merged(every: Iterable[Task]) -> list[Task]:
-    """Return every training once, with all its evaluations; all of the first seed come first.
+    """Return every training once, with all its evaluations, sorted by seed.
 
     So a plan that is interrupted has results of every entry.
     """

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all. No torch."""
+"""Files that are written whole or not at all. No torch."""
 
 import errno
 import json
@@ -20,22 +20,22 @@ def write(
     keep: Path | None = None,
     again: str = "",
 ) -> None:
-    """Write a file beside its place, flush it, and rename it over what is there.
+    """Write a temporary file, flush it, and rename it to the file's name.
 
     Arguments:
-        path: The file; its folder is made where there is none.
-        content: What it holds; text is written as UTF-8, a function is given the open file.
-        keep: The name under which a present file is kept.
-        again: The command that goes on after a full disk, for the message.
+        path: The file; its folder is made if necessary.
+        content: The content; text is written as UTF-8, a function is called with the open file.
+        keep: The new path of the file that is replaced; None: it is not kept.
+        again: The command that continues after a full disk, for the message.
 
     Raises:
-        UserError: If no file can be written at that place.
-        RunError: If the disk is full or fails. What was there before is intact.
+        UserError: If no file can be written there.
+        RunError: If the disk is full or fails. The former file is intact.
     """
-    beside = path.with_name(f".{path.name}.part")
+    temporary = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as file:
+        with temporary.open("wb") as file:
             if callable(content):
                 content(file)
             else:
@@ -44,10 +44,10 @@ def write(
             os.fsync(file.fileno())
         if keep is not None and path.exists():
             path.replace(keep)
-        beside.replace(path)
+        temporary.replace(path)
     except OSError as error:
         if not isinstance(error, _PLACE):
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         raise _failure(error, path, again) from None
 
 
@@ -55,7 +55,7 @@ def append_line(path: Path, content: Mapping[str, Any], again: str = "") -> None
     """Append an object to a file of JSON lines; a line cut by a crash is dropped first.
 
     Arguments:
-        path: The file; it is made where there is none.
+        path: The file; it is made if necessary.
         content: The object.
         again: As for :func:`write`.
     """
@@ -82,13 +82,13 @@ def _is_json(text: bytes) -> bool:
 
 
 def _failure(error: OSError, path: Path, again: str) -> UserError | RunError:
-    """Return a failure to write as one line with its remedy."""
+    """Return the error of a failed write, with its remedy."""
     if error.errno in _FULL:
         command = f" with: {again}" if again else ""
         return RunError(
-            f"the disk is full: {path} was not written, and what was there before is "
-            f"intact. Free some space and go on{command}"
+            f"the disk is full: {path} was not written; the former file is intact. Free some "
+            f"space and continue{command}"
         )
     if isinstance(error, _PLACE):
-        return UserError(f"cannot write {path}: {error.strerror}; choose another place")
-    return RunError(f"cannot write {path}: {error.strerror}; what was there is intact")
+        return UserError(f"cannot write {path}: {error.strerror}; choose another path")
+    return RunError(f"cannot write {path}: {error.strerror}; the former file is intact")

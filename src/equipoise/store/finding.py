@@ -1,4 +1,4 @@
-"""The answer of one check of an evaluation. No torch is imported."""
+"""The result of one check of an evaluation. No torch is imported."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,18 +12,18 @@ ALARMS: tuple[Status, ...] = ("failed", "warning")
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Finding:
-    """The answer of one check.
+    """The result of one check.
 
     Arguments:
         check: The name of the check, one of
-            :data:`equipoise.evaluation.checks.finding.CHECKS`; of an attack that has a name, with
-            that after a colon.
+            :data:`equipoise.evaluation.checks.finding.CHECKS`; for a check of a named attack,
+            followed by a colon and that name.
         code: Its number in the list of automatic checks.
-        status: ``"ok"``; ``"warning"``: the number may be too good; ``"failed"``: it cannot be
-            trusted; ``"skipped"``: the question does not arise or cannot be answered.
-        message: What was seen and what it means, in one line.
-        remedy: What to do about it, in one line; empty where there is nothing to do.
-        measured: The numbers behind it, all finite.
+        status: ``"ok"``; ``"warning"``: the accuracy may be too high; ``"failed"``: it cannot be
+            trusted; ``"skipped"``: the check does not apply or was not possible.
+        message: The observation and its meaning, in one line.
+        remedy: What to do, in one line; empty if nothing is to be done.
+        measured: The measured numbers, all finite.
     """
 
     check: str
@@ -42,16 +42,12 @@ class Finding:
 
     @property
     def alarm(self) -> bool:
-        """Whether the number that was checked may be wrong."""
+        """Whether the accuracy may be wrong."""
         return self.status in ALARMS
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Self:
-        """Return the finding that plain values describe.
-
-        Raises:
-            KeyError, TypeError, ValueError: If they describe none.
-        """
+        """Return the finding of :meth:`record`; raise a TypeError or ValueError if it is none."""
         finding = cls(**content)
         if finding.status not in STATUSES:
             raise ValueError(f"unknown status {finding.status}")

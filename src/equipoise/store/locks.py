@@ -1,9 +1,8 @@
-"""Locks between processes: one of them works, the others wait or are refused.
+"""Locks between processes: one of them works, the others wait or stop with an error.
 
-A lock is a hidden file beside what it guards. Where the system has ``flock``, the lock ends with
-the process that holds it, however that ends, and with those that were handed its handle.
-Elsewhere :mod:`filelock` does what the system allows: on Windows the same; else the file holds
-the number of the process, and is taken over when that process is gone.
+A lock is a hidden file. With ``flock`` it ends when the process that holds it, and all child
+processes with its handle, have ended. On other systems :mod:`filelock` is used: on Windows it does
+the same; elsewhere the file has the number of the process, and a dead process loses the lock.
 """
 
 import errno
@@ -22,7 +21,7 @@ except ImportError:  # not on this system
     fcntl = None  # type: ignore[assignment]
 
 LOOK_SECONDS = 0.05
-SOFT_SECONDS = 0.2  # a file that a dead process left is taken over at the second look
+SOFT_SECONDS = 0.2  # the file of a dead process is removed at the second look
 WITHOUT_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # some network file systems
 
 _Held = tuple[tuple[int, ...], Callable[[], object]]
@@ -35,25 +34,24 @@ def locked(
     """Keep other processes out while the block runs.
 
     Arguments:
-        path: The file of the lock, in a folder that is there; it is removed at the end.
-        busy: What is said when another process has the lock.
+        path: The file of the lock, in an existing folder; it is removed at the end.
+        busy: The message if another process has the lock.
         wait: How many seconds to wait for it.
-        waiting: Called once when it has to be waited for.
+        waiting: Called once if it has to wait.
 
     Yields:
-        Handles to hand on to child processes, which then hold the lock, too; none where that
-        is not possible.
+        Handles for child processes, which then hold the lock, too; empty on systems without them.
 
     Raises:
         UserError: If another process has the lock, or the file cannot be made.
     """
-    until, announced = time.monotonic() + wait, waiting is None
+    until = time.monotonic() + wait
     while (held := _take(path)) is None:
         if time.monotonic() >= until:
             raise UserError(busy)
-        if not announced and waiting is not None:
-            announced = True
+        if waiting is not None:
             waiting()
+            waiting = None
         time.sleep(LOOK_SECONDS)
     handles, release = held
     try:
@@ -63,13 +61,13 @@ def locked(
 
 
 def free_of_locks(folder: Path) -> bool:
-    """Tell whether a folder is empty but for locks and what was cut off while it was written."""
-    left = (path.name for path in folder.iterdir())
-    return all(name.startswith(".") and name.endswith((".lock", ".part")) for name in left)
+    """Return whether a folder has no files, except locks and incomplete files."""
+    names = (path.name for path in folder.iterdir())
+    return all(name.startswith(".") and name.endswith((".lock", ".part")) for name in names)
 
 
 def _take(path: Path) -> _Held | None:
-    """Return the lock with the function that ends it; None: another process has it."""
+    """Return the handles of the lock and the function that ends it; None: it is not free."""
     try:
         return _by_file(path) if fcntl is None else _by_flock(path)
     except OSError as error:
@@ -80,7 +78,7 @@ def _by_flock(path: Path) -> _Held | None:
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(handle).st_nlink:  # else whoever had it has removed it meanwhile
+        if os.fstat(handle).st_nlink:  # 0: another process has just removed it
             return (handle,), lambda: _end(path, handle)
     except BlockingIOError:
         pass
@@ -94,7 +92,7 @@ def _by_flock(path: Path) -> _Held | None:
 
 
 def _end(path: Path, handle: int) -> None:
-    path.unlink(missing_ok=True)  # before the handle is closed: it is still ours
+    path.unlink(missing_ok=True)  # before the handle is closed: the lock is still held
     os.close(handle)
 
 

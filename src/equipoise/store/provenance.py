@@ -1,4 +1,4 @@
-"""Where a result comes from: machine, versions, code. Torch is imported when it is asked."""
+"""The origin of a result: machine, versions, code. Torch is imported only when it is needed."""
 
 import platform
 import shlex
@@ -14,10 +14,10 @@ from equipoise.version import __version__
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Return what the bits of a computation depend on: torch, device, threads, platform.
+    """Return torch, device, threads and platform, on which the bits of a result depend.
 
     Arguments:
-        device: The device that is used, e.g. ``"cpu"``.
+        device: The name of the device, like ``"cpu"``.
     """
     import torch
 
@@ -49,12 +49,7 @@ def _processor() -> str:
 
 
 def provenance(device: str, seed: int) -> dict[str, Any]:
-    """Return seed, versions, device, threads, platform, git commit, command and time.
-
-    Arguments:
-        device: The device that is used, e.g. ``"cpu"``.
-        seed: The seed.
-    """
+    """Return seed, versions, device, threads, platform, git commit, command and time."""
     import numpy
 
     commit, dirty = _git()
@@ -73,7 +68,7 @@ def provenance(device: str, seed: int) -> dict[str, Any]:
 
 
 def _git() -> tuple[str | None, bool | None]:
-    """Return the commit of the checkout this package runs from, and whether it was changed."""
+    """Return the commit of the checkout of this package, and whether files were changed."""
     top = Path(__file__).resolve().parents[3]
     if not (top / ".git").exists():
         return None, None

@@ -1,25 +1,7 @@
-"""The run folder: what a training leaves behind, and how nothing in it is ever half written.
+"""The run folder: how its files are written and read; ``docs/formats.md`` lists them.
 
-==========================  ==================================================================
-recipe.yaml                 the recipe, fully resolved
-provenance.json             seed, versions, device, data with checksums, git commit
-log.jsonl                   one object a round
-state.pt                    the state of the training; ``state.previous.pt`` the one before
-model.safetensors           the kept global model, described by config.json
-last.safetensors            the global model of the last round
-round-005.safetensors       that of round 5, where the recipe asks for snapshots
-learner-clean.safetensors   at the end of a training of several learners, what the merge
-learner-robust.safetensors  took from each of them last
-summary.json                how the training ended
-records.jsonl               one object an attack and radius, from ``equipoise evaluate``
-evaluations/                adversarial examples and verdicts, two files for each threat
-front.json, front/          the front between its learners, from ``equipoise front``
-picked.json                 in a folder of ``equipoise pick``: from what, and why
-own-model.json              in a folder of evaluations of a model that was not trained here
-==========================  ==================================================================
-
-Each file is written beside its place, flushed, and renamed over it. A state carries the SHA-256
-of its content: one that was cut or damaged is recognised, and the previous one is used.
+Every file is written whole or not at all. The state of a training carries the SHA-256 of its
+content: if it is damaged, the previous state is used.
 """
 
 import hashlib
@@ -60,7 +42,7 @@ class Run:
     """
 
     again = ""
-    """The command that goes on with what is done in the folder, for messages."""
+    """The command that continues the work in the folder, for messages."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -73,19 +55,16 @@ class Run:
         """Make a new run folder with its recipe, given as YAML.
 
         Raises:
-            UserError: If it is there already, or cannot be written.
+            UserError: If it exists already, or cannot be written.
         """
         run = cls(path)
         if not is_free(run.path):
             raise UserError(
-                f"{path} exists; choose another --out, or go on with it: "
+                f"{path} exists; choose another --out, or continue its training: "
                 f"{command('train', '--resume', path)}"
             )
         try:
-            run.path.mkdir(parents=True, exist_ok=True)
             run.write("recipe.yaml", recipe)
-        except OSError as error:
-            raise UserError(f"cannot write to {path}: {error.strerror}") from None
         except RunError as error:
             raise UserError(str(error)) from None
         return run
@@ -96,10 +75,10 @@ class Run:
 
         Arguments:
             path: The folder.
-            signs: The files of which a run folder has at least one.
+            signs: File names; a run folder has at least one of these files.
 
         Raises:
-            UserError: If it is no run folder.
+            UserError: If it is not a run folder.
         """
         run = cls(path)
         if not run.path.is_dir():
@@ -116,27 +95,25 @@ class Run:
         wait: float = 0.0,
         waiting: Callable[[], object] | None = None,
     ) -> Iterator[tuple[int, ...]]:
-        """Keep other processes from the same work in the folder; the lock ends with the process.
-
-        It is to be taken before anything is read that the work depends on.
+        """Lock the folder; to be called before any file is read that the work depends on.
 
         Arguments:
-            doing: The work, for the message.
-            name: The name of the lock: works with different names do not disturb one another.
-            wait: How many seconds to wait for the other process.
-            waiting: Called once when it has to be waited for.
+            doing: What is done in the folder, for the message.
+            name: The name of the lock; locks with different names are independent.
+            wait: How many seconds to wait for another process.
+            waiting: Called once if it has to wait.
 
         Yields:
             Handles for child processes, which then hold the lock, too.
 
         Raises:
-            UserError: If another process is at it, or the folder cannot be written to.
+            UserError: If another process has the lock, or the folder cannot be written to.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from None
-        busy = f"another process is {doing} in {self.path}: let it end, or stop it"
+        busy = f"another process is {doing} in {self.path}: wait until it has ended, or stop it"
         path = self.path / f".{name}.lock"
         with locked(path, busy, wait=wait, waiting=waiting) as handles:
             yield handles
@@ -144,27 +121,27 @@ class Run:
     # Reading
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Return a JSON file of the folder, empty where there is none."""
+        """Return the content of a JSON file of the folder; empty if there is no such file."""
         return read_mapping(self.path / name)
 
     def described(self) -> dict[str, str]:
-        """Return the SHA-256 of the file that says what was trained, or what an own model is."""
+        """Return the SHA-256 of the file that describes the training or the user's own model."""
         names = (name for name in ("recipe.yaml", OWN) if (self.path / name).is_file())
         return {n: file_digest(self.path / n) for n in names}
 
     def made_with(self) -> dict[str, Any] | None:
-        """Return the file of ``--import`` that the folder names: its path and SHA-256."""
+        """Return path and SHA-256 of the ``--import`` file of the folder; None: there was none."""
         for name in ("provenance.json", OWN):
-            found = self.read_json(name).get("import")
-            if isinstance(found, dict) and "file" in found:
-                return found
+            source = self.read_json(name).get("import")
+            if isinstance(source, dict) and "file" in source:
+                return source
         return None
 
     def read_state(self, announce: Callable[[str], None]) -> dict[str, Any] | None:
-        """Return the state of the training, or the one before where that is damaged.
+        """Return the state of the training; if it is damaged, the previous one.
 
         Arguments:
-            announce: Called when the previous state has to do, or none is left.
+            announce: Called with a line for each damaged state.
         """
         for name in ("state.pt", "state.previous.pt"):
             path = self.path / name
@@ -174,7 +151,7 @@ class Run:
             if state is not None:
                 return state
             spare = name == "state.pt" and (self.path / "state.previous.pt").exists()
-            rest = ": trying the one before" if spare else ""
+            rest = ": using the previous state" if spare else ""
             announce(f"{path} is damaged (truncated or changed){rest}")
         return None
 
@@ -186,16 +163,12 @@ class Run:
         """Write a file of the folder whole or not at all: see :func:`equipoise.store.files.write`.
 
         Arguments:
-            name: The file's name in the folder.
-            content: What it holds.
-            keep: The name under which a present file is kept.
+            name: The name of the file.
+            content: Its content.
+            keep: The new name of the file that is replaced; empty: it is not kept.
         """
         kept = self.path / keep if keep else None
         files.write(self.path / name, content, keep=kept, again=self.again)
-
-    def write_text(self, name: str, text: str) -> None:
-        """Write a text file whole or not at all."""
-        self.write(name, text)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file whole or not at all."""
@@ -210,7 +183,7 @@ class Run:
         files.append_line(self.path / name, content, self.again)
 
     def write_state(self, state: Mapping[str, Any]) -> None:
-        """Save the state of the training, keeping the one before."""
+        """Save the state of the training, and keep the previous one."""
         buffer = io.BytesIO()
         torch.save(state, buffer)
         payload = buffer.getbuffer()
@@ -230,40 +203,36 @@ class Run:
         return names.stored(self.path)
 
     def digest(self, which: str = "model") -> str:
-        """Return the SHA-256 of weights, as :func:`model_digest` has it.
+        """Return the SHA-256 of weights: :func:`model_digest` of :meth:`model`."""
+        written = self._digests().get(names.canonical(which))
+        return model_digest(self.model(which)) if written is None else str(written)
 
-        Arguments:
-            which: A name as for :meth:`model`.
-        """
-        known = self._known().get(names.canonical(which))
-        return model_digest(self.model(which)) if known is None else str(known)
-
-    def _known(self) -> dict[str, Any]:
-        """Return the digests that were written at the end of the training."""
-        known = self.read_json("summary.json").get("sha256", {})
-        return known if isinstance(known, dict) else {}
+    def _digests(self) -> dict[str, Any]:
+        """Return the checksums that were written at the end of the training."""
+        written = self.read_json("summary.json").get("sha256", {})
+        return written if isinstance(written, dict) else {}
 
     def model(self, which: str = "model") -> nn.Module:
-        """Return a trained model in eval mode: the kept one, or another by its name.
+        """Return a trained model in eval mode.
 
         Arguments:
-            which: ``"model"`` for the kept one, ``"last"`` for that of the last round,
+            which: ``"model"`` for the kept model, ``"last"`` for that of the last round,
                 ``"round-005"`` for that of round 5, ``"learner-clean"`` for a learner, or
                 ``"gamma-0.4"`` for a mix of the learners: see :mod:`equipoise.store.weight_names`.
 
         Raises:
-            UserError: If there is none, or it is damaged.
+            UserError: If there is no such model, or it is damaged.
         """
-        which, there = names.canonical(which), self.weights()
+        which, stored = names.canonical(which), self.weights()
         gamma = names.gamma_of(which)
-        if gamma is not None and names.mixable(there):
+        if gamma is not None and names.mixable(stored):
             clean, robust = (self.model(name) for name in names.PAIR)
             clean.load_state_dict(names.mix(clean.state_dict(), robust.state_dict(), gamma))
             return clean
         config = self.read_json("config.json")
-        if not there or not config:
+        if not stored or not config:
             raise UserError(
-                f"{self.path} holds no model yet; train it first, or go on: "
+                f"{self.path} has no model yet; continue its training: "
                 f"{command('train', '--resume', self.path)}"
             )
         if config.get("format") != FORMAT or not {"model", "settings"} <= set(config):
@@ -271,8 +240,8 @@ class Run:
                 f"{self.path}/config.json does not describe a model: expected format {FORMAT} "
                 f"with model and settings, got format {config.get('format')}"
             )
-        if which not in there:
-            raise UserError(f"{names.refusal(which, there)} in {self.path}")
+        if which not in stored:
+            raise UserError(f"{names.refusal(which, stored)} in {self.path}")
         path = self.path / f"{which}.safetensors"
         with explained(self.made_with()):
             try:
@@ -283,13 +252,13 @@ class Run:
             except (SafetensorError, RuntimeError, OSError) as error:
                 line = " ".join(str(error).split())[:200]
                 raise UserError(f"cannot read the weights in {path}: {line}") from None
-        known = self._known().get(which)
-        if known is not None and known != model_digest(model):
-            raise UserError(f"{path} is damaged: its weights are not those that were saved")
+        written = self._digests().get(which)
+        if written is not None and written != model_digest(model):
+            raise UserError(f"{path} is damaged: the checksum of its weights is wrong")
         return model.eval()
 
     def _built(self, config: Mapping[str, Any]) -> nn.Module:
-        """Return a new model as ``config.json`` describes it."""
+        """Return a new model from the description in ``config.json``."""
         settings = config["settings"]
         if not isinstance(settings, dict):
             raise UserError(f"{self.path}/config.json: settings must be a mapping")
@@ -299,10 +268,10 @@ class Run:
             raise UserError(f"{self.path}/config.json: {error}") from None
 
     def _refuse_misfit(self, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-        """Raise a RuntimeError if weights have other shapes than ``config.json`` says.
+        """Raise a RuntimeError if the shapes of weights do not fit ``config.json``.
 
-        The model is made without memory for its weights, so that no number in the file can ask
-        for more than there is.
+        The model is made without memory for its weights, so that a large number in the file
+        cannot exhaust the memory.
         """
         try:
             with torch.device("meta"), warnings.catch_warnings():
@@ -310,11 +279,11 @@ class Run:
                 wanted = self._built(config).state_dict()
         except UserError:
             raise
-        except Exception:  # a model of the user's own may know no such device
+        except Exception:  # a model of the user's own may not support this device
             return
         for name, value in wanted.items():
             if name in state and state[name].shape != value.shape:
-                raise RuntimeError(f"{name} has another shape than config.json asks for")
+                raise RuntimeError(f"the shape of {name} does not fit config.json")
 
 
 def load(path: str | Path, which: str = "model") -> nn.Module:
@@ -322,19 +291,18 @@ def load(path: str | Path, which: str = "model") -> nn.Module:
 
     Arguments:
         path: The run folder.
-        which: ``"model"`` for the kept model, ``"last"`` for that of the last round, or another
-            name as for :meth:`Run.model`.
+        which: The name of the weights, as for :meth:`Run.model`.
     """
     return Run.open(path).model(which)
 
 
 def is_free(path: Path) -> bool:
-    """Tell whether a folder can be made there, or is empty but for traces of a stopped start."""
+    """Return whether a path is free for a new folder: absent, or a folder without real files."""
     return not path.exists() or (path.is_dir() and free_of_locks(path))
 
 
 def _read_state(path: Path) -> dict[str, Any] | None:
-    """Return a saved state, or None if it is damaged."""
+    """Return a saved state; None if it is damaged."""
     data = path.read_bytes()
     start = len(MAGIC) + 32
     digest, payload = data[len(MAGIC) : start], data[start:]

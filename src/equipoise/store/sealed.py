@@ -1,9 +1,8 @@
-"""Sealed files: tensors with what is said of them, and JSON, with checksums of all of it.
+"""Sealed files: tensors with metadata, or JSON, with checksums of all of their content.
 
-A file of tensors carries a SHA-256 of each tensor and, over these and everything else that it
-says, one of its own. So a reader who needs a few of the tensors knows that they are those that
-were written without reading the rest. A checksum shows accidents; what somebody has changed and
-sealed again, :mod:`equipoise.jobs.verify` finds. No torch is imported.
+A file of tensors has a SHA-256 of each tensor and one of the metadata, so that single tensors can
+be checked without reading the others. A checksum shows accidents; :mod:`equipoise.jobs.verify`
+finds files that were changed and sealed again. No torch is imported.
 """
 
 import hashlib
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-_TORCH = {  # the names of types in the header of a file of weights, and torch's
+_TORCH = {  # types by their names in the header of a safetensors file
     "BOOL": "torch.bool",
     "U8": "torch.uint8",
     "I8": "torch.int8",
@@ -31,13 +30,13 @@ _TORCH = {  # the names of types in the header of a file of weights, and torch's
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return content that can be JSON with its SHA-256 in it."""
+    """Return content for JSON with its SHA-256."""
     text = json.dumps(content, sort_keys=True)
     return {**content, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def is_sealed(content: Mapping[str, Any]) -> bool:
-    """Tell whether content is what was sealed."""
+    """Return whether sealed content has the right SHA-256."""
     rest = {key: value for key, value in content.items() if key != "sha256"}
     return bool(seal(rest)["sha256"] == content.get("sha256"))
 
@@ -56,12 +55,7 @@ def array_digest(array: NDArray[Any]) -> str:
 
 
 def stamped(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> dict[str, str]:
-    """Return what is said of arrays, with the checksums of both.
-
-    Arguments:
-        arrays: The arrays by name.
-        metadata: What is said of them.
-    """
+    """Return the metadata of arrays with the checksums of both."""
     digests = {name: array_digest(array) for name, array in sorted(arrays.items())}
     return seal({**metadata, "digests": json.dumps(digests)})
 
@@ -69,15 +63,15 @@ def stamped(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> 
 def read_arrays(
     path: Path, wanted: Callable[[str], bool] = lambda name: True, kind: str = "np"
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """Return what a sealed file says, and the arrays that are wanted, all of it verified.
+    """Return the metadata of a sealed file and some of its arrays, all of them verified.
 
     Arguments:
         path: The file.
-        wanted: Tells by its name whether an array is wanted.
+        wanted: Whether an array is wanted, by its name.
         kind: ``"np"`` for arrays, ``"pt"`` for tensors.
 
     Raises:
-        OSError, SafetensorError, ValueError: If it cannot be read or is not as it was written.
+        OSError, SafetensorError, ValueError: If it cannot be read or is damaged.
     """
     with safe_open(str(path), framework=kind) as file:
         metadata = dict(file.metadata() or {})
@@ -93,7 +87,7 @@ def read_arrays(
 
 
 def weights_digest(path: Path) -> str:
-    """Return the SHA-256 of a file of weights: that of ``digests.model_digest``.
+    """Return the SHA-256 of a file of weights, like ``digests.model_digest`` of the model.
 
     Arguments:
         path: A safetensors file that holds the state of a model.

@@ -1,11 +1,11 @@
-"""The weights that a run folder holds, by name, and mixes of its learners' weights.
+"""The names of the weights of a run folder, and mixes of the weights of its learners.
 
 =================  ==========================================================================
 model              the kept global model
 last               the global model of the last round
 round-005          the global model after round 5; ``round-5`` is the same
-learner-clean      what the merge took from a learner at the end of the training
-gamma-0.4          0.4 of the learner robust and 0.6 of the learner clean, mixed when asked for
+learner-clean      the weights of a learner in the last merge
+gamma-0.4          0.4 of the learner robust and 0.6 of the learner clean
 =================  ==========================================================================
 """
 
@@ -32,18 +32,18 @@ def round_name(t: int) -> str:
 
 
 def learner_name(name: str) -> str:
-    """Return the name of a learner's weights; signs that no file name has are written out."""
+    """Return the name of a learner's weights, with characters that file names allow."""
     return f"{LEARNER}{quote(name, safe=' ')}"
 
 
 def stored(folder: Path) -> list[str]:
-    """Return the names of the weights that lie in a folder: global, by round, by learner."""
-    found = {path.stem for path in folder.glob("*.safetensors")}
-    rounds = [(int(known[1]), name) for name in found if (known := ROUND.fullmatch(name))]
+    """Return the names of the weights in a folder: global, by round, by learner."""
+    names = {path.stem for path in folder.glob("*.safetensors")}
+    rounds = [(int(match[1]), name) for name in names if (match := ROUND.fullmatch(name))]
     return [
-        *(name for name in GLOBAL if name in found),
+        *(name for name in GLOBAL if name in names),
         *(name for t, name in sorted(rounds) if name == round_name(t)),
-        *sorted(name for name in found if name.startswith(LEARNER)),
+        *sorted(name for name in names if name.startswith(LEARNER)),
     ]
 
 
@@ -51,13 +51,16 @@ def canonical(which: str) -> str:
     """Return the full name of weights, like round-005 of round-5 and gamma-0.4 of gamma-.40.
 
     Raises:
-        UserError: If it is a mix that is none.
+        UserError: If gamma is not a number from 0 to 1.
     """
-    if known := ROUND.fullmatch(which):
-        return round_name(int(known[1]))
+    if match := ROUND.fullmatch(which):
+        return round_name(int(match[1]))
     if not which.startswith(GAMMA):
         return which
-    gamma = _number(which.removeprefix(GAMMA))
+    try:
+        gamma = float(which.removeprefix(GAMMA))
+    except ValueError:
+        gamma = math.nan
     if not 0 <= gamma <= 1:
         raise UserError(
             f"expected a mix of the learners like gamma-0.4, of 0 (clean) to 1 (robust), got "
@@ -66,37 +69,25 @@ def canonical(which: str) -> str:
     return f"{GAMMA}{int(gamma) if gamma in (0, 1) else gamma!r}"
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
 def gamma_of(which: str) -> float | None:
-    """Return how much of a mix the robust learner is; None of what is no mix."""
+    """Return the share of the robust learner in a mix; None if it is no mix."""
     return float(which.removeprefix(GAMMA)) if which.startswith(GAMMA) else None
 
 
-def mixable(there: Sequence[str]) -> bool:
-    """Tell whether the stored weights are those of exactly the learners that are mixed."""
-    return [name for name in there if name.startswith(LEARNER)] == [*PAIR]
+def mixable(names: Sequence[str]) -> bool:
+    """Return whether the stored weights are those of exactly the two learners of a mix."""
+    return [name for name in names if name.startswith(LEARNER)] == [*PAIR]
 
 
-def refusal(which: str, there: Sequence[str]) -> str:
-    """Return the message for weights that a folder lacks, with what it has.
-
-    Arguments:
-        which: The full name that was asked for.
-        there: The names that are stored.
-    """
+def refusal(which: str, names: Sequence[str]) -> str:
+    """Return the message for weights that are not among the stored ones."""
     if which.startswith(GAMMA):
         return (
-            f"{which} mixes {' and '.join(PAIR)}, which only a finished run of exactly these two "
-            f"learners has; there is {', '.join(there)}"
+            f"{which} is a mix of {' and '.join(PAIR)}, which only a finished run of exactly two "
+            f"learners has; the run has {', '.join(names)}"
         )
-    mixes = [f"{GAMMA}0.4"] if mixable(there) else []
-    return nearest(which, [*there, *mixes], "weights")
+    mixes = [f"{GAMMA}0.4"] if mixable(names) else []
+    return nearest(which, [*names, *mixes], "weights")
 
 
 def mix(
@@ -104,12 +95,12 @@ def mix(
 ) -> dict[str, Tensor]:
     r"""Return :math:`(1 - \gamma) \theta_n + \gamma \theta_r`, computed in float64.
 
-    Both ends are exact. Integers, which count, are the robust learner's; at 0 the clean one's.
+    Both ends are exact. Integers are those of the robust learner, at gamma 0 of the clean one.
 
     Arguments:
         clean: The state of the clean learner.
         robust: The state of the robust learner, with the same entries.
-        gamma: How much the robust learner counts, in [0, 1].
+        gamma: The share of the robust learner, in [0, 1].
     """
     if gamma in (0, 1):  # -0.0 + 0.0 would lose its sign
         return dict(robust if gamma else clean)

@@ -1,8 +1,8 @@
-"""The paper's tables and figures as plans: which trainings, judged how.
+"""The paper's tables and figures as plans.
 
-``SCALE.yaml`` in this folder has pools of trainings, each the beginning of a plan
-(:mod:`equipoise.plans.plan`), and for every experiment one or several plans: the name of a
-``pool``, and the keys that it adds. Experiments share the trainings of a pool.
+``SCALE.yaml`` has pools of trainings, each the beginning of a plan (:mod:`equipoise.plans.plan`),
+and for every experiment one or several plans: the name of a ``pool``, and the keys that it adds.
+Experiments share the trainings of a pool.
 """
 
 __all__ = ["EXPERIMENTS", "SCALES", "plans"]
@@ -19,11 +19,7 @@ import yaml
 from equipoise.errors import UserError, nearest
 from equipoise.plans.plan import Plan, parse
 
-SCALES = {
-    "smoke": "digits, minutes: shows that everything runs",
-    "cpu": "Fashion-MNIST and MNIST with a small CNN, hours on two cores",
-    "full": "CIFAR-10, MNIST and SVHN with ResNet-18, as in the paper: days on a GPU",
-}
+SCALES = ("smoke", "cpu", "full")
 EXPERIMENTS = {
     "table2": "clean and robust accuracy of every method under every attack",
     "table3": "the same on MNIST and SVHN, and on MNIST at 0.3",
@@ -31,9 +27,9 @@ EXPERIMENTS = {
     "fig3": "CMMR against eps",
     "fig4": "CMMR as a radar at four radii",
     "fig5": "the ablation over gamma and c",
-    "controls": "does it matter when the learners are synchronised?",
-    "front": "does one run hold the front of many trainings?",
-    "settings": "does one setting of a front serve all data sets and networks?",
+    "controls": "does the round t' of the first merge matter?",
+    "front": "one a3gt-front run against one training for each trade-off",
+    "settings": "do the defaults of a3gt-front suit other datasets and networks?",
 }
 SLICE = {"rounds": 2, "limit": 576, "validation": 64, "batch_size": 64, "width": 0.125}
 SLICE_N = 8
@@ -52,8 +48,8 @@ def plans(
     Arguments:
         scale: A name of :data:`SCALES`.
         experiments: Names of :data:`EXPERIMENTS`, or ``all``.
-        only: Names of entries, with ``*`` for any ending; none: all. Plans that have none of
-            them are left out.
+        only: Names of entries, with ``*`` for any ending; empty: all. Plans without them are
+            left out.
         slice_: Whether trainings and evaluations are cut down to a trial.
         files: ``.npz`` files that replace datasets, by the names of these.
 
@@ -89,7 +85,7 @@ def _content(scale: str) -> Mapping[str, Any]:
 
 
 def _with_files(pools: Mapping[str, Any], files: Mapping[str, Path]) -> Mapping[str, Any]:
-    """Return the pools with files in the place of datasets, named in their titles."""
+    """Return the pools with files instead of datasets, and their names in the titles."""
     changed = dict(pools)
     datasets = {name: pool["base"]["data"] for name, pool in pools.items()}
     for data, file in files.items():
