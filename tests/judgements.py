@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from equipoise.store.evaluations import summary_of
+from equipoise.evaluation.stored import summary_of
 from equipoise.store.sealed import seal, stamped
 from equipoise.store.verdicts import all_lines, read
 

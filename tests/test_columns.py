@@ -8,8 +8,8 @@ import pytest
 import equipoise as eq
 from equipoise.attacks import PGD
 from equipoise.evaluation import Result
+from equipoise.jobs.tables import write_table
 from equipoise.store.records import RESULT_COLUMNS, STAGE_COLUMNS, ResultColumn, shown
-from equipoise.terminal.tables import write_table
 from problems import held_out, small_net
 
 

@@ -18,11 +18,11 @@ import equipoise as eq
 from equipoise import data
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation import evaluate
+from equipoise.evaluation.stored import Store
 from equipoise.jobs.evaluate import evaluate_run
 from equipoise.jobs.verify import verify_run
 from equipoise.models.foreign import import_model, load_weights
 from equipoise.store.digests import model_digest
-from equipoise.store.evaluations import Store
 from equipoise.store.runs import Run
 from equipoise.store.sealed import is_sealed, seal
 from problems import small_layers, small_net

@@ -21,18 +21,17 @@ from equipoise.attacks import APGD
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation import Protocol, Result
 from equipoise.evaluation.evaluate import evaluate_by
+from equipoise.evaluation.stored import Store
 from equipoise.execution import Execution
 from equipoise.fronts import picking, survey
 from equipoise.fronts.barrier import barrier, in_words
 from equipoise.fronts.picking import Constraint, bounds, choose, level
-from equipoise.fronts.record import FrontRecord, Point
-from equipoise.fronts.survey import FINEST, following, initial
+from equipoise.fronts.record import FINEST, FrontRecord, Point, following, initial
 from equipoise.jobs.front import measure_front
 from equipoise.jobs.train import train
 from equipoise.report import build
 from equipoise.settings.recipe import parse
 from equipoise.store.digests import model_digest
-from equipoise.store.evaluations import Store
 from equipoise.store.runs import Run
 from equipoise.store.verdicts import Verdicts
 from equipoise.store.weight_names import mix

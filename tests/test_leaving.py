@@ -13,9 +13,9 @@ from equipoise.attacks import FGSM, MIFGSM, PGD, CWInf
 from equipoise.attacks.core import guest, input_gradient
 from equipoise.attacks.pgd import for_verdicts
 from equipoise.draws import KeyedDraws
+from equipoise.evaluation.stored import Store
 from equipoise.execution import Execution, Fast, fast
 from equipoise.jobs.evaluate import evaluate_run
-from equipoise.store.evaluations import Store
 from equipoise.store.runs import Run
 from equipoise.threat import Threat
 from problems import held_out, small_net

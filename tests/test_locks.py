@@ -11,9 +11,9 @@ import time
 import pytest
 
 from equipoise.errors import RunError, UserError
+from equipoise.evaluation.stored import Store
 from equipoise.jobs.evaluate import evaluate_run
 from equipoise.jobs.verify import verify_run
-from equipoise.store.evaluations import Store
 from equipoise.store.locks import locked
 from equipoise.store.runs import Run
 from forks import BLOCKED, FORKED

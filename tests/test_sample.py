@@ -15,6 +15,7 @@ from equipoise import data
 from equipoise.data import Images, draw, image_digests
 from equipoise.data.sampling import SEED
 from equipoise.errors import RunError, UserError
+from equipoise.evaluation.stored import Store
 from equipoise.execution import Execution
 from equipoise.fronts.front import Front
 from equipoise.fronts.record import FrontRecord
@@ -25,7 +26,6 @@ from equipoise.plans.plan import parse
 from equipoise.plans.prepare import Datasets, tasks
 from equipoise.sample import Sample
 from equipoise.store.digests import tensor_digest
-from equipoise.store.evaluations import Store
 from equipoise.store.runs import Run
 
 COUNTS = {

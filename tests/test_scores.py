@@ -7,8 +7,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
+from equipoise.evaluation.stored import Store
 from equipoise.measures import cmmr, distortion
-from equipoise.store.evaluations import Store
 from equipoise.store.runs import Run
 from equipoise.store.sealed import stamped
 from equipoise.store.verdicts import all_lines, read, scores

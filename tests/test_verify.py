@@ -16,13 +16,13 @@ from torch import nn
 import equipoise as eq
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation import evaluate
+from equipoise.evaluation.stored import Store, summary_of
 from equipoise.jobs.evaluate import evaluate_run
 from equipoise.jobs.verify import verify_run
 from equipoise.jobs.verify_stored import recreate
 from equipoise.measures.statistics import would_be_found
 from equipoise.report.runs_reader import read_run
 from equipoise.store.digests import model_digest
-from equipoise.store.evaluations import Store, summary_of
 from equipoise.store.runs import Run
 from equipoise.store.sealed import read_arrays, seal, stamped, weights_digest
 from equipoise.store.verdicts import all_lines, read

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from equipoise import data
 from equipoise.errors import UserError
+from equipoise.evaluation.stored import Store
 from equipoise.jobs.evaluate import evaluate_run
 from equipoise.jobs.train import train
 from equipoise.jobs.verify import verify_run
@@ -20,7 +21,6 @@ from equipoise.report.runs_reader import read_run
 from equipoise.settings import recipe
 from equipoise.settings.recipe import parse
 from equipoise.store.digests import model_digest
-from equipoise.store.evaluations import Store
 from equipoise.store.runs import Run, load
 from equipoise.store.weight_names import canonical, learner_name, mix, stored
 from equipoise.threat import Threat

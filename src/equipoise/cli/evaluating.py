@@ -132,10 +132,10 @@ def evaluate(
     --resume continues inside the running attack.
     """
     from equipoise.jobs.evaluate import evaluate_subject
+    from equipoise.jobs.tables import write_scores, write_table
     from equipoise.jobs.target_model import of_model, of_run, open_folder
     from equipoise.models.normalisation import asked_for
     from equipoise.plugins import run_trusted
-    from equipoise.terminal.tables import write_scores, write_table
 
     if json is not None:
         _check_json(json)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from equipoise.evaluation.evaluate import evaluate_by
 from equipoise.evaluation.protocol import Protocol
 from equipoise.evaluation.result import Result
-from equipoise.store.evaluations import Store
+from equipoise.evaluation.stored import Store
 from equipoise.store.finding import Finding
 from equipoise.terminal.progress import Console
 

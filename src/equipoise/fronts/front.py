@@ -15,6 +15,7 @@ from equipoise.data.sampling import drawn_again
 from equipoise.errors import UserError
 from equipoise.evaluation.judge import Judge
 from equipoise.evaluation.protocol import Protocol
+from equipoise.evaluation.stored import FRONT
 from equipoise.fronts.held_out import HeldOut, same_images
 from equipoise.fronts.line import BatchNorms, Ends, model_at
 from equipoise.fronts.picking import Choice, Constraint, Kind, Picked, choose
@@ -23,7 +24,6 @@ from equipoise.fronts.survey import DEFAULT, FARTHEST, Survey, check
 from equipoise.parsing import lines
 from equipoise.plugins import command
 from equipoise.store.digests import model_digest, tensor_digest
-from equipoise.store.evaluations import FRONT
 from equipoise.store.runs import Run
 from equipoise.store.verdicts import UNREADABLE, Flags, Verdicts, read
 from equipoise.store.weight_names import PAIR

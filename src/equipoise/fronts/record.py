@@ -1,8 +1,9 @@
-"""A measured front, as it is written to ``front.json`` in the run folder. No torch."""
+"""A measured front, as it is written to ``front.json``, and which models to measure. No torch."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +16,8 @@ from equipoise.terminal.table import TextTable, accuracy
 
 FILE = "front.json"
 FORMAT = 2
+FINEST = 1 / 64  # the smallest distance of two values of gamma
+LEAST = 0.01  # neighbours whose accuracies differ by less need no point between them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +95,44 @@ class Point:
         if not 0 <= point.robust <= point.clean <= point.n or point.n < 1:
             raise ValueError(f"counts out of order at gamma = {point.gamma}")
         return point
+
+
+def initial(marked: Sequence[float], beyond: float) -> list[float]:
+    """Return the values of gamma that are always measured, the ends first.
+
+    Arguments:
+        marked: Values of interest, like a run's own gamma.
+        beyond: How far to go beyond the ends; 0: not.
+    """
+    outside = [1 + beyond, -beyond] if beyond > 0 else []
+    return list(dict.fromkeys([1.0, 0.0, 0.5, *marked, *outside]))
+
+
+def following(points: Sequence[Point]) -> float | None:
+    r"""Return the next value of gamma: the middle of the neighbours that differ most.
+
+    Neighbours :math:`i, j` differ by :math:`\max(|A_i - A_j|, |R_i - R_j|)`, A clean and R robust
+    accuracy. Of equal differences the pair that is farthest apart is taken, then the one nearest
+    to the robust end.
+
+    Arguments:
+        points: The measured points, in any order.
+
+    Returns:
+        Gamma; None if all neighbours are closer than twice :data:`FINEST`, or differ by
+        :data:`LEAST` at most.
+    """
+    pairs = []
+    for a, b in pairwise(sorted(points, key=lambda point: point.gamma)):
+        difference = max(
+            abs(a.clean_accuracy - b.clean_accuracy), abs(a.robust_accuracy - b.robust_accuracy)
+        )
+        if difference > LEAST and b.gamma - a.gamma >= 2 * FINEST - 1e-12:
+            pairs.append((difference, b.gamma - a.gamma, a.gamma))
+    if not pairs:
+        return None
+    _, width, left = max(pairs)
+    return round(left + width / 2, 6)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

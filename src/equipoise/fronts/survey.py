@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,12 @@ from equipoise.evaluation.evaluate import evaluate_by
 from equipoise.evaluation.protocol import Protocol
 from equipoise.evaluation.result import Result
 from equipoise.evaluation.search import TRANSFER
+from equipoise.evaluation.stored import FRONT, Store
 from equipoise.fronts.barrier import barrier
 from equipoise.fronts.held_out import HeldOut
 from equipoise.fronts.line import BatchNorms, Ends, model_at
-from equipoise.fronts.record import FILE, FrontRecord, Point
+from equipoise.fronts.record import FILE, FrontRecord, Point, following, initial
 from equipoise.store.digests import model_digest, tensor_digest
-from equipoise.store.evaluations import FRONT, Store
 from equipoise.store.runs import Run
 from equipoise.terminal.progress import Console
 
@@ -33,48 +32,8 @@ from equipoise.terminal.progress import Console
 # under PGD-100 60.0, 65.0 and 66.7), with 7 to 56 gradients an image; PGD-100 takes 83 to 93.
 DEFAULT = ("apgd-ce-20", "apgd-t-20(targets=3)")
 FARTHEST = 1.0  # how far beyond an end a model may be
-FINEST = 1 / 64  # the smallest distance of two values of gamma
-LEAST = 0.01  # neighbours whose accuracies differ by less need no point between them
 SHOWN = 8  # images of a gallery
 PICTURES = f"{FRONT}/gallery.safetensors"
-
-
-def initial(marked: Sequence[float], beyond: float) -> list[float]:
-    """Return the values of gamma that are always measured, the ends first.
-
-    Arguments:
-        marked: Values of interest, like a run's own gamma.
-        beyond: How far to go beyond the ends; 0: not.
-    """
-    outside = [1 + beyond, -beyond] if beyond > 0 else []
-    return list(dict.fromkeys([1.0, 0.0, 0.5, *marked, *outside]))
-
-
-def following(points: Sequence[Point]) -> float | None:
-    r"""Return the next value of gamma: the middle of the neighbours that differ most.
-
-    Neighbours :math:`i, j` differ by :math:`\max(|A_i - A_j|, |R_i - R_j|)`, A clean and R robust
-    accuracy. Of equal differences the pair that is farthest apart is taken, then the one nearest
-    to the robust end.
-
-    Arguments:
-        points: The measured points, in any order.
-
-    Returns:
-        Gamma; None if all neighbours are closer than twice :data:`FINEST`, or differ by
-        :data:`LEAST` at most.
-    """
-    pairs = []
-    for a, b in pairwise(sorted(points, key=lambda point: point.gamma)):
-        difference = max(
-            abs(a.clean_accuracy - b.clean_accuracy), abs(a.robust_accuracy - b.robust_accuracy)
-        )
-        if difference > LEAST and b.gamma - a.gamma >= 2 * FINEST - 1e-12:
-            pairs.append((difference, b.gamma - a.gamma, a.gamma))
-    if not pairs:
-        return None
-    _, width, left = max(pairs)
-    return round(left + width / 2, 6)
 
 
 def check(points: int, beyond: float) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 from equipoise.errors import UserError
 from equipoise.jobs.evaluate import evaluate_run
+from equipoise.jobs.tables import write_table
 from equipoise.jobs.train import train
 from equipoise.report.page import build
 from equipoise.settings import recipe
 from equipoise.terminal.progress import Console
-from equipoise.terminal.tables import write_table
 
 RECIPES: dict[str, dict[str, Any]] = {
     "standard": {"method": "standard", "rounds": 15, "batch_size": 64},

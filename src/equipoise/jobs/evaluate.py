@@ -16,13 +16,13 @@ from equipoise.errors import UserError
 from equipoise.evaluation.autosave import evaluate_and_save
 from equipoise.evaluation.protocol import Protocol
 from equipoise.evaluation.result import Result
+from equipoise.evaluation.stored import Store, left
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.target_model import Subject, of_run, open_folder
 from equipoise.settings import recipe
 from equipoise.store import verdicts
 from equipoise.store.digests import model_digest, tensor_digest
-from equipoise.store.evaluations import Store, left
 from equipoise.store.provenance import provenance
 from equipoise.store.runs import Run
 from equipoise.terminal.progress import Console

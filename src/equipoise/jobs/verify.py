@@ -22,6 +22,7 @@ from equipoise.data.sampling import drawn_again
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation.judge import Judge
 from equipoise.evaluation.result import Result
+from equipoise.evaluation.stored import Store
 from equipoise.jobs import verify_stored
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.target_model import Subject, of_run
@@ -30,7 +31,6 @@ from equipoise.losses import margin
 from equipoise.plugins import command
 from equipoise.sample import Sample
 from equipoise.store.digests import model_digest, tensor_digest
-from equipoise.store.evaluations import Store
 from equipoise.store.verdicts import UNREADABLE
 from equipoise.terminal.progress import Console
 

@@ -19,10 +19,10 @@ from equipoise.attacks.ensemble import AutoAttack
 from equipoise.errors import UserError
 from equipoise.evaluation.result import Result
 from equipoise.evaluation.search import TRANSFER
+from equipoise.evaluation.stored import Store, summary_of
 from equipoise.measures import distortion
 from equipoise.sample import Sample
 from equipoise.settings import recipe as recipes
-from equipoise.store.evaluations import Store, summary_of
 from equipoise.store.records import stage_of
 from equipoise.store.runs import Run
 from equipoise.store.sealed import file_digest, is_sealed

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from equipoise.attacks.core import cost
 from equipoise.errors import UserError
 from equipoise.evaluation.protocol import STAGED, Protocol
-from equipoise.fronts.record import FrontRecord
-from equipoise.fronts.survey import following
+from equipoise.evaluation.stored import FRONT, Store
+from equipoise.fronts.record import FrontRecord, following
 from equipoise.parsing import lines
 from equipoise.sample import Sample
 from equipoise.settings.recipe import Recipe
-from equipoise.store.evaluations import FRONT, Store
 from equipoise.store.records import WORST
 from equipoise.store.runs import Run
 from equipoise.store.verdicts import UNREADABLE, Evaluation, Verdicts, read
