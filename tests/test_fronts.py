@@ -437,7 +437,7 @@ def measured_model(
     """Return a measured model with one attack."""
     verdicts = Verdicts(
         norm="linf", eps=0.1, y=np.zeros(len(correct), int), correct=correct,
-        verdict={"a": robust}, attacked={"a": correct}, told={"a": {"ensemble": ""}},
+        verdict={"a": robust}, attacked={"a": correct}, outcomes={"a": {"ensemble": ""}},
     )  # fmt: skip
     return point(gamma, int(correct.sum()), int(robust.sum()), len(correct)), verdicts
 
@@ -555,15 +555,15 @@ def test_a_picked_model_is_a_run_like_any_other(command, measured, tmp_path):
     out = tmp_path / "picked"
     ended = command("pick", measured, "--min-clean", "0.05", "--out", out)
     assert ended.code == 0, ended.err
-    told = json.loads((out / "picked.json").read_text())
+    picked = json.loads((out / "picked.json").read_text())
     front = eq.Front(measured)
     best = max(front.points, key=lambda p: (p.robust, p.clean))
-    assert (told["gamma"], told["n"]) == (best.gamma, 60)
-    assert told["constraint"]["kind"] == "min_clean"
-    assert told["bound"] >= 0.05
-    assert told["front"]["attacks"] == ["pgd-3"]
+    assert (picked["gamma"], picked["n"]) == (best.gamma, 60)
+    assert picked["constraint"]["kind"] == "min_clean"
+    assert picked["bound"] >= 0.05
+    assert picked["front"]["attacks"] == ["pgd-3"]
     model = eq.load(out)
-    assert model_digest(model) == best.sha256 == told["sha256"]
+    assert model_digest(model) == best.sha256 == picked["sha256"]
     assert torch.equal(
         model(torch.zeros(1, 1, 8, 8)), front.model(best.gamma)(torch.zeros(1, 1, 8, 8))
     )
@@ -629,8 +629,8 @@ def test_a_place_can_be_picked_without_a_front(run, tmp_path):
         eq.Front(run).pick(min_clean=0.5)
     picked = eq.Front(run).pick(gamma=0.3)
     picked.write(tmp_path / "picked")
-    told = json.loads((tmp_path / "picked" / "picked.json").read_text())
-    assert (told["gamma"], told["bound"], told["point"]) == (0.3, None, None)
+    content = json.loads((tmp_path / "picked" / "picked.json").read_text())
+    assert (content["gamma"], content["bound"], content["point"]) == (0.3, None, None)
     assert model_digest(eq.load(tmp_path / "picked")) == model_digest(eq.load(run, "gamma-0.3"))
 
 

@@ -173,7 +173,7 @@ def test_how_many_false_claims_would_have_been_found(claims, looked_at, least):
 
 def test_an_outcome_names_the_attack_that_ran(judged):
     for path in files(judged):
-        for name, told in read(path).verdicts.told.items():
+        for name, told in read(path).verdicts.outcomes.items():
             assert str(recreate(name, "linf")) == told["settings"].partition(", searched")[0]
             made = told["made"]
             assert (made["seed"], made["torch"]) == (0, torch.__version__)
@@ -495,7 +495,7 @@ def test_a_relabelled_attack_is_found_by_attacking_again(trained, tmp_path):
     folder = Path(shutil.copytree(trained, tmp_path / "run"))
     evaluate_run(folder, attacks="fgsm", eps=[0.1], n=N, checks=False)
     strong = str(recreate("pgd-20", "linf"))
-    made = next(iter(read(files(folder)[0]).verdicts.told.values()))["settings"]
+    made = next(iter(read(files(folder)[0]).verdicts.outcomes.values()))["settings"]
     settings = made.replace(str(recreate("fgsm", "linf")), strong)
     reseal(files(folder)[0], rename("fgsm", "pgd-20", settings))
     verify_run(folder)

@@ -38,7 +38,7 @@ Ends = Annotated[
 def front(
     run: options.RunFolder,
     ends: Ends = None,
-    beside: Annotated[
+    others: Annotated[
         list[Path] | None,
         typer.Option("--with", help="Also measure the model of this run; may be repeated."),
     ] = None,
@@ -64,8 +64,8 @@ def front(
 
     By default the ends are the learners of RUN; the held-out images and the threat are its own.
     Each model is a mix of the weights of two ends: gamma of the robust and 1 - gamma of the clean
-    end. More are measured where neighbours differ most. The adversarial examples of a neighbour
-    are tried first. A table is printed; front.json, front.svg and front.png are written to RUN.
+    end. Further models are measured between the neighbours that differ most. The adversarial
+    examples of a neighbour are tried first. A table is printed; front.json, front.svg and front.png are written to RUN.
     """
     from equipoise.fronts.survey import DEFAULT
     from equipoise.jobs.front import measure_front
@@ -75,7 +75,7 @@ def front(
     radii, console = options.radii_of(eps), Console(quiet=quiet)
     if len(radii) > 1:
         raise UserError(f"a front has one radius; got --eps {eps}")
-    for folder in (run, *(beside or ())) if trust else ():  # first: its file may add attacks
+    for folder in (run, *(others or ())) if trust else ():  # first: its file may add attacks
         run_trusted(Run.open(folder).made_with(), console.warn)
     protocol = options.protocol_of(
         attacks=DEFAULT if attacks is None else attacks,
@@ -91,7 +91,7 @@ def front(
         run,
         protocol,
         ends=ends,
-        others=beside or (),
+        others=others or (),
         batchnorm=cast(Any, batchnorm or "average"),
         data_dir=data_dir,
         device=device,

@@ -1,4 +1,4 @@
-"""``equipoise compare`` and ``reproduce``; imports stand inside, so that ``--help`` is quick."""
+"""``equipoise compare`` and ``reproduce``; imports inside functions keep ``--help`` quick."""
 
 import shlex
 import sys

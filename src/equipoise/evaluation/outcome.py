@@ -59,7 +59,7 @@ class Outcome:
         return self.attacked & ~self.verdict
 
     @property
-    def told(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, Any]:
         """Return everything but the verdicts, by name, as JSON can hold it."""
         names = (f.name for f in fields(self) if f.name not in ("verdict", "attacked"))
         return {name: getattr(self, name) for name in names}

@@ -142,7 +142,7 @@ class Result:
             correct=self.correct.numpy(),
             verdict={name: outcome.verdict.numpy() for name, outcome in outcomes},
             attacked={name: outcome.attacked.numpy() for name, outcome in outcomes},
-            told={name: outcome.told for name, outcome in outcomes},
+            outcomes={name: outcome.plain for name, outcome in outcomes},
             seed=self.seed,
             passes=self.passes,
             precision=self.precision,

@@ -231,7 +231,7 @@ def _metadata(result: Result, about: Mapping[str, Any]) -> dict[str, str]:
         "norm": result.threat.norm,
         "eps": repr(result.threat.eps),
         "attacks": json.dumps([*result.verdicts]),
-        "outcomes": json.dumps({k: o.told for k, o in result.outcomes.items()}),
+        "outcomes": json.dumps({k: o.plain for k, o in result.outcomes.items()}),
         "findings": json.dumps([finding.record() for finding in result.findings]),
         "classes": json.dumps(list(result.classes)),
         "seed": str(result.seed),

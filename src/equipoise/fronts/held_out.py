@@ -1,4 +1,4 @@
-"""The images of a run, and the check that other runs have held out the same ones."""
+"""The images of a run, and the check that other runs have held out the same images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,5 +79,5 @@ def _split_of(run: Run) -> dict[str, object]:
     recipe = recipes.stored(run)
     digests = run.read_json("provenance.json").get("data", {}).get("sha256", {})
     split: dict[str, object] = {key: getattr(recipe, key) for key in _SPLIT}
-    known = {key: digests[key] for key in ("train_x", "train_y") if key in digests}
-    return split | {"checksums": known} if known else split
+    checksums = {key: digests[key] for key in ("train_x", "train_y") if key in digests}
+    return split | {"checksums": checksums} if checksums else split

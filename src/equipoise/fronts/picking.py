@@ -1,8 +1,8 @@
 r"""Picking: which model of a measured front meets a constraint on the accuracy of all images.
 
 The best of several measured models is also the luckiest one. So the lower bounds of all m models
-are made to hold together with probability 0.95; then they hold for the chosen one, by whatever
-rule it is chosen. Whether the front is monotone or has a barrier makes no difference.
+are made to hold together with probability 0.95; then the bound of the chosen one holds, for
+any rule of choice. Whether the front is monotone or has a barrier makes no difference.
 
 Bonferroni would take the level :math:`0.05 / m` for each bound. But the verdicts of neighbours are
 correlated. With :math:`R` the correlation of the models' verdicts over the images and
@@ -19,8 +19,8 @@ limited to :math:`[0.05 / m, 0.05]`. At that level the bound of a model is
   :math:`\tilde b = (b + 1) / (n + 2)`, :math:`\tilde c = (c + 1) / (n + 2)`,
   :math:`\tilde d = \tilde c - \tilde b`.
 
-The bounds do not cover that a test set is a sample, too, nor that stronger attacks than those of
-the front find more adversarial examples.
+The bounds do not cover that a test set is a sample, too, that stronger attacks find more
+adversarial examples, and that points are added where the front is steep on the same images.
 
 References:
     | Simultaneous Inference in General Parametric Models (Hothorn, Bretz and Westfall, 2008)
@@ -239,7 +239,7 @@ def bounds(
 
 
 def level(values: NDArray[np.float64]) -> float:
-    r"""Return the level of one bound at which those of all columns hold together.
+    r"""Return the level of each bound at which the bounds of all columns hold together.
 
     Arguments:
         values: The verdicts on n images (rows) of m models (columns), with shape (n, m).

@@ -1,8 +1,7 @@
-"""``python -P child_process.py PARENT WORDS``: a command that outlives no parent.
+"""``python -P child_process.py PARENT WORDS``: a command that stops when its parent has ended.
 
-It is run as a file, with ``-P``: nothing is imported because it lies in the current folder.
-When the process PARENT is gone, however it ended, the command gets a SIGTERM: it saves what it
-has and stops.
+It is run as a file, with ``-P``, so that no module is imported from the current folder. When the
+process PARENT has ended, the command gets a SIGTERM: it saves and stops.
 """
 
 import os
@@ -17,9 +16,9 @@ LOOK_SECONDS = 0.5
 
 
 def main() -> None:
-    """Run ``equipoise WORDS`` until it ends, or the parent is gone."""
+    """Run ``equipoise WORDS`` until it ends, or its parent has ended."""
     parent = int(sys.argv[1])
-    sys.path.append(str(Path(__file__).resolve().parents[2]))  # last: it hides nothing
+    sys.path.append(str(Path(__file__).resolve().parents[2]))  # last: it hides no other module
     sys.argv = ["equipoise", *sys.argv[2:]]
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     runpy.run_module("equipoise", run_name="__main__")

@@ -121,7 +121,7 @@ def table(
     several = [i for i in (2, 3) if len({key[i] for key, values in lines if values["seed"]}) > 1]
     columns = dict.fromkeys(name for _, values in lines for name in values)
     shares = [name for name in columns if name not in ("seed", "rounds", *_COSTS)]
-    if len(shares) == 3 and WORST in shares:  # clean, and one attack that is the worst case
+    if len(shares) == 3 and WORST in shares:  # of one attack, the worst case is the same
         shares.remove(WORST)
     heads = ["run" if runs else "entry", "method", "seed" if runs else "seeds", "rounds"]
     heads += [("weights", "eps")[i - 2] for i in several]
@@ -175,7 +175,7 @@ def _lines(
 
 
 def markdown(experiment: Experiment, content: Row) -> str:
-    """Return the table, the facts, what is missing and the table of every run as Markdown."""
+    """Return the table, the facts, the missing runs and the table of single runs as Markdown."""
 
     def lines(texts: Sequence[str]) -> str:
         return "".join(f"- {escape_markdown(text)}\n" for text in texts)

@@ -287,7 +287,7 @@ def _runs(title: str, tasks: Sequence[Task]) -> "Table":
 
 def _experiments(title: str, experiments: Sequence[Experiment]) -> "Table":
     """Return a table of the experiments and their cost."""
-    heads = ("experiment", "what it is", "runs", "evaluations", "gradient evaluations")
+    heads = ("experiment", "title", "runs", "evaluations", "gradient evaluations")
     rows = [
         (e.name, e.title, str(len(e.tasks)), str(e.evaluations), f"{cost:,.0f}")
         for e in experiments
@@ -301,19 +301,19 @@ def _work(tasks: Sequence[Task], workers: int) -> str:
 
     The time is estimated from a short measurement of each kind of model.
     """
-    left = [task for task in tasks if task.step() is not None]
-    line = f"{len(tasks)} runs, {len(tasks) - len(left)} of them done"
-    if not left:
+    unfinished = [task for task in tasks if task.step() is not None]
+    line = f"{len(tasks)} runs, {len(tasks) - len(unfinished)} of them done"
+    if not unfinished:
         return line
     rates: dict[tuple[str, str, float], float] = {}
     total, seconds = 0.0, 0.0
-    for task in left:
+    for task in unfinished:
         recipe, work = task.recipe, task.cost - task.done()
         kind = recipe.data, recipe.model, recipe.width
         if kind not in rates:
             rates[kind] = _rate(recipe)
         total, seconds = total + work, seconds + RUN_SECONDS + work / rates[kind]
-    minutes = max(1, round(seconds / min(workers, len(left)) / 60))
+    minutes = max(1, round(seconds / min(workers, len(unfinished)) / 60))
     hours, rest = divmod(minutes, 60)
     roughly = f"{hours} h {rest:02d} min" if hours else f"{rest} min"
     return (
@@ -323,7 +323,7 @@ def _work(tasks: Sequence[Task], workers: int) -> str:
 
 
 def _rate(recipe: Recipe) -> float:
-    """Return how many gradient evaluations a second one thread does with a model."""
+    """Return the gradient evaluations per second of one thread with a model."""
     dataset = data.load(Path(recipe.data).expanduser(), recipe.data_dir)
     device = choose_device(recipe.device)
     config = dataset.settings | {"width": recipe.width}
@@ -334,7 +334,7 @@ def _rate(recipe: Recipe) -> float:
     with guest(model):
         while not began or time.perf_counter() - began < MEASURED_SECONDS:
             torch.autograd.grad(model(x).logsumexp(1).sum(), x)[0].sum().item()
-            if not began:  # the first pass prepares
+            if not began:  # the first pass is slower
                 began = time.perf_counter()
             else:
                 passes += 1

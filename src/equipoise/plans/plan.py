@@ -122,7 +122,7 @@ def read(path: Path) -> Plan:
     """Return the plan in a YAML file.
 
     Raises:
-        UserError: If it is not there or not a plan, with every error at once.
+        UserError: If it does not exist or is not a plan, with every error at once.
     """
     return parse(mapping(path, "plan"))
 

@@ -101,12 +101,12 @@ def _evaluations(
                 yield PlannedFront(**vars(planned), points=plan.points)
 
 
-def _weights(asked: Sequence[str], recipe: Recipe) -> list[str]:
+def _weights(given: Sequence[str], recipe: Recipe) -> list[str]:
     """Return the names of the weights of one training that are evaluated."""
     mixed = {*recipe.settings.knots()} == {"clean", "robust"}
     every = recipe.snapshots
     rounds = [round_name(t) for t in range(every, recipe.rounds, every)] if every else []
-    names = [n for name in asked for n in (rounds if name == "rounds" else [name])]
+    names = [n for name in given for n in (rounds if name == "rounds" else [name])]
     return [name for name in names if mixed or not name.startswith("gamma-")]
 
 

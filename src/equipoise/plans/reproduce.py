@@ -75,9 +75,9 @@ def _experiments(
     command: str,
     console: Console,
 ) -> list[Experiment]:
-    """Return the experiments; a plan whose data are not there is left out with a warning.
+    """Return the experiments; a plan without its data is left out with a warning.
 
-    A missing file of the user's own is an error.
+    A missing ``.npz`` file is an error.
     """
     made, problems, datasets = list[Experiment](), list[str](), Datasets(data_dir)
     for name, some in chosen.items():

@@ -73,15 +73,15 @@ class PlannedEvaluation:
         verdicts = stored.verdicts.only(names)
         finished = {
             name
-            for name, told in verdicts.told.items()
-            if told["finished"]
-            and told["made"].get("seed") == 0
-            and self._searches_in(told["made"].get("precision"))
+            for name, outcome in verdicts.outcomes.items()
+            if outcome["finished"]
+            and outcome["made"].get("seed") == 0
+            and self._searches_in(outcome["made"].get("precision"))
         }
         complete = (
             {stage.name for stage in self.protocol.stages} <= finished
             and {*names} <= {record.attack for record in verdicts.records()}
-            and not (individual and not all(map(verdicts.alone, verdicts.told)))
+            and not (individual and not all(map(verdicts.alone, verdicts.outcomes)))
         )
         return verdicts if complete else None
 
@@ -107,7 +107,7 @@ class PlannedEvaluation:
         if self.finished:
             return self.cost
         stored = self.stored()
-        parts = stored.verdicts.told.values() if stored else ()
+        parts = stored.verdicts.outcomes.values() if stored else ()
         return float(min(sum(part["backwards"] for part in parts), self.cost))
 
     def words(self) -> list[str]:

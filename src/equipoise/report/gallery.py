@@ -56,7 +56,7 @@ def gallery(run: RunData, threat: Threat | None) -> Section | str | None:
 
 
 def _rank(evaluation: Evaluation, wanted: Threat | None) -> tuple[object, ...]:
-    shown, attacked = evaluation.threat == wanted, bool(evaluation.verdicts.told)
+    shown, attacked = evaluation.threat == wanted, bool(evaluation.verdicts.outcomes)
     finished, name = evaluation.finished, evaluation.name
     return attacked, shown, evaluation.threat[1], finished, evaluation.n, name
 
@@ -153,7 +153,7 @@ def _gallery(name: str, stored: _Stored) -> Section:
     _, channels, height, width = stored.file.get_slice("x").get_shape()
     typical, extreme = _rules(stored.known, 2 if max(height, width) > LARGE else 1)
     scale = _scale(stored, [i for rule in (*typical, *extreme) for i in rule[3]])
-    attacks = attack_names([*evaluation.verdicts.told])
+    attacks = attack_names([*evaluation.verdicts.outcomes])
 
     def groups(rules: Sequence[Rule]) -> list[Section]:
         made = []

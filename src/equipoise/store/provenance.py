@@ -75,7 +75,7 @@ def _git() -> tuple[str | None, bool | None]:
     try:
         commit, status = (
             subprocess.run(
-                ["git", "-C", str(top), *arguments],  # noqa: S607 - whichever git is installed
+                ["git", "-C", str(top), *arguments],  # noqa: S607 - the installed git
                 capture_output=True,
                 text=True,
                 check=True,

@@ -51,7 +51,7 @@ class Verdicts:
         verdict: Whether each image is classified correctly, by attack, each with shape (N,); a
             stage of an ensemble is named ``ensemble/stage``.
         attacked: Whether each image was attacked, by attack, each with shape (N,).
-        told: The other fields of :class:`equipoise.evaluation.Outcome`, by attack.
+        outcomes: The other fields of :class:`equipoise.evaluation.Outcome`, by attack.
         seed: The seed of the attacks.
         passes: The number of forward passes of a verdict.
         precision: The arithmetic of the search.
@@ -64,7 +64,7 @@ class Verdicts:
     correct: Flags
     verdict: Mapping[str, Flags]
     attacked: Mapping[str, Flags]
-    told: Mapping[str, Mapping[str, Any]]
+    outcomes: Mapping[str, Mapping[str, Any]]
     seed: int = 0
     passes: int = 1
     precision: str = "float32"
@@ -89,12 +89,12 @@ class Verdicts:
     @property
     def ensembles(self) -> tuple[str, ...]:
         """Return the names of the ensembles that were run."""
-        names = (str(told["ensemble"]) for told in self.told.values())
+        names = (str(outcome["ensemble"]) for outcome in self.outcomes.values())
         return tuple(dict.fromkeys(name for name in names if name))
 
     def stages(self, ensemble: str) -> list[str]:
         """Return the names of the stages of an ensemble, in their order."""
-        return [name for name, told in self.told.items() if told["ensemble"] == ensemble]
+        return [name for name, outcome in self.outcomes.items() if outcome["ensemble"] == ensemble]
 
     def alone(self, name: str) -> bool:
         """Return whether an attack attacked every correct image."""
@@ -107,18 +107,20 @@ class Verdicts:
         There is an entry for each attack that attacked all correct images, and one for each
         ensemble: the worst of its stages.
         """
-        single = {name: self.verdict[name] for name in self.told if self.alone(name)}
+        single = {name: self.verdict[name] for name in self.outcomes if self.alone(name)}
         return single | {name: self._all(self.stages(name)) for name in self.ensembles}
 
     def only(self, names: Iterable[str]) -> "Verdicts":
         """Return the verdicts of some of the attacks and ensembles."""
         wanted = {*names}
-        told = {
-            name: told
-            for name, told in self.told.items()
-            if (told["ensemble"] or name) in wanted or name in wanted
+        outcomes = {
+            name: outcome
+            for name, outcome in self.outcomes.items()
+            if (outcome["ensemble"] or name) in wanted or name in wanted
         }
-        return replace(self, told=told, verdict={name: self.verdict[name] for name in told})
+        return replace(
+            self, outcomes=outcomes, verdict={name: self.verdict[name] for name in outcomes}
+        )
 
     def records(self) -> list[Record]:
         """Return a record for the clean accuracy, each attack and the worst case.
@@ -128,17 +130,21 @@ class Verdicts:
         """
         whole = self.whole
         records = [self._record("clean", self.correct, [])]
-        for name, told in self.told.items():
-            ensemble = told["ensemble"]
+        for name, outcome in self.outcomes.items():
+            ensemble = outcome["ensemble"]
             if name in whole and (not ensemble or all(map(self.alone, self.stages(ensemble)))):
-                made = told.get("made", {})
+                made = outcome.get("made", {})
                 how = {key: made[key] for key in ("precision", "seed") if key in made}
                 shown = self._shown(name) if ensemble else name
                 records.append(self._record(shown, self.verdict[name], [name], **how))
         records += [self._ensemble(name) for name in self.ensembles]
         if whole:
-            names = dict.fromkeys(told["ensemble"] or name for name, told in self.told.items())
-            records.append(self._record(WORST, self.robust, [*self.told], attacks=tuple(names)))
+            names = dict.fromkeys(
+                outcome["ensemble"] or name for name, outcome in self.outcomes.items()
+            )
+            records.append(
+                self._record(WORST, self.robust, [*self.outcomes], attacks=tuple(names))
+            )
         return records
 
     def _all(self, names: Iterable[str]) -> Flags:
@@ -150,7 +156,7 @@ class Verdicts:
     def _shown(self, name: str) -> str:
         """Return the name of a stage without its ensemble, if no other attack has that name."""
         short = stage_of(name)[1]
-        taken = [n for n in self.told if n == short or n.endswith(f"/{short}")]
+        taken = [n for n in self.outcomes if n == short or n.endswith(f"/{short}")]
         return short if short and len(taken) == 1 else name
 
     def _ensemble(self, ensemble: str) -> Record:
@@ -174,7 +180,7 @@ class Verdicts:
             verdict=verdict,
             y=self.y,
             classes=self.classes,
-            outcomes=tuple(self.told[name] for name in names),
+            outcomes=tuple(self.outcomes[name] for name in names),
             **{**usual, **more},
         )
 
@@ -304,7 +310,7 @@ def read(path: Path) -> Evaluation:
         correct=arrays["clean_prediction"] == arrays["y"],
         verdict={name: arrays[f"verdict.{name}"] for name in outcomes},
         attacked={name: arrays[f"attacked.{name}"] for name in outcomes},
-        told=outcomes,
+        outcomes=outcomes,
         seed=int(metadata["seed"]),
         passes=int(metadata["passes"]),
         precision=metadata["precision"],

@@ -73,8 +73,8 @@ def plans(
         if not any(fnmatchcase(name, pattern) for name in names):
             raise UserError(nearest(pattern, names, "entry"))
     chosen = {name: [plan.only(only or "*") for plan in some] for name, some in made.items()}
-    left = {name: [plan for plan in some if plan.entries] for name, some in chosen.items()}
-    return {name: some for name, some in left.items() if some}
+    nonempty = {name: [plan for plan in some if plan.entries] for name, some in chosen.items()}
+    return {name: some for name, some in nonempty.items() if some}
 
 
 @cache
