@@ -65,7 +65,8 @@ def front(
     By default the ends are the learners of RUN; the held-out images and the threat are its own.
     Each model is a mix of the weights of two ends: gamma of the robust and 1 - gamma of the clean
     end. Further models are measured between the neighbours that differ most. The adversarial
-    examples of a neighbour are tried first. A table is printed; front.json, front.svg and front.png are written to RUN.
+    examples of neighbours are tried first. A table is printed; front.json, front.svg and front.png
+    are written to RUN.
     """
     from equipoise.fronts.survey import DEFAULT
     from equipoise.jobs.front import measure_front

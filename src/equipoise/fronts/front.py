@@ -236,13 +236,16 @@ class Front:
         }
         constraint = Constraint.of(options, reference, None if standard is None else str(standard))
         if constraint.kind == "gamma":
-            choice = Choice(constraint, constraint.value, self._measured_at(constraint.value))
+            measured = FrontRecord.read(self.run.path) is not None
+            points = self.points if measured else ()
+            point = next((p for p in points if abs(p.gamma - constraint.value) < 1e-9), None)
+            choice = Choice(constraint, constraint.value, point)
         else:
             record, paired = self.record, None
             if constraint.kind == "max_clean_drop" and constraint.reference is None:
                 constraint, paired = self._standard(constraint, record)
-            measured = [(point, self._verdicts(point)) for point in record.points]
-            choice = choose(constraint, measured, paired)
+            models = [(point, self._verdicts(point)) for point in record.points]
+            choice = choose(constraint, models, paired)
         return self._picked(choice)
 
     def _picked(self, choice: Choice) -> Picked:
@@ -258,11 +261,6 @@ class Front:
             keys = ("norm", "eps", "attacks", "n", "sample", "seed", "data", "barrier")
             origin |= {key: content[key] for key in keys}
         return Picked(model, choice, self.run, origin)
-
-    def _measured_at(self, gamma: float) -> Point | None:
-        if FrontRecord.read(self.run.path) is None:
-            return None
-        return next((p for p in self.record.points if abs(p.gamma - gamma) < 1e-9), None)
 
     def _verdicts(self, point: Point) -> Verdicts:
         path = self.run.path / point.file

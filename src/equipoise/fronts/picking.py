@@ -160,7 +160,12 @@ class Choice:
         )
         if self.bound is None:
             return text
-        return f"{text}; {_bounded(self.constraint, self.bound)}"
+        if self.constraint.kind == "max_clean_drop" and self.constraint.standard is not None:
+            bound = f"{100 * self.bound:+.2f} points of clean accuracy against the reference"
+        else:
+            what = "robust" if self.constraint.kind == "min_robust" else "clean"
+            bound = f"{self.bound:.2%} {what}"
+        return f"{text}; 95 % lower bound {bound}"
 
     def content(self) -> dict[str, Any]:
         """Return the choice as plain values."""
@@ -273,15 +278,6 @@ def _difference(column: NDArray[np.float64], alpha: float) -> float:
     return middle - z * math.sqrt((more + less - middle**2) / n)
 
 
-def _bounded(constraint: Constraint, bound: float) -> str:
-    if constraint.kind == "max_clean_drop" and constraint.standard is not None:
-        return (
-            f"95 % lower bound {100 * bound:+.2f} points of clean accuracy against the reference"
-        )
-    what = "robust" if constraint.kind == "min_robust" else "clean"
-    return f"95 % lower bound {bound:.2%} {what}"
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Picked:
     """A model that was picked from a front.
@@ -317,18 +313,10 @@ class Picked:
         """
         path = Path(out)
         with Run(path).lock("making a run"):
-            return self._write(path)
-
-    def _write(self, path: Path) -> Run:
-        if not is_free(path):
-            raise UserError(f"{path} exists; choose another --out, or remove it")
-        recipe = (self.run.path / "recipe.yaml").read_text(encoding="utf-8")
-        run, digest = Run.create(path, recipe), model_digest(self.model)
-        try:
-            for name in ("config.json", "provenance.json"):
-                if (self.run.path / name).is_file():
-                    run.write_json(name, self.run.read_json(name))
-            run.write_model("model.safetensors", self.model.state_dict())
+            if not is_free(path):
+                raise UserError(f"{path} exists; choose another --out, or remove it")
+            recipe = (self.run.path / "recipe.yaml").read_text(encoding="utf-8")
+            run, digest = Run.create(path, recipe), model_digest(self.model)
             content = {
                 "format": 1,
                 "from": str(self.run.path),
@@ -337,10 +325,15 @@ class Picked:
                 "sha256": digest,
                 "command": command("pick", self.run.path),
             }
-            run.write_json(PICKED, content)
             summary = {"finished": True, "rule": str(self.choice), "sha256": {"model": digest}}
-            run.write_json("summary.json", summary)
-        except BaseException:
-            shutil.rmtree(path, ignore_errors=True)  # an incomplete folder would look like a run
-            raise
-        return run
+            try:
+                for name in ("config.json", "provenance.json"):
+                    if (self.run.path / name).is_file():
+                        run.write_json(name, self.run.read_json(name))
+                run.write_model("model.safetensors", self.model.state_dict())
+                run.write_json(PICKED, content)
+                run.write_json("summary.json", summary)
+            except BaseException:
+                shutil.rmtree(path, ignore_errors=True)  # an incomplete folder looks like a run
+                raise
+            return run

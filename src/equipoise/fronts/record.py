@@ -7,6 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
+from pydantic import TypeAdapter
+
 from equipoise.errors import UserError
 from equipoise.fronts.barrier import Barrier, in_words
 from equipoise.measures.statistics import interval
@@ -57,6 +59,11 @@ class Point:
     name: str = ""
     method: str = ""
 
+    def __post_init__(self) -> None:
+        """Raise a ValueError if the counts cannot be."""
+        if not 0 <= self.robust <= self.clean <= self.n or self.n < 1:
+            raise ValueError(f"the counts at gamma = {self.gamma} are not possible")
+
     @property
     def clean_accuracy(self) -> float:
         """The share of images that are classified correctly, in [0, 1]."""
@@ -89,12 +96,8 @@ class Point:
         Raises:
             KeyError, TypeError, ValueError: If a value is missing or not valid.
         """
-        kinds: dict[str, type] = {"gamma": float, "n": int, "clean": int, "robust": int}
-        kinds |= {f.name: type(f.default) for f in fields(cls) if f.name not in kinds}
-        point = cls(**{name: kind(content[name]) for name, kind in kinds.items()})
-        if not 0 <= point.robust <= point.clean <= point.n or point.n < 1:
-            raise ValueError(f"counts out of order at gamma = {point.gamma}")
-        return point
+        given = {field.name: content[field.name] for field in fields(cls)}
+        return TypeAdapter(cls).validate_python(given)
 
 
 def initial(marked: Sequence[float], beyond: float) -> list[float]:
@@ -237,14 +240,8 @@ class FrontRecord:
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']}, not {FORMAT}")
         given = {field.name: content[field.name] for field in fields(cls)}
-        for name in ("ends", "sha256", "attacks", "classes"):
-            given[name] = tuple(str(value) for value in given[name])
-        for name in ("points", "others"):
-            given[name] = tuple(map(Point.of, given[name]))
-        given["sample"] = Sample.of_content(given["sample"])
-        for name in ("clean_barrier", "robust_barrier"):
-            given[name] = None if given[name] is None else Barrier(**given[name])
-        return cls(**given)
+        points = {name: [*map(Point.of, given[name])] for name in ("points", "others")}
+        return TypeAdapter(cls).validate_python(given | points)
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:

@@ -45,14 +45,7 @@ def compare(
 ) -> None:
     """Train and evaluate the models of a plan, and make one table; continue what was begun.
 
-    Arguments:
-        path: The plan, see :mod:`equipoise.plans.plan`.
-        out: The folder of the runs and of the table.
-        workers: How many runs are made at a time.
-        data_dir: The folder of the data; by default that of the plan.
-        plan_only: Whether only the plan is shown.
-        command: The command that repeats this.
-        console: Where progress is shown.
+    The arguments are the options of ``equipoise compare``, and the command that repeats it.
 
     Raises:
         UserError: If plan, data or folder cannot be used; nothing was started.
@@ -60,7 +53,7 @@ def compare(
     """
     plan = plans.read(path)
     parts = [(plan, tasks(plan, out, Datasets(data_dir)))]
-    experiment = Experiment("comparison", plan.title, out, command, parts)
+    experiment = Experiment("comparison", plan.title, out, command, parts, write_tables=_write)
 
     def ended(interrupted: bool) -> None:
         if not interrupted:
@@ -73,7 +66,6 @@ def compare(
         workers=workers,
         plan_only=plan_only,
         console=console,
-        written=_write,
         ended=ended,
     )
 

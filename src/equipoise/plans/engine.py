@@ -46,7 +46,6 @@ def run_plans(
     workers: int,
     plan_only: bool,
     console: Console,
-    written: Callable[[Experiment, Row], None] = lambda experiment, content: None,
     ended: Callable[[bool], object],
 ) -> None:
     """Show the plan, run what is not finished yet, and write the results.
@@ -58,7 +57,6 @@ def run_plans(
         workers: How many tasks run at a time.
         plan_only: Whether only the plan is shown.
         console: Where progress is shown.
-        written: Called with each experiment whose ``results.json`` was written, and its content.
         ended: Called at the end, also if tasks failed; with whether a signal stopped it.
 
     Raises:
@@ -83,11 +81,11 @@ def run_plans(
     )
     with lock as handles:
         refuse_others(tasks)  # again: another command may have made them meanwhile
-        scheduler = Scheduler(tasks, experiments, workers, handles, console, written)
+        scheduler = Scheduler(tasks, experiments, workers, handles, console)
         scheduler.work()
         for experiment in experiments:
             experiment.failures = scheduler.failures
-            written(experiment, experiment.write())
+            experiment.write()
     stopped, failures = scheduler.stopped, scheduler.failures
     ended(bool(stopped))
     if stopped:
@@ -118,10 +116,9 @@ class Scheduler:
         workers: int,
         lock: tuple[int, ...],
         console: Console,
-        written: Callable[[Experiment, Row], None],
     ) -> None:
-        self.workers, self.lock, self.console, self.every = workers, lock, console, len(tasks)
-        self.experiments, self.written = experiments, written
+        self.experiments, self.workers, self.lock = experiments, workers, lock
+        self.console, self.every = console, len(tasks)
         self.waiting = deque(task for task in tasks if task.step() is not None)
         self.finished = self.every - len(self.waiting)
         self.total = sum(task.cost for task in tasks)
@@ -207,9 +204,8 @@ class Scheduler:
         rows = list[Row]()
         for experiment in self.experiments:
             if any(each.name == task.name for each in experiment.tasks):
-                content = experiment.write()
-                self.written(experiment, content)
-                rows = rows or [row for row in content["results"] if _is_of(row, task)]
+                results = experiment.write()["results"]
+                rows = rows or [row for row in results if _is_of(row, task)]
         attacked = (row for row in rows if row["eps"])
         accuracies = ", ".join(f"{r['attack']} {r['correct'] / r['n']:.1%}" for r in attacked)
         judged = len(task.evaluations)

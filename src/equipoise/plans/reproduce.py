@@ -30,18 +30,7 @@ def reproduce(
 ) -> Path | None:
     """Make some of the paper's tables and figures; continue what was begun.
 
-    Arguments:
-        experiments: Names of :data:`equipoise.plans.reproductions.EXPERIMENTS`, or ``all``.
-        scale: A name of :data:`equipoise.plans.reproductions.SCALES`.
-        out: The folder of all scales.
-        only: Names of entries, with ``*`` for any ending; empty: all.
-        files: ``.npz`` files that replace datasets, by the names of these.
-        workers: How many runs are made at a time.
-        data_dir: The folder of the data; by default the usual places.
-        slice_: Whether trainings and evaluations are cut down to a trial.
-        plan_only: Whether only the plan is shown.
-        command: The command that repeats this.
-        console: Where progress is shown.
+    The arguments are the options of ``equipoise reproduce``, and the command that repeats it.
 
     Returns:
         The page; None with ``plan_only``.

@@ -6,7 +6,7 @@ radius 0 the verdicts of every attack are the clean ones.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class Experiment:
         problems: Sentences about plans that are left out.
         scale: The scale of a reproduction.
         failures: The reasons of failed tasks, by their names.
+        write_tables: Called with the experiment and its results after these were written.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Experiment:
     problems: Sequence[str] = ()
     scale: str = ""
     failures: dict[str, str] = field(default_factory=dict)
+    write_tables: Callable[["Experiment", Row], object] = lambda experiment, content: None
     _rows: dict[int, list[Row]] = field(default_factory=dict, repr=False)
 
     @property
@@ -64,10 +66,11 @@ class Experiment:
         return sum(len(task.evaluations) for _, tasks in self.parts for task in tasks)
 
     def write(self) -> Row:
-        """Write ``results.json``, whole or not at all; return its content."""
+        """Write ``results.json`` and the tables of it; return its content."""
         content = self.results()
         text = json.dumps(content, separators=(",", ":")).replace('{"panel"', '\n{"panel"')
         Run(self.folder).write(FILE, text + "\n")
+        self.write_tables(self, content)
         return content
 
     def results(self) -> Row:

@@ -7,7 +7,6 @@ from typing import Any, Literal, Self, get_args
 Status = Literal["failed", "warning", "ok", "skipped"]
 
 STATUSES: tuple[Status, ...] = get_args(Status)  # in the order in which they are shown
-ALARMS: tuple[Status, ...] = ("failed", "warning")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -43,7 +42,7 @@ class Finding:
     @property
     def alarm(self) -> bool:
         """Whether the accuracy may be wrong."""
-        return self.status in ALARMS
+        return self.status in ("failed", "warning")
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Self:

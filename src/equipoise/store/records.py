@@ -143,7 +143,17 @@ class Record:
     @property
     def warnings(self) -> tuple[str, ...]:
         """The problems of a single attack, in sentences."""
-        return tuple(_warnings(self._single)) if self._single else ()
+        outcome, warnings = self._single, list[str]()
+        if rejected := outcome.get("rejected"):
+            warnings.append(f"{rejected} points were outside the threat and did not count")
+        if nonfinite := outcome.get("nonfinite"):
+            warnings.append(
+                f"the model's output is NaN or infinite on {nonfinite} points; they count as "
+                "misclassified"
+            )
+        if outcome and not outcome["finished"]:
+            warnings.append("interrupted: not all examples were attacked")
+        return tuple(warnings)
 
     @property
     def seconds(self) -> float:
@@ -208,20 +218,6 @@ def shown(columns: Sequence[ResultColumn], record: Mapping[str, Any]) -> dict[st
 def _content(record: Record, columns: Sequence[ResultColumn]) -> dict[str, Any]:
     values = ((column, column.of(record)) for column in columns)
     return {column.name: value for column, value in values if value or not column.optional}
-
-
-def _warnings(outcome: Mapping[str, Any]) -> list[str]:
-    warnings = []
-    if outcome["rejected"]:
-        warnings.append(f"{outcome['rejected']} points were outside the threat and did not count")
-    if outcome["nonfinite"]:
-        warnings.append(
-            f"the model's output is NaN or infinite on {outcome['nonfinite']} points; they count "
-            "as misclassified"
-        )
-    if not outcome["finished"]:
-        warnings.append("interrupted: not all examples were attacked")
-    return warnings
 
 
 def _per_class(record: Record) -> dict[str, dict[str, float]]:

@@ -15,18 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-_TORCH = {  # types by their names in the header of a safetensors file
-    "BOOL": "torch.bool",
-    "U8": "torch.uint8",
-    "I8": "torch.int8",
-    "I16": "torch.int16",
-    "I32": "torch.int32",
-    "I64": "torch.int64",
-    "F16": "torch.float16",
-    "BF16": "torch.bfloat16",
-    "F32": "torch.float32",
-    "F64": "torch.float64",
-}
+_KINDS = {"BOOL": "bool", "U": "uint", "I": "int", "F": "float", "BF": "bfloat"}
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,6 +91,8 @@ def weights_digest(path: Path) -> str:
     for name in sorted(key for key in header if key != "__metadata__"):
         entry = header[name]
         shape, (first, end) = tuple(entry["shape"]), entry["data_offsets"]
-        digest.update(f"{name} {_TORCH[entry['dtype']]} {shape}\n".encode())
+        kind = entry["dtype"].rstrip("0123456789")
+        dtype = f"torch.{_KINDS[kind]}{entry['dtype'].removeprefix(kind)}"
+        digest.update(f"{name} {dtype} {shape}\n".encode())
         digest.update(data[start + first : start + end])
     return digest.hexdigest()
