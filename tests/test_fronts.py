@@ -71,9 +71,9 @@ def measured(fronted: Path, tmp_path: Path) -> Path:
 
 
 def test_a_point_survives_its_plain_values_and_refuses_impossible_counts():
-    one = replace(point(0.25, 90, 60), file="front/a", sha256="b", seconds=0.5)
-    content = json.loads(json.dumps(one.content()))
-    assert Point.of(content) == one
+    original = replace(point(0.25, 90, 60), file="front/a", sha256="b", seconds=0.5)
+    content = json.loads(json.dumps(original.content()))
+    assert Point.of(content) == original
     assert content["clean_accuracy"] == 0.9
     assert content["robust_interval"][0] < 0.6 < content["robust_interval"][1]
     for wrong in ({"robust": 91}, {"clean": 101}, {"n": 0}):
@@ -116,18 +116,18 @@ def test_the_barrier_is_the_largest_drop_below_the_straight_line():
         return np.arange(n) < share * n
 
     verdicts = {0.0: first(0.9), 1.0: first(0.5), 0.25: first(0.6), 0.5: first(0.65)}
-    found = barrier(verdicts)
-    assert found is not None
-    assert found.gamma == 0.25
-    assert found.drop == pytest.approx(0.75 * 0.9 + 0.25 * 0.5 - 0.6)
-    assert found.low < found.drop < found.high
-    assert found.seen
+    drop = barrier(verdicts)
+    assert drop is not None
+    assert drop.gamma == 0.25
+    assert drop.drop == pytest.approx(0.75 * 0.9 + 0.25 * 0.5 - 0.6)
+    assert drop.low < drop.drop < drop.high
+    assert drop.seen
     above = barrier({0.0: first(0.9), 1.0: first(0.5), 0.5: first(0.8)})
     assert above is not None
     assert above.drop == pytest.approx(-0.1)
     assert not above.seen
     assert barrier({0.0: first(0.9), 0.5: first(0.8)}) is None
-    assert "20.0 points of clean accuracy at gamma = 0.25" in in_words(found, above)
+    assert "20.0 points of clean accuracy at gamma = 0.25" in in_words(drop, above)
     assert in_words(above, above).startswith("No barrier")
     assert "no estimate" in in_words(None, above)
 
@@ -218,12 +218,12 @@ def searched(result: Result) -> int:
 
 def neighbour() -> torch.nn.Module:
     """A network near the small one."""
-    other = copy.deepcopy(small_net(0))
+    near = copy.deepcopy(small_net(0))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in other.parameters():
+        for parameter in near.parameters():
             parameter.mul_(1 + 0.05 * torch.randn(parameter.shape, generator=generator))
-    return other
+    return near
 
 
 def test_warm_verdicts_are_at_least_as_strong_and_save_searches():
@@ -259,8 +259,8 @@ def test_robust_is_exact_where_the_answer_is_known():
     problem = linear_problem(3, classes=4)
     attacks = {"apgd-t": APGD(steps=10, targets=3, loss="margin")}
     asked = replace(WARM, attacks=attacks, eps=0.03)
-    found = evaluate_by(asked, problem.model, problem.x, problem.y)
-    assert torch.equal(found.robust, problem.robust(asked.threat))
+    result = evaluate_by(asked, problem.model, problem.x, problem.y)
+    assert torch.equal(result.robust, problem.robust(asked.threat))
 
 
 def test_later_finds_are_tried_at_earlier_points():
@@ -525,7 +525,7 @@ def test_the_constraint_holds_for_what_is_picked(monkeypatch):
 
 
 def test_a_constraint_is_given_once_and_makes_sense():
-    for given, said in (
+    for given, message in (
         ({}, "got none"),
         ({"min_clean": 0.5, "gamma": 0.5}, "exactly one"),
         ({"min_clean": 88}, "did you mean 0.88"),
@@ -537,7 +537,7 @@ def test_a_constraint_is_given_once_and_makes_sense():
         ({"min_clean": True}, "takes an accuracy like 0.01 or 1%"),
         ({"min_robust": "much"}, "takes an accuracy like 0.01 or 1%"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             wanted(**given)
 
 
@@ -595,7 +595,7 @@ def test_what_cannot_be_met_writes_nothing_and_exits_with_1(command, measured, t
     assert ended.code == 1
     assert "cannot be met; the nearest is gamma = " in ended.line
     assert not (tmp_path / "p").exists()
-    for words, said in (
+    for words, message in (
         ("--max-clean-drop 1%", "--standard runs/standard, or its accuracy with --reference"),
         ("--max-clean-drop 1.0 --reference .9", "is 0.01 or 1%"),
         ("--max-clean-drop 2 --reference .9", "did you mean 0.02, or 2%"),
@@ -607,7 +607,7 @@ def test_what_cannot_be_met_writes_nothing_and_exits_with_1(command, measured, t
         ("--min-clean .5 --gamma .4", "got --min-clean and --gamma"),
     ):
         ended = command("pick", measured, "--out", tmp_path / "p", "-q", *words.split())
-        assert (ended.code, said in ended.line) == (2, True), ended.err
+        assert (ended.code, message in ended.line) == (2, True), ended.err
 
 
 def test_a_drop_is_counted_from_a_standard_model_on_the_same_images(measured, tmp_path):
@@ -694,7 +694,7 @@ def test_the_slider_moves_everything(run, tmp_path):
         slider = "document.querySelector('.front input[type=range]')"
         label = view.ask(f"{slider}.labels[0].textContent")
         assert "gamma" in label
-        said = []
+        pictures = []
         view.driver.find_element("css selector", ".front input").send_keys("\ue011")  # Home
         for place, at in enumerate(record.points):
             assert view.ask(f"{slider}.value") == str(place)
@@ -708,14 +708,14 @@ def test_the_slider_moves_everything(run, tmp_path):
                 ".filter(r => r.style.visibility === 'visible').map(r => r.id)"
             )
             assert rings == [f"front-0-halo-{place}"]
-            said.append(
+            pictures.append(
                 view.ask(
                     "[...document.querySelectorAll('.front .shots > :last-child img')]"
                     ".map(i => i.src).join()"
                 )
             )
             view.driver.find_element("css selector", ".front input").send_keys("\ue014")  # right
-        assert len(set(said)) > 1
+        assert len(set(pictures)) > 1
         broken = "[...document.images].filter(i => !i.complete || !i.naturalWidth).length"
         assert view.ask(broken) == 0
         assert view.console() == []
@@ -731,11 +731,11 @@ def test_trials_of_pick_are_kept_and_counted(tmp_path):
         for _ in range(2)
     ]
     assert [run.returncode for run in done] == [0, 0], done[0].stderr
-    found = json.loads((tmp_path / "trials/digits-1.json").read_text(encoding="utf-8"))
+    trial = json.loads((tmp_path / "trials/digits-1.json").read_text(encoding="utf-8"))
     first, again = (run.stdout.splitlines()[-2:] for run in done)
     assert first == again
     assert len(done[1].stdout.splitlines()) == 2  # nothing is done twice
     for kind, line in zip(("min_clean", "min_robust"), again, strict=True):
-        met = found[kind]["gamma"] is not None
-        held = met and found[kind]["correct"] >= found[kind]["n"] * found[kind]["wanted"]
+        met = trial[kind]["gamma"] is not None
+        held = met and trial[kind]["correct"] >= trial[kind]["n"] * trial[kind]["wanted"]
         assert line.startswith(f"{kind}: of 1 trials {met:d} had a model; held in {held:d}")

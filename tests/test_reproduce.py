@@ -47,12 +47,12 @@ def test_every_plan_is_one_of_valid_recipes(scale, slice_):
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_entries_of_one_pool_are_one_recipe_in_every_experiment(scale):
-    known = {}
+    settings = {}
     for plan in of_scale(scale):
         for entry in plan.entries:
             key = plan.name, entry.name
-            assert known.setdefault(key, entry.settings) == entry.settings
-            assert known[key] is not None
+            assert settings.setdefault(key, entry.settings) == entry.settings
+            assert settings[key] is not None
 
 
 def test_the_papers_methods_attacks_and_controls_are_there():
@@ -72,19 +72,19 @@ def test_the_papers_methods_attacks_and_controls_are_there():
 
 
 @pytest.mark.parametrize(
-    ("scale", "names", "said"),
+    ("scale", "names", "expected"),
     [("tiny", ["table2"], "did you mean"), ("smoke", ["table4"], "did you mean 'table")],
 )
-def test_unknown_names_are_refused_with_the_nearest(scale, names, said):
-    with pytest.raises(UserError, match=said if scale == "smoke" else "unknown scale"):
+def test_unknown_names_are_refused_with_the_nearest(scale, names, expected):
+    with pytest.raises(UserError, match=expected if scale == "smoke" else "unknown scale"):
         plans(scale, names)
 
 
 def test_only_some_entries():
-    found = plans("cpu", ["all"], only=["a3gt", "mix-at-*"])
-    assert [e.name for e in found["fig4"][0].entries] == ["a3gt"]
-    assert [e.name for e in found["table2"][0].entries] == ["mix-at-25", "mix-at-50", "a3gt"]
-    assert set(found) == set(EXPERIMENTS) - {"fig5", "settings"}
+    chosen = plans("cpu", ["all"], only=["a3gt", "mix-at-*"])
+    assert [e.name for e in chosen["fig4"][0].entries] == ["a3gt"]
+    assert [e.name for e in chosen["table2"][0].entries] == ["mix-at-25", "mix-at-50", "a3gt"]
+    assert set(chosen) == set(EXPERIMENTS) - {"fig5", "settings"}
     with pytest.raises(UserError, match="did you mean 'a3gt'"):
         plans("cpu", ["table2"], only=["agt"])
 
@@ -127,20 +127,20 @@ PLANNED = {
 
 @pytest.mark.parametrize("name", PLANNED)
 def test_what_a_plan_takes_is_counted(name, tmp_path):
-    made = Experiment(name, "", tmp_path, "", smoke([name], tmp_path))
-    cost = round(sum(task.cost for task in made.tasks))
-    assert (len(made.tasks), made.evaluations, cost) == PLANNED[name]
+    experiment = Experiment(name, "", tmp_path, "", smoke([name], tmp_path))
+    cost = round(sum(task.cost for task in experiment.tasks))
+    assert (len(experiment.tasks), experiment.evaluations, cost) == PLANNED[name]
 
 
 def test_of_a_front_every_mix_is_judged_and_of_others_the_model(tmp_path):
-    made = Experiment("front", "", tmp_path, "", smoke(["front"], tmp_path))
-    judged = {task.entry: [e.weights for e in task.evaluations] for task in made.tasks}
+    experiment = Experiment("front", "", tmp_path, "", smoke(["front"], tmp_path))
+    judged = {task.entry: [e.weights for e in task.evaluations] for task in experiment.tasks}
     assert judged == {
         "a3gt-front": ["model", "gamma-0", "gamma-1"],
         "mix-at-10": ["model"],
         "mix-at-90": ["model"],
     }
-    content = made.results()
+    content = experiment.results()
     assert [panel["entries"] for panel in content["panels"]] == [list(judged)]
     assert content["planned"] == 5
 
@@ -172,26 +172,26 @@ def test_a_grid_names_what_it_is_made_of():
 
 
 def test_a_file_stands_in_for_a_data_set(command, tmp_path):
-    mine = tmp_path / "mine.npz"
-    found = of_scale("cpu", ["settings"], files={"mnist": mine})
-    titles = {plan.title for plan in found}
+    file = tmp_path / "mine.npz"
+    chosen = of_scale("cpu", ["settings"], files={"mnist": file})
+    titles = {plan.title for plan in chosen}
     assert "MNIST, eps 0.3, small CNN (mine.npz)" in titles
     assert "Fashion-MNIST, eps 0.1, small CNN" in titles
-    data = {plan.name: {e.settings["data"] for e in plan.entries} for plan in found}
-    assert data["settings-mnist"] == data["settings-mnist-resnet"] == {str(mine)}
+    data = {plan.name: {e.settings["data"] for e in plan.entries} for plan in chosen}
+    assert data["settings-mnist"] == data["settings-mnist-resnet"] == {str(file)}
     assert data["settings-fashion-mnist"] == {"fashion-mnist"}
-    published = of_scale("full", ["table2"], files={"cifar10": mine})[0].entries
+    published = of_scale("full", ["table2"], files={"cifar10": file})[0].entries
     usual = of_scale("full", ["table2"])[0].entries
     assert [{**e.settings, "data": "cifar10"} for e in published] == [e.settings for e in usual]
     with pytest.raises(UserError, match="did you mean 'mnist'"):
-        plans("cpu", ["settings"], files={"mnst": mine})
+        plans("cpu", ["settings"], files={"mnst": file})
     done = command("reproduce", "settings", "--plan", "--data", "mnist", cwd=tmp_path)
     assert done.code == 2
     assert "expected --data NAME=FILE.npz" in done.err
-    words = ("reproduce", "settings", "--scale", "cpu", "--plan", "--data", f"mnist={mine}")
+    words = ("reproduce", "settings", "--scale", "cpu", "--plan", "--data", f"mnist={file}")
     done = command(*words, cwd=tmp_path)
     assert done.code == 2
-    assert f"cannot read {mine}" in done.err.strip().splitlines()[-1]
+    assert f"cannot read {file}" in done.err.strip().splitlines()[-1]
 
 
 @pytest.fixture(scope="module")
@@ -289,11 +289,11 @@ def test_of_settings_the_fronts_are_measured_on_held_out_images_and_kept(made):
     again = anew(*words, cwd=folder.parents[2])
     assert again.returncode == 0, again.stderr
     assert "1 runs, 0 of them done" in " ".join(again.stdout.split())
-    found = {path: path.stat().st_mtime_ns for path in files}
-    assert found[files[0]] != measured[files[0]]
+    repeated_times = {path: path.stat().st_mtime_ns for path in files}
+    assert repeated_times[files[0]] != measured[files[0]]
     repeated = json.loads((run / "front.json").read_text(encoding="utf-8"))
-    for one, other in zip(record["points"], repeated["points"], strict=True):
-        assert (one["clean"], one["sha256"]) == (other["clean"], other["sha256"])
+    for first, second in zip(record["points"], repeated["points"], strict=True):
+        assert (first["clean"], first["sha256"]) == (second["clean"], second["sha256"])
 
 
 def test_missing_data_are_said_and_the_rest_goes_on(command, tmp_path):

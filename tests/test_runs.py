@@ -161,16 +161,16 @@ def test_json_that_is_damaged_is_a_line(run):
 
 
 def test_the_state_comes_back_and_the_one_before_is_kept(run):
-    said: list[str] = []
-    assert run.read_state(said.append) is None
+    messages: list[str] = []
+    assert run.read_state(messages.append) is None
     for value in range(3):
         run.write_state(state(value))
-    found = run.read_state(said.append)
-    assert found is not None
-    assert found["value"] == 2
-    assert found["list"] == [1.5, None]
-    assert torch.equal(found["weights"], torch.full((50,), 2.0))
-    assert said == []
+    loaded = run.read_state(messages.append)
+    assert loaded is not None
+    assert loaded["value"] == 2
+    assert loaded["list"] == [1.5, None]
+    assert torch.equal(loaded["weights"], torch.full((50,), 2.0))
+    assert messages == []
     assert {path.name for path in run.path.iterdir()} == {*STATES, "recipe.yaml"}
 
 
@@ -186,11 +186,11 @@ def test_a_damaged_state_is_noticed_and_the_one_before_is_used(run, damage):
     else:
         size = path.stat().st_size
         flip(path, {"header": 2 / size, "digest": 30 / size, "body": 0.5, "end": 1.0}[damage])
-    said: list[str] = []
-    found = run.read_state(said.append)
-    assert found is not None
-    assert found["value"] == 1
-    (sentence,) = said
+    messages: list[str] = []
+    loaded = run.read_state(messages.append)
+    assert loaded is not None
+    assert loaded["value"] == 1
+    (sentence,) = messages
     assert "state.pt is damaged" in sentence
     assert "previous" in sentence
 
@@ -211,18 +211,20 @@ def test_where_both_states_are_damaged_none_is_left_and_both_are_named(run):
     run.write_state(state(2))
     for name in STATES:
         flip(run.path / name)
-    said: list[str] = []
-    assert run.read_state(said.append) is None
-    assert [name in sentence for name, sentence in zip(STATES, said, strict=True)] == [True] * 2
-    assert "previous state" not in said[-1]  # there is none
+    messages: list[str] = []
+    assert run.read_state(messages.append) is None
+    assert [name in sentence for name, sentence in zip(STATES, messages, strict=True)] == [
+        True
+    ] * 2
+    assert "previous state" not in messages[-1]  # there is none
 
 
 def test_a_state_that_was_not_put_in_place_yet_is_not_missed(run):
     run.write_state(state(1))
     (run.path / "state.pt").rename(run.path / "state.previous.pt")  # killed between two renames
-    found = run.read_state(lambda sentence: None)
-    assert found is not None
-    assert found["value"] == 1
+    loaded = run.read_state(lambda sentence: None)
+    assert loaded is not None
+    assert loaded["value"] == 1
 
 
 @pytest.mark.slow
@@ -287,18 +289,18 @@ def test_a_full_disk_ends_in_one_line_and_nothing_is_lost(command, small, traine
         assert ended.code == 1, (ended.code, ended.err)
         assert ended.line.startswith("equipoise: the disk is full: ")
         assert f"equipoise train --resume {out}" in ended.line
-        said: list[str] = []
-        found = Run(out).read_state(said.append)
-        assert found is not None
-        assert 1 <= len(found["history"]) < 4
-        assert said == []
+        messages: list[str] = []
+        loaded = Run(out).read_state(messages.append)
+        assert loaded is not None
+        assert 1 <= len(loaded["history"]) < 4
+        assert messages == []
         assert not list(out.glob(".*.part"))
         again = command("train", "--resume", out, "--quiet")  # still full: the same, once more
         assert again.code == 1
         assert "the disk is full" in again.line
-        found_again = Run(out).read_state(said.append)
+        found_again = Run(out).read_state(messages.append)
         assert found_again is not None
-        assert len(found_again["history"]) >= len(found["history"])
+        assert len(found_again["history"]) >= len(loaded["history"])
         ballast.unlink()
         ended = command("train", "--resume", out)
         assert ended.code == 0, ended.err

@@ -126,11 +126,8 @@ class Store:
     ) -> None:
         """Store a result, whole or not at all, and the files that are derived from it.
 
-        Arguments:
-            result: The result.
-            x: The inputs; those of a front are not stored.
-            about: The description of the evaluation.
-            origin: Split, weights, checksums and versions.
+        The inputs of a front are not stored. ``about`` and ``origin`` are described in
+        ``docs/formats.md``.
         """
         tensors, metadata = _tensors(result), _metadata(result, about)
         if self.folder == FOLDER:
@@ -159,12 +156,7 @@ class Store:
 
 
 def summary_of(evaluation: verdicts.Evaluation, digest: str) -> dict[str, Any]:
-    """Return the content of ``NAME.json`` before it is sealed.
-
-    Arguments:
-        evaluation: The evaluation.
-        digest: The SHA-256 of its file of tensors.
-    """
+    """Return the content of ``NAME.json``; ``digest`` is the SHA-256 of the file of tensors."""
     return {
         "format": 1,
         "about": dict(evaluation.about),
@@ -195,10 +187,8 @@ def left(
 ) -> list[float]:
     """Return the radii of the command of an evaluation that are not finished.
 
-    Arguments:
-        about: The description of the evaluation.
-        every: The descriptions of all evaluations of the same weights.
-        radii: The radii that are wanted; empty: all.
+    ``every`` has the descriptions of all evaluations of the same weights; ``radii`` restricts the
+    answer, if there are any.
     """
     same = [a for a in every if (a["sample"], a["norm"]) == (about["sample"], about["norm"])]
     done = {float(a["eps"]) for a in same if a["finished"]}

@@ -52,13 +52,7 @@ def write(
 
 
 def append_line(path: Path, content: Mapping[str, Any], again: str = "") -> None:
-    """Append an object to a file of JSON lines; a line cut by a crash is dropped first.
-
-    Arguments:
-        path: The file; it is made if necessary.
-        content: The object.
-        again: As for :func:`write`.
-    """
+    """Append an object to a file of JSON lines; a line cut by a crash is dropped first."""
     try:
         with path.open("ab+") as file:
             file.seek(0)

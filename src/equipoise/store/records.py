@@ -206,12 +206,7 @@ class ResultColumn:
 
 
 def shown(columns: Sequence[ResultColumn], record: Mapping[str, Any]) -> dict[str, str]:
-    """Return the row of a record in a table: the text of each column by its head.
-
-    Arguments:
-        columns: :data:`RESULT_COLUMNS` or :data:`STAGE_COLUMNS`.
-        record: The record as plain values, or one of the ``stages`` in it.
-    """
+    """Return the row of a record (or stage), as plain values, in a table: texts by head."""
     return {column.title: column.text(record) for column in columns if column.title}
 
 

@@ -138,11 +138,7 @@ class Run:
         return None
 
     def read_state(self, announce: Callable[[str], None]) -> dict[str, Any] | None:
-        """Return the state of the training; if it is damaged, the previous one.
-
-        Arguments:
-            announce: Called with a line for each damaged state.
-        """
+        """Return the state of the training; if it is damaged, announce it and use the previous."""
         for name in ("state.pt", "state.previous.pt"):
             path = self.path / name
             if not path.exists():
@@ -160,12 +156,9 @@ class Run:
     def write(
         self, name: str, content: str | bytes | Callable[[BinaryIO], object], keep: str = ""
     ) -> None:
-        """Write a file of the folder whole or not at all: see :func:`equipoise.store.files.write`.
+        """Write a file of the folder; ``keep`` is the new name of the file that is replaced.
 
-        Arguments:
-            name: The name of the file.
-            content: Its content.
-            keep: The new name of the file that is replaced; empty: it is not kept.
+        See :func:`equipoise.store.files.write`.
         """
         kept = self.path / keep if keep else None
         files.write(self.path / name, content, keep=kept, again=self.again)

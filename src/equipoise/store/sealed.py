@@ -78,9 +78,6 @@ def read_arrays(
 def weights_digest(path: Path) -> str:
     """Return the SHA-256 of a file of weights, like ``digests.model_digest`` of the model.
 
-    Arguments:
-        path: A safetensors file that holds the state of a model.
-
     Raises:
         OSError, ValueError, LookupError: If it cannot be read.
     """

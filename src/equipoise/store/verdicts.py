@@ -281,11 +281,7 @@ class Evaluation:
         return distances
 
     def lines(self, score: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-        """Return its records as they are written to ``records.jsonl``.
-
-        Arguments:
-            score: The composite score of its worst case, one of :func:`scores`.
-        """
+        """Return its records for ``records.jsonl``; ``score`` is its one of :func:`scores`."""
         more = {**self.origin, "evaluation": self.name, "finished": self.finished}
         more["failed"] = self.failed
         lines = [{**record.content(), **more} for record in self.records]
