@@ -86,8 +86,8 @@ def run_plans(
         for experiment in experiments:
             experiment.failures = scheduler.failures
             experiment.write()
-    stopped, failures = scheduler.stopped, scheduler.failures
-    ended(bool(stopped))
+        stopped, failures = scheduler.stopped, scheduler.failures
+        ended(bool(stopped))
     if stopped:
         raise RunError(
             f"{stopped}: stopped with {scheduler.finished} of {len(tasks)} runs done; continue "
