@@ -213,9 +213,7 @@ def test_where_both_states_are_damaged_none_is_left_and_both_are_named(run):
         flip(run.path / name)
     messages: list[str] = []
     assert run.read_state(messages.append) is None
-    assert [name in sentence for name, sentence in zip(STATES, messages, strict=True)] == [
-        True
-    ] * 2
+    assert all(name in line for name, line in zip(STATES, messages, strict=True))
     assert "previous state" not in messages[-1]  # there is none
 
 
