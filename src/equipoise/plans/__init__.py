@@ -1,1 +1,1 @@
-"""Plans of many trainings and evaluations, and what runs them."""
+"""Plans of many trainings and evaluations, and their execution."""

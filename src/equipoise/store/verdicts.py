@@ -281,7 +281,7 @@ class Evaluation:
         return distances
 
     def lines(self, score: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-        """Return its records for ``records.jsonl``; ``score`` is its one of :func:`scores`."""
+        """Return its records for ``records.jsonl``; ``score`` is its composite score."""
         more = {**self.origin, "evaluation": self.name, "finished": self.finished}
         more["failed"] = self.failed
         lines = [{**record.content(), **more} for record in self.records]
