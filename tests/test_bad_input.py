@@ -202,7 +202,7 @@ BAD: dict[str, tuple[Callable[[Path, Path], list], str]] = {
         "complex",
     ),
     "10^9 classes": (config(classes=10**9), "classes must be whole and in 1..100000"),
-    "other classes than the weights": (config(classes=99_999), "another shape"),
+    "other classes than the weights": (config(classes=99_999), "shape of linear.weight"),
     "mean=['a']": (config(mean=["a"]), "mean must have a number"),
     "size=8": (config(size=8), "images must have"),
     "width=inf": (config(width=float("inf")), "width must be"),
