@@ -112,16 +112,16 @@ def test_an_honest_attack_sets_off_no_check_in_other_norms(attack, threat):
 
 # --- each broken defence sets off its own check ---
 
-# The check that is made for it, and words of the diagnosis.
-DEFENCES: dict[str, tuple[str, str]] = {
-    "input-quantised": ("gradients", "a layer is not differentiable"),
-    "jpeg-like": ("gradients", "a layer is not differentiable"),
-    "large-logits": ("saturation", "softmax saturates"),
-    "softmax-output": ("logits", "probabilities, not logits"),
-    "winners-take-all": ("smooth", "the model jumps"),
-    "noisy": ("randomised", "a verdict of one pass is luck"),
-    "train-mode": ("eval-mode", "it is in training mode"),
-    "signs": ("gradients", "a layer is not differentiable"),
+# The check that is made for it, a number that it measures, and the smallest and largest value.
+DEFENCES: dict[str, tuple[str, str, float, float]] = {
+    "input-quantised": ("gradients", "alive", 1, N),
+    "jpeg-like": ("gradients", "alive", 1, N),
+    "large-logits": ("saturation", "gap", 50, 1e9),
+    "softmax-output": ("logits", "high", 0.5, 1.001),
+    "winners-take-all": ("smooth", "cosine", -1, 0.9),
+    "noisy": ("randomised", "moved", 1, N),
+    "train-mode": ("eval-mode", "changed", 1, 99),
+    "signs": ("gradients", "alive", 1, N),
 }
 
 # What else must be seen of it.
@@ -140,10 +140,10 @@ SYMPTOMS: dict[str, set[str]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.DEFENCES)
 def test_a_broken_defence_sets_off_its_own_check(name):
-    check, words = DEFENCES[name]
+    check, number, least, most = DEFENCES[name]
     seen = alarms(checked(zoo.DEFENCES[name]()))
     assert check in seen
-    assert words in seen[check].message
+    assert least <= seen[check].measured[number] <= most
     assert seen[check].remedy
     assert seen.keys() >= SYMPTOMS[name]
     for found in seen.values():
@@ -157,23 +157,24 @@ def test_every_defence_and_every_attack_of_the_zoo_is_in_a_table():
 
 # --- each broken attack sets off its own check ---
 
-ATTACKS: dict[str, tuple[str, str]] = {
-    "ignored-steps": ("attack-steps", "steps does not mean what it says"),
-    "last-iterate": ("attack-lost", "18 returned another"),
-    "no-projection": ("attack-constraint", "outside ball or range"),
-    "wrong-sign": ("attack-ascent", "it walks the wrong way"),
-    "detached-loss": ("attack-blind", "its moves do not follow the model"),
-    "normalised-eps": ("attack-reach", "eps is in other units"),
+# The check that is made for it, a number that it measures, and the smallest and largest value.
+ATTACKS: dict[str, tuple[str, str, float, float]] = {
+    "ignored-steps": ("attack-steps", "many", 1, 20),
+    "last-iterate": ("attack-lost", "lost", 18, 18),
+    "no-projection": ("attack-constraint", "outside", 1, N),
+    "wrong-sign": ("attack-ascent", "down", 17, N),
+    "detached-loss": ("attack-blind", "won", 0, 22),
+    "normalised-eps": ("attack-reach", "share", 0, 0.8),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.ATTACKS)
 def test_a_broken_attack_sets_off_its_own_check(name):
-    check, words = ATTACKS[name]
+    check, number, least, most = ATTACKS[name]
     x, y = some()
     seen = alarms(audit(zoo.ATTACKS[name](), zoo.undefended(), x, y, zoo.THREAT))
-    assert words in seen[check].message
+    assert least <= seen[check].measured[number] <= most
     assert seen[check].remedy
     alone = name != "wrong-sign"  # which also loses what it meets, and is worse than noise
     assert not alone or set(seen) == {check}

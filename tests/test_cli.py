@@ -282,6 +282,43 @@ def test_other_bad_input_is_a_line(command, words, tmp_path):
     assert ended.line.startswith("equipoise: ")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--resume", "RUN", "--seed", "0"],
+        ["train", "RUN", "--seed", "0"],
+        ["train", "", "--resume", "RUN"],
+        ["train", "RUN", "--data", ""],
+        ["evaluate", "RUN", "--weights", ""],
+        ["evaluate", "RUN", "--eps", ""],
+        ["evaluate", "RUN", "--norm", ""],
+        ["evaluate", "RUN", "--model", ""],
+        ["evaluate", "RUN", "--data", ""],
+        ["evaluate", "RUN", "--normalise", ""],
+        ["evaluate", "RUN", "--device", ""],
+        ["evaluate", "RUN", "-n", "0"],
+        ["evaluate", "RUN", "--passes", "0"],
+        ["evaluate", "RUN", "--batch-size", "0"],
+        ["verify", "RUN", "--again", "0"],
+        ["front", "RUN", "--batchnorm", ""],
+        ["front", "RUN", "--points", "0"],
+        ["pick", "RUN", "--min-clean", ""],
+        ["pick", "RUN", "--batchnorm", "", "--gamma", "0"],
+        ["reproduce", "fig3", "--only", ""],
+        ["reproduce", "fig3", "--workers", "0"],
+        ["list", ""],
+        ["data", "get", "mnist", "--yes", "--base", ""],
+    ],
+    ids=" ".join,
+)
+def test_zero_and_an_empty_value_count_as_given(command, trained, words, tmp_path):
+    run = str(trained)
+    ended = command(*(run if word == "RUN" else word for word in words), cwd=tmp_path)
+    assert ended.code == 2, ended.err
+    assert ended.line.startswith("equipoise: ")
+
+
 @pytest.mark.parametrize(
     "words",
     [["trian"], ["train", "--sed", "3"], ["train", "--seed", "x"], ["evaluate"], ["report"]],
@@ -459,16 +496,16 @@ def test_stopped_by_a_signal_it_saves_and_says_how_to_go_on(
     last = ended.err.strip().splitlines()[-1]
     name = signal.Signals(number).name  # which comes in a round, or while one is being saved
     assert re.match(rf"equipoise: {name}: stopped (in|after) round \d+ of 12[,;]", last), last
-    assert last.endswith(f"go on with: equipoise train --resume {out}")
+    assert last.endswith(f"continue with: equipoise train --resume {out}")
     assert 2 <= len(history(out)) < 12
     assert not (out / "summary.json").exists()
     evaluated = command("evaluate", out, "--attacks", "fgsm", "-n", 20, "--quiet")
     assert evaluated.code == 0
-    assert "not trained to its end" in evaluated.line
+    assert "is not finished" in evaluated.line
     (out / "records.jsonl").unlink()
     ended = command("train", "--resume", out)
     assert ended.code == 0, ended.err
-    assert "going on after round" in ended.err
+    assert "continuing after round" in ended.err
     assert_same_run(out, reference)
 
 

@@ -28,7 +28,11 @@ from equipoise.store.sealed import is_sealed, seal
 from problems import small_layers, small_net
 
 QUICK = "pgd-3,apgd-t-4,square-20"
-OFTEN = "import equipoise.evaluation.autosave as k; k.SAVE_SECONDS = 0; k.SAVE_SHARE = 0"
+OFTEN = """
+from importlib import import_module
+k = import_module("equipoise.evaluation.evaluate")
+k.SAVE_SECONDS = k.SAVE_SHARE = 0
+"""
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +140,7 @@ def test_radii_that_were_not_come_to_are_gone_on_with(trained, tmp_path, monkeyp
 
 
 def test_nothing_to_resume(trained):
-    with pytest.raises(UserError, match="no evaluation to go on with"):
+    with pytest.raises(UserError, match="no evaluation to continue"):
         evaluate_run(trained, resume=True)
 
 
@@ -153,7 +157,7 @@ def test_a_resume_with_something_else_is_refused(copy, key, said):
     store = Store(Run(copy), stored(copy).stem)
     about, result, tensors = store.read()
     store.write(result, tensors["x"], {**about, key: "another", "finished": False}, {})
-    with pytest.raises(UserError, match=f"cannot go on with .* another {said}"):
+    with pytest.raises(UserError, match=f"cannot continue .* another {said}"):
         evaluate_run(copy, resume=True)
     # Without --resume it is evaluated anew, and what was of another does not count.
     records = evaluate_run(copy, attacks="pgd-3", eps=[0.1], n=80, checks=False)
@@ -171,6 +175,22 @@ def test_a_resume_with_something_else_is_refused(copy, key, said):
 def test_a_resume_that_asks_for_something_else_is_refused(copy, options, said):
     with pytest.raises(UserError, match=said):
         evaluate_run(copy, resume=True, **options)
+
+
+@pytest.mark.slow
+def test_zero_counts_as_a_seed(command, trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    more = ("--attacks", "pgd-2", "--eps", 0.1, "-n", 20, "--no-checks", "-q")
+    assert command("evaluate", folder, "--seed", 3, *more).code == 0
+    for seed in (0, 5):
+        ended = command("evaluate", folder, "--resume", "--seed", seed)
+        assert (ended.code, "seed 3" in ended.line) == (2, True)
+        with pytest.raises(UserError, match=f"seed 3, not {seed}"):
+            evaluate_run(folder, resume=True, seed=seed)
+    for words in ((), ("--seed", 3)):
+        assert command("evaluate", folder, "--resume", "--no-checks", *words).code == 0
+    _, result, _ = Store(Run(folder), stored(folder).stem).read()
+    assert result.seed == 3
 
 
 def test_a_damaged_file_is_not_resumed(copy):
@@ -253,7 +273,7 @@ def clean_again(result):
         (lambda r: replace(r, y=(r.y + 1) % 10), "stored labels"),
         (
             lambda r: replace(r, prediction=(r.prediction + 1) % 10),
-            "clean answer differs|not as they were",
+            "clean predictions differ|not as they were",
         ),
     ],
     ids=["far", "nan", "below", "clean", "labels", "answers"],
@@ -401,7 +421,7 @@ def test_what_is_taken_for_logits_and_searched_is_said_on_the_terminal(command, 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--model", "mine:net"), "--model needs --data"),
+        (("--model", "mine:net"), "--model package.module:function --data"),
         (("--model", "mine", "--data", "digits"), "package.module:function"),
         (("--model", "mine:nett", "--data", "digits"), "mine has no nett; it has"),
         (("--model", "yours:net", "--data", "digits"), "cannot import yours"),

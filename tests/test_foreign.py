@@ -557,7 +557,7 @@ def test_the_command_says_and_records_what_it_chose(command, tmp_path):
     ("words", "said"),
     [
         (("mine:net", "--model", "mine:net", "--data", "digits"), "given twice"),
-        (("mine:net",), "--model needs --data"),
+        (("mine:net",), "--model package.module:function --data"),
         (("runs/x", "--normalise", "mnist"), "expected a run folder, or --model"),
         (("mine:net", "--data", "digits", "--normalise", "cifar10"), "3 and 3 values for 1"),
         (("mine:net", "--data", "digits", "--mean", "0.5"), "belong together"),

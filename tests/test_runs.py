@@ -231,7 +231,7 @@ def test_a_damaged_state_resumes_from_the_one_before(command, small, trained, co
     ended = command("train", "--resume", copy)
     assert ended.code == 0, ended.err
     assert "state.pt is damaged" in ended.err
-    assert "going on after round 3" in ended.err
+    assert "continuing after round 3" in ended.err
     for name in ("model.safetensors", "last.safetensors"):
         assert (copy / name).read_bytes() == (trained / name).read_bytes()
     assert len((copy / "log.jsonl").read_text().splitlines()) == len(log.splitlines())
@@ -301,7 +301,7 @@ def test_a_full_disk_ends_in_one_line_and_nothing_is_lost(command, small, traine
         ballast.unlink()
         ended = command("train", "--resume", out)
         assert ended.code == 0, ended.err
-        assert "going on after round" in ended.err
+        assert "continuing after round" in ended.err
         for name in ("model.safetensors", "last.safetensors"):
             assert (out / name).read_bytes() == (trained / name).read_bytes()
         assert len((out / "log.jsonl").read_text().splitlines()) == 4

@@ -240,7 +240,7 @@ def test_what_is_gone_on_with_is_on_the_same_images(trained, tmp_path, monkeypat
         monkeypatch.setattr(Store, "write", kept)
 
     begin(first=True)
-    with pytest.raises(UserError, match="no evaluation to go on with"):
+    with pytest.raises(UserError, match="no evaluation to continue"):
         evaluate_run(run, n=31, resume=True)
     records = evaluate_run(run, resume=True)
     assert {record["sample"]["seed"] for record in records} == {None}

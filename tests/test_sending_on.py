@@ -177,8 +177,8 @@ def interrupted(command, *words: object, cwd: Path) -> list[str]:
     rest = ("--attacks", "pgd-10", "--no-checks", "--batch-size", 2, "-n", 50)
     ended = command("evaluate", *words, *rest, cwd=cwd, before=STOP)
     assert ended.code == 130, ended.err
-    (line,) = [line for line in ended.err.splitlines() if "go on with: " in line]
-    program, *again = shlex.split(line.partition("go on with: ")[2])
+    (line,) = [line for line in ended.err.splitlines() if "continue with: " in line]
+    program, *again = shlex.split(line.partition("continue with: ")[2])
     assert program == "equipoise"
     return again
 

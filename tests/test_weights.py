@@ -250,7 +250,7 @@ def test_a_mix_is_evaluated_by_name_and_verified(command, copy):
     assert f"linf-0.1-n100-{sample.short}-gamma-0.5: verified" in ended.err
     ended = command("evaluate", copy, "--resume", "--weights", "gamma-0.5", "--quiet")
     assert ended.code == 0, ended.err
-    assert "no evaluation to go on with" in command("evaluate", copy, "--resume").line
+    assert "no evaluation to continue" in command("evaluate", copy, "--resume").line
 
 
 def test_evaluations_of_several_weights_stand_apart(copy):

@@ -1,14 +1,14 @@
 """``equipoise evaluate`` and ``verify``: attack a model, and check the results again."""
 
 import re
-import sys
+from json import dumps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from equipoise.cli import options
-from equipoise.errors import RunError, UserError
+from equipoise.errors import UserError
 from equipoise.terminal.progress import Console
 
 EVALUATE_EPILOG = (
@@ -69,7 +69,9 @@ def evaluate(
     std: Annotated[
         str | None, typer.Option(help="With MODEL and --mean: the standard deviations.")
     ] = None,
-    seed: options.Seed = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Random seed of the attacks; default: 0.")
+    ] = None,
     batch_size: options.BatchSize = 250,
     precision: options.Precision = "auto",
     layout: Annotated[
@@ -131,7 +133,7 @@ def evaluate(
     those of earlier evaluations of the same weights on the same images. Ctrl-C saves and stops;
     --resume continues inside the running attack.
     """
-    from equipoise.jobs.evaluate import evaluate_subject
+    from equipoise.jobs.evaluate import evaluate_run
     from equipoise.jobs.tables import write_scores, write_table
     from equipoise.jobs.target_model import of_model, of_run, open_folder
     from equipoise.models.normalisation import asked_for
@@ -143,34 +145,26 @@ def evaluate(
     run, spec = _run_or_model(what, model)
     if trust and run is not None:  # first: its file may add attacks
         run_trusted(open_folder(run).made_with(), console.warn)
+    fixed = {"attacks": attacks, "individual": individual, "seed": seed, "passes": passes}
+    given = {name: value for name, value in fixed.items() if value is not None}
     protocol = options.protocol_of(
-        attacks=attacks,
         norm=norm,
         n=n,
         first=first,
-        individual=individual,
-        seed=seed,
         batch_size=batch_size,
         precision=precision,
         layout=layout,
         compile_=compile,
-        passes=passes,
         strongest=strongest or cmmr,
         checks=checks,
+        **given,
     )
     asked = asked_for(normalise, mean, std)
     for_model = any(given is not None for given in (data, out, asked))
-    if (run is None and spec is None) or (run is not None and for_model):
-        raise UserError(
-            "expected a run folder, or --model package.module:function --data ... (with it "
-            "--out, --normalise, --mean, --std; see equipoise evaluate --help)"
-        )
-    if run is not None:
-        kept = weights or "model"
+    if run is not None and not for_model:
+        kept = "model" if weights is None else weights
         subject = of_run(run, kept, data_dir, console, model=spec, trust=trust)
-    elif spec is None or data is None:
-        raise UserError("--model needs --data, or the run folder of its evaluations")
-    else:
+    elif run is None and spec is not None and data is not None:
         subject = of_model(
             spec,
             weights=weights,
@@ -181,17 +175,23 @@ def evaluate(
             say=console.say,
         )
         console.say(f"results go to {subject.run.path}")
-    records = evaluate_subject(
+    else:
+        raise UserError(
+            "expected a run folder, or --model package.module:function --data ... (with it "
+            "--out, --normalise, --mean, --std; see equipoise evaluate --help)"
+        )
+    records = evaluate_run(
         subject,
         protocol,
-        console,
-        radii=radii,
+        eps=radii,
         transfer=transfer or (),
         resume=resume,
         device=device,
+        console=console,
+        given=given,
     )
     if json is not None:  # first: a closed pipe ends the table
-        _write_json(json, records)
+        json.write_text(f"{dumps(records, indent=2)}\n", encoding="utf-8")
     write_table(records)
     if cmmr:
         write_scores(records)
@@ -212,12 +212,12 @@ def verify(
     model: options.OwnModel = None,
     trust: options.Trust = False,
     again: Annotated[
-        int,
+        int | None,
         typer.Option(
             metavar="N",
             help="Also attack N randomly drawn images again that are stored as robust.",
         ),
-    ] = 0,
+    ] = None,
     nonce: Annotated[
         str | None,
         typer.Option(
@@ -260,15 +260,3 @@ def _check_json(path: Path) -> None:
             path.unlink()
     except OSError as error:
         raise UserError(f"--json {path} cannot be written: {error.strerror or error}") from None
-
-
-def _write_json(path: Path, records: list[dict[str, Any]]) -> None:
-    import json
-
-    try:
-        path.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(1)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}; the run has the records") from None

@@ -93,7 +93,7 @@ def front(
         protocol,
         ends=ends,
         others=others or (),
-        batchnorm=cast(Any, batchnorm or "average"),
+        batchnorm=cast(Any, "average" if batchnorm is None else batchnorm),
         data_dir=data_dir,
         device=device,
         console=console,
@@ -143,9 +143,9 @@ def pick(
     constraint; with --min-robust it is the most accurate one whose robust accuracy does. The
     choice uses held-out images, never test images.
     """
-    from equipoise.jobs import pick as job
+    from equipoise.jobs.front import pick as job
 
-    job.pick(
+    job(
         run,
         out or run.resolve().with_name(f"{run.resolve().name}-picked"),
         ends=ends,

@@ -134,11 +134,14 @@ def reproduce(
     """
     from equipoise.plans.reproduce import reproduce as job
 
+    names = [name.strip() for name in (only or "").split(",") if name.strip()]
+    if only is not None and not names:
+        raise UserError(f"expected --only ENTRY,..., like a3gt,mix-at-*, got {only!r}")
     job(
         what,
         scale,
         out,
-        only=[name.strip() for name in (only or "").split(",") if name.strip()],
+        only=names,
         files=_files(data or ()),
         workers=workers,
         data_dir=data_dir,

@@ -64,7 +64,7 @@ def train(
     if resume is None and what is not None and _is_run(what):
         resume, what = Path(what), None
     if resume is not None:
-        if what or settings or given or out or published:
+        if what is not None or settings or given or out or published:
             raise UserError("--resume uses the recipe of the folder: give no settings or --out")
         job.resume(resume, trust=trust, console=Console(quiet=quiet))
         return

@@ -1,8 +1,9 @@
-"""Evaluating a model: attacks search, alone or one after the other, and are judged apart."""
+"""Evaluating a model: attacks search for adversarial examples, and the judge decides on them."""
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,21 +12,31 @@ from torch import Tensor, nn
 from equipoise.attacks.core import Attack
 from equipoise.attacks.inputs import check_inputs, examples, tensors
 from equipoise.errors import RunError, UserError, one_line, short
-from equipoise.evaluation import checks as checking
+from equipoise.evaluation.checks.after import after as check_results
+from equipoise.evaluation.checks.after import transfer as check_transfer
+from equipoise.evaluation.checks.audit import audit
+from equipoise.evaluation.checks.before import before
+from equipoise.evaluation.checks.probes import probes
 from equipoise.evaluation.judge import Judge
-from equipoise.evaluation.protocol import Protocol, Stage
+from equipoise.evaluation.outcome import Stage
+from equipoise.evaluation.protocol import Protocol
 from equipoise.evaluation.result import Result
 from equipoise.evaluation.search import TRANSFER, Search
+from equipoise.evaluation.stored import Store
 from equipoise.execution.outputs import as_module
 from equipoise.execution.passes import NoGradient, outside_inference, restored, seeded
 from equipoise.execution.policy import Execution, Layout, Precision
-from equipoise.stopwatch import peak_memory
-from equipoise.terminal.progress import AttackProgress
+from equipoise.store.finding import Finding
+from equipoise.terminal.progress import AttackProgress, Console
 from equipoise.threat import Threat
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch.utils.data import DataLoader, Dataset
+
+SAVE_SECONDS = 5.0
+SAVE_SHARE = 20  # a save may cost a twentieth of the time
+_SHOWN = ("outputs", "search-form")  # findings that are shown although nothing is wrong
 
 
 def evaluate(
@@ -48,53 +59,54 @@ def evaluate(
     control: Tensor | None = None,
     classes: Sequence[str] = (),
 ) -> Result:
-    """Attack a model and judge what the attacks find.
+    """Attack a model and judge the points that the attacks return.
 
     An attack that is named alone attacks all examples that are classified correctly, so that the
-    accuracy under it compares with what papers report. The stages of an ensemble such as
-    ``"autoattack"`` attack one after the other what withstood those before. The worst case over
-    everything is ``Result.robust_accuracy``. No verdict depends on the batch size or on the order
-    of the examples, but for the rounding of floating point.
+    accuracy under it compares with the tables of papers. Each stage of an ensemble such as
+    ``"autoattack"`` attacks the examples that are still robust after the earlier stages. The worst
+    case over all attacks is ``Result.robust_accuracy``. No verdict depends on the batch size or on
+    the order of the examples, except for the rounding of floating point.
 
     Arguments:
         model: From inputs within the threat's range to logits, with shape (N, K), as a tensor,
-            as ``logits`` of an object or a dict, or as the first of a tuple; it is used in eval
-            mode and left as it was. It may be on any device. A plain function is taken as it is.
+            as ``logits`` of an object or a dict, or as the first element of a tuple; it is used in
+            eval mode and left as it was, on any device. A plain function is used as it is.
         x: The inputs, with shape (N, ...), as a tensor or an array; or a DataLoader or a Dataset
             of inputs and labels, which is read to its end.
         y: The labels, whole numbers, with shape (N,); None where ``x`` has them.
-        threat: What the attacks are allowed.
+        threat: What the attacks may change.
         attacks: Names as for :func:`equipoise.attacks.parse`, or attacks by names of your own;
             ``"clean"`` is always measured.
-        individual: True: the stages of ensembles, too, attack all correct examples. False: all
-            attacks are stages, and attack what withstood those before. None: as named.
+        individual: True: the stages of ensembles, too, attack all correct examples. False: every
+            attack attacks the examples that are still robust after the earlier ones. None: attacks
+            as True, the stages of an ensemble as False.
         seed: The seed of the attacks' randomness.
         batch_size: How many points are attacked at a time: memory and time, not results.
-        precision: The arithmetic of the search: ``"float32"``, ``"bfloat16"`` or ``"auto"``,
-            which takes the quick one of the device. The judge's is float32 either way.
-        layout: How images lie in memory in the search: ``"channels_last"``, ``"contiguous"``, or
-            ``"auto"`` for the quick one.
+        precision: The arithmetic of the search: ``"float32"``, ``"bfloat16"`` or ``"auto"``, the
+            faster one on the device. The judge's is always float32.
+        layout: The memory layout of images in the search: ``"channels_last"``, ``"contiguous"``,
+            or ``"auto"`` for the faster one.
         compile: Whether the search is compiled, which takes time at first: for long evaluations.
         passes: The forward passes of a verdict, whose class probabilities are averaged; None:
-            what the attacks ask for, 1 but for ``"autoattack-rand"``.
-        strongest: Whether PGD and its settings (MI-FGSM, CW-inf) search on for the point of the
-            largest loss once an example is fooled. The verdicts are the same; without, the first
-            point that fools the model is kept, which is nearer to its boundary. True where the
-            points themselves are measured or used again: for distortions, CMMR, or other models.
-            The other attacks always keep the first. It has no effect on models that are random
-            or compiled, whose searches always go on.
-        checks: Whether to look for what would make the numbers untrustworthy.
+            as the attacks need, 1 except for ``"autoattack-rand"``.
+        strongest: Whether PGD and its settings (MI-FGSM, CW-inf) continue to the point with the
+            largest loss after the first point that fools the model. The verdicts are the same; by
+            default the first point is kept, which is closer to the decision boundary. Use True if
+            the points are measured or used again: for distortions, CMMR, or other models. The
+            other attacks always keep the first. Searches on random or compiled models always
+            continue.
+        checks: Whether to check for what would make the numbers untrustworthy.
         others: Adversarial examples of other models for the same inputs, by name, with the shape
             of ``x``: those that fool this model count, as the attack ``"transfer"``.
         control: Which examples stay correct on an undefended model, with shape (N,).
         classes: The names of the classes, by label.
 
     Returns:
-        The verdicts, the strongest points found, and what follows from them.
+        The verdicts, the strongest points, and all numbers that follow from them.
 
     Raises:
-        UserError: If inputs, labels, outputs or attacks will not do.
-        RunError: If the model or an attack failed on the way; its ``result`` has what was found.
+        UserError: If inputs, labels, outputs or attacks are invalid.
+        RunError: If the model or an attack failed; its ``result`` has the results up to then.
     """
     if not isinstance(threat, Threat):
         raise UserError(f"expected a threat such as eq.Linf(8 / 255), got {short(threat)}")
@@ -125,20 +137,19 @@ def evaluate_by(
     advance: Callable[[AttackProgress], None] | None = None,
     after: Callable[[Result], None] | None = None,
 ) -> Result:
-    """Attack a model by a protocol and judge what the attacks find.
+    """Attack a model by a protocol; the other arguments are those of :func:`evaluate`.
 
     Arguments:
-        protocol: How, with its threat; which images is decided by ``x``.
-        model: As for :func:`evaluate`, as are ``others``, ``control`` and ``classes``.
+        protocol: How the model is attacked, with its threat; its ``n`` and ``first`` are ignored.
+        model: As for :func:`evaluate`, as are the next five.
         x: The inputs.
         y: The labels.
         others: Adversarial examples of other models.
-        warm: Whether these are tried first, so that the attacks attack what withstood them: for
-            models that are nearly the same. Otherwise they are tried last.
-        control: Which examples an undefended model resists.
+        control: Which examples stay correct on an undefended model.
         classes: The names of the classes.
-        begun: The result of an interrupted evaluation of the same points; what it has is not
-            done again.
+        warm: Whether ``others`` are tried first, so that the attacks only attack the examples that
+            are still robust: for models that are nearly the same. Otherwise they are tried last.
+        begun: The result of an interrupted evaluation of the same points; it is continued.
         advance: Called after every batch with the progress.
         after: Called after every batch with the result so far; saving it makes a resume possible.
 
@@ -149,8 +160,7 @@ def evaluate_by(
     x, y = examples(x, y)
     if not len(x):
         raise UserError("there are no examples to evaluate")
-    threat, seed = protocol.threat, protocol.seed
-    x, y = check_inputs(x, y, threat)
+    x, y = check_inputs(x, y, protocol.threat)
     others = {name: tensors(points, y)[0] for name, points in (others or {}).items()}
     if control is not None and len(control) != len(y):
         raise UserError(f"expected a control of {len(y)} images, got {len(control)}")
@@ -158,162 +168,215 @@ def evaluate_by(
     x, y = x.to(device, dtype), y.to(device)
     stages = protocol.stages
     asked = max([getattr(attack, "passes", 1) for attack in protocol.named.values()], default=1)
-    judge = Judge(model, protocol.batch_size, protocol.passes or asked, seed)
-    with (
-        outside_inference(),
-        restored(model),
-        seeded(seed, device),
-    ):  # a random model draws from it; it is restored afterwards
-        search = Search(judge, x, y, protocol, classes)
-        work = _Work(search, advance or (lambda progress: None), after)
-        work.look(begun)
+    judge = Judge(model, protocol.batch_size, protocol.passes or asked, protocol.seed)
+    # A random model draws from the seed; the random state is restored afterwards.
+    with outside_inference(), restored(model), seeded(protocol.seed, device):
+        threat, execution = protocol.threat, protocol.execution
+        search = Search(judge, x, y, threat, execution, protocol.strongest, classes)
+
+        def save() -> None:
+            if after is not None:
+                after(search.result())
+
+        search.look(begun)
         if protocol.checks:
-            own = protocol.attacks if isinstance(protocol.attacks, Mapping) else {}
-            work.check_before(model.training, own)
+            search.note(_checks_before(search, protocol.attacks, model.training))
+            save()
         if others and warm:
             search.transfer(others)
             stages = [replace(stage, after=(TRANSFER, *stage.after)) for stage in stages]
-        work.run(stages)
+        _attack(search, stages, advance or (lambda progress: None), save)
         if others and not warm:
-            work.check_transfer(others)
+            robust = search.robust
+            check = check_transfer(model, x, y, search.threat, others, robust, seed=search.seed)
+            search.note(check[:1])
             search.transfer(others)
         if protocol.checks:
-            work.check_after({stage.name: stage.attack for stage in stages}, control)
-        return work.result()
+            search.note(_checks_after(search, stages, control))
+        return search.result()
 
 
 def _place(model: nn.Module, x: Tensor) -> tuple[torch.device, torch.dtype]:
-    """Return where the model is and what it computes in, which the judge needs to be exact.
-
-    What it computes in is what most of its weights are: a single parameter may be of another kind.
-    """
+    """Return the device of a model, and the dtype of most of its weights."""
     weights = [p for p in model.parameters() if p.is_floating_point()]
     sizes: Counter[torch.dtype] = Counter()
     for weight in weights:
         sizes[weight.dtype] += weight.numel()
-    held = next((p for p in weights if p.dtype == sizes.most_common(1)[0][0]), x)
-    if held.is_meta:
+    typical = next((p for p in weights if p.dtype == sizes.most_common(1)[0][0]), x)
+    if typical.is_meta:
         raise UserError("the model is on the meta device, without weights: load them first")
-    if held.dtype not in (torch.float32, torch.float64):
+    if typical.dtype not in (torch.float32, torch.float64):
         raise UserError(
-            f"the model's weights are {held.dtype}; verdicts need at least float32: evaluate "
-            'model.float(), and search with precision="bfloat16" to be quick'
+            f"the model's weights are {typical.dtype}; verdicts need at least float32: evaluate "
+            'model.float(), and search with precision="bfloat16" to be fast'
         )
-    return held.device, held.dtype
+    return typical.device, typical.dtype
 
 
-class _Work:
-    """An evaluation from its first look to its last check."""
-
-    def __init__(
-        self,
-        search: Search,
-        advance: Callable[[AttackProgress], None],
-        after: Callable[[Result], None] | None,
-    ) -> None:
-        self.search, self.advance, self.after = search, advance, after
-
-    def look(self, begun: Result | None) -> None:
-        """Look at the clean inputs."""
+def _attack(
+    search: Search,
+    stages: Sequence[Stage],
+    advance: Callable[[AttackProgress], None],
+    save: Callable[[], None],
+) -> None:
+    """Run all attacks; the results up to then are kept, whatever happens."""
+    for number, stage in enumerate(stages, 1):
         try:
-            self.search.look(begun)
-        except (UserError, MemoryError, torch.OutOfMemoryError):
+            for progress in search.run(stage):
+                advance(replace(progress, number=number, stages=len(stages)))
+                save()
+        except NoGradient as error:
+            search.skip(stage, error)
+            save()
+        except (UserError, MemoryError, torch.OutOfMemoryError, KeyboardInterrupt):
+            save()
             raise
         except Exception as error:
-            raise RunError(f"the model fails on the clean images ({one_line(error)})") from error
-
-    def run(self, stages: Sequence[Stage]) -> None:
-        """Run all stages; what was found stays, whatever happens."""
-        for number, stage in enumerate(stages, 1):
-            try:
-                for progress in self.search.run(stage):
-                    self.advance(replace(progress, number=number, stages=len(stages)))
-                    self._keep()
-            except NoGradient as error:
-                self.search.skip(stage, error)
-                self._keep()
-            except (UserError, MemoryError, torch.OutOfMemoryError, KeyboardInterrupt):
-                self._keep()
-                raise
-            except Exception as error:
-                self._keep()
-                raise _failure(stage.name, error, self.result()) from error
-
-    def _keep(self) -> None:
-        if self.after is not None:
-            self.after(self.result())
-
-    def check_before(self, training: bool, own: Mapping[str, Attack]) -> None:
-        """Look at the model before it is attacked, and at attacks that are the user's own."""
-        s = self.search
-        s.note(
-            checking.before(
-                s.judge.model,
-                s.x,
-                s.y,
-                s.threat,
-                seed=s.seed,
-                classes=len(s.classes) or None,
-                original_training=training,
-                passes=s.judge.passes,
+            save()
+            outcome, n = search.outcomes.get(stage.name), len(search.y)
+            done = int(outcome.attacked.sum()) if outcome else 0
+            failure = RunError(
+                f"{stage.name} failed after {done} of {n} images ({one_line(error)}); the results "
+                "up to then are kept"
             )
-        )
-        for name, attack in own.items():
-            if not type(attack).__module__.startswith("equipoise.attacks"):
-                s.note(
-                    checking.audit(
-                        attack, s.judge.model, s.x, s.y, s.threat, seed=s.seed, name=name
-                    )
-                )
-        self._keep()
-
-    def check_after(self, attacks: Mapping[str, Attack], control: Tensor | None) -> None:
-        """Probe the model, and look at what the attacks have found."""
-        s, outcomes = self.search, self.search.outcomes
-        if attacks:
-            s.note(
-                checking.probes(
-                    s.judge.model,
-                    s.x,
-                    s.y,
-                    s.threat,
-                    seed=s.seed,
-                    attacks=attacks,
-                    passes=s.judge.passes,
-                )
-            )
-        s.note(
-            checking.after(
-                {name: o.verdict for name, o in outcomes.items()},
-                s.correct,
-                attacked={name: o.attacked for name, o in outcomes.items()},
-                rejected={name: o.rejected for name, o in outcomes.items()},
-                margin=s.margin,
-                distance=s.distance,
-                threat=s.threat,
-                control=control,
-            )
-        )
-
-    def check_transfer(self, others: Mapping[str, Tensor]) -> None:
-        """Check whether points of other models fool examples that the attacks left."""
-        s = self.search
-        found, _ = checking.transfer(
-            s.judge.model, s.x, s.y, s.threat, others, s.robust, seed=s.seed
-        )
-        s.note([found])
-
-    def result(self) -> Result:
-        """Return what was found so far."""
-        return self.search.result(peak_memory())
+            failure.result = search.result()
+            raise failure from error
 
 
-def _failure(name: str, error: Exception, result: Result) -> RunError:
-    outcome = result.outcomes.get(name)
-    done = int(outcome.attacked.sum()) if outcome else 0
-    failure = RunError(
-        f"{name} failed after {done} of {len(result.y)} images ({one_line(error)}); what was "
-        "found until then is kept"
+def _checks_before(search: Search, attacks: Any, training: bool) -> list[Finding]:
+    """Check the model before it is attacked, and attacks that are the user's own."""
+    s, model = search, search.judge.model
+    findings = before(
+        model,
+        s.x,
+        s.y,
+        s.threat,
+        seed=s.seed,
+        classes=len(s.classes) or None,
+        original_training=training,
+        passes=s.judge.passes,
     )
-    failure.result = result
-    return failure
+    for name, attack in attacks.items() if isinstance(attacks, Mapping) else ():
+        if not type(attack).__module__.startswith("equipoise.attacks"):
+            findings += audit(attack, model, s.x, s.y, s.threat, seed=s.seed, name=name)
+    return findings
+
+
+def _checks_after(
+    search: Search, stages: Sequence[Stage], control: Tensor | None
+) -> list[Finding]:
+    """Probe the model with small attacks, and check the results of the attacks."""
+    s, findings = search, list[Finding]()
+    if attacks := {stage.name: stage.attack for stage in stages}:
+        model, passes = s.judge.model, s.judge.passes
+        findings = probes(model, s.x, s.y, s.threat, seed=s.seed, attacks=attacks, passes=passes)
+    return findings + check_results(
+        {name: o.verdict for name, o in s.outcomes.items()},
+        s.correct,
+        attacked={name: o.attacked for name, o in s.outcomes.items()},
+        rejected={name: o.rejected for name, o in s.outcomes.items()},
+        margin=s.margin,
+        distance=s.distance,
+        threat=s.threat,
+        control=control,
+    )
+
+
+def evaluate_and_save(
+    protocol: Protocol,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    store: Store,
+    about: Mapping[str, Any],
+    origin: Mapping[str, Any],
+    console: Console,
+    before: Result | None = None,
+    resume: bool = False,
+    again: str = "",
+    **given: Any,
+) -> Result:
+    """Evaluate a model as :func:`evaluate_by` does, and save the result while it runs.
+
+    Arguments:
+        protocol: As for :func:`evaluate_by`, as are the next three.
+        model: The model.
+        x: The inputs, with shape (N, ...).
+        y: The labels, with shape (N,).
+        store: Where the result is stored.
+        about: What the evaluation is of, and its options.
+        origin: The data and the versions that it was made with.
+        console: Where progress and findings are shown.
+        before: An earlier result on the same model and points; its verdicts count in the stored
+            result.
+        resume: Whether ``before`` is continued.
+        again: The command that continues after an interruption; empty: it is not shown.
+        given: ``others``, ``warm``, ``control`` and ``classes``, as for :func:`evaluate_by`.
+
+    Returns:
+        The result that is stored.
+
+    Raises:
+        UserError, RunError: As :func:`equipoise.evaluate`; the result up to then is stored.
+    """
+    saver = _Saver(store, x, about, origin, console, before)
+    begun = before if resume else None
+    try:
+        result = evaluate_by(
+            protocol, model, x, y, begun=begun, advance=console.attack, after=saver.after, **given
+        )
+    except BaseException:
+        if saver.latest is not None and saver.latest.outcomes:
+            saver.save(saver.latest)
+            if again:
+                console.say(f"the results so far are kept; continue with: {again}")
+        raise
+    saver.show(result.findings)
+    return saver.save(result, finished=True)
+
+
+@dataclass
+class _Saver:
+    """Saves one evaluation, and shows its findings."""
+
+    store: Store
+    x: Tensor
+    about: Mapping[str, Any]
+    origin: Mapping[str, Any]
+    console: Console
+    before: Result | None
+    latest: Result | None = None
+    ended: set[str] = field(default_factory=set)
+    shown: list[Finding] = field(default_factory=list)
+    saved: float = field(default_factory=time.monotonic)
+    cost: float = 0.0
+
+    def after(self, result: Result) -> None:
+        """Save a result if an attack has ended, or if the last save is some time ago."""
+        ended = {name for name, outcome in result.outcomes.items() if outcome.finished}
+        due = time.monotonic() - self.saved > max(SAVE_SECONDS, SAVE_SHARE * self.cost)
+        self.latest = result
+        self.show(result.findings)
+        if ended - self.ended or due:
+            self.save(result)
+        self.ended = ended
+
+    def save(self, result: Result, finished: bool = False) -> Result:
+        """Store a result together with the earlier one, and return both joined."""
+        start = time.monotonic()
+        joined = result.joined(self.before)
+        self.store.write(joined, self.x, {**self.about, "finished": finished}, self.origin)
+        self.saved, self.cost = time.monotonic(), time.monotonic() - start
+        return joined
+
+    def show(self, findings: Sequence[Finding]) -> None:
+        """Show the findings that are new, as far as something is wrong."""
+        for finding in findings:
+            if finding in self.shown:
+                continue
+            self.shown.append(finding)
+            if finding.alarm:
+                self.console.warn(f"{finding.check}: {finding.message}; {finding.remedy}")
+            elif finding.check in _SHOWN:
+                self.console.say(f"{finding.check}: {finding.message}")

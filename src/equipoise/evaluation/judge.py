@@ -1,7 +1,7 @@
-"""The judge: the only place where it is decided whether a point is fooled.
+"""The judge: the only place that decides whether a point fools the model.
 
-Attacks propose, the judge disposes. It runs the model in eval mode, in float32 (float64 for a
-float64 model), with autocast off, whatever arithmetic the attack searched with.
+It runs the model in eval mode, in float32 (float64 for a float64 model), with autocast off, in any
+case: the arithmetic of the search does not matter.
 """
 
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.attacks.core import averaged, guest
-from equipoise.errors import UserError
+from equipoise.execution.form import Fast
 from equipoise.execution.outputs import ask, own, said
 from equipoise.execution.passes import seeded
 from equipoise.losses import margin
 from equipoise.threat import Threat
 
-_FEW = 8  # inputs that show whether a model repeats its answers
+_FEW = 8  # inputs that show whether a model gives the same output again
 _SAME = 1e-4  # of the largest logit: more than rounding
 
 
@@ -41,28 +41,27 @@ def _full_float32() -> Iterator[None]:
 
 
 class Ruling(NamedTuple):
-    """What the judge says of points, each with shape (N,).
+    """The verdicts on some points, each with shape (N,).
 
-    An output that is not finite is no correct answer: it counts as misclassified, with a margin
-    of -inf.
+    An output that is not finite counts as misclassified, with a margin of -inf.
     """
 
     fooled: Tensor
-    margin: Tensor  # by how much the label leads, negative where it does not
+    margin: Tensor  # the logit of the label minus the largest other; negative: misclassified
     answer: Tensor
     finite: Tensor
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Decides on points for one model.
+    """Decides which points fool one model.
 
     Arguments:
         model: The model, from inputs to logits.
-        batch_size: How many points are looked at together.
-        passes: The forward passes of a verdict. Of several the class probabilities are averaged:
-            a model that is random is judged by its answer on average, not by a lucky one.
-        seed: The seed of the model's own randomness, where it has several passes.
+        batch_size: The size of a batch.
+        passes: The forward passes of a verdict, whose class probabilities are averaged: a random
+            model is judged by its average, not by chance.
+        seed: The seed of the model's own randomness, where there are several passes.
     """
 
     model: nn.Module
@@ -71,7 +70,7 @@ class Judge:
     seed: int = 0
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return the logits of inputs with shape (N, ...); of several passes log-probabilities."""
+        """Return logits of inputs with shape (N, ...); with several passes log-probabilities."""
         size = self.batch_size
         parts = (x[first : first + size] for first in range(0, max(len(x), 1), size))
         exact = torch.autocast(x.device.type, enabled=False)
@@ -82,10 +81,9 @@ class Judge:
                 return torch.cat([averaged(self.model, part, self.passes) for part in parts])
 
     def repeats(self, x: Tensor) -> bool:
-        """Tell whether one pass decides, and a second over the same inputs agrees with it.
+        """Return whether one pass decides, and a second pass gives the same logits.
 
-        The second is in two parts: a model whose answer depends on the rest of the batch, or that
-        takes no other batch, does not repeat itself.
+        The second pass is in two parts: it shows also whether logits depend on the batch.
         """
         if self.passes > 1:
             return False
@@ -93,12 +91,12 @@ class Judge:
         try:
             first = self.logits(few)
             second = torch.cat([self.logits(part) for part in few.tensor_split(2) if len(part)])
-        except Exception:  # whatever a stranger's model raises
+        except Exception:  # a model may raise anything
             return False
         return bool(((first - second).abs() <= _SAME * first.abs().amax()).all())
 
     def taken(self, x: Tensor) -> str:
-        """Say what of the model's output is taken for its logits, where it is no tensor.
+        """Return which part of an output that is no tensor is used as logits; else nothing.
 
         Arguments:
             x: One input, with shape (1, ...).
@@ -107,10 +105,10 @@ class Judge:
             return ""
         with guest(self.model), torch.no_grad(), seeded(self.seed, x.device), suppress(Exception):
             return said(self.model, x)
-        return ""  # a model that fails on a single input answered a batch
+        return ""  # the model fails on a single input, but not on a batch
 
     def admit(self, x: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
-        """Tell which points an attack was allowed to propose, with shape (N,)."""
+        """Return which points are finite and within the threat, with shape (N,)."""
         return torch.isfinite(x_adv.flatten(1)).all(1) & threat.contains(x, x_adv)
 
     def rule(self, x_adv: Tensor, y: Tensor) -> Ruling:
@@ -121,26 +119,24 @@ class Judge:
         answer = logits.argmax(1)
         return Ruling(~finite | (answer != y), margins, answer, finite)
 
-    def check(self, logits: Tensor, y: Tensor, classes: int | None) -> None:
-        """Raise a UserError for outputs that cannot be the logits of a classifier.
 
-        Arguments:
-            logits: The outputs on clean inputs.
-            y: The labels.
-            classes: The number of classes, where it is known.
-        """
-        if problem := misfit(logits, y, classes):
-            raise UserError(problem)
-        if not bool(torch.isfinite(logits).all()):
-            rows = int((~torch.isfinite(logits).all(1)).sum())
-            raise UserError(
-                f"the model returns NaN or infinite values on {rows} of {len(y)} clean inputs; "
-                "check its weights and its normalisation"
-            )
+def exact_of(model: nn.Module) -> nn.Module:
+    """Return the model behind its search form, or the model itself."""
+    return model.exact if isinstance(model, Fast) else model
+
+
+def logits_of(model: nn.Module, x: Tensor, *, batch_size: int = 250, passes: int = 1) -> Tensor:
+    """Return the logits of inputs with shape (N, ...), in the judge's arithmetic."""
+    return Judge(exact_of(model), batch_size=batch_size, passes=passes).logits(x)
+
+
+def correct_of(model: nn.Module, x: Tensor, y: Tensor, *, passes: int = 1) -> Tensor:
+    """Return which inputs are classified correctly, with shape (N,)."""
+    return logits_of(model, x, passes=passes).argmax(1) == y
 
 
 def misfit(logits: Tensor, y: Tensor, classes: int | None) -> str:
-    """Return why outputs cannot be the logits for some labels; empty: they can be."""
+    """Return why outputs on clean inputs cannot be logits for their labels; empty: they can."""
     if logits.ndim != 2 or len(logits) != len(y):
         return f"expected logits of shape ({len(y)}, K), got {tuple(logits.shape)}"
     k = logits.shape[1]
@@ -152,5 +148,10 @@ def misfit(logits: Tensor, y: Tensor, classes: int | None) -> str:
         return (
             f"labels must lie in 0..{k - 1}, as the model returns {k} classes; "
             f"got {int(y.min())}..{int(y.max())}"
+        )
+    if broken := int((~torch.isfinite(logits).all(1)).sum()):
+        return (
+            f"the model returns NaN or infinite values on {broken} of {len(y)} clean inputs; "
+            "check its weights and its normalisation"
         )
     return ""

@@ -1,4 +1,4 @@
-"""The result of one attack: which examples it attacked, which stay correct, and its cost."""
+"""One attack of an evaluation, and its result: which examples stay correct, and its cost."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -7,27 +7,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from equipoise.attacks.core import Attack
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One attack of an evaluation.
+
+    Arguments:
+        name: Its name in the result; for a stage of an ensemble ``ensemble/stage``.
+        attack: The attack.
+        ensemble: The name of its ensemble; empty: none.
+        after: It attacks the examples that are still robust after these stages; none: all correct
+            examples.
+    """
+
+    name: str
+    attack: Attack
+    ensemble: str = ""
+    after: tuple[str, ...] = ()
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Outcome:
-    """The verdicts of one attack, and their price.
+    """The verdicts of one attack, and their cost.
 
     Arguments:
         verdict: Whether each example stays correct, with shape (N,); true also where it
             was not attacked.
         attacked: Which examples were attacked, with shape (N,).
-        ensemble: The ensemble it was a stage of, or nothing.
-        settings: Its settings, in words.
-        notes: What had to be changed for this model, in sentences.
-        finished: Whether all examples that were to be attacked were.
+        ensemble: The name of the ensemble that it is a stage of; empty: none.
+        settings: Its settings, as text.
+        notes: How it was changed for this model, in sentences.
+        finished: Whether it has attacked all its examples.
         forwards: Examples that passed forward through the model.
         backwards: Examples that passed backward through it.
         seconds: The time it took.
-        rejected: How many of its points were outside the threat.
-        nonfinite: On how many of its points the model's output was not finite.
-        made: How it searched (seed, precision, layout, compile, batch_size, strongest) and on what
-            (torch, device, threads): with its name, which :func:`equipoise.attacks.parse` takes,
-            all that is needed to run it again.
+        rejected: The number of its points outside the threat.
+        nonfinite: The number of its points with outputs that are not finite.
+        made: The settings of the search (seed, precision, layout, compile, batch_size, strongest)
+            and its machine (torch, device, threads): together with its name, everything that is
+            needed to run it again.
     """
 
     verdict: Tensor
@@ -50,16 +70,16 @@ class Outcome:
 
     @classmethod
     def begun(cls, correct: Tensor, **given: Any) -> "Outcome":
-        """Return the outcome of an attack that has not run yet, with what is given of it."""
+        """Return the outcome of an attack that has not run yet, with some of its fields."""
         return cls(verdict=correct.clone(), attacked=torch.zeros_like(correct), **given)
 
     @property
     def broken(self) -> Tensor:
-        """Tell which examples the attack broke, with shape (N,)."""
+        """Which examples the attack fooled, with shape (N,)."""
         return self.attacked & ~self.verdict
 
     @property
     def plain(self) -> dict[str, Any]:
-        """Return everything but the verdicts, by name, as JSON can hold it."""
+        """All fields except the verdicts, by name, as JSON can hold them."""
         names = (f.name for f in fields(self) if f.name not in ("verdict", "attacked"))
         return {name: getattr(self, name) for name in names}

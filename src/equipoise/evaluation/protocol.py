@@ -1,4 +1,4 @@
-"""The one declaration of how a model is attacked and judged, and the stages that follow."""
+"""The settings of an evaluation, and the order in which its attacks run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -10,35 +10,19 @@ from equipoise.attacks import check_norms, parse_list, without_clean
 from equipoise.attacks.core import Attack, refuse, uncounted
 from equipoise.attacks.ensemble import AutoAttack
 from equipoise.errors import UserError
+from equipoise.evaluation.outcome import Stage
 from equipoise.execution.policy import Execution
 from equipoise.parsing import check_seed
 from equipoise.threat import Norm, Threat
 
-STAGED = "staged"  # the name of the ensemble that all attacks form where all are stages
+STAGED = "staged"  # the name of the ensemble of all attacks where all are stages
 DEFAULT = ("fgsm", "pgd-20", "mi-fgsm-10", "cw-inf-30")
 _SEARCH = ("precision", "layout", "compile")  # of the execution
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One attack of an evaluation.
-
-    Arguments:
-        name: Its name in the result; of a stage of an ensemble ``ensemble/stage``.
-        attack: The attack.
-        ensemble: The ensemble it belongs to, or nothing.
-        after: The stages whose survivors it attacks; of none all correct examples.
-    """
-
-    name: str
-    attack: Attack
-    ensemble: str = ""
-    after: tuple[str, ...] = ()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How a model is attacked and judged: all that verdicts depend on but model and images.
+    """How a model is attacked and judged: everything verdicts depend on, but model and images.
 
     Arguments:
         attacks: Names as for :func:`equipoise.attacks.parse`, or attacks by names of your own;
@@ -48,22 +32,21 @@ class Protocol:
         eps: The radius; None: that of the training.
         low: The smallest value of an input.
         high: The largest value of an input.
-        n: How many images, as a stratified sample (:func:`equipoise.data.draw`); None: all.
-        first: Whether the first ``n`` of the set are taken instead.
-        individual: True: the stages of ensembles, too, attack all correct examples. False: all
-            attacks are stages, and attack what withstood those before. None: as named.
+        n: The size of the stratified sample (:func:`equipoise.data.draw`); None: all images.
+        first: Whether the first ``n`` images are used instead of a sample.
+        individual: As for :func:`equipoise.evaluate`.
         seed: The seed of the attacks' randomness.
         batch_size: How many points are attacked at a time: memory and time, not results.
         execution: The arithmetic, layout and compilation of the search; the judge's arithmetic
             is float32 either way.
-        passes: The forward passes of a verdict; None: what the attacks ask for.
-        strongest: Whether PGD searches on for the point of the largest loss; see
+        passes: The forward passes of a verdict; None: as the attacks need.
+        strongest: Whether PGD continues to the point with the largest loss; see
             :func:`equipoise.evaluate`.
-        checks: Whether to look for what would make the numbers untrustworthy.
+        checks: Whether to check for what would make the numbers untrustworthy.
 
     Raises:
-        UserError: If an attack does not exist or is not defined for the norm, or a value will
-            not do.
+        UserError: If an attack does not exist or is not defined for the norm, or a value is
+            invalid.
     """
 
     attacks: Mapping[str, Attack] | Sequence[str] | str | None = None
@@ -100,8 +83,8 @@ class Protocol:
             return dict(self.attacks)
         if self.attacks is not None:
             return parse_list(self.attacks)
-        known = parse_list(DEFAULT)
-        return {k: a for k, a in known.items() if self.norm in (None, *getattr(a, "norms", ()))}
+        usual = parse_list(DEFAULT)
+        return {k: a for k, a in usual.items() if self.norm in (None, *getattr(a, "norms", ()))}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -110,15 +93,16 @@ class Protocol:
 
     @property
     def threat(self) -> Threat:
-        """Return what the attacks are allowed, once norm and radius are known."""
+        """Return the threat; norm and radius must be set."""
         assert self.norm is not None, "see complete"
         assert self.eps is not None, "see complete"
         return Threat(self.norm, self.eps, self.low, self.high)
 
     @property
     def stages(self) -> Sequence[Stage]:
-        """Return the attacks in the order in which they run, and whose survivors each attacks."""
+        """Return the attacks in the order in which they run."""
         stages: list[Stage] = []
+        before: list[str] = []
         for name, attack in self.named.items():
             if isinstance(attack, AutoAttack):
                 assert self.norm is not None, "see complete"
@@ -128,10 +112,10 @@ class Protocol:
                 parts, ensemble = {name: attack}, ""
             if self.individual is False:
                 ensemble = STAGED
-            before: list[str] = []
+            else:
+                before = []
             for part, stage in parts.items():
-                former = [s.name for s in stages] if self.individual is False else before
-                after = () if self.individual else tuple(former)
+                after = () if self.individual else tuple(before)
                 stages.append(Stage(part, stage, ensemble, after))
                 before.append(part)
         return stages
@@ -141,7 +125,7 @@ class Protocol:
         return replace(self, **asdict(threat))
 
     def complete(self, norm: Norm, eps: float) -> Self:
-        """Return the protocol with everything filled in that is that of the training.
+        """Return the protocol with the norm, the radius and the attacks filled in.
 
         Arguments:
             norm: The norm of the training.
@@ -160,7 +144,7 @@ class Protocol:
         return replace(filled, attacks=filled.names if self.attacks is None else self.attacks)
 
     def key(self, device: torch.device) -> dict[str, Any]:
-        """Return what verdicts depend on beside the model and the images, as plain values."""
+        """Return what verdicts depend on, without model and images, as plain values."""
         return {
             "attacks": [str(attack) for attack in self.named.values()],
             "norm": self.threat.norm,
@@ -183,9 +167,9 @@ class Protocol:
         """Return the protocol that plain values describe.
 
         Raises:
-            UserError: If they describe none; an attack of the user's own has to be registered.
+            UserError: If they are invalid; an attack of the user's own has to be registered.
         """
-        known = {f.name for f in fields(cls)} - {"execution"}
-        given = {key: value for key, value in content.items() if key in known}
+        names = {f.name for f in fields(cls)} - {"execution"}
+        values = {key: value for key, value in content.items() if key in names}
         search = {name: content[name] for name in _SEARCH if name in content}
-        return cls(**given, execution=Execution(**search))
+        return cls(**values, execution=Execution(**search))

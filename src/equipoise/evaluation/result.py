@@ -1,4 +1,4 @@
-"""What an evaluation found: a verdict an example and attack, and all that follows from them."""
+"""The result of an evaluation: a verdict for each example and attack, and all numbers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,23 +20,23 @@ class Result:
     """The verdicts of several attacks on one model under one threat.
 
     Arguments:
-        threat: What the attacks were allowed.
+        threat: What the attacks were allowed to change.
         y: The labels, with shape (N,).
-        prediction: The answers on clean inputs, with shape (N,).
-        x_adv: For each example the allowed point with the smallest margin that any attack
-            found, with shape (N, ...); where the clean input is misclassified it is that input.
-        margin: By how much ``x_adv`` is classified correctly, with shape (N,); infinite where
-            there was no attack or nothing allowed was found.
-        adversarial_prediction: The answers on ``x_adv``, with shape (N,).
+        prediction: The predicted classes of clean inputs, with shape (N,).
+        x_adv: For each example the allowed point with the smallest margin of all attacks, with
+            shape (N, ...); the clean input where that is misclassified.
+        margin: The logit of the label minus the largest other logit at ``x_adv``, with shape (N,);
+            infinite where no attack ran or returned an allowed point.
+        adversarial_prediction: The predicted classes of ``x_adv``, with shape (N,).
         distance: The size of each perturbation in the threat's norm, float64, with shape (N,).
-        outcomes: What each attack did, in the order they ran; a stage of an ensemble is named
-            ``ensemble/stage``.
-        findings: What the checks of the evaluation itself found.
+        outcomes: The outcome of each attack, in the order they ran; a stage of an ensemble is
+            named ``ensemble/stage``.
+        findings: The findings of the checks.
         seed: The seed of the attacks' randomness.
         passes: The forward passes of a verdict; several for a model that is random.
         precision: The arithmetic of the search; the judge's is float32.
         memory: The most memory the process has held, in bytes.
-        classes: The names of the classes, or nothing.
+        classes: The names of the classes; may be empty.
     """
 
     threat: Threat
@@ -56,12 +56,12 @@ class Result:
 
     @property
     def correct(self) -> Tensor:
-        """Tell which clean inputs are classified correctly, with shape (N,)."""
+        """Which clean inputs are classified correctly, with shape (N,)."""
         return self.prediction == self.y
 
     @property
     def robust(self) -> Tensor:
-        """Return which examples stay correct under every attack, with shape (N,)."""
+        """Which examples stay correct under every attack, with shape (N,)."""
         return torch.from_numpy(self.counted.robust)
 
     @property
@@ -93,7 +93,7 @@ class Result:
 
     @property
     def finished(self) -> bool:
-        """Tell whether every attack has attacked all that it was to attack."""
+        """Whether every attack has attacked all its examples."""
         return all(outcome.finished for outcome in self.outcomes.values())
 
     @property
@@ -103,18 +103,18 @@ class Result:
 
     @property
     def robust_accuracy(self) -> float:
-        """Return the accuracy under the worst of the attacks for each example, in [0, 1].
+        """Return the accuracy under the worst attack for each example, in [0, 1].
 
-        It is an upper bound: what these attacks left.
+        It is an upper bound: other attacks may fool more examples.
         """
         if not self.outcomes:
-            raise UserError("no attack was run, so nothing is known of the robust accuracy")
+            raise UserError("no attack was run, so there is no robust accuracy")
         return float(self.robust.double().mean())
 
     def joined(self, before: "Result | None") -> "Result":
-        """Return these verdicts together with those of an earlier result on the same points.
+        """Return these verdicts joined with those of an earlier result on the same points.
 
-        The worst case is then that of all attacks, and of two points the stronger one is kept.
+        The worst case is then that of all attacks, and the stronger of two points is kept.
         """
         if before is None:
             return self
@@ -156,17 +156,16 @@ class Result:
         return self._shown().html()
 
     def _shown(self) -> TextTable:
-        """Return the result in a few lines: accuracies, and what of the checks went wrong."""
+        """Return the result in a few lines: accuracies, and the checks that failed."""
         n = len(self.y)
         counts = {"clean": self.correct, **self.verdicts}
         if self.outcomes:
             counts["worst case"] = self.robust
         rows = [(name, *accuracy(int(flags.sum()), n)) for name, flags in counts.items() if n]
-        bad = [found for found in self.findings if found.status in ("failed", "warning")]
-        failed = [found for found in bad if found.status == "failed"]
-        notes = [f"failed: {found.check}: {found.message}" for found in failed]
-        if len(bad) > len(failed):
-            notes.append(f"{len(bad) - len(failed)} of the checks warn: see findings")
+        failed = [finding for finding in self.findings if finding.status == "failed"]
+        notes = [f"failed: {finding.check}: {finding.message}" for finding in failed]
+        if warnings := sum(finding.status == "warning" for finding in self.findings):
+            notes.append(f"{warnings} of the checks warn: see findings")
         if not self.finished:
             notes.append("interrupted: not all examples were attacked")
         header = ("attack", "accuracy", "95 % interval", "images")

@@ -129,7 +129,7 @@ class Store:
         The inputs of a front are not stored. ``about`` and ``origin`` are described in
         ``docs/formats.md``.
         """
-        tensors, metadata = _tensors(result), _metadata(result, about)
+        tensors, metadata = tensors_of(result), _metadata(result, about)
         if self.folder == FOLDER:
             tensors["x"] = x.cpu().contiguous()
             if about["finished"] and about.get("asked", {}).get("strongest") and x.ndim == 4:
@@ -196,7 +196,8 @@ def left(
     return [eps for eps in asked if eps not in done and (not radii or eps in radii)]
 
 
-def _tensors(result: Result) -> dict[str, Tensor]:
+def tensors_of(result: Result) -> dict[str, Tensor]:
+    """Return the tensors of a result by their names in the file, without the inputs."""
     names = list(result.outcomes)
     broken_by = [names.index(name) if name else -1 for name in result.broken_by]
     tensors = {

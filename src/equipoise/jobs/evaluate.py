@@ -1,7 +1,7 @@
-"""Evaluating as a job: a model on test images, with records and examples in its folder."""
+"""Evaluating a model on test images as a job: its run folder gets records and examples."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch import Tensor
 from equipoise import plugins
 from equipoise.data.sampling import draw, image_digests
 from equipoise.errors import UserError
-from equipoise.evaluation.autosave import evaluate_and_save
+from equipoise.evaluation.evaluate import evaluate_and_save
 from equipoise.evaluation.protocol import Protocol
 from equipoise.evaluation.result import Result
 from equipoise.evaluation.stored import Store, left
@@ -24,14 +24,14 @@ from equipoise.settings import recipe
 from equipoise.store import verdicts
 from equipoise.store.digests import model_digest, tensor_digest
 from equipoise.store.provenance import provenance
-from equipoise.store.runs import Run
 from equipoise.terminal.progress import Console
 from equipoise.threat import Threat
 from equipoise.version import __version__
 
 
 def evaluate_run(
-    path: str | Path,
+    what: str | Path | Subject,
+    protocol: Protocol | None = None,
     *,
     which: str = "model",
     eps: Sequence[float] = (),
@@ -39,67 +39,46 @@ def evaluate_run(
     resume: bool = False,
     device: str = "auto",
     console: Console | None = None,
-    **protocol: Any,
+    given: Collection[str] = (),
+    **fields: Any,
 ) -> list[dict[str, Any]]:
-    """Evaluate the model of a run folder on test images.
+    """Evaluate a model on test images, with one or several radii.
 
-    Arguments:
-        path: The run folder.
-        which: The weights: ``"model"`` for the kept ones, or another name as for
-            :meth:`equipoise.store.runs.Run.model`.
-        eps: The radii, as for :func:`evaluate_subject`, as are the next three.
-        transfer: Folders of other evaluations.
-        resume: Whether to go on with an interrupted evaluation.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        console: Where progress is shown; by default nowhere.
-        protocol: Fields of :class:`equipoise.evaluation.Protocol`.
-
-    Returns:
-        The records, as :func:`evaluate_subject` has them.
-    """
-    asked, console = Protocol(**protocol), console or Console(quiet=True)
-    how: dict[str, Any] = {"radii": eps, "transfer": transfer, "resume": resume, "device": device}
-    return evaluate_subject(of_run(path, which, None, console), asked, console, **how)
-
-
-def evaluate_subject(
-    subject: Subject,
-    protocol: Protocol,
-    console: Console,
-    *,
-    radii: Sequence[float] = (),
-    transfer: Sequence[str | Path] = (),
-    resume: bool = False,
-    device: str = "auto",
-) -> list[dict[str, Any]]:
-    """Evaluate a model on test images, in one or several radii.
-
-    What is found is kept after every few batches, so that nothing is lost when the job is
+    The results are saved after every few batches, so that nothing is lost if the job is
     interrupted. Earlier verdicts on the same weights and images count in the worst case.
 
     Arguments:
-        subject: The model, with its test images.
+        what: The run folder; or a model with its test images.
         protocol: How it is attacked.
-        console: Where progress is shown.
-        radii: The radii; none: that of the protocol, or else that of the subject.
-        transfer: Folders of other evaluations whose examples are tried on this model.
-        resume: Whether to go on with an interrupted evaluation; what the protocol leaves open
-            is then as it was begun.
+        which: With a run folder the weights: ``"model"`` for the kept ones, or another name as
+            for :meth:`equipoise.store.runs.Run.model`.
+        eps: The radii; none: that of the protocol, or else that of the training.
+        transfer: Folders of other evaluations; their adversarial examples are tried, too.
+        resume: Whether to continue an interrupted evaluation, with its attacks, threat, images
+            and seed.
         device: ``auto``, ``cpu`` or ``cuda``.
+        console: Where progress is shown; by default nowhere.
+        given: Fields of the protocol that must not differ from an interrupted evaluation.
+        fields: Other fields of the protocol (:class:`equipoise.evaluation.Protocol`); they must
+            not differ either.
 
     Returns:
-        The records of what was evaluated, counted from the verdicts that were kept, those of
-        earlier evaluations of the same weights on the same points included.
+        The records of these evaluations, counted from the stored verdicts, which include those of
+        earlier evaluations of the same weights on the same images.
 
     Raises:
-        UserError: If the protocol does not fit the model, or what is resumed is another's.
-        RunError: If the model or an attack failed on the way.
+        UserError: If the protocol does not fit the model or the interrupted evaluation.
+        RunError: If the model or an attack failed.
     """
+    console, radii = console or Console(quiet=True), eps
+    protocol = replace(protocol or Protocol(), **fields)
+    subject = what if isinstance(what, Subject) else of_run(what, which, None, console)
     subject.run.again = subject.resuming
     if resume:
-        protocol, radii = _begun(subject, protocol, radii)
+        fixed = {*given, *(name for name, value in fields.items() if value is not None)}
+        protocol, radii = _begun(subject, protocol, radii, fixed)
         if not radii:
-            console.say(f"nothing was interrupted in {subject.run.path}: all is at its end")
+            console.say(f"nothing was interrupted in {subject.run.path}: all is finished")
             return []
     else:
         protocol = replace(protocol, eps=radii[0] if radii else protocol.eps)
@@ -113,7 +92,7 @@ def evaluate_subject(
             locks.enter_context(store.lock())
         locks.enter_context(signals.interrupting())
         for threat in threats:
-            if not (resume and job.store(threat).finished):  # meanwhile, by another
+            if not (resume and job.store(threat).finished):  # finished by another process
                 job.evaluate(threat)
     names = list(stores)
     lines = [line for line in verdicts.all_lines(subject.run.path) if line["evaluation"] in names]
@@ -121,52 +100,51 @@ def evaluate_subject(
 
 
 def _begun(
-    subject: Subject, protocol: Protocol, radii: Sequence[float]
+    subject: Subject, protocol: Protocol, radii: Sequence[float], given: Collection[str]
 ) -> tuple[Protocol, list[float]]:
-    """Return protocol and radii of the evaluation that is to be gone on with.
+    """Return protocol and radii of the interrupted evaluation.
 
-    Without radii those that were asked for then: the one that was interrupted, and those that it
-    had not come to. What is at its end is left alone: of that alone there are no radii.
+    Without ``radii`` all its radii that are not finished; none are left if all are finished.
     """
-    found = [
+    stores = Store.all(subject.run)
+    candidates = [
         about
-        for store in Store.all(subject.run)
-        for about in [store.about()]
+        for about in (store.about() for store in stores)
         if about["weights"] == subject.which
         and protocol.n in (None, about["n"])
         and (not protocol.first or about["sample"]["seed"] is None)
         and protocol.norm in (None, about["norm"])
         and (not radii or float(about["eps"]) in radii)
     ]
-    if not found:
+    if not candidates:
         raise UserError(
-            f"there is no evaluation to go on with in {subject.run.path}; start one without "
-            "--resume"
+            f"there is no evaluation to continue in {subject.run.path}; start one without --resume"
         )
-    found.sort(key=lambda about: bool(about["finished"]))  # what was interrupted comes first
-    first = next((about for about in found if left(about, found, radii)), found[-1])
-    asked, usual = first["asked"], Protocol()
+    candidates.sort(key=lambda about: bool(about["finished"]))  # interrupted ones come first
+    first = next((a for a in candidates if left(a, candidates, radii)), candidates[-1])
+    asked = first["asked"]
     for key in ("attacks", "individual", "seed", "passes"):
-        mine = getattr(protocol, key)
-        mine = list(protocol.names) if key == "attacks" and mine is not None else mine
-        if mine != getattr(usual, key) and mine != asked[key]:
+        value = list(protocol.names) if key == "attacks" else getattr(protocol, key)
+        if key in given and value != asked[key]:
             raise UserError(
-                f"what was begun has {key} {asked[key]}, not {mine}: go on with that, or start "
-                "anew without --resume"
+                f"the interrupted evaluation has {key} {asked[key]}, not {value}: leave it "
+                "out, or start a new evaluation without --resume"
             )
-    todo = left(first, found, radii)
+    todo = left(first, candidates, radii)
     if not todo:
-        for store in Store.all(subject.run):
+        for store in stores:
             store.derive()  # a process may have been killed before it did
+    strongest = protocol.strongest or asked.get("strongest", False)
     with plugins.explained(asked.get("import")):
-        return replace(protocol, **{key: asked[key] for key in _AS_BEGUN}), todo
+        as_begun = {key: asked[key] for key in _AS_BEGUN}
+        return replace(protocol, strongest=strongest, **as_begun), todo
 
 
 _AS_BEGUN = ("attacks", "norm", "eps", "n", "first", "individual", "seed", "passes")
 
 
 class _Evaluations:
-    """The evaluation of a subject under one threat after the other."""
+    """Evaluates a subject under one threat after the other."""
 
     def __init__(
         self,
@@ -180,7 +158,7 @@ class _Evaluations:
     ) -> None:
         self.subject, self.protocol, self.console = subject, protocol, console
         self.threats, self.transfer, self.resume = threats, transfer, resume
-        self.run, test = subject.run, subject.dataset.test
+        test = subject.dataset.test
         deterministic()
         place = choose_device(device)
         self.model = subject.model.to(place)
@@ -188,42 +166,44 @@ class _Evaluations:
         there, every = (len(set(labels.tolist())) for labels in (images.y, test.y))
         if there < every and len(images) >= every:
             console.warn(
-                f"{there} of {every} classes are in {self.sample.words('test images')}: the "
-                "accuracy says little about the others; leave -n out"
+                f"there are images of {there} of {every} classes in "
+                f"{self.sample.words('test images')}: the accuracy does not cover the others; "
+                "leave -n out"
             )
         self.x, self.y = images.pixels().to(place), images.y.to(place)
-        self.about = {
-            "n": len(self.y),
+        shared = {
             "sample": self.sample.content(),
             "weights": subject.which,
             "model_sha256": model_digest(self.model),
+        }
+        self.about = {
+            "n": len(self.y),
+            **shared,
             "data_sha256": tensor_digest(self.x),
             "labels_sha256": tensor_digest(self.y),
             "version": __version__,
         }
         self.origin = {
             "split": "test",
-            "sample": self.sample.content(),
-            "weights": subject.which,
-            "model_sha256": self.about["model_sha256"],
+            **shared,
             "data_sha256": subject.dataset.sha256["test_x"],
             "versions": provenance(str(place), protocol.seed) | {"source": subject.source},
         }
 
     def store(self, threat: Threat) -> Store:
         """Return the place of an evaluation."""
-        return Store.of(self.run, threat, self.sample, self.subject.which)
+        return Store.of(self.subject.run, threat, self.sample, self.subject.which)
 
     def evaluate(self, threat: Threat) -> None:
-        """Evaluate under one threat, together with what was found before on the same points."""
+        """Evaluate under one threat; earlier verdicts on the same points are kept."""
         names, protocol = list(self.protocol.names), self.protocol.under(threat)
-        which = "" if self.subject.which == "model" else f", {self.subject.which}"
-        what = f"{self.run.path}{which}, {threat}, {self.sample.words('test images')}"
+        run, subject, store = self.subject.run, self.subject, self.store(threat)
+        which = "" if subject.which == "model" else f", {subject.which}"
+        what = f"{run.path}{which}, {threat}, {self.sample.words('test images')}"
         self.console.say(f"evaluating {what}: {', '.join(names) or 'clean'}")
-        store = self.store(threat)
+        identity = {"norm": threat.norm, "eps": repr(threat.eps), **self.about}
         asked = {"radii": [t.eps for t in self.threats], "import": plugins.imported()}
         asked |= protocol.content()
-        about = {**self.of(threat), "asked": asked, "described": self.run.described()}
         others, control = self._others(threat)
         with self.console.progress():
             result = evaluate_and_save(
@@ -232,30 +212,26 @@ class _Evaluations:
                 self.x,
                 self.y,
                 store=store,
-                about=about,
+                about={**identity, "asked": asked, "described": run.described()},
                 origin=self.origin,
                 console=self.console,
-                before=self._before(store, threat),
+                before=self._before(store, identity),
                 resume=self.resume,
-                again=self.subject.resuming,
+                again=subject.resuming,
                 others=others,
                 control=control,
-                classes=self.subject.dataset.classes,
+                classes=subject.dataset.classes,
             )
         if result.findings:
             counts = Counter(finding.status for finding in result.findings)
             shown = ", ".join(f"{count} {status}" for status, count in counts.items())
             self.console.say(f"checks of the evaluation: {shown}")
 
-    def of(self, threat: Threat) -> dict[str, Any]:
-        """Return what verdicts must agree in to be of the same model and points."""
-        return {"norm": threat.norm, "eps": repr(threat.eps), **self.about}
-
-    def _before(self, store: Store, threat: Threat) -> Result | None:
-        """Return what is kept of the same model on the same points."""
+    def _before(self, store: Store, identity: Mapping[str, Any]) -> Result | None:
+        """Return the stored result of the same model on the same points, if there is one."""
         if not store.path.exists():
             if self.resume:
-                self.console.say(f"nothing is kept of {threat} yet: it starts from the beginning")
+                self.console.say(f"{store.name} is not there yet: it starts from the beginning")
             return None
         try:
             about, result, _ = store.read()
@@ -264,72 +240,55 @@ class _Evaluations:
                 raise
             self.console.warn(f"{error} (its verdicts do not count)")
             return None
-        mine = self.of(threat)
-        other = [key for key in mine if about.get(key) != mine[key]]
-        if other and self.resume:
+        differs = [key for key, value in identity.items() if about.get(key) != value]
+        if differs and self.resume:
+            names = " and ".join(key.removesuffix("_sha256") for key in differs)
             raise UserError(
-                f"cannot go on with {store.path}: it was begun with another "
-                f"{' and '.join(_WORDS.get(key, key) for key in other)}; evaluate anew without "
-                "--resume"
+                f"cannot continue {store.path}: it was begun with another {names}; start a new "
+                "evaluation without --resume"
             )
-        if not other and not about.get("finished") and not self.resume:
+        if not differs and not about.get("finished") and not self.resume:
             self.console.warn(
-                "an earlier evaluation was interrupted; --resume would go on with it: "
+                "an earlier evaluation was interrupted and can be continued: "
                 f"{self.subject.resuming}"
             )
-        return None if other else result
+        return None if differs else result
 
     def _others(self, threat: Threat) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Return adversarial examples of other evaluations on the same images.
+        """Return adversarial examples of other evaluations for the same images, by their source.
 
-        With them come the examples that stay correct on an undefended model, if one is there.
+        The second value is which images stay correct on an undefended model among them, or None.
         """
-        found: dict[str, Tensor] = {}
+        others: dict[str, Tensor] = {}
         control = None
         for folder in self.transfer:
-            run, before = open_folder(folder), len(found)
+            run, before = open_folder(folder), len(others)
+            recipes = run.path / "recipe.yaml"
+            undefended = recipes.is_file() and recipe.read(recipes).get("method") == "standard"
             for store in Store.all(run):
                 about, result, tensors = store.read()
                 within = result.threat.norm == threat.norm and result.threat.eps <= threat.eps
-                rows = self._among(tensors["x"], result.y) if within else None
+                rows = self._rows(tensors["x"], result.y) if within else None
                 if rows is None:
                     continue
-                x_adv = result.x_adv[rows].to(self.x)
-                kept = about.get("weights", "model") == "model"
+                kept = about["weights"] == "model"
                 which = "" if kept else f", {about['weights']}"
-                found[f"{folder} ({result.threat}{which})"] = x_adv
-                if result.threat == threat and _undefended(run) and (kept or control is None):
+                others[f"{folder} ({result.threat}{which})"] = result.x_adv[rows].to(self.x)
+                if result.threat == threat and undefended and (kept or control is None):
                     control = result.robust[rows].to(self.y.device)
-            if len(found) == before:
+            if len(others) == before:
                 raise UserError(
                     f"--transfer {folder}: it holds no adversarial examples for the same images "
                     f"({self.sample.words('test images')}) within {threat}; evaluate it first"
                 )
-        return found, control
+        return others, control
 
-    def _among(self, x: Tensor, y: Tensor) -> Tensor | None:
-        """Return the places of my images among others; None: some are not there."""
-        there = {pair: row for row, pair in enumerate(_named(x, y))}
-        rows = [there.get(pair, -1) for pair in _named(self.x, self.y)]
+    def _rows(self, x: Tensor, y: Tensor) -> Tensor | None:
+        """Return the rows of our images among other labelled images; None: some are missing."""
+        ours, theirs = (
+            zip(image_digests(images), labels.tolist(), strict=True)
+            for images, labels in ((self.x, self.y), (x, y))
+        )
+        places = {pair: row for row, pair in enumerate(theirs)}
+        rows = [places.get(pair, -1) for pair in ours]
         return None if -1 in rows else torch.tensor(rows)
-
-
-def _named(x: Tensor, y: Tensor) -> list[tuple[bytes, int]]:
-    """Return what tells each image from another with its label, wherever it lies."""
-    return list(zip(image_digests(x), y.tolist(), strict=True))
-
-
-def _undefended(run: Run) -> bool:
-    path = run.path / "recipe.yaml"
-    return path.is_file() and recipe.read(path).get("method") == "standard"
-
-
-_WORDS = {
-    "model_sha256": "model (its weights differ)",
-    "data_sha256": "data (the images differ)",
-    "labels_sha256": "labels",
-    "sample": "sample of the images",
-    "version": "version of equipoise",
-    "eps": "eps",
-    "norm": "norm",
-}

@@ -1,19 +1,22 @@
-"""Measuring the front between two ends as a job: point by point, kept in the run folder."""
+"""Measuring the front between two ends, and picking a model from it, as jobs."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from equipoise.errors import UserError
 from equipoise.evaluation.protocol import Protocol
 from equipoise.fronts.front import Front
 from equipoise.fronts.line import BatchNorms
+from equipoise.fronts.picking import Picked
 from equipoise.fronts.record import FILE, FrontRecord
 from equipoise.fronts.survey import DEFAULT, check
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
-from equipoise.plugins import command
+from equipoise.plugins import command, run_trusted
 from equipoise.report.front_picture import write_picture
+from equipoise.store.runs import Run, is_free
 from equipoise.store.weight_names import PAIR
 from equipoise.terminal.progress import Console
 
@@ -34,35 +37,35 @@ def measure_front(
 ) -> FrontRecord:
     """Measure the front of a run on its held-out images, and draw it.
 
-    Each point is kept when it is finished, so that an interruption costs no more than the one
-    that is being measured; the same call goes on.
+    Each finished point is kept, so that an interruption loses at most one point; the same call
+    continues.
 
     Arguments:
         path: The run folder.
         protocol: As for :meth:`equipoise.fronts.front.Front.measure`, as are the last three.
         ends: As for :class:`equipoise.fronts.front.Front`; None: the run's learners.
-        others: Run folders whose kept models are measured beside it.
+        others: Run folders whose kept models are measured, too.
         batchnorm: Statistics of BatchNorm: averaged, or estimated anew.
         data_dir: The folder of the data; by default that of the training.
         device: ``auto``, ``cpu`` or ``cuda``.
         console: Where progress is shown; by default nowhere.
-        points: How many models are measured at most.
-        beyond: How far to go beyond the ends.
-        fields: Fields of the protocol that are others.
+        points: The largest number of models that are measured.
+        beyond: How far beyond the ends gamma may go.
+        fields: Other fields of the protocol.
 
     Returns:
-        The front, as ``front.json`` has it.
+        The front, as in ``front.json``.
 
     Raises:
-        UserError: If ends, images or settings will not do, or another process measures there.
+        UserError: If ends, images or settings are invalid, or another process measures there.
     """
     console = console or Console(quiet=True)
-    check(points, beyond)  # what will not do is said before anything is read
+    check(points, beyond)  # before anything is read
     asked = replace(protocol or Protocol(attacks=DEFAULT), **fields)
     deterministic()
     front = Front(
         path,
-        ends=ends or PAIR,
+        ends=PAIR if ends is None else ends,
         batchnorm=batchnorm,
         data_dir=data_dir,
         device=choose_device(device),
@@ -72,18 +75,66 @@ def measure_front(
     console.say(
         f"the front of {front.run.path} between {' and '.join(front.ends.names)}, on held-out "
         f"images ({len(images.validation)} of {len(images.train) + len(images.validation)}); "
-        "test images have no part in it"
+        "no test images are used"
     )
     with signals.interrupting(), console.progress():
         try:
             front.measure(asked, points=points, beyond=beyond, others=others, console=console)
         except KeyboardInterrupt:
-            console.say(
-                "what was measured is kept; the same command goes on: "
-                f"{command('front', front.run.path)} ..."
-            )
+            console.say(f"the finished points are kept; continue with: {front.run.again} ...")
             raise
     record = front.record
     files = write_picture(record, front.run.path)
     console.say(f"written: {front.run.path / FILE}, {', '.join(map(str, files))}")
     return record
+
+
+def pick(
+    path: str | Path,
+    out: str | Path,
+    *,
+    ends: Sequence[str] | None = None,
+    batchnorm: BatchNorms | None = None,
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    trust: bool = False,
+    console: Console | None = None,
+    **constraint: Any,
+) -> Picked:
+    """Write the best measured model that meets a constraint as a finished run folder.
+
+    Arguments:
+        path: The run folder of the front.
+        out: The new folder.
+        ends: As for :class:`equipoise.fronts.front.Front`; None: as measured.
+        batchnorm: Statistics of BatchNorm; None: as measured.
+        data_dir: The folder of the data; by default that of the training.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        trust: Whether to run the file of ``--import`` that the folder names.
+        console: Where the choice is shown; by default nowhere.
+        constraint: As for :meth:`equipoise.fronts.front.Front.pick`.
+
+    Returns:
+        The picked model.
+
+    Raises:
+        UserError: If the constraint is invalid, nothing was measured, or ``out`` exists.
+        RunError: If no measured model meets the constraint; nothing is written.
+    """
+    console = console or Console(quiet=True)
+    place = Path(out)
+    if not is_free(place):
+        raise UserError(f"{place} exists; choose another --out, or remove it")
+    deterministic()
+    if trust:
+        run_trusted(Run.open(path).made_with(), console.warn)
+    front = Front(
+        path, ends=ends, batchnorm=batchnorm, data_dir=data_dir, device=choose_device(device)
+    )
+    picked = front.pick(**constraint)
+    run = picked.write(place)
+    console.say(f"picked {picked.choice}")
+    if picked.choice.bound is not None:
+        console.say(f"constraint: {picked.choice.constraint}")
+    console.say(f"{run.path}/model.safetensors; next: {command('evaluate', run.path)}")
+    return picked

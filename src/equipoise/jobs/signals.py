@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP, a terminal that is closed: the wish to save and stop."""
+"""Ctrl-C, SIGTERM and SIGHUP (a closed terminal): requests to save and stop."""
 
 import os
 import signal
@@ -15,10 +15,10 @@ ALL = (signal.SIGINT, *ENDING)
 def handled(
     heard: Callable[[str], None], numbers: Sequence[signal.Signals] = ALL
 ) -> Iterator[None]:
-    """Tell of signals by their names while the block runs, in place of what they usually do.
+    """Call a function with the names of signals while the block runs, in place of their action.
 
-    Outside of the main thread nothing is changed: the caller has the signals. What is shown after
-    a terminal was closed goes nowhere: to write to it would be an error.
+    Outside of the main thread nothing is changed. Output after the terminal was closed is
+    discarded, as writing to it would be an error.
     """
     shown = [stream for stream in (1, 2) if os.isatty(stream)]
 
@@ -32,9 +32,9 @@ def handled(
         heard(signal.Signals(number).name)
 
     try:
-        # nohup has a command go on when its terminal is closed.
-        left = [s for s in numbers if s != HANGUP or signal.getsignal(s) != signal.SIG_IGN]
-        old = {s: signal.signal(s, hear) for s in left}
+        # nohup makes a command continue when its terminal is closed.
+        used = [s for s in numbers if s != HANGUP or signal.getsignal(s) != signal.SIG_IGN]
+        old = {s: signal.signal(s, hear) for s in used}
     except ValueError:  # not in the main thread
         old = {}
     try:

@@ -1,4 +1,4 @@
-"""The end of a training: the kept round and its rule, warnings, and the learners' weights."""
+"""The end of a training: the rule of the kept round, the summary, and the learners' weights."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -26,29 +26,29 @@ RULES: dict[str, tuple[str, Callable[[Mapping[str, float]], float]]] = {
 }
 
 
-def summary(training: Training, keep: str) -> dict[str, Any]:
-    """Return the content of ``summary.json`` for a training that is over, without checksums.
+def summary(training: Training, rule: str) -> dict[str, Any]:
+    """Return the content of ``summary.json`` of a finished training, without checksums.
 
     Arguments:
         training: The training.
-        keep: The rule for the kept round, of :data:`RULES`.
+        rule: The rule for the kept round, in words.
     """
     history = training.history
     handovers = [record["round"] for record in history if record["handover"]]
-    apart = training.method.merge.every is not None and not handovers
+    separate = training.method.merge.every is not None and not handovers
     never = (
-        "never synchronised: the learners were trained apart to the end and their average need "
-        f"not be good at anything ({history[-1]['start']['reason']})"
+        "never synchronised: the learners were trained separately to the end, and their average "
+        f"may be useless ({history[-1]['start']['reason']})"
     )
     return {
         "finished": True,
         "rounds": len(history),
         "stopped_early": training.stopped_early,
         "kept_round": max(record["round"] for record in history if record["kept"]),
-        "rule": RULES[keep][0],
+        "rule": rule,
         "start": history[-1]["start"],
         "handovers": handovers,
-        "warnings": ([never] if apart else []) + warnings(history),
+        "warnings": ([never] if separate else []) + warnings(history),
         "gradient_evaluations": sum(record["gradient_evaluations"] for record in history),
         "seconds": sum(sum(record["seconds"].values()) for record in history),
         "parts": parts(history),
@@ -66,7 +66,7 @@ def parts(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def where_time_went(sums: Mapping[str, float]) -> str:
-    """Return in a sentence what a training spent its time on."""
+    """Return the share of each part in the time of a training, as text."""
     whole = sum(sums.values()) or 1.0
     shares = (f"{name} {seconds / whole:.0%}" for name, seconds in sums.items())
     return f"{whole:.0f} s: {', '.join(shares)}"
@@ -75,11 +75,9 @@ def where_time_went(sums: Mapping[str, float]) -> str:
 def write_learners(run: Run, training: Training) -> None:
     """Write the weights (or averages) of each of several merged learners, at the end.
 
-    After a training that stopped early after a hand-over, or that handed over after every step,
-    each is the global model. A trunk that ended is not written.
+    If the last step was a hand-over, each is the global model. A trunk that ended is not written.
     """
     merged = training.method.knots
-    if len(merged) > 1:
-        for name in merged:
-            part = training.learners[name].merged_part()
-            run.write_model(f"{learner_name(name)}.safetensors", part)
+    for name in merged if len(merged) > 1 else ():
+        part = training.learners[name].merged_part()
+        run.write_model(f"{learner_name(name)}.safetensors", part)

@@ -1,4 +1,4 @@
-"""What is evaluated: the model of a run, or a model of the user's own, with its test images."""
+"""The model to evaluate, of a run or of the user, with its test images."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -39,15 +39,15 @@ class Subject:
     """A model to evaluate.
 
     Arguments:
-        run: The folder that the results go to.
+        run: The folder of the results.
         model: The model, in eval mode, on the CPU.
-        dataset: The data; only its test images are touched.
-        norm: The norm to evaluate in where none is asked for.
-        eps: The radius in that norm.
+        dataset: The data; only its test images are used.
+        norm: The default norm.
+        eps: The default radius in that norm.
         which: The name of the weights: ``"model"`` for the kept ones; see
             :mod:`equipoise.store.weight_names`.
-        source: The file that an own model's code is from, and its SHA-256; None: there is none.
-        given: What has to be given with the folder, so that its model is found again.
+        source: The file of the code of the user's own model, and its SHA-256; None: none.
+        given: The options that ``equipoise evaluate`` needs besides the folder.
     """
 
     run: Run
@@ -61,7 +61,7 @@ class Subject:
 
     @property
     def resuming(self) -> str:
-        """The command that goes on with an interrupted evaluation."""
+        """The command that continues an interrupted evaluation."""
         named = () if self.which == "model" else ("--weights", self.which)
         return command("evaluate", self.run.path, *self.given, *named, "--resume")
 
@@ -80,21 +80,21 @@ def of_run(
     model: str | None = None,
     trust: bool = False,
 ) -> Subject:
-    """Return the model of a folder: of a training, or of an earlier evaluation.
+    """Return the model of a folder of a training or of an earlier evaluation.
 
-    No code is run because a folder names it.
+    Without ``trust`` no code is run because a folder names it.
 
     Arguments:
         path: The folder.
         which: The weights, by a name as for :meth:`equipoise.store.runs.Run.model`.
         data_dir: The folder of the data; None: that of the training.
         console: Where warnings are shown.
-        model: For evaluations of a model of the user's own: that model again.
+        model: For evaluations of a model of the user's own: ``package.module:function`` again.
         trust: Whether to run the code that the folder names instead.
 
     Raises:
-        UserError: If there is no model, or its data are not found or have changed; or if the
-            folder needs code that the user has not given.
+        UserError: If there is no model, its data are missing or have changed, or the folder needs
+            code that the user has not given.
     """
     run = open_folder(path)
     made = run.made_with()
@@ -118,17 +118,14 @@ def _trained(run: Run, which: str, data_dir: str | Path | None, console: Console
     dataset = data.load(settings.data, data_dir or settings.data_dir)
     trained = run.read_json("provenance.json").get("data", {}).get("sha256")
     if trained and trained != dataset.sha256:
-        raise UserError(
-            f"{run.path} was trained on other data than is found now (checksums differ)"
-        )
+        raise UserError(f"the data have changed since {run.path} was trained (checksums differ)")
     if not run.read_json("summary.json").get("finished"):
         this = "its best model so far" if which == "model" else which
         console.warn(
-            f"{run.path} is not trained to its end; this is {this}. "
-            f"Go on with: {command('train', '--resume', run.path)}"
+            f"the training {run.path} is not finished; this is {this}. "
+            f"Continue with: {command('train', '--resume', run.path)}"
         )
-    line = plugins.changed(run.made_with(), plugins.imported())
-    if line:
+    if line := plugins.changed(run.made_with(), plugins.imported()):
         console.warn(f"{run.path}: {line}")
     threat = settings.threat(dataset.eps)
     return Subject(run, model, dataset, threat.norm, threat.eps, which)
@@ -148,18 +145,18 @@ def of_model(
 
     Arguments:
         spec: ``package.module:function``.
-        weights: A file of weights, or FILE:KEY; None: the function has loaded them.
-        data_name: A data set's name, or the path of an .npz file.
+        weights: A file of weights, or FILE:KEY; None: the function loads them itself.
+        data_name: A dataset's name, or the path of an .npz file.
         data_dir: The folder of the data.
         out: The folder of the results; by default ``runs/`` with the function's name.
         normalise: As for :func:`equipoise.models.foreign.load_weights`.
-        say: Called with how weights and normalisation were read, a line each; the folder's
+        say: Called with lines about how weights and normalisation were read; the folder's
             ``own-model.json`` has these lines, too.
 
     Raises:
-        UserError: If model, weights or data will not do, or the folder is another's.
+        UserError: If model, weights or data are invalid, or the folder holds something else.
     """
-    file, key = weights_of(weights) if weights else (None, "")
+    file, key = (None, "") if weights is None else weights_of(weights)
     remarks: list[str] = []
     model, dataset = _load(spec, weights, normalise, data_name, data_dir, remarks.append)
     folder = Path("runs") / spec.replace(":", ".").replace("/", ".") if out is None else out
@@ -179,10 +176,10 @@ def of_model(
         if is_free(folder):
             code = {"source": source, "import": plugins.imported()}
             run.write_json(OWN, {**about, **code, "remarks": remarks})
-        known = run.read_json(OWN)
-    if not known or any(known.get(key) != about[key] for key in about):
+        stored = run.read_json(OWN)
+    if not stored or any(stored.get(key) != about[key] for key in about):
         raise UserError(f"{folder} holds something else; choose another --out")
-    for line in filter(None, [*remarks, plugins.changed(known.get("source"), source)]):
+    for line in filter(None, [*remarks, plugins.changed(stored.get("source"), source)]):
         say(line)
     given = ("--model", spec)
     return Subject(run, model, dataset, "linf", dataset.eps, source=source, given=given)
@@ -201,20 +198,18 @@ def _again(
         raise UserError(f"{weights} has changed since {run.path} was evaluated")
     asked = about.get("normalise")
     normalise = Constants.of(asked) if isinstance(asked, dict) else asked
-    key = about.get("weights_key")
-    source = f"{weights}:{key}" if key else weights
+    file = f"{weights}:{about['weights_key']}" if about.get("weights_key") else weights
     place = data_dir or about["data_dir"]
-    model, dataset = _load(spec, source, normalise, about["data"], place, load=load)
-    code = plugins.source(spec.partition(":")[0])
-    line = plugins.changed(about.get("source"), code)
-    if line:
+    model, dataset = _load(spec, file, normalise, about["data"], place, load=load)
+    source = plugins.source(spec.partition(":")[0])
+    if line := plugins.changed(about.get("source"), source):
         console.warn(f"{run.path}: {line}")
-    code_of = ("--trust",) if given is None else ("--model", spec)
-    return Subject(run, model, dataset, "linf", dataset.eps, source=code, given=code_of)
+    options = ("--trust",) if given is None else ("--model", spec)
+    return Subject(run, model, dataset, "linf", dataset.eps, source=source, given=options)
 
 
 def _trusted(run: Run, about: Mapping[str, Any], trust: bool) -> tuple[str, Load]:
-    """Return the name of the model that a folder names, and what imports it if that is wanted."""
+    """Return the name of the model that a trusted folder names, and a function to import it."""
     spec, made = str(about["model"]), about.get("source")
     if not re.fullmatch(r"[\w.]+:\w+", spec):
         raise UserError(f"{run.path / OWN} is damaged: its model is no package.module:function")
@@ -224,9 +219,7 @@ def _trusted(run: Run, about: Mapping[str, Any], trust: bool) -> tuple[str, Load
             f"run because a folder names it: look at it, then add --trust, or --model {spec}"
         )
     if not isinstance(made, Mapping) or "file" not in made:
-        raise UserError(
-            f"{run.path} does not say from which file {spec} is: give it with --model {spec}"
-        )
+        raise UserError(f"{run.path} does not have the file of {spec}: add --model {spec}")
     return spec, plugins.trusted_module(Path(str(made["file"])))
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from equipoise import attacks, data, models, plugins
 from equipoise.data.core import Dataset
@@ -51,24 +50,23 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
         UserError: If the recipe, the data or the folder does not fit; nothing was started.
         RunError: If the training failed or was interrupted; the folder can be resumed.
     """
-    console = console or Console(quiet=True)
-    recipe, dataset, method = _resolve(recipe)
-    if recipe.validation > max(len(dataset.train), Recipe.validation):
-        raise UserError(
-            f"validation={recipe.validation} is more than the {len(dataset.train)} training "
-            "images of the data; at most a fifth of them is held out"
-        )
-    _refuse_picked(Path(out))
-    _refuse_another(Path(out), recipe)
-    job = _Job(Run(out), recipe, dataset, method, console)  # before the folder: it may fail
+    out = Path(out)
+    _refuse_picked(out)
+    job = _Job(Run(out), recipe, console or Console(quiet=True))  # before the folder: it may fail
+    if (out / "recipe.yaml").is_file():
+        changed = recipes.differences(recipes.read(out / "recipe.yaml"), job.recipe.to_dict())
+        if changed:
+            raise UserError(
+                f"{out} belongs to another recipe ({'; '.join(changed)}): choose another"
+            )
     with job.run.lock():
-        Run.create(out, recipe.to_yaml())
+        Run.create(out, job.recipe.to_yaml())
         job.run.write_json("provenance.json", job.provenance())
         return job.run_to_end()
 
 
 def resume(path: str | Path, *, trust: bool = False, console: Console | None = None) -> Run:
-    """Go on with an interrupted training; it ends with the weights of an uninterrupted one.
+    """Continue an interrupted training; it ends with the weights of an uninterrupted one.
 
     Arguments:
         path: The run folder.
@@ -80,56 +78,41 @@ def resume(path: str | Path, *, trust: bool = False, console: Console | None = N
     if trust:
         plugins.run_trusted(run.made_with(), console.warn)
     with run.lock():
-        return _resume(run, console)
-
-
-def _resume(run: Run, console: Console) -> Run:
-    recipe, dataset, method = _resolve(recipes.stored(run))
-    job = _Job(run, recipe, dataset, method, console)
-    before = run.read_json("provenance.json")
-    if not before:
-        run.write_json("provenance.json", job.provenance())
-    job.compare(before)
-    state = run.read_state(console.warn)
-    if state is None:
-        console.warn(f"{run.path} has no readable state: starting from the beginning")
-    else:
-        changed = recipes.differences(state["recipe"], recipe.to_dict())
-        if changed:
-            raise UserError(
-                f"recipe.yaml was changed after {run.path} was started ({'; '.join(changed)})"
-            )
-        job.training.load_state_dict(state)
-    line = plugins.changed(before.get("import"), plugins.imported())
-    if line:
-        console.warn(f"{run.path}: {line}")
-        run.write_json("provenance.json", {**before, "resumed_with": plugins.imported()})
-    return job.run_to_end()
+        job = _Job(run, recipes.stored(run), console)
+        before = run.read_json("provenance.json")
+        if not before:
+            run.write_json("provenance.json", job.provenance())
+        job.compare(before)
+        state = run.read_state(console.warn)
+        if state is None:
+            console.warn(f"{run.path} has no readable state: starting from the beginning")
+        else:
+            changed = recipes.differences(state["recipe"], job.recipe.to_dict())
+            if changed:
+                raise UserError(
+                    f"recipe.yaml was changed after {run.path} was started ({'; '.join(changed)})"
+                )
+            job.training.load_state_dict(state)
+        line = plugins.changed(before.get("import"), plugins.imported())
+        if line:
+            console.warn(f"{run.path}: {line}")
+            run.write_json("provenance.json", {**before, "resumed_with": plugins.imported()})
+        return job.run_to_end()
 
 
 def _refuse_picked(folder: Path) -> None:
     """Raise a UserError for the folder of a picked model, which no training made."""
     if (folder / PICKED).is_file():
         raise UserError(
-            f"{folder} holds a model that was picked from a front ({PICKED} says from which): "
-            "there is no training to go on with; train in another --out, or pick again"
+            f"{folder} holds a model that was picked from a front (see {PICKED}), not a training: "
+            "train with another --out, or pick again"
         )
-
-
-def _refuse_another(out: Path, recipe: Recipe) -> None:
-    """Raise a UserError if a folder has another recipe, and say in what they differ."""
-    if (out / "recipe.yaml").is_file():
-        changed = recipes.differences(recipes.read(out / "recipe.yaml"), recipe.to_dict())
-        if changed:
-            raise UserError(
-                f"{out} belongs to another recipe ({'; '.join(changed)}): choose another"
-            )
 
 
 def _resolve(recipe: Recipe) -> tuple[Recipe, Dataset, Method]:
     """Load the data; return the recipe with what depends on them filled in, and its method."""
-    path = Path(recipe.data).expanduser() if recipe.data.endswith(".npz") else recipe.data
-    dataset = data.load(path, recipe.data_dir)
+    own = recipe.data.endswith(".npz")
+    dataset = data.load(Path(recipe.data).expanduser() if own else recipe.data, recipe.data_dir)
     threat = recipe.threat(dataset.eps)
     method = recipe.settings.build(threat)
     for learner_threat in _threats(method, threat):
@@ -140,17 +123,22 @@ def _resolve(recipe: Recipe) -> tuple[Recipe, Dataset, Method]:
     execution = recipe.execution.resolved(device, own=models.house(recipe.model))
     resolved = replace(
         recipe,
-        data=_absolute(recipe.data) if recipe.data.endswith(".npz") else recipe.data,
+        data=_absolute(recipe.data) if own else recipe.data,
         data_dir=None if recipe.data_dir is None else _absolute(recipe.data_dir),
         eps=threat.eps,
         keep=recipe.keep or ("balanced" if robust else "clean"),
         **asdict(execution),
     )
+    if recipe.validation > max(len(dataset.train), Recipe.validation):
+        raise UserError(
+            f"validation={recipe.validation} is more than the {len(dataset.train)} training "
+            "images of the data; at most a fifth of them is held out"
+        )
     return resolved, dataset, method
 
 
 def _threats(method: Method, threat: Threat) -> tuple[Threat, ...]:
-    """Return the threats of a method's objectives, the recipe's first; of none the recipe's."""
+    """Return the different threats of a method's objectives, that of the recipe first."""
     threats = [objective.state.threat for objective in method.learners.values()]
     different = dict.fromkeys(each for each in threats if each is not None)
     return tuple(sorted(different, key=lambda each: each != threat)) or (threat,)
@@ -164,29 +152,27 @@ def _absolute(path: str) -> str:
 class _Job:
     """A training in its run folder."""
 
-    def __init__(
-        self, run: Run, recipe: Recipe, dataset: Dataset, method: Method, console: Console
-    ) -> None:
-        assert recipe.keep is not None
-        assert recipe.eps is not None
-        self.run = run
+    def __init__(self, run: Run, recipe: Recipe, console: Console) -> None:
+        recipe, dataset, method = _resolve(recipe)
+        self.run, self.recipe, self.dataset, self.console = run, recipe, dataset, console
         run.again = command("train", "--resume", run.path)
-        self.recipe = recipe
-        self.dataset = dataset
-        self.console = console
         deterministic()
         self.device = choose_device(recipe.device)
         self.split = Split.of(recipe, dataset, self.device)
-        self.keep = recipe.keep
-        self.rule, value = RULES[recipe.keep]
+        self.rule, value = RULES[str(recipe.keep)]
+        self.config = dataset.settings | {"width": recipe.width}  # to build the model again
         self.saved = time.monotonic()
-        self.stopped = ""  # the name of the signal that asked for a stop
-        self.threats = _threats(method, recipe.threat(recipe.eps))
+        self.signal = ""  # that asked for a stop
+        self.threat = recipe.threat(recipe.eps or 0)
+        self.threats = _threats(method, self.threat)
         x, y = self.split.validation.pixels(), self.split.validation.y
         probed = proportional(self.split.validation, PROBED, len(dataset.classes)).to(self.device)
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            torch.manual_seed(derived_seed(recipe.seed, "model"))
+            model = models.build(recipe.model, self.config)
         self.training = Training(
             method=method,
-            model=self._new_model(),
+            model=model,
             images=self.split.train,
             rounds=recipe.rounds,
             batch_size=recipe.batch_size,
@@ -209,27 +195,24 @@ class _Job:
                 announce=console.say,
                 warn=console.warn,
                 save=self._save,
-                stop=self._asked_to_stop,
+                stop=self._stop,
                 save_due=lambda: time.monotonic() - self.saved > SAVE_SECONDS,
             ),
         )
 
-    def _asked_to_stop(self) -> bool:
-        if self.stopped:
-            self.console.say(f"{self.stopped}: saving and stopping")
-        return bool(self.stopped)
+    def _stop(self) -> bool:
+        if self.signal:
+            self.console.say(f"{self.signal}: saving and stopping")
+        return bool(self.signal)
 
-    def _config(self) -> dict[str, Any]:
-        """Return what is needed to build the model again."""
-        return self.dataset.settings | {"width": self.recipe.width}
-
-    def _new_model(self) -> nn.Module:
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
-            torch.manual_seed(derived_seed(self.recipe.seed, "model"))
-            return models.build(self.recipe.model, self._config())
+    def _heard(self, name: str) -> None:
+        """Note a signal, to stop after the step; the second signal stops at once."""
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = name
 
     def provenance(self) -> dict[str, Any]:
-        """Return where the run comes from."""
+        """Return the machine, the versions and the data of the run."""
         return provenance(str(self.device), self.recipe.seed) | {
             "data": {
                 "name": self.dataset.name,
@@ -251,8 +234,8 @@ class _Job:
         device, there = str(self.device), str(before.get("device", self.device))
         if device.partition(":")[0] not in there.split(" ")[0]:
             raise UserError(
-                f"{self.run.path} was started on {there}, where alone its random numbers can "
-                f"continue; this is {device}"
+                f"{self.run.path} was started on {there}, and its random numbers continue only "
+                f"there; this is {device}"
             )
         for key in ("torch", "threads", "device"):
             if key in before and before[key] != now[key]:
@@ -275,24 +258,24 @@ class _Job:
         per_round = training.steps * recipe.batch_size
         begun = done * per_round + training.done * recipe.batch_size
         bar = self.console.progress(recipe.rounds * per_round, begun, text="training")
-        with signals.handled(self._asked), bar:
+        with signals.handled(self._heard), bar:
             try:
                 training.run()
             except Interrupted as error:
-                again = command("train", "--resume", path)
-                raise RunError(f"{self.stopped}: {error}; go on with: {again}") from None
+                message = f"{self.signal}: {error}; continue with: {self.run.again}"
+                raise RunError(message) from None
         self._finish()
         return self.run
 
     def _introduce(self, done: int) -> None:
         recipe, split = self.recipe, self.split
-        threat = recipe.threat(recipe.eps or 0)
+        again = f"; continuing after round {done}" if done or self.training.done else ""
         self.console.say(
-            f"{recipe.method} on {recipe.data}: {len(split.train)} images, {recipe.rounds} rounds"
-            f" of {self.training.steps} steps, {recipe.model}, {threat}, {self.device}"
-            + (f"; going on after round {done}" if done or self.training.done else "")
+            f"{recipe.method} on {recipe.data}: {len(split.train)} images, {recipe.rounds} rounds "
+            f"(epochs) of {self.training.steps} steps, {recipe.model}, {self.threat}, "
+            f"{self.device}{again}"
         )
-        finding = in_range(split.validation.pixels(), threat)
+        finding = in_range(split.validation.pixels(), self.threat)
         if finding.status != "ok":
             self.console.warn(f"{finding.check}: {finding.message}; {finding.remedy}")
         if len(self.threats) > 1:
@@ -303,7 +286,7 @@ class _Job:
             self.console.say(f"threats of the learners: {', '.join(each)}")
         self.console.say(f"runs with {self.training.execution}")
         less = len(split.validation) < recipe.validation
-        cut = f", a fifth of all: validation={recipe.validation} is more" if less else ""
+        cut = f", a fifth of all: less than validation={recipe.validation}" if less else ""
         self.console.say(
             f"validation on {len(split.validation)} held-out training images{cut}; "
             f"kept: {self.rule}"
@@ -314,7 +297,7 @@ class _Job:
         return {
             "format": FORMAT,
             "model": self.recipe.model,
-            "settings": self._config(),
+            "settings": self.config,
             "method": self.recipe.method,
             "data": self.dataset.name,
             "classes": list(self.dataset.classes),
@@ -341,7 +324,7 @@ class _Job:
         self.saved = time.monotonic()
 
     def _finish(self) -> None:
-        content = summary(self.training, self.keep)
+        content = summary(self.training, self.rule)
         write_learners(self.run, self.training)
         run = self.run
         content["sha256"] = {name: model_digest(run.model(name)) for name in run.weights()}
@@ -356,9 +339,3 @@ class _Job:
         )
         self.console.say(where_time_went(content["parts"]))
         self.console.say(f"next: {command('evaluate', self.run.path)}")
-
-    def _asked(self, name: str) -> None:
-        """Note a signal to stop after the step; the second one stops at once."""
-        if self.stopped:
-            raise KeyboardInterrupt
-        self.stopped = name

@@ -1,15 +1,14 @@
 """Verifying: every stored adversarial example again, by forward passes alone.
 
-Nothing that an attack or the evaluation has claimed is taken for granted: that every number, name
-and setting follows from the verdicts, that the images are the test images, that each example is
-finite, in the range and in the ball (in float64), and that the float32 model misclassifies it.
-What that proves is an upper bound of the robust accuracy: that the others withstand cannot be seen
-from what is stored. :mod:`equipoise.jobs.verify_again` attacks some of them again.
+Every number, name and setting must follow from the verdicts, the images must be the test images,
+and each example must be finite, in the range, in the ball (in float64) and misclassified by the
+float32 model. This proves an upper bound of the robust accuracy, but not that the other images are
+robust: :mod:`equipoise.jobs.verify_again` attacks some of them again.
 """
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,30 +27,29 @@ from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.target_model import Subject, of_run
 from equipoise.jobs.verify_again import Again, attack_again
 from equipoise.losses import margin
-from equipoise.plugins import command
 from equipoise.sample import Sample
 from equipoise.store.digests import model_digest, tensor_digest
 from equipoise.store.verdicts import UNREADABLE
 from equipoise.terminal.progress import Console
 
-WRITTEN_SECONDS = 1.0  # in which an evaluation that goes on has written what it writes
-UNDECIDED = 1e-4  # margins within this share of the logits may turn with the batch they are in
+WRITTEN_SECONDS = 1.0  # in which a running evaluation has written its files
+UNDECIDED = 1e-4  # margins within this share of the logits may change sign with the batch
 
 
 @dataclass
 class Verified:
-    """What the verification of one evaluation found.
+    """The verification of one evaluation.
 
     Arguments:
         name: The evaluation.
         n: The number of images.
-        images: Which of the test images they are, in words.
-        robust: How many of them were counted as robust.
-        examples: How many adversarial examples were looked at.
-        problems: What is wrong, a sentence each; nothing for a sound evaluation.
-        finished: Whether the evaluation was run to its end.
-        ties: Examples that the model misclassifies by less than rounding.
-        again: What attacking some points again found; None: it was not asked for.
+        images: The sample of the test images, as text.
+        robust: The number of images that count as robust.
+        examples: The number of adversarial examples that were checked.
+        problems: The problems, a sentence each; none for a sound evaluation.
+        finished: Whether the evaluation has run to its end.
+        ties: The number of examples that are misclassified by less than rounding.
+        again: The result of attacking some images again; None: not requested.
     """
 
     name: str
@@ -64,6 +62,18 @@ class Verified:
     ties: int = 0
     again: Again | None = None
 
+    def __str__(self) -> str:
+        if self.problems:
+            return f"{self.name}: NOT VERIFIED, {'; '.join(self.problems)}"
+        end = "" if self.finished else " (interrupted: not all attacks have run)"
+        ties = f" ({self.ties} of them by less than rounding)" if self.ties else ""
+        again = f"; {self.again}" if self.again else ""
+        return (
+            f"{self.name}: verified, robust accuracy at most {self.robust / max(self.n, 1):.2%} "
+            f"({self.robust} of {self.n}) on {self.images}{end}: the {self.examples} stored "
+            f"examples fool the model{ties}; more may exist{again}"
+        )
+
 
 def verify_run(
     path: str | Path,
@@ -73,7 +83,7 @@ def verify_run(
     batch_size: int = 500,
     model: str | None = None,
     trust: bool = False,
-    again: int = 0,
+    again: int | None = None,
     nonce: str | None = None,
     console: Console | None = None,
 ) -> list[Verified]:
@@ -83,177 +93,157 @@ def verify_run(
         path: The run folder.
         data_dir: The folder of the data; by default that of the training.
         device: ``auto``, ``cpu`` or ``cuda``.
-        batch_size: How many images are looked at together.
+        batch_size: The size of a batch.
         model: As for :func:`equipoise.jobs.target_model.of_run`, as is the next.
         trust: Whether to run the code that the folder names.
-        again: How many images of each evaluation that are said to be robust are attacked again.
-        nonce: What these are drawn by; None: something new, which is said.
+        again: How many images of each evaluation that count as robust are attacked again.
+        nonce: Text that determines which of them are drawn; None: random, and shown.
         console: Where progress is shown; by default nowhere.
 
     Returns:
-        What was verified, all of it sound.
+        The verified evaluations, without problems.
 
     Raises:
         UserError: If there is nothing to verify.
-        RunError: If anything is not what it was said to be.
+        RunError: If there is a problem.
     """
-    if again < 0:
+    if again is not None and again < 1:
         raise UserError(f"--again must be at least 1, got {again}")
     console = console or Console(quiet=True)
     deterministic()
     place = choose_device(device)
-    subjects: dict[str, Subject] = {}
-    found = []
+    results = []
     code: dict[str, Any] = {"model": model, "trust": trust}
-    first = of_run(path, "model", data_dir, Console(quiet=True), **code)
-    for store in Store.all(first.run):
-        which = store.which
+    subjects = {"model": of_run(path, "model", data_dir, Console(quiet=True), **code)}
+    run = subjects["model"].run
+    stores = Store.all(run)
+    for store in stores:
+        which, verified = store.which, Verified(store.name)
         if which not in subjects:
-            subject = first if which == "model" else of_run(path, which, data_dir, console, **code)
-            subject.model.to(place)
-            subjects[which] = subject
-        verified = _verify(store, subjects[which], place, batch_size)
-        if verified.problems and store.busy:  # it was being written
-            time.sleep(WRITTEN_SECONDS)
-            verified = _verify(store, subjects[which], place, batch_size)
-        if again and not verified.problems:
-            _attack(verified, store, subjects[which], again, nonce or secrets.token_hex(4))
-        console.say(_line(verified))
-        found.append(verified)
-    if not found:
-        raise UserError(f"{path} holds no evaluation; run: {command('evaluate', path)}")
-    wrong = [f"{v.name}: {'; '.join(v.problems)}" for v in found if v.problems]
-    records = verify_stored.folder(first.run)
-    if records and any(store.busy for store in Store.all(first.run)):
-        time.sleep(WRITTEN_SECONDS)
-        records = verify_stored.folder(first.run)
-    wrong += records
+            subjects[which] = of_run(path, which, data_dir, console, **code)
+        subject = subjects[which]
+        subject.model.to(place)
+        drawn_by = secrets.token_hex(4) if nonce is None else nonce
+        given = verified, store, subject, place, batch_size, again, drawn_by
+        verified.problems = _problems([store], _check, *given)
+        console.say(str(verified))
+        results.append(verified)
+    if not results:
+        raise UserError(f"{path} holds no evaluation; run: {plugins.command('evaluate', path)}")
+    wrong = [f"{v.name}: {'; '.join(v.problems)}" for v in results if v.problems]
+    wrong += _problems(stores, verify_stored.folder, run)
     if wrong:
         raise RunError(f"NOT VERIFIED: {'. '.join(wrong)}")
-    return found
+    return results
 
 
-def _line(verified: Verified) -> str:
-    if verified.problems:
-        return f"{verified.name}: NOT VERIFIED, {'; '.join(verified.problems)}"
-    share = verified.robust / max(verified.n, 1)
-    end = "" if verified.finished else " (interrupted: not all attacks have run)"
-    ties = f" ({verified.ties} of them by less than rounding)" if verified.ties else ""
-    again = f"; {verified.again}" if verified.again else ""
-    return (
-        f"{verified.name}: verified, robust accuracy at most {share:.2%} ({verified.robust} of "
-        f"{verified.n}) on {verified.images}{end}: the {verified.examples} stored examples fool "
-        f"the model{ties}; what was not found cannot be checked from here{again}"
-    )
+def _problems(stores: list[Store], check: Callable[..., list[str]], *given: Any) -> list[str]:
+    """Return the problems of a check; it runs again if an evaluation was just being written."""
+    problems = check(*given)
+    if problems and any(store.busy for store in stores):
+        time.sleep(WRITTEN_SECONDS)
+        return check(*given)
+    return problems
 
 
-def _verify(store: Store, subject: Subject, device: torch.device, batch_size: int) -> Verified:
-    verified = Verified(store.name)
+def _check(
+    verified: Verified,
+    store: Store,
+    subject: Subject,
+    device: torch.device,
+    batch_size: int,
+    again: int | None,
+    nonce: str,
+) -> list[str]:
+    """Return the problems of one evaluation, and fill in its verification."""
     try:
         about, result, tensors = store.read()
         verified.n, verified.robust = len(result.y), int(result.robust.sum())
         sample = Sample.of_content(about["sample"])
         verified.images = sample.words("test images")
         verified.finished = bool(about.get("finished"))
-        verified.problems += verify_stored.claims(store, about, result, tensors)
+        problems = verify_stored.claims(store, about, result, tensors)
         origin = _origin(about, sample, tensors, subject)
     except UserError as error:
-        verified.problems.append(str(error))
-        return verified
+        return [str(error)]
     except UNREADABLE as error:
-        verified.problems.append(f"it is damaged ({' '.join(str(error).split())[:100]})")
-        return verified
-    verified.problems += origin
-    if not origin:
-        judge = _judge(subject, result, tensors["x"].to(device), batch_size)
-        _examples(verified, result, tensors["x"].to(device), judge)
-    return verified
-
-
-def _judge(subject: Subject, result: Result, x: Tensor, batch_size: int) -> Judge:
-    """Return the judge; a model that repeats its answers has one pass, whatever the file says."""
+        return [f"it is damaged ({' '.join(str(error).split())[:100]})"]
+    if origin:
+        return problems + origin
+    x = tensors["x"].to(device)
     judge = Judge(subject.model, batch_size, seed=result.seed)
-    return judge if judge.repeats(x) else replace(judge, passes=result.passes)
-
-
-def _attack(verified: Verified, store: Store, subject: Subject, n: int, nonce: str) -> None:
-    """Attack some of the images that are said to be robust again."""
-    about, result, tensors = store.read()
-    x = tensors["x"].to(next(subject.model.parameters(), tensors["x"]).device)
-    judge = _judge(subject, result, x, 500)
+    if not judge.repeats(x):  # else one pass decides, in any case
+        judge = replace(judge, passes=result.passes)
+    problems += _examples(verified, result, x, judge)
+    if problems or not again:
+        return problems
     try:
         with plugins.explained(dict(about.get("asked") or {}).get("import")):
-            verified.again = attack_again(
-                result, x, judge, n=n, nonce=nonce, version=str(about.get("version"))
-            )
+            version = str(about.get("version"))
+            verified.again = attack_again(result, x, judge, n=again, nonce=nonce, version=version)
     except (UserError, RunError, *UNREADABLE) as error:
-        verified.problems.append(f"its attacks cannot be run again: {error}")
-    else:
-        verified.problems += verified.again.problems
+        return [f"its attacks cannot be run again: {error}"]
+    return verified.again.problems
 
 
 def _origin(
-    about: dict[str, Any], said: Sample, tensors: dict[str, Tensor], subject: Subject
+    about: dict[str, Any], stored: Sample, tensors: dict[str, Tensor], subject: Subject
 ) -> list[str]:
     try:
-        test, sample = drawn_again(subject.dataset.test, about["n"], said)
+        test, sample = drawn_again(subject.dataset.test, about["n"], stored)
     except (UserError, TypeError, ValueError) as error:
         return [f"its sample cannot be drawn ({error})"]
-    known = {
-        "the sample": (said, sample),
+    pairs = {
+        "the sample": (stored, sample),
         "the weights of the model": (about["model_sha256"], model_digest(subject.model)),
         "the stored images": (tensor_digest(tensors["x"]), tensor_digest(test.pixels())),
         "the stored labels": (tensor_digest(tensors["y"]), tensor_digest(test.y)),
         "the images": (about["data_sha256"], tensor_digest(test.pixels())),
     }
     return [
-        f"{what} are not those that were evaluated" for what, (a, b) in known.items() if a != b
+        f"{what} are not those that were evaluated" for what, (a, b) in pairs.items() if a != b
     ]
 
 
-def _examples(verified: Verified, result: Result, x: Tensor, judge: Judge) -> None:
-    """Look at every clean image and every stored point again."""
-    y, slack = result.y.to(x.device), _slack(result, judge.repeats(x))
-    x_adv = result.x_adv.to(x)
+def _examples(verified: Verified, result: Result, x: Tensor, judge: Judge) -> Iterator[str]:
+    """Classify every clean image and every stored point again, and return the problems."""
+    y, x_adv = result.y.to(x.device), result.x_adv.to(x)
+    # One in a hundred predictions of a random model may differ.
+    slack = 0 if judge.repeats(x) else max(1, len(y) // 100)
     clean, logits = judge.logits(x), judge.logits(x_adv)
     changed = int(((clean.argmax(1).cpu() != result.prediction) & ~_ties(clean)).sum())
     if changed > slack:
-        verified.problems.append(f"the clean answer differs on {changed} images")
+        yield f"the clean predictions differ on {changed} images"
     outside = int((~judge.admit(x, x_adv, result.threat)).sum())
     if outside:
-        verified.problems.append(f"{outside} adversarial examples are outside the threat")
+        yield f"{outside} adversarial examples are outside the threat"
     broken = result.correct & ~result.robust
-    found = torch.where(torch.isfinite(logits).all(1), -margin(logits, y).double(), -torch.inf)
-    lead, tie = found.cpu(), _ties(logits)
-    standing = int((broken & (lead > 0) & ~tie).sum())
-    if standing > slack:
-        verified.problems.append(f"{standing} adversarial examples are classified correctly")
+    margins = torch.where(torch.isfinite(logits).all(1), -margin(logits, y).double(), -torch.inf)
+    margins, tie = margins.cpu(), _ties(logits)
+    correct = int((broken & (margins > 0) & ~tie).sum())
+    if correct > slack:
+        yield f"{correct} adversarial examples are classified correctly"
     if not slack and judge.passes == result.passes:
-        verified.problems += _measured(result, x_adv.cpu() == x.cpu(), lead, logits)
+        yield from _measured(result, x_adv.cpu() == x.cpu(), margins, logits)
     verified.examples, verified.ties = int(broken.sum()), int((broken & tie).sum())
 
 
-def _measured(result: Result, unchanged: Tensor, lead: Tensor, logits: Tensor) -> Iterator[str]:
-    """Hold what is said of each stored point against what the model makes of it."""
+def _measured(result: Result, unchanged: Tensor, margins: Tensor, logits: Tensor) -> Iterator[str]:
+    """Compare the stored margins and predictions of all points with those of the model."""
     large = logits.abs().amax(1).cpu().double()
-    close = (lead - result.margin).abs() <= UNDECIDED * large
+    close = (margins - result.margin).abs() <= UNDECIDED * large
     untouched = (result.margin == torch.inf) & unchanged.flatten(1).all(1)
-    off = int((~close & (lead != result.margin) & ~untouched).sum())
+    off = int((~close & (margins != result.margin) & ~untouched).sum())
     if off:
         yield f"the margins of {off} examples are not those of the model"
-    answers = logits.argmax(1).cpu()
-    other = int(((answers != result.adversarial_prediction) & ~_ties(logits)).sum())
-    if other:
-        yield f"the answers on {other} adversarial examples are not those of the model"
+    predictions = logits.argmax(1).cpu()
+    off = int(((predictions != result.adversarial_prediction) & ~_ties(logits)).sum())
+    if off:
+        yield f"the predictions for {off} adversarial examples are not those of the model"
 
 
 def _ties(logits: Tensor) -> Tensor:
-    """Tell where the two largest logits differ by less than rounding, with shape (N,)."""
+    """Return where the two largest logits differ by less than rounding, with shape (N,)."""
     first, second = logits.topk(2, dim=1).values.unbind(1)
     large = logits.abs().amax(1).clamp_min(1e-30)
     return (torch.isfinite(large) & (first - second <= UNDECIDED * large)).cpu()
-
-
-def _slack(result: Result, repeats: bool) -> int:
-    """Return how many answers of a random model may differ: one in a hundred."""
-    return 0 if repeats else max(1, len(result.y) // 100)

@@ -1,18 +1,17 @@
-"""Attacking again: random images that are said to be robust, as they were attacked before.
+"""Attacking again: random images that count as robust, as they were attacked before.
 
-That an image was fooled is proved by the example that is stored. That others withstood is only
-said: nothing in the file shows that they were attacked at all. So some of them, drawn at random,
-are attacked again: by the same attacks, with the same settings and seed. One that is fooled now
-was never robust.
+A stored adversarial example proves that an image is not robust. Nothing that is stored proves that
+the other images were attacked at all. So some of them, drawn at random, are attacked again by the
+same attacks, with the same settings and seed. An image that is fooled now was never robust.
 
-Where the machine, its threads and torch are those of then, the search is the same to the bit, in
-the batch that it ran in then. Elsewhere, and in other batches, rounding may carry it past a
-boundary that is near: such flips are counted apart.
+With the same machine, threads and torch, and in the same batch, the search gives the same bits.
+Otherwise rounding may carry it across a decision boundary that is close: these are counted apart.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -21,7 +20,6 @@ from equipoise.attacks.core import Attack
 from equipoise.errors import UserError
 from equipoise.evaluation.evaluate import evaluate_by
 from equipoise.evaluation.judge import Judge
-from equipoise.evaluation.outcome import Outcome
 from equipoise.evaluation.protocol import Protocol
 from equipoise.evaluation.result import Result
 from equipoise.evaluation.search import NEAR, TRANSFER
@@ -30,29 +28,29 @@ from equipoise.measures.statistics import would_be_found
 from equipoise.store.provenance import machine
 from equipoise.version import __version__
 
-SECOND = 8  # points that are looked at in their first batch, where a bit differs
+REPEATED = 8  # images that are attacked again in their first batch, where a bit differs
 _HOW = ("seed", "precision", "layout", "compile", "batch_size", "strongest")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Again:
-    """What attacking some points again found.
+    """The result of attacking some images again.
 
     Arguments:
-        nonce: What they were drawn by.
-        claimed: How many images are said to be robust.
-        looked_at: How many of them were attacked again.
+        nonce: The text by which the images were drawn.
+        claimed: The number of images that count as robust.
+        attacked: How many of them were attacked again.
         false: How many of these were fooled.
-        near: How many more were fooled by so little that rounding may have done it.
-        same: For how many the strongest point was the same to the bit, here or in the batch that
-            it was found in; None where machine, threads or torch are others than then.
-        odd: For how many it was another one in that batch, too.
+        near: How many more were fooled by so little that rounding may be the reason.
+        same: For how many the strongest point has the same bits, here or in its first batch; None:
+            machine, threads or torch are not the same.
+        odd: For how many it is another point in its first batch, too.
         left_out: Attacks that cannot be run again here.
     """
 
     nonce: str
     claimed: int
-    looked_at: int
+    attacked: int
     false: int = 0
     near: int = 0
     same: int | None = None
@@ -61,184 +59,167 @@ class Again:
 
     @property
     def problems(self) -> list[str]:
-        """Return what is wrong, a sentence each."""
-        said = []
+        """The problems, a sentence each."""
+        problems = []
         if self.false:
-            said.append(
-                f"{self.false} of {self.looked_at} images that are said to be robust are fooled "
-                f"by the attacks that are named (nonce {self.nonce})"
+            problems.append(
+                f"{self.false} of {self.attacked} images that count as robust are fooled by the "
+                f"attacks that are named (nonce {self.nonce})"
             )
         if self.odd:
-            said.append(
-                f"of {self.looked_at} points that were attacked again, {self.odd} are not what "
-                f"these attacks find on this machine (nonce {self.nonce})"
+            problems.append(
+                f"of {self.attacked} points that were attacked again, {self.odd} are not the "
+                f"points of these attacks on this machine (nonce {self.nonce})"
             )
-        return said
+        return problems
 
     def __str__(self) -> str:
-        if not self.looked_at:
-            return "no image is said to be robust, so none was attacked again"
-        bits = ""
-        if self.same is not None:
-            bits = f", {self.same} gave the same bits as before"
-        near = f"; {self.near} fooled by so little that rounding may do it" if self.near else ""
-        out = f"; left out, as not known here: {', '.join(self.left_out)}" if self.left_out else ""
-        least = would_be_found(self.claimed, self.looked_at)
+        if not self.attacked:
+            return "no image counts as robust, so none was attacked again"
+        bits = "" if self.same is None else f", {self.same} with the same bits as before"
+        near = f"; {self.near} fooled by so little that it may be rounding" if self.near else ""
+        out = f"; left out, as unknown here: {', '.join(self.left_out)}" if self.left_out else ""
+        least = would_be_found(self.claimed, self.attacked)
         return (
-            f"attacked again {self.looked_at} of the {self.claimed} images that are said to be "
-            f"robust (nonce {self.nonce}): {self.false} fooled{bits}{near}{out}. If {least} or "
-            "more of them were not robust, this finds one with a probability of 95 %"
+            f"attacked again {self.attacked} of the {self.claimed} images that count as robust "
+            f"(nonce {self.nonce}): {self.false} fooled{bits}{near}{out}. If {least} or more of "
+            "them were not robust, this would show it with a probability of 95 %"
         )
 
 
 def attack_again(
     result: Result, x: Tensor, judge: Judge, *, n: int, nonce: str, version: str
 ) -> Again:
-    """Attack random images that are said to be robust, as they were attacked before.
+    """Attack random images that count as robust, as they were attacked before.
 
     Arguments:
         result: The evaluation.
         x: Its images, with shape (N, ...), on the device of the model.
-        judge: Decides, for its model.
-        n: How many points.
-        nonce: Any text; it chooses the points.
-        version: The version of equipoise that the evaluation is of.
+        judge: The judge of its model.
+        n: The number of images.
+        nonce: Any text; it determines which images are drawn.
+        version: The version of equipoise of the evaluation.
 
     Raises:
-        UserError: If what is said of how the attacks ran cannot be followed.
+        UserError: If the stored settings of the attacks are invalid.
     """
     claimed = result.robust.nonzero()[:, 0].tolist()
     attacks, left_out = _attacks(result)
     n = min(n, len(claimed)) if attacks else 0
     rows = sorted(random.Random(nonce).sample(claimed, n))  # noqa: S311 - no secret
-    found = Again(nonce=nonce, claimed=len(claimed), looked_at=n, left_out=left_out)
+    again = Again(nonce=nonce, claimed=len(claimed), attacked=n, left_out=left_out)
     if not rows:
-        return found
+        return again
     search = _Search(result, x, judge, attacks)
-    now = search.on(torch.tensor(rows))
+    now = search.run(torch.tensor(rows), attacks)
     fooled = now.correct & ~now.robust
-    lead = judge.rule(x[rows], result.y[rows].to(x.device)).margin.cpu()
-    near = fooled & (-now.margin <= NEAR * lead)
+    clean_margin = judge.rule(x[rows], result.y[rows].to(x.device)).margin.cpu()
+    near = fooled & (-now.margin <= NEAR * clean_margin)
     same, odd = None, 0
-    if not left_out and _alike(result, x.device, version) and judge.repeats(x[:1]):
-        differs = [place for place, row in enumerate(rows) if search.differs(now, place, row)]
-        as_then = {place: search.as_then(rows[place]) for place in differs[:SECOND]}
-        odd = sum(not found for found in as_then.values())
-        near[[place for place, found in as_then.items() if found]] = True
-        same = n - len(differs) + sum(as_then.values())
+    if not left_out and _same_machine(result, x.device, version) and judge.repeats(x[:1]):
+        differing = [i for i, row in enumerate(rows) if search.differs(now, i, row)]
+        same = n - len(differing)
+        for i in differing[:REPEATED]:
+            if search.repeats(rows[i]):
+                near[i], same = True, same + 1
+            else:
+                odd += 1
     near &= fooled
-    return replace(
-        found, false=int((fooled & ~near).sum()), near=int(near.sum()), same=same, odd=odd
-    )
+    false = int((fooled & ~near).sum())
+    return replace(again, false=false, near=int(near.sum()), same=same, odd=odd)
 
 
 def _attacks(result: Result) -> tuple[dict[str, Attack], tuple[str, ...]]:
-    """Return the attacks of an evaluation, and the names of those that are not known here."""
-    found, left_out = {}, []
+    """Return the attacks of an evaluation, and the names of those that are unknown here."""
+    attacks, left_out = {}, []
     for name in result.outcomes:
         if name == TRANSFER:
             continue
         try:
-            found[name] = recreate(name, result.threat.norm)
+            attacks[name] = recreate(name, result.threat.norm)
         except UserError:
             left_out.append(name)
-    return found, tuple(left_out)
+    return attacks, tuple(left_out)
 
 
 class _Search:
-    """The search of an evaluation, on some of its points.
-
-    Arguments:
-        result: The evaluation.
-        x: Its images.
-        judge: Decides.
-        attacks: Its attacks, by the names of their outcomes.
-    """
+    """Runs the attacks of an evaluation again, on some of its images."""
 
     def __init__(
         self, result: Result, x: Tensor, judge: Judge, attacks: Mapping[str, Attack]
     ) -> None:
         self.result, self.x, self.judge, self.attacks = result, x, judge, attacks
 
-    def on(self, rows: Tensor, names: Sequence[str] = (), whole: bool = True) -> Result:
-        """Return what the attacks find on some of the points, all together.
+    def run(self, rows: Tensor, names: Iterable[str], strongest: bool = True) -> Result:
+        """Return the result of some attacks on some images, all together.
 
-        Arguments:
-            rows: The points.
-            names: The attacks; none: all of them.
-            whole: Whether the search goes on from a point that is fooled to a stronger one: for
-                those that withstand it is the same.
+        By default the search continues from the first point that fools the model to the strongest
+        one: an image that is not fooled has the same point.
         """
         groups: dict[Protocol, dict[str, Attack]] = {}
-        for name in names or self.attacks:
-            groups.setdefault(_made(self.result.outcomes[name]), {})[name] = self.attacks[name]
-        found: Result | None = None
-        for made, attacks in groups.items():
+        for name in names:
+            made = self.result.outcomes[name].made
+            if missing := [key for key in _HOW if key not in made]:
+                raise UserError(f"the {missing[0]} of {name} is not stored")
+            groups.setdefault(Protocol.of(made), {})[name] = self.attacks[name]
+        results = []
+        for group, attacks in groups.items():
             protocol = replace(
-                made.under(self.result.threat),
+                group.under(self.result.threat),
                 attacks=attacks,
                 individual=True,
                 passes=self.judge.passes,
-                strongest=whole or made.strongest,
+                strongest=strongest or group.strongest,
                 checks=False,
             )
             given = self.judge.model, self.x[rows], self.result.y[rows]
-            now = evaluate_by(protocol, *given, classes=self.result.classes)
-            found = now.joined(found)
-        assert found is not None, "there is an attack"
-        return found
+            results.append(evaluate_by(protocol, *given, classes=self.result.classes))
+        return _joined(results)
 
-    def differs(self, now: Result, place: int, row: int) -> bool:
-        """Tell whether the strongest point of an image is another one than then.
+    def differs(self, now: Result, i: int, row: int) -> bool:
+        """Return whether the strongest point of an image is not the stored one.
 
-        Points of other models may have been stronger then; they are not made again.
+        Points of other models, which are not made again, may have been stronger.
         """
-        margin, stored = float(now.margin[place]), float(self.result.margin[row])
+        margin, stored = float(now.margin[i]), float(self.result.margin[row])
         if TRANSFER in self.result.outcomes and stored < margin:
             return False
-        return margin != stored or not torch.equal(now.x_adv[place], self.result.x_adv[row])
+        return margin != stored or not torch.equal(now.x_adv[i], self.result.x_adv[row])
 
-    def as_then(self, row: int) -> bool:
-        """Tell whether the attacks find the stored point, each in the batch that it ran in.
+    def repeats(self, row: int) -> bool:
+        """Return whether the attacks give the stored point, each in its first batch.
 
-        Of a point that is said to withstand it must be one that the model answers rightly.
+        The stored point of an image that counts as robust must be classified correctly.
         """
-        found: Result | None = None
-        for name, attack in self.attacks.items():
-            batch = self._batch(name, attack, row)
-            found = _only(self.on(batch, [name], whole=False), batch == row).joined(found)
-        assert found is not None, "there is an attack"
-        return float(self.result.margin[row]) >= 0 and not self.differs(found, 0, row)
+        results = []
+        for name in self.attacks:
+            batch = self._batch(name, row)
+            results.append(_only(self.run(batch, [name], strongest=False), batch == row))
+        return float(self.result.margin[row]) >= 0 and not self.differs(_joined(results), 0, row)
 
-    def _batch(self, name: str, attack: Attack, row: int) -> Tensor:
-        """Return the images that an attack met together with one of them."""
-        outcome = self.result.outcomes[name]
-        met = outcome.attacked.nonzero()[:, 0]
+    def _batch(self, name: str, row: int) -> Tensor:
+        """Return the images of the batch in which an attack attacked an image."""
+        outcome, attack = self.result.outcomes[name], self.attacks[name]
         k = len(self.result.classes) or int(self.result.y.max()) + 1
         each = attack.rows_per_example(k) if hasattr(attack, "rows_per_example") else 1
         size = max(1, int(outcome.made["batch_size"]) // each)
-        return next(
-            (batch for batch in torch.split(met, size) if row in batch), torch.tensor([row])
-        )
+        batches = torch.split(outcome.attacked.nonzero()[:, 0], size)
+        return next((batch for batch in batches if row in batch), torch.tensor([row]))
 
 
-def _made(outcome: Outcome) -> Protocol:
-    """Return how an attack was run, as far as its outcome says."""
-    missing = [key for key in _HOW if key not in outcome.made]
-    if missing:
-        raise UserError(f"it does not say with which {missing[0]} its attacks ran")
-    return Protocol.of(outcome.made)
+def _joined(results: Sequence[Result]) -> Result:
+    return reduce(lambda earlier, later: later.joined(earlier), results)
 
 
 def _only(result: Result, rows: Tensor) -> Result:
-    """Return the points of a result that are chosen, without its verdicts."""
+    """Return some of the points of a result, without its verdicts."""
     names = ("y", "prediction", "x_adv", "margin", "adversarial_prediction", "distance")
     return replace(result, outcomes={}, **{name: getattr(result, name)[rows] for name in names})
 
 
-def _alike(result: Result, device: torch.device, version: str) -> bool:
-    """Tell whether this machine is the one of then, as far as bits depend on it."""
+def _same_machine(result: Result, device: torch.device, version: str) -> bool:
+    """Return whether everything that bits depend on is the same as in the evaluation."""
     here = machine(str(device))
     made = [o.made for name, o in result.outcomes.items() if name != TRANSFER]
-    same = all(here.items() <= dict(then).items() for then in made)
+    same = all(here.items() <= dict(there).items() for there in made)
     return device.type == "cpu" and version == __version__ and same

@@ -1,12 +1,12 @@
-"""What is stored of an evaluation, held against itself: every number, name and setting.
+"""Checks stored evaluations for consistency: every number, name and setting.
 
-Whoever changes a file can make its checksums anew. So nothing that follows from the verdicts is
-taken from anywhere else: it is worked out again and compared, field by field.
+Checksums do not help against a person who changes a file and makes its checksums anew. So
+everything that follows from the verdicts is computed again and compared, field by field.
 """
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pickle import UnpicklingError
 from typing import Any
 
@@ -19,7 +19,7 @@ from equipoise.attacks.ensemble import AutoAttack
 from equipoise.errors import UserError
 from equipoise.evaluation.result import Result
 from equipoise.evaluation.search import TRANSFER
-from equipoise.evaluation.stored import Store, summary_of
+from equipoise.evaluation.stored import Store, summary_of, tensors_of
 from equipoise.measures import distortion
 from equipoise.sample import Sample
 from equipoise.settings import recipe as recipes
@@ -30,16 +30,15 @@ from equipoise.store.verdicts import FOLDER, RECORDS, UNREADABLE, all_lines, rea
 from equipoise.threat import Norm, Threat
 from equipoise.version import __version__
 
-CLOSE = 1e-9  # of numbers that another version of a library works out
-PASSES = 1000  # more forward passes a verdict are nobody's
-_ALSO = "version"  # settings are worded by the version that ran them
+CLOSE = 1e-9  # the tolerance for numbers from another version of a library
+PASSES = 1000  # the largest plausible number of forward passes for a verdict
 
 
 def recreate(name: str, norm: Norm) -> Attack:
-    """Return the attack that an outcome is of.
+    """Return the attack of an outcome.
 
     Arguments:
-        name: The name of the outcome: of an attack, or of an ensemble and its stage.
+        name: The name of the outcome: an attack, or an ensemble and its stage.
         norm: The norm of the threat.
 
     Raises:
@@ -48,20 +47,24 @@ def recreate(name: str, norm: Norm) -> Attack:
     ensemble, stage = stage_of(name)
     if not ensemble:
         return parse(name)
-    whole = parse(ensemble)
-    stages = whole.stages(norm) if isinstance(whole, AutoAttack) else {}
+    stages = _stages_of(ensemble, norm)
     if stage not in stages:
         raise UserError(f"{ensemble} has no stage {stage}")
     return stages[stage]
 
 
+def _stages_of(ensemble: str, norm: Norm) -> dict[str, Attack]:
+    whole = parse(ensemble)
+    return dict(whole.stages(norm)) if isinstance(whole, AutoAttack) else {}
+
+
 def folder(run: Run) -> list[str]:
-    """Return what is wrong with what a folder says of all its evaluations together."""
+    """Return the problems of the files that concern all evaluations of a folder."""
     return [*_recipe(run), *_lines(run), *_missing(run)]
 
 
 def _recipe(run: Run) -> Iterator[str]:
-    """Hold the recipe against that in the state of the training, where the folder has one."""
+    """Compare the recipe with that in the state of the training, if there is one."""
     path = run.path / "recipe.yaml"
     if not path.is_file():
         return
@@ -79,7 +82,7 @@ def _recipe(run: Run) -> Iterator[str]:
 
 
 def _lines(run: Run) -> Iterator[str]:
-    """Hold ``records.jsonl`` against the verdicts, line by line."""
+    """Compare ``records.jsonl`` with the verdicts, line by line."""
     path = run.path / RECORDS
     try:
         written = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -88,37 +91,37 @@ def _lines(run: Run) -> Iterator[str]:
         return
     expected = all_lines(run.path)
     for number, (line, record) in enumerate(zip(written, expected, strict=False), 1):
-        if not _same(line, record):
+        if difference := _difference(line, record):
             yield (
-                f"{RECORDS}, line {number} is not what the verdicts say of {record['attack']} in "
-                f"{record['evaluation']}: {_differs(line, record)}"
+                f"{RECORDS}, line {number} does not follow from the verdicts of "
+                f"{record['attack']} in {record['evaluation']}: {difference}"
             )
             return
     if len(written) != len(expected):
-        yield f"{RECORDS} has {len(written)} lines, the verdicts come to {len(expected)}"
+        yield f"{RECORDS} has {len(written)} lines, expected {len(expected)}"
 
 
 def _missing(run: Run) -> Iterator[str]:
-    """Find evaluations that are gone although another file names them."""
+    """Find evaluations that are missing although another file names them."""
     stores = Store.all(run)
     names = {store.name for store in stores}
     for path in sorted((run.path / FOLDER).glob("*.json")):
         if path.stem not in names:
-            yield f"{path.name} is of an evaluation that is not there"
+            yield f"the evaluation of {path.name} is missing"
     for store in stores:
         try:
             about = store.about()
             norm, which = about["norm"], about["weights"]
             sample = Sample.of_content(about["sample"])
             radii = [float(eps) for eps in about["asked"]["radii"]]
-            named = [Store.of(run, Threat(norm, eps), sample, which).name for eps in radii]
+            together = [Store.of(run, Threat(norm, eps), sample, which).name for eps in radii]
         except (UserError, *UNREADABLE):
-            continue  # what is damaged is said where it is looked at
-        for name in named:
+            continue  # claims() reports it
+        for name in together:
             if name not in names:
                 names.add(name)
                 yield (
-                    f"{store.name} was asked for together with {name}, which is not there "
+                    f"{store.name} was requested together with {name}, which is missing "
                     "(removed, or not begun: equipoise evaluate --resume)"
                 )
 
@@ -126,13 +129,9 @@ def _missing(run: Run) -> Iterator[str]:
 def claims(
     store: Store, about: Mapping[str, Any], result: Result, tensors: Mapping[str, Tensor]
 ) -> list[str]:
-    """Return what one evaluation says that does not follow from its own verdicts.
+    """Return what is stored of one evaluation and does not follow from its own verdicts.
 
-    Arguments:
-        store: Its place.
-        about: What it is of.
-        result: What it found.
-        tensors: All its tensors.
+    The arguments are its place and everything that :meth:`Store.read` returns.
     """
     return [
         *_summary(store),
@@ -143,7 +142,7 @@ def claims(
 
 
 def _summary(store: Store) -> Iterator[str]:
-    """Hold the summary against what follows from the file beside it."""
+    """Compare the summary with the file of the verdicts."""
     try:
         content = json.loads(store.summary.read_bytes())
         whole = is_sealed(content)
@@ -151,39 +150,34 @@ def _summary(store: Store) -> Iterator[str]:
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         whole, content = False, {}
     expected = summary_of(read(store.path), file_digest(store.path))
-    if not whole or not _same(content, expected):
-        where = f": {_differs(content, expected)}" if whole else ""
+    difference = _difference(content, expected)
+    if not whole or difference:
+        where = f": {difference}" if whole else ""
         yield f"{store.summary.name} and {store.path.name} are not as they were written{where}"
 
 
 def _named(store: Store, about: Mapping[str, Any], result: Result) -> Iterator[str]:
-    """Hold the name of the file and what it is said to be of against its content."""
+    """Compare the name and the description of an evaluation with its content."""
     n, threat = len(result.y), result.threat
-    said = about.get("norm"), about.get("eps"), about.get("n"), about.get("sample", {}).get("n")
-    if said != (threat.norm, repr(threat.eps), n, n):
-        yield f"it is said to be of {said}, and is of {threat} on {n} images"
+    named = about.get("norm"), about.get("eps"), about.get("n"), about.get("sample", {}).get("n")
+    if named != (threat.norm, repr(threat.eps), n, n):
+        yield f"its description names {named}, its content is {threat} on {n} images"
     sample = Sample.of_content(about["sample"])
     name = Store.of(store.run, threat, sample, str(about.get("weights"))).name
     if name != store.name:
         yield f"its name should be {name}"
     if not 1 <= result.passes <= PASSES:
-        yield f"expected 1 to {PASSES} forward passes a verdict, got {result.passes}"
+        yield f"expected 1 to {PASSES} forward passes for a verdict, got {result.passes}"
     described = store.run.described()
     if about.get("described") != described:
-        yield f"{' and '.join(described)} is not what it was when this was evaluated"
+        yield f"{' and '.join(described)} has changed since this was evaluated"
 
 
 def _derived(result: Result, tensors: Mapping[str, Tensor]) -> Iterator[str]:
-    """Hold the tensors that follow from others against them."""
-    names = list(result.outcomes)
-    broken_by = [names.index(name) if name else -1 for name in result.broken_by]
-    derived = {
-        "correct": result.correct,
-        "robust": result.robust,
-        "broken_by": torch.tensor(broken_by, dtype=torch.int64),
-    }
-    for name, value in derived.items():
-        if not torch.equal(tensors[name], value):
+    """Compute tensors that follow from others again, and compare them."""
+    derived = tensors_of(result)
+    for name in ("correct", "robust", "broken_by"):
+        if not torch.equal(tensors[name], derived[name]):
             yield f"the tensor {name} does not follow from the verdicts"
     distance = result.threat.distance(tensors["x"], result.x_adv)
     off = (distance - result.distance).abs() > CLOSE + 1e-6 * distance
@@ -193,79 +187,77 @@ def _derived(result: Result, tensors: Mapping[str, Tensor]) -> Iterator[str]:
     if stored:
         values = distortion.measured(tensors["x"], tensors["x_adv"])
         again = {f"distortion.{name}": value for name, value in values.items()}
-        same = stored.keys() == again.keys()
-        if not same or not all(_near(stored[name], again[name]) for name in again):
+        if stored.keys() != again.keys() or not all(_near(stored[k], again[k]) for k in again):
             yield "the distortions are not those of the examples"
     if bool(torch.isnan(result.margin).any()):
         yield "margins are NaN"
     own = int((result.correct & result.robust & (result.margin < 0)).sum())
     if own:
-        yield f"{own} images are said to withstand and are fooled by their own example"
+        yield f"{own} images count as robust and are fooled by their own example"
 
 
-def _near(one: Tensor, two: Tensor) -> bool:
-    return one.shape == two.shape and torch.allclose(one, two, rtol=CLOSE, atol=CLOSE)
+def _near(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=CLOSE, atol=CLOSE)
 
 
 def _attacks(about: Mapping[str, Any], result: Result) -> Iterator[str]:
-    """Hold the names of attacks against their settings, and against whom they attacked."""
+    """Compare the names of attacks with their settings and with the images they attacked."""
     finished = bool(about.get("finished"))
     for name, outcome in result.outcomes.items():
         if name == TRANSFER:
             continue
         missed = int((result.robust & ~outcome.attacked).sum())
         if finished and missed:
-            yield f"{missed} images are said to withstand {name} and were not attacked by it"
+            yield f"{missed} images count as robust under {name} and were not attacked by it"
         if bool((~outcome.verdict & result.correct & ~outcome.attacked).any()):
-            yield f"images are said to be broken by {name} and were not attacked by it"
+            yield f"images count as fooled by {name} and were not attacked by it"
         try:
             settings = str(recreate(name, result.threat.norm))
         except UserError:
-            continue  # an attack of the user's own that is not given; --again says so
+            continue  # an attack of the user's own that is not registered; --again reports it
         same = outcome.settings == settings or outcome.settings.startswith(f"{settings}, searched")
-        if about.get(_ALSO) == __version__ and not same:
-            yield f"{name} stands for {settings}, and what ran is said to be {outcome.settings}"
+        if about.get("version") == __version__ and not same:  # the text depends on the version
+            yield f"{name} stands for {settings}, but its outcome has {outcome.settings}"
     yield from _stages(result) if finished else ()
 
 
 def _stages(result: Result) -> Iterator[str]:
-    """Find the stages that an ensemble lacks, but for those that are said to be left out."""
+    """Find missing stages of ensembles; stages without gradients are left out and noted."""
     left_out = any(f.check == "gradients" and f.status == "failed" for f in result.findings)
     for ensemble in {stage_of(name)[0] for name in result.outcomes} - {""}:
         try:
-            whole = parse(ensemble)
+            wanted = _stages_of(ensemble, result.threat.norm)
         except UserError:
             continue
-        wanted = whole.stages(result.threat.norm) if isinstance(whole, AutoAttack) else {}
-        lacks = [name for name in wanted if f"{ensemble}/{name}" not in result.outcomes]
-        if lacks and not left_out:
-            yield f"{ensemble} lacks {', '.join(lacks)}"
+        missing = [name for name in wanted if f"{ensemble}/{name}" not in result.outcomes]
+        if missing and not left_out:
+            yield f"{ensemble} lacks {', '.join(missing)}"
 
 
-def _same(one: Any, two: Any) -> bool:
-    """Tell whether values are the same, numbers but for what another library may round."""
-    if isinstance(one, bool) or isinstance(two, bool):
-        return one is two
-    if isinstance(one, float) and isinstance(two, float):
-        return math.isclose(one, two, rel_tol=CLOSE, abs_tol=CLOSE)
-    if isinstance(one, Mapping) and isinstance(two, Mapping):
-        return one.keys() == two.keys() and all(_same(one[key], two[key]) for key in one)
-    if isinstance(one, list | tuple) and isinstance(two, list | tuple):
-        return len(one) == len(two) and all(map(_same, one, two))
-    return bool(one == two)
+def _difference(a: Any, b: Any, where: str = "") -> str:
+    """Return the first field in which two values differ, with both values; empty: none.
 
-
-def _differs(one: Any, two: Any, where: Sequence[str] = ()) -> str:
-    """Return the first field in which values differ, and both values."""
-    if isinstance(one, Mapping) and isinstance(two, Mapping):
-        for key in [*two, *(key for key in one if key not in two)]:
-            if key not in one or key not in two or not _same(one[key], two[key]):
-                return _differs(one.get(key), two.get(key), (*where, str(key)))
-    if isinstance(one, list) and isinstance(two, list) and len(one) == len(two):
-        for index, (left, right) in enumerate(zip(one, two, strict=True)):
-            if not _same(left, right):
-                return _differs(left, right, (*where, str(index)))
-    return f"{'.'.join(where)} is {_short(one)}, expected {_short(two)}"
+    Numbers may differ by rounding.
+    """
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        for key in [*b, *(key for key in a if key not in b)]:
+            missing = key not in a or key not in b
+            path = f"{where}.{key}" if where else str(key)
+            if text := _difference(a.get(key), b.get(key), path):
+                return text
+            if missing:
+                return f"{path} is missing or unexpected"
+        return ""
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+        pairs = enumerate(zip(a, b, strict=True))
+        return next(filter(None, (_difference(*p, f"{where}.{i}") for i, p in pairs)), "")
+    if isinstance(a, bool) or isinstance(b, bool):
+        same = a is b
+    elif isinstance(a, float) and isinstance(b, float):
+        same = math.isclose(a, b, rel_tol=CLOSE, abs_tol=CLOSE)
+    else:
+        same = bool(a == b)
+    return "" if same else f"{where} is {_short(a)}, expected {_short(b)}"
 
 
 def _short(value: Any) -> str:

@@ -1,32 +1,25 @@
-"""Checks of an attack: does it do what it says? C1, C5, C9, C10, C14 and C16.
+"""Checks of an attack: C1, C5, C9, C10, C14 and C16.
 
-Most questions are asked at a small fraction of eps: there hardly any example is fooled, so that
-every search goes on to its end, and the model is nearly linear, so that a search that follows it
-beats noise of the same length by far.
+Most checks run at a small fraction of eps: there hardly any example is fooled, so that every
+search continues to its end, and the model is nearly linear, so that a search along its gradients
+is far better than noise of the same length.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from functools import cached_property
-from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from equipoise.attacks.core import Attack
 from equipoise.draws import KeyedDraws
-from equipoise.evaluation.checks.finding import CHECKS, finding, plural
+from equipoise.evaluation.checks.finding import CHECKS, attempts, finding, plural, skipped
 from equipoise.evaluation.checks.inputs import sign_test
-from equipoise.evaluation.checks.model import (
-    Divided,
-    attempt,
-    correct_of,
-    exact_of,
-    logits_of,
-    preserved,
-    sampled,
-)
-from equipoise.evaluation.checks.trap import Trap, fell, watched
+from equipoise.evaluation.checks.model import Divided, preserved, sampled
+from equipoise.evaluation.judge import correct_of, exact_of, logits_of
 from equipoise.losses import margin
 from equipoise.store.finding import Finding, Status
 from equipoise.threat import NORMS, Threat
@@ -34,14 +27,16 @@ from equipoise.threat import NORMS, Threat
 SHOWN = 32  # examples
 ALONE = 6  # examples that are attacked one at a time
 SMALL = 1 / 20  # of eps
-TINY = 1 / 1000
-WINDOWS = ((0.15, 0.45), (0.4, 0.7), (0.65, 0.95))  # of the way to the border
-FEWEST = 7  # examples with which a sign test can tell anything
-SURE = 0.01
-FULL = 0.8  # of eps that a search should use where nothing was fooled
-GROWTH = 1.4  # of the passes when the steps double: a few passes come on top of the steps
+TINY = 1 / 1000  # of eps
+WINDOWS = ((0.15, 0.45), (0.4, 0.7), (0.65, 0.95))  # of the way to the border of the ball
+FEWEST = 7  # examples that a sign test needs to be significant
+SURE = 0.01  # the level of significance
+FULL = 0.8  # the share of eps that a search should use where nothing was fooled
+GROWTH = 1.4  # of the passes when the steps double: there are a few passes besides the steps
 TRIAL = {"steps": 10, "queries": 20}  # short searches
-LONGEST = {"steps": 50, "queries": 300}  # longer ones are shortened: it makes no difference here
+LONGEST = {"steps": 50, "queries": 300}  # longer searches are shortened
+_SURE, _NEXT, _OTHERS = 0.0, -2.0, -6.0  # a trap's logits of the label, the next class, all others
+_INSIDE = 2.5  # added to the next class inside the trap
 
 CHECKED = tuple(name for name in CHECKS if name.startswith("attack-"))
 
@@ -56,51 +51,50 @@ def audit(
     seed: int = 0,
     name: str = "",
 ) -> list[Finding]:
-    """Check an attack on a model that is known to be sound, e.g. before trusting a new attack.
+    """Check an attack on a sound model, for example before a new attack is trusted.
 
     Arguments:
         attack: The attack.
         model: From inputs to logits, with useful gradients; it is left as it was.
         x: The inputs, on the device of the model, with shape (N, ...).
         y: The labels, with shape (N,).
-        threat: What the attack is allowed, with eps > 0.
+        threat: What the attack may change, with eps > 0.
         seed: The seed of all that is random.
-        name: The name of the attack: it follows the names of the checks, after a colon, so that
-            several attacks can be told apart.
+        name: The name of the attack; it is added to the names of the checks, after a colon.
 
     Returns:
-        A finding for each check; an attack that raises is a finding, too.
+        A finding for each check; an error of the attack is a finding, too.
 
     Raises:
-        Exception: Whatever the model raises.
+        Exception: As the model raises it.
     """
-    found = _audited(attack, exact_of(model), x, y, threat, seed)
-    return [replace(each, check=f"{each.check}:{name}" if name else each.check) for each in found]
+    findings = _audited(attack, exact_of(model), x, y, threat, seed)
+    return [replace(f, check=f"{f.check}:{name}" if name else f.check) for f in findings]
 
 
 def _audited(
     attack: Attack, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int
 ) -> list[Finding]:
     if threat.norm not in getattr(attack, "norms", NORMS) or threat.eps == 0:
-        return [finding(name, "skipped", f"the attack is not for {threat!r}") for name in CHECKED]
+        return skipped(CHECKED, f"the attack is not for {threat!r}")
     with preserved(model, seed, x.device):
         rows = sampled(x, correct_of(model, x, y), SHOWN, seed)
         if not len(rows):
-            why = "no example is classified correctly"
-            return [finding(name, "skipped", why) for name in CHECKED]
-        # With huge logits losses saturate, which is no fault of the attack.
+            return skipped(CHECKED, "no example is classified correctly")
+        # Losses saturate with huge logits, which is no fault of the attack.
         soft = Divided.to_one(model, x[rows], y[rows])
         trial = _Trial(attack, soft, x[rows], y[rows], threat, seed)
-        checks: dict[str, Callable[[], Finding]] = {
-            "attack-eps-zero": lambda: _eps_zero(trial),
-            "attack-constraint": lambda: _constraint(trial),
-            "attack-reach": lambda: _reach(trial),
-            "attack-steps": lambda: _steps(trial),
-            "attack-ascent": lambda: _ascent(trial),
-            "attack-blind": lambda: _blind(trial),
-            "attack-lost": lambda: _lost(trial),
-        }
-        return list(chain.from_iterable(attempt(name, run) for name, run in checks.items()))
+        return attempts(
+            {
+                "attack-eps-zero": lambda: _eps_zero(trial),
+                "attack-constraint": lambda: _constraint(trial),
+                "attack-reach": lambda: _reach(trial),
+                "attack-steps": lambda: _steps(trial),
+                "attack-ascent": lambda: _ascent(trial),
+                "attack-blind": lambda: _blind(trial),
+                "attack-lost": lambda: _lost(trial),
+            }
+        )
 
 
 class _Trial:
@@ -120,18 +114,18 @@ class _Trial:
         return replace(self.threat, eps=share * self.threat.eps)
 
     def run(self, share: float, attack: Attack | None = None) -> Tensor:
-        """Return what the attack makes of all examples at a share of eps."""
+        """Return the points of the attack for all examples at a share of eps."""
         draws = KeyedDraws.of(self.x, self.seed).child("audit")
         x, y = self.x.clone(), self.y.clone()
         return (attack or self.attack)(self.model, x, y, self.at(share), draws=draws)
 
     @cached_property
     def small(self) -> Tensor:
-        """Return what the attack makes of all examples at a small eps."""
+        """Return the points of the attack for all examples at a small eps."""
         return self.run(SMALL)
 
     def margins(self, x: Tensor) -> Tensor:
-        """Return by how much another class leads, with shape (N,)."""
+        """Return the largest other logit minus that of the label, with shape (N,)."""
         return margin(logits_of(self.model, x), self.y).double()
 
     def with_count(self, numbers: dict[str, int]) -> tuple[str, Attack] | None:
@@ -139,11 +133,9 @@ class _Trial:
         if not is_dataclass(self.attack):
             return None
         names = {field.name for field in fields(self.attack) if field.init}
-        for name, number in numbers.items():
-            if name in names:
-                changed: Any = replace(self.attack, **{name: number})
-                return name, changed
-        return None
+        name = next((name for name in numbers if name in names), None)
+        changed: Any = None if name is None else replace(self.attack, **{name: numbers[name]})
+        return None if name is None else (name, changed)
 
 
 def _eps_zero(trial: _Trial) -> Finding:
@@ -172,10 +164,10 @@ def _reach(trial: _Trial) -> Finding:
     left = correct_of(trial.model, x_adv, trial.y)
     n = int(left.sum())
     if n < FEWEST:
-        return finding("attack-reach", "skipped", f"only {plural(n)} withstand a small eps")
+        return finding("attack-reach", "skipped", f"only {plural(n)} stay correct at a small eps")
     share = trial.threat.distance(trial.x, x_adv)[left] / trial.at(SMALL).eps
     median = float(share.median())
-    message = f"where nothing is fooled it uses {median:.2g} of eps (median of {n})"
+    message = f"on examples that it does not fool it uses {median:.2g} of eps (median of {n})"
     meaning = ": eps is in other units (normalised inputs?), or steps are too short"
     remedy = "give eps and steps in units of the inputs, and normalise inside the model"
     status: Status = "ok" if median >= FULL else "failed"
@@ -188,7 +180,7 @@ def _steps(trial: _Trial) -> Finding:
     if short is None or long is None:
         return finding("attack-steps", "skipped", "the attack has no number of steps or queries")
     name = short[0]
-    with watched(trial.model) as seen:
+    with _watched(trial.model) as seen:
         trial.run(TINY, short[1])
         few = sum(len(points) for points, _ in seen)
         seen.clear()
@@ -201,17 +193,17 @@ def _steps(trial: _Trial) -> Finding:
     )
     measured = {"few": few / n, "many": many / n}
     status: Status = "ok" if many >= GROWTH * few else "failed"
-    meaning, remedy = f": {name} does not mean what it says", f"let the loop run {name} times"
+    meaning, remedy = f": {name} does not count the steps", f"let the loop run {name} times"
     return finding("attack-steps", status, message, remedy, meaning, **measured)
 
 
 def _ascent(trial: _Trial) -> Finding:
     change = trial.margins(trial.small) - trial.margins(trial.x)
     up, down, n = int((change > 0).sum()), int((change < 0).sum()), len(trial.x)
-    message = f"the lead of the label falls on {up} of {n} examples and grows on {down}"
+    message = f"the margin of the label falls on {up} of {n} examples and grows on {down}"
     measured = {"up": up, "down": down, "n": n}
     status: Status = "ok" if down <= up or sign_test(down, up) >= SURE else "failed"
-    meaning, remedy = ": it walks the wrong way", "step along the gradient of the loss"
+    meaning, remedy = ": it steps in the wrong direction", "step along the gradient of the loss"
     return finding("attack-ascent", status, message, remedy, meaning, **measured)
 
 
@@ -224,7 +216,7 @@ def _blind(trial: _Trial) -> Finding:
         message = f"it moves {n} of {len(lengths)} examples at a small eps"
         return finding("attack-blind", "failed", message, remedy, moved=n)
     if n < FEWEST:
-        return finding("attack-blind", "skipped", f"{plural(n)} tell nothing")
+        return finding("attack-blind", "skipped", f"{plural(n)} are too few")
     gained = trial.margins(x_adv) - trial.margins(_noise(trial, lengths))
     won, lost = int((gained > 0).sum()), int((gained < 0).sum())
     message = f"it beats noise of the same length on {won} of {len(gained)} examples"
@@ -235,7 +227,7 @@ def _blind(trial: _Trial) -> Finding:
 
 
 def _noise(trial: _Trial, lengths: Tensor) -> Tensor:
-    """Return random points as far from the inputs as others are."""
+    """Return random points at given distances from the inputs."""
     draws = KeyedDraws.of(trial.x, trial.seed).child("audit noise")
     far = trial.threat.start(trial.x, (draws.uniform(trial.x) >= 0.5).to(trial.x.dtype))
     reached = trial.threat.distance(trial.x, far).clamp_min(1e-12)
@@ -249,16 +241,70 @@ def _lost(trial: _Trial) -> Finding:
     for window in WINDOWS:
         for i in range(min(ALONE, len(trial.x))):
             x, y = trial.x[i : i + 1], trial.y[i : i + 1]
-            trap = Trap(x, y, classes, trial.threat, window)
+            trap = _Trap(x, y, classes, trial.threat, window)
             draws = KeyedDraws.of(x, trial.seed).child("audit")
-            with watched(trap) as seen:
+            with _watched(trap) as seen:
                 x_adv = trial.attack(trap, x.clone(), y.clone(), trial.threat, draws=draws)
-            if fell(seen, x, y, trial.threat):
+            if _passed(seen, x, y, trial.threat):
                 passed += 1
                 lost += int(bool(correct_of(trap, x_adv, y)))
     if not passed:
-        return finding("attack-lost", "skipped", "no search met a trap on its way")
-    message = f"of {passed} searches that met a misclassified point {lost} returned another"
+        return finding("attack-lost", "skipped", "no search passed a trap")
+    message = f"{lost} of {passed} searches that met a misclassified point returned another"
     status: Status = "failed" if lost else "ok"
-    remedy = "keep the best point so far, not the last one"
+    remedy = "keep the best point so far, not the last point"
     return finding("attack-lost", status, message, remedy, passed=passed, lost=lost)
+
+
+class _Trap(nn.Module):
+    r"""Misclassifies one example on the way to the border of its ball, and not at the border.
+
+    The loss grows with the progress :math:`t = \langle w, v - x \rangle / s` of a point v along
+    a direction w away from the nearer end of the range; s is the largest that the ball allows. The
+    next class has the largest logit only where t lies in the window.
+    """
+
+    def __init__(
+        self, x: Tensor, y: Tensor, classes: int, threat: Threat, window: tuple[float, float]
+    ) -> None:
+        super().__init__()
+        self.x, self.window = x, window
+        middle = (threat.low + threat.high) / 2
+        away = torch.where(x < middle, 1.0, -1.0).to(x.dtype)
+        dual = {"linf": "l1", "l2": "l2", "l1": "linf"}[threat.norm]
+        self.w = away / (threat.eps * Threat.lengths(away, dual))  # type: ignore[arg-type]
+        label = int(y)
+        logits = torch.full((classes,), _OTHERS, dtype=x.dtype, device=x.device)
+        logits[label], logits[(label + 1) % classes] = _SURE, _NEXT
+        self.logits = logits
+        self.next = torch.arange(classes, device=x.device) == (label + 1) % classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits for points with shape (B, ...)."""
+        t = (self.w * (x - self.x)).flatten(1).sum(1)
+        inside = (t >= self.window[0]) & (t <= self.window[1])
+        lead = t + _INSIDE * inside
+        return self.logits + lead[:, None] * self.next
+
+
+@contextmanager
+def _watched(model: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Collect the inputs and outputs of a model."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def hook(_: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:
+        seen.append((inputs[0].detach(), out.detach()))
+
+    handle = model.register_forward_hook(hook)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _passed(seen: list[tuple[Tensor, Tensor]], x: Tensor, y: Tensor, threat: Threat) -> bool:
+    """Return whether an allowed point among inputs of a model was misclassified."""
+    return any(
+        bool(((margin(out, y.expand(len(out))) > 0) & threat.contains(x.expand_as(v), v)).any())
+        for v, out in seen
+    )

@@ -5,23 +5,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from equipoise.errors import one_line
 from equipoise.evaluation.checks import inputs, outputs
-from equipoise.evaluation.checks.finding import finding
+from equipoise.evaluation.checks.finding import attempts, finding, skipped
 from equipoise.evaluation.checks.gradients import gradients, reachable, smooth
-from equipoise.evaluation.checks.model import (
-    attempt,
-    exact_of,
-    kind_of,
-    logits_of,
-    preserved,
-    sampled,
-)
+from equipoise.evaluation.checks.model import preserved, sampled
+from equipoise.evaluation.judge import exact_of, logits_of
 from equipoise.store.finding import Finding
 from equipoise.threat import Threat
 
 SCALED = 200  # examples on which scalings of the inputs are compared
-SHOWN = 64  # examples that the other checks look at
-FEW = 16  # examples for what costs many passes each
+SHOWN = 64  # examples for the other checks
+FEW = 16  # examples for checks of many passes
 
 
 def before(
@@ -41,66 +36,67 @@ def before(
         model: From inputs to logits; it is left as it was, and so is the global random state.
         x: The inputs, on the device of the model, with shape (N, ...), N >= 1.
         y: The labels, with shape (N,).
-        threat: What attacks will be allowed.
+        threat: What attacks may change.
         seed: The seed of all that is random in the checks.
-        classes: The number of classes, where it is known.
+        classes: The number of classes; None: unknown.
         original_training: Whether the model was handed over in training mode.
-        passes: Over how many passes of a randomised model verdicts are averaged.
+        passes: The forward passes of a verdict, for a random model.
 
     Returns:
-        A finding for each check, none of them an exception.
+        A finding for each check; an error in a check is its finding.
     """
     model = exact_of(model)
-    found = attempt("range", lambda: inputs.in_range(x, threat))
-    some = sampled(x, torch.ones_like(y, dtype=torch.bool), SCALED, seed)
-    x, y = x[some], y[some]
+    findings = attempts({"range": lambda: inputs.in_range(x, threat)})
+    rows = sampled(x, torch.ones_like(y, dtype=torch.bool), SCALED, seed)
+    some, labels = x[rows], y[rows]
     with preserved(model, seed, x.device) as changed:
         try:
-            out = logits_of(model, x)
-            found.append(outputs.logits(out, y, classes))
-        except Exception as error:  # whatever a stranger's model raises
-            message = f"the model fails on these inputs: {kind_of(error)}"
-            return [*found, finding("logits", "failed", message, "run it on them by hand")]
-        if out.ndim != 2 or len(out) != len(y) or out.shape[1] < 2 or int(y.max()) >= out.shape[1]:
-            return found
-        found.append(outputs.few_classes(out.shape[1]))
-        if bool(x.isfinite().all()):
-            found[:1] = attempt("range", lambda: inputs.scaling(model, x, y, threat, found[0]))
-        correct = out.argmax(1) == y
-        shown = sampled(x, correct if bool(correct.any()) else ~correct, SHOWN, seed)
-        x, y = x[shown], y[shown]
-        found += _forward(model, x, passes, changed, original_training)
-        unsteady = any(f.check == "randomised" and f.status != "ok" for f in found)
-        return found + _slopes(model, x, y, threat, seed, unsteady)
+            out = logits_of(model, some)
+            findings.append(outputs.logits(out, labels, classes))
+        except Exception as error:  # a user's model may raise anything
+            message = f"the model fails on these inputs: {one_line(error)}"
+            return [*findings, finding("logits", "failed", message, "run it on them by hand")]
+        k = out.shape[1] if out.ndim == 2 and len(out) == len(labels) else 0
+        if k < 2 or int(labels.max()) >= k:
+            return findings
+        findings.append(outputs.few_classes(k))
+        if bool(some.isfinite().all()):
+            given = findings[0]
+            scaled = {"range": lambda: inputs.scaling(model, some, labels, threat, given)}
+            findings[:1] = attempts(scaled)
+        correct = out.argmax(1) == labels
+        rows = sampled(some, correct if bool(correct.any()) else ~correct, SHOWN, seed)
+        some, labels = some[rows], labels[rows]
+        findings += _forward(model, some, passes, changed, original_training)
+        random = any(f.check == "randomised" and f.status != "ok" for f in findings)
+        return findings + _backward(model, some, labels, threat, seed, random)
 
 
 def _forward(
-    model: nn.Module,
-    x: Tensor,
-    passes: int,
-    changed: Callable[[], set[str]],
-    original_training: bool,
+    model: nn.Module, x: Tensor, passes: int, changed: Callable[[], set[str]], training: bool
 ) -> list[Finding]:
-    """Return what forward passes tell: C2, C8 and C24."""
-    found = attempt("randomised", lambda: outputs.randomised(model, x, passes))
-    unsteady = found[0].status != "ok"
-    found += attempt("dynamic", lambda: outputs.dynamic(model, x[:FEW], changed))
-    found += attempt("repeatable", lambda: outputs.repeatable(model, x, unsteady))
-    return found + attempt(
-        "eval-mode", lambda: outputs.eval_mode(model, changed, original_training)
+    """Return the findings of checks that need forward passes alone: C2, C8 and C24."""
+    findings = attempts({"randomised": lambda: outputs.randomised(model, x, passes)})
+    random = findings[0].status != "ok"
+    return findings + attempts(
+        {
+            "dynamic": lambda: outputs.dynamic(model, x[:FEW], changed),
+            "repeatable": lambda: outputs.repeatable(model, x, random),
+            "eval-mode": lambda: outputs.eval_mode(model, changed, training),
+        }
     )
 
 
-def _slopes(
-    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int, unsteady: bool
+def _backward(
+    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int, random: bool
 ) -> list[Finding]:
-    """Return what needs gradients: C1, C6 and C7."""
-    found = attempt("gradients", lambda: gradients(model, x, y, threat, seed))
-    known = reachable(model, x[:1], y[:1])
+    """Return the findings of checks that need gradients: C1, C6 and C7."""
+    findings = attempts({"gradients": lambda: gradients(model, x, y, threat, seed)})
     few, labels = x[:FEW], y[:FEW]
-    if not known or unsteady:
-        why = "the model is randomised" if known else "there are no gradients"
-        return [*found, *(finding(name, "skipped", why) for name in ("smooth", "eps-zero"))]
-    found += attempt("smooth", lambda: smooth(model, few, labels, threat, seed))
-    found += attempt("eps-zero", lambda: inputs.eps_zero(model, few, labels, threat, seed))
-    return found
+    checks = {
+        "smooth": lambda: smooth(model, few, labels, threat, seed),
+        "eps-zero": lambda: inputs.eps_zero(model, few, labels, threat, seed),
+    }
+    if not reachable(model, x[:1], y[:1]):
+        return findings + skipped(checks, "there are no gradients")
+    return findings + (skipped(checks, "the model is random") if random else attempts(checks))

@@ -1,19 +1,20 @@
-"""What a check says: a status, one line of what was seen, one line of what to do.
+"""Makes findings: a status, one line with the observation, and one line with the remedy.
 
-A count is judged by the exact interval of its proportion, so that one odd example among a hundred
-raises no alarm, and the same share of a thousand does.
+A count is graded by the exact confidence interval of its proportion: one odd example of a hundred
+is no alarm, ten of a thousand are.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from equipoise.errors import one_line
 from equipoise.measures.statistics import interval
 from equipoise.store.finding import Finding, Status
 
-# The name of each check, and its number in the list of automatic checks. Before the attacks, on
+# The name of each check, and its number in the list of automatic checks: before the attacks, on
 # a few examples, after the attacks, and of an attack itself.
 CHECKS: dict[str, str] = {
     "eps-zero": "C1",
@@ -63,35 +64,53 @@ def finding(
     /,
     **measured: float,
 ) -> Finding:
-    """Return the finding of a check; remedy and meaning are dropped where all is well.
+    """Return the finding of a check; with the status ok without remedy and meaning.
 
     Arguments:
         check: The name of the check.
         status: Its status.
-        message: What was seen.
+        message: The observation.
         remedy: What to do about it.
-        meaning: What it means; it continues the sentence.
-        measured: The numbers; what is not finite is left out.
+        meaning: What the observation means; it continues the message.
+        measured: The numbers; those that are not finite are left out.
     """
-    kept = {name: float(value) for name, value in measured.items() if math.isfinite(value)}
     return Finding(
         check=check,
         code=CHECKS[check],
         status=status,
         message=" ".join((message if status == "ok" else message + meaning).split()),
         remedy="" if status == "ok" else " ".join(remedy.split()),
-        measured=kept,
+        measured={name: float(v) for name, v in measured.items() if math.isfinite(v)},
     )
+
+
+def skipped(checks: Iterable[str], why: str) -> list[Finding]:
+    """Return findings of checks that were not run."""
+    return [finding(check, "skipped", why) for check in checks]
+
+
+def attempts(checks: Mapping[str, Callable[[], Finding | Sequence[Finding]]]) -> list[Finding]:
+    """Run checks by their names; an error in a check becomes its finding."""
+    findings: list[Finding] = []
+    for check, run in checks.items():
+        try:
+            result = run()
+        except Exception as error:  # a user's model may raise anything
+            message = f"the check broke off: {one_line(error)}"
+            remedy = "run the model on these inputs by hand to see the whole error"
+            result = finding(check, "warning", message, remedy)
+        findings += [result] if isinstance(result, Finding) else result
+    return findings
 
 
 def graded(count: int, n: int, *, amber: float, red: float = 1.0) -> Status:
     """Return the status of a count that should be zero, from the interval of its proportion.
 
     Arguments:
-        count: How many examples speak against the model or the attack.
-        n: How many were looked at.
-        amber: The proportion that is tolerated; beyond it, with confidence, is a warning.
-        red: The same for a failure.
+        count: The number of examples that indicate a fault.
+        n: The number of examples that were checked.
+        amber: The tolerated proportion; a lower bound above it is a warning.
+        red: A lower bound above this proportion is a failure.
     """
     least = interval(count, n)[0]
     if least > red:
@@ -105,7 +124,7 @@ def plural(n: int, noun: str = "example") -> str:
 
 
 def listed(positions: Tensor | Sequence[object], most: int = 5) -> str:
-    """Return positions or names in words, at most a few of them."""
+    """Return the first positions or names, separated by commas."""
     values = positions.tolist() if isinstance(positions, torch.Tensor) else list(positions)
     shown = ", ".join(str(value) for value in values[:most])
     return f"{shown}, ..." if len(values) > most else shown

@@ -5,17 +5,18 @@ from torch import Tensor, nn
 
 from equipoise.attacks.core import guest, input_gradient
 from equipoise.draws import KeyedDraws
+from equipoise.errors import one_line
 from equipoise.evaluation.checks.finding import finding, graded
-from equipoise.evaluation.checks.model import kind_of, logits_of
+from equipoise.evaluation.judge import logits_of
 from equipoise.losses import Loss, cross_entropy, margin
 from equipoise.store.finding import Finding, Status
 from equipoise.threat import Threat
 
 ZEROS = 0.01  # the share of zero gradients that is tolerated
 DIRECTIONS = 8
-STEP = 1e-3  # of the range: where float32 still resolves the difference of two logits
-ALIGNED = 0.9  # the least cosine of measured and computed changes
-NOISE = 20  # times the rounding of the logits, below which a change says nothing
+STEP = 1e-3  # of the range: float32 still resolves the difference of two logits
+ALIGNED = 0.9  # the smallest cosine of measured and computed changes
+NOISE = 20  # changes below this multiple of the rounding of the logits are ignored
 
 _REMEDY = (
     "attack with a differentiable stand-in for that layer (its backward pass as the identity), "
@@ -24,28 +25,20 @@ _REMEDY = (
 
 
 def gradients(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> list[Finding]:
-    """C6: whether gradients reach the inputs, and cross-entropy keeps them.
-
-    Arguments:
-        model: The model.
-        x: Some inputs, with shape (N, ...).
-        y: Their labels, with shape (N,).
-        threat: The threat.
-        seed: The seed of the noise that tells a dead output from a staircase.
-    """
+    """C6: whether gradients reach the inputs, and cross-entropy does not underflow."""
     try:
         ce, wide = (_zero(model, x, y, loss) for loss in (cross_entropy, margin))
     except Exception as error:  # a graph that is cut, or an operation without a backward pass
-        message = f"no gradient reaches the inputs: {kind_of(error)}"
+        message = f"no gradient reaches the inputs: {one_line(error)}"
         return [finding("gradients", "failed", message, _REMEDY)]
     return [_zeros(model, x, wide, threat, seed), _saturation(model, x, y, ce & ~wide)]
 
 
 def reachable(model: nn.Module, x: Tensor, y: Tensor) -> bool:
-    """Tell whether gradients can be computed at all."""
+    """Return whether gradients can be computed at all."""
     try:
         _zero(model, x, y, margin)
-    except Exception:  # gradients() says why
+    except Exception:  # gradients() reports it
         return False
     return True
 
@@ -58,21 +51,19 @@ def _zero(model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
 
 def _zeros(model: nn.Module, x: Tensor, zero: Tensor, threat: Threat, seed: int) -> Finding:
     count, n = int(zero.sum()), len(x)
-    status = "ok" if graded(count, n, amber=ZEROS) == "ok" else "failed"
     message = f"the gradient of the margin is zero on {count} of {n} inputs"
-    if status == "ok":
+    if graded(count, n, amber=ZEROS) == "ok":
         return finding("gradients", "ok", message, zeros=count, n=n)
     noise = KeyedDraws.of(x, seed).child("gradients").uniform(x)
     apart = (logits_of(model, threat.start(x, noise)) - logits_of(model, x)).abs().amax(1)
     alive = int((apart > 0)[zero].sum())
     if alive:
-        why = f"though noise moves the logits of {alive} of them: a layer is not differentiable"
-        return finding(
-            "gradients", "failed", f"{message}, {why}", _REMEDY, zeros=count, n=n, alive=alive
-        )
-    why = "and noise does not move the logits: the output does not depend on these inputs"
-    remedy = "check that the model is the trained one"
-    return finding("gradients", "failed", f"{message}, {why}", remedy, zeros=count, n=n, alive=0)
+        why = f", but noise moves the logits of {alive} of them: a layer is not differentiable"
+        remedy = _REMEDY
+    else:
+        why = ", and noise does not move the logits: the output does not depend on these inputs"
+        remedy = "check that the model is the trained one"
+    return finding("gradients", "failed", message, remedy, why, zeros=count, n=n, alive=alive)
 
 
 def _saturation(model: nn.Module, x: Tensor, y: Tensor, lost: Tensor) -> Finding:
@@ -80,26 +71,19 @@ def _saturation(model: nn.Module, x: Tensor, y: Tensor, lost: Tensor) -> Finding
     gap = float(margin(logits_of(model, x), y).abs().double().median())
     measured = {"zeros": count, "n": n, "gap": gap}
     if graded(count, n, amber=ZEROS) == "ok":
-        message = f"cross-entropy keeps its gradient; the median gap of two logits is {gap:.3g}"
+        message = f"cross-entropy does not underflow; the median gap of two logits is {gap:.3g}"
         return finding("saturation", "ok", message, **measured)
     message = (
-        f"the gradient of cross-entropy underflows to zero on {count} of {n} inputs, that of the "
-        f"margin does not: logits are so large (median gap {gap:.3g}) that softmax saturates"
+        f"the gradient of cross-entropy underflows to zero on {count} of {n} inputs, the gradient "
+        f"of the margin does not: the logits are so large (median gap {gap:.3g}) that softmax "
+        "saturates"
     )
     remedy = "use attacks on the margin or on DLR, or divide the logits by a constant"
     return finding("saturation", "failed", message, remedy, **measured)
 
 
 def smooth(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> Finding:
-    """C7: whether margins change along random directions as their gradients say.
-
-    Arguments:
-        model: The model.
-        x: Some inputs, with shape (N, ...).
-        y: Their labels, with shape (N,).
-        threat: Its range.
-        seed: The seed of the directions.
-    """
+    """C7: whether margins change along random directions as their gradients predict."""
     step = STEP * (threat.high - threat.low)
     x = x.clamp(threat.low + step, threat.high - step)
     with guest(model):
@@ -119,7 +103,7 @@ def smooth(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) ->
         return finding("smooth", "skipped", message)
     cosine = (a * b).sum(0) / (a.square().sum(0) * b.square().sum(0)).sqrt().clamp_min(1e-300)
     median = float(cosine[clear].median())
-    message = f"measured and computed changes of the margin align to {median:.2f} (median cosine)"
+    message = f"measured and computed changes of the margin have a median cosine of {median:.2f}"
     meaning = ": the model jumps, or its gradient is that of another function"
     status: Status = "ok" if median >= ALIGNED else "warning"
     n = int(clear.sum())

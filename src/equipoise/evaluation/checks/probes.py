@@ -1,15 +1,14 @@
-"""Small attacks whose results must fit together: C6, C9 to C14 and C19.
+"""Small attacks whose results must agree: C6, C9 to C14 and C19.
 
-Gradients are masked where a weaker search finds what a stronger one misses. A plain search
-(:data:`BASE`) leaves survivors among some correct examples. Each probe is then shown the
-survivors of the searches that it must not beat, so that a model without any costs next to
-nothing; what it finds there is counted, and judged by the interval of its proportion among all
+Gradients are masked where a weaker search fools examples that a stronger one does not. A plain
+search (:data:`BASE`) attacks some correct examples. Each probe then attacks the examples that are
+still robust under the searches that it must not beat, so that probes of a sound model cost next to
+nothing. The examples that a probe fools are graded by the interval of their proportion among all
 examples of the probe.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +18,10 @@ from equipoise.attacks.core import Attack, guest
 from equipoise.attacks.pgd import PGD, for_verdicts
 from equipoise.attacks.square import Square
 from equipoise.draws import KeyedDraws
-from equipoise.evaluation.checks.finding import finding, graded, listed
+from equipoise.evaluation.checks.finding import attempts, finding, graded, listed, skipped
 from equipoise.evaluation.checks.gradients import reachable
-from equipoise.evaluation.checks.model import (
-    Divided,
-    attempt,
-    correct_of,
-    exact_of,
-    preserved,
-    sampled,
-)
-from equipoise.evaluation.judge import Judge
+from equipoise.evaluation.checks.model import Divided, preserved, sampled
+from equipoise.evaluation.judge import Judge, correct_of, exact_of
 from equipoise.store.finding import Finding
 from equipoise.threat import Threat
 
@@ -52,16 +44,15 @@ LONG = PGD(steps=100, loss="margin", restarts=2)
 LONGEST = APGDT()
 UNBOUNDED = PGD(steps=40, loss="margin")
 
-SHARE = 5  # one example in so many of the evaluation is probed
-FEWEST = 8
+SHARE = 5  # one of so many examples of the evaluation is probed
+FEWEST = 8  # examples that are probed at least
 TRIES = 250  # draws of noise, and queries of Square, for each example that is probed
-MOST_TRIES = 1000  # the most for one example
-DEAREST = 100  # steps times restarts of a search that may be doubled
+MOST_TRIES = 1000  # the maximum for one example
+DEAREST = 100  # steps times restarts of the longest search that is doubled
 
-# Shares that are tolerated; a warning needs the lower end of the interval beyond them.
+# Tolerated shares; a lower end of the interval above one of them is a warning.
 RARE, UNBEATEN, LUCKY, OFTEN = 0.002, 0.005, 0.01, 0.05
-FEW = 0.1  # of the examples: no more are searched again
-_ADAPT = "run attacks without gradients (square) and one made for this defence"
+FEW = 0.1  # of the examples: more are not attacked again
 
 
 class _Probed:
@@ -72,16 +63,11 @@ class _Probed:
         passes: int,
     ) -> None:  # fmt: skip
         self.model, self.x, self.y, self.rows, self.threat = model, x, y, rows, threat
-        self.seed, self.passes = seed, passes
+        self.passes = passes
         self.draws = KeyedDraws.of(x, seed).child("probes")
-        self.found = torch.zeros_like(y, dtype=torch.bool)
-        self.known: dict[str, Tensor] = {}
+        self.fooled = torch.zeros_like(y, dtype=torch.bool)
+        self.searches: dict[str, Tensor] = {}
         self.repeats = Judge(exact_of(model), passes=passes).repeats(x)
-
-    @property
-    def n(self) -> int:
-        """Return how many examples are probed."""
-        return len(self.y)
 
     def fools(
         self, attack: Attack, among: Tensor, name: str, *, threat: Threat | None = None,
@@ -89,12 +75,7 @@ class _Probed:
     ) -> Tensor:  # fmt: skip
         """Return which of some examples an attack fools, with shape (N,).
 
-        Arguments:
-            attack: The attack.
-            among: Which examples it is shown, with shape (N,).
-            name: The name of its random numbers.
-            threat: What it is allowed, if something else.
-            model: The model it searches, if another; the verdict is that of the model itself.
+        ``name`` is that of its random numbers, ``model`` another model for the search.
         """
         rows = among.nonzero()[:, 0]
         fooled = torch.zeros_like(among)
@@ -107,17 +88,20 @@ class _Probed:
             fooled[rows] = inside & ~correct_of(self.model, x_adv, y, passes=self.passes)
         return fooled
 
-    def broken(self, attack: PGD) -> Tensor:
-        """Return which examples a plain search fools; each search is made once."""
-        key = repr(attack)
-        if key not in self.known:
-            self.known[key] = self.fools(attack, torch.ones_like(self.found), "base")
-            self.found |= self.known[key]
-        return self.known[key]
+    def more(
+        self, attack: Attack, among: Tensor, name: str, model: nn.Module | None = None
+    ) -> Tensor:
+        """Return which of some examples an attack fools, and note them."""
+        fooled = self.fools(attack, among, name, model=model)
+        self.fooled |= fooled
+        return fooled
 
-    def where(self, flags: Tensor) -> str:
-        """Return in words which rows of the caller's inputs some examples are."""
-        return f"rows {listed(self.rows[flags])}" if bool(flags.any()) else "none"
+    def broken(self, attack: PGD) -> Tensor:
+        """Return which examples a plain search fools; each search runs once."""
+        key = repr(attack)
+        if key not in self.searches:
+            self.searches[key] = self.more(attack, torch.ones_like(self.fooled), "base")
+        return self.searches[key]
 
     def finding(
         self,
@@ -125,28 +109,23 @@ class _Probed:
         flags: Tensor,
         message: str,
         meaning: str,
-        remedy: str = _ADAPT,
+        remedy: str = "run attacks without gradients (square) and one made for this defence",
+        /,
         *,
         amber: float,
         red: float = 1.0,
         **measured: float,
     ) -> Finding:
-        """Return the finding on a number of examples that should be zero.
+        """Return the finding on the flagged examples, of which there should be none.
 
-        Arguments:
-            check: The name of the check.
-            flags: The examples that speak against model or attack, with shape (N,).
-            message: What was seen; ``{count}`` and ``{n}`` stand for their number and that of all.
-            meaning: What it means where it is not well; ``{where}`` stands for their rows.
-            remedy: What to do then.
-            amber: As for :func:`graded`, as is the next.
-            red: The share of a failure.
-            measured: Further numbers.
+        In texts ``{count}`` and ``{n}`` are the number of flagged and of all examples, and
+        ``{where}`` the rows of the flagged examples in the inputs of :func:`probes`.
         """
-        count, n = int(flags.sum()), self.n
+        count, n = int(flags.sum()), len(self.y)
+        values = {"count": count, "n": n, "where": f"rows {listed(self.rows[flags])}"}
+        message, meaning = message.format(**values), meaning.format(**values)
         status = graded(count, n, amber=amber, red=red)
-        seen, meaning = message.format(count=count, n=n), meaning.format(where=self.where(flags))
-        return finding(check, status, seen, remedy, meaning, count=count, n=n, **measured)
+        return finding(check, status, message, remedy, meaning, count=count, n=n, **measured)
 
 
 def probes(
@@ -160,80 +139,80 @@ def probes(
     attacks: Mapping[str, Attack] | None = None,
     passes: int = 1,
 ) -> list[Finding]:
-    """Attack a few correct examples in several small ways, and compare what is found.
+    """Attack a few correct examples with several small attacks, and compare their results.
 
     Arguments:
         model: From inputs to logits, or its search form; it is left as it was.
         x: The inputs, on the device of the model, with shape (N, ...).
         y: The labels, with shape (N,).
-        threat: What attacks are allowed.
+        threat: What attacks may change.
         seed: The seed of all that is random in the probes.
-        subset: The most examples that are probed; at most a fifth of all.
-        attacks: The attacks of the evaluation: of those that are PGD the longest is asked
-            whether it has enough steps and restarts.
-        passes: Over how many passes of a randomised model verdicts are averaged.
+        subset: The largest number of examples that are probed; at most a fifth of all.
+        attacks: The attacks of the evaluation: the longest PGD of them is repeated with twice the
+            steps, and with twice the restarts.
+        passes: The forward passes of a verdict, for a random model.
 
     Returns:
-        A finding for each check, none of them an exception. Positions in messages are rows of
-        ``x``.
+        A finding for each check; an error in a check is its finding. Positions in messages are
+        rows of ``x``.
     """
     if threat.eps == 0:
-        return [finding(name, "skipped", "eps is 0: there is nothing to search") for name in NAMES]
+        return skipped(NAMES, "eps is 0: there is nothing to search")
     with preserved(exact_of(model), seed, x.device):
         try:
             correct = correct_of(model, x, y, passes=passes)
             rows = sampled(x, correct, min(subset, max(len(x) // SHARE, FEWEST)), seed)
-        except Exception:  # before() says what is wrong with such a model
-            return [finding(name, "skipped", "the model fails on the inputs") for name in NAMES]
+        except Exception:  # before() reports it
+            return skipped(NAMES, "the model fails on the inputs")
         if not len(rows):
-            return [
-                finding(name, "skipped", "no example is classified correctly") for name in NAMES
-            ]
+            return skipped(NAMES, "no example is classified correctly")
         probe = _Probed(model, x[rows], y[rows], rows, threat, seed, passes)
-        return [*_white_box(probe, attacks or {}), *_black_box(probe)]
+        if reachable(exact_of(model), probe.x[:FEWEST], probe.y[:FEWEST]):
+            findings = _white_box(probe, attacks or {})
+        else:
+            findings = skipped(NAMES[:-2], "there are no gradients to search with")
+        left = ~probe.fooled  # for both: neither gains from the other
+        return findings + attempts(
+            {"noise": lambda: _noise(probe, left), "black-box": lambda: _square(probe, left)}
+        )
 
 
 def _white_box(probe: _Probed, attacks: Mapping[str, Attack]) -> list[Finding]:
-    if not reachable(exact_of(probe.model), probe.x[:FEWEST], probe.y[:FEWEST]):
-        why = "there are no gradients to search with"
-        return [finding(name, "skipped", why) for name in NAMES[:-2]]
-    checks: dict[str, Callable[[], Finding]] = {
-        "one-step": lambda: _one_step(probe),
-        "masking": lambda: _masking(probe),
-        "more-steps": lambda: _more(probe, _longest(attacks), "steps"),
-        "restarts": lambda: _more(probe, _longest(attacks), "restarts"),
-        "logit-scale": lambda: _logit_scale(probe),
-        "monotone": lambda: _monotone(probe),
-        "unbounded": lambda: _unbounded(probe),
-    }
-    return list(chain.from_iterable(attempt(name, run) for name, run in checks.items()))
-
-
-def _black_box(probe: _Probed) -> list[Finding]:
-    # Both are shown what every search with gradients left; neither profits from the other.
-    left = ~probe.found
-    found = attempt("noise", lambda: _noise(probe, left))
-    return found + attempt("black-box", lambda: _square(probe, left))
+    searches = [
+        attack for attack in attacks.values()
+        if isinstance(attack, PGD) and attack.steps * attack.restarts <= DEAREST
+    ]  # fmt: skip
+    longest = max(searches, key=lambda attack: attack.steps * attack.restarts, default=WIDE)
+    return attempts(
+        {
+            "one-step": lambda: _one_step(probe),
+            "masking": lambda: _masking(probe),
+            "more-steps": lambda: _more(probe, longest, "steps"),
+            "restarts": lambda: _more(probe, longest, "restarts"),
+            "logit-scale": lambda: _logit_scale(probe),
+            "monotone": lambda: _monotone(probe),
+            "unbounded": lambda: _unbounded(probe),
+        }
+    )
 
 
 def _one_step(probe: _Probed) -> Finding:
     """C9: whether one step fools examples that a search of many steps does not."""
-    worse = probe.fools(ONE_STEP, ~probe.broken(BASE), "one step")
-    probe.found |= worse
+    worse = probe.more(ONE_STEP, ~probe.broken(BASE), "one step")
     message = f"one step fools {{count}} of {{n}} examples that {BASE.steps} steps do not"
     meaning = " ({where}): steps follow misleading gradients"
     return probe.finding("one-step", worse, message, meaning, amber=LUCKY, red=OFTEN)
 
 
 def _masking(probe: _Probed) -> Finding:
-    """C19: whether the margin fools many that cross-entropy, equally long, does not."""
+    """C19: whether PGD on the margin fools many examples that PGD on cross-entropy does not."""
     left, wide = ~probe.broken(BASE), probe.broken(WIDE)
     more = left & wide
-    gap = (int(more.sum()) - int((~left & ~wide).sum())) / probe.n
+    gap = (int(more.sum()) - int((~left & ~wide).sum())) / len(probe.y)
     return probe.finding(
         "masking",
         more,
-        "PGD on the margin fools {count} of {n} examples that cross-entropy leaves",
+        "PGD on the margin fools {count} of {n} examples that PGD on cross-entropy does not",
         f", the accuracy is {100 * gap:.0f} points lower: cross-entropy is masked",
         "do not rely on attacks on cross-entropy alone: use apgd-dlr, apgd-t or cw-inf",
         amber=OFTEN,
@@ -241,38 +220,27 @@ def _masking(probe: _Probed) -> Finding:
     )
 
 
-def _longest(attacks: Mapping[str, Attack]) -> PGD:
-    """Return the search that is asked whether it is long enough."""
-    known = [
-        attack for attack in attacks.values()
-        if isinstance(attack, PGD) and attack.steps * attack.restarts <= DEAREST
-    ]  # fmt: skip
-    return max(known, key=lambda attack: attack.steps * attack.restarts, default=WIDE)
-
-
 def _more(probe: _Probed, attack: PGD, what: str) -> Finding:
-    """C10: whether twice as much of a search fools many more examples."""
+    """C10: whether twice the steps or restarts of a search fool many more examples."""
     left = ~probe.broken(attack)
     many: int = getattr(attack, what)
     longer = replace(attack, steps=2 * many) if what == "steps" else attack
-    more = probe.fools(longer, left, f"twice the {what}")
-    probe.found |= more
+    more = probe.more(longer, left, f"twice the {what}")
     return probe.finding(
         "more-steps" if what == "steps" else "restarts",
         more,
         f"{2 * many} {what} in place of {many} fool {{count}} more of {{n}} examples "
         f"(PGD on {attack.loss})",
         ": the search has not converged",
-        f"raise the {what} until the accuracy stays, or use attacks that adapt (autoattack)",
+        f"raise the {what} until the accuracy does not fall, or use adaptive attacks (autoattack)",
         amber=OFTEN,
     )
 
 
 def _logit_scale(probe: _Probed) -> Finding:
-    """C6: whether cross-entropy fools many more once logits are divided by a constant."""
+    """C6: whether cross-entropy fools many more examples if logits are divided by a constant."""
     divided = Divided.to_one(probe.model, probe.x, probe.y)
-    more = probe.fools(BASE, ~probe.broken(BASE), "base", model=divided)
-    probe.found |= more
+    more = probe.more(BASE, ~probe.broken(BASE), "base", divided)
     return probe.finding(
         "logit-scale",
         more,
@@ -293,11 +261,11 @@ def _monotone(probe: _Probed) -> Finding:
     double = 2 * threat.eps
     wide = min(double, threat.high - threat.low) if threat.norm == "linf" else double
     large = here & ~probe.fools(WIDE, here, "twice eps", threat=replace(threat, eps=wide))
-    probe.found |= small
+    probe.fooled |= small
     return probe.finding(
         "monotone",
         small | large,
-        "{count} of {n} examples fall to a smaller eps but not to one twice as large",
+        "{count} of {n} examples are fooled with a smaller eps but not with one twice as large",
         " ({where}): searches get stuck",
         amber=LUCKY,
         red=OFTEN,
@@ -321,29 +289,38 @@ def _unbounded(probe: _Probed) -> Finding:
 
 def _noise(probe: _Probed, left: Tensor) -> Finding:
     """C14: whether noise within the threat fools examples that searches do not."""
-    draws = _tries(probe, left)
+    draws = _tries(left)
     fooled = _missed(probe, _by_noise(probe, left, draws))
-    message = f"{draws} draws of noise fool {{count}} of {{n}} examples that gradients do not"
+    return _blind(probe, "noise", fooled, left, f"{draws} draws of noise fool", draws=draws)
+
+
+def _square(probe: _Probed, left: Tensor) -> Finding:
+    """C13: whether a search without gradients fools examples that those with gradients do not."""
+    queries = _tries(left)
+    with guest(exact_of(probe.model)):
+        fooled = probe.fools(Square(queries=queries, rescale=True), left, "square")
+        fooled = _missed(probe, fooled)
+    what = f"Square with {queries} queries fools"
+    return _blind(probe, "black-box", fooled, left, what, queries=queries)
+
+
+def _blind(
+    probe: _Probed, check: str, fooled: Tensor, left: Tensor, what: str, **measured: float
+) -> Finding:
+    message = f"{what} {{count}} of {{n}} examples that gradients do not"
     if not bool(left.any()):
-        message = "gradients fool every example, so that none is left to noise"
-    return probe.finding(
-        "noise",
-        fooled,
-        message,
-        " ({where}): gradients mislead",
-        amber=RARE,
-        red=OFTEN,
-        left=int(left.sum()),
-        draws=draws,
-    )
+        message = f"gradients fool every example: none is left for the check {check}"
+    meaning = " ({where}): gradients are masked or mislead"
+    measured |= {"left": int(left.sum())}
+    return probe.finding(check, fooled, message, meaning, amber=RARE, red=OFTEN, **measured)
 
 
 def _missed(probe: _Probed, fooled: Tensor) -> Tensor:
-    """Tell which of a few examples long searches with gradients do not fool either.
+    """Return which of a few examples long searches with gradients do not fool either.
 
-    A short search misses an example now and then on an honest model, too.
+    A short search misses an example now and then on a sound model, too.
     """
-    if int(fooled.sum()) > FEW * probe.n:
+    if int(fooled.sum()) > FEW * len(fooled):
         return fooled
     if not reachable(exact_of(probe.model), probe.x[:1], probe.y[:1]):
         return fooled
@@ -351,13 +328,13 @@ def _missed(probe: _Probed, fooled: Tensor) -> Tensor:
     return fooled & ~probe.fools(LONGEST, fooled, "longest")
 
 
-def _tries(probe: _Probed, left: Tensor) -> int:
-    """Return how many tries each example gets, so that all together have a fixed price."""
-    return min(MOST_TRIES, TRIES * probe.n // max(int(left.sum()), 1))
+def _tries(left: Tensor) -> int:
+    """Return the number of tries for each example; the total number is fixed."""
+    return min(MOST_TRIES, TRIES * len(left) // max(int(left.sum()), 1))
 
 
 def _by_noise(probe: _Probed, left: Tensor, draws: int) -> Tensor:
-    """Return which examples noise fools: by turns uniform in the ball and at its corners."""
+    """Return which examples noise fools, in turn uniform in the ball and at its corners."""
     fooled = torch.zeros_like(left)
     rows = left.nonzero()[:, 0]
     source = probe.draws.child("noise").select(rows)
@@ -372,26 +349,3 @@ def _by_noise(probe: _Probed, left: Tensor, draws: int) -> Tensor:
         fooled[rows[hit]] = True
         source, rows = source.select(~hit), rows[~hit]
     return fooled
-
-
-def _square(probe: _Probed, left: Tensor) -> Finding:
-    """C13: whether a search without gradients fools examples that those with them do not."""
-    queries = _tries(probe, left)
-    attack = Square(queries=queries, rescale=True)
-    with guest(exact_of(probe.model)):
-        fooled = _missed(probe, probe.fools(attack, left, "square"))
-    message = (
-        f"Square with {queries} queries fools {{count}} of {{n}} examples that gradients do not"
-    )
-    if not bool(left.any()):
-        message = "gradients fool every example, so that none is left to Square"
-    return probe.finding(
-        "black-box",
-        fooled,
-        message,
-        " ({where}): gradients are masked",
-        amber=RARE,
-        red=OFTEN,
-        left=int(left.sum()),
-        queries=queries,
-    )
