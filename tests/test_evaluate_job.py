@@ -625,7 +625,7 @@ os.fsync = fsync
     ended = command("evaluate", *what, *more, before=full, cwd=mine)
     assert ended.code == 1
     assert "the disk is full" in ended.line
-    words = shlex.split(ended.line.rpartition("go on with: equipoise ")[2])
+    words = shlex.split(ended.line.rpartition("with: equipoise ")[2])
     assert words[0] == "evaluate"
     assert words[-1] == "--resume"
     ended = command(*words, cwd=mine)
