@@ -96,11 +96,7 @@ class Judge:
         return bool(((first - second).abs() <= _SAME * first.abs().amax()).all())
 
     def taken(self, x: Tensor) -> str:
-        """Return which part of an output that is no tensor is used as logits; else nothing.
-
-        Arguments:
-            x: One input, with shape (1, ...).
-        """
+        """Return which part of an output that is no tensor is used as logits; else nothing."""
         if own(self.model):
             return ""
         with guest(self.model), torch.no_grad(), seeded(self.seed, x.device), suppress(Exception):

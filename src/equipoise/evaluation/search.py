@@ -172,12 +172,7 @@ class Search:
         self.note([finding("gradients", "failed", message, error.remedy, skipped=count)])
 
     def transfer(self, others: Mapping[str, Tensor]) -> None:
-        """Try adversarial examples of other models on the examples that are still robust.
-
-        Arguments:
-            others: Points for the same inputs by the name of their source, with the shape of the
-                inputs.
-        """
+        """Try adversarial examples of other models, by their source, on the robust examples."""
         start, robust = time.perf_counter(), self.robust
         settings = f"points from {', '.join(others)}"
         before = self.outcomes.get(TRANSFER, Outcome.begun(self.correct))

@@ -35,15 +35,7 @@ PASSES = 1000  # the largest plausible number of forward passes for a verdict
 
 
 def recreate(name: str, norm: Norm) -> Attack:
-    """Return the attack of an outcome.
-
-    Arguments:
-        name: The name of the outcome: an attack, or an ensemble and its stage.
-        norm: The norm of the threat.
-
-    Raises:
-        UserError: If there is no such attack here.
-    """
+    """Return the attack of an outcome by its name; a UserError if it is unknown here."""
     ensemble, stage = stage_of(name)
     if not ensemble:
         return parse(name)
