@@ -15,7 +15,7 @@ from equipoise.fronts.survey import DEFAULT, check
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.plugins import command, run_trusted
-from equipoise.report.front_picture import write_picture
+from equipoise.report.front import write_picture
 from equipoise.store.runs import Run, is_free
 from equipoise.store.weight_names import PAIR
 from equipoise.terminal.progress import Console

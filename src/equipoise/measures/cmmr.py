@@ -140,13 +140,11 @@ def largest_l2(norm: str, eps: float, dimensions: int) -> float:
         UserError: If the norm is unknown.
     """
     widest = math.sqrt(dimensions)
-    if norm == "linf":
-        return min(eps, 1.0) * widest
-    if norm == "l2":
-        return min(eps, widest)
-    if norm == "l1":
-        return min(eps, math.sqrt(eps), widest)
-    raise UserError(f"norm must be one of linf, l2, l1, got {norm!r}")
+    lengths = {"linf": min(eps, 1.0) * widest, "l2": min(eps, widest)}
+    lengths["l1"] = min(eps, math.sqrt(eps), widest)
+    if norm not in lengths:
+        raise UserError(f"norm must be one of {', '.join(lengths)}, got {norm!r}")
+    return lengths[norm]
 
 
 def measure(
@@ -199,18 +197,11 @@ def measure(
         return Parts(n, fooled, accuracy, success)
     raw = {name: values[hit] for name, values in raw.items()}
     _check_values(raw, norm, eps, dimensions)
-    means = {name: float(values.mean()) for name, values in raw.items()}
-    return Parts(
-        n,
-        fooled,
-        accuracy,
-        success,
-        ass=means["ssim"],
-        mse=means["mse"],
-        ald2=means["ald2"],
-        psnr=means["psnr"] if math.isfinite(means["psnr"]) else None,
-        parts=_parts(raw, largest_l2(norm, eps, dimensions) ** 2 / dimensions),
-    )
+    means = {name: float(raw[name].mean()) for name in ("mse", "ald2", "psnr")}
+    finite = {name: mean if math.isfinite(mean) else None for name, mean in means.items()}
+    ass, largest = float(raw["ssim"].mean()), largest_l2(norm, eps, dimensions)
+    parts = _parts(raw, largest**2 / dimensions)
+    return Parts(n, fooled, accuracy, success, ass, **finite, parts=parts)
 
 
 def sweep(
@@ -249,7 +240,7 @@ def sweep(
     Raises:
         UserError: As :func:`measure`.
     """
-    found: dict[float, Parts] = {}
+    scores: dict[float, Parts] = {}
     kept: dict[str, Any] = {}
     for eps in sorted(radii):
         now: dict[str, Any] = {name: np.asarray(v) for name, v in radii[eps].items()}
@@ -258,8 +249,8 @@ def sweep(
             held = kept["robust"].astype(bool)
             now = {name: np.where(held, values, kept[name]) for name, values in now.items()}
         kept = now
-        found[eps] = measure(correct, **now, norm=norm, eps=eps, dimensions=dimensions)
-    return found
+        scores[eps] = measure(correct, **now, norm=norm, eps=eps, dimensions=dimensions)
+    return scores
 
 
 def _parts(raw: Mapping[str, _Array], largest: float) -> dict[str, float]:

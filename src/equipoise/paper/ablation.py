@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+
 from equipoise.paper import figures, measures
 from equipoise.paper.measures import Rows
 from equipoise.paper.prose import prose
@@ -48,13 +50,7 @@ def _setting(settings: Mapping[str, Any]) -> Setting | None:
 def merges(
     settings: Mapping[str, Any], t_start: int | None, rounds: int | None
 ) -> list[int] | None:
-    """Return the rounds with a merge, by the recipe; None if that is not known.
-
-    Arguments:
-        settings: The settings of the training.
-        t_start: The round t', or None.
-        rounds: The rounds of the training.
-    """
+    """Return the rounds with a merge, by the recipe and t'; None if they are not known."""
     every = settings.get("every")
     if t_start is None or not isinstance(every, int) or rounds is None:
         return None if t_start is not None else []
@@ -144,12 +140,10 @@ def _effect(settings: Grid, attack: str) -> dict[str, Any]:
     best, highest = top(settings, attack)
     papers = (PAPERS_GAMMA, PAPERS_C)
     pairs = measures.paired(settings.get(papers), settings[best], attack)
-    ranges = []
-    for fixed in (0, 1):
-        groups: dict[object, list[float]] = {}
-        for setting, mean in values.items():
-            groups.setdefault(setting[fixed], []).append(mean)
-        ranges.append(max(max(some) - min(some) for some in groups.values()))
+    columns = ["gamma", "c", "mean"]
+    frame = pd.DataFrame([(*setting, mean) for setting, mean in values.items()], columns=columns)
+    groups = (frame.groupby(by)["mean"] for by in ("gamma", "c"))
+    by_c, by_gamma = (float((means.max() - means.min()).max()) for means in groups)
     compared = len(pairs) and values.get(papers) != highest
     return {
         "attack": attack,
@@ -158,8 +152,8 @@ def _effect(settings: Grid, attack: str) -> dict[str, Any]:
         "ties": sum(mean == highest for mean in values.values()) - 1,
         "gap": pairs["difference"].mean() if compared else None,
         "relation": measures.relation(pairs),
-        "by_c": ranges[0],
-        "by_gamma": ranges[1],
+        "by_c": by_c,
+        "by_gamma": by_gamma,
     }
 
 

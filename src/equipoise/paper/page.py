@@ -14,7 +14,7 @@ from equipoise.paper.prose import facts, prose, templates
 from equipoise.paper.results import PanelInfo, Results, read
 from equipoise.paper.tables import csv_table, latex_table
 from equipoise.report.content import Block, Picture, Table, file_name
-from equipoise.report.html import environment
+from equipoise.report.formats import environment
 from equipoise.report.pictures import png_file, svg_file
 from equipoise.store.files import write
 

@@ -8,17 +8,11 @@ from typing import Any
 from jinja2 import Environment
 
 from equipoise.report import wording
-from equipoise.report.formats import markdown_table
-from equipoise.report.html import environment
+from equipoise.report.formats import environment, markdown_table
 
 
 def prose(name: str, **blanks: Any) -> str:
-    """Return a paragraph of ``prose.j2`` with its blanks filled in.
-
-    Arguments:
-        name: The macro.
-        blanks: Its arguments.
-    """
+    """Return a paragraph of ``prose.j2``: a macro with its arguments."""
     return re.sub(r"[ \n]+", " ", _filled(name, blanks)).strip()
 
 

@@ -81,17 +81,14 @@ class ResultRow(BaseModel):
     @cached_property
     def flags(self) -> NDArray[np.bool_]:
         """Whether each image is classified correctly, of shape (n,)."""
+        name = f"{self.entry}, seed {self.seed}, {self.weights}, eps {self.eps:g}, {self.attack}"
         packed = np.frombuffer(bytes.fromhex(self.bits), np.uint8)
         if packed.size != -(-self.n // 8):
-            raise ValueError(f"{self._name}: the bits are not of {self.n} images")
+            raise ValueError(f"{name}: the bits are not of {self.n} images")
         flags = np.unpackbits(packed)[: self.n].astype(bool)
         if int(flags.sum()) != self.correct:
-            raise ValueError(f"{self._name}: {self.correct} correct, but bits of {flags.sum()}")
+            raise ValueError(f"{name}: {self.correct} correct, but bits of {flags.sum()}")
         return flags
-
-    @property
-    def _name(self) -> str:
-        return f"{self.entry}, seed {self.seed}, {self.weights}, eps {self.eps:g}, {self.attack}"
 
 
 class Results(BaseModel):

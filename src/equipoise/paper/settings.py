@@ -101,18 +101,13 @@ def chosen_by_others(gained: pd.DataFrame) -> dict[int, tuple[str, float]]:
     It is not chosen by what it is measured on, so that chance does not favour it; it may be worse
     than the default. The argument is the result of :func:`gains`; a single seed is left out.
     """
-    by_seed = {
-        seed: dict(zip(rows["entry"], rows["gain"], strict=True))
-        for seed, rows in group(gained, "seed").items()
-    }
+    gain = gained.pivot(index="entry", columns="seed", values="gain")
+    shared = gain.dropna().astype(float)
+    shared = pd.concat([pd.DataFrame(0.0, [DEFAULT], gain.columns), shared])
     choices = {}
-    for seed, gain in by_seed.items():
-        others = [gain_there for other, gain_there in by_seed.items() if other != seed]
-        if others:
-            shared = sorted(set.intersection(*map(set, [gain, *others])))
-            means = {entry: average([there[entry] for there in others]) for entry in shared}
-            best, _ = max([(DEFAULT, 0.0), *means.items()], key=lambda choice: choice[1])
-            choices[seed] = best, gain.get(best, 0.0)
+    for seed in gain.columns if len(gain.columns) > 1 else ():
+        best = str(shared.drop(columns=seed).mean(axis=1).idxmax())
+        choices[int(seed)] = best, float(shared[seed][best])
     return choices
 
 

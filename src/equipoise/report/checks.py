@@ -1,7 +1,7 @@
 """Checks of evaluations, and cautions that limit how far the numbers can be trusted."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -238,41 +238,35 @@ def _together(runs: Sequence[RunData], rows: Mapping[str, EvaluatedRun]) -> Iter
         word = "train `standard`" if any(run.trained for run in runs) else "evaluate one"
         text = f"{word} on the same data: it shows what the defence costs and gains."
         yield "", "No undefended model to compare with", text
-    if max(map(len, _repetitions(runs).values()), default=2) < 2:
+    trained = [(_settings(run), run.seed) for run in runs if run.trained]
+    if trained and not _differ(trained):
         text = "each recipe was trained once; part of a difference can be due to the seed."
         yield "", "One seed", text
     if len({row.images for row in rows.values()}) > 1:
         listed = "; ".join(f"{name}: {row.images_text}" for name, row in rows.items())
         text = f"the runs were evaluated on different images ({listed}): compare only numbers of "
         yield "", "Different samples", f"{text}one table."
-    if _images_differ(runs):
+    # Other images are expected where the split or their number differs.
+    evaluations = [evaluation for run in runs for evaluation in run.evaluations]
+    if _differ(((e.split, e.n), e.about["data_sha256"]) for e in evaluations):
         text = "the checksums of the evaluated images differ; the runs cannot be compared closely."
         yield "", "Different images", text
-    if _attacks_differ(runs):
+    every = [row for run in runs for row in rows_of(run)]
+    worst = [(row.records[WORST], row) for row in every if WORST in row.records]
+    if _differ(((row.threat, row.images), r.attacks) for r, row in worst if r.attacks):
         text = "the worst case is not over the same attacks in every row; see below its table."
         yield "", "Different attacks", text
 
 
-def _attacks_differ(runs: Sequence[RunData]) -> bool:
-    sets: dict[tuple[object, ...], set[tuple[str, ...]]] = {}
-    for row in (row for run in runs for row in rows_of(run)):
-        if (worst := row.records.get(WORST)) and worst.attacks:
-            sets.setdefault((row.threat, row.images), set()).add(worst.attacks)
-    return any(len(attacks) > 1 for attacks in sets.values())
+def _differ(pairs: Iterable[tuple[object, object]]) -> bool:
+    """Return whether there are different values of the same key."""
+    values: dict[object, set[object]] = {}
+    for key, value in pairs:
+        values.setdefault(key, set()).add(value)
+    return any(len(some) > 1 for some in values.values())
 
 
-def _images_differ(runs: Sequence[RunData]) -> bool:
-    # Other images are expected where the split or their number is another.
-    seen: dict[tuple[str, int], set[str]] = {}
-    for e in (evaluation for run in runs for evaluation in run.evaluations):
-        seen.setdefault((e.split, e.n), set()).add(e.about["data_sha256"])
-    return any(len(sums) > 1 for sums in seen.values())
-
-
-def _repetitions(runs: Sequence[RunData]) -> dict[str, set[str | None]]:
-    seeds: dict[str, set[str | None]] = {}
-    for run in (run for run in runs if run.trained):
-        recipe = {k: v for k, v in run.recipe.items() if k not in ("seed", "snapshots")}
-        key = json.dumps(recipe, sort_keys=True, default=str) if recipe else run.name
-        seeds.setdefault(key, set()).add(run.seed)
-    return seeds
+def _settings(run: RunData) -> str:
+    """Return the recipe of a run without the seed, or its name where there is no recipe."""
+    recipe = {k: v for k, v in run.recipe.items() if k not in ("seed", "snapshots")}
+    return json.dumps(recipe, sort_keys=True, default=str) if recipe else run.name

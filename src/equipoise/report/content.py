@@ -21,13 +21,9 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table.
+    """A cell of a table: its text, the number to sort by, and a smaller text below.
 
-    Arguments:
-        text: What is printed.
-        value: The number that is printed, to sort by.
-        small: What is printed below it: a range, an interval.
-        mark: ``best``, ``close`` (to the best) or ``differs`` (from other columns), or nothing.
+    ``mark`` is ``best``, ``close`` (to the best), ``differs`` (from other columns), or empty.
     """
 
     text: str = MISSING
@@ -41,11 +37,11 @@ class Table:
     """A table.
 
     Arguments:
-        name: The name of its files, without their ends.
+        name: The name of its files, without the endings.
         title: Its title.
         columns: Its columns.
-        rows: Its rows, a cell a column; the first names the row.
-        notes: What the reader must know to read it.
+        rows: Its rows, a cell a column; the first cell is the name of the row.
+        notes: How to read it.
         records: Its numbers for programs, the names of the columns and the rows.
         foot: A last row of totals, which is never sorted.
     """
@@ -64,11 +60,11 @@ class Picture:
     """A picture.
 
     Arguments:
-        name: The name of its files, without their ends, and its id on a page.
+        name: The name of its files, without the endings, and its id on a page.
         title: Its title.
         draw: Draws it with the colours of a palette.
-        spoken: What it shows in words, for readers who cannot see it.
-        caption: What the reader must know to read it.
+        spoken: Its content in words, for readers who cannot see it.
+        caption: How to read it.
     """
 
     name: str
@@ -99,14 +95,9 @@ class Figure:
 
 @dataclass(frozen=True)
 class Shot:
-    """An image of a card, as a data URI, with what the model predicts for it.
+    """An image as a data URI, its text for readers who cannot see it, and its label.
 
-    Arguments:
-        uri: The image.
-        alt: What it is, for readers who cannot see it.
-        label: What stands below it.
-        read: The predicted class, if it is shown.
-        wrong: Whether that is another one than the true class.
+    ``read`` is the predicted class, if it is shown, and ``wrong`` whether it is a wrong one.
     """
 
     uri: str
@@ -118,14 +109,9 @@ class Shot:
 
 @dataclass(frozen=True)
 class Card:
-    """Images that belong to one example.
+    """The images of one example: its place in the evaluation, its true class, a note.
 
-    Arguments:
-        index: The place of the example among those that were evaluated.
-        truth: Its true class.
-        shots: The images.
-        size: Their width and height in pixels.
-        note: What was measured of it.
+    ``size`` is the width and height of the images in pixels.
     """
 
     index: int
@@ -136,7 +122,7 @@ class Card:
 
     @property
     def pixelated(self) -> bool:
-        """Tell whether the images are so small that they are enlarged."""
+        """Whether the images are so small that they are enlarged."""
         return max(self.size) <= LARGE
 
 
@@ -149,7 +135,7 @@ class Section:
         blocks: Its content: a string is a paragraph, a mapping a list of facts, a tuple of cards
             a gallery; a string that is marked safe is HTML.
         id: Its id on the page, where links lead to it.
-        small: What stands beside the title.
+        small: A smaller text after the title.
         tag: A word that marks it, such as ``interrupted``.
         folded: Whether it opens with a click.
     """
@@ -168,5 +154,5 @@ LARGE = 96  # pixels; larger images are not enlarged
 
 
 def file_name(*parts: str) -> str:
-    """Return a name that is fit for a file: ``table3-mnist-8-255`` of what people write."""
+    """Return the parts as a name for a file, like ``table3-mnist-8-255``."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(filter(None, parts))).strip("-.") or "unnamed"

@@ -1,18 +1,60 @@
-"""Sections and tables as Markdown."""
+"""Content as HTML, by templates, and as Markdown."""
 
 import re
 from collections.abc import Mapping, Sequence
 
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from equipoise.report import wording
 from equipoise.report.content import Block, Cell, Section, Table
+from equipoise.report.pictures import inline
 from equipoise.terminal.table import escape_markdown, markdown_rows
 
 
-def markdown_table(table: Table, *, brief: bool = False) -> str:
-    """Return a table as Markdown: the best in bold, what is close to it in italics.
+def environment(*packages: str) -> Environment:
+    """Return the templates and assets of some packages and of this one, with all filters."""
+    loader = ChoiceLoader([PackageLoader(name, "") for name in (*packages, str(__package__))])
+    environment = Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
-    Arguments:
-        table: The table.
-        brief: Whether to leave out intervals where there is a range beside them.
+    def asset(name: str) -> Markup:
+        return Markup(loader.get_source(environment, name)[0])  # noqa: S704 - our own file
+
+    environment.globals["asset"] = asset
+    environment.filters |= {
+        "capital": wording.capital,
+        "count": wording.count,
+        "drawn": inline,
+        "join_words": wording.join,
+        "sentence": _sentence,
+    }
+    return environment
+
+
+def _sentence(text: str) -> Markup:
+    """Return text as HTML: `code` between backticks, percentages set off."""
+    safe = str(escape(text))
+    safe = re.sub(r"`([^`]+)`", _html_code, safe)
+    safe = re.sub(r"(?<![\d.,])(\d+\.\d+\u00a0%)", r"<strong>\1</strong>", safe)
+    return Markup(safe)  # noqa: S704 - escaped above
+
+
+def _html_code(match: re.Match[str]) -> str:
+    # Browsers break a line after any hyphen, even between the two of an option.
+    options = re.sub(r"(?<=\s)-\S+", r'<span class="option">\g<0></span>', match[1])
+    return f"<code>{options}</code>"
+
+
+def markdown_table(table: Table, *, brief: bool = False) -> str:
+    """Return a table as Markdown, if ``brief`` without the intervals of cells with a range.
+
+    The best of a column is bold, and cells close to it are in italics.
     """
     lines = [*table.rows, *([table.foot] if table.foot else [])]
     cells = [[_markdown_cell(cell, brief) for cell in row] for row in lines]
@@ -31,11 +73,11 @@ def _markdown_cell(cell: Cell, brief: bool) -> str:
 def markdown_text(text: str) -> str:
     """Return text as Markdown that shows it, but for `code` between backticks."""
     # Code with signs of HTML in it stays escaped: not every reader of Markdown shows it as text.
-    return re.sub(r"\\`([^`&]+?)\\`", _code, escape_markdown(text))
+    return re.sub(r"\\`([^`&]+?)\\`", _markdown_code, escape_markdown(text))
 
 
-def _code(found: re.Match[str]) -> str:
-    return "`" + re.sub(r"\\([\\|*_\[\]])", r"\1", found[1]) + "`"
+def _markdown_code(match: re.Match[str]) -> str:
+    return "`" + re.sub(r"\\([\\|*_\[\]])", r"\1", match[1]) + "`"
 
 
 def markdown_sections(sections: Sequence[Section], level: int = 2) -> str:

@@ -9,10 +9,9 @@ from equipoise.plugins import command
 from equipoise.report import figures, wording
 from equipoise.report.checks import cautions, check_sections
 from equipoise.report.content import Block, Cell, Column, Section, Table
-from equipoise.report.formats import markdown_sections, markdown_text
-from equipoise.report.front_panel import panel
+from equipoise.report.formats import environment, markdown_sections, markdown_text
+from equipoise.report.front import panel
 from equipoise.report.gallery import gallery
-from equipoise.report.html import environment
 from equipoise.report.results import (
     EvaluatedRun,
     Threat,

@@ -82,11 +82,8 @@ def settle(canvas: Canvas) -> None:
 def plain(axes: Axes, palette: Palette, *, grid: str = "y", size: float = 10) -> None:
     """Remove the frame of axes except the line below.
 
-    Arguments:
-        axes: The axes.
-        palette: The colours.
-        grid: Along which axis there are lines: ``x``, ``y``, ``both`` or none (``""``).
-        size: The size of the labels in points.
+    There are lines along the axes that ``grid`` names (``x``, ``y``, ``both`` or none); ``size``
+    is that of the labels in points.
     """
     axes.patch.set_visible(False)
     axes.set_axisbelow(True)
@@ -167,19 +164,11 @@ def cross(
 
 def legend(canvas: Canvas, palette: Palette, styles: dict[str, Style]) -> None:
     """Draw a legend at the right of all axes."""
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=style.of(palette),
-            linewidth=style.width,
-            marker=style.marker,
-            markersize=5,
-            markeredgewidth=0,
-            linestyle=(0, style.dashes) if style.dashes else "-",
-        )
-        for style in styles.values()
-    ]
+    handles = []
+    for style in styles.values():
+        look: Any = {"color": style.of(palette), "linewidth": style.width, "marker": style.marker}
+        look |= {"linestyle": (0, style.dashes) if style.dashes else "-"}
+        handles.append(Line2D([], [], markersize=5, markeredgewidth=0, **look))
     drawn = canvas.legend(
         handles,
         [safe(name) for name in styles],
@@ -200,15 +189,7 @@ def put_labels(
     colours: Sequence[str],
     busy: Sequence[tuple[float, float]] = (),
 ) -> None:
-    """Write names next to points, each where it covers least.
-
-    Arguments:
-        axes: The axes.
-        names: The names.
-        points: The points, in the units of the axes.
-        colours: The colour of each name.
-        busy: Other places where names should not be, such as along lines.
-    """
+    """Write names next to points, each where it covers least; none at a ``busy`` place."""
     canvas = axes.figure
     assert isinstance(canvas, Canvas), "the axes are in a drawing"
     axes.autoscale_view()  # limits that are not given are set late, and move every place
@@ -265,9 +246,8 @@ def _label(axes: Axes, colour: str, name: str, at: Any, side: tuple[float, float
 
 
 def _overlap(a: Bbox, b: Bbox) -> float:
-    wide = min(a.x1, b.x1) - max(a.x0, b.x0)
-    high = min(a.y1, b.y1) - max(a.y0, b.y0)
-    return max(0.0, float(wide)) * max(0.0, float(high))
+    shared = Bbox.intersection(a, b)
+    return float(shared.width * shared.height) if shared else 0.0
 
 
 def safe(name: str, longest: int = _LONGEST) -> str:

@@ -8,6 +8,7 @@ from functools import cached_property
 from equipoise.report.content import Block, Cell, Column, Section, Table
 from equipoise.report.runs_reader import RunData
 from equipoise.report.wording import (
+    MISSING,
     count,
     images_text,
     interval,
@@ -128,33 +129,21 @@ def _table(title: str, rows: Sequence[EvaluatedRun]) -> Table:
     attacks += [name for name in names if name not in attacks]
     columns = [_column([row.records.get(name) for row in rows]) for name in attacks]
     heads = ["run", *attacks, "n", "worst class"]
-    return Table(
-        "results",
-        f"Accuracy, {title}",
-        tuple(Column(head, number=head not in ("run", "worst class")) for head in heads),
-        tuple(
-            (_run_cell(row.run), *cells, _images_cell(row), _class_cell(row))
-            for row, cells in zip(rows, zip(*columns, strict=True), strict=True)
-        ),
-    )
+    shown = tuple(Column(head, number=head not in ("run", "worst class")) for head in heads)
+    cells = map(_row, rows, zip(*columns, strict=True))
+    return Table("results", f"Accuracy, {title}", shown, tuple(cells))
 
 
-def _run_cell(run: RunData) -> Cell:
-    return Cell(run.name, small=run.method if run.method != run.name else "")
-
-
-def _images_cell(row: EvaluatedRun) -> Cell:
-    n = row.evaluation.n
-    return Cell(count(n), n, "" if row.evaluation.split == "test" else row.evaluation.split)
-
-
-def _class_cell(row: EvaluatedRun) -> Cell:
-    """Return the class with the lowest accuracy, under attack if there was one."""
+def _row(row: EvaluatedRun, accuracies: Sequence[Cell]) -> tuple[Cell, ...]:
+    run, n, split = row.run, row.evaluation.n, row.evaluation.split
     record = row.attacked or row.clean
-    if record is None or record.worst_class is None:
-        return Cell()
-    name, accuracy = record.worst_class
-    return Cell(name, accuracy, percent(accuracy))
+    name, accuracy = (record and record.worst_class) or (MISSING, None)
+    return (
+        Cell(run.name, small=run.method if run.method != run.name else ""),
+        *accuracies,
+        Cell(count(n), n, "" if split == "test" else split),
+        Cell(name, accuracy, "" if accuracy is None else percent(accuracy)),
+    )
 
 
 def _accuracy(record: Record, mark: str = "") -> Cell:

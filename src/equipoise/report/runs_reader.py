@@ -1,4 +1,4 @@
-"""Run folders as data: everything a report needs, read once and checked, without a model."""
+"""Run folders as data for reports, read once and checked, without a model."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from equipoise.store.sealed import weights_digest
 from equipoise.store.verdicts import FOLDER, RECORDS, UNREADABLE, Evaluation, read
 
 _OWN = "own-model.json"  # describes a model that was not trained here
-_PICKED = "picked.json"  # says from which front a model was picked, and why
+_PICKED = "picked.json"  # states from which front a model was picked, and why
 _SIGNS = ("recipe.yaml", "log.jsonl", _OWN)
 
 
@@ -57,7 +57,7 @@ class RunData:
 
     @property
     def records(self) -> tuple[Record, ...]:
-        """What was measured, of all evaluations."""
+        """The complete records of all evaluations."""
         return tuple(record for evaluation in self.evaluations for record in evaluation.complete)
 
     @property
@@ -67,19 +67,21 @@ class RunData:
 
     @property
     def method(self) -> str:
-        """Name of the method, as far as the recipe says it."""
+        """Name of the method, or empty."""
         return str(self.recipe.get("method") or "")
 
     @property
     def undefended(self) -> bool:
-        """Whether this is the plain model that the others are held against."""
+        """Whether this is the undefended model that the others are compared with."""
         return self.method == "standard"
 
     @property
     def threat(self) -> tuple[str, float] | None:
         """The threat it was trained against."""
-        norm, eps = self.recipe.get("norm"), _radius(self.recipe.get("eps"))
-        return (norm, round(eps, 9)) if isinstance(norm, str) and eps else None
+        norm, eps = self.recipe.get("norm"), self.recipe.get("eps")
+        if isinstance(norm, str) and isinstance(eps, int | float) and eps:
+            return norm, round(float(eps), 9)
+        return None
 
     @property
     def seed(self) -> str | None:
@@ -94,14 +96,13 @@ class RunData:
 
     @property
     def planned(self) -> int:
-        """Rounds the training was to have; 0 where nothing says so."""
-        rounds = self.recipe.get("rounds")
-        asked = rounds if isinstance(rounds, int) else 0
-        return self.rounds[-1].planned if self.rounds else asked
+        """The planned rounds of the training; 0 if they are not stated."""
+        rounds = self.rounds[-1].planned if self.rounds else self.recipe.get("rounds")
+        return rounds if isinstance(rounds, int) else 0
 
     @property
     def finished(self) -> bool:
-        """Whether training came to its end."""
+        """Whether the training is finished."""
         return bool(self.summary.get("finished"))
 
     @property
@@ -118,7 +119,7 @@ class RunData:
 
     @property
     def kept_round(self) -> int | None:
-        """The round whose weights are the model, as far as it is known."""
+        """The round whose weights are the model, or None."""
         logged = next((r.number for r in reversed(self.rounds) if r.kept), None)
         kept: int | None = self.summary.get("kept_round", logged)
         return kept
@@ -132,7 +133,7 @@ class RunData:
 
     @property
     def gradient_evaluations(self) -> float:
-        """What the training cost: as many gradients of a loss in the inputs or the weights."""
+        """The cost of the training: gradients of a loss in the inputs or the weights."""
         logged = sum(r.gradient_evaluations for r in self.rounds)
         return float(self.summary.get("gradient_evaluations") or logged)
 
@@ -145,16 +146,13 @@ class RunData:
     def classes(self) -> tuple[str, ...]:
         """Class names, from the model's description or else from the data's."""
         data = self.provenance.get("data")
-        known = self.config.get("classes"), data.get("classes") if isinstance(data, dict) else 0
-        names = next((c for c in known if isinstance(c, list)), [])
+        lists = self.config.get("classes"), data.get("classes") if isinstance(data, dict) else 0
+        names = next((names for names in lists if isinstance(names, list)), [])
         return tuple(str(name) for name in names)
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[RunData, ...]:
-    """Read run folders, each once, with names that tell them apart.
-
-    Arguments:
-        folders: Folders that ``equipoise train`` or ``equipoise evaluate`` wrote.
+    """Read run folders, each once, with names that differ.
 
     Raises:
         UserError: where a folder is missing, is no run, or holds a damaged file.
@@ -170,10 +168,6 @@ def read_runs(folders: Sequence[Path]) -> tuple[RunData, ...]:
     return tuple(runs)
 
 
-def _compared(folder: Path) -> bool:
-    return (folder / "results.json").is_file()
-
-
 def read_run(folder: Path) -> RunData:
     """Read one run folder.
 
@@ -186,14 +180,15 @@ def read_run(folder: Path) -> RunData:
         raise UserError(
             f"{folder} is not a run folder: it has none of {', '.join(_SIGNS)}; "
             "give a folder that `equipoise train` or `equipoise evaluate` wrote"
-            + (f"; a comparison's runs are {folder}/*-seed*" if _compared(folder) else "")
+            + f"; a comparison's runs are {folder}/*-seed*"
+            * (folder / "results.json").is_file()
         )
     notes: list[str] = []
     summary = read_mapping(folder / "summary.json")
-    found = _evaluations(folder, notes)
-    # The kept weights, else those of the last round: numbers of weights of a round on the way or
-    # of a learner are never taken for the model's.
-    evaluated = {evaluation.weights for evaluation in found}
+    every = _evaluations(folder, notes)
+    # The kept weights, else those of the last round: numbers of an earlier round or of a learner
+    # are never reported as those of the model.
+    evaluated = {evaluation.weights for evaluation in every}
     weights = "last" if "last" in evaluated and "model" not in evaluated else "model"
     return RunData(
         path=folder,
@@ -203,8 +198,8 @@ def read_run(folder: Path) -> RunData:
         config=read_mapping(folder / "config.json"),
         rounds=_rounds(lines(folder / "log.jsonl", _round, notes)),
         summary=checked(folder / "summary.json", _summary, summary) if summary else {},
-        others=tuple(dict.fromkeys(e.weights for e in found if e.weights != weights)),
-        evaluations=tuple(e for e in found if e.weights == weights),
+        others=tuple(dict.fromkeys(e.weights for e in every if e.weights != weights)),
+        evaluations=tuple(e for e in every if e.weights == weights),
         own=read_mapping(folder / _OWN),
         picked=read_mapping(folder / _PICKED),
         notes=tuple(notes),
@@ -213,7 +208,7 @@ def read_run(folder: Path) -> RunData:
 
 def _evaluations(run: Path, notes: list[str]) -> list[Evaluation]:
     """Return the evaluations of the weights that a folder has now; add notes on all others."""
-    found: list[Evaluation] = []
+    current: list[Evaluation] = []
     paths = sorted((run / FOLDER).glob("*.safetensors"))
     for path in paths:
         where = f"`{FOLDER}/{path.name}`"
@@ -222,8 +217,9 @@ def _evaluations(run: Path, notes: list[str]) -> list[Evaluation]:
         except UNREADABLE as error:
             notes.append(f"{where} is damaged ({reason(error)}): its numbers are left out.")
             continue
-        if _present(run, evaluation.weights) in (None, evaluation.model_sha256):
-            found.append(evaluation)
+        weights = run / f"{evaluation.weights}.safetensors"
+        if not weights.is_file() or weights_digest(weights) == evaluation.model_sha256:
+            current.append(evaluation)
         else:
             notes.append(
                 f"{where} is of other weights than the run has now: its numbers are left out. "
@@ -231,17 +227,7 @@ def _evaluations(run: Path, notes: list[str]) -> list[Evaluation]:
             )
     if not paths and (run / RECORDS).is_file():
         notes.append(f"`{RECORDS}` has no sealed evaluation to it: its numbers are left out.")
-    return found
-
-
-def _present(run: Path, weights: str) -> str | None:
-    """Return the SHA-256 of weights as they are now; None: there are none to compare with."""
-    path = run / f"{weights}.safetensors"
-    return weights_digest(path) if path.is_file() else None
-
-
-def _radius(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+    return current
 
 
 def _numbers(value: Mapping[str, Any] | None) -> Numbers:
@@ -279,16 +265,16 @@ def _rounds(rounds: list[Round]) -> tuple[Round, ...]:
 
 
 def _summary(value: Mapping[str, Any]) -> dict[str, Any]:
-    known, rounds = _numbers(value), value.get("handovers")
-    found: dict[str, Any] = {
+    numbers, rounds = _numbers(value), value.get("handovers")
+    summary: dict[str, Any] = {
         "finished": bool(value.get("finished")),
         "stopped_early": bool(value.get("stopped_early")),
         "rule": str(value.get("rule") or ""),
         "warnings": [str(w) for w in value.get("warnings") or ()],
-        "gradient_evaluations": known.get("gradient_evaluations"),
-        "seconds": known.get("seconds"),
-        "kept_round": int(known["kept_round"]) if "kept_round" in known else None,
+        "gradient_evaluations": numbers.get("gradient_evaluations"),
+        "seconds": numbers.get("seconds"),
+        "kept_round": int(numbers["kept_round"]) if "kept_round" in numbers else None,
         "start": _start(value["start"]) if value.get("start") else None,
         "handovers": None if rounds is None else tuple(int(r) for r in rounds),
     }
-    return {name: content for name, content in found.items() if content is not None}
+    return {name: content for name, content in summary.items() if content is not None}

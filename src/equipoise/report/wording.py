@@ -37,7 +37,7 @@ def interval(bounds: tuple[float, float] | None) -> str:
 
 
 def eps_text(eps: float) -> str:
-    """Return a budget as people write it: ``8/255`` where it is one, else a decimal."""
+    """Return a radius: as a fraction like ``8/255`` if it is one, else as a decimal."""
     if math.isclose(eps, round(eps, 3), rel_tol=0, abs_tol=1e-9):
         return f"{round(eps, 3):g}"
     steps = round(255 * eps)
@@ -47,12 +47,7 @@ def eps_text(eps: float) -> str:
 
 
 def images_text(n: int, sample: Sample | None) -> str:
-    """Return how many images were looked at, and which, e.g. ``a sample of 500 of 10,000``.
-
-    Arguments:
-        n: How many.
-        sample: Which; None where it is not known.
-    """
+    """Return how many images were evaluated, and which, e.g. ``a sample of 500 of 10,000``."""
     if sample is None or sample.n == sample.of:
         return f"n{_SPACE}={_SPACE}{count(n)}"
     what = "the first" if sample.seed is None else "a sample of"
