@@ -2,8 +2,8 @@ r"""A composite score of robustness, of accuracy under attack and of the distort
 
 The framework that the A3GT paper cites for its "CMMR" does not publish a formula, so this is a
 definition of our own, with a version; no number of it compares with the paper's. It is the mean
-over the examples of a credit: 1 for one that stays robust, :math:`w q` for one that was classified
-correctly and was fooled, 0 for one that was wrong from the start. Here :math:`q` in [0, 1] is how
+over the examples of a credit: 1 for an example that stays robust, :math:`w q` for an example that
+is classified correctly without attack and fooled, 0 for any other. Here :math:`q` in [0, 1] is how
 much distortion it took, and :math:`w = 1/2`. Hence
 
 .. math:: CMMR = A + w S D
@@ -24,7 +24,7 @@ from equipoise.errors import UserError
 
 VERSION = "cmmr-1"
 
-# What a fooled example counts at most: half of one that stays robust.
+# The largest credit of a fooled example: half of that of a robust example.
 WEIGHT = 0.5
 
 # So many dB of PSNR are a factor of 100 in the length of a perturbation.
@@ -38,7 +38,7 @@ _Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Parts:
-    """A score and what it is made of.
+    """A score and its parts.
 
     Arguments:
         n: How many examples there are.
@@ -73,7 +73,7 @@ class Parts:
         return score(self.accuracy, self.success, self.distortion)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the score, its version and all that it is made of, as JSON has it."""
+        """Return the score, its version and its parts as plain values."""
         names = ("score", "accuracy", "success", "distortion", "n", "fooled")
         raw = ("ass", "mse", "ald2", "psnr")
         content = {name: getattr(self, name) for name in (*names, *raw)}
@@ -213,10 +213,10 @@ def sweep(
 ) -> dict[float, Parts]:
     """Return the scores of one model at several radii, each with all that smaller ones found.
 
-    What fools a model within a small ball lies in every larger one. So an example stays fooled,
-    with the distortion of the smallest radius that fooled it: the credit of no example grows with
-    the radius, nor does the score. Alone at its radius, an attack that uses all it is allowed
-    distorts more the more that is, and the score of a broken model would rise.
+    An adversarial example within a small ball lies in every larger ball. So an example stays
+    fooled, with the distortion of the smallest radius at which it was fooled, and the score does
+    not grow with the radius. Without this rule an attack that uses its whole radius would distort
+    more at larger radii, and the score of a broken model would rise.
 
     Example:
         >>> small = {"robust": [False], "ssim": [0.9], "mse": [1e-4], "ald2": [0.1], "psnr": [40]}
@@ -276,7 +276,7 @@ def _check(right: NDArray[np.bool_], held: NDArray[np.bool_], raw: Mapping[str, 
         index = int((held & ~right).argmax())
         raise UserError(
             f"expected robust examples among the correct ones, got robust[{index}] without "
-            f"correct[{index}]; what is misclassified unattacked cannot be robust"
+            f"correct[{index}]; an example that is misclassified without attack cannot be robust"
         )
 
 
@@ -290,5 +290,5 @@ def _check_values(raw: Mapping[str, _Array], norm: str, eps: float, dimensions: 
     if raw["mse"].max() > allowed * (1 + 1e-9):
         raise UserError(
             f"expected an mse of at most {allowed:.4g} ({norm}, eps {eps:g}, {dimensions} values "
-            f"an image), got {raw['mse'].max():.4g}; give the threat that was judged in"
+            f"an image), got {raw['mse'].max():.4g}; give the threat of the evaluation"
         )

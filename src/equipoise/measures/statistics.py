@@ -1,4 +1,4 @@
-"""What is measured of verdicts and perturbations."""
+"""Intervals, tests, fronts and areas."""
 
 import math
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ class Discordance:
     """On how many of the same images two models differ.
 
     Arguments:
-        only_first: How many only the first one gets right.
-        only_second: How many only the second one gets right.
-        p: The probability of a split at least as uneven, if neither were better.
+        only_first: How many images only the first model classifies correctly.
+        only_second: How many images only the second model classifies correctly.
+        p: The probability of a split at least as uneven, if the models were equally good.
     """
 
     only_first: int
@@ -32,8 +32,8 @@ def interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, f
         True
 
     Arguments:
-        successes: How many of them.
-        n: How many in all; of none nothing is known: (0, 1).
+        successes: The number of successes.
+        n: The number of trials; for 0 the interval is (0, 1).
         confidence: The least probability with which the interval covers the truth.
 
     References:
@@ -51,10 +51,10 @@ def interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, f
 
 
 def would_be_found(claims: int, looked_at: int, confidence: float = 0.95) -> int:
-    r"""Return the least number of false claims of which a look at some would have met one.
+    r"""Return the least number of false claims that a check of some claims would have detected.
 
-    The claims that are looked at are drawn without putting any back: of :math:`D` false ones
-    none is met with the hypergeometric probability
+    The checked claims are drawn without replacement: of :math:`D` false claims none is drawn with
+    the hypergeometric probability
     :math:`\binom{M - D}{N} / \binom{M}{N}`.
 
     Example:
@@ -62,12 +62,12 @@ def would_be_found(claims: int, looked_at: int, confidence: float = 0.95) -> int
         486
 
     Arguments:
-        claims: How many claims there are, M.
-        looked_at: How many of them are looked at, N, drawn at random.
-        confidence: The least probability with which a false one would have been met.
+        claims: The number of claims, M.
+        looked_at: The number of checked claims, N, drawn at random.
+        confidence: The least probability that a false claim is drawn.
 
     Returns:
-        The number D; one more than there are claims if none was looked at.
+        The number D; M + 1 if no claim was checked.
     """
     missed = 1.0
     for false in range(1, claims + 1):
@@ -80,17 +80,17 @@ def would_be_found(claims: int, looked_at: int, confidence: float = 0.95) -> int
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> Discordance:
     """Return on how many images two models differ, with the exact two-sided test.
 
-    Images that both or neither get right say nothing of the difference. Of the others each is
-    as likely to favour the one as the other, if the models are equally good; the sum is taken
-    in whole numbers, without an approximation.
+    Images that both models or neither classify correctly are left out. If the models are equally
+    good, each other image favours either model with the same probability; the sum is taken in
+    whole numbers, without an approximation.
 
     Example:
         >>> mcnemar([True] * 6 + [False] * 4, [False] * 6 + [True, False, False, False])
         Discordance(only_first=6, only_second=1, p=0.125)
 
     Arguments:
-        a: What the first model gets right.
-        b: What the second one gets right, of the same images in the same order.
+        a: Whether the first model classifies each image correctly.
+        b: The same for the second model, on the same images in the same order.
 
     Returns:
         The counts and p, which is 1 where the models never differ.
@@ -106,10 +106,10 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> Discordance:
     if len(a) != len(b):
         raise UserError(
             f"expected verdicts on the same images, got {len(a)} and {len(b)}; "
-            "judge both models on the same ones"
+            "evaluate both models on the same images"
         )
-    first = sum(bool(one) and not other for one, other in zip(a, b, strict=True))
-    second = sum(bool(other) and not one for one, other in zip(a, b, strict=True))
+    first = sum(bool(x) and not y for x, y in zip(a, b, strict=True))
+    second = sum(bool(y) and not x for x, y in zip(a, b, strict=True))
     n = first + second
     tail = term = 1
     for k in range(min(first, second)):
@@ -119,7 +119,7 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> Discordance:
 
 
 def front(points: Sequence[Point]) -> list[int]:
-    """Return which points no other one dominates, both coordinates maximised.
+    """Return which points no other point dominates, both coordinates maximised.
 
     A point dominates another if it is at least as good in both and better in one; of equal points
     none dominates the other, so all are kept.

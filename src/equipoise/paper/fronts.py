@@ -9,17 +9,8 @@ import numpy as np
 import pandas as pd
 
 from equipoise.errors import UserError
-from equipoise.paper import figures
-from equipoise.paper.measures import (
-    Pair,
-    Rows,
-    area,
-    both_accuracies,
-    group,
-    pairs_of,
-    points,
-    resampled,
-)
+from equipoise.paper import figures, measures
+from equipoise.paper.measures import Pair, Rows, group
 from equipoise.paper.prose import prose, seeds_text
 from equipoise.paper.results import PanelInfo
 from equipoise.paper.tables import AREA, Line, mean_cell, spread_cell, table
@@ -48,7 +39,7 @@ Families = Mapping[str, Rows]
 
 def families(rows: Rows) -> dict[str, Rows]:
     """Return the models of each family with their ``place``: the value of its setting."""
-    models, by_family = points(rows), {}
+    models, by_family = measures.points(rows), {}
     for name, (pattern, setting, _, _) in FAMILIES.items():
         chosen = models[[fnmatchcase(entry, pattern) for entry in models["entry"]]]
         if len(chosen):
@@ -102,12 +93,12 @@ def differences(one_run: Rows, rival: Rows, classes: int) -> pd.DataFrame:
     gaps = []
     for seed in sorted({*seeds} & {*rival_seeds}):
         pair = seeds[seed], rival_seeds[seed]
-        areas = [area(pairs_of(models), classes) for models in pair]
+        areas = [measures.area(measures.pairs_of(models), classes) for models in pair]
         low = high = None
         if len({n for models in pair for n in models["n"]}) == 1:
-            drawn = (resampled(models, _RESAMPLES).tolist() for models in pair)
-            a, b = (np.array([area(map(tuple, some), classes) for some in each]) for each in drawn)
-            low, high = np.quantile(a - b, (0.025, 0.975)).tolist()
+            drawn = (measures.resampled(models, _RESAMPLES).tolist() for models in pair)
+            a, b = ([measures.area(map(tuple, p), classes) for p in each] for each in drawn)
+            low, high = np.quantile(np.array(a) - np.array(b), (0.025, 0.975)).tolist()
         spent, rival_spent = map(cost, pair)
         share = spent / rival_spent if spent is not None and rival_spent else None
         gaps.append((seed, areas[0] - areas[1], low, high, share))
@@ -158,7 +149,9 @@ def _areas(by_family: Families, panel: PanelInfo, name: str) -> Table:
     lines, data = list[Line](), list[tuple[Any, ...]]()
     for family, models in by_family.items():
         seeds = complete(models)
-        areas = [area(pairs_of(of_seed), panel.classes) for of_seed in seeds.values()]
+        areas = [
+            measures.area(measures.pairs_of(of_seed), panel.classes) for of_seed in seeds.values()
+        ]
         trained = [of_seed["entry"].nunique() for of_seed in seeds.values()]
         counts = [len(of_seed) for of_seed in seeds.values()]
         spent = [cost(of_seed) for of_seed in seeds.values()]
@@ -185,7 +178,7 @@ def _points(by_family: Families, rows: Rows, panel: PanelInfo, name: str) -> Tab
         for place, at_place in sorted(group(models, "place").items()):
             made_with = f"{symbol} = {place:g}" if setting else ""
             keys = ["panel", "entry", "seed", "weights", "eps"]
-            both = both_accuracies(rows.merge(at_place[keys], on=keys))
+            both = measures.both_accuracies(rows.merge(at_place[keys], on=keys))
             line: Line = {"family": family, "made with": made_with}
             line["seeds"] = seeds_text(at_place["seed"], panel.seeds)
             clean, attacked = map(spread_cell, both)

@@ -2,18 +2,8 @@
 
 from collections.abc import Mapping
 
-from equipoise.paper import figures
-from equipoise.paper.measures import (
-    Accuracies,
-    Pair,
-    Rows,
-    area,
-    average,
-    group,
-    mean_pair,
-    pairs_of,
-    points,
-)
+from equipoise.paper import figures, measures
+from equipoise.paper.measures import Accuracies, Pair, Rows, group
 from equipoise.paper.prose import prose
 from equipoise.paper.results import PanelInfo
 from equipoise.paper.tables import AREA, Line, mean_cell, percent_cell, table
@@ -31,7 +21,7 @@ def lines(rows: Rows, kind: str) -> dict[str, Rows]:
     Along ``training`` they are the snapshots and the model of the last round, at their rounds;
     along ``gamma`` the mixes of two learners.
     """
-    models = points(rows)
+    models = measures.points(rows)
     kept_last = models["settings"].map(lambda settings: settings.get("keep") == "last")
     last = (models["weights"] == "model") & kept_last.astype(bool)
     rounds = models["round"].astype(float).fillna(models["rounds"].astype(float).where(last))
@@ -56,7 +46,9 @@ def line(models: Rows) -> Rows:
 
 def line_means(models: Rows) -> dict[float, Pair]:
     """Return by place the mean (clean, robust) accuracy over the seeds."""
-    return {place: mean_pair(some) for place, some in sorted(group(models, "place").items())}
+    return {
+        place: measures.mean_pair(some) for place, some in sorted(group(models, "place").items())
+    }
 
 
 def line_gaps(by_entry: Mapping[str, Rows], entry: str) -> dict[str, Gaps]:
@@ -73,7 +65,7 @@ def line_gaps(by_entry: Mapping[str, Rows], entry: str) -> dict[str, Gaps]:
     for other in others:
         seeds = [group(by_entry[name], "seed") for name in (entry, other)]
         for seed in sorted({*seeds[0]} & {*seeds[1]}):
-            pair = [pairs_of(of_entry[seed]) for of_entry in seeds]
+            pair = [measures.pairs_of(of_entry[seed]) for of_entry in seeds]
             level = min(max(robust for _, robust in line) for line in pair)
             best = [max(clean for clean, robust in line if robust >= level) for line in pair]
             gaps.setdefault(other, []).append((level, best[0] - best[1]))
@@ -133,10 +125,12 @@ def _areas(every: Lines, panel: PanelInfo, name: str) -> Table:
     lines, data = list[Line](), []
     for (kind, entry), models in every.items():
         seeds, count = group(models, "seed"), models["place"].nunique()
-        areas = [area(pairs_of(of_seed), panel.classes) for of_seed in seeds.values()]
+        areas = [
+            measures.area(measures.pairs_of(of_seed), panel.classes) for of_seed in seeds.values()
+        ]
         cells = {"points": Cell(str(count), count), "area": mean_cell(areas, AREA, span=True)}
         lines.append({"entry": entry, "along": kind, **cells})
-        ends = (average(areas), min(areas), max(areas))
+        ends = (measures.average(areas), min(areas), max(areas))
         data.append((entry, kind, count, " ".join(map(str, seeds)), *ends))
     head = "entry along points seeds area lowest highest"
     title, note = f"Area below each line, {panel.title}", prose("area_note", classes=panel.classes)

@@ -75,11 +75,11 @@ def _sentences(finding: Finding) -> str:
 
 
 def _cost(run: RunData, evaluation: Evaluation) -> dict[str, str]:
-    used = evaluation.versions.get("command")
+    used, memory = evaluation.versions.get("command"), evaluation.memory / 2**20
     facts = {
         "Distances": _distances(evaluation),
         **_work(evaluation),
-        "Peak memory": _size(evaluation.memory),
+        "Peak memory": f"{memory:,.0f}\u00a0MiB" if memory >= 1 else "",
         "Device": str(evaluation.versions.get("device") or ""),
         "Command": f"`{used}`" if used else "",
         "Check it again": f"`{command('verify', run.path)}`",
@@ -112,14 +112,6 @@ def _distances(evaluation: Evaluation) -> str:
         f"of {count(len(far))} {images}: median {np.median(far):.4g}, largest {far.max():.4g} "
         f"({threat_text(*evaluation.threat)})"
     )
-
-
-def _size(memory: int) -> str:
-    mebibytes = memory / 2**20
-    if mebibytes < 1:
-        return ""
-    many = mebibytes >= 10 * 1024
-    return f"{mebibytes / 1024:.1f}\u00a0GiB" if many else f"{mebibytes:.0f}\u00a0MiB"
 
 
 # Cautions

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -16,7 +16,7 @@ from equipoise.report.content import Figure, Key, Picture
 from equipoise.report.palette import GLOBAL, LEARNERS, Palette, Style, style_of
 from equipoise.report.pictures import STEPS, axes_at, blank, line
 from equipoise.report.results import CLEAN, WORST, EvaluatedRun, judged_alike, rows_of, sweep
-from equipoise.report.runs_reader import Round, RunData
+from equipoise.report.runs_reader import RunData
 from equipoise.report.stages import ATTACKED_KEY, CLEAN_KEY, accuracy_bars
 from equipoise.store.records import Record
 
@@ -46,23 +46,21 @@ _WIDE, _HIGH, _LEFT = 360.0, 232.0, 44.0  # points, of a curve
 _SIDE, _TALL = 400.0, 270.0  # points, of a figure at the top
 _NAMED = 12  # runs; of more, only the legend has the names
 _STRIP = 16.0  # the height of the strip of weights
-_Line = tuple[Style, Callable[[Round], Mapping[str, float]]]
+_Line = tuple[Style, Sequence[Mapping[str, float]]]
 
 
 def _lines(run: RunData) -> dict[str, _Line]:
-    """Return the style of each learner and of the global model, and their values in a round."""
+    """Return the style of each learner and of the global model, and their values by round."""
     more = (style_of("", place) for place in itertools.count(2))
-    lines: dict[str, _Line] = {}
-    for name in run.learners:
-
-        def learner(r: Round, name: str = name) -> Mapping[str, float]:
-            return r.learners.get(name, {})
-
-        lines[name] = (LEARNERS.get(name) or next(more), learner)
+    lines: dict[str, _Line] = {
+        name: (LEARNERS.get(name) or next(more), [r.learners.get(name, {}) for r in run.rounds])
+        for name in run.learners
+    }
     # With one learner the global model is another model only if it is an average.
     only = [next(iter(r.learners.values())) if len(r.learners) == 1 else {} for r in run.rounds]
     if any(set(r.merged.items()) - set(o.items()) for r, o in zip(run.rounds, only, strict=True)):
-        lines["average" if len(run.learners) == 1 else "global"] = (GLOBAL, lambda r: r.merged)
+        name = "average" if len(run.learners) == 1 else "global"
+        lines[name] = GLOBAL, [r.merged for r in run.rounds]
     return lines
 
 
@@ -90,14 +88,12 @@ def _curve_panel(
     run: RunData, lines: Mapping[str, _Line], title: str, key: str, identity: str
 ) -> Picture | None:
     rounds = [r.number for r in run.rounds]
-    values = {
-        name: [read(r).get(key, math.nan) for r in run.rounds] for name, (_, read) in lines.items()
-    }
+    values = {name: [v.get(key, math.nan) for v in every] for name, (_, every) in lines.items()}
     values = {name: v for name, v in values.items() if not all(map(math.isnan, v))}
     if not values:
         return None
     accuracy = key.endswith("accuracy")
-    known = [v for series in values.values() for v in series if not math.isnan(v)]
+    numbers = [v for series in values.values() for v in series if not math.isnan(v)]
 
     def draw(palette: Palette) -> Canvas:
         canvas = blank(palette, _WIDE, _HIGH)
@@ -106,13 +102,13 @@ def _curve_panel(
         axes = axes_at(canvas, palette, place, size=11)
         for name, series in values.items():
             line(axes, palette, rounds, series, lines[name][0], markers=len(rounds) <= 16)
-        _set_scale(axes, known, accuracy)
+        _set_scale(axes, numbers, accuracy)
         _moments(axes, palette, run)
         bottom = _strip(canvas, palette, run, lines) if _has_strip(run) else axes
         _round_axis(axes, bottom, run)
         return canvas
 
-    heading = title if accuracy or not _far_apart(known) else f"{title} (log scale)"
+    heading = title if accuracy or not _far_apart(numbers) else f"{title} (log scale)"
     return Picture(f"{identity}-{key}", heading, draw, _spoken(title, values, accuracy))
 
 

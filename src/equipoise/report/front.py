@@ -96,7 +96,7 @@ def _named(record: FrontRecord) -> tuple[list[tuple[float, float]], list[str]]:
 
 
 def _near(record: FrontRecord) -> list[Point]:
-    """Return the other runs that are drawn: one far less robust would leave the front no room."""
+    """Return the other runs that are drawn: not those that are far less robust than the front."""
     least = min((point.robust_accuracy for point in record.points), default=0.0)
     return [other for other in record.others if 2 * other.robust_accuracy >= least]
 

@@ -4,6 +4,7 @@ Files are opened lazily and only the images that are shown are read.
 """
 
 import base64
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -24,7 +25,7 @@ from equipoise.store.sealed import read_arrays
 from equipoise.store.verdicts import UNREADABLE, Evaluation, read
 
 FOOLED, ROBUST, EXTREME = 8, 4, 8  # images
-_KNOWN = {  # of each image
+_READ = {  # of each image
     *("y", "clean_prediction", "adversarial_prediction"),
     *("margin", "distance", "broken_by"),
 }
@@ -45,11 +46,11 @@ def gallery(run: RunData, threat: Threat | None) -> Section | str | None:
     best = max(run.evaluations, key=lambda evaluation: _rank(evaluation, threat))
     try:
         judged = read(best.path).verdicts
-        known = {"correct": judged.correct, "robust": judged.robust}
-        known |= read_arrays(best.path, lambda name: name in _KNOWN)[1]
+        values = {"correct": judged.correct, "robust": judged.robust}
+        values |= read_arrays(best.path, lambda name: name in _READ)[1]
         with safe_open(str(best.path), framework="np") as file:
             return _gallery(
-                run.name, _Stored(best, known, file, best.verdicts.classes or run.classes)
+                run.name, _Stored(best, values, file, best.verdicts.classes or run.classes)
             )
     except UNREADABLE as error:
         return f"The stored images could not be read ({reason(error)}); evaluate the run again."
@@ -63,10 +64,10 @@ def _rank(evaluation: Evaluation, wanted: Threat | None) -> tuple[object, ...]:
 
 @dataclass(frozen=True)
 class _Stored:
-    """An evaluation, what is known of each of its images, and the open file of the images."""
+    """An evaluation, the stored values of each of its images, and their open file."""
 
     evaluation: Evaluation
-    known: Mapping[str, NDArray[Any]]
+    values: Mapping[str, NDArray[Any]]
     file: Any
     classes: Sequence[str]
 
@@ -79,34 +80,34 @@ class _Stored:
         return self.image("x_adv", index) - self.image("x", index)
 
     def label(self, key: str, index: int) -> str:
-        label = int(self.known[key][index])
+        label = int(self.values[key][index])
         return self.classes[label] if 0 <= label < len(self.classes) else f"class {label}"
 
 
 # Which images
 
 
-def _rules(known: Mapping[str, NDArray[Any]], share: int) -> tuple[list[Rule], list[Rule]]:
+def _rules(values: Mapping[str, NDArray[Any]], share: int) -> tuple[list[Rule], list[Rule]]:
     """Return the typical and the extreme images; ``share`` divides how many are shown."""
-    y, correct, robust = known["y"], known["correct"], known["robust"]
-    margin = np.nan_to_num(known["margin"], nan=-np.inf, posinf=np.inf)
+    y, correct, robust = values["y"], values["correct"], values["robust"]
+    margin = np.nan_to_num(values["margin"], nan=-np.inf, posinf=np.inf)
     fooled, few = correct & ~robust, EXTREME // share**2
     typical = [
         _typical("Fooled", y, fooled, FOOLED // share),
         _typical("Robust", y, correct & robust, ROBUST // share),
     ]
-    extreme = [*_ends(np.flatnonzero(fooled), margin, known["broken_by"], few)]
+    extreme = [*_ends(np.flatnonzero(fooled), margin, values["broken_by"], few)]
     return typical, [*extreme, *_nearly(np.flatnonzero(correct & robust), margin, few)]
 
 
 def _typical(name: str, y: NDArray[Any], mask: NDArray[np.bool_], most: int) -> Rule:
     """Take the first of every class, then the second of every class, and so on."""
-    turns: dict[int, int] = {}
+    turns = Counter[int]()
     order: list[tuple[int, int, int]] = []
     for index in np.flatnonzero(mask):
         label = int(y[index])
-        turns[label] = turns.get(label, -1) + 1
         order.append((turns[label], label, int(index)))
+        turns[label] += 1
     indices = [index for _, _, index in sorted(order)[:most]]
     shown = f", {len(indices)} shown" if 0 < len(indices) < len(order) else ""
     rule = "The first image of every class in turn, in the order in which they were evaluated."
@@ -137,7 +138,7 @@ def _nearly(where: NDArray[np.intp], margin: NDArray[np.float64], most: int) -> 
         yield "Nearly fooled", number, rule, [*map(int, order)]
 
 
-# What is shown of them
+# Cards
 
 
 def attack_names(keys: Sequence[str]) -> tuple[str, ...]:
@@ -151,16 +152,16 @@ def attack_names(keys: Sequence[str]) -> tuple[str, ...]:
 def _gallery(name: str, stored: _Stored) -> Section:
     evaluation = stored.evaluation
     _, channels, height, width = stored.file.get_slice("x").get_shape()
-    typical, extreme = _rules(stored.known, 2 if max(height, width) > LARGE else 1)
+    typical, extreme = _rules(stored.values, 2 if max(height, width) > LARGE else 1)
     scale = _scale(stored, [i for rule in (*typical, *extreme) for i in rule[3]])
     attacks = attack_names([*evaluation.verdicts.outcomes])
 
     def groups(rules: Sequence[Rule]) -> list[Section]:
-        made = []
+        sections = []
         for title, number, rule, indices in rules:
             cards = tuple(_card(stored, i, attacks, scale, (width, height)) for i in indices)
-            made.append(Section(title, [rule, cards] if cards else ["None."], small=number))
-        return made
+            sections.append(Section(title, [rule, cards] if cards else ["None."], small=number))
+        return sections
 
     colours = "red is brighter, blue darker" if channels == 1 else "grey is no change"
     text = (
@@ -196,7 +197,7 @@ def _card(
 def _note(stored: _Stored, index: int, attacks: Sequence[str]) -> str:
     """Return which attack fooled the model first, how far the image is and by how much."""
     margin, distance, by = (
-        stored.known[key][index] for key in ("margin", "distance", "broken_by")
+        stored.values[key][index] for key in ("margin", "distance", "broken_by")
     )
     if margin == np.inf:
         return "no perturbed image was found"

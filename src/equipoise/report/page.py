@@ -202,17 +202,17 @@ _EYE = "Chosen by a rule, not by eye. The class that the model predicts is below
 
 
 def _scores(runs: Sequence[RunData]) -> Section:
-    """Return the composite scores of all evaluations that have one, a row a radius."""
+    """Return the composite scores of all evaluations that have a score, a row a radius."""
     rows, blocks = [], list[Block]()
     for run in runs:
-        known = scores(run.evaluations)
+        by_name = scores(run.evaluations)
         for each in sorted(run.evaluations, key=lambda e: (e.threat, -e.n)):
-            if each.name in known:
-                texts = score_texts(known[each.name]).values()
+            if each.name in by_name:
+                texts = score_texts(by_name[each.name]).values()
                 where = wording.threat_text(*each.threat)
                 images = wording.images_text(each.n, each.sample)
                 rows.append((Cell(run.name, small=images), Cell(where), *map(Cell, texts)))
-        if not known:
+        if not by_name:
             again = f"`{command('evaluate', run.path, '--cmmr')}`"
             blocks.append(f"{run.name} has no score; measure its distortions with {again}.")
     heads = ("run", "threat", *SCORE_COLUMNS)
@@ -225,7 +225,7 @@ _CMMR = (
     f"CMMR ({VERSION}) = A + {WEIGHT:g} S D: the accuracy A under attack, the share S of images "
     "that are classified correctly and fooled, and how much distortion D that took, the mean of "
     "four parts. All are between 0 and 1. An image that is fooled at a small radius counts with "
-    "its distortion there at every larger one."
+    "its distortion there at every larger radius."
 )
 
 

@@ -5,14 +5,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours to draw with.
+    """Colours: of text (``ink``), axes (``muted``), grids (``faint``), lines (``series``).
 
-    Arguments:
-        ink: Of text and the main lines.
-        muted: Of axes and secondary lines.
-        faint: Of grids.
-        series: Of lines.
-        paper: The background; None where the page has its own.
+    ``paper`` is the background; None where the page has its own.
     """
 
     ink: str
@@ -40,13 +35,9 @@ FILE = Palette(
 
 @dataclass(frozen=True)
 class Style:
-    """How a line is drawn.
+    """How a line is drawn; ``dashes`` are lengths of dashes and gaps, empty for a solid line.
 
-    Arguments:
-        colour: A place in the series of the palette, or ``ink`` or ``muted``.
-        dashes: Lengths of dashes and gaps; empty: a solid line.
-        marker: The marker of its points.
-        width: Its width in points.
+    ``colour`` is a place in the series of the palette, or ``ink`` or ``muted``.
     """
 
     colour: int | str

@@ -72,7 +72,7 @@ def axes_in(
 
 
 def settle(canvas: Canvas) -> None:
-    """Arrange the axes for good, so that labels can be put beside points."""
+    """Fix the places of the axes, so that labels can be put next to points."""
     FigureCanvasAgg(canvas)
     with matplotlib.rc_context(DRAWING):
         canvas.draw_without_rendering()
@@ -115,7 +115,7 @@ def line(
     *,
     markers: bool = True,
 ) -> None:
-    """Draw one line, with its points marked where that is wanted."""
+    """Draw a line, with markers at its points if ``markers`` is true."""
     colour = style.of(palette)
     (drawn,) = axes.plot(x, y, color=colour, linewidth=style.width, clip_on=False, zorder=3)
     if style.dashes:

@@ -44,7 +44,7 @@ class EvaluatedRun:
 
     @property
     def images(self) -> tuple[int, str]:
-        """What is the same for evaluations of the same images: their number and checksum."""
+        """The number and the checksum of the images."""
         sample = self.evaluation.sample
         return self.evaluation.n, sample.sha256 if sample else ""
 
@@ -107,7 +107,7 @@ def result_sections(runs: Sequence[RunData]) -> list[Section]:
             record_table("attacks", row.run.name, RESULT_COLUMNS, [*row.records.values()])
             for row in rows
         ]
-        each = [Section(made.title, [made]) for made in attacks]
+        each = [Section(table.title, [table]) for table in attacks]
         folded = Section("Each attack of each run", each, folded=True)
         blocks: list[Block] = [_table(title, rows), *(notes if notes != before else []), folded]
         before = notes
@@ -196,7 +196,7 @@ def _worst_of(rows: Sequence[EvaluatedRun]) -> list[str]:
         listed = "; or ".join(join(attacks) for attacks in sets)
         return [f"The worst case is not over the same attacks in every row: {listed}."]
     return [
-        f"The worst case counts an image as correct only if every one of {join(attacks)} failed."
+        f"The worst case counts an image as correct only if it is so under all of {join(attacks)}."
         for attacks in sets
     ]
 
@@ -216,8 +216,8 @@ def fold_others(name: str, sections: Sequence[Section]) -> list[Section]:
 def headline_rows(runs: Sequence[RunData]) -> dict[str, EvaluatedRun]:
     """Return the evaluation of each run for the headline: at the radius of its training.
 
-    Without one there it is at the largest radius, in the norm of its training if there is any, on
-    as many images as there are: never at a smaller one.
+    If there is none, it is the evaluation at the largest radius with the most images, in the norm
+    of the training if possible.
     """
     rows = {run.name: rows_of(run) for run in runs}
     return {name: max(of_run, key=_rank) for name, of_run in rows.items() if of_run}
@@ -243,7 +243,7 @@ def headline(rows: Sequence[EvaluatedRun]) -> list[str]:
 def best(rows: Sequence[EvaluatedRun]) -> list[str]:
     """Return which of many runs have the highest accuracy under attack and on clean images.
 
-    Only runs that were judged like the first one are compared.
+    Only runs that were evaluated like the first run are compared.
     """
     alike, sentences = judged_alike(rows), []
     for where, key in (("under attack", "attacked"), ("on clean images", "clean")):
@@ -258,7 +258,7 @@ def best(rows: Sequence[EvaluatedRun]) -> list[str]:
 
 
 def judged_alike(rows: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
-    """Return the rows with the threat, the images and the attacks of the first one."""
+    """Return the rows with the threat, the images and the attacks of the first row."""
 
     def terms(row: EvaluatedRun) -> tuple[object, ...]:
         judge = row.attacked

@@ -57,8 +57,8 @@ def _section(row: EvaluatedRun, records: Records, ensemble: Record, identity: st
 
 def _table(title: str, run: str, ensemble: Record) -> Table:
     total = replace(ensemble, attack=title, entered=ensemble.stages[0].entered)
-    made = record_table("stages", f"Stages of {title}, {run}", STAGE_COLUMNS, ensemble.stages)
-    return replace(made, foot=record_table("", "", STAGE_COLUMNS, [total]).rows[0])
+    table = record_table("stages", f"Stages of {title}, {run}", STAGE_COLUMNS, ensemble.stages)
+    return replace(table, foot=record_table("", "", STAGE_COLUMNS, [total]).rows[0])
 
 
 def _remarks(row: EvaluatedRun, ensemble: Record, interrupted: bool) -> Iterator[str]:
@@ -126,7 +126,12 @@ def _figure(
 
 def _stage_bars(n: int, records: Records, ensemble: Record) -> list[Bar]:
     """Return the bars of accuracy: clean, each attack alone, and all of them together."""
-    alone = list(_alone(n, records, ensemble))
+    names = [stage_name(records, ensemble, stage) for stage in ensemble.stages]
+    single = (r for r in records.values() if r.attack not in (CLEAN, WORST, *names))
+    alone = [(r.attack, r.accuracy, r.interval) for r in single if not r.stages]
+    for name, stage in zip(names, ensemble.stages, strict=True):
+        if stage.alone is not None:
+            alone.append((name, stage.alone, interval(round(stage.alone * n), n)))
     least = min((accuracy for _, accuracy, _ in alone), default=0.0)
     several = len(alone) > 1
     rows = [
@@ -136,20 +141,6 @@ def _stage_bars(n: int, records: Records, ensemble: Record) -> list[Bar]:
     if CLEAN in records:
         rows.insert(0, _bar(records[CLEAN]))
     return rows + [_bar(record) for record in _together(records, ensemble) if record.entire]
-
-
-def _alone(
-    n: int, records: Records, ensemble: Record
-) -> Iterator[tuple[str, float, tuple[float, float] | None]]:
-    """Yield name, accuracy and interval of every single attack whose accuracy alone is known."""
-    names = [stage_name(records, ensemble, stage) for stage in ensemble.stages]
-    for record in records.values():
-        single = record.attack not in (CLEAN, WORST, *names) and not record.stages
-        if single:
-            yield record.attack, record.accuracy, record.interval
-    for name, stage in zip(names, ensemble.stages, strict=True):
-        if stage.alone is not None:
-            yield name, stage.alone, interval(round(stage.alone * n), n)
 
 
 def _together(records: Records, ensemble: Record) -> list[Record]:
