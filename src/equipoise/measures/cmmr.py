@@ -15,6 +15,8 @@ fooled, and the mean :math:`D` of :math:`q` over those. docs/cmmr.md gives the r
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import numpy as np
@@ -100,13 +102,8 @@ def score_texts(content: Mapping[str, Any]) -> dict[str, str]:
     Arguments:
         content: The score, as :meth:`Parts.to_dict` has it.
     """
-    texts = {}
-    for head, place in SCORE_COLUMNS.items():
-        value: Any = content
-        for key in place:
-            value = value[key]
-        texts[head] = "–" if value is None else f"{value:.3f}"
-    return texts
+    values = {head: reduce(getitem, place, content) for head, place in SCORE_COLUMNS.items()}
+    return {head: "–" if value is None else f"{value:.3f}" for head, value in values.items()}
 
 
 def score(accuracy: float, success: float, distortion: float | None) -> float:

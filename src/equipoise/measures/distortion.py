@@ -1,7 +1,8 @@
 r"""How far an adversarial example is from its image: one value an example, in float64.
 
-All take images :math:`x` and :math:`x'` in [0, 1] with shape (B, C, H, W) and return values with
-shape (B,); no example's value depends on another's.
+All take images :math:`x` and their adversarial examples :math:`x'`, in [0, 1] and with shape
+(B, C, H, W), and return values with shape (B,); the value of an example does not depend on the
+other examples. They raise a ``UserError`` if the shapes differ or are not (B, C, H, W).
 """
 
 from collections.abc import Callable
@@ -36,13 +37,6 @@ def ssim(x: Tensor, x_adv: Tensor) -> Tensor:
         >>> ssim(image, image)
         tensor([1., 1.], dtype=torch.float64)
 
-    Arguments:
-        x: The images.
-        x_adv: The adversarial examples.
-
-    Raises:
-        UserError: If the shapes differ or are not (B, C, H, W).
-
     References:
         | Image Quality Assessment: From Error Visibility to Structural Similarity
         | (Wang et al., 2004)
@@ -62,15 +56,7 @@ def ssim(x: Tensor, x_adv: Tensor) -> Tensor:
 
 
 def mse(x: Tensor, x_adv: Tensor) -> Tensor:
-    r"""Return the mean square of the change, :math:`\|x' - x\|_2^2 / d`.
-
-    Arguments:
-        x: The images, each of :math:`d` values.
-        x_adv: The adversarial examples.
-
-    Raises:
-        UserError: If the shapes differ or are not (B, C, H, W).
-    """
+    r"""Return the mean square of the change of :math:`d` values, :math:`\|x' - x\|_2^2 / d`."""
     x, x_adv = _pair(x, x_adv)
     return (x_adv - x).square().flatten(1).mean(1)
 
@@ -78,14 +64,7 @@ def mse(x: Tensor, x_adv: Tensor) -> Tensor:
 def ald2(x: Tensor, x_adv: Tensor) -> Tensor:
     r"""Return the change as a part of the image, :math:`\|x' - x\|_2 / \|x\|_2`.
 
-    An image that is black all over has no length: its value is 0 if it is unchanged, else 1.
-
-    Arguments:
-        x: The images.
-        x_adv: The adversarial examples.
-
-    Raises:
-        UserError: If the shapes differ or are not (B, C, H, W).
+    A black image has the length 0: its value is 0 if it is unchanged, else 1.
 
     References:
         | DEEPSEC: A Uniform Platform for Security Analysis of Deep Learning Model (Ling et al.,
@@ -103,12 +82,7 @@ def ald2(x: Tensor, x_adv: Tensor) -> Tensor:
 def psnr(x: Tensor, x_adv: Tensor) -> Tensor:
     r"""Return the ratio of the largest value to the change, :math:`10 \log_{10} (1 / MSE)`, in dB.
 
-    Arguments:
-        x: The images.
-        x_adv: The adversarial examples; of equal images the ratio is infinite.
-
-    Raises:
-        UserError: If the shapes differ or are not (B, C, H, W).
+    For equal images it is infinite.
     """
     return -10 * mse(x, x_adv).log10()
 
@@ -128,10 +102,7 @@ def measured(x: Tensor, x_adv: Tensor, batch_size: int = 500) -> dict[str, Tenso
     Arguments:
         x: The images.
         x_adv: The adversarial examples.
-        batch_size: How many images are measured together: memory, not results.
-
-    Raises:
-        UserError: If the shapes differ or are not (B, C, H, W).
+        batch_size: The number of images measured together; it changes the memory, not the values.
     """
     batches = [slice(start, start + batch_size) for start in range(0, len(x), batch_size)]
     return {

@@ -74,10 +74,14 @@ def _wanted(behind: Sequence[str], ahead: Sequence[str]) -> dict[str, Relation]:
     return {**dict.fromkeys(behind, "behind"), **dict.fromkeys(ahead, "ahead")}
 
 
-def _within(gap: float, width: float) -> Relation:
-    if abs(gap) <= width:
+def _beyond_noise(gap: tuple[float, float] | None) -> Relation:
+    """Return how an entry stands to another, by a difference and its noise."""
+    if gap is None:
+        return "unknown"
+    difference, width = gap
+    if abs(difference) <= width:
         return "level"
-    return "ahead" if gap > 0 else "behind"
+    return "ahead" if difference > 0 else "behind"
 
 
 def _strongest(rows: Rows) -> dict[Any, Rows]:
@@ -133,7 +137,7 @@ def _equal_robustness(_panel: PanelInfo, rows: Rows, entry: str, others: Sequenc
         width = measures.Accuracies(tuple(highest), min(hero["n"])).half_width
         signs = {np.sign(gap) for _, gap in gaps[other]}
         level, gap = map(average, zip(*gaps[other], strict=True))
-        pairs.append((_within(gap, width) if len(signs) == 1 else "level", "ahead"))
+        pairs.append((_beyond_noise((gap, width)) if len(signs) == 1 else "level", "ahead"))
         shown[other] = gap, level, width
     return decide(pairs), prose("equal_robustness", entry=entry, shown=shown, others=others)
 
@@ -162,10 +166,6 @@ def _leads(_panel: PanelInfo, rows: Rows, ahead: Sequence[str], radii: Sequence[
         shown[wish] = {method: _gap(rows, method, measured) for method in ahead}
         pairs += [(_beyond_noise(gap), "ahead") for gap in shown[wish].values()]
     return decide(pairs), prose("leads", shown=shown)
-
-
-def _beyond_noise(gap: tuple[float, float] | None) -> Relation:
-    return _within(*gap) if gap else "unknown"
 
 
 def _gap(rows: Rows, method: str, radii: Sequence[float]) -> tuple[float, float] | None:

@@ -45,12 +45,6 @@ def _front(models: Rows | Points) -> Points:
     return best
 
 
-def _at(best: Points, levels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the robust accuracy of a front at clean accuracies that it reaches."""
-    robust: Points = np.interp(levels, best[:, 0], best[:, 1])
-    return robust
-
-
 def _gain(first: Rows | Points, second: Rows | Points) -> float:
     """Return how much more robust the first curve is at equal clean accuracy, in the mean.
 
@@ -59,14 +53,14 @@ def _gain(first: Rows | Points, second: Rows | Points) -> float:
     """
     a, b = _front(first), _front(second)
     levels = np.linspace(min(a[0, 0], b[0, 0]), min(a[-1, 0], b[-1, 0]), _LEVELS)
-    return float((_at(a, levels) - _at(b, levels)).mean())
+    return float((np.interp(levels, *a.T) - np.interp(levels, *b.T)).mean())
 
 
 def mean_curve(by_seed: Mapping[int, Rows]) -> tuple[list[float], list[float]]:
     """Return the clean accuracies that all seeds reach, and the mean robust ones there."""
     best = [_front(models) for models in by_seed.values()]
     levels = np.linspace(min(b[0, 0] for b in best), min(b[-1, 0] for b in best), _LEVELS)
-    robust = np.mean([_at(b, levels) for b in best], 0)
+    robust = np.mean([np.interp(levels, *b.T) for b in best], 0)
     return levels.tolist(), robust.tolist()
 
 

@@ -69,15 +69,14 @@ def _curve_keys(run: RunData, lines: Mapping[str, _Line]) -> tuple[Key, ...]:
         Key(f"{name} learner" if name in run.learners else name, s)
         for name, (s, _) in lines.items()
     ]
-    if run.start[0] is not None:
-        keys.append(Key(f"merging starts, t′ = {run.start[0]}", sign="start"))
-    if run.handovers:
-        keys.append(Key("hand-over", sign="handover"))
-    if run.kept_round is not None:
-        keys.append(Key(f"kept, round {run.kept_round}", sign="kept"))
-    if _has_strip(run):
-        keys.append(Key("strip: share of each learner in the global one", sign="strip"))
-    return tuple(keys)
+    t_start, kept = run.start[0], run.kept_round
+    signs = (
+        ("start", f"merging starts, t′ = {t_start}", t_start is not None),
+        ("handover", "hand-over", run.handovers),
+        ("kept", f"kept, round {kept}", kept is not None),
+        ("strip", "strip: share of each learner in the global model", _has_strip(run)),
+    )
+    return (*keys, *(Key(label, sign=sign) for sign, label, shown in signs if shown))
 
 
 def _has_strip(run: RunData) -> bool:

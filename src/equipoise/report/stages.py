@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from equipoise.measures.statistics import interval
 from equipoise.report.bars import Bar, bars
-from equipoise.report.content import Block, Figure, Key, Picture, Section, Table
+from equipoise.report.content import Block, Figure, Key, Picture, Section
 from equipoise.report.results import (
     CLEAN,
     WORST,
@@ -45,20 +45,16 @@ def stage_sections(run: RunData, shown: Threat | None, identity: str) -> list[Se
 def _section(row: EvaluatedRun, records: Records, ensemble: Record, identity: str) -> Section:
     interrupted = not (row.evaluation.finished and all(s.finished for s in ensemble.stages))
     title = ensemble_title(ensemble.attack)
-    remarks = list(_remarks(row, ensemble, interrupted))
+    heading = f"Stages of {title}, {row.run.name}"
+    table = record_table("stages", heading, STAGE_COLUMNS, ensemble.stages)
+    total = replace(ensemble, attack=title, entered=ensemble.stages[0].entered)
     blocks: list[Block] = [
         _figure(row, records, ensemble, interrupted, identity),
-        _table(title, row.run.name, ensemble),
-        *dict.fromkeys(remarks),
+        replace(table, foot=record_table("", "", STAGE_COLUMNS, [total]).rows[0]),
+        *dict.fromkeys(_remarks(row, ensemble, interrupted)),
     ]
     where = f"{title}, {threat_text(*row.evaluation.threat)}, {row.images_text}"
     return Section(row.run.name, blocks, small=where, tag="interrupted" if interrupted else "")
-
-
-def _table(title: str, run: str, ensemble: Record) -> Table:
-    total = replace(ensemble, attack=title, entered=ensemble.stages[0].entered)
-    table = record_table("stages", f"Stages of {title}, {run}", STAGE_COLUMNS, ensemble.stages)
-    return replace(table, foot=record_table("", "", STAGE_COLUMNS, [total]).rows[0])
 
 
 def _remarks(row: EvaluatedRun, ensemble: Record, interrupted: bool) -> Iterator[str]:
