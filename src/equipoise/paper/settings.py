@@ -7,6 +7,7 @@ least as clean, straight between neighbours of which none is better in both.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import median
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -98,10 +99,10 @@ def chosen_by_others(gained: pd.DataFrame) -> dict[int, tuple[str, float]]:
     gain = gained.pivot(index="entry", columns="seed", values="gain")
     shared = gain.dropna().astype(float)
     shared = pd.concat([pd.DataFrame(0.0, [DEFAULT], gain.columns), shared])
-    choices = {}
+    choices: dict[Any, tuple[str, float]] = {}
     for seed in gain.columns if len(gain.columns) > 1 else ():
         best = str(shared.drop(columns=seed).mean(axis=1).idxmax())
-        choices[int(seed)] = best, float(shared[seed][best])
+        choices[seed] = best, float(shared[seed][best])
     return choices
 
 
