@@ -1,1 +1,1 @@
-"""The benchmark: ours and others side by side, in one process, on the same work."""
+"""Benchmarks: this project and other packages on the same work, in one process."""

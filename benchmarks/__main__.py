@@ -17,23 +17,23 @@ from equipoise.errors import UserError
 from equipoise.terminal.progress import Console
 
 NAME = "python -m benchmarks"
-EPILOG = """What there is:
+EPILOG = """The benchmarks:
 
 \b
   attack    PGD() on eq.fast(model), on the model itself and in eq.evaluate, the bare
-            passes it consists of, torchattacks, foolbox
-  train     a step of A3GT: ours, and a loop as one writes it with torchattacks
+            passes of it, torchattacks, foolbox
+  train     a step of A3GT: ours, and a plain loop with torchattacks
   evaluate  standard AutoAttack: ours with and without checks, and pyautoattack;
             verdicts are compared image by image
   growth    time and memory of our PGD against batch size, images, steps, classes
             and pixels: powers, and a figure beside the file
 
 Without --what: attack and train on small-cnn and resnet-18, attack on stranger-resnet-18
-(a plain ResNet-18 of the benchmarks), and evaluate on the embedded digits; and which of
-the targets were reached. A slow machine fails nothing.
+(a plain ResNet-18 of the benchmarks), and evaluate on the embedded digits; and the
+targets that were reached. A missed target is no error.
 
-Peers that are not installed are named with the command that installs them. Peak memory
-is measured in a process of its own for each side.
+For peers that are not installed the command to install them is shown. Peak memory is
+measured in a separate process for each side.
 
 \b
   python -m benchmarks --what attack --model resnet-18 --batch-size 128
@@ -59,7 +59,7 @@ def bench(
         str | None,
         typer.Argument(
             metavar="RUN|MODEL",
-            help="With --what evaluate: the run folder whose model it is; else as --model.",
+            help="With --what evaluate: the run folder of the model; else the same as --model.",
         ),
     ] = None,
     what: Annotated[
@@ -88,20 +88,25 @@ def bench(
     ] = None,
     sides: Annotated[
         str | None,
-        _option("Those that take part besides ours, by commas; ours-float32 is one more."),
+        _option("The sides to compare with ours, separated by commas; also ours-float32."),
     ] = None,
     repeats: Annotated[int, _option("How often each side is timed.", "-n")] = 5,
     threads: Annotated[int | None, _option("Threads of a CPU; torch's choice.")] = None,
     device: Annotated[str, _option("auto, cpu or cuda.")] = "auto",
     precision: Annotated[
-        str, _option("Of our side: float32, bfloat16 or auto; peers are in float32.")
+        str, _option("Arithmetic of our side: float32, bfloat16 or auto; peers run in float32.")
     ] = "auto",
     update: Annotated[
-        str, _option("Of our training step: float32, bfloat16 or auto, as the search.")
+        str,
+        _option("Arithmetic of our training step: float32, bfloat16 or auto, that of the search."),
     ] = "float32",
-    layout: Annotated[str, _option("Of our side: channels_last, contiguous or auto.")] = "auto",
-    compile: Annotated[bool, _option("Compile our search, which takes time at first.")] = False,  # noqa: A002
-    memory: Annotated[bool, _option("Measure peak memory, in a process for each side.")] = True,
+    layout: Annotated[
+        str, _option("Layout of our side: channels_last, contiguous or auto.")
+    ] = "auto",
+    compile: Annotated[bool, _option("Compile our search; the first step takes long.")] = False,  # noqa: A002
+    memory: Annotated[
+        bool, _option("Measure peak memory, in a separate process for each side.")
+    ] = True,
     seed: Annotated[int, _option("Seed of weights, images and attacks.")] = 0,
     trust: Trust = False,
     data_dir: DataDir = None,
@@ -112,20 +117,20 @@ def bench(
     own_file: Annotated[
         Path | None,
         _option(
-            "A Python file of your own, run first: it may add networks to the table.",
+            "A Python file that is run first: it may add networks.",
             "--import",
             envvar=plugins.VARIABLE,
         ),
     ] = None,
     memory_of: Annotated[
-        str | None, _option("An order, for such a process.", "--memory-of", hidden=True)
+        str | None, _option("Measure the memory of one side.", "--memory-of", hidden=True)
     ] = None,
 ) -> None:
-    """Time ours and others side by side, on the same work, in one process.
+    """Time this project and other packages on the same work, in one process.
 
-    The sides take turns, on the same model, images, labels, steps, batches and threads, each
-    after a run that is not timed. Shown are medians with their range, and ratios to ours pair by
-    pair. Ctrl-C keeps what was measured.
+    The sides run in turn, on the same model, images, labels, steps, batches and threads, each
+    after a run that is not timed. The tables have medians with their range, and ratios to ours
+    pair by pair. Ctrl-C keeps the results so far.
     """
     if own_file is not None:
         plugins.run(own_file)
@@ -181,7 +186,7 @@ def bench(
 
 
 def _run_or_model(subject: str | None, model: str | None) -> tuple[str | None, str | None]:
-    """Return the run folder and the network that are named, by position or by --model."""
+    """Return the run folder and the network, given by position or by --model."""
     from benchmarks.case import MODELS
 
     if subject is None or subject not in MODELS or Path(subject).is_dir():
@@ -192,7 +197,7 @@ def _run_or_model(subject: str | None, model: str | None) -> tuple[str | None, s
 
 
 def _radius(text: str | None) -> float | None:
-    """Return the one radius that an option names."""
+    """Return the radius in an option."""
     from equipoise.parsing import numbers
 
     if text is None:

@@ -16,11 +16,11 @@ from torch.nn import functional as F  # noqa: N812
 from benchmarks import peers
 from benchmarks.case import Case, Problem
 from benchmarks.timing import Side
-from equipoise.attacks.core import guest
 from equipoise.attacks.pgd import PGD
 from equipoise.evaluation import Protocol
 from equipoise.evaluation.evaluate import evaluate_by
 from equipoise.execution import fast
+from equipoise.execution.form import guest
 from equipoise.threat import Threat
 
 PEERS = ("torchattacks", "foolbox")

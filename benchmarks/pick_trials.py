@@ -1,12 +1,12 @@
-"""Does what `equipoise pick` promises hold on test images? Independent trials, each a training.
+"""Whether the constraints of `equipoise pick` hold on test images: independent trainings.
 
     python benchmarks/pick_trials.py runs/picks --data fashion-mnist mnist --seeds 10
 
 Each trial trains a short run of a3gt-front on images, held-out images and weights of its own seed,
 measures its front and asks twice for a model: for one nearly as accurate as the clean end (half a
 point below its lower bound) and for one nearly as robust as the robust end (two points below).
-What is picked is judged on test images: the first on all of them, the second on some from
-everywhere in the set, under the attacks of the front. What is done is kept and not done again.
+The picked models are evaluated on test images: the first on all of them, the second on a part
+spread over the set, under the attacks of the front. Finished trials are kept and not repeated.
 """
 
 import argparse
@@ -31,29 +31,29 @@ SETTINGS = ("limit=4000", "validation=1000", "rounds=4", "batch_size=128", "keep
 
 
 def main() -> None:
-    """Run the trials that are left and print what all of them found."""
+    """Run the trials that are not done yet and print the results of all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("out", type=Path, help="where runs and results go")
     parser.add_argument("--data", nargs="+", default=["fashion-mnist", "mnist"], choices=EPS)
     parser.add_argument("--seeds", type=int, default=10, help="trials a data set")
     parser.add_argument("-n", type=int, default=2000, help="test images under attack")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="of the training")
-    asked = parser.parse_intermixed_args()
-    found = [
-        trial(asked.out, name, seed, asked.n, asked.settings)
-        for seed in range(1, asked.seeds + 1)
-        for name in asked.data
+    options = parser.parse_intermixed_args()
+    results = [
+        trial(options.out, name, seed, options.n, options.settings)
+        for seed in range(1, options.seeds + 1)
+        for name in options.data
     ]
     for kind in ("min_clean", "min_robust"):
-        tell(kind, [each[kind] for each in found])
+        print_result(kind, [result[kind] for result in results])
 
 
 def trial(out: Path, name: str, seed: int, n: int, settings: list[str]) -> dict[str, Any]:
-    """Return what a trial found, from its file where it has been done."""
+    """Return the results of a trial, from its file if it is done."""
     run, file = out / f"{name}-{seed}", out / f"{name}-{seed}.json"
     if file.exists():
-        known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return known
+        stored: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return stored
     if not (run / "summary.json").exists():
         every = (f"eps={EPS[name]}", *SETTINGS, f"seed={seed}", *settings)
         own = {item.partition("=")[0]: item for item in every}.values()  # the last one counts
@@ -76,27 +76,27 @@ def trial(out: Path, name: str, seed: int, n: int, settings: list[str]) -> dict[
 
 
 def judged(front: eq.Front, name: str, kind: str, value: float, n: int) -> dict[str, Any]:
-    """Return a picked model's accuracy on test images, beside what was asked for."""
+    """Return a picked model's accuracy on test images, and the constraint."""
     try:
         clean = kind == "min_clean"
         picked = front.pick(min_clean=value) if clean else front.pick(min_robust=value)
     except RunError:
         return {"wanted": value, "gamma": None}
     test = data.load(name).test
-    correct, seen = right(picked.model, test), len(test)
+    correct, seen = correct_clean(picked.model, test), len(test)
     if not clean:
         test = test.take(slice(None, None, max(1, len(test) // n)))
-        correct, seen = withstood(picked.model, test, front), len(test)
+        correct, seen = robust(picked.model, test, front), len(test)
     return {"wanted": value, "gamma": picked.gamma, "correct": correct, "n": seen}
 
 
-def right(model: nn.Module, images: Images) -> int:
+def correct_clean(model: nn.Module, images: Images) -> int:
     """Return how many images a model gets right."""
     return int((Judge(model).logits(images.pixels()).argmax(1) == images.y).sum())
 
 
-def withstood(model: nn.Module, images: Images, front: eq.Front) -> int:
-    """Return how many images a model still gets right under the attacks of a front."""
+def robust(model: nn.Module, images: Images, front: eq.Front) -> int:
+    """Return how many images a model gets right under the attacks of a front."""
     result = eq.evaluate(
         model,
         images.pixels(),
@@ -109,8 +109,8 @@ def withstood(model: nn.Module, images: Images, front: eq.Front) -> int:
     return round(result.robust_accuracy * len(images))
 
 
-def tell(kind: str, trials: list[dict[str, Any]]) -> None:
-    """Print how often a constraint could be met, and held."""
+def print_result(kind: str, trials: list[dict[str, Any]]) -> None:
+    """Print how often a constraint could be met, and how often it held."""
     met = [each for each in trials if each["gamma"] is not None]
     held = [each for each in met if each["correct"] >= each["wanted"] * each["n"]]
     missed = [

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.attacks.apgd import APGD, APGDCE, APGDDLR, APGDT
-from equipoise.attacks.apgd_l1 import phases
+from equipoise.attacks.apgd_ascent import phases
 from equipoise.draws import GeneratorDraws
 from equipoise.errors import UserError
 from equipoise.execution import Execution, Fast, fast

@@ -180,7 +180,7 @@ BAD: dict[str, tuple[Callable[[Path, Path], list], str]] = {
     "an option twice": (attacked("--attacks", "pgd(steps=1, steps=2)"), "given twice"),
     "steps twice": (attacked("--attacks", "pgd-2(steps=3)"), "steps twice"),
     "an option without a value": (attacked("--attacks", "pgd-2(restarts=)"), "restarts="),
-    "no attacks": (attacked("--attacks", ""), "no attack is named"),
+    "no attacks": (attacked("--attacks", ""), "pgd-20"),
     "no radius": (attacked("--attacks", "fgsm", "--eps", ""), "--eps"),
     "no norm": (attacked("--attacks", "fgsm", "--norm", ""), "unknown --norm"),
     "seed below 0": (attacked("--attacks", "fgsm", "--seed", "-1"), "seed must be"),

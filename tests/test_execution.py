@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import equipoise as eq
 from equipoise import UserError, models
-from equipoise.attacks.core import misclassified
 from equipoise.draws import KeyedDraws
 from equipoise.execution import Execution, Fast, fast
+from equipoise.execution.form import misclassified
 from equipoise.execution.layers import Folded, Strided, become
 from equipoise.objectives.core import Batch
 from equipoise.objectives.trades import TRADES

@@ -10,12 +10,12 @@ import torch
 from scipy.optimize import brentq, linprog, minimize
 from torch import Tensor, nn
 
-from equipoise.attacks.core import misclassified
 from equipoise.attacks.fab import FAB, FABT
 from equipoise.attacks.fab_projections import project
 from equipoise.draws import KeyedDraws
 from equipoise.errors import UserError
 from equipoise.execution import Execution, fast
+from equipoise.execution.form import misclassified
 from equipoise.losses import margin
 from equipoise.threat import L1, L2, Linf, Threat
 from problems import LinearProblem, held_out, linear_problem, small_net, support

@@ -26,9 +26,8 @@ from equipoise.attacks.core import refuse
 from equipoise.errors import UserError
 from equipoise.objectives import Batch
 from equipoise.objectives.adversarial import Adversarial
-from equipoise.objectives.following import Following
 from equipoise.objectives.friendly import FAT
-from equipoise.objectives.mixed import Mixed
+from equipoise.objectives.mixed import Following, Mixed
 from equipoise.objectives.robust import inner_attack
 from equipoise.objectives.standard import Standard
 from equipoise.objectives.trades import TRADES
@@ -46,7 +45,7 @@ from equipoise.training import (
     Training,
     Watch,
 )
-from equipoise.training.collapse import Probes
+from equipoise.training.collapse import Probe, Probes
 
 QUICK = inner_attack(steps=2)
 
@@ -113,7 +112,7 @@ def test_the_ends_are_those_of_a_loop_written_out(weight):
     parted: dict[str, Any] = {}
 
     def announce(sentence: str) -> None:
-        if "part from the trunk" in sentence:
+        if "from the trunk" in sentence:
             for name in ("robust", "clean"):
                 learner = job.learners[name]
                 momentum = [
@@ -198,8 +197,8 @@ def test_it_parts_in_the_round_after_the_rule_has_spoken(rule, parted):
     job.run()
     trained = [sorted(record["learners"]) for record in job.history]
     assert trained == [["trunk"]] * (parted - 1) + [["clean", "robust"]] * (7 - parted)
-    assert any(f"round {parted}: the learners part from the trunk" in line for line in said)
-    assert any("the learners may part" in line for line in said)
+    assert any(f"round {parted}: " in line and "trunk" in line for line in said)
+    assert any("the branches may start" in line for line in said)
     assert any("the clean loss of the trunk counts as stable" in line for line in said)
 
 
@@ -308,16 +307,17 @@ def test_a_round_that_is_taken_back_at_the_branch_parts_again(monkeypatch):
     job.on_collapse = "rollback"
     falls = iter([False, False, True])
 
-    def probe(t: int) -> Probes:
+    def probed(*_: object) -> Probes:
         fallen = {"robust": object()} if next(falls, False) else {}
         return Probes(falls=fallen)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(job, "_probe", probe)
+    monkeypatch.setattr(Probes, "of", probed)
+    job.probe = Probe(x=job.images.pixels(), y=job.images.y)
     monkeypatch.setattr("equipoise.training.loop.described", lambda *a: "fooled")
     said: list[str] = []
     job.watch = Watch(announce=said.append)
     job.run()
-    assert sum("part from the trunk" in line for line in said) == 2
+    assert sum("from the trunk" in line for line in said) == 2
     assert len(job.history) == 4
     assert job.learners["robust"].objective.level == 1
     assert job.learners["trunk"].objective.level == 0
@@ -408,8 +408,8 @@ def test_a_hand_over_makes_the_branches_one_again():
         ({"start": Fixed(round=4)}, 4, "start.round"),
         ({"start": Stable(deadline=1.0)}, 4, "start.deadline"),
         ({"start": Stable()}, 1, "at least 2"),
-        ({"robust": YOPO()}, 4, "robust finds no adversarial inputs"),
-        ({"robust": Mixed(weight=0.0)}, 4, "robust finds no adversarial inputs"),
+        ({"robust": YOPO()}, 4, "robust has no adversarial inputs"),
+        ({"robust": Mixed(weight=0.0)}, 4, "robust has no adversarial inputs"),
         ({"robust": Adversarial(cutmix=0.5)}, 4, "robust changes its images"),
         ({"robust": Adversarial(erasing=0.5)}, 4, "robust changes its images"),
     ],

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 import equipoise as eq
 from equipoise.attacks import FGSM, MIFGSM, PGD, CWInf
-from equipoise.attacks.core import guest, input_gradient
 from equipoise.attacks.pgd import for_verdicts
 from equipoise.draws import KeyedDraws
 from equipoise.evaluation.stored import Store
 from equipoise.execution import Execution, Fast, fast
+from equipoise.execution.form import guest, input_gradient
 from equipoise.jobs.evaluate import evaluate_run
 from equipoise.store.runs import Run
 from equipoise.threat import Threat

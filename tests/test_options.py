@@ -14,7 +14,7 @@ from equipoise.objectives import Batch, Labels
 from equipoise.objectives.adversarial import Adversarial
 from equipoise.objectives.mart import MART
 from equipoise.objectives.mixed import Mixed
-from equipoise.objectives.options import climbed
+from equipoise.objectives.robust import climbed
 from equipoise.objectives.trades import TRADES
 from equipoise.threat import Linf
 from naive import Tape, backward, bound, inner

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import equipoise as eq
 from equipoise.attacks import parse
-from equipoise.attacks.inputs import check_inputs
+from equipoise.attacks.core import check_inputs
 from equipoise.errors import UserError
 from equipoise.threat import Threat, towards
 from problems import NORMS, LinearProblem, held_out, linear_problem, small_net

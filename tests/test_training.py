@@ -592,7 +592,7 @@ def test_learners_are_one_until_they_part_and_then_differ(trunk, source):
     job = training(branched(trunk, 2, source=source), 4)
 
     def parting(sentence: str) -> None:
-        if "part from the trunk" in sentence:
+        if "from the trunk" in sentence:
             at_parting.append(deepcopy({n: x.state_dict() for n, x in job.learners.items()}))
 
     job.watch = Watch(announce=parting)
@@ -894,7 +894,7 @@ def test_t_prime_is_announced_once():
     rule = Stable(window=1, ratio=0.1, deadline=0.5)
     finished(small(start=rule), 6, validate=scripted([9.0] * 6), watch=Watch(announce=said.append))
     starts = [sentence for sentence in said if sentence.startswith("t' =")]
-    assert starts == ["t' = 3: hand-over may begin"]
+    assert starts == ["t' = 3: hand-overs may begin"]
     assert sum("t_n = 3" in sentence for sentence in said) == 1
     assert sum("t_r = 3" in sentence for sentence in said) == 1
 
@@ -1174,7 +1174,7 @@ def test_a_job_that_ended_early_says_so_and_is_finished(tmp_path, monkeypatch, c
 
 
 def test_patience_without_anything_to_wait_for_is_refused():
-    with pytest.raises(UserError, match="patience=2 has nothing to wait for with keep=last"):
+    with pytest.raises(UserError, match=r"patience=2 .* keep=last"):
         parse({"method": "pgd-at", "keep": "last", "patience": 2} | TINY)
 
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from equipoise.attacks import PGD
-from equipoise.attacks.core import guest, input_gradient
 from equipoise.draws import Draws, KeyedDraws
+from equipoise.execution.form import guest, input_gradient
 from equipoise.losses import cross_entropy
 from equipoise.models.resnet import ResNet
 from equipoise.models.small_cnn import SmallCNN

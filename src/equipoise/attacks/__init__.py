@@ -52,7 +52,7 @@ ATTACKS: dict[str, tuple[Callable[..., Attack], str]] = {
     "apgd-t": (APGDT, "Auto-PGD towards each of the 9 nearest classes"),
     "fab": (FAB, "the smallest perturbation across the nearest boundary"),
     "fab-t": (FABT, "the same towards each of the 9 nearest classes"),
-    "square": (Square, "random squares, without gradients; square-K asks K times (5000)"),
+    "square": (Square, "random squares, without gradients; square-K takes K queries (5000)"),
     "autoattack": (AutoAttack, "the standard ensemble: apgd-ce, apgd-t, fab-t, square"),
     "autoattack-plus": (
         partial(AutoAttack, version="plus"),
@@ -60,7 +60,7 @@ ATTACKS: dict[str, tuple[Callable[..., Attack], str]] = {
     ),
     "autoattack-rand": (
         partial(AutoAttack, version="rand"),
-        "for models that are random: apgd-ce and apgd-dlr on 20 passes each",
+        "for random models: apgd-ce and apgd-dlr with 20 passes a step",
     ),
 }
 
@@ -70,7 +70,7 @@ _SPEC = re.compile(r"(?P<name>[a-z][a-z0-9-]*?)(-(?P<steps>\d+))?(\((?P<options>
 
 
 def parse(spec: str) -> Attack:
-    """Return the attack that a name stands for.
+    """Return the attack with a name and options.
 
     Example:
         >>> parse("pgd-20(restarts=5, step_size=2/255)").restarts
@@ -80,7 +80,7 @@ def parse(spec: str) -> Attack:
         spec: A name of :data:`ATTACKS`, with ``-K`` for K steps and options in brackets.
 
     Raises:
-        UserError: If the name or an option is unknown, with the nearest known one.
+        UserError: If the name or an option is unknown, with the nearest valid name.
     """
     match = _SPEC.fullmatch(spec.strip().lower())
     if match is None:
@@ -113,7 +113,7 @@ def parse(spec: str) -> Attack:
 
 
 def parse_list(specs: str | Sequence[str]) -> dict[str, Attack]:
-    """Return attacks by the names they were asked for; all errors at once.
+    """Return attacks by the names that were given; all errors at once.
 
     Arguments:
         specs: Names as for :func:`parse`; in a string, separated by commas.
@@ -138,20 +138,20 @@ def split_names(specs: str | Sequence[str]) -> list[str]:
     if isinstance(specs, str):
         if not specs.strip(" ,"):
             raise UserError(
-                f"no attack is named, got {specs!r}; write names like pgd-20, or clean for the "
-                "clean accuracy alone"
+                "expected names of attacks like pgd-20, or clean for the clean accuracy alone, "
+                f"got {specs!r}"
             )
         specs = re.split(r",(?![^()]*\))", specs)
     return [spec.strip().lower() for spec in specs if spec.strip()]
 
 
 def without_clean(specs: str | Sequence[str]) -> list[str]:
-    """Return the names of attacks in a list that may also ask for the clean accuracy."""
+    """Return the names of attacks in a list, without ``clean`` (the clean accuracy)."""
     return [spec for spec in split_names(specs) if spec != "clean"]
 
 
 def check_norms(attacks: Mapping[str, Attack], norm: str) -> None:
-    """Raise a UserError that names every attack that is not defined for a norm."""
+    """Raise a UserError with every attack that is not defined for a norm."""
     problems = [
         f"{name} is defined for {', '.join(norms)}, not {norm}"
         for name, attack in attacks.items()

@@ -7,10 +7,9 @@ APGD-T              on the targeted ratio, towards each of the highest other cla
                     logits
 ==================  ============================================================================
 
-The steps are described in :mod:`equipoise.attacks.apgd_ascent` (Linf, L2) and
-:mod:`equipoise.attacks.apgd_l1` (L1). From the same start the iterates are those of the authors'
-code, oddities included: at the first checkpoint one comparison is with zero, and after a restart
-from the best point the last move is kept.
+The steps are described in :mod:`equipoise.attacks.apgd_ascent`. From the same start the iterates
+are those of the authors' code, with its peculiarities: at the first checkpoint one comparison is
+with zero, and after a restart from the best point the last move is kept.
 
 Starts, as there: for Linf uniform noise scaled to reach eps, for L2 a random direction at eps,
 for L1 Gaussian noise projected. For L1 the search goes through balls of 3 eps and 2 eps first
@@ -25,9 +24,9 @@ Deviations, none of which makes the attack weaker:
 * All targets of an example are rows of one batch. As soon as one is misclassified, all rows of
   the example leave. The first misclassified point is returned, not the last.
 * An example that stays robust comes back as its point of the smallest margin, not as it was.
-* With ``eot`` > 1 the verdict is that of the mean class probabilities, never of one lucky pass.
-* An entry counts as changed by an L1 perturbation from a millionth of eps on; there, rounding
-  counts.
+* With ``eot`` > 1 the verdict is that of the mean class probabilities, not of a single pass.
+* An L1 perturbation changes an entry only if by more than a millionth of eps; there, the rounding
+  of the projection counts, too.
 
 References:
     | Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
@@ -45,20 +44,11 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.apgd_ascent import Ascent
-from equipoise.attacks.apgd_l1 import SparseAscent, phases
-from equipoise.attacks.core import (
-    guest,
-    input_gradient,
-    misclassified,
-    prepared,
-    refuse,
-    uncounted,
-    wrong_norms,
-)
+from equipoise.attacks.apgd_ascent import Ascent, SparseAscent, phases
+from equipoise.attacks.core import prepared, refuse, uncounted, wrong_norms
 from equipoise.draws import Draws
 from equipoise.errors import Part, out_of_range
-from equipoise.execution.form import Fast
+from equipoise.execution.form import Fast, guest, input_gradient
 from equipoise.losses import cross_entropy, dlr, dlr_targeted, margin
 from equipoise.threat import Norm, Threat
 
@@ -70,15 +60,15 @@ class APGD:
     Arguments:
         steps: The number of steps; with the start, steps + 1 forward and backward passes. For L1
             in larger balls two more; with targets one forward pass more.
-        restarts: How often to search; all but the first only where nothing was found yet.
+        restarts: How often to search; all but the first only for examples not yet fooled.
         loss: ``"ce"``, ``"dlr"`` or ``"margin"``, with targets one of the last two. By default
             the cross-entropy, with targets the ratio. Where there are too few classes for the
             ratio (3, with targets 4), the margin takes its place.
         targets: How many of the highest other classes to aim at; None aims at none.
-        rho: The share of growing steps that a step size has to exceed to be kept.
+        rho: The share of growing steps above which a step size is kept.
         eot: How many passes are averaged, for a model that is random.
-        largereps: Whether an L1 search starts in larger balls. None: it does. For other norms it
-            means nothing.
+        largereps: Whether an L1 search starts in larger balls; None: it does. Other norms ignore
+            it.
         norms: The norms for which the attack is defined.
     """
 
@@ -128,7 +118,7 @@ class APGD:
         return 1 if self.targets is None else max(min(self.targets, classes - 1), 1)
 
     def notes(self, classes: int) -> list[str]:
-        """Return what had to be changed for so few classes, in sentences."""
+        """Return the changes of settings for so few classes, in sentences."""
         notes = []
         if self.targets is not None and self.targets > self.rows_per_example(classes):
             aims = self.rows_per_example(classes)
@@ -147,7 +137,7 @@ class APGD:
     def _objective(self) -> str:
         return self.loss or ("ce" if self.targets is None else "dlr")
 
-    def _targets(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor | None:
+    def _targets(self, model: Fast, x: Tensor, y: Tensor) -> Tensor | None:
         """Return the highest other classes of the clean inputs, highest first, (B, targets)."""
         if self.targets is None:
             return None
@@ -158,7 +148,7 @@ class APGD:
 
     def _search(
         self,
-        model: nn.Module,
+        model: Fast,
         x: Tensor,
         y: Tensor,
         threat: Threat,
@@ -178,26 +168,22 @@ class APGD:
             ball = replace(threat, eps=eps)
             start = ball.project(rows.x, start)
             last = number == len(plan) - 1
-            ascent = self._ascent(rows.x, start, ball, steps, warm=len(plan) > 1)
+            if threat.norm == "l1":
+                ascent: Ascent = SparseAscent(rows.x, start, ball, steps, warm=len(plan) > 1)
+            else:
+                ascent = Ascent(rows.x, start, ball, steps, self.rho)
             self._climb(model, rows, ascent, steps, finds if last else None)
             start = ascent.best
 
-    def _ascent(
-        self, x: Tensor, start: Tensor, threat: Threat, steps: int, *, warm: bool
-    ) -> Ascent:
-        if threat.norm == "l1":
-            return SparseAscent(x, start, threat, steps, warm=warm)
-        return Ascent(x, start, threat, steps, self.rho)
-
     def _climb(
         self,
-        model: nn.Module,
+        model: Fast,
         rows: "_ApgdRows",
         ascent: Ascent,
         steps: int,
         finds: "_Finds | None",
     ) -> None:
-        """Take the steps; with ``finds``, note every point and leave what is decided behind."""
+        """Take the steps; with ``finds``, record every point and drop finished examples."""
         for taken in range(steps + 1):
             if taken:
                 ascent.step()
@@ -215,7 +201,7 @@ class APGD:
             if not len(rows.y):
                 break
 
-    def _evaluate(self, model: nn.Module, x: Tensor, rows: "_ApgdRows") -> tuple[Tensor, ...]:
+    def _evaluate(self, model: Fast, x: Tensor, rows: "_ApgdRows") -> tuple[Tensor, ...]:
         """Return logits, losses and gradients, the mean of several passes."""
         passes = [
             input_gradient(model, x, lambda z: self._losses(z, rows.y, rows.target))
@@ -244,16 +230,13 @@ class APGD:
             return logits[0]
         return torch.stack([z.double().log_softmax(1) for z in logits]).logsumexp(0)
 
-    def _wrong(self, model: nn.Module, x: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+    def _wrong(self, model: Fast, x: Tensor, logits: Tensor, y: Tensor) -> Tensor:
         """Return which points the exact model misclassifies, averaged over ``eot`` passes."""
-        if self.eot == 1 or not isinstance(model, Fast) or model.search is model.exact:
-            return misclassified(model, x, logits, y)
-        wrong = logits.argmax(1) != y
-        rows = wrong.nonzero()[:, 0]
-        if len(rows):
-            exact = self._averaged([model.decide(x[rows]) for _ in range(self.eot)])
-            wrong[rows] = exact.argmax(1) != y[rows]
-        return wrong
+
+        def decide(x: Tensor) -> Tensor:
+            return self._averaged([model.decide(x) for _ in range(self.eot)])
+
+        return model.confirmed(x, logits.argmax(1) != y, y, decide)
 
 
 def APGDCE(*, steps: int = 100, restarts: int = 1, eot: int = 1) -> APGD:  # noqa: N802
@@ -275,7 +258,7 @@ def APGDT(  # noqa: N802
 
 @dataclass(frozen=True)
 class _ApgdRows:
-    """What is searched from: of each example one row, or one for each target."""
+    """The rows that are searched: one of each example, or one for each of its targets."""
 
     x: Tensor
     y: Tensor
@@ -283,7 +266,7 @@ class _ApgdRows:
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor, targets: Tensor | None) -> Self:
-        """Return the rows of examples; those of one example are side by side."""
+        """Return the rows of examples; those of one example are adjacent."""
         if targets is None:
             return cls(x, y, None)
         count = targets.shape[1]

@@ -6,14 +6,13 @@ minimises
 .. math:: \|x' - x\|_2^2 + c \, \max\bigl(\kappa + z_y(x') - \max_{i \ne y} z_i(x'), 0\bigr)
 
 over :math:`w`, with distances in units of the range, and a binary search finds for each example
-the smallest :math:`c` that still succeeds. The shortest misclassified point on all the ways
-counts.
+the smallest :math:`c` that still succeeds. The nearest misclassified iterate counts.
 
 The cost is up to ``binary_search_steps * steps`` forward and backward passes: by default 9 x 200
-= 1800, against the authors' 9 x 10000 with a step size of 0.01; with that, so few steps would
+= 1800, against the authors' 9 x 10000 with a step size of 0.01, with which so few steps would
 hardly leave the border of the range, where w is large. No example depends on another: each has
-its own :math:`c` and ends a descent on its own when a tenth of the steps brought nothing. Where
-the search is for a point within a radius, an example leaves for good with its first.
+its own :math:`c` and ends its descent when a tenth of the steps lowered the loss too little. In a
+search for a point within a radius, an example leaves with its first success.
 
 References:
     | Towards Evaluating the Robustness of Neural Networks (Carlini and Wagner, 2017)
@@ -28,24 +27,18 @@ from typing import Annotated, Self
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.core import (
-    guest,
-    input_gradient,
-    misclassified,
-    prepared,
-    refuse,
-    uncounted,
-)
+from equipoise.attacks.core import prepared, refuse, uncounted
 from equipoise.draws import Draws
 from equipoise.errors import NotNegative, out_of_range
+from equipoise.execution.form import guest, input_gradient, misclassified
 from equipoise.losses import margin
 from equipoise.threat import Norm, Threat
 
 _MOMENTS = (0.9, 0.999)  # Adam's
 _DAMPING = 1e-8  # Adam's
 _WITHIN = 0.999999  # the start stays off the border, where w would be infinite
-_PROGRESS = 0.9999  # a descent goes on while a tenth of its steps lowers the loss below this share
-_GROWTH = 10.0  # of c, as long as nothing was found
+_PROGRESS = 0.9999  # of the loss: a descent continues if a tenth of its steps go below it
+_GROWTH = 10.0  # of c before the first success
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +48,7 @@ class CarliniWagnerL2:
     Arguments:
         steps: The number of steps of each descent; each is one forward and one backward pass.
         binary_search_steps: How many values of c are tried for each example.
-        confidence: :math:`\kappa`: the margin from which a point counts as found.
+        confidence: :math:`\kappa`: the margin from which a point counts as a success.
         lr: The step size of Adam, in units of w.
         initial_const: The first value of c.
         norms: The norms for which the attack is defined.
@@ -84,8 +77,8 @@ class CarliniWagnerL2:
     ) -> Tensor:
         """Return the strongest ``x_adv`` found for every example: see :class:`Attack`.
 
-        Where nothing was found within the radius, the shortest way out, or the last point, is
-        projected into the threat. The attack draws no random numbers.
+        Without a success within the radius, the nearest misclassified point, or the last point,
+        is projected into the threat. The attack draws no random numbers.
         """
         x, y, _ = prepared(self, x, y, threat, draws)
         if not len(x) or threat.eps == 0:
@@ -99,9 +92,9 @@ class CarliniWagnerL2:
     def nearest(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat
     ) -> tuple[Tensor, Tensor]:
-        """Return the nearest points found, however far, and their distances.
+        """Return the nearest misclassified points at any distance, and their distances.
 
-        No example leaves the search before its last step.
+        Every example takes part in all descents.
 
         Arguments:
             model: From inputs within the threat's range to logits, with shape (B, K).
@@ -111,7 +104,7 @@ class CarliniWagnerL2:
 
         Returns:
             Points with the shape of ``x``, and distances in float64 with shape (B,): zero where
-            x itself is misclassified, infinite (and the point x) where nothing was found.
+            x itself is misclassified, infinite (and the point x) where no point is misclassified.
         """
         x, y, _ = prepared(self, x, y, threat)
         if not len(x):
@@ -125,7 +118,7 @@ class CarliniWagnerL2:
 
 @dataclass(frozen=True)
 class _Descent:
-    """B examples whose penalised distance is descended, each with its own penalty."""
+    """B examples on a descent of the penalised distance, each with its own penalty."""
 
     index: Tensor  # their positions in the batch, (B,)
     x: Tensor  # the clean inputs, (B, D)
@@ -148,6 +141,7 @@ class _PenaltySearch:
         self, attack: CarliniWagnerL2, model: nn.Module, threat: Threat, *, nearest: bool
     ) -> None:
         self.attack, self.model, self.threat, self.nearest = attack, model, threat, nearest
+        self.middle, self.half = (threat.low + threat.high) / 2, (threat.high - threat.low) / 2
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return points with the shape of x, and distances with shape (N,), infinite if none."""
@@ -171,25 +165,23 @@ class _PenaltySearch:
         return self.points.view(x.shape), self.distance
 
     def _start(self, x: Tensor, y: Tensor, c: Tensor, index: Tensor) -> _Descent:
-        middle, half = self._range()
-        w = torch.atanh((x - middle) / half * _WITHIN)
+        w = torch.atanh((x - self.middle) / self.half * _WITHIN)
         zero = torch.zeros_like(x)
         return _Descent(index, x, y, c[:, None], w, zero, zero, torch.full_like(c, math.inf))
 
     def _descend(self, on: _Descent) -> None:
-        """Take the steps of one descent; keep what is found on the way."""
-        middle, half = self._range()
-        window, unit = max(self.attack.steps // 10, 1), (2 * half) ** 2
+        """Take the steps of one descent; keep the best iterates."""
+        window, unit = max(self.attack.steps // 10, 1), (2 * self.half) ** 2
         for step in range(self.attack.steps):
             tanh = on.w.tanh()
-            point = (middle + half * tanh).clamp_(self.threat.low, self.threat.high)
+            point = (self.middle + self.half * tanh).clamp_(self.threat.low, self.threat.high)
             logits, penalty, grad = input_gradient(
                 self.model, point.view(-1, *self.shape), self._penalty(on.y)
             )
             self._keep(on, point, logits, penalty)
             delta = point - on.x
             loss = delta.square().sum(1) / unit + on.c[:, 0] * penalty
-            grad = (2 * delta / unit + on.c * grad.flatten(1)) * half * (1 - tanh.square())
+            grad = (2 * delta / unit + on.c * grad.flatten(1)) * self.half * (1 - tanh.square())
             on = self._adam(on, torch.nan_to_num(grad, 0.0, 0.0, 0.0), step + 1)
             stays = ~self.done[on.index]
             if step % window == 0:
@@ -204,11 +196,11 @@ class _PenaltySearch:
         return lambda logits: (self.attack.confidence - margin(logits, y)).clamp_min(0)
 
     def _keep(self, on: _Descent, point: Tensor, logits: Tensor, penalty: Tensor) -> None:
-        """Keep the points that are nearer than before; mark the examples that are done."""
+        """Keep the points that are nearer than before; mark the finished examples."""
         size = torch.linalg.vector_norm(point - on.x, dim=1)
         before = self.distance[on.index]
         lost = before.isinf().nonzero()[:, 0]
-        self.points[on.index[lost]] = point[lost]  # something to return
+        self.points[on.index[lost]] = point[lost]  # returned where nothing succeeds
         wanted = (size < before) | ~self.succeeded[on.index]
         rows = ((logits.argmax(1) != on.y) & (penalty <= 0) & wanted).nonzero()[:, 0]
         if not len(rows):
@@ -224,14 +216,9 @@ class _PenaltySearch:
 
     def _adam(self, on: _Descent, grad: Tensor, step: int) -> _Descent:
         """Return the examples after Adam's step of this number, counted from 1."""
-        one, two = _MOMENTS
-        first = torch.lerp(grad, on.first, one)
-        second = torch.lerp(grad.square(), on.second, two)
-        size = (second / (1 - two**step)).sqrt_().add_(_DAMPING)
-        w = torch.addcdiv(on.w, first, size, value=-self.attack.lr / (1 - one**step))
+        beta_1, beta_2 = _MOMENTS
+        first = torch.lerp(grad, on.first, beta_1)
+        second = torch.lerp(grad.square(), on.second, beta_2)
+        size = (second / (1 - beta_2**step)).sqrt_().add_(_DAMPING)
+        w = torch.addcdiv(on.w, first, size, value=-self.attack.lr / (1 - beta_1**step))
         return replace(on, w=w, first=first, second=second)
-
-    def _range(self) -> tuple[float, float]:
-        """Return the middle of the range and half its width."""
-        low, high = self.threat.low, self.threat.high
-        return (low + high) / 2, (high - low) / 2

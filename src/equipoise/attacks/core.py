@@ -1,35 +1,32 @@
-"""What an attack is, and how it leaves the model.
+"""What an attack is, the checks of its settings, and its inputs as tensors.
 
-Attacks are guests: parameters, their gradients, the mode of every module, the statistics of
-BatchNorm and the global random state are the same after an attack as before.
+Attacks leave the model as it was (:func:`equipoise.execution.form.guest`): parameters, their
+gradients, the mode of every module, the statistics of BatchNorm and the global random state.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
-from equipoise.attacks.inputs import check_inputs
 from equipoise.draws import Draws, KeyedDraws
 from equipoise.errors import UserError, short
-from equipoise.execution.compiled import Step
-from equipoise.execution.form import Fast, as_is
-from equipoise.execution.outputs import ask
-from equipoise.execution.passes import Network, frozen, gradient, outside_inference
+from equipoise.execution.passes import outside_inference
 from equipoise.parsing import MOST
-from equipoise.threat import NORMS, Norm, Threat
+from equipoise.threat import NORMS, ROUNDING, SLIGHT, Norm, Threat
 
-_SHORT = (torch.bfloat16, torch.float16)
+_PAIRS = "a DataLoader or a Dataset of (input, label)"
 
 
 class Attack(Protocol):
     """Searches, within a threat, for inputs that a model misclassifies.
 
-    A method ``cost(norm)`` may give a rough number of the gradient evaluations an image: plans
-    show it (:func:`cost`).
+    A method ``cost(norm)`` may return a rough number of gradient evaluations an image
+    (:func:`cost`), which plans show.
     """
 
     def __call__(
@@ -51,16 +48,16 @@ class Attack(Protocol):
 
 
 def cost(attack: Attack, norm: Norm) -> float:
-    """Return a rough number of the gradient evaluations an image that an attack takes.
+    """Return the result of an attack's method ``cost(norm)``, by default 1.
 
-    An attack says it by a method ``cost(norm)``; one that does not counts as one.
+    It is a rough number of gradient evaluations an image.
     """
     own: Callable[[Norm], float] | None = getattr(attack, "cost", None)
     return 1.0 if own is None else own(norm)
 
 
 def uncounted(attack: object, *names: str) -> list[str]:
-    """Return what is wrong with settings that count something, a sentence each."""
+    """Return the errors in settings that are counts, a sentence each."""
     problems = []
     for name in names:
         value = getattr(attack, name)
@@ -72,14 +69,14 @@ def uncounted(attack: object, *names: str) -> list[str]:
 
 
 def wrong_norms(norms: Sequence[str]) -> list[str]:
-    """Return what is wrong with the norms for which an attack is to be defined."""
+    """Return the errors in the norms for which an attack is defined."""
     if norms and not set(norms) - set(NORMS):
         return []
     return [f"norms must be some of {', '.join(NORMS)}, got {norms!r}"]
 
 
 def refuse(problems: Sequence[str]) -> None:
-    """Raise a UserError with all problems, where there are any."""
+    """Raise a UserError with all problems, if there are any."""
     if problems:
         raise UserError("; ".join(problems))
 
@@ -103,141 +100,134 @@ def prepared(
     return x.detach(), y, KeyedDraws.of(x) if draws is None else draws
 
 
-@contextmanager
-def guest(model: nn.Module) -> Iterator[Fast]:
-    """Use a model in eval mode with frozen parameters, and leave it as it was.
-
-    What is yielded answers with logits whatever the model returns, and leaves its input alone.
-    """
-    form = as_is(model)
-    form.unsure = True
-    modules = dict.fromkeys([*form.exact.modules(), *form.search.modules()])
-    modes = [(module, module.training) for module in modules]
-    training = form.exact.training
-    device = next((p.device.type for p in form.exact.parameters()), "cpu")
-    exact = torch.autocast(device, enabled=False)  # the caller's is not for the search's own sums
-    with outside_inference(), exact, frozen(form.exact, form.search):
-        try:
-            form.exact.eval()
-            form.search.eval()
-            yield form
-        finally:
-            if training:
-                form.exact.train()  # takes back what its own eval() has done, like merged weights
-            for module, mode in modes:
-                module.training = mode
-
-
-def stepping(model: nn.Module, step: Step) -> Step:
-    """Return a step of a search as a function of all but the model, compiled where it is to be.
+def examples(x: Any, y: Any) -> tuple[Tensor, Tensor]:
+    """Return inputs and labels as tensors; a loader or a data set is read to its end.
 
     Arguments:
-        model: The model that is searched.
-        step: See :meth:`equipoise.execution.Fast.take`.
-    """
-    return partial(as_is(model).take, step)
-
-
-def input_gradient(
-    model: Network, x: Tensor, objective: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Run one forward and one backward pass with respect to the input alone.
-
-    The losses are summed, so that no example's gradient depends on the size of the batch. Where
-    a gradient is not finite it counts as zero. Every model that has a gradient gives it: the
-    input is copied, ``torch.inference_mode`` is left, and where ``torch.autograd.grad`` is
-    refused ``backward`` is called, which leaves nothing behind on parameters.
-
-    Arguments:
-        model: The model, frozen; inside a compiled step, what is compiled.
-        x: The inputs, with shape (B, ...).
-        objective: From logits, with shape (B, K), to losses, with shape (B,).
-
-    Returns:
-        The logits, the losses and the gradients of the losses, detached.
+        x: The inputs, or a loader or a data set of inputs and labels.
+        y: The labels; None with a loader or a data set.
 
     Raises:
-        NoGradient: If the model answers and has no gradient.
+        UserError: If they cannot be read as inputs and labels.
     """
-    if isinstance(model, nn.Module):
-        return as_is(model).gradient(x, objective)
-    return gradient(model, x, objective)
+    loaded = isinstance(x, DataLoader | Dataset)
+    if loaded and y is not None:
+        raise UserError(f"expected no y with {type(x).__name__}, which has the labels")
+    if not loaded and y is None:
+        raise UserError(f"expected labels y, or {_PAIRS} in the place of x and y")
+    if not loaded:
+        return tensors(x, y)
+    pairs = list(_pairs(x))
+    if not pairs:
+        raise UserError(f"{type(x).__name__} holds no examples")
+    join = torch.cat if isinstance(x, DataLoader) else torch.stack
+    try:
+        return join([value for value, _ in pairs]), join([label for _, label in pairs])
+    except RuntimeError as error:
+        raise UserError(f"the inputs of {type(x).__name__} differ in shape ({error})") from None
 
 
-def input_gradients(
-    model: nn.Module, x: Tensor, objectives: Callable[[Tensor], Tensor]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the losses and gradients of several objectives, after one forward pass for all.
+def tensors(x: Any, y: Any) -> tuple[Tensor, Tensor]:
+    """Return inputs and labels as tensors that can take part in a gradient.
 
     Arguments:
-        model: The model, frozen.
-        x: The inputs, with shape (B, ...).
-        objectives: From logits, with shape (B, K), to losses, with shape (B, R).
+        x: Inputs as a tensor, an array or a list, with shape (N, ...). Arrays of float64, which
+            is NumPy's default, become what torch has by default.
+        y: Labels as a tensor, an array or a list, with shape (N,).
 
     Raises:
-        NoGradient: If the model answers and has no gradient.
+        UserError: If they cannot be read so.
     """
-    done, points = 0, x.detach().requires_grad_(True)
-    try:
-        with torch.enable_grad():
-            logits = model(points)
-            losses = objectives(logits.float() if logits.dtype in _SHORT else logits)
-    except Exception:
-        input_gradient(model, x, partial(_column, objectives, 0))  # says what is missing
-        raise
-    columns = losses.unbind(1)
-    try:
-        for done, column in enumerate(columns):
-            more = done < len(columns) - 1
-            with torch.autocast(x.device.type, enabled=False):
-                (grad,) = torch.autograd.grad(column.sum(), points, retain_graph=more)
-            yield column.detach(), torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception:  # the form fails, or there are checkpoints, or there is no gradient
-        for at in range(done, len(columns)):
-            yield input_gradient(model, x, partial(_column, objectives, at))[1:]
+    if isinstance(x, DataLoader | Dataset):
+        raise UserError(
+            f"an attack takes tensors x and y, got {type(x).__name__}; loop over its batches, or "
+            "give it to eq.evaluate"
+        )
+    x, y = _tensor(x, "x"), _labels(y)
+    with outside_inference():
+        return (x.clone() if x.is_inference() else x), (y.clone() if y.is_inference() else y)
 
 
-def _column(objectives: Callable[[Tensor], Tensor], at: int, logits: Tensor) -> Tensor:
-    return objectives(logits)[:, at]
-
-
-def averaged(model: nn.Module, x: Tensor, passes: int) -> Tensor:
-    """Return the logarithm of the class probabilities averaged over several passes, (B, K)."""
-    total = sum(ask(model, x).double().softmax(1) for _ in range(passes))
-    return (torch.as_tensor(total) / passes).log().to(x.dtype)
-
-
-def misclassified(model: nn.Module, x_adv: Tensor, logits: Tensor, y: Tensor) -> Tensor:
-    """Tell which points are misclassified, with shape (B,): see :func:`confirmed`.
+def check_inputs(x: Any, y: Any, threat: Threat, *, stacklevel: int = 3) -> tuple[Tensor, Tensor]:
+    """Return inputs and labels as checked tensors, with rounding errors beyond the range removed.
 
     Arguments:
-        model: The model that is searched.
-        x_adv: The points, with shape (B, ...).
-        logits: What ``model`` returned for them, with shape (B, K).
-        y: The labels, with shape (B,).
+        x: The inputs, as a tensor, an array or a list, with shape (B, ...).
+        y: The labels, likewise, int64, with shape (B,).
+        threat: The range.
+        stacklevel: That of a warning, see :func:`warnings.warn`.
+
+    Raises:
+        UserError: For inputs or labels that no attack can work with.
     """
-    return confirmed(model, x_adv, logits.argmax(1) != y, y)
+    x, y = tensors(x, y)
+    if not x.is_floating_point():
+        raise UserError(f"expected x as floats within the range, got {x.dtype}; divide by 255?")
+    if y.ndim != 1 or y.dtype != torch.int64:
+        got = f"{y.dtype} of shape {tuple(y.shape)}"
+        remedy = "one-hot labels need y.argmax(1), others y.long()"
+        raise UserError(f"expected labels as int64 of shape ({len(x)},), got {got}; {remedy}")
+    if len(x) != len(y):
+        raise UserError(f"expected a label for each input, got {len(x)} inputs, {len(y)} labels")
+    if not bool(torch.isfinite(x).all()):
+        raise UserError("x holds NaN or infinite values; clean the data first")
+    if not x.numel():
+        return x, y
+    least, most = x.detach().min().item(), x.detach().max().item()
+    low, high = torch.tensor([threat.low, threat.high], dtype=x.dtype).tolist()  # rounded as x is
+    out = max(low - least, most - high)
+    if out <= 0:
+        return x, y
+    share, box = out / (threat.high - threat.low), f"[{threat.low:g}, {threat.high:g}]"
+    if share <= ROUNDING:
+        warnings.warn(
+            f"x leaves {box} by {out:.2g}, a rounding error: it was set to the border",
+            stacklevel=stacklevel,
+        )
+        return x.clamp(threat.low, threat.high), y
+    remedy = f"x.clamp({threat.low:g}, {threat.high:g}) brings it back"
+    if share > SLIGHT:
+        remedy = "undo the normalisation of the inputs and make it the model's first layer"
+    raise UserError(
+        f"expected x within {box}, got [{least:.4g}, {most:.4g}], out by {out:.2g}; {remedy}"
+    )
 
 
-def confirmed(model: nn.Module, x_adv: Tensor, wrong: Tensor, y: Tensor) -> Tensor:
-    """Tell which of the points that a search takes for misclassified are so, with shape (B,).
+def _pairs(data: "DataLoader[Any] | Dataset[Any]") -> Iterator[tuple[Tensor, Tensor]]:
+    if not isinstance(data, DataLoader) and not hasattr(data, "__len__"):
+        raise UserError(f"{type(data).__name__} has no length; give a DataLoader of it")
+    for item in data if isinstance(data, DataLoader) else map(data.__getitem__, range(len(data))):
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise UserError(f"expected {_PAIRS}, got items of {_described(item)}")
+        yield _tensor(item[0], "an input"), _labels(item[1])
 
-    Where ``model`` is the search form of a model, these points are shown to the model itself,
-    whose answer counts: a search that ends there must not end in vain.
 
-    Arguments:
-        model: The model that is searched.
-        x_adv: The points, with shape (B, ...).
-        wrong: Which of them ``model`` misclassifies, with shape (B,).
-        y: The labels, with shape (B,).
-    """
-    if not isinstance(model, Fast) or model.search is model.exact:
-        return wrong
-    rows = wrong.nonzero()[:, 0]
-    if not len(rows):
-        return wrong
-    sure = wrong.clone()
-    sure[rows] = model.decide(x_adv[rows]).argmax(1) != y[rows]
-    return sure
+def _tensor(value: Any, what: str) -> Tensor:
+    """Return a tensor, an array or a list as a tensor."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
+        value = torch.stack(list(value)) if len({v.shape for v in value}) == 1 else value
+    try:
+        tensor = torch.as_tensor(
+            value if isinstance(value, Tensor) else np.asarray(value, order="C")
+        )
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(
+            f"expected {what} as a tensor or an array of numbers, got {_described(value)}"
+        ) from None
+    return tensor.to(torch.get_default_dtype()) if tensor.dtype == torch.float64 else tensor
+
+
+def _labels(value: Any) -> Tensor:
+    """Return labels as a tensor; whole numbers that are no tensor become int64."""
+    if isinstance(value, Tensor):
+        return value
+    labels = _tensor(value, "labels y")
+    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    return labels.long() if whole else labels
+
+
+def _described(value: Any) -> str:
+    name = type(value).__name__
+    return f"{name} of {len(value)} parts" if isinstance(value, tuple | list | dict) else name

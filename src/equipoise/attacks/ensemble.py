@@ -1,4 +1,4 @@
-r"""AutoAttack: four attacks that fail in different ways, one after the other on the survivors.
+r"""AutoAttack: four attacks with different weaknesses, in turn on the images not yet fooled.
 
 ==============  =========================================================================
 standard        APGD-CE, APGD-T (9 targets), FAB-T (9 targets), Square (5000 queries),
@@ -9,14 +9,14 @@ rand            APGD-CE and APGD-DLR, each step and each verdict averaged over 2
                 for models whose answers are random
 ==============  =========================================================================
 
-Every attack starts from the clean input; one that an earlier attack broke is left alone. With
-fewer than ten classes there are K - 1 targets; where the DLR loss is undefined a margin takes its
-place, and the result says so.
+Every attack starts from the clean input and skips the examples that an earlier attack fooled.
+With fewer than ten classes there are K - 1 targets; where the DLR loss is undefined the margin is
+used, and the result has a note about it.
 
 Deviations from the authors' code, none of them weaker: randomness is keyed by example instead of
-by batch; all targets of an example are attacked side by side; a point is only counted as fooled
-where the float32 model says so after the search; in ``rand`` the verdict is that of the averaged
-answer, where theirs is that of the last pass. Those of the parts are listed with the parts.
+by batch; all targets of an example are attacked in the same batch; a point only counts as fooled
+if the float32 model misclassifies it after the search; in ``rand`` the verdict is that of the
+averaged probabilities, theirs that of the last pass. Each attack lists its own deviations.
 
 References:
     | Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
@@ -33,11 +33,12 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.attacks.apgd import APGDCE, APGDDLR, APGDT
-from equipoise.attacks.core import Attack, cost, guest, prepared
+from equipoise.attacks.core import Attack, cost, prepared
 from equipoise.attacks.fab import FAB, FABT
 from equipoise.attacks.square import Square
 from equipoise.draws import Draws
 from equipoise.errors import UserError
+from equipoise.execution.form import guest
 from equipoise.losses import margin
 from equipoise.threat import NORMS, Norm, Threat
 
@@ -70,7 +71,7 @@ class AutoAttack:
 
     @property
     def passes(self) -> int:
-        """Return the number of forward passes that a verdict is to be averaged over."""
+        """Return the number of forward passes over which a verdict is averaged."""
         return PASSES if self.version == "rand" else 1
 
     def stages(self, norm: Norm) -> dict[str, Attack]:
@@ -97,15 +98,15 @@ class AutoAttack:
     def cost(self, norm: Norm) -> float:
         """Return a rough number of the gradient evaluations an image."""
         every = sum(cost(stage, norm) for stage in self.stages(norm).values())
-        return every / 2  # the later stages attack what is left
+        return every / 2  # the later stages attack fewer images
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, draws: Draws | None = None
     ) -> Tensor:
         """Return the strongest ``x_adv`` found for every example: see :class:`Attack`.
 
-        :func:`equipoise.evaluate` does the same, keeps the verdicts of each stage, and judges
-        apart from the search.
+        :func:`equipoise.evaluate` does the same, keeps the verdicts of each stage, and decides
+        them separately from the search.
         """
         x, y, draws = prepared(self, x, y, threat, draws)
         best, lowest = x.clone(), torch.full_like(y, torch.inf, dtype=torch.float64)
@@ -114,10 +115,10 @@ class AutoAttack:
             if not len(left):
                 break
             source = draws.child(name).select(left)
-            found = attack(model, x[left], y[left], threat, draws=source)
-            margins = _margins(model, found, y[left])
+            points = attack(model, x[left], y[left], threat, draws=source)
+            margins = _margins(model, points, y[left])
             better = margins < lowest[left]
-            best[left[better]], lowest[left[better]] = found[better], margins[better]
+            best[left[better]], lowest[left[better]] = points[better], margins[better]
             left = left[lowest[left] > 0]
         return best
 

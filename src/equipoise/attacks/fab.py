@@ -9,9 +9,9 @@ taken as linear, with :math:`w = \nabla (z_s - z_y)(x_k)`. Both :math:`x_k` and 
           + \alpha (x + \eta \, \delta_2)\bigr), \qquad
           \alpha = \min\Bigl(\frac{\|\delta_1\|}{\|\delta_1\| + \|\delta_2\|}, \alpha_{max}\Bigr).
 
-A misclassified :math:`x_{k+1}` is kept if it is the nearest so far, and drawn back to
-:math:`x + \beta (x_{k+1} - x)`. Its target is the distance, not a loss: it needs no step size
-and does not care for the scale of the logits.
+A misclassified :math:`x_{k+1}` is kept if it is the nearest so far, and moved back to
+:math:`x + \beta (x_{k+1} - x)`. The attack minimises a distance, not a loss: it needs no step
+size and does not depend on the scale of the logits.
 
 ==========  ====================================================================================
 FAB         the rival is the nearest of all classes in each step, which takes K - 1 backward
@@ -43,20 +43,11 @@ from typing import Annotated, Self
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.core import (
-    guest,
-    input_gradient,
-    input_gradients,
-    misclassified,
-    prepared,
-    refuse,
-    uncounted,
-    wrong_norms,
-)
+from equipoise.attacks.core import prepared, refuse, uncounted, wrong_norms
 from equipoise.attacks.fab_projections import project
 from equipoise.draws import Draws
 from equipoise.errors import Part, out_of_range
-from equipoise.execution.form import Fast
+from equipoise.execution.form import Fast, guest, input_gradient, input_gradients, misclassified
 from equipoise.losses import margin
 from equipoise.threat import Norm, Threat
 
@@ -75,7 +66,7 @@ class FAB:
         steps: The number of steps; each is one forward and one backward pass, and one more
             forward pass, per target; untargeted it is K - 1 backward passes.
         restarts: How often to search; all but the first from random points at half the radius,
-            and only where nothing was found yet.
+            and only for examples not yet fooled.
         targets: How many of the other classes to search for, those with the highest clean
             logits first; None searches for the nearest.
         alpha_max: The largest weight :math:`\alpha_{max}` of the clean point.
@@ -106,8 +97,8 @@ class FAB:
     ) -> Tensor:
         """Return the strongest ``x_adv`` found for every example: see :class:`Attack`.
 
-        Where nothing was found within the radius, the nearest points beyond it are brought into
-        the threat, and the one with the largest margin comes back.
+        For an example with no misclassified point within the radius, its nearest points are
+        projected into the threat, and the one with the largest margin is returned.
         """
         x, y, draws = prepared(self, x, y, threat, draws)
         if not len(x) or threat.eps == 0:
@@ -118,9 +109,9 @@ class FAB:
     def nearest(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, draws: Draws | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the nearest misclassified points, however far, and their distances.
+        """Return the nearest misclassified points at any distance, and their distances.
 
-        No example leaves the search before its last step.
+        Every example takes all steps.
 
         Arguments:
             model: From inputs within the threat's range to logits, with shape (B, K).
@@ -131,7 +122,7 @@ class FAB:
 
         Returns:
             Points with the shape of ``x``, and distances in float64 with shape (B,): zero where
-            x itself is misclassified, infinite (and the point x) where nothing was found.
+            x itself is misclassified, infinite (and the point x) where no point is misclassified.
         """
         x, y, draws = prepared(self, x, y, threat, draws)
         if not len(x):
@@ -145,7 +136,7 @@ class FAB:
         return 1 if self.targets is None else min(self.targets, classes - 1)
 
     def notes(self, classes: int) -> list[str]:
-        """Return what had to be changed for so few classes, in sentences."""
+        """Return the changes of settings for so few classes, in sentences."""
         if self.targets is None or self.targets < classes:
             return []
         rows = self.rows_per_example(classes)
@@ -257,7 +248,7 @@ class _BoundarySearch:
         return replace(rows, point=point.clamp_(self.threat.low, self.threat.high))
 
     def _run(self, rows: _BoundaryRows, steps: int) -> _BoundaryRows:
-        """Take steps; return the rows of the examples that are still searched for."""
+        """Take steps; return the rows of the examples that are still searched."""
         for _ in range(steps):
             rows = self._judged(replace(rows, point=self._moved(rows)))
             if not len(rows.index):
@@ -365,7 +356,7 @@ class _BoundarySearch:
         self._put(index, rows.best[nearer, which[nearer]], least[nearer], self.score[index])
 
     def _keep_strongest(self, rows: _BoundaryRows) -> None:
-        """Keep of each example the strongest of the points, brought into the threat."""
+        """Keep the strongest point of each example, projected into the threat."""
         if not len(rows.index):
             return
         ends = torch.where(rows.size.isfinite()[..., None], rows.best, rows.point)

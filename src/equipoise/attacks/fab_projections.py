@@ -13,10 +13,9 @@ L2      :math:`m_i = \min(t |w_i|, r_i)`
 L1      a fractional knapsack: the largest :math:`|w_i|` first, each up to its room
 
 For Linf and L2 the sum is concave and piecewise linear in :math:`t`, so that Newton's steps from
-below never overshoot and end at the exact solution after finitely many, usually a handful. For
-L1 as many of the largest coordinates are selected as are needed. Where even the border does not
-suffice, the answer is the point of the range nearest to the hyperplane: everything that counts
-moves to the border.
+below never overshoot and reach the exact solution after a few steps. For L1 as many of the largest
+coordinates are selected as are needed. If the range does not reach the hyperplane, the result is
+its nearest point: every coordinate with a weight moves to the border.
 """
 
 import torch
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from equipoise.threat import Norm
 
-_FIRST, _GROWTH = 64, 8  # how many coordinates the L1 projection looks at, and then
+_FIRST, _GROWTH = 64, 8  # the coordinates the L1 projection sorts at first, and the factor then
 
 
 def project(
@@ -36,7 +35,7 @@ def project(
         points: The points, within the range, with shape (..., D).
         w: The gradients of the affine functions; broadcasts to the shape of ``points``.
         value: The values of the affine functions at the points, with shape (...).
-        norm: What is small: ``"linf"``, ``"l2"`` or ``"l1"``.
+        norm: The norm of the move: ``"linf"``, ``"l2"`` or ``"l1"``.
         low: The smallest value of an input.
         high: The largest value of an input.
 
@@ -82,15 +81,15 @@ def _fit_l2(size: Tensor, room: Tensor, need: Tensor) -> Tensor:
 
 
 def _fit_l1(size: Tensor, room: Tensor, need: Tensor) -> Tensor:
-    """Return the knapsack's answer: the largest sizes first, up to their room."""
-    size = size * room.sign()  # what cannot move takes no place among the largest
+    """Return the solution of the knapsack: the largest sizes first, up to their room."""
+    size = size * room.sign()  # coordinates without room are not among the largest
     shape, width = size.shape, size.shape[-1]
     need = need.expand(*shape[:-1], 1).reshape(-1, 1)
     return _filled(size.view(-1, width), room.reshape(-1, width), need, _FIRST).view(shape)
 
 
 def _filled(size: Tensor, room: Tensor, need: Tensor, count: int) -> Tensor:
-    """Return the same for (B, D) by a look at the ``count`` largest, and at more if need be."""
+    """Return the same for (B, D) from the ``count`` largest, and from more if needed."""
     top, chosen = size.topk(min(count, size.shape[1]), dim=1)
     rooms = room.gather(1, chosen)
     worth = top * rooms
@@ -106,7 +105,7 @@ def _filled(size: Tensor, room: Tensor, need: Tensor, count: int) -> Tensor:
 
 
 def _met(lacking: Tensor, slope: Tensor, need: Tensor) -> bool:
-    """Tell whether no row lacks anything that it could still get."""
+    """Return whether every row has reached its sum, or can move no further."""
     close = 8 * torch.finfo(need.dtype).eps * need
     return not bool(((lacking > close) & (slope > 0)).any())
 

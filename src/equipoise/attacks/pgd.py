@@ -14,16 +14,16 @@ CW-inf-k            k steps on the margin :math:`-\max(z_y - \max_{i \ne y} z_i,
 ==================  ============================================================================
 
 Deviations from the authors' codes: the Generalist evaluation ignores the number of steps and
-always takes ten, starts MI-FGSM at random and divides by the mean of the gradient; here the
-numbers mean what they say, MI-FGSM starts at x as in its paper, and a zero gradient is a zero
-step rather than NaN. Starts are clipped to the range before the first gradient. By default the
-best iterate counts; ``keep="last"`` is the custom of the papers' codes.
+always takes ten, starts MI-FGSM at random and divides by the mean of the gradient; here the number
+of steps is used, MI-FGSM starts at x as in its paper, and a zero gradient is a zero step rather
+than NaN. Starts are clipped to the range before the first gradient. By default the best iterate
+counts; the papers' codes use ``keep="last"``.
 
-What a search form (:func:`equipoise.fast`) takes for misclassified is shown to the model itself,
-and no more once the model agrees. With ``keep="best"`` that is the strongest point, after the last
-step; where the model refuses it, the example is searched again from the same start, and every
-point that would be the best so far is shown. With ``keep="first"`` every point is, until the model
-agrees with one. Either way the same examples are fooled as if all points had been shown.
+Points that a search form (:func:`equipoise.fast`) misclassifies are confirmed by the model itself.
+With ``keep="best"`` that is the strongest point, after the last step; if the model classifies it
+correctly, the example is searched again from the same start, and every point that would be the
+best so far is checked. With ``keep="first"`` every point is checked, until the model misclassifies
+one. Both fool the same examples as if all points were checked.
 
 References:
     | Explaining and Harnessing Adversarial Examples (Goodfellow et al., 2015)
@@ -43,19 +43,10 @@ from typing import Annotated, Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.core import (
-    Attack,
-    confirmed,
-    guest,
-    input_gradient,
-    prepared,
-    refuse,
-    stepping,
-    uncounted,
-    wrong_norms,
-)
+from equipoise.attacks.core import Attack, prepared, refuse, uncounted, wrong_norms
 from equipoise.draws import Draws, normal
 from equipoise.errors import NotNegative, Part, out_of_range
+from equipoise.execution.form import Fast, guest, input_gradient
 from equipoise.execution.passes import Network
 from equipoise.losses import LOSSES
 from equipoise.threat import Norm, Threat
@@ -78,12 +69,12 @@ class PGD:
         step_size: The length :math:`\alpha` of a step, in units of the input; by default
             ``step_factor`` eps / steps.
         step_factor: The default length of a step, in units of eps / steps.
-        restarts: How often to search; all but the first only where nothing was found yet.
+        restarts: How often to search; all but the first only for examples not yet fooled.
         start: Where to start: ``"uniform"`` in the ball, at x (``"zero"``), or close to x
             (``"noise"``): at x + 0.001 N(0, 1), in units of the range, as TRADES does, whose
             loss has no gradient at x.
         loss: ``"ce"`` or ``"margin"``.
-        confidence: :math:`\kappa`: a margin loss beyond it is not worth more. None: no limit.
+        confidence: :math:`\kappa`: the largest margin loss that counts. None: no limit.
         momentum: :math:`\mu`; None follows the gradient itself.
         keep: Which iterate counts: the ``"best"`` (misclassified first, then the largest loss;
             one forward pass more, for the last iterate), the ``"first"`` that is misclassified
@@ -106,10 +97,10 @@ class PGD:
     def __post_init__(self) -> None:
         problems = uncounted(self, "steps", "restarts")
         problems += out_of_range(self)
-        for name, known_names in _CHOICES.items():
+        for name, choices in _CHOICES.items():
             value = getattr(self, name)
-            if value not in known_names:
-                problems.append(f"{name} must be one of {', '.join(known_names)}, got {value!r}")
+            if value not in choices:
+                problems.append(f"{name} must be one of {', '.join(choices)}, got {value!r}")
         refuse(problems + wrong_norms(self.norms))
 
     def cost(self, norm: Norm) -> float:
@@ -132,18 +123,18 @@ class PGD:
         draws: Draws,
         losses: Ascended | None = None,
     ) -> Tensor:
-        """Return the same for inputs that are known to be sound, without a look at them.
+        """Return the same without checking the inputs.
 
-        Looking waits for the device; training does it once, when the data are read.
+        A check waits for the device; training does it once, when the data are read.
 
         Arguments:
-            model: As for :class:`Attack`, like the others.
+            model: This and the next four arguments are those of :class:`Attack`.
             x: The clean inputs.
             y: The labels.
             threat: The ball and the range.
             draws: The randomness.
-            losses: What is maximised in place of ``loss``: from logits, with shape (N, K), and
-                the positions of their examples in the batch, with shape (N,), to losses (N,).
+            losses: Maximised in place of ``loss``: from logits, with shape (N, K), and the
+                positions of their examples in the batch, with shape (N,), to losses (N,).
         """
         losses = losses or (lambda logits, index: self.losses(logits, y[index]))
         every, x = torch.arange(len(y), device=y.device), x.detach()
@@ -155,8 +146,8 @@ class PGD:
                 if not len(rest):
                     break
                 source = draws.child(f"restart {restart}").select(rest)
-                again, found = self._search(model, x[rest], y[rest], threat, source, losses, rest)
-                _keep(x_adv, score, rest, again, found)
+                again, scores = self._search(model, x[rest], y[rest], threat, source, losses, rest)
+                _keep(x_adv, score, rest, again, scores)
         return x_adv
 
     def start_at(self, x: Tensor, threat: Threat, draws: Draws) -> Tensor:
@@ -181,7 +172,7 @@ class PGD:
 
     def _search(
         self,
-        model: nn.Module,
+        model: Fast,
         x: Tensor,
         y: Tensor,
         threat: Threat,
@@ -196,18 +187,18 @@ class PGD:
         best, score = self._all_steps(model, x, y, start, threat, located(losses, index))
         if self.keep == "last" and self.restarts == 1:
             return best, score
-        sure = confirmed(model, best, score.fooled, y)
+        sure = model.confirmed(best, score.fooled, y)
         refused = (score.fooled & ~sure).nonzero()[:, 0]
         score = _Score(sure, score.losses)
         if len(refused) and self.keep == "best":
             parts = x[refused], y[refused], start[refused]
-            again, found = self._shown(model, *parts, threat, losses, index[refused])
-            _keep(best, score, refused, again, found)
+            again, scores = self._shown(model, *parts, threat, losses, index[refused])
+            _keep(best, score, refused, again, scores)
         return best, score
 
     def _all_steps(
         self,
-        model: nn.Module,
+        model: Fast,
         x: Tensor,
         y: Tensor,
         start: Tensor,
@@ -218,10 +209,11 @@ class PGD:
         x_adv, best, score = start, start, _Score.lowest(y)
         direction = torch.zeros_like(x)
         settings = threat, self.step_length(threat), self.momentum
-        step, project = stepping(model, _step), threat.projector(x)
+        project = threat.projector(x)
         for _ in range(self.steps):
-            found = step(x_adv, direction, losses, project, *settings)
-            logits, values, direction, moved = found
+            logits, values, direction, moved = model.take(
+                _step, x_adv, direction, losses, project, *settings
+            )
             if self.keep == "best":
                 best, score = _better(best, score, x_adv, _Score.of(logits, values, y))
             x_adv = moved
@@ -233,7 +225,7 @@ class PGD:
 
     def _shown(
         self,
-        model: nn.Module,
+        model: Fast,
         x: Tensor,
         y: Tensor,
         start: Tensor,
@@ -241,27 +233,29 @@ class PGD:
         losses: Ascended,
         index: Tensor,
     ) -> "tuple[Tensor, _Score]":
-        """Search once, and show the model what would be the best so far at every step.
+        """Search once; the exact model checks every point that would be the best so far.
 
-        With ``keep="first"`` an example leaves the search when the model has agreed.
+        With ``keep="first"`` an example leaves the search at its first confirmed point.
         """
         best, score = start.clone(), _Score.lowest(y)
         rows, point, direction = torch.arange(len(y), device=y.device), start, torch.zeros_like(x)
         settings = threat, self.step_length(threat), self.momentum
-        step, project = stepping(model, _step), threat.projector(x)
+        project = threat.projector(x)
         for taken in range(self.steps + 1):
             here = located(losses, index[rows])
             if taken < self.steps:
-                logits, values, direction, moved = step(point, direction, here, project, *settings)
+                logits, values, direction, moved = model.take(
+                    _step, point, direction, here, project, *settings
+                )
             else:
                 logits = moved = model(point)
                 values = here(logits)
-            found = _Score.of(logits, values, y[rows])
-            asked = found.fooled & found.beats(score.take(rows))
-            found = _Score(confirmed(model, point, asked, y[rows]), found.losses)
-            _keep(best, score, rows, point, found)
+            scores = _Score.of(logits, values, y[rows])
+            checked = scores.fooled & scores.beats(score.take(rows))
+            scores = _Score(model.confirmed(point, checked, y[rows]), scores.losses)
+            _keep(best, score, rows, point, scores)
             point = moved
-            left = (~found.fooled).nonzero()[:, 0]
+            left = (~scores.fooled).nonzero()[:, 0]
             if self.keep == "first" and not len(left):
                 break
             if self.keep == "first" and len(left) < len(rows):
@@ -286,10 +280,10 @@ def CWInf(*, steps: int = 30, confidence: float = 50.0) -> PGD:  # noqa: N802
 
 
 def for_verdicts(attack: Attack) -> Attack:
-    """Return an attack that fools the same examples, and leaves each alone once it is fooled.
+    """Return an attack that fools the same examples, each of which leaves once it is fooled.
 
-    Its points are the first that were found rather than the strongest. Not for a model that is
-    random, or that is compiled: the one is fooled by luck, the other compiled for each batch size.
+    It returns the first misclassified points rather than the strongest. Not for a random model
+    (which would be fooled by chance) or a compiled one (compiled again for each batch size).
     """
     if type(attack) is PGD and attack.keep == "best":
         return replace(attack, keep="first")
@@ -315,7 +309,7 @@ def _step(
     length: float,
     momentum: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return logits, losses, the direction climbed and where a step of ``length`` ends."""
+    """Return logits, losses, the direction of the step and the point where it ends."""
     logits, values, grad = input_gradient(model, x_adv, losses)
     if momentum is not None:
         scale = Threat.lengths(grad, "l1").clamp_min(torch.finfo(grad.dtype).tiny)
@@ -332,7 +326,7 @@ class _Score(NamedTuple):
 
     @classmethod
     def lowest(cls, y: Tensor) -> Self:
-        """Return what every point beats, one for each label."""
+        """Return the lowest scores, one for each label."""
         losses = torch.full(y.shape, -torch.inf, dtype=torch.float64, device=y.device)
         return cls(torch.zeros_like(y, dtype=torch.bool), losses)
 
@@ -342,7 +336,7 @@ class _Score(NamedTuple):
         return cls(logits.argmax(1) != y, torch.nan_to_num(losses.double(), nan=-torch.inf))
 
     def beats(self, other: Self) -> Tensor:
-        """Tell which points are stronger, with shape (B,)."""
+        """Return which points are stronger, with shape (B,)."""
         same = self.fooled == other.fooled
         return (self.fooled & ~other.fooled) | (same & (self.losses > other.losses))
 
@@ -351,16 +345,16 @@ class _Score(NamedTuple):
         return type(self)(self.fooled[index], self.losses[index])
 
 
-def _better(best: Tensor, score: _Score, x_adv: Tensor, found: _Score) -> tuple[Tensor, _Score]:
-    better = found.beats(score)
+def _better(best: Tensor, score: _Score, x_adv: Tensor, scores: _Score) -> tuple[Tensor, _Score]:
+    better = scores.beats(score)
     mask = better.view(-1, *[1] * (x_adv.ndim - 1))
-    chosen = (torch.where(better, new, old) for new, old in zip(found, score, strict=True))
+    chosen = (torch.where(better, new, old) for new, old in zip(scores, score, strict=True))
     return torch.where(mask, x_adv, best), _Score(*chosen)
 
 
-def _keep(best: Tensor, score: _Score, rows: Tensor, x_adv: Tensor, found: _Score) -> None:
-    """Put points and their scores in the place of weaker ones at some positions."""
-    better = found.beats(score.take(rows)).nonzero()[:, 0]
+def _keep(best: Tensor, score: _Score, rows: Tensor, x_adv: Tensor, scores: _Score) -> None:
+    """Replace weaker points and their scores at some positions, in place."""
+    better = scores.beats(score.take(rows)).nonzero()[:, 0]
     best[rows[better]] = x_adv[better]
-    for kept, new in zip(score, found, strict=True):
+    for kept, new in zip(score, scores, strict=True):
         kept[rows[better]] = new[better]

@@ -11,8 +11,8 @@ p_init / p         1     2      4      8      16      32      64     128     256
 
 Deviations from the authors' later code (of AutoAttack), none of which makes the search weaker:
 
-- Every example has its own windows and signs, keyed by the example, where that code shares them
-  in a batch: no verdict depends on the batch.
+- Every example has its own windows and signs, keyed by the example; that code shares them in a
+  batch. So no verdict depends on the batch.
 - The last row and column of windows can be reached.
 - A window too large for the shorter side of an image keeps its area by growing along the longer
   one. Vectors (B, D) are lines, (B, 1, 1, D), and their windows intervals.
@@ -20,8 +20,7 @@ Deviations from the authors' later code (of AutoAttack), none of which makes the
 - A point counts as misclassified by its largest logit, as everywhere here.
 
 ``queries`` counts the points that are tried of an example, the first one included. Where a batch
-is small, several of them are tried in one pass, each from the best point so far, and those after
-one that is kept are tried once more from there: the same search, in fewer and fuller passes.
+is small, a pass tries several of them: the same search, in fewer passes.
 
 References:
     | Square Attack: a query-efficient black-box adversarial attack via random search
@@ -33,30 +32,24 @@ References:
 import math
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple, Self
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.core import (
-    guest,
-    misclassified,
-    prepared,
-    refuse,
-    uncounted,
-    wrong_norms,
-)
+from equipoise.attacks.core import prepared, refuse, uncounted, wrong_norms
 from equipoise.attacks.square_windows import Grid, Pyramids, Signs
 from equipoise.draws import Draws
 from equipoise.errors import out_of_range
+from equipoise.execution.form import Fast, guest, misclassified
 from equipoise.losses import margin
 from equipoise.threat import Norm, Threat
 
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # steps
 _FULL = 10_000  # the number of queries for which the schedule was made
-_BLOCK = 64  # how many queries are planned at a time, at most
-_PLANNED = 2**17  # of how many pixels, which stay in a processor's cache
-_ROOM = {"cpu": (192, 2**17)}  # up to how many images, and pixels, a pass is worth filling with
+_BLOCK = 64  # the most queries that are planned at a time
+_PLANNED = 2**17  # the most pixels of these, which fit in a processor's cache
+_ROOM = {"cpu": (192, 2**17)}  # the images, and pixels, up to which a larger pass saves time
 _ROOM_ELSEWHERE = (512, 2**22)
 
 
@@ -67,11 +60,11 @@ class Square:
     Arguments:
         queries: The number of points tried of an example that is not fooled, in each restart.
         p_init: The share of the image that the first windows cover, in (0, 1].
-        restarts: How often to search; all but the first only where nothing was found yet.
+        restarts: How often to search; all but the first only for examples not yet fooled.
         rescale: Whether the schedule is stretched to ``queries`` from the 10 000 for which it
             was made. AutoAttack does not stretch it.
-        ahead: How many queries of an example one pass may try, where the batch is small; 1 tries
-            them one after the other. It decides on the time alone.
+        ahead: How many queries of an example one pass may try if the batch is small; 1: one. It
+            affects the time alone.
         norms: The norms for which the attack is defined.
     """
 
@@ -101,17 +94,18 @@ class Square:
         if not x.numel() or threat.eps == 0:
             return x.clone()
         with guest(model) as model, torch.no_grad():
-            found = self._search(model, x, y, threat, draws.child("restart 0"))
+            source = draws.child("restart 0")
+            points, fooled, scores = _RandomSearch(self, model, x, y, threat, source).run()
             for restart in range(1, self.restarts):
-                rest = (~found.fooled).nonzero()[:, 0]
+                rest = (~fooled).nonzero()[:, 0]
                 if not len(rest):
                     break
                 source = draws.child(f"restart {restart}").select(rest)
-                again = self._search(model, x[rest], y[rest], threat, source)
-                better = again.fooled | (again.scores > found.scores[rest])
-                for kept, new in zip(found, again, strict=True):
+                again = _RandomSearch(self, model, x[rest], y[rest], threat, source).run()
+                better = again[1] | (again[2] > scores[rest])
+                for kept, new in zip((points, fooled, scores), again, strict=True):
                     kept[rest[better]] = new[better]
-        return found.points
+        return points
 
     def share(self, step: int) -> float:
         """Return the share of the image that the windows of a step cover, counted from 0."""
@@ -119,101 +113,90 @@ class Square:
             step = step * _FULL // self.queries
         return math.ldexp(self.p_init, -bisect_left(_HALVED_AFTER, step))
 
-    def _alike(self, step: int, pixels: int) -> int:
+    def alike(self, step: int, pixels: int) -> int:
         """Return how many queries from a step on to plan at once: all windows are of one size."""
         share = self.share(step - 1)
         most = min(_BLOCK, self.queries - step, int(_PLANNED // max(share * pixels, 1)))
         last = next((i for i in range(1, most) if self.share(step - 1 + i) != share), most)
         return max(1, last)
 
-    def _search(
-        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, draws: Draws
-    ) -> "_SquareResult":
-        """Search once; examples leave as soon as they are fooled."""
-        search = _RandomSearch(model, x, y, threat, draws)
-        search.begin()
-        step, pixels = 1, x[0].numel()
-        while step < self.queries and len(search.rows):
-            count = self._alike(step, len(search.rows) * pixels)
-            ahead = min(self.ahead, search.patience())
-            search.plan(count, self.share(step - 1))
-            room = _room(pixels, x.device)
-            if min(ahead, room // len(search.rows)) < 2:
-                search.together()
-            while due := search.due():
-                search.query(max(1, min(ahead, room // due)))
-            step += count
-        return search.end()
-
 
 def _room(pixels: int, device: torch.device) -> int:
-    """Return how many images of so many pixels a pass is worth filling with."""
+    """Return up to how many images of so many pixels a larger pass saves time."""
     most, size = _ROOM.get(device.type, _ROOM_ELSEWHERE)
     return min(most, size // pixels)
 
 
 class _RandomSearch:
-    """A search on its way, with the examples that are not fooled yet.
+    """One search; examples leave as soon as they are fooled.
 
-    In a pass several queries of an example are tried at a time, each from the best point so far;
-    the first that is kept ends its turn, and those after it are tried again from there. So the
-    search is that of one query after the other, in fewer and larger passes.
+    A pass tries several queries of an example at a time, each from the best point so far; the
+    first that is kept ends its turn, and those after it are tried again from there. So the search
+    is that of one query after the other, in fewer and larger passes.
     """
 
     def __init__(
-        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, draws: Draws
+        self, attack: Square, model: Fast, x: Tensor, y: Tensor, threat: Threat, draws: Draws
     ) -> None:
         kind = Signs if threat.norm == "linf" else Pyramids
         self.moves: Signs | Pyramids = kind(x.flatten(1), Grid.of(x.shape[1:]), threat)
-        self.model, self.shape, self.y = model, x.shape[1:], y
-        self.first = draws.uniform(_blank(x, self.moves.start_numbers))
-        self.draws, self.x = draws, x
-        self.rest = torch.arange(len(x), device=x.device)  # of these, what is still searched
-        self.found = _SquareResult.nothing(x)
-        self.rows = torch.arange(len(x), device=x.device)  # of the examples, in the results
-        self.scores = self.found.scores
-        self.count = 0  # of the queries that are planned
-        self.turns = torch.zeros_like(self.rows)  # how many of these each example has made
-        self.made = self.kept = 1  # how many they were together, and how many of them were kept
+        self.attack, self.model, self.draws, self.x, self.y = attack, model, draws, x, y
+        self.points = torch.empty_like(x, memory_format=torch.contiguous_format)
+        self.fooled = torch.zeros_like(y, dtype=torch.bool)
+        self.results = torch.full(y.shape, -torch.inf, dtype=torch.float64, device=x.device)
+        self.rows = torch.arange(len(x), device=x.device)  # the positions of what is searched
+        self.rest = self.rows  # the same, in ``x``
+        self.scores = self.results  # of what is searched
+        self.turns = torch.zeros_like(self.rows)  # how many planned queries each has made
+        self.made = self.kept = 1  # the queries of the last plan, and how many were kept
 
-    def begin(self) -> None:
-        """Try the first points."""
-        fooled, self.scores = self._judge(self.moves.start(self.first), self.y)
+    def run(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return points, with shape (B, ...), whether they are misclassified, and their scores.
+
+        Scores are minus the margins.
+        """
+        attack, x, pixels = self.attack, self.x, self.x[0].numel()
+        first = self.draws.uniform(_blank(x, self.moves.start_numbers))
+        fooled, self.scores = self._judge(self.moves.start(first), self.y)
         self._leave(fooled.nonzero()[:, 0])
+        step = 1
+        while step < attack.queries and len(self.rows):
+            count = attack.alike(step, len(self.rows) * pixels)
+            ahead = min(attack.ahead, self.made // max(self.kept, 1))
+            self._plan(count, attack.share(step - 1))
+            room = _room(pixels, x.device)
+            if min(ahead, room // len(self.rows)) < 2:
+                self._together(count)
+            else:
+                while len(due := (self.turns < count).nonzero()[:, 0]):
+                    self._query(due, count, max(1, min(ahead, room // len(due))))
+            step += count
+        self._record(slice(None))
+        return self.points, self.fooled, self.results
 
-    def plan(self, count: int, share: float) -> None:
+    def _plan(self, count: int, share: float) -> None:
         """Plan the next queries of every example, with windows that cover a share of it."""
         self.draws, self.x = self.draws.select(self.rest), self.x[self.rest]
         self.rest = torch.arange(len(self.rest), device=self.rest.device)
         noise = self.draws.uniform(_blank(self.x, count, self.moves.numbers))
         self.moves.plan(noise.transpose(0, 1), share)
-        self.count, self.turns = count, torch.zeros_like(self.rows)
+        self.turns = torch.zeros_like(self.rows)
         self.made, self.kept = count * len(self.rows), 0
 
-    def patience(self) -> int:
-        """Return how many queries were made for one that was kept, when queries were last made."""
-        return self.made // max(self.kept, 1)
-
-    def together(self) -> None:
+    def _together(self, count: int) -> None:
         """Make all queries that are planned, one of every example at a time."""
-        for turn in range(self.count):
+        for turn in range(count):
             if not len(self.rows):
                 return
             points = self.moves.propose(slice(None), turn)
             fooled, scores = self._judge(points, self.y)
             better = (fooled | (scores > self.scores)).nonzero()[:, 0]
             self._keep(points, fooled, scores, better, better)
-        self.turns = torch.full_like(self.rows, self.count)
 
-    def due(self) -> int:
-        """Return how many examples have not made all queries that are planned."""
-        return int((self.turns < self.count).sum())
-
-    def query(self, ahead: int) -> None:
-        """Try the next queries of every example that has some left, and keep the first better."""
-        due = (self.turns < self.count).nonzero()[:, 0]
+    def _query(self, due: Tensor, count: int, ahead: int) -> None:
+        """Try the next queries of the examples that have some left, and keep the first better."""
         turns = self.turns[due, None] + torch.arange(ahead, device=due.device)
-        planned = turns < self.count
+        planned = turns < count
         owners = due[:, None].expand_as(turns)[planned]
         points = self.moves.propose(owners, turns[planned])
         fooled, scores = self._judge(points, self.y[owners])
@@ -235,15 +218,9 @@ class _RandomSearch:
         self.scores[examples] = scores[chosen]
         self._leave(examples[fooled[chosen]])
 
-    def end(self) -> "_SquareResult":
-        """Return what was found, for all examples."""
-        lasting = torch.zeros_like(self.rows, dtype=torch.bool)
-        self.found.put(self.rows, self.moves.best, lasting, self.scores)
-        return self.found
-
     def _judge(self, points: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return which points are misclassified, and minus their margins; NaN counts as worst."""
-        points = points.view(-1, *self.shape)
+        """Return which points are misclassified, and minus their margins; NaN counts as lowest."""
+        points = points.view(-1, *self.points.shape[1:])
         logits = self.model(points)
         if logits.dtype in (torch.bfloat16, torch.float16):
             logits = logits.float()  # margins are differences of logits: they need the digits
@@ -251,41 +228,25 @@ class _RandomSearch:
         return misclassified(self.model, points, logits, y), scores
 
     def _leave(self, examples: Tensor) -> None:
-        """Write down the examples that are fooled, and go on with the others alone."""
+        """Record the examples that are fooled, and continue with the others alone."""
         if not len(examples):
             return
         fooled = torch.zeros_like(self.rows, dtype=torch.bool)
         fooled[examples] = True
-        best, scores = self.moves.best[fooled], self.scores[fooled]
-        self.found.put(self.rows[fooled], best, fooled[fooled], scores)
+        self._record(fooled)
+        self.fooled[self.rows[fooled]] = True
         rest = (~fooled).nonzero()[:, 0]
         self.rows, self.y, self.scores = self.rows[rest], self.y[rest], self.scores[rest]
-        self.turns = self.turns[rest]
+        self.turns, self.rest = self.turns[rest], self.rest[rest]
         self.moves.take(rest)
-        self.rest = self.rest[rest]
 
-
-class _SquareResult(NamedTuple):
-    """Points, with shape (B, ...), whether they are misclassified, and minus their margins."""
-
-    points: Tensor
-    fooled: Tensor
-    scores: Tensor
-
-    @classmethod
-    def nothing(cls, x: Tensor) -> Self:
-        """Return the state before a search; every point is better."""
-        scores = torch.full((len(x),), -torch.inf, dtype=torch.float64, device=x.device)
-        points = torch.empty_like(x, memory_format=torch.contiguous_format)
-        return cls(points, torch.zeros_like(scores, dtype=torch.bool), scores)
-
-    def put(self, rows: Tensor, points: Tensor, fooled: Tensor, scores: Tensor) -> None:
-        """Write down the results of some examples, points with shape (N, D)."""
-        self.points[rows] = points.view(-1, *self.points.shape[1:])
-        self.fooled[rows] = fooled
-        self.scores[rows] = scores
+    def _record(self, which: Tensor | slice) -> None:
+        """Write the best points of some of the searched examples into the results."""
+        rows = self.rows[which]
+        self.points[rows] = self.moves.best[which].view(-1, *self.points.shape[1:])
+        self.results[rows] = self.scores[which]
 
 
 def _blank(x: Tensor, *shape: int) -> Tensor:
-    """Return a tensor to be drawn like: float32, however short the floats of x are."""
+    """Return an empty float32 tensor for draws, also for inputs of shorter floats."""
     return x.new_empty((len(x), *shape), dtype=torch.float32)

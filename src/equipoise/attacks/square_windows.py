@@ -1,7 +1,7 @@
-r"""What the Square attack proposes: windows of an image, changed at random.
+r"""The proposals of the Square attack: windows of an image, changed at random.
 
 Inputs are flat here, (B, D) with D = c h w: a window is a set of positions in them, the same
-rectangle in every channel, at a place of its own for each example.
+rectangle in every channel, at a different place for each example.
 
 For Linf, a window takes :math:`x \pm \epsilon`, with one sign a channel. For L2 and L1 it
 receives, in each channel, the *mass* (the sum of :math:`|\delta|^p`) of two windows and a share
@@ -12,8 +12,8 @@ of what is left of the budget, laid out as a pair of pyramids of opposite signs
 
 on each half, of r x q pixels, of the window, with m the largest of the two halved sides and
 a = 2 for L2, a = 4 for L1; each half weighs the same. That uses the budget exactly, up to the
-range. For L1 with c channels a window takes c times the mass, and the projection takes back what
-is too much everywhere: so the perturbation becomes sparse, without which the search is far weaker.
+range. For L1 with c channels a window takes c times the mass, and the projection removes the
+excess everywhere: that makes the perturbation sparse, without which the search is far weaker.
 """
 
 import math
@@ -61,8 +61,8 @@ class Grid(NamedTuple):
 def window_size(share: float, grid: Grid, *, pyramids: bool = False) -> Size:
     """Return height and width of the windows that cover a share of the image.
 
-    Windows are squares; one that is too large for the shorter side fills it and is as wide as its
-    area wants, so that on a line it is an interval.
+    Windows are squares; a square too large for the shorter side becomes a rectangle of the same
+    area, so that on a line it is an interval.
 
     Arguments:
         share: The share of the pixels, in (0, 1].
@@ -92,7 +92,7 @@ class Signs:
     Arguments:
         x: The clean inputs, with shape (B, D).
         grid: Their layout.
-        threat: What is allowed.
+        threat: The ball and the range.
     """
 
     def __init__(self, x: Tensor, grid: Grid, threat: Threat) -> None:
@@ -113,7 +113,7 @@ class Signs:
         return self.best
 
     def plan(self, noise: Tensor, share: float) -> None:
-        """Place the next squares and give them their pixels, which need no best points.
+        """Place the next squares and compute their pixels, which do not depend on the best points.
 
         Arguments:
             noise: Numbers in [0, 1), with shape (queries, B, numbers).
@@ -132,24 +132,24 @@ class Signs:
         """Return points, (N, D), with a new square, of one sign in each channel.
 
         Arguments:
-            examples: Of which examples, with shape (N,), or a slice of them.
-            turns: Which of the queries that are planned, with shape (N,), or the same one of all.
+            examples: The examples, with shape (N,), or a slice of them.
+            turns: The numbers of the planned queries, with shape (N,), or one number for all.
         """
         index, squares = self.index[turns, examples], self.squares[turns, examples]
         return self.best[examples].scatter(1, index, squares)
 
     def accept(self, points: Tensor, chosen: Tensor, examples: Tensor) -> None:
-        """Keep some of the points that were just proposed.
+        """Keep some of the points of the last proposal.
 
         Arguments:
             points: All of them, with shape (N, D).
             chosen: Those to keep, positions with shape (K,).
-            examples: Whose best points they become, with shape (K,), each one once.
+            examples: The examples they belong to, with shape (K,), each at most once.
         """
         self.best[examples] = points[chosen]
 
     def take(self, rows: Tensor) -> None:
-        """Go on with some examples alone."""
+        """Continue with some examples alone."""
         self.best, self.lower, self.upper = (
             state[rows] for state in (self.best, self.lower, self.upper)
         )
@@ -192,11 +192,11 @@ class Pyramids:
         return self.best
 
     def plan(self, noise: Tensor, share: float) -> None:
-        """Keep the numbers: how mass moves depends on the best points."""
+        """Keep the numbers: the moves of mass depend on the best points."""
         self.noise, self.share = noise, share
 
     def propose(self, examples: Tensor | slice, turns: Tensor | int) -> Tensor:
-        """Return points with the mass of two windows, and what is unspent, in the first."""
+        """Return points with the mass of two windows, and unspent mass, in the first."""
         noise, clean, best = self.noise[turns, examples], self.x[examples], self.best[examples]
         size = window_size(self.share, self.grid, pyramids=True)
         first, second = (self.grid.corners(noise[:, i : i + 2], size) for i in (0, 2))
@@ -223,7 +223,7 @@ class Pyramids:
         self.spent[examples] = self.tried[chosen]
 
     def take(self, rows: Tensor) -> None:
-        """Go on with some examples alone."""
+        """Continue with some examples alone."""
         self.x, self.best, self.spent = self.x[rows], self.best[rows], self.spent[rows]
         self.noise = self.noise[:, rows]
 
@@ -290,15 +290,15 @@ def pyramids(size: Size, power: int, device: torch.device) -> Tensor:
 
     Arguments:
         size: Height and width of the window.
-        power: 2 for L2, 1 for L1: what the mass sums up, and half the decay.
-        device: Where it is wanted.
+        power: 2 for L2, 1 for L1: the exponent in the mass.
+        device: The device of the result.
 
     Returns:
         Float64 with shape (2, height width).
     """
     above = _pair(size, power)
-    beside = _pair((size[1], size[0]), power).T
-    return torch.stack([above.flatten(), beside.flatten()]).to(device)
+    sideways = _pair((size[1], size[0]), power).T
+    return torch.stack([above.flatten(), sideways.flatten()]).to(device)
 
 
 def _pair(size: Size, power: int) -> Tensor:
@@ -322,7 +322,7 @@ def _of_mass_one(pattern: Tensor, power: int) -> Tensor:
 
 
 def _covered(corner: tuple[Tensor, Tensor], by: tuple[Tensor, Tensor], size: Size) -> Tensor:
-    """Tell which pixels of windows, (B, h, w), lie in other windows of the same size."""
+    """Return which pixels of windows, (B, h, w), lie in other windows of the same size."""
 
     def along(at: Tensor, other: Tensor, side: int) -> Tensor:
         apart = at - other + torch.arange(side, device=at.device)

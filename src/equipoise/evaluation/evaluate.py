@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.core import Attack
-from equipoise.attacks.inputs import check_inputs, examples, tensors
+from equipoise.attacks.core import Attack, check_inputs, examples, tensors
 from equipoise.errors import RunError, UserError, one_line, short
 from equipoise.evaluation.checks.after import after as check_results
 from equipoise.evaluation.checks.after import transfer as check_transfer

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.core import averaged, guest
-from equipoise.execution.form import Fast
+from equipoise.execution.form import Fast, guest
 from equipoise.execution.outputs import ask, own, said
 from equipoise.execution.passes import seeded
 from equipoise.losses import margin
@@ -78,7 +77,12 @@ class Judge:
             if self.passes == 1:
                 return torch.cat([ask(self.model, part) for part in parts])
             with seeded(self.seed, x.device):
-                return torch.cat([averaged(self.model, part, self.passes) for part in parts])
+                return torch.cat([self._averaged(part) for part in parts])
+
+    def _averaged(self, x: Tensor) -> Tensor:
+        """Return the logarithm of the class probabilities averaged over the passes, (B, K)."""
+        total = sum(ask(self.model, x).double().softmax(1) for _ in range(self.passes))
+        return (torch.as_tensor(total) / self.passes).log().to(x.dtype)
 
     def repeats(self, x: Tensor) -> bool:
         """Return whether one pass decides, and a second pass gives the same logits.

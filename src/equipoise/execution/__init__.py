@@ -1,4 +1,4 @@
-"""How models are run where they are searched and trained: quickly, while verdicts stay exact."""
+"""How models run in attacks and training: fast, while verdicts come from the exact model."""
 
 from equipoise.execution.compiled import Step
 from equipoise.execution.form import Fast, as_is, fast

@@ -1,37 +1,36 @@
-"""The form of a model in which attacks search: quick, while the judge stays exact.
+"""The form of a model in which attacks search: fast, while verdicts come from the model itself.
 
-A point counts as fooled only where the model itself, in float32, says so. The search may
-therefore run in any arithmetic and any layout: :class:`Fast` holds a model in that form, a
-:class:`~equipoise.execution.folded_copy.Twin` next to the model itself. A form that fails, or
-answers otherwise than the model, is given up, and the search goes on with the model.
+A point counts as fooled only if the model itself, in float32, misclassifies it. The search may
+therefore run in any arithmetic and any layout: :class:`Fast` holds the model and a
+:class:`~equipoise.execution.copies.Twin`, a copy in that form. A copy that fails, or whose answers
+differ from the model's, is dropped, and the search continues with the model.
 """
 
-import copy
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from equipoise.errors import UserError, one_line
-from equipoise.execution.agreement import apart, astray
 from equipoise.execution.compiled import Compiled, Step
-from equipoise.execution.folded_copy import Twin, convolves, few, run
-from equipoise.execution.outputs import Function, as_module, ask, own
+from equipoise.execution.copies import Twin, copy_of, kept_copies, run
+from equipoise.execution.outputs import as_module, ask, own
 from equipoise.execution.passes import (
     Differentiated,
+    Network,
     NoGradient,
     differentiated,
     evaluating,
     frozen,
+    gradient,
     outside_inference,
 )
-from equipoise.execution.policy import Execution, Layout
+from equipoise.execution.policy import Execution
 
 _T = TypeVar("_T")
+_SHORT = (torch.bfloat16, torch.float16)
 
 
 class Fast(nn.Module):
@@ -44,7 +43,7 @@ class Fast(nn.Module):
         search: What is run in its place.
         precision: The arithmetic of the search, ``"float32"`` or ``"bfloat16"``.
         passes: The forward passes of an exact answer: see :class:`equipoise.evaluation.Judge`.
-        execution: The form that was asked for; None: ``search`` is as it is to be.
+        execution: The form that was asked for; None: ``search`` stays as it is.
     """
 
     def __init__(
@@ -62,11 +61,11 @@ class Fast(nn.Module):
         self.execution = execution
         self.forwards = self.backwards = 0
         self.twin: Twin | None = None
-        self.waiting: Execution | None = None  # the form to take when inputs come
+        self.waiting: Execution | None = None  # the form to make from the first inputs
         self.unsure = False  # whether the model may have changed since it was last compared
-        self.given_up = ""  # why the model is searched as it is, in words
-        self._ways = [False, True]  # of differentiating it, that may work
-        self._exact = (model,)  # in a tuple: it is no part of this module
+        self.given_up = ""  # why the model itself is searched, in words
+        self._ways = [False, True]  # values of ``backward`` that may work: see differentiated()
+        self._exact = (model,)  # in a tuple: it is no submodule
 
     @property
     def exact(self) -> nn.Module:
@@ -82,10 +81,10 @@ class Fast(nn.Module):
         """Return logits for inputs of shape (B, ...), for the search alone.
 
         Raises:
-            UserError: If they are no logits.
+            UserError: If the model's output has no logits.
         """
-        self._look(x)
-        logits = self._kept_up(lambda: self._answer(x))
+        self._update(x)
+        logits = self._or_exact(lambda: self._answer(x))
         self.forwards += len(x)
         if x.requires_grad:
             x.register_hook(self._count)  # type: ignore[no-untyped-call]
@@ -96,31 +95,23 @@ class Fast(nn.Module):
         return logits
 
     def gradient(self, x: Tensor, objective: Callable[[Tensor], Tensor]) -> Differentiated:
-        """Return logits, losses and their gradients: see :func:`equipoise.execution.gradient`.
-
-        Arguments:
-            x: The inputs, with shape (B, ...).
-            objective: From logits, with shape (B, K), to losses, with shape (B,).
-
-        Raises:
-            NoGradient: If the model answers and has no gradient.
-        """
-        return self._kept_up(lambda: self._gradient(x, objective))
+        """Return logits, losses and their gradients: see :func:`input_gradient`."""
+        return self._or_exact(lambda: self._gradient(x, objective))
 
     def take(self, step: Step, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-        """Return what a step of a search returns, compiled as a whole where the form is.
+        """Return the results of a step of a search, compiled as a whole where the form is.
 
         Arguments:
             step: A function of a module, points and ``rest``, which runs one forward and one
                 backward pass of the module at the points.
             x: The points, with shape (B, ...).
-            rest: What else the step is given.
+            rest: Further arguments of the step.
 
         Raises:
             UserError: If the step is to be compiled and cannot be.
         """
-        self._look(x)
-        return self._kept_up(lambda: self._taken(step, x, *rest))
+        self._update(x)
+        return self._or_exact(lambda: self._taken(step, x, *rest))
 
     def decide(self, x: Tensor) -> Tensor:
         """Return the exact logits of inputs of shape (B, ...), without a gradient."""
@@ -132,14 +123,39 @@ class Fast(nn.Module):
                 logits = sum(more, logits.softmax(1)).log()
         return logits
 
+    def confirmed(
+        self,
+        x_adv: Tensor,
+        wrong: Tensor,
+        y: Tensor,
+        decide: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Return which of the points that a search takes for misclassified are so, (B,).
+
+        The answer of the exact model counts: an example must not leave the search because of a
+        point that will not be counted as fooled.
+
+        Arguments:
+            x_adv: The points, with shape (B, ...).
+            wrong: Which of them the search form misclassifies, with shape (B,).
+            y: The labels, with shape (B,).
+            decide: From points to the exact logits; None: :meth:`decide`.
+        """
+        rows = wrong.nonzero()[:, 0]
+        if self.search is self.exact or not len(rows):
+            return wrong
+        sure = wrong.clone()
+        sure[rows] = (decide or self.decide)(x_adv[rows]).argmax(1) != y[rows]
+        return sure
+
     def spent(self) -> tuple[int, int]:
-        """Return the examples that went forward and backward since it was last asked."""
+        """Return the examples that passed forward and backward since the last call."""
         spent = self.forwards, self.backwards
         self.forwards = self.backwards = 0
         return spent
 
     def follow(self, twin: Twin | str) -> None:
-        """Search a copy of the model, or the model itself and say why."""
+        """Search a copy of the model, or the model itself for the given reason."""
         if isinstance(twin, Twin):
             self.twin, self.search, self.precision = twin, twin.search, twin.precision
         else:
@@ -147,9 +163,9 @@ class Fast(nn.Module):
             self.given_up = twin
 
     def misled(self, x: Tensor, y: Tensor, lead: Tensor) -> bool:
-        """Tell whether a form answers otherwise than the model where a search has ended.
+        """Return whether the form's answers differ from the model's where a search has ended.
 
-        The model is then searched as it is from here on.
+        If so, the model itself is searched from then on.
 
         Arguments:
             x: The points, with shape (B, ...).
@@ -161,12 +177,12 @@ class Fast(nn.Module):
         self.forwards += len(x)
         why = "its answers differ from the model's at points that the search reached"
         try:
-            found = astray(self.twin, self.twin.precision, x, y, lead)
+            misled = self.twin.misleads(x, y, lead)
         except Exception as error:
-            found, why = True, one_line(error, 200)
-        if found:
+            misled, why = True, one_line(error, 200)
+        if misled:
             self._give_up(why)
-        return found
+        return misled
 
     def _answer(self, x: Tensor) -> Tensor:
         if self.compiled is not None:
@@ -190,11 +206,11 @@ class Fast(nn.Module):
         return self.compiled.take(step, x, *rest)
 
     def _count(self, grad: Tensor | None) -> None:
-        if grad is not None:  # an operation without a backward pass hands nothing on
+        if grad is not None:  # an operation without a backward pass gives none
             self.backwards += len(grad)
 
-    def _kept_up(self, run: Callable[[], _T]) -> _T:
-        """Return what a function returns; where the form fails in it, with the model instead."""
+    def _or_exact(self, run: Callable[[], _T]) -> _T:
+        """Return the result of a function; where the form fails in it, that with the model."""
         try:
             return run()
         except Exception as error:
@@ -206,26 +222,21 @@ class Fast(nn.Module):
         return run()
 
     def _give_up(self, why: str) -> None:
-        """Search the model as it is from here on."""
+        """Search the model itself from now on."""
         self._ways = [False, True]
         self.follow(why)
         if self.execution is not None:
-            _kept(self.exact)[self.execution] = why
+            kept_copies(self.exact)[self.execution] = why
 
-    def _look(self, x: Tensor) -> None:
-        """Take the form that waits for inputs, or see whether it still answers as the model."""
+    def _update(self, x: Tensor) -> None:
+        """Make the copy if there is none yet, or again if its answers differ from the model's."""
         if self.waiting is not None:
             execution, self.waiting = self.waiting, None
-            self.follow(_twin(self.exact, x, execution))
-        elif self.unsure and self.twin is not None and not own(self.exact):
-            self._compare(self.twin, x)
+            self.follow(copy_of(self.exact, x, execution))
+        elif self.unsure and self.twin and self.execution and self.twin.differs(self.exact, x):
+            kept_copies(self.exact).pop(self.execution, None)
+            self.follow(copy_of(self.exact, x, self.execution))
         self.unsure = False
-
-    def _compare(self, twin: Twin, x: Tensor) -> None:
-        """Make the form anew where it answers otherwise than the model does now."""
-        if self.execution is not None and _differ(twin, self.exact, x):
-            _kept(self.exact).pop(self.execution, None)
-            self.follow(_twin(self.exact, x, self.execution))
 
 
 def as_is(model: Any) -> Fast:
@@ -245,20 +256,20 @@ def fast(
 ) -> Fast:
     """Return the search form of a model; the model itself is not changed.
 
-    The form is made once for a model, when it sees its first inputs. Later calls return the same
-    one with the model's present weights, which costs a pass over the weights: call it once for
-    every attack in a training. What is no parameter or buffer (a switch, a mask) is followed, too:
-    at the first batch of every attack a few logits of the form are compared with the model's, and
-    where they differ the form is made anew.
+    The copy is made once for a model, from its first inputs. Later calls return a form with the
+    same copy and the model's current weights, which costs a pass over the weights: call it once
+    for every attack in a training. Changes of anything else (a switch, a mask) are noticed, too:
+    at the first batch of every attack a few logits of the copy are compared with the model's, and
+    where they differ the copy is made again.
 
-    A model that cannot be copied, or whose copy fails or answers otherwise, is searched as it is,
-    contiguous and in float32; ``given_up`` then says why.
+    A model that cannot be copied, or whose copy fails or gives other answers, is searched as it
+    is, contiguous and in float32; ``given_up`` then has the reason.
 
     Arguments:
         model: From inputs of shape (B, ...) to logits.
         x: A few inputs on the model's device, to see how it runs; None: the first that come.
-        execution: The arithmetic, the layout and the compilation; None: what the device is
-            quick at.
+        execution: The arithmetic, the layout and the compilation; None: the fastest on the
+            device, not compiled.
         passes: The forward passes of an exact answer.
 
     Example:
@@ -268,85 +279,120 @@ def fast(
         return model
     model = as_module(model)
     execution = execution or Execution()
-    form = Fast(model, model, "float32", passes, execution)
-    kept = _kept(model)
-    if x is not None:
-        kept.pop(execution, None)
-        form.follow(_twin(model, x, execution))
-        return form
-    twin = kept.get(execution)
-    if twin is None or (isinstance(twin, Twin) and not twin.follows(model)):
-        kept.pop(execution, None)
-        form.waiting = execution
-        return form
-    if isinstance(twin, Twin):
+    form, kept = Fast(model, model, "float32", passes, execution), kept_copies(model)
+    twin = None if x is not None else kept.get(execution)
+    if isinstance(twin, Twin) and twin.follows(model):
         twin.refresh()
+    elif not isinstance(twin, str):
+        kept.pop(execution, None)
+        if x is None:
+            form.waiting = execution
+            return form
+        twin = copy_of(model, x, execution)
     form.follow(twin)
     return form
 
 
-_TWINS: WeakKeyDictionary[nn.Module, dict[Execution, Twin | str]] = WeakKeyDictionary()
+@contextmanager
+def guest(model: nn.Module) -> Iterator[Fast]:
+    """Use a model in eval mode with frozen parameters, and leave it as it was.
 
-
-def _kept(model: nn.Module) -> dict[Execution, Twin | str]:
-    """Return the forms of a model that were made before, or why it has none."""
-    try:
-        return _TWINS.setdefault(model, {})
-    except TypeError:  # a module that cannot be a key
-        return {}
-
-
-def _twin(model: nn.Module, x: Tensor, execution: Execution) -> Twin | str:
-    """Return a copy of a model in a form, and keep it; or why there is none that works.
-
-    Nothing is said of a model that no form would make quicker.
+    The form that is yielded returns logits whatever the model returns, and does not change its
+    input.
     """
-    if x.dtype != torch.float32 or isinstance(model, Function):
-        return ""
-    with outside_inference(), frozen(model), evaluating(model):
-        x = few(x)
-        found: Twin | str = ""
-        for layout in _layouts(model, x, execution):
-            found = _tried(model, x, replace(execution, layout=layout).resolved(x.device))
-            if isinstance(found, Twin):
-                break
-    _kept(model)[execution] = found
-    return found
+    form = as_is(model)
+    form.unsure = True
+    modules = dict.fromkeys([*form.exact.modules(), *form.search.modules()])
+    modes = [(module, module.training) for module in modules]
+    training = form.exact.training
+    device = next((p.device.type for p in form.exact.parameters()), "cpu")
+    exact = torch.autocast(device, enabled=False)  # the caller's is not for the search's own sums
+    with outside_inference(), exact, frozen(form.exact, form.search):
+        try:
+            form.exact.eval()
+            form.search.eval()
+            yield form
+        finally:
+            if training:
+                form.exact.train()  # undoes what its own eval() has done, like merging weights
+            for module, mode in modes:
+                module.training = mode
 
 
-def _layouts(model: nn.Module, x: Tensor, execution: Execution) -> list[Layout]:
-    """Return the layouts in which a form of a model is to be tried, in order."""
-    if execution.layout != "auto":
-        return [execution.layout]
-    if own(model):
-        return ["channels_last"]
-    with suppress(Exception), torch.no_grad():
-        if x.ndim == 4 and convolves(model, x):
-            return ["channels_last", "contiguous"]
-    return ["contiguous"]
+def input_gradient(
+    model: Network, x: Tensor, objective: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run one forward and one backward pass with respect to the input alone.
+
+    The losses are summed, so that no example's gradient depends on the size of the batch. Where
+    a gradient is not finite it counts as zero. Every model that has a gradient gives it: the
+    input is copied, ``torch.inference_mode`` is left, and where ``torch.autograd.grad`` is
+    refused ``backward`` is called, which leaves nothing on parameters.
+
+    Arguments:
+        model: The model, frozen; inside a compiled step, the network that is compiled.
+        x: The inputs, with shape (B, ...).
+        objective: From logits, with shape (B, K), to losses, with shape (B,).
+
+    Returns:
+        The logits, the losses and the gradients of the losses, detached.
+
+    Raises:
+        NoGradient: If the model answers and has no gradient.
+    """
+    if isinstance(model, nn.Module):
+        return as_is(model).gradient(x, objective)
+    return gradient(model, x, objective)
 
 
-def _tried(model: nn.Module, x: Tensor, execution: Execution) -> Twin | str:
-    """Return a form that works on some inputs, or why it does not."""
+def input_gradients(
+    model: nn.Module, x: Tensor, objectives: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the losses and gradients of several objectives, after one forward pass for all.
+
+    Arguments:
+        model: The model, frozen.
+        x: The inputs, with shape (B, ...).
+        objectives: From logits, with shape (B, K), to losses, with shape (B, R).
+
+    Raises:
+        NoGradient: If the model answers and has no gradient.
+    """
+
+    def alone(at: int) -> tuple[Tensor, Tensor]:
+        _, losses, grad = input_gradient(model, x, lambda logits: objectives(logits)[:, at])
+        return losses, grad
+
+    done, points = 0, x.detach().requires_grad_(True)
     try:
-        twin = Twin(model, x, execution)
-        if not twin.gains:
-            return ""
-        if not own(model):
-            exact = copy.deepcopy(model) if twin.freed else model
-            return apart(twin, twin.precision, exact, x, gradients=True) or twin
-        with torch.no_grad():
-            return twin if bool(torch.isfinite(twin(x)).all()) else "its answers are not finite"
-    except NoGradient:  # every search that follows one says so
-        return ""
-    except Exception as error:  # whatever the model raises, or an operation does not support
-        return one_line(error, 200)
-
-
-def _differ(twin: Twin, model: nn.Module, x: Tensor) -> bool:
-    """Tell whether a form answers otherwise than its model does now, or fails."""
-    try:
-        with evaluating(model):
-            return bool(apart(twin, twin.precision, model, few(x), gradients=False))
+        with torch.enable_grad():
+            logits = model(points)
+            losses = objectives(logits.float() if logits.dtype in _SHORT else logits)
     except Exception:
-        return True
+        alone(0)  # raises NoGradient where that is the reason
+        raise
+    columns = losses.unbind(1)
+    try:
+        for done, column in enumerate(columns):
+            more = done < len(columns) - 1
+            with torch.autocast(x.device.type, enabled=False):
+                (grad,) = torch.autograd.grad(column.sum(), points, retain_graph=more)
+            yield column.detach(), torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception:  # the form fails, or there are checkpoints, or there is no gradient
+        for at in range(done, len(columns)):
+            yield alone(at)
+
+
+def misclassified(model: nn.Module, x_adv: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+    """Return which points are misclassified, with shape (B,): see :meth:`Fast.confirmed`.
+
+    Arguments:
+        model: The model that is searched.
+        x_adv: The points, with shape (B, ...).
+        logits: What ``model`` returned for them, with shape (B, K).
+        y: The labels, with shape (B,).
+    """
+    wrong = logits.argmax(1) != y
+    return model.confirmed(x_adv, wrong, y) if isinstance(model, Fast) else wrong

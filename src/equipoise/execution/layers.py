@@ -1,9 +1,19 @@
-"""Layers that return what others return, quicker, for a model whose weights are not learnt.
+r"""Layers that compute the same as others in less time, for a model whose weights are not trained.
 
-A layer becomes such a one by a change of its class, as torch's parametrisations do it: it keeps
-its weights, its hooks and all its attributes, and is an instance of what it was.
+A layer is replaced by changing its class, as torch's parametrisations do: it keeps its weights,
+its hooks and all its attributes, and stays an instance of its former class.
+
+A BatchNorm that reads just what a convolution wrote is folded into it: with the statistics
+:math:`\mu, \sigma^2` and the weights :math:`g, b` of the norm
+
+.. math:: s = g / \sqrt{\sigma^2 + \epsilon}, \qquad w' = s \, w, \qquad b' = b + s (c - \mu)
+
+for a convolution of weights :math:`w` and bias :math:`c`. Running the model once shows where that
+is so.
 """
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -16,10 +26,10 @@ FEW, FEW_SHORT = 4, 16  # input channels, in float32 and in bfloat16
 
 
 class Layer(Protocol):
-    """A layer that keeps something that is computed from its own weights."""
+    """A layer with buffers that are computed from its weights."""
 
     def refresh(self) -> None:
-        """Compute it from the layer's current weights."""
+        """Compute them from the current weights."""
 
 
 def _keep(layer: nn.Module, name: str, value: Tensor) -> None:
@@ -31,25 +41,25 @@ def _keep(layer: nn.Module, name: str, value: Tensor) -> None:
 
 
 class Folded(nn.BatchNorm2d):
-    """A norm that the convolution before it has already applied."""
+    """A norm that is already applied by the convolution before it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what it is given, with shape (B, C, H, W)."""
+        """Return the input, with shape (B, C, H, W)."""
         return x
 
 
 class Full(nn.Module):
-    """A linear layer that computes in float32 whatever the arithmetic around it."""
+    """A linear layer that computes in float32, also under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features in float32 for features of shape (B, ...)."""
         with torch.autocast(x.device.type, enabled=False):
-            out: Tensor = super().forward(x.float())  # of the layer that it is
+            out: Tensor = super().forward(x.float())  # of its former class
         return out
 
 
 class Affine(Normalize):
-    """The normalisation of the first layer as one product and sum: a pass fewer over images."""
+    """The normalisation of the first layer as one product and sum: one pass less over images."""
 
     factor: Tensor
     shift: Tensor
@@ -96,7 +106,7 @@ class Strided(nn.Conv2d):
 
     @staticmethod
     def suits(conv: nn.Module) -> bool:
-        """Tell whether a layer is a square strided convolution of a few channels."""
+        """Return whether a layer is a square strided convolution of a few channels."""
         if not isinstance(conv, nn.Conv2d) or isinstance(conv.padding, str):
             return False
         square = len({*conv.stride}) == len({*conv.padding}) == len({*conv.kernel_size}) == 1
@@ -165,7 +175,7 @@ def _phases(weight: Tensor, s: int) -> Tensor:
 
 
 def quicker(model: nn.Module, layout: str) -> list[Layer]:
-    """Let the layers that have a quicker way take it; return them, to be refreshed."""
+    """Change the layers that have a quicker class to it; return those that must be refreshed."""
     made: list[Layer] = []
     for name, module in list(model.named_modules()):
         kind = _quicker(module, layout) if name else None
@@ -187,12 +197,126 @@ def _quicker(module: nn.Module, layout: str) -> type[nn.Module] | None:
 
 
 def plain(module: nn.Module) -> bool:
-    """Tell whether the weights of a layer are its own parameters, and no computed ones."""
+    """Return whether the weights of a layer are parameters of it rather than computed."""
     return "weight" in module._parameters and "parametrizations" not in module._modules
 
 
 def become(module: nn.Module, kind: type[nn.Module]) -> None:
-    """Let a layer be of another kind: a class of its own class, or one to put before it."""
+    """Change a layer's class to ``kind``, a subclass of it or a class to put before it."""
     if not issubclass(kind, type(module)):
         kind = type(kind.__name__, (kind, type(module)), {})
     object.__setattr__(module, "__class__", kind)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A convolution of the copy, and the convolution and norm of the model that it replaces."""
+
+    names: tuple[str, str]
+    target: nn.Conv2d
+    conv: tuple[Tensor, Tensor | None]
+    norm: tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+    epsilon: float
+
+    def refresh(self) -> None:
+        """Compute the folded weights again."""
+        weight, bias = self.conv
+        mean, variance, factor, shift = self.norm
+        scale = torch.rsqrt(variance + self.epsilon)
+        if factor is not None:
+            scale = scale * factor
+        self.target.weight.copy_(weight * scale.view(-1, 1, 1, 1))
+        moved = (-mean if bias is None else bias - mean) * scale
+        assert self.target.bias is not None
+        self.target.bias.copy_(moved if shift is None else moved + shift)
+
+
+def fold(search: nn.Module, model: nn.Module, pairs: list[tuple[str, str]]) -> list[Fold]:
+    """Fold the norms of ``search``, a copy of ``model`` or the model itself."""
+    folds = []
+    for names in pairs:
+        conv, norm = (model.get_submodule(name) for name in names)
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        written = conv.weight, conv.bias
+        target = search.get_submodule(names[0])
+        assert isinstance(target, nn.Conv2d)
+        target.bias = nn.Parameter(norm.running_mean.detach().clone(), requires_grad=False)
+        statistics = norm.running_mean, norm.running_var, norm.weight, norm.bias
+        fold = Fold(names, target, written, statistics, norm.eps)
+        fold.refresh()
+        become(search.get_submodule(names[1]), Folded)
+        folds.append(fold)
+    return folds
+
+
+def scatter(model: nn.Module) -> None:
+    """Give every BatchNorm statistics and weights of its own, so that each has an effect."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if not isinstance(module, nn.BatchNorm2d):
+            continue
+        for tensor, low, high in (
+            (module.running_mean, -0.5, 0.5),
+            (module.running_var, 0.7, 1.4),
+            (module.weight, 0.7, 1.3),
+            (module.bias, -0.5, 0.5),
+        ):
+            if tensor is not None:
+                drawn = torch.rand(tensor.shape, generator=generator) * (high - low) + low
+                tensor.copy_(drawn)
+
+
+def pairs(model: nn.Module, run: Callable[[], object]) -> list[tuple[str, str]]:
+    """Return the names of convolutions and of the BatchNorms that read just what they wrote.
+
+    Arguments:
+        model: The model, in eval mode.
+        run: Runs it once.
+    """
+    wrote: dict[int, tuple[str, Tensor]] = {}
+    runs: dict[str, int] = {}
+    candidates: list[tuple[str, str]] = []
+
+    def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        name = names[module]
+        runs[name] = runs.get(name, 0) + 1
+        if isinstance(module, nn.Conv2d):
+            wrote[id(output)] = name, output  # kept alive: ids are not given twice
+        elif id(inputs[0]) in wrote:
+            candidates.append((wrote[id(inputs[0])][0], name))
+
+    names = {
+        module: name
+        for name, module in model.named_modules()
+        if _simple(module, nn.Conv2d) or _has_statistics(module)
+    }
+    watched(run, names, after)
+    return [(a, b) for a, b in candidates if runs[a] == runs[b] == 1]
+
+
+def watched(
+    run: Callable[[], object],
+    layers: Iterable[nn.Module],
+    hook: Callable[[nn.Module, tuple[Tensor, ...], Tensor], None],
+) -> None:
+    """Run a model once, and call a function after each of some layers."""
+    hooks = [layer.register_forward_hook(hook) for layer in layers]
+    try:
+        run()
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    """Return whether a layer is a BatchNorm that can be folded."""
+    return _simple(module, nn.BatchNorm2d) and module.running_mean is not None
+
+
+def _simple(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Return whether a layer has exactly this class, without hooks or parametrisations."""
+    watched = module._forward_hooks or module._forward_pre_hooks
+    return type(module) is kind and not watched and "parametrizations" not in module._modules

@@ -1,7 +1,8 @@
-"""The logits of any model: whatever it returns, and whatever it does to its input.
+"""The logits of any model, whatever type it returns.
 
-A model may work in place, so it is given a copy; it may use ``view``, so the copy is contiguous.
-It may return a tensor, an object or a dict with ``logits``, or a tuple that begins with them.
+A model may change its input in place, so it gets a copy; it may use ``view``, so the copy is
+contiguous. It may return a tensor, an object or a dict with ``logits``, or a tuple that begins
+with them.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 class Function(nn.Module):
-    """A plain function in the place of a model.
+    """A plain function as a module.
 
     Arguments:
         function: From inputs with shape (B, ...) to logits.
@@ -29,12 +30,12 @@ class Function(nn.Module):
         self.function = function
 
     def forward(self, x: Tensor) -> Any:
-        """Return what the function returns."""
+        """Return the result of the function."""
         return self.function(x)
 
 
 def as_module(model: Any) -> nn.Module:
-    """Return a model as a module, which a plain function becomes.
+    """Return a model as a module; a plain function is wrapped in one.
 
     Raises:
         UserError: If it cannot be called with inputs.
@@ -43,7 +44,7 @@ def as_module(model: Any) -> nn.Module:
         return model
     if isinstance(model, type):
         name = model.__name__
-        raise UserError(f"expected a model, got the class {name}; make one of it: {name}()")
+        raise UserError(f"expected a model, got the class {name}; make a model: {name}()")
     if not callable(model):
         raise UserError(
             f"expected a model or a function from inputs to logits, got {type(model).__name__}"
@@ -56,15 +57,15 @@ def ask(
     x: Tensor,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
-    """Return the logits of a model, which is given a copy of the inputs.
+    """Return the logits of a model for a copy of the inputs.
 
     Arguments:
         model: From inputs to logits, or to something that holds them.
         x: The inputs, with shape (B, ...).
-        memory_format: How the copy lies in memory.
+        memory_format: The memory layout of the copy.
 
     Returns:
-        Logits with shape (B, K), or what else the model returned as a tensor.
+        Logits with shape (B, K), or any other tensor that the model returned.
 
     Raises:
         UserError: If the output holds no tensor of floating point.
@@ -82,7 +83,7 @@ def ask(
 
 
 def said(model: nn.Module, x: Tensor) -> str:
-    """Return in words what is taken for the logits of a model; empty where it returns a tensor.
+    """Return in words which output is used as logits; empty if the model returns a tensor.
 
     Arguments:
         model: The model, in eval mode.
@@ -92,14 +93,14 @@ def said(model: nn.Module, x: Tensor) -> str:
     if not isinstance(out, Tensor):
         return f"the model returns {type(out).__name__}{_logits_in(out)[1]}"
     if out.ndim == 1 and len(x) == 1:
-        return "for one input the model returns logits without a batch axis: it is put back"
+        return "for one input the model returns logits without a batch axis: the axis is added"
     return ""
 
 
 def own(model: nn.Module) -> bool:
-    """Tell whether a model is one of this project's own, layer by layer and without hooks.
+    """Return whether all layers of a model are torch's or this project's, without hooks.
 
-    Such a model leaves its input alone, returns logits and has no switch.
+    Such a model does not change its input, returns logits and has no state but its tensors.
     """
     return type(model).__module__.startswith(_HOUSE[1]) and all(
         type(module).__module__.startswith(_HOUSE)
@@ -111,16 +112,16 @@ def own(model: nn.Module) -> bool:
 
 
 def _logits_in(out: Any) -> tuple[Tensor, str]:
-    """Return the tensor in an output, and in words which part of the output it is."""
+    """Return the tensor in an output, and a description of its place in the output."""
     if isinstance(out, Tensor):
         return out, ""
     if isinstance(out, np.ndarray):
-        return torch.from_numpy(out), ": it is taken for the logits"
+        return torch.from_numpy(out), ": it is used as logits"
     named = out.get("logits") if isinstance(out, Mapping) else getattr(out, "logits", None)
     if named is not None:
-        return _logits_in(named)[0], ": its 'logits' are taken"
+        return _logits_in(named)[0], ": its 'logits' are used"
     if isinstance(out, tuple | list) and out:
-        words = f" of {len(out)} parts: the first is taken for the logits"
+        words = f" of {len(out)} parts: the first is used as logits"
         return _logits_in(out[0])[0], words
     held = f" with {', '.join(map(str, list(out)[:5]))}" if isinstance(out, Mapping) else ""
     raise UserError(

@@ -30,7 +30,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(*models: nn.Module) -> Iterator[None]:
-    """Let no parameter of some models require a gradient, and restore those that did."""
+    """Make parameters of some models require no gradient, and restore those that did."""
     wanted = [
         parameter
         for model in models
@@ -48,7 +48,7 @@ def frozen(*models: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
-    """Give the buffers of a model their values back, which layers in training mode change."""
+    """Restore the buffers of a model, which layers in training mode change."""
     dense = [b for b in model.buffers() if b.layout == torch.strided and not b.is_inference()]
     before = [(buffer, buffer.clone()) for buffer in dense]
     try:
@@ -61,7 +61,7 @@ def restored(model: nn.Module) -> Iterator[None]:
 
 
 def outside_inference() -> AbstractContextManager[object]:
-    """Leave ``torch.inference_mode``, in which nothing can be differentiated, for a while."""
+    """Leave ``torch.inference_mode``, in which there are no gradients, for a while."""
     if torch.is_inference_mode_enabled():
         return torch.inference_mode(False)
     return nullcontext()
@@ -69,7 +69,7 @@ def outside_inference() -> AbstractContextManager[object]:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global random state, which a random model draws from, and restore it after."""
+    """Seed the global random state, from which random models draw, and restore it after."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
@@ -79,7 +79,7 @@ class NoGradient(UserError):
     """A model answers, but no gradient of its answers can be computed.
 
     Arguments:
-        error: What was raised when it was tried.
+        error: The error of the attempt.
     """
 
     remedy = "use an attack without gradients (square)"
@@ -102,7 +102,7 @@ def gradient(network: Network, x: Tensor, objective: Callable[[Tensor], Tensor])
         objective: From logits, with shape (B, K), to losses, with shape (B,).
     """
     x, logits, losses = _answered(network, x, objective)
-    return _found(logits, losses, _grad(losses, x, backward=False))
+    return _detached(logits, losses, _grad(losses, x, backward=False))
 
 
 def differentiated(
@@ -111,7 +111,7 @@ def differentiated(
     objective: Callable[[Tensor], Tensor],
     ways: list[bool],
 ) -> Differentiated:
-    """Return the same in a way that the network allows.
+    """Return the same by the function of autograd that the network supports.
 
     Checkpoints with ``use_reentrant=True`` refuse ``torch.autograd.grad`` and allow ``backward``.
 
@@ -123,7 +123,7 @@ def differentiated(
 
     Raises:
         NoGradient: If the network answers and has no gradient.
-        Exception: Whatever the network raises where it does not answer either.
+        Exception: The error of a network that does not answer either.
     """
     with outside_inference():
         x, first = x.clone() if x.is_inference() else x, None
@@ -136,14 +136,14 @@ def differentiated(
                 _blame(network, x, objective)
                 raise NoGradient(error) from error
             try:
-                found = _found(logits, losses, _grad(losses, point, backward))
+                results = _detached(logits, losses, _grad(losses, point, backward))
             except (MemoryError, torch.OutOfMemoryError):
                 raise
             except Exception as error:
                 first = first or error
             else:
                 ways[:] = [backward]
-                return found
+                return results
     assert first is not None
     raise NoGradient(first) from first
 
@@ -151,7 +151,7 @@ def differentiated(
 def _answered(
     network: Network, x: Tensor, objective: Callable[[Tensor], Tensor]
 ) -> Differentiated:
-    """Return the inputs, which ask for a gradient, and the logits and losses for them."""
+    """Return the inputs, which require a gradient, and their logits and losses."""
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         logits = network(x)
@@ -161,7 +161,7 @@ def _answered(
 
 
 def _grad(losses: Tensor, x: Tensor, backward: bool) -> Tensor:
-    """Return the gradient, computed outside any autocast: a backward pass is not to be cast."""
+    """Return the gradient, computed outside any autocast."""
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         if not backward:
             return torch.autograd.grad(losses.sum(), x)[0]
@@ -170,16 +170,16 @@ def _grad(losses: Tensor, x: Tensor, backward: bool) -> Tensor:
         return x.grad
 
 
-def _found(logits: Tensor, losses: Tensor, grad: Tensor) -> Differentiated:
+def _detached(logits: Tensor, losses: Tensor, grad: Tensor) -> Differentiated:
     grad = torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
     return logits.detach(), losses.detach(), grad
 
 
 def _blame(network: Network, x: Tensor, objective: Callable[[Tensor], Tensor]) -> None:
-    """Return where a network fails whenever a gradient is asked for, and only then.
+    """Return if a network fails whenever a gradient is required, and only then.
 
     Raises:
-        Exception: What the network raises otherwise, now or a moment ago.
+        Exception: The error of a network that also fails without one, or that failed by chance.
     """
     with torch.no_grad():
         objective(network(x))
@@ -187,4 +187,4 @@ def _blame(network: Network, x: Tensor, objective: Callable[[Tensor], Tensor]) -
         _answered(network, x, objective)
     except Exception:
         return
-    raise  # it failed by chance: what is being handled is its own
+    raise  # it failed by chance: raise the error that is being handled

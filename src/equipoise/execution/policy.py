@@ -1,4 +1,4 @@
-"""How a model is run where it is searched and trained: one object, chosen by the device."""
+"""Arithmetic, layout and compilation of a model in attacks and training."""
 
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -13,21 +13,23 @@ Layout = Literal["auto", "channels_last", "contiguous"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
+_CHOICES = {"precision": PRECISIONS, "update": PRECISIONS, "layout": LAYOUTS}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """The arithmetic, the layout and the compilation of everything that need not be exact.
+    """The arithmetic, the layout and the compilation of everything but verdicts.
 
-    Verdicts are no part of it: the model itself, in float32, decides which images are fooled.
+    The model itself, in float32, decides which images are fooled.
 
     Arguments:
         precision: The arithmetic of an attack's search; ``"auto"`` is bfloat16 where the
             processor multiplies matrices in it, else float32.
         update: The arithmetic of the matrix products of a training step; weights, BatchNorm,
             losses and the optimiser are float32 either way. ``"auto"`` is that of the search.
-        layout: How images lie in memory; ``"auto"`` is channels last for a model of the
-            project's own. Another model is trained contiguous, and searched with channels last
-            only where it consists of convolutions that this speeds up, and answers the same.
+        layout: The memory layout of images; ``"auto"`` is channels last for a model of this
+            project. Any other model is trained contiguous, and searched with channels last only if
+            its convolutions are faster so and its answers stay the same.
         compile: Whether the search is compiled by torch.compile, a whole step of PGD as one
             graph, which takes time at first, and again for a second size of a batch.
     """
@@ -38,25 +40,20 @@ class Execution:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        known = {
-            "precision": PRECISIONS,
-            "update": PRECISIONS,
-            "layout": LAYOUTS,
-        }
         wrong = [
             f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
-            for name, choices in known.items()
+            for name, choices in _CHOICES.items()
             if getattr(self, name) not in choices
         ]
         if wrong:
             raise UserError("; ".join(wrong))
 
     def resolved(self, device: torch.device | str, *, own: bool = True) -> "Execution":
-        """Return what it comes to on a device, without any ``"auto"``.
+        """Return the same with every ``"auto"`` replaced by its value on a device.
 
         Arguments:
             device: The device.
-            own: Whether the model is one of the project's own.
+            own: Whether the model is of this project.
         """
         precision = self.precision
         if precision == "auto":
@@ -69,7 +66,7 @@ class Execution:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """Return the layout of images as torch names it."""
+        """Return torch's name of the layout."""
         return torch.contiguous_format if self.layout == "contiguous" else torch.channels_last
 
     def __str__(self) -> str:
@@ -81,8 +78,8 @@ class Execution:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Tell whether a device multiplies matrices faster in bfloat16 than in float32."""
+    """Return whether a device multiplies matrices faster in bfloat16 than in float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    found = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_bf16", False) or found.get("amx_bf16", False))
+    flags = torch.cpu.get_capabilities()
+    return bool(flags.get("avx512_bf16", False) or flags.get("amx_bf16", False))

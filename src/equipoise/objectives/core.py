@@ -1,4 +1,4 @@
-"""The loss of a learner, and its SGD."""
+"""Objectives: the loss of a learner with its settings, and those of its SGD."""
 
 import math
 from abc import ABC, abstractmethod
@@ -69,7 +69,7 @@ class Knots:
 
 
 Loss = Callable[[], Tensor]
-"""The loss on a batch, a scalar, at the present weights; it may be called twice."""
+"""The loss on a batch, a scalar, at the current weights; it may be called twice."""
 
 
 class Batch(NamedTuple):
@@ -80,8 +80,8 @@ class Batch(NamedTuple):
         y: The labels, with shape (B,).
         index: The position of each example in the training set, with shape (B,).
         progress: The part of the training that is done, in [0, 1).
-        adversarial: For a learner that follows another: the adversarial inputs on which that one
-            has just trained, with the shape of ``x``; else None.
+        adversarial: For a learner that follows another learner: the adversarial inputs on which
+            that learner has just trained, with the shape of ``x``; else None.
     """
 
     x: Tensor
@@ -92,7 +92,7 @@ class Batch(NamedTuple):
 
 
 class State(nn.Module):
-    """What changes in a training with an objective, unlike its settings.
+    """The state of an objective in a training, apart from its settings.
 
     An objective keeps soft labels or a predictor's head here, as buffers and parameters:
     ``state_dict()`` saves them, and parameters are trained.
@@ -139,10 +139,10 @@ class Objective(ABC):
     """
 
     monitor: ClassVar[Literal["clean_loss", "robust_loss"]] = "clean_loss"
-    """The validation loss that shows whether a learner of this objective has stabilised."""
+    """The validation loss from which the rule for t' decides about a learner."""
 
     follows: ClassVar[str | None] = None
-    """The learner on whose batches and adversarial inputs it is trained; None: its own."""
+    """The learner whose batches and adversarial inputs it uses; None: it has its own."""
 
     lr: Annotated[float, "(0, inf)"] = 0.05
     lr_factors: Annotated[tuple[float, ...], "[0, inf)"] = (0.1, 1.0, 0.1, 0.005)
@@ -156,7 +156,7 @@ class Objective(ABC):
     def __post_init__(self) -> None:
         refuse([*out_of_range(self), *self.problems()])
         try:
-            self.schedule  # noqa: B018  # it refuses places that do not fit
+            self.schedule  # noqa: B018  # raises an error for places that do not fit
         except UserError as error:
             raise UserError(
                 f"lr_at must name a rising place in [0, 1] for each of the "
@@ -164,9 +164,9 @@ class Objective(ABC):
             ) from None
 
     def problems(self) -> list[str]:
-        """Return what is wrong with the settings, a sentence each.
+        """Return the errors in the settings, a sentence each.
 
-        Numbers outside the interval of their type are reported without it.
+        Numbers outside the interval of their type are checked elsewhere.
         """
         return []
 
@@ -181,7 +181,7 @@ class Objective(ABC):
         return self.lr
 
     def bind(self, threat: Threat) -> Self:
-        """Return the same objective with a new state, to be trained on.
+        """Return the same objective with a new state, for a training.
 
         Arguments:
             threat: The threat of the training.
@@ -194,7 +194,7 @@ class Objective(ABC):
         return bound
 
     def against(self, threat: Threat) -> Threat | None:
-        """Return the learner's threat where the training's is ``threat``; None: it has none.
+        """Return the learner's threat if the training's is ``threat``; None: it has none.
 
         Raises:
             UserError: If the objective is not defined for it.
@@ -234,11 +234,11 @@ class Objective(ABC):
         """Yield the losses whose gradients are summed in one update; the first is reported."""
 
     def inputs(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
-        """Return the inputs that the model is trained on: ``batch.x``, or what an attack finds."""
+        """Return the inputs of the loss: ``batch.x``, or the results of the inner attack."""
         return self.attacked(model, batch, draws)
 
     def attacked(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
-        """Return what the inner attack finds for every example; ``batch.x`` without an attack."""
+        """Return the results of the inner attack; ``batch.x`` without an attack."""
         del model, draws
         return batch.x
 
@@ -253,7 +253,7 @@ class Objective(ABC):
 
     @abstractmethod
     def formula(self) -> list[str]:
-        """Return what is minimised, with the settings resolved: a line a term."""
+        """Return the loss with the settings resolved, a line for each term."""
 
     def weak(self, progress: float) -> bool:
         """Return whether the inner attack is so weak that a model may overfit to it."""
@@ -261,7 +261,7 @@ class Objective(ABC):
         return False
 
     def strengthen(self) -> str:
-        """Make a weak inner attack stronger from now on; return in words how.
+        """Make a weak inner attack stronger from now on; return a description of the change.
 
         Called only for objectives that are :meth:`weak`.
         """

@@ -3,12 +3,12 @@ r"""Friendly adversarial training (FAT): an inner attack that ends soon after su
 An example may take :math:`\tau` further steps once it is misclassified. Before each step
 
 * an example that is classified correctly takes it;
-* one that is misclassified takes it if its budget is not spent, and pays one of it;
-* one that is misclassified with nothing left stays where it is, for good.
+* one that is misclassified takes it if its budget is not spent, which costs one of it;
+* one that is misclassified with nothing left is not moved any more.
 
-So with :math:`\tau = 0` an example that the random start fools already is not moved. Deviations
+So with :math:`\tau = 0` an example whose random start is misclassified is not moved. Deviations
 from the authors' code: the batch keeps its order (theirs puts stopped examples first, and labels
-and clean images with them); all examples are handled at once rather than in a loop; the graph of
+and clean images with them); all examples are processed at once rather than in a loop; the graph of
 the clean logits is not kept.
 
 References:
@@ -24,10 +24,10 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.core import guest, input_gradient
 from equipoise.attacks.pgd import PGD, Ascended, located
 from equipoise.draws import Draws, normal
 from equipoise.errors import NotNegative
+from equipoise.execution.form import guest, input_gradient
 from equipoise.objectives.adversarial import Adversarial
 from equipoise.objectives.core import Batch
 from equipoise.objectives.labels import Labels
@@ -41,9 +41,9 @@ Budgets = Annotated[int | tuple[int, ...], "[0, inf)"]
 
 @dataclass(frozen=True, kw_only=True)
 class Friendly(Robust):
-    r"""A learner whose inner attack ends soon after success; of a search only the last point.
+    """A learner whose inner attack ends soon after success; the last point counts.
 
-    It stands after the objective in the bases of a class: ``class FATTRADES(TRADES, Friendly)``.
+    It comes after the objective in the bases of a class: ``class FATTRADES(TRADES, Friendly)``.
 
     Arguments:
         tau: The steps that the search may take after the first success, one value or several.
@@ -54,7 +54,7 @@ class Friendly(Robust):
     tau_at: tuple[float, ...] | None = None
 
     def problems(self) -> list[str]:
-        """Return what is wrong with the settings, or does not go together."""
+        """Return the errors in the settings, a sentence each."""
         attack, problems = self.attack, super().problems()
         budgets, places = self.budgets, self.places
         rising = list(places) == sorted(places) and len(places) == len(budgets) > 0
@@ -109,7 +109,7 @@ class Friendly(Robust):
 
     @property
     def stronger(self) -> PGD:
-        """Return the attack: what grows is the budget, not the steps."""
+        """Return the attack unchanged: the budget grows, not the steps."""
         return self.attack
 
     @property

@@ -12,7 +12,7 @@ the mean of the clean and the adversarial cross-entropy.
 
 Deviations: the one public code for ResNet-18 attacks with the model in training mode; here, as
 everywhere, it is in eval mode. Both kinds pass forward as one batch (``joint=False``: one after
-the other, as there). The authors' own code was not to be had.
+the other, as there). The authors' own code is not public.
 
 References:
     | Interpolated Adversarial Training (Lamb et al., 2019), https://arxiv.org/abs/1906.06784

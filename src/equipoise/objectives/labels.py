@@ -1,11 +1,23 @@
-"""Labels of a batch as they are trained on: hard, smoothed, or mixed from two images."""
+"""Labels as they are trained on (hard, smoothed, mixed), and images cut (CutMix) or erased.
 
+References:
+    | CutMix (Yun et al., 2019), https://arxiv.org/abs/1905.04899; with adversarial training:
+    | Data Augmentation Can Improve Robustness (Rebuffi et al., 2021), arXiv:2111.05328
+    | Random Erasing Data Augmentation (Zhong et al., 2017), https://arxiv.org/abs/1708.04896
+"""
+
+import math
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from equipoise.draws import Draws
 from equipoise.losses import boost, cross_entropy
+
+ERASED_AREA = (0.02, 0.33)
+ERASED_RATIO = (0.3, 3.3)
 
 
 @dataclass(frozen=True)
@@ -54,3 +66,64 @@ class Labels:
     def boosted(self, logits: Tensor) -> Tensor:
         """Return the boosted cross-entropies: see :mod:`equipoise.losses`."""
         return self.cross_entropy(logits) + boost(logits, self.y)
+
+
+def _numbers(draws: Draws, x: Tensor, count: int) -> list[Tensor]:
+    """Return ``count`` uniform numbers for each example, each of shape (B, 1, 1, 1)."""
+    numbers = draws.uniform(x.new_empty(len(x), count))
+    return [column.view(-1, 1, 1, 1) for column in numbers.unbind(1)]
+
+
+def _box(x: Tensor, tall: Tensor, wide: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Return the pixels of boxes, cut at the border, as booleans with shape (B, 1, H, W).
+
+    Heights, widths and centres have shape (B, 1, 1, 1), as parts of the image's.
+    """
+    height, width = x.shape[2:]
+    rows = torch.arange(height, device=x.device).view(1, 1, -1, 1) + 0.5
+    columns = torch.arange(width, device=x.device).view(1, 1, 1, -1) + 0.5
+    down = (rows - row * height).abs() <= tall * height / 2
+    across = (columns - column * width).abs() <= wide * width / 2
+    return down & across
+
+
+def cut(x: Tensor, labels: Labels, chance: float, draws: Draws) -> tuple[Tensor, Labels]:
+    """Return images with a box of another image (CutMix); the labels are weighted by area.
+
+    Arguments:
+        x: The images, with shape (B, C, H, W).
+        labels: Their labels.
+        chance: The probability that an image is changed.
+        draws: The randomness.
+    """
+    share, row, column, chances = _numbers(draws, x, 4)
+    order = draws.uniform(x.new_empty(len(x))).argsort()
+    side = (1 - share).sqrt()
+    box = _box(x, side, side, row, column) & (chances < chance)
+    mixed = torch.where(box, x[order], x)
+    kept = 1 - box.float().mean((1, 2, 3))
+    y, other = labels.y, labels.y[order]
+    major = kept >= 0.5
+    whole = Labels(
+        torch.where(major, y, other),
+        torch.where(major, other, y),
+        torch.where(major, kept, 1 - kept),
+        labels.smoothing,
+    )
+    return mixed, whole
+
+
+def erase(x: Tensor, chance: float, draws: Draws) -> Tensor:
+    """Return images with a box of noise (random erasing).
+
+    Arguments:
+        x: The images, with shape (B, C, H, W).
+        chance: The probability that an image is changed.
+        draws: The randomness.
+    """
+    area, ratio, row, column, chances = _numbers(draws, x, 5)
+    area = ERASED_AREA[0] + (ERASED_AREA[1] - ERASED_AREA[0]) * area
+    low, high = (math.log(value) for value in ERASED_RATIO)
+    ratio = (low + (high - low) * ratio).exp()
+    box = _box(x, (area * ratio).sqrt(), (area / ratio).sqrt(), row, column) & (chances < chance)
+    return torch.where(box, draws.uniform(x), x)

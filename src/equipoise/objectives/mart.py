@@ -10,7 +10,7 @@ both sides of the divergence. Losses are taken in float32 at least.
 Deviations from the authors' code: logarithms of probabilities come from the logits, so that the
 1e-12 by which theirs avoids log 0 is not needed; clean and adversarial inputs pass forward as one
 batch (``joint=False`` is theirs); the start is clipped to ball and range. At
-lambda = 0 clean inputs are not looked at.
+lambda = 0 clean inputs are not used.
 
 References:
     | Improving Adversarial Robustness Requires Revisiting Misclassified Examples
@@ -19,6 +19,7 @@ References:
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -58,9 +59,9 @@ class MART(TwoSided):
         return loss
 
     @property
-    def both(self) -> bool:
-        """Return whether clean inputs are looked at."""
-        return self.beta > 0
+    def kind(self) -> Literal["clean", "adversarial", "both"]:
+        """Return the kind of inputs in the loss."""
+        return "both" if self.beta else "adversarial"
 
     def terms(self) -> list[str]:
         """Return the loss."""

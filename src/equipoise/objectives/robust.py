@@ -1,21 +1,37 @@
-"""The common part of objectives that train on adversarial inputs."""
+r"""The common part of objectives that train on adversarial inputs, and weight perturbation.
+
+Adversarial weight perturbation (AWP) moves the weights up the loss, a layer at a time and in
+proportion to its length,
+
+.. math:: w_l \leftarrow w_l + \gamma \, \|w_l\| \, g_l / \|g_l\|,
+
+takes the gradient there, and restores the weights before the step. Deviations from the authors'
+code: the direction is the gradient itself, not the step of a proxy network with an optimiser of
+its own (one step of plain SGD, scaled to the same length, is the gradient); the statistics of
+BatchNorm do not see the first of the two passes, as the proxy's did not count.
+
+References:
+    | Adversarial Weight Perturbation Helps Robust Generalization (Wu et al., 2020)
+    | https://arxiv.org/abs/2004.05884
+"""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.core import check_threat, guest
+from equipoise.attacks.core import check_threat
 from equipoise.attacks.pgd import NOISE, PGD, Ascended
 from equipoise.draws import Draws
 from equipoise.errors import NotNegative, Part, UserError
-from equipoise.execution.form import fast
+from equipoise.execution.form import fast, guest
+from equipoise.execution.passes import restored
 from equipoise.objectives.core import Batch, Loss, Objective, smoothing_line
-from equipoise.objectives.labels import Labels
-from equipoise.objectives.options import climbed, cut, erase
+from equipoise.objectives.labels import Labels, cut, erase
 from equipoise.threat import Norm, Threat, fraction
 
 STARTS = {
@@ -26,18 +42,18 @@ STARTS = {
 
 
 def inner_attack(*, steps: int = 10, step_factor: float = 2.5) -> PGD:
-    """Return the attack of adversarial training: PGD-10, of which the last iterate counts."""
+    """Return the attack of adversarial training: the last iterate of PGD-10."""
     return PGD(steps=steps, step_factor=step_factor, keep="last")
 
 
 def noise_attack() -> PGD:
-    """Return PGD-10 from x + 0.001 N(0, 1), as TRADES and MART have it."""
+    """Return PGD-10 from x + 0.001 N(0, 1), the attack of TRADES and MART."""
     return PGD(steps=10, start="noise", keep="last")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Robust(Objective):
-    r"""A learner of adversarial images, with options that any of them may add.
+    r"""A learner of adversarial images, with the options of all such learners.
 
     A subclass defines the loss on a batch once the adversarial inputs are found. The attack
     searches the model's quick form (:func:`equipoise.execution.fast`) in eval mode;
@@ -47,12 +63,12 @@ class Robust(Objective):
         norm: The norm of its own threat; None: the recipe's.
         eps: The radius of its own threat; None: the recipe's.
         attack: The inner attack.
-        label_smoothing: The part of a label that is spread evenly over all classes; attacks
-            work against the sharp label, but for YOPO's, which is part of its update.
+        label_smoothing: The part of a label that is spread evenly over all classes; attacks use
+            the label without smoothing, except that of YOPO, which is part of its update.
         awp: Adversarial weight perturbation: how far, in lengths of the weights; 0: none. 0.005
             to 0.01 is usual.
         awp_from: The progress from which on weights are perturbed.
-        cutmix: The probability that a part of an image is that of another one.
+        cutmix: The probability that a part of an image is replaced by that of another image.
         erasing: The probability that a part of an image is noise.
     """
 
@@ -69,7 +85,7 @@ class Robust(Objective):
     erasing: Part = 0.0
 
     def problems(self) -> list[str]:
-        """Return what is wrong with the settings, or does not go together."""
+        """Return the errors in the settings, a sentence each."""
         problems = super().problems()
         if self.cutmix and (self.attack.loss != "ce" or self.attack.confidence is not None):
             problems.append(
@@ -79,7 +95,7 @@ class Robust(Objective):
         return problems
 
     def against(self, threat: Threat) -> Threat:
-        """Return the learner's threat where the training's is ``threat``."""
+        """Return the learner's threat if the training's is ``threat``."""
         if self.norm not in (None, threat.norm) and self.eps is None:
             raise UserError(f"norm={self.norm} of a learner needs a radius of its own: eps")
         eps = threat.eps if self.eps is None else self.eps
@@ -112,22 +128,17 @@ class Robust(Objective):
         """Return the loss as a formula with its numbers."""
 
     @property
-    def both(self) -> bool:
-        """Return whether clean inputs are trained on as well as adversarial ones."""
-        return False
-
-    @property
-    def attacks(self) -> bool:
-        """Return whether adversarial inputs are trained on at all."""
-        return True
+    def kind(self) -> Literal["clean", "adversarial", "both"]:
+        """Return the kind of inputs in the loss."""
+        return "adversarial"
 
     @property
     def passes(self) -> int:
         """Return the forward and backward passes of the loss: one for each kind of inputs."""
-        return 2 if self.both else 1
+        return 2 if self.kind == "both" else 1
 
     def ascended(self, model: nn.Module, x: Tensor, labels: Labels) -> Ascended:
-        """Return what the attack maximises (see :meth:`PGD.search`): by default its own loss."""
+        """Return the loss that the attack maximises: see :meth:`PGD.search`."""
         del model, x
         if labels.other is None:
             return lambda logits, index: self.attack.losses(logits, labels.y[index])
@@ -155,15 +166,15 @@ class Robust(Objective):
         return x, labels
 
     def attacked(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
-        """Return what the inner attack finds for every example."""
+        """Return the result of the inner attack for every example."""
         return self.search(model, batch, Labels(batch.y), draws)
 
     def inputs(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
         """Return adversarial inputs; every other example is clean where both are trained on."""
-        if not self.attacks:
+        if self.kind == "clean":
             return batch.x
         x_adv = self.attacked(model, batch, draws)
-        if not self.both:
+        if self.kind == "adversarial":
             return x_adv
         odd = (torch.arange(len(x_adv), device=x_adv.device) % 2 == 1).view(-1, 1, 1, 1)
         return torch.where(odd, x_adv, batch.x)
@@ -178,7 +189,7 @@ class Robust(Objective):
         return x_adv
 
     def searched(self, form: nn.Module, batch: Batch, labels: Labels, draws: Draws) -> Tensor:
-        """Return what the attack finds for the search form of a model."""
+        """Return the results of the attack on the search form of a model."""
         losses = self.ascended(form, batch.x, labels)
         return self.stronger.search(form, batch.x, labels.y, self.threat, draws, losses)
 
@@ -192,7 +203,7 @@ class Robust(Objective):
     @property
     def searching(self) -> int:
         """Return the gradient evaluations of the search before an update, per image, at most."""
-        return self.stronger.steps * self.stronger.restarts if self.attacks else 0
+        return 0 if self.kind == "clean" else self.stronger.steps * self.stronger.restarts
 
     @property
     def cost(self) -> int:
@@ -220,11 +231,11 @@ class Robust(Objective):
 
     def formula(self) -> list[str]:
         """Return the loss, the attack and the options, with the settings resolved."""
-        search = self.search_terms() if self.attacks else []
+        search = [] if self.kind == "clean" else self.search_terms()
         return [*self.terms(), *search, *self._options()]
 
     def search_terms(self) -> list[str]:
-        """Return what the attack does, with its numbers."""
+        """Return a description of the attack, with its numbers."""
         attack = self.stronger
         loss = self.ascends if attack.loss == "ce" else "the margin of f(x')"
         length = fraction(attack.step_length(self.threat))
@@ -261,24 +272,23 @@ class Robust(Objective):
 class TwoSided(Robust):
     """A learner of clean and adversarial images.
 
-    By default both pass forward as one batch. The authors' codes let them pass one after the
-    other: then BatchNorm normalises each kind by statistics of its own in training, and both by
-    the same running ones in use, with which the model was never trained. In three pairs of
-    trainings of TRADES on Fashion-MNIST, eps 0.1, one batch was 3.0, 0.9 and 0.2 points more
-    robust (docs/log.md, entry 8).
+    By default both pass forward as one batch. In the authors' codes they pass separately: then
+    BatchNorm normalises each kind by its own statistics in training, and both by the same running
+    statistics afterwards, with which the model was never trained. In three pairs of trainings of
+    TRADES on Fashion-MNIST, eps 0.1, one batch was 3.0, 0.9 and 0.2 points more robust
+    (docs/log.md, entry 8).
 
     Arguments:
-        joint: Whether both pass forward as one batch, so that BatchNorm normalises both by the
-            same statistics; False: one after the other, the clean ones first, as in the authors'
-            codes.
+        joint: Whether both pass forward as one batch; False: first the clean inputs, then the
+            adversarial ones, as in the authors' codes.
     """
 
     joint: bool = True
 
     @property
-    def both(self) -> bool:
-        """Return whether clean inputs are trained on, too."""
-        return True
+    def kind(self) -> Literal["clean", "adversarial", "both"]:
+        """Return ``both``: clean and adversarial inputs are in the loss."""
+        return "both"
 
     def logits(self, model: nn.Module, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits of clean and of adversarial inputs, in at least float32."""
@@ -288,12 +298,37 @@ class TwoSided(Robust):
         return both[: len(x)], both[len(x) :]
 
     def formula(self) -> list[str]:
-        """Return what :class:`Robust` does, and how the inputs pass forward."""
+        """Return the formula of :class:`Robust`, and how the inputs pass forward."""
         how = "as one batch" if self.joint else "one after the other"
-        passing = [f"x and x' pass forward {how}"] if self.both else []
+        passing = [f"x and x' pass forward {how}"] if self.kind == "both" else []
         return [*super().formula(), *passing]
 
 
 def exact(logits: Tensor) -> Tensor:
     """Return logits in at least float32: losses are differences of them."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+@contextmanager
+def climbed(model: nn.Module, loss: Callable[[], Tensor], gamma: float) -> Iterator[None]:
+    """Perturb the weights towards a larger loss while the block runs: see the module.
+
+    Arguments:
+        model: The model; convolutions and linear layers are moved, not biases and norms.
+        loss: The loss at the present weights.
+        gamma: How far, in lengths of the weights.
+    """
+    weights: list[Tensor] = [p for p in model.parameters() if p.ndim > 1 and p.requires_grad]
+    before = [p.detach().clone() for p in weights]
+    with restored(model):  # BatchNorm's statistics
+        grads = torch.autograd.grad(loss(), weights, allow_unused=True)
+    with torch.no_grad():
+        for weight, grad in zip(weights, grads, strict=True):
+            if grad is not None:
+                scale = gamma * weight.norm() / grad.norm().clamp_min(1e-20)
+                weight.add_(grad * torch.nan_to_num(scale))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            torch._foreach_copy_(weights, before)

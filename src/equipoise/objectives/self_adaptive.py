@@ -36,7 +36,7 @@ class SelfAdaptive(TRADES):
 
     Arguments:
         onset: The progress from which on the labels learn.
-        memory: a, what a label keeps of itself at each visit.
+        memory: a, the weight of the former label in each update.
     """
 
     objective: str = "sat"
@@ -44,7 +44,7 @@ class SelfAdaptive(TRADES):
     memory: Part = 0.9
 
     def problems(self) -> list[str]:
-        """Return what is wrong with the settings, or does not go together."""
+        """Return the errors in the settings, a sentence each."""
         whole = "soft labels belong to whole images: cutmix does not fit them"
         return super().problems() + [whole] * bool(self.cutmix)
 

@@ -11,8 +11,8 @@ divergence is a mean over the batch (a mean over classes, too, would divide beta
 Deviations from the authors' code: clean and adversarial inputs pass forward as one batch
 (:class:`equipoise.objectives.TwoSided` says why; ``joint=False`` is theirs); with that clean
 inputs pass once rather than twice, with the same value and gradient, so the running statistics of
-BatchNorm see both kinds in the ratio 1:1 rather than 2:1; the start is clipped to ball and range.
-At beta = 0 nothing is searched for: it is standard training.
+BatchNorm get both kinds in the ratio 1:1 rather than 2:1; the start is clipped to ball and range.
+beta = 0 is standard training, without a search.
 
 References:
     | Theoretically Principled Trade-off between Robustness and Accuracy (Zhang et al., 2019)
@@ -21,7 +21,7 @@ References:
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ class TRADES(TwoSided):
     attack: PGD = field(default_factory=noise_attack)
 
     def problems(self) -> list[str]:
-        """Return what is wrong with the settings, or does not go together."""
+        """Return the errors in the settings, a sentence each."""
         problems = super().problems()
         if self.attack.loss != "ce" or self.attack.confidence is not None:
             problems.append(
@@ -88,14 +88,9 @@ class TRADES(TwoSided):
         return lambda logits: labels.cross_entropy(logits).mean()
 
     @property
-    def both(self) -> bool:
-        """Return whether both kinds are trained on: at beta = 0 clean inputs alone are."""
-        return self.beta > 0
-
-    @property
-    def attacks(self) -> bool:
-        """Return whether adversarial inputs are trained on at all."""
-        return self.beta > 0
+    def kind(self) -> Literal["clean", "adversarial", "both"]:
+        """Return the kind of inputs in the loss."""
+        return "both" if self.beta else "clean"
 
     def terms(self) -> list[str]:
         """Return the loss."""

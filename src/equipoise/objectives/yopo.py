@@ -14,7 +14,7 @@ Gradients are sums of m, so the learning rate is divided by m. With the whole ne
 and n = 1, step 2 is a step of PGD: PGD-AT that trains on every iterate.
 
 As in the authors' code for CIFAR-10 the stem gets both gradients (their code for MNIST tries to
-take one back); ``stem="loss"`` leaves out the third step. Deviations: one optimiser, not two;
+remove one); ``stem="loss"`` leaves out the third step. Deviations: one optimiser, not two;
 the start is clipped to the range; the model stays in training mode, as theirs does, and the stem
 has no BatchNorm in any model here. Passes through the stem alone are not counted as gradient
 evaluations. In ResNet-18 the stem has 0.3 % of the multiplications; in a network of two layers it
@@ -32,10 +32,10 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.core import guest
 from equipoise.attacks.pgd import PGD
 from equipoise.draws import Draws
 from equipoise.errors import Count, UserError
+from equipoise.execution.form import guest
 from equipoise.objectives.core import Batch, Loss
 from equipoise.objectives.labels import Labels
 from equipoise.objectives.robust import STARTS, Robust, exact, inner_attack
@@ -71,7 +71,7 @@ class YOPO(Robust):
     attack: PGD = field(default_factory=lambda: inner_attack(steps=3, step_factor=0.75))
 
     def problems(self) -> list[str]:
-        """Return what is wrong with the settings, or does not go together."""
+        """Return the errors in the settings, a sentence each."""
         attack, problems = self.attack, super().problems()
         if self.awp:
             problems.append("YOPO trains on every iterate of its attack: awp does not fit it")
@@ -98,7 +98,7 @@ class YOPO(Robust):
             hidden = parted.stem(x_adv)
             hidden.retain_grad()
             loss = labels.cross_entropy(parted.trunk(hidden)).mean()
-            # Of more passes each gradient counts less, but what is reported stays the loss.
+            # With more passes each gradient has less weight, but the reported loss is the same.
             yield loss.detach() + (loss - loss.detach()) / self._surplus
             assert hidden.grad is not None
             costate = -hidden.grad.detach()
@@ -123,12 +123,12 @@ class YOPO(Robust):
         return x_adv.detach()
 
     def loss(self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws) -> Loss:
-        """Return the loss where the passes end; an update takes those of all of them."""
+        """Return the loss at the end of the passes; an update uses the losses of all passes."""
         x_adv = self.search(model, batch, labels, draws)
         return lambda: labels.cross_entropy(model(x_adv)).mean()
 
     def search(self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws) -> Tensor:
-        """Return what the passes end with, for a model that is left as it is."""
+        """Return the result of the passes, for a model that is not changed."""
         with guest(model), torch.enable_grad():
             parted = _parted(model)
             x_adv = self.attack.start_at(batch.x, self.threat, draws)
@@ -150,7 +150,7 @@ class YOPO(Robust):
 
     @property
     def searching(self) -> int:
-        """Return 0: the passes that search also train, so others cannot use what they find."""
+        """Return 0: the passes that search also train, so no other learner can use the results."""
         return 0
 
     def weak(self, progress: float) -> bool:
@@ -172,7 +172,7 @@ class YOPO(Robust):
         ]
 
     def search_terms(self) -> list[str]:
-        """Return what the inner loop does."""
+        """Return a description of the inner loop."""
         n, length = self.attack.steps, fraction(self.attack.step_length(self.threat))
         return [
             f"d = {n} steps of {length} a pass down <h(x + d), p>, p = -dCE/dh, through the stem",

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from equipoise import data, models
-from equipoise.attacks.core import guest
 from equipoise.errors import RunError, UserError
-from equipoise.execution.form import fast
+from equipoise.execution.form import fast, guest
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device
 from equipoise.plans import child_process

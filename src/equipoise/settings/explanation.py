@@ -1,4 +1,4 @@
-"""A recipe in words: what each learner minimises, with its numbers, and how they merge."""
+"""A recipe in words: the loss of each learner with its numbers, and how they are merged."""
 
 import math
 
@@ -22,10 +22,10 @@ LEGEND = (
 
 
 def explain(recipe: Recipe) -> list[str]:
-    """Return what a recipe trains, a line a fact.
+    """Return the description of a recipe's training, a line for each fact.
 
     Arguments:
-        recipe: The recipe; its radius may be the customary one of a known data set.
+        recipe: The recipe; by default its radius is the usual one of its data set.
 
     Raises:
         UserError: If the radius is not known.
@@ -33,7 +33,7 @@ def explain(recipe: Recipe) -> list[str]:
     eps = recipe.eps
     if eps is None:
         if recipe.data not in DATASETS:
-            raise UserError(f"which eps is customary for {recipe.data} is not known: add eps=...")
+            raise UserError(f"there is no usual eps for {recipe.data}: add eps=...")
         eps = DATASETS[recipe.data].eps
     method = recipe.settings.build(recipe.threat(eps))
     row = METHODS[recipe.method]
@@ -67,7 +67,7 @@ def _execution(recipe: Recipe) -> str:
 def price(method: str) -> int:
     """Return the gradient evaluations an image that a method takes by default, at most.
 
-    Of a method with a trunk it is the mean over the rounds.
+    For a method with a trunk it is the mean over the rounds.
     """
     return math.ceil(METHODS[method]().build(Linf(8 / 255)).cost(30))
 
@@ -113,7 +113,7 @@ def _merge(method: Method, rounds: int) -> list[str]:
 
 
 def _branches(method: Method) -> list[str]:
-    """Return in words when learners part that share a trunk."""
+    """Return in words when the branches of a trunk start."""
     if method.trunk is None:
         return []
     names = [name for name in method.learners if name != method.trunk]

@@ -1,18 +1,17 @@
 r"""The methods: classes of settings, and a table of the methods by name.
 
-The fields are what a recipe or ``key=value`` on the command line may set. ``docs/decisions.md``
-records how the gaps of the papers are read; every reading is a setting. A new objective is one
-file in ``objectives/`` and one line in the table; see ``docs/adding.md``.
+The fields are the settings that a recipe or ``key=value`` on the command line may give.
+``docs/decisions.md`` records how the gaps of the papers are read; every reading is a setting. A
+new objective is one file in ``objectives/`` and one line in the table: ``docs/adding.md``.
 
-A3GT-front is one run that holds the whole trade-off: a trunk that becomes a clean and a robust
-branch. Between learners that are trained apart there is a barrier in the loss; between learners
-that part late from a common trunk there is none, so that each
+A3GT-front trains the whole trade-off in one run: a trunk, then a clean and a robust branch of it.
+Between learners that are trained separately there is a barrier in the loss; between branches that
+start late from a common trunk there is none, so that every
 
 .. math:: \theta(\gamma) = \gamma \, \bar\theta_r + (1 - \gamma) \, \bar\theta_n
 
-between the running averages of the two is a model, and gamma can be chosen after the training.
-The rule for t', which finds when clean and robust loss have stabilised, says here when the
-learners part, and not when they are merged.
+between their running averages is a good model, and gamma can be chosen after the training. Here
+the rule for t' decides when the branches start, not when learners are merged.
 
 References:
     | A3GT (He et al., 2024), https://doi.org/10.3390/electronics13204052
@@ -31,8 +30,7 @@ from equipoise import objectives
 from equipoise.errors import Part, UserError
 from equipoise.objectives.adversarial import Adversarial
 from equipoise.objectives.core import Knots, Objective
-from equipoise.objectives.following import Following
-from equipoise.objectives.mixed import Mixed
+from equipoise.objectives.mixed import Following, Mixed
 from equipoise.objectives.robust import Robust
 from equipoise.objectives.standard import Standard
 from equipoise.threat import Norm, Threat
@@ -46,7 +44,7 @@ class Settings(Merge):
     """The settings of a method: its learners, and how they are merged."""
 
     fixed: ClassVar[frozenset[str]] = frozenset()
-    """The settings of the merge that a recipe of this method may not give."""
+    """The settings of the merge that are fixed for this method."""
 
     @property
     def learners(self) -> dict[str, Objective]:
@@ -54,12 +52,12 @@ class Settings(Merge):
         return {k: value for k, value in vars(self).items() if isinstance(value, Objective)}
 
     def knots(self) -> dict[str, Knots]:
-        """Return the weights of the learners over the progress; of a single one it is 1."""
+        """Return the weights of the learners over the progress; a single learner has 1."""
         names = list(self.learners)
         return {names[0]: Knots((1.0,))} if len(names) == 1 else super().knots()
 
     def unfit(self, norm: Norm, rounds: int) -> list[str]:
-        """Return why the settings do not fit a training, a sentence each.
+        """Return the reasons why the settings do not fit a training, a sentence each.
 
         Arguments:
             norm: The norm of the training's threat.
@@ -93,12 +91,12 @@ class Settings(Merge):
 
 MERGED = frozenset(f.name for f in fields(Merge))
 ONE = MERGED - {"alpha", "warmup"}
-"""What a method with a single learner has no use for."""
+"""The settings of the merge that have no effect on a single learner."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CleanOnly(Settings):
-    """One learner of clean images.
+    """One learner that is trained on clean images.
 
     Arguments:
         clean: The learner.
@@ -124,13 +122,12 @@ class RobustOnly(Settings):
 class A3GT(Settings):
     """A clean and a robust learner, merged from the round on at which both have stabilised.
 
-    The default, in our reading: a scale-free test of the held-out losses finds t', with a
-    deadline, and gamma is anchored at t' so that the first merge follows the robust learner
-    alone.
+    The default: a scale-free test of the held-out losses finds t', with a deadline, and gamma
+    runs from t' on, so that the first merge has the weights of the robust learner alone.
 
     Arguments:
-        clean: How the clean learner learns.
-        robust: How the robust learner learns; any objective will do (``robust.objective``).
+        clean: The clean learner.
+        robust: The robust learner, of any objective (``robust.objective``).
         more: Further robust learners by name, each with an objective and, where it differs, a
             threat of its own: ``more.l2.norm=l2 more.l2.eps=1.5``.
     """
@@ -157,7 +154,7 @@ class A3GT(Settings):
         return {**super().learners, **self.more}
 
     def unfit(self, norm: Norm, rounds: int) -> list[str]:
-        """Return why the settings do not fit a training of so many rounds."""
+        """Return the reasons why the settings do not fit a training."""
         problems = super().unfit(norm, rounds)
         if isinstance(self.start, Fixed) and (self.start.round or 0) > rounds:
             problems.append(f"start.round={self.start.round} is after the last round, {rounds}")
@@ -168,19 +165,19 @@ class A3GT(Settings):
 class A3GTFront(Settings):
     """One run, the whole front: a clean and a robust branch of one trunk, mixed at any gamma.
 
-    The robust branch searches for adversarial inputs, and the clean branch is trained on the
-    same ones, with little weight: two gradient evaluations more to twelve. `equipoise front`
-    measures what lies between the two, `equipoise pick` chooses from it.
+    The robust branch searches for adversarial inputs, and the clean branch is trained on the same
+    inputs with a small weight: 14 gradient evaluations instead of 12. `equipoise front` measures
+    the models between the two branches, `equipoise pick` chooses one of them.
 
     Arguments:
-        trunk_weight: w of the one learner before the branch, whose loss is that of ``mix-at``; it
-            has the SGD and the attack of the robust branch.
-        robust: How the robust branch learns; any objective will do (``robust.objective``).
-        clean: How the clean branch learns: ``following`` the robust one, or by itself
-            (``clean.objective=mix-at`` or ``standard``).
+        trunk_weight: w of the trunk, whose loss is that of ``mix-at``; it has the SGD and the
+            attack of the robust branch.
+        robust: The robust branch, of any objective (``robust.objective``).
+        clean: The clean branch: ``following`` trains on the inputs of the robust branch;
+            ``mix-at`` and ``standard`` do not need it (``clean.objective=mix-at``).
         gamma: The weight of the robust branch in the model that is kept.
-        restart: Whether the branches' learning rate runs through its schedule anew.
-        start: The rule for t', at which the learners part.
+        restart: Whether the schedule of the learning rate begins again for the branches.
+        start: The rule for t', at which the branches start.
     """
 
     fixed: ClassVar[frozenset[str]] = frozenset(
@@ -212,13 +209,13 @@ class A3GTFront(Settings):
         return replace(super().build(threat), trunk="trunk", restart=self.restart)
 
     def unfit(self, norm: Norm, rounds: int) -> list[str]:
-        """Return why the settings do not fit a training of so many rounds."""
+        """Return the reasons why the settings do not fit a training."""
         problems, latest = super().unfit(norm, rounds), self.start.latest(rounds)
         if latest >= rounds:
             how = "start.round" if isinstance(self.start, Fixed) else "start.deadline"
             problems.append(
-                f"the learners would part after round {latest} of {rounds}, with none left to "
-                f"them: a smaller {how}, or more rounds (at least 2)"
+                f"the branches would start after round {latest} of {rounds}, so they would get "
+                f"no round: set a smaller {how}, or more rounds (at least 2)"
             )
         return problems
 
@@ -232,9 +229,9 @@ class MethodRow:
         defaults: The defaults that differ from those of the class.
         paper: Authors, year and address.
         shown: The settings in the table of all methods, as paths.
-        text: What it is, the first line a summary; None: the docstring of the objective or of
-            the settings.
-        objective: The one objective that it trains with; None: learners may have any.
+        text: The description, its first line a summary; None: the docstring of the objective or
+            of the settings.
+        objective: The only objective; None: learners may have any.
     """
 
     settings: type[Settings]
@@ -251,7 +248,7 @@ class MethodRow:
 
     @property
     def about(self) -> str:
-        """Return what it is; the first line is a summary."""
+        """Return the description; its first line is a summary."""
         doc = inspect.cleandoc((self.objective or self.settings).__doc__ or "")
         return self.text or doc.partition("Arguments:")[0].strip()
 
@@ -271,7 +268,7 @@ class MethodRow:
         hint = get_type_hints(self.settings)[group]
         named: dict[str, type] = {}
         for kind in get_args(hint) or (hint,):
-            if inspect.isabstract(kind):  # any learner of that sort
+            if inspect.isabstract(kind):  # any objective of that class
                 named |= {k: v for k, v in learners().items() if issubclass(v, kind)}
             else:
                 named[kind.rule if group == "start" else kind.objective] = kind
@@ -365,7 +362,7 @@ METHODS: dict[str, MethodRow] = {
         shown=("start.rule", "clean.weight", "robust.weight", "gamma"),
     ),
 }
-"""The methods. A row with an objective also makes it one that any robust learner may have."""
+"""The methods. An objective in a row may also be that of any robust learner."""
 
 
 def learners() -> dict[str, type[Objective]]:

@@ -1,8 +1,8 @@
-"""Recipes: what to train, as YAML or ``key=value``, validated before anything is started.
+"""Recipes: what to train, as YAML or ``key=value``, validated before a training starts.
 
 A recipe is flat: it has the fields of :class:`Recipe` and the settings of its method in one
-mapping. All errors are reported at once, each with its path; unknown keys are refused, with the
-nearest known one; numbers may be written as fractions, like ``8/255``.
+mapping. All errors are reported at once, each with its path; for an unknown key the nearest valid
+key is named; numbers may be written as fractions, like ``8/255``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,23 +52,23 @@ class Recipe:
         model: A name of ``equipoise list models``.
         width: A factor on the model's number of features.
         norm: The norm of the threat.
-        eps: Its radius; None takes the customary one of the data set.
-        rounds: The passes over the training images, the paper's E.
+        eps: Its radius; None: the usual radius of the data set.
+        rounds: The rounds (epochs): passes over the training images, the paper's E.
         batch_size: The images of a step.
         seed: The seed of everything random.
-        limit: How many training images to use, in proportion of the classes; None: all.
+        limit: How many training images to use, in proportion to the classes; None: all.
         validation: How many of them to hold out.
         validation_attack: The attack on them after each round.
         keep: Which round's model is kept: the one with the best mean of clean and robust
             validation accuracy (``balanced``), the best ``robust`` or ``clean`` one, or the
             ``last``. None: ``clean`` for a method without a robust learner, else ``balanced``.
-        patience: End the training after so many rounds without a better one by that rule; None:
-            never.
-        snapshots: Keep the global model after every so many rounds and after the last, as
-            ``round-005.safetensors`` in the run folder; None: only the kept and the last one.
+        patience: The rounds without a better round by that rule after which the training ends;
+            None: it never ends early.
+        snapshots: The rounds between two copies of the global model in the run folder, like
+            ``round-005.safetensors``; None: only the kept and the last model.
         on_collapse: What to do when a probe shows catastrophic overfitting to a weak inner
-            attack: ``announce`` it, or also ``rollback`` to the last sound round and go on with
-            a stronger attack.
+            attack: ``announce`` it, or ``rollback`` to the round before and continue with a
+            stronger attack.
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: The arithmetic of the inner attacks' search; ``auto``: the fastest on the
             device. See :class:`equipoise.execution.Execution`, also for the next three.
@@ -107,11 +107,11 @@ class Recipe:
         problems = out_of_range(self)
         collect(problems, lambda: check_seed(self.seed))
         if self.norm != "linf" and self.eps is None:
-            problems.append(f"norm={self.norm} needs a radius: eps (customary radii are Linf)")
+            problems.append(f"norm={self.norm} needs a radius: eps (usual radii are for Linf)")
         if self.keep == "last" and self.patience is not None:
             problems.append(
-                f"patience={self.patience} has nothing to wait for with keep=last; "
-                "choose keep=balanced, robust or clean"
+                f"patience={self.patience} has no effect with keep=last; choose keep=balanced, "
+                "robust or clean"
             )
         if self.device not in ("auto", "cpu") and not self.device.startswith("cuda"):
             problems.append(f"device must be auto, cpu or cuda, got {self.device!r}")
@@ -132,7 +132,7 @@ class Recipe:
         return Execution(**{name: getattr(self, name) for name in names})
 
     def threat(self, eps: float) -> Threat:
-        """Return the threat, with ``eps`` where the recipe names none."""
+        """Return the threat, with ``eps`` where the recipe gives no radius."""
         return Threat(self.norm, eps if self.eps is None else self.eps)
 
     def to_dict(self) -> dict[str, Any]:
@@ -180,7 +180,7 @@ class Split(NamedTuple):
 
 
 def proportional(images: Images, limit: int, classes: int) -> Tensor:
-    """Return the positions of so many images, in proportion of the classes."""
+    """Return the positions of ``limit`` images, in proportion to the classes."""
     if limit > len(images) - classes:
         return torch.arange(len(images))
     return stratified_split(images.y, limit, derived_seed(0, "limit"))[1]
@@ -203,7 +203,7 @@ def stored(run: Run) -> Recipe:
     """Return the recipe of a run folder.
 
     Raises:
-        UserError: If it cannot be read, or needs a file of the user's own that was not given.
+        UserError: If it cannot be read, or needs a file for ``--import`` that was not given.
     """
     with explained(run.made_with()):
         return parse(read(run.path / "recipe.yaml"))
@@ -259,7 +259,7 @@ def parse(given: Mapping[str, Any]) -> Recipe:
     """
     method = given.get("method")
     if method is None:
-        raise UserError(f"the recipe names no method (known: {', '.join(METHODS)})")
+        raise UserError(f"the recipe has no method (known: {', '.join(METHODS)})")
     if not isinstance(method, str) or method not in METHODS:
         raise UserError(nearest(str(method), METHODS, "method"))
     common = {key: value for key, value in given.items() if key in OWN}
@@ -271,7 +271,7 @@ def parse(given: Mapping[str, Any]) -> Recipe:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
-    """Return in words what differs between two recipes."""
+    """Return the differences between two recipes, a line each."""
     lines = []
     for key in sorted({*old, *new}):
         a, b = old.get(key), new.get(key)
@@ -283,7 +283,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") 
 
 
 def defaults(method: str) -> dict[str, Any]:
-    """Return the settings of a method with their defaults, the recipe's own ones first."""
+    """Return the settings of a method with their defaults, those of all methods first."""
     own = {
         f.name: f.default
         for f in fields(Recipe)

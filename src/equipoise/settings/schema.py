@@ -1,8 +1,8 @@
 """From a mapping of settings to validated dataclasses: the constructors are the schema.
 
-Groups of settings may be of several kinds (``start`` is a rule for t', ``robust`` and ``clean``
-are learners of an objective): a tag in the group names the kind, whose defaults lie under what is
-given.
+Some groups of settings have several kinds (``start`` is a rule for t', ``robust`` and ``clean``
+are learners of an objective): a tag in the group names the kind, whose defaults hold for the
+settings that are not given.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from equipoise.parsing import number
 from equipoise.settings.methods import MethodRow, Settings, learners
 
 TAGS = {"start": "rule", "clean": "objective", "robust": "objective"}
-"""The groups that are of several kinds, and the setting that names the kind."""
+"""The groups with several kinds, and the setting that names the kind."""
 
 WORDS = {"rule": "rule for start", "objective": "objective"}
 
@@ -42,7 +42,7 @@ ROLES = ("clean", "robust")
 def settings_of(
     row: MethodRow, given: Mapping[str, Any], names: Sequence[str]
 ) -> tuple[Settings | None, list[str]]:
-    """Return the settings of a method and all that is wrong with them, a sentence each.
+    """Return the settings of a method and their problems, a sentence each.
 
     Arguments:
         row: The method.
@@ -79,7 +79,7 @@ def settings_of(
 def _group(
     path: str, kinds: Mapping[str, type], default: dict[str, Any], given: Any, problems: list[str]
 ) -> tuple[Any, dict[str, Any]]:
-    """Return a group of settings, and the defaults of its kind; add what is wrong to ``problems``.
+    """Return a group of settings and the defaults of its kind; add errors to ``problems``.
 
     ``given`` may be settings, the name of a kind, or the round of a start.
     """
@@ -108,10 +108,10 @@ def _group(
 def written_out(
     given: Mapping[str, Any], row: MethodRow, names: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Return settings with their short forms written out, so that they can be laid over others.
+    """Return settings with their short forms written out, so that layers can be combined.
 
     The name of a kind in place of its group becomes the group (``robust=trades``), and a setting
-    that only one of the method's learners has, or can have, goes to that learner (``beta=6``).
+    that only one of the method's learners has, or can have, is given to it (``beta=6``).
 
     Arguments:
         given: The settings.
@@ -140,7 +140,7 @@ def written_out(
         roles = having or able
         if len(roles) > 1:
             either = " or ".join(f"{role}.{key}" for role in roles)
-            raise UserError(f"{key!r} may be {either}: say which")
+            raise UserError(f"{key!r} may be {either}: give the full name")
         inner = result.setdefault(roles[0], {}) if roles else None
         if isinstance(inner, dict):
             if key in inner:
@@ -155,14 +155,14 @@ def _names(kind: type | None) -> set[str]:
 
 
 def tag_of(path: Sequence[str]) -> str | None:
-    """Return the tag of the group at a path, like ("more", "l2"), if it is of several kinds."""
+    """Return the tag of the group at a path, like ("more", "l2"), if it has several kinds."""
     if len(path) == 2 and path[0] == "more":
         return "objective"
     return TAGS.get(path[0]) if len(path) == 1 else None
 
 
 def lay(default: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay what is given over the defaults, group by group; text becomes numbers."""
+    """Return defaults replaced by the given settings, group by group; text becomes numbers."""
     result = dict(default)
     for key, value in given.items():
         below = default.get(key)
@@ -178,7 +178,7 @@ def lay(default: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
 def _unknown(
     given: Mapping[str, Any], known: Mapping[str, Any], others: Sequence[str], path: str = ""
 ) -> list[str]:
-    """Return a line for each key that does not exist, with the nearest one that does."""
+    """Return a line for each unknown key, with the nearest valid key."""
     problems = []
     for key, value in given.items():
         where, group = f"{path}{key}", known.get(key)
@@ -196,7 +196,7 @@ def _is_group(path: str, group: Mapping[str, Any]) -> str:
 
 
 def _hint(key: str, known: Mapping[str, Any], others: Sequence[str], path: str) -> str:
-    """Return what may have been meant by an unknown key, as the end of a sentence."""
+    """Return a hint for an unknown key, as the end of a sentence."""
     options = [*known, *others]
     groups = [known[role] for role in ROLES if isinstance(known.get(role), Mapping)]
     ours = next((name for name, theirs in FOREIGN.items() if key.lower() in theirs.split()), "")
@@ -219,13 +219,13 @@ def _hint(key: str, known: Mapping[str, Any], others: Sequence[str], path: str) 
 
 
 def validate(schema: type, values: Mapping[str, Any], problems: list[str], path: str = "") -> Any:
-    """Return the validated object, or None after adding what is wrong to ``problems``.
+    """Return the validated object, or None after adding errors to ``problems``.
 
     Arguments:
         schema: The dataclass.
         values: Its fields.
-        problems: A sentence is added to it for each problem that is new.
-        path: Where the values stand, with a dot at its end.
+        problems: A sentence is added to it for each new error.
+        path: The path of the values, with a dot at its end.
     """
     cleaned = {key: value if key in TEXT else number(value) for key, value in values.items()}
     try:
@@ -243,14 +243,14 @@ def validate(schema: type, values: Mapping[str, Any], problems: list[str], path:
             if line not in problems:
                 problems.append(line)
         wrong = {item["loc"][0] for item in error.errors() if item["loc"]}
-        if wrong & set(values):  # what has the right type may still be out of range
+        if wrong & set(values):  # values of the right type may still be out of range
             fit = {key: value for key, value in values.items() if key not in wrong}
             validate(schema, fit, problems, path)
     return None
 
 
 def _misread(given: Any, result: Any, path: str = "") -> Iterator[str]:
-    """Yield a line for each number that was made of something else, like ``yes``."""
+    """Yield a line for each number that was converted from something else, like ``yes``."""
     if isinstance(result, int | float) and not isinstance(result, bool):
         if isinstance(given, bool | str):
             yield f"{path}: expected a number like 10, 0.1 or 8/255, got {short(given)}"
@@ -263,7 +263,7 @@ def _misread(given: Any, result: Any, path: str = "") -> Iterator[str]:
             yield from _misread(value, inner, path)
 
 
-@cache  # making one takes far longer than using it, and a plan of a hundred runs makes few
+@cache  # making an adapter takes far longer than using it
 def _adapter(schema: type) -> TypeAdapter[Any]:
     return TypeAdapter(schema)
 

@@ -1,4 +1,4 @@
-"""Re-estimating the statistics of BatchNorm for merged weights."""
+"""Estimating the statistics of BatchNorm for merged weights."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -12,11 +12,11 @@ from equipoise.training.learner import Learner
 
 Norm = nn.modules.batchnorm._BatchNorm
 
-MOST = 20  # batches to look at
+MOST = 20  # batches
 
 
 def has_batchnorm(model: nn.Module) -> bool:
-    """Return whether a model keeps statistics of its batches."""
+    """Return whether a model has running statistics of its batches."""
     return any(isinstance(m, Norm) and m.track_running_stats for m in model.modules())
 
 
@@ -47,9 +47,9 @@ def estimate(
 ) -> None:
     """Replace a model's BatchNorm statistics by their mean over batches of the learners' inputs.
 
-    Each batch is split between the learners in proportion of their weights. Each part is what
-    its learner trains on, without augmentation: adversarial inputs for the robust learner. So
-    the statistics belong to the mix that the model is meant for, not to clean data alone.
+    Each batch is split between the learners in proportion to their weights. Each part has the
+    inputs on which its learner trains, without augmentation: adversarial ones for the robust
+    learner. So the statistics are those of the mix, not of clean data alone.
 
     Arguments:
         model: The merged model, changed in place.
@@ -70,7 +70,7 @@ def estimate(
                 inputs.append(learners[name].objective.inputs(model, sub, draws))
         return torch.cat(inputs)
 
-    # All inputs first: an attack must not meet a model without statistics.
+    # All inputs first: an attack needs a model with statistics.
     settle(model, [mixed(batch) for batch in batches])
 
 
@@ -80,7 +80,7 @@ def settle(model: nn.Module, inputs: Sequence[Tensor]) -> None:
 
     Arguments:
         model: The model, changed in place.
-        inputs: The batches, each with shape (B, C, H, W); each counts as much as any other.
+        inputs: The batches, each with shape (B, C, H, W) and of equal weight.
     """
     norms = [module for module in model.modules() if isinstance(module, Norm)]
     momenta = [norm.momentum for norm in norms]

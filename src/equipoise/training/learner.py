@@ -1,4 +1,4 @@
-"""A model that is being trained on an objective."""
+"""One learner: a model with its objective, optimiser and randomness."""
 
 from collections.abc import Collection, Iterator, Mapping
 from copy import deepcopy
@@ -8,24 +8,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.core import guest
 from equipoise.data.core import Images, crop_flip, to_unit
 from equipoise.draws import GeneratorDraws
 from equipoise.errors import RunError
+from equipoise.execution.form import guest
 from equipoise.execution.policy import Execution
 from equipoise.objectives.core import Batch, Objective
 from equipoise.stopwatch import Stopwatch
 from equipoise.training.merge import Share, averaged_names
 
-NEVER = 2.0**31  # a step that no round has
+NEVER = 2.0**31  # larger than the number of any step
 
 
 class Augment(NamedTuple):
-    """What is done to training images at random.
+    """The random augmentation of training images.
 
     Arguments:
-        pad: How far a crop may be shifted, in pixels.
-        flip: Whether an image may be mirrored.
+        pad: The largest shift of a crop, in pixels.
+        flip: Whether images are mirrored at random.
     """
 
     pad: int = 0
@@ -37,14 +37,14 @@ class Learner:
 
     Arguments:
         name: Its name; with the seed it determines its randomness.
-        objective: What it minimises, and how; bound to its threat.
+        objective: The loss with its settings, bound to its threat.
         model: The model to train, in place.
         seed: The seed of the training.
         average: Whether its running average is merged rather than its weights.
         y: The labels of the training set, on the device, with shape (N,).
         classes: The number of classes.
         execution: The form in which it is searched and updated, resolved.
-        stopwatch: Counts what takes the time.
+        stopwatch: Measures the time of the parts.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Learner:
         self.name = name
         self.model = model
         self.objective = objective
-        objective.prepare(y, classes)  # what it makes may be parameters
+        objective.prepare(y, classes)  # it may make parameters
         objective.state.to(device)
         objective.state.execution, objective.state.stopwatch = execution, stopwatch
         self.schedule = objective.schedule
@@ -148,7 +148,7 @@ class Learner:
         return int(self.spent)
 
     def watched(self, progress: float) -> bool:
-        """Return whether its attack is so weak, or was at first, that it may overfit to it."""
+        """Return whether it may overfit to its attack: it is weak, or was made stronger before."""
         objective = self.objective
         attacked = objective.state.threat is not None
         return attacked and (objective.level > 0 or objective.weak(progress))
@@ -160,10 +160,10 @@ class Learner:
         return bool(torch.stack([torch.isfinite(value).all() for value in floats]).all())
 
     def continue_from(self, other: "Learner", since: float = 0.0) -> None:
-        """Take over another learner's weights, running average and momentum: the branch.
+        """Continue as a branch from another learner's weights, running average and momentum.
 
-        The settings of its SGD stay its own. Where both search, it searches as hard as the other
-        had to at the end.
+        The settings of its SGD stay its own. Its attack is made as strong as the other's was at
+        the end.
 
         Arguments:
             other: The trunk, of the same architecture.
@@ -178,18 +178,18 @@ class Learner:
         self.share.average = {name: value.clone() for name, value in other.share.average.items()}
 
     def load_global(self, state: Mapping[str, Tensor], momentum: str) -> None:
-        """Go on from the global weights: the hand-over."""
+        """Continue from the global weights: the hand-over."""
         self.model.load_state_dict(state)
         if momentum == "zero":
-            for held in self.optimizer.state.values():
-                buffer = held.get("momentum_buffer")
+            for state_of_parameter in self.optimizer.state.values():
+                buffer = state_of_parameter.get("momentum_buffer")
                 if buffer is not None:
                     buffer.zero_()
 
     def merged_part(self) -> dict[str, Tensor]:
-        """Return what the merge takes from it: its weights, or its running average.
+        """Return its part in the merge: its weights, or its running average.
 
-        The statistics of BatchNorm are its own, too, whatever the global model's are.
+        The statistics of BatchNorm are its own, too, even if the global model's are estimated.
         """
         return self.state | self.share.average
 
@@ -205,7 +205,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Restore a saved state."""
         self.model.load_state_dict(state["model"])
         self.objective.state.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -232,12 +232,12 @@ def check_finite(learners: Collection[Learner], where: str, *, weights: bool) ->
 
 
 def not_finite(learner: Learner, what: str, where: str) -> RunError:
-    """Return the error that names the learner and the remedy."""
+    """Return the error with the name of the learner and the remedy."""
     name = learner.name if learner.name in ("clean", "robust") else f"more.{learner.name}"
     lr = learner.objective.lr / 3
     return RunError(
-        f"the {what} not finite for the {learner.name} learner in {where}; what was saved before "
-        f"is kept. Lower its learning rate in a new run: {name}.lr={lr:.2g}"
+        f"the {what} not finite for the {learner.name} learner in {where}; the last saved state "
+        f"is kept. Use a lower learning rate in a new run: {name}.lr={lr:.2g}"
     )
 
 
@@ -248,6 +248,6 @@ def width(model: nn.Module, images: Images) -> int:
 
 
 def derived_seed(seed: int, *names: str | int) -> int:
-    """Return a seed of its own for each path of names under a seed."""
+    """Return a seed derived from a seed and names, different for all names."""
     path = "/".join(map(str, (seed, *names)))
     return int.from_bytes(blake2b(path.encode(), digest_size=7).digest(), "little")

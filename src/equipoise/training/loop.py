@@ -1,10 +1,10 @@
-"""The training loop: the only one, for every method, in plain sight.
+"""The training loop of every method.
 
 A round (epoch) is one pass over the training images. The learners take their steps in turn,
 independently of one another; the global model is the sum of their shares at any step. At the end
-of a round learners with a weak attack are probed; where one has collapsed, the round may be taken
-back. Then the global model and the learners are validated, the rule for t' is applied, and where
-a hand-over is due before the next round the learners go on from the global weights.
+of a round learners with a weak attack are probed; if one has collapsed, the round may be rolled
+back. Then the global model and the learners are validated and the rule for t' is applied; if a
+hand-over is due before the next round, the learners continue from the global weights.
 """
 
 import math
@@ -42,7 +42,7 @@ from equipoise.training.watch import Interrupted, Watch
 
 Metrics = dict[str, float]
 
-CHECK_EVERY = 50  # steps between looks at the losses, each of which waits for the device
+CHECK_EVERY = 50  # steps between checks of the losses, each of which waits for the device
 
 
 @dataclass(kw_only=True)
@@ -64,11 +64,11 @@ class Training:
         watch: The callbacks.
         probe: Checks for catastrophic overfitting; None: there is no check.
         on_collapse: What follows a collapse: ``"announce"`` only reports it, ``"rollback"`` also
-            goes back to the round before, with a stronger attack, three times at most.
+            restores the round before and makes the attack stronger, at most three times.
         execution: The form in which models are searched and updated.
-        patience: After how many rounds without a larger value the training ends; None: never.
-            Rounds before the first hand-over, or before the learners part from a trunk, do not
-            count. The schedules stay those of ``rounds``.
+        patience: The rounds without a larger value after which the training ends; None: never.
+            Rounds before the first hand-over, or before the branches start, do not count. The
+            schedules stay those of ``rounds``.
     """
 
     method: Method
@@ -107,23 +107,25 @@ class Training:
             )
             for name, objective in self.method.learners.items()
         }
-        self.batches: dict[str, Batch] = {}  # of the present step
+        self.batches: dict[str, Batch] = {}  # of the current step
         self.learners[self.method.carrier].share.carry(model.state_dict())
         self.done = 0
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
-        self.taken_back: list[dict[str, Any]] = []  # of the present round
+        self.taken_back: list[dict[str, Any]] = []  # the rollbacks of the current round
         self.sound: dict[str, Any] | None = None  # the end of the last round, for a rollback
         self.steps = len(self.images) // self.batch_size or 1
         self.randomness = GlobalRandom(device, derived_seed(self.seed, "global"))
 
     def run(self) -> None:
-        """Train to the end, from wherever the state is."""
+        """Train from the current state to the end."""
         with self.randomness.running():
             while not self.over:
                 t = len(self.history) + 1
                 self._train_round(t)
-                probes = self._probe(t)
+                probes = Probes()
+                if self.probe is not None:
+                    probes = Probes.of(self.probe, self._active(t), self.history, self._end(t))
                 if probes.falls and self.sound is not None and self._rollbacks < collapse.MOST:
                     self._go_back(t, probes)
                     continue
@@ -136,7 +138,7 @@ class Training:
             if self.stopped_early:
                 self.watch.announce(
                     f"stopped early after round {len(self.history)} of {self.rounds}: "
-                    f"{self.patience} rounds brought nothing better"
+                    f"no improvement in {self.patience} rounds"
                 )
 
     def _train_round(self, t: int) -> None:
@@ -189,12 +191,12 @@ class Training:
             for learner in active:
                 if learner.name != trunk:
                     learner.continue_from(self.learners[trunk], since)
-            self.watch.announce(f"round {t}: the learners part from the trunk {trunk!r}")
+            self.watch.announce(f"round {t}: the branches start from the trunk {trunk!r}")
         for learner in active:
             learner.begin_round(len(self.images))
 
     def _after_step(self, t: int, began: float) -> None:
-        """Report the step; check, save and stop where that is due."""
+        """Report the step; check the losses, save and stop if that is due."""
         self.watch.step(self.batch_size)
         if self.done % CHECK_EVERY == 0:
             self._check_sound(t)
@@ -274,16 +276,16 @@ class Training:
         """Return the progress of the last step of a round."""
         return (t - 1 / self.steps) / self.rounds
 
-    # Ending early, and going back
+    # Early stopping and rollbacks
 
     @property
     def over(self) -> bool:
-        """Return whether the training is at its end."""
+        """Return whether the training has ended."""
         return len(self.history) >= self.rounds or self.stopped_early
 
     @property
     def stopped_early(self) -> bool:
-        """Return whether the training ended because ``patience`` rounds were no better."""
+        """Return whether the training ended after ``patience`` rounds without improvement."""
         t = len(self.history)
         settled = self.method.settled(t, self.start.round)
         if self.patience is None or settled is None or t >= self.rounds:
@@ -296,12 +298,6 @@ class Training:
         """Return the largest value of the rounds so far in which these learners trained."""
         records = (record for record in self.history if set(record["learners"]) == learners)
         return max((self.value(record["global"]) for record in records), default=-math.inf)
-
-    def _probe(self, t: int) -> Probes:
-        """Probe the learners with a weak attack."""
-        if self.probe is None:
-            return Probes()
-        return collapse.probed(self.probe, self._active(t), self.history, self._end(t))
 
     @property
     def _rollbacks(self) -> int:
@@ -318,7 +314,15 @@ class Training:
         for name, learner in self.learners.items():
             learner.generator.manual_seed(derived_seed(self.seed, name, *again))
         torch.manual_seed(derived_seed(self.seed, "global", *again))
-        self.taken_back.append(collapse.lost(t, probes, measures, spent, self.seconds))
+        self.taken_back.append(
+            {
+                "to": t - 1,
+                "learners": probes.falls,
+                "measures": measures,
+                "gradient_evaluations": spent,
+                "seconds": {"train": self.seconds, "validation": probes.seconds},
+            }
+        )
         self.done, self.seconds = 0, 0.0
         self._keep_sound()  # with the attacks as they are now
         self.watch.step(-self.steps * self.batch_size)
@@ -345,13 +349,13 @@ class Training:
         return [self.learners[name] for name in self.method.active(t, self.start.round)]
 
     def merged_state(self) -> State:
-        """Return the present global weights."""
+        """Return the current global weights."""
         shares = [learner.share for learner in self.learners.values()]
         first = next(iter(self.learners.values())).state
         return total(shares, first)
 
     def merged(self, weights: Mapping[str, float], t: int) -> nn.Module:
-        """Return the present global model, in eval mode.
+        """Return the current global model, in eval mode.
 
         Arguments:
             weights: The weight of each learner, for statistics that are re-estimated.
@@ -384,7 +388,7 @@ class Training:
             learner.load_state_dict(state["learners"][name])
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Restore a saved state."""
         self._load_learners(state)
         for name in _PLAIN:
             setattr(self, name, state[name])

@@ -8,9 +8,9 @@ once a step. This is linear in the learners, so each learner can carry its own s
 .. math:: A_i \leftarrow \alpha' A_i + (1 - \alpha') w_i \theta_i,
           \qquad \theta_g = \sum_i A_i,
 
-where one of the shares begins as :math:`\theta_0` and the others at zero, and needs nothing of
-the others until weights are handed back. That is the paper's "asynchronous", exactly. Whatever
-the text leaves open is a field here; ``docs/decisions.md`` lists the readings.
+where one of the shares begins as :math:`\theta_0` and the others at zero, and does not need the
+other learners until a hand-over. That is what the paper calls "asynchronous", exactly. Everything
+that its text leaves open is a field here; ``docs/decisions.md`` lists the readings.
 
 References:
     | A3GT: An Adaptive Asynchronous Generalized Adversarial Training Method (He et al., 2024)
@@ -40,25 +40,24 @@ class Merge:
 
     Arguments:
         gamma: The robust learner's weight at evenly spread places; one number: everywhere.
-        more_gamma: The weights of further learners, likewise. The clean learner has what is left
-            of one.
-        anchor: Whether gamma runs from t' on (``start``: progress is 0 up to t' and 1 at the end,
-            so that the first merge of learners that were trained apart follows one of them alone
-            where gamma(0) = 1) or from the first round (``clock``, as the Generalist code).
-        alpha: The memory of the weight average, alpha', per step; 0 is none.
-        warmup: Whether that memory grows in over the first steps s, as (s + 1) / (s + 10).
+        more_gamma: The weights of further learners, likewise. The clean learner has the rest.
+        anchor: Whether gamma runs from t' on (``start``: its progress is 0 up to t' and 1 at the
+            end, so that with gamma(0) = 1 the first merge has the weights of the robust learner
+            alone) or from the first round (``clock``, as in the Generalist code).
+        alpha: The decay of the weight average, alpha', per step; 0: no average.
+        warmup: Whether the decay is at most (s + 1) / (s + 10) at step s.
         source: Whether the learners' ``weights`` are merged (the paper's Eq. 4) or their running
             ``average`` (the Generalist code).
-        every: The rounds between two hand-overs of the global weights, c; None: there are none.
+        every: The rounds between two hand-overs of the global weights, c; None: no hand-overs.
         count: Whether t mod c counts ``rounds`` (the paper) or those ``since-start``.
         inclusive: Whether there is a hand-over at t' itself: the paper's formula says t > t', its
-            text and the Generalist code say t >= t'. Where t' is found at the end of its round, a
-            hand-over after every step begins with a later round.
+            text and the Generalist code say t >= t'. If t' is found at the end of its round,
+            hand-overs after every step begin with a later round.
         granularity: Hand over at the end of a ``round`` (the paper) or after every ``step`` of it
             (the Generalist code).
         momentum: Whether the optimisers ``keep`` their momentum at a hand-over or ``zero`` it.
-        batchnorm: ``average`` the statistics, or ``estimate`` them on a mix of the learners' own
-            inputs, weighted as they are.
+        batchnorm: ``average`` the statistics, or ``estimate`` them on a mix of the learners'
+            inputs, in proportion to their weights.
         start: The rule for t'.
     """
 
@@ -85,7 +84,8 @@ class Merge:
         ]
         if self.batchnorm == "estimate" and self.granularity == "step":
             problems.append(
-                "batchnorm=estimate would be estimated after every step; choose granularity=round"
+                "batchnorm=estimate with granularity=step would estimate after every step; choose "
+                "granularity=round"
             )
         refuse(problems)
         names, limit = sorted(self.knots()), getattr(self.start, "threshold", None)
@@ -103,21 +103,21 @@ class Merge:
         return self.alpha > 0
 
     def knots(self) -> dict[str, Knots]:
-        """Return the weights of all learners over the progress; the clean one has the rest."""
+        """Return the weights of all learners over the progress; the clean learner has the rest."""
         given = {"robust": Knots(self.gammas)}
         given |= {name: Knots(tuple(values)) for name, values in self.more_gamma.items()}
         places = sorted({place for knots in given.values() for place in knots.places})
         left = tuple(1 - sum(knots(place) for knots in given.values()) for place in places)
         if min(left) < -1e-9:
             raise UserError(
-                "gamma and more_gamma may sum to at most 1 everywhere; the clean learner, which "
-                f"has the rest, would have {min(left):.3g}: set gamma, too, like gamma=[1, 0.4]"
+                "gamma and more_gamma may sum to at most 1 everywhere; the clean learner has the "
+                f"rest, here {min(left):.3g}: set gamma, too, like gamma=[1, 0.4]"
             )
         clean = Knots(tuple(max(value, 0.0) for value in left), tuple(places))
         return {"clean": clean, **given}
 
     def progress(self, t: int, rounds: int, start: int | None) -> float:
-        """Return how far gamma has run in round ``t`` (from 1), with :math:`t'` = start."""
+        """Return the progress of gamma in round ``t`` (from 1), with :math:`t'` = start."""
         if self.anchor == "clock":
             return t / rounds
         if start is None or t <= start or rounds <= start:
@@ -139,9 +139,9 @@ class Merge:
 
 
 def averaged_names(model: nn.Module) -> list[str]:
-    """Return what of a model's state is merged: parameters and BatchNorm statistics.
+    """Return the names in a model's state that are merged: parameters and BatchNorm statistics.
 
-    Other buffers are constants, like the normalisation's, or count: they are copied.
+    Other buffers are constants, like the normalisation's, or counters: they are copied.
     """
     statistics = {
         f"{name}.{key}".lstrip(".")
@@ -168,7 +168,7 @@ class Share:
 
     @torch.no_grad()
     def carry(self, start: Mapping[str, Tensor]) -> None:
-        """Start from the initial weights; one of the shares holds them."""
+        """Start from the initial weights; exactly one share does."""
         for name, part in self.parts.items():
             part.copy_(start[name])
 
@@ -176,11 +176,11 @@ class Share:
     def add(
         self, state: Mapping[str, Tensor], memory: float, weight: float, kept: float | None = None
     ) -> None:
-        """Take one step of the moving averages with the learner's present state.
+        """Take one step of the moving averages with the learner's current state.
 
         Arguments:
             state: That state.
-            memory: The decay of the running average, if there is one.
+            memory: The decay of the running average, if there is any.
             weight: The weight of the learner.
             kept: The decay of the part; None: that of the average.
         """
@@ -198,7 +198,7 @@ class Share:
         return {"parts": dict(self.parts), "average": dict(self.average)}
 
     def load_state_dict(self, state: Mapping[str, State]) -> None:
-        """Go on from a saved share."""
+        """Restore a saved share."""
         for name, part in self.parts.items():
             part.copy_(state["parts"][name])
         for name, value in self.average.items():
@@ -210,7 +210,7 @@ def total(shares: Iterable[Share], others: Mapping[str, Tensor]) -> State:
 
     Arguments:
         shares: The shares of the learners.
-        others: A state with all entries; those that no share has are taken from it.
+        others: A state with all entries; those in no share are copied from it.
     """
     first, *rest = shares
     parts = {name: part.clone() for name, part in first.parts.items()}

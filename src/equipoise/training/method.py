@@ -12,20 +12,20 @@ from equipoise.training.start import Never, Verdict
 
 
 def check_leader(name: str, objective: Objective) -> None:
-    """Raise a UserError if a learner's adversarial inputs are of no use to another."""
+    """Raise a UserError if another learner cannot be trained on a learner's adversarial inputs."""
     if not isinstance(objective, Robust) or not objective.searching:
-        raise UserError(f"{name} finds no adversarial inputs that another learner could follow")
+        raise UserError(f"{name} has no adversarial inputs that another learner could follow")
     if objective.cutmix or objective.erasing:
         raise UserError(
-            f"{name} changes its images by cutmix or erasing: a learner that follows it would be "
-            "trained on other images than those that were attacked"
+            f"{name} changes its images by cutmix or erasing: the learner that follows it would "
+            "get the unchanged images with these adversarial inputs"
         )
 
 
 def check_weights(weights: Mapping[str, Knots]) -> None:
     """Raise a UserError if learners' weights are negative or do not sum to one somewhere."""
     places = {place for knots in weights.values() for place in knots.places}
-    just_left = {place - 1e-9 for place in places if place > 0}  # of a jump
+    just_left = {place - 1e-9 for place in places if place > 0}  # where values may jump
     for place in sorted(places | just_left):
         values = [knots(place) for knots in weights.values()]
         if abs(sum(values) - 1) > 1e-6 or min(values) < 0:
@@ -43,7 +43,7 @@ class Method:
         trunk: The learner that trains alone until t'; then the others start from its weights and
             momentum, and a trunk without a weight ends. None: all learners train from the start.
         restart: Whether the schedules of the branches run from their first value at t' to their
-            last at the end, rather than going on where the training is.
+            last at the end; else they continue at the progress of the training.
     """
 
     learners: Mapping[str, Objective]
@@ -76,10 +76,10 @@ class Method:
 
     @property
     def averaged_once(self) -> bool:
-        """Return whether the global model is the weighted sum of running averages, as they are.
+        """Return whether the global model is just the weighted sum of the running averages.
 
-        So it is for learners with a common trunk. Otherwise averages that are merged are averaged
-        once more, as in the Generalist code.
+        That is so for learners with a common trunk. Otherwise merged averages are averaged again,
+        as in the Generalist code.
         """
         return self.trunk is not None and self.merge.source == "average"
 
@@ -95,7 +95,7 @@ class Method:
         return [name for name in self.learners if name != self.trunk or name in self.knots]
 
     def weights(self, t: int, rounds: int, start: int | None) -> dict[str, float]:
-        """Return how much each learner counts in round ``t``."""
+        """Return the weight of each learner in round ``t``."""
         trunk = self.alone(t, start)
         if trunk is not None:
             return {trunk: 1.0}
@@ -103,9 +103,9 @@ class Method:
         return {name: knots(progress) for name, knots in self.knots.items()}
 
     def verdict(self, history: Sequence[Mapping[str, Any]], rounds: int) -> Verdict:
-        """Ask the rule for t' about each learner that is merged.
+        """Apply the rule for t' to each learner that is merged.
 
-        While learners share a trunk, the trunk's losses count for each of them.
+        As long as there is only the trunk, its losses count for each of them.
 
         Arguments:
             history: The records of the rounds so far.
@@ -123,8 +123,8 @@ class Method:
     def cost(self, rounds: int) -> float:
         """Return the gradient evaluations that an image takes a round, at most.
 
-        With a trunk it is a mean over the rounds, of which the branches have those after the
-        latest at which they may part.
+        With a trunk it is a mean over the rounds; the branches are assumed to start at the latest
+        possible round.
 
         Arguments:
             rounds: How many rounds the training has in all.
@@ -137,20 +137,20 @@ class Method:
     def said(self, verdict: Verdict, t: int) -> list[str]:
         """Return a sentence for each learner that became stable in round ``t``, and for t'."""
         if self.trunk is None:
-            return verdict.sentences(t, "hand-over may begin", "the {} learner")
-        return verdict.sentences(t, "the learners may part", f"the {{}} loss of the {self.trunk}")
+            return verdict.sentences(t, "hand-overs may begin", "the {} learner")
+        return verdict.sentences(t, "the branches may start", f"the {{}} loss of the {self.trunk}")
 
     def due(self, t: int, granularity: Literal["round", "step"], start: int | None) -> bool:
         """Return whether round ``t`` hands over after each such part, with t' = start."""
         return self.merge.granularity == granularity and self.merge.due(t, start)
 
     def settled(self, t: int, start: int | None) -> int | None:
-        """Return the round from which rounds compare with later ones; None: not reached yet.
+        """Return the round from which on rounds are comparable; None: not reached yet.
 
-        It is t' where learners part from a trunk or are handed the global weights, else 0.
+        It is t' if branches start there or learners get the global weights, else 0.
 
         Arguments:
-            t: The rounds that are done.
+            t: The number of rounds done.
             start: t'.
         """
         hands_over = self.merge.every is not None and not isinstance(self.merge.start, Never)

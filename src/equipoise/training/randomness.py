@@ -1,4 +1,4 @@
-"""The global random state while a training runs: its own, saved with it."""
+"""The global random state during a training: separate from the caller's, and saved."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ State = tuple[Tensor, list[Tensor]]
 
 
 class GlobalRandom:
-    """The random state of models and libraries that take no generator.
+    """The random state for models and libraries that take no generator.
 
     Arguments:
         device: The device of the training.
@@ -20,11 +20,11 @@ class GlobalRandom:
     def __init__(self, device: torch.device, seed: int) -> None:
         self.devices = [device.index or 0] if device.type == "cuda" else []
         self.seed = seed
-        self._kept: State | None = None  # None: running, or not begun
+        self._kept: State | None = None  # None: running, or not yet started
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Use the state while the block runs, then restore that of the surroundings."""
+        """Use the state while the block runs, then restore the caller's."""
         with torch.random.fork_rng(self.devices):
             self._restore()
             try:
@@ -37,7 +37,7 @@ class GlobalRandom:
         return self._kept or self._now()
 
     def load(self, state: State) -> None:
-        """Go on from a saved state when the training runs again."""
+        """Restore a saved state."""
         self._kept = (state[0], list(state[1]))
 
     def _now(self) -> State:

@@ -1,11 +1,11 @@
-r"""When to start handing the global weights back: :math:`t'` (the paper's Eq. 7).
+r"""The rules for the round :math:`t'` from which learners get the global weights (Eq. 7).
 
-A rule looks at the losses of each learner so far, one value a round, and names for each learner
-the first round at which it had stabilised. Each learner is latched separately, and
+From the losses of each learner, one a round, a rule returns the first round from which the learner
+counts as stable, :math:`t_n` and :math:`t_r`; later losses do not change it. Then
 
 .. math:: t' = \max(t_n, t_r).
 
-Rules are pure functions of the history, so a resumed run decides as the whole one would.
+Rules are pure functions of the history, so a resumed run decides like an uninterrupted one.
 """
 
 import math
@@ -19,16 +19,16 @@ from equipoise.errors import Count, Part, UserError, out_of_range
 
 Losses = Literal["train", "held-out"]
 Finding = tuple[int | None, str]
-"""The round from which a learner is stable, or None, and why."""
+"""The round from which a learner is stable, or None, and the reason."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """When each learner stabilised, and why.
+    """The rounds from which the learners are stable, with the reasons.
 
     Arguments:
-        rounds: For each learner the round, from 1, or None as long as it has not.
-        reasons: For each learner why, in words.
+        rounds: For each learner the round, counted from 1, or None.
+        reasons: For each learner the reason, in words.
     """
 
     rounds: Mapping[str, int | None]
@@ -36,7 +36,7 @@ class Verdict:
 
     @property
     def round(self) -> int | None:
-        """Return :math:`t'`, the latest of the rounds, or None."""
+        """Return :math:`t'`, the latest of the rounds; None until every learner has a round."""
         stable = [t for t in self.rounds.values() if t is not None]
         return max(stable) if stable and len(stable) == len(self.rounds) else None
 
@@ -45,8 +45,8 @@ class Verdict:
 
         Arguments:
             t: The round.
-            then: What follows t'.
-            subject: What is stable; a learner's name comes into the braces.
+            then: The event that follows t', in words.
+            subject: What is stable, with braces for the name of the learner.
         """
         lines = [
             f"{SYMBOLS.get(name, 't')} = {t}: {subject.format(name)} counts as stable "
@@ -61,7 +61,7 @@ SYMBOLS = {"clean": "t_n", "robust": "t_r"}
 
 
 class Rule(ABC):
-    """A rule for t': the learners' losses so far, one a round, to a :class:`Verdict`."""
+    """A rule for t': from the learners' losses so far, one a round, to a :class:`Verdict`."""
 
     losses: Losses
 
@@ -85,20 +85,20 @@ class Rule(ABC):
 
     @abstractmethod
     def stable(self, name: str, losses: Sequence[float], rounds: int) -> Finding:
-        """Return the first round from which a learner is stable, or None, and why."""
+        """Return the first round from which a learner is stable, or None, and the reason."""
 
     def latest(self, rounds: int) -> int:
-        """Return the latest round that t' can be, where it is found at all."""
+        """Return the latest possible t'."""
         return rounds
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fixed(Rule):
-    """Start at a given round, as Generalist does.
+    """Start at a given round, like Generalist.
 
     Arguments:
         round: The round; None takes ``fraction`` of all rounds.
-        fraction: The part of all rounds, rounded to the nearest; Generalist has 75 of 120.
+        fraction: The part of all rounds, rounded to whole rounds; Generalist has 75 of 120.
         losses: Not used by this rule: ``train`` or ``held-out``.
     """
 
@@ -108,7 +108,7 @@ class Fixed(Rule):
     losses: Losses = "train"
 
     def stable(self, name: str, losses: Sequence[float], rounds: int) -> Finding:
-        """Return the fixed round, known from the beginning."""
+        """Return the fixed round."""
         del name, losses
         return self.latest(rounds), f"fixed at round {self.latest(rounds)}"
 
@@ -119,7 +119,7 @@ class Fixed(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class Never(Rule):
-    """Never start: the control that shows what handing back is worth.
+    """Never start: the control that shows the effect of the hand-overs.
 
     Arguments:
         losses: Not used by this rule: ``train`` or ``held-out``.
@@ -129,9 +129,9 @@ class Never(Rule):
     losses: Losses = "train"
 
     def stable(self, name: str, losses: Sequence[float], rounds: int) -> Finding:
-        """Return that the learner does not start."""
+        """Return None: there is no t'."""
         del name, losses, rounds
-        return None, "never, as asked"
+        return None, "never"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,7 @@ class Threshold(Rule):
     Arguments:
         threshold: The loss :math:`l_h`, for all learners or for each.
         patience: How many rounds in a row, :math:`t_{num}`.
-        losses: Which losses the rule looks at: ``train`` or ``held-out``.
+        losses: Which losses the rule uses: ``train`` or ``held-out``.
     """
 
     rule: Literal["threshold"] = "threshold"
@@ -157,7 +157,7 @@ class Threshold(Rule):
             raise UserError(f"start.threshold must be positive, got {given}")
 
     def stable(self, name: str, losses: Sequence[float], rounds: int) -> Finding:
-        """Return the first round that ends such a row."""
+        """Return the last of the first so many rounds in a row."""
         del rounds
         limit, below = self._limit(name), 0
         for t, loss in enumerate(losses, 1):
@@ -177,21 +177,21 @@ class Threshold(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class Stable(Rule):
-    r"""The scale-free rule: the last rounds brought little of all that was ever gained.
+    r"""The scale-free rule: little of the whole decrease of the loss came in the last rounds.
 
     With :math:`L` the median of three neighbouring held-out losses, a learner has stabilised at
     the first round with
 
     .. math:: L_{t-w} - L_t < r \, (L_1 - L_t),
 
-    which no change of scale or offset of the loss alters. At the deadline every learner counts
-    as stable, so that a run cannot end without ever having synchronised.
+    which does not depend on the scale or the offset of the loss. At the deadline every learner
+    counts as stable, so that every run has hand-overs.
 
     Arguments:
-        window: How many rounds are looked back, :math:`w`.
-        ratio: The part of all gains so far below which those rounds count as none, :math:`r`.
+        window: The number of last rounds, :math:`w`.
+        ratio: The part of the decrease so far below which that of these rounds is small, r.
         deadline: The latest start, as a part of all rounds.
-        losses: Which losses the rule looks at: ``train`` or ``held-out``.
+        losses: Which losses the rule uses: ``train`` or ``held-out``.
     """
 
     rule: Literal["stable"] = "stable"
@@ -201,16 +201,16 @@ class Stable(Rule):
     losses: Losses = "held-out"
 
     def stable(self, name: str, losses: Sequence[float], rounds: int) -> Finding:
-        """Return the first round at which the learner had stabilised."""
+        """Return the first round at which the learner has stabilised."""
         del name
         last = self.latest(rounds)
         first = self._first(losses[:last])
         if first is not None:
-            gain = f"{self.ratio:.0%} of the gain so far"
-            return first, f"the last {self.window} rounds brought less than {gain}"
+            whole = f"{self.ratio:.0%} of the decrease so far"
+            return first, f"the last {self.window} rounds lowered the loss by less than {whole}"
         if len(losses) >= last:
             return last, f"forced at the deadline, round {last} of {rounds}"
-        return None, f"still falling; deadline at round {last}"
+        return None, f"the loss is still falling; deadline at round {last}"
 
     def latest(self, rounds: int) -> int:
         """Return the round of the deadline."""
@@ -226,4 +226,4 @@ class Stable(Rule):
 
 
 AnyStart = Stable | Threshold | Fixed | Never
-"""The rules by their class; ``rule`` names the one that is meant."""
+"""Any rule; the field ``rule`` has its name."""

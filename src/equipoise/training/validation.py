@@ -1,14 +1,14 @@
-"""How well a model does on held-out training images, while it is trained."""
+"""Accuracies and losses on held-out training images, during a training."""
 
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.core import Attack, guest
+from equipoise.attacks.core import Attack
 from equipoise.draws import KeyedDraws
 from equipoise.errors import UserError
-from equipoise.execution.form import fast
+from equipoise.execution.form import fast, guest
 from equipoise.execution.policy import Execution
 from equipoise.losses import cross_entropy
 from equipoise.threat import Threat
@@ -20,9 +20,9 @@ FLOAT32 = Execution(precision="float32")
 class Validator:
     """Measures clean and robust accuracy and loss, the same way in every round.
 
-    Attacks search in the model's search form, and the model itself judges. With several threats
-    an image is robust if it is robust to all, and its robust loss is the largest. The randomness
-    is keyed by the images: models, rounds and threats have the same draws.
+    Attacks use the model's search form; the verdicts are the model's own. With several threats an
+    image is robust if it is robust to all, and its robust loss is the largest. The randomness is
+    keyed by the images: models, rounds and threats have the same draws.
 
     Arguments:
         x: The held-out images in [0, 1], with shape (N, C, H, W).
@@ -31,7 +31,7 @@ class Validator:
         attack: The attack.
         seed: The seed of its draws.
         batch_size: How many images are attacked at a time.
-        execution: The search form; it is never compiled, as the model may differ each round.
+        execution: The search form; it is never compiled, because the model may differ each round.
     """
 
     x: Tensor
@@ -44,14 +44,14 @@ class Validator:
 
     def __post_init__(self) -> None:
         if not self.threats:
-            raise UserError("expected at least one threat to validate against, got none")
+            raise UserError("expected at least one threat for the validation, got none")
 
     def __call__(self, model: nn.Module, threat: Threat | None = None) -> dict[str, float]:
         """Return ``clean_accuracy``, ``robust_accuracy``, ``clean_loss`` and ``robust_loss``.
 
         Arguments:
             model: The model.
-            threat: The only threat that counts; None: all of them do.
+            threat: The only threat to use; None: all threats.
         """
         threats = self.threats if threat is None else (threat,)
         sums = torch.zeros(4, dtype=torch.float64)
@@ -63,9 +63,9 @@ class Validator:
                 correct, loss = _correct_and_loss(model, x, y)
                 robust = torch.ones_like(correct)
                 robust_loss = torch.full_like(loss, -torch.inf)
-                for one in threats:
+                for current in threats:
                     draws = KeyedDraws.of(x, self.seed)
-                    x_adv = self.attack(search, x, y, one, draws=draws)
+                    x_adv = self.attack(search, x, y, current, draws=draws)
                     correct_adv, loss_adv = _correct_and_loss(model, x_adv, y)
                     robust, robust_loss = robust * correct_adv, robust_loss.maximum(loss_adv)
                 values = (correct, robust, loss, robust_loss)
@@ -75,6 +75,6 @@ class Validator:
 
 
 def _correct_and_loss(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which answers are correct (1 or 0) and the losses, both (B,) in float64."""
+    """Return whether answers are correct (1 or 0) and the losses, both (B,) in float64."""
     logits = model(x)
     return (logits.argmax(1) == y).double(), cross_entropy(logits, y).double()

@@ -7,7 +7,7 @@ from equipoise.errors import RunError
 
 
 class Interrupted(RunError):
-    """The training was asked to stop, and its state is saved."""
+    """The training was stopped by the user; its state is saved."""
 
 
 def _nothing(*_: object) -> None:
@@ -19,10 +19,10 @@ class Watch:
     """The callbacks of the training loop.
 
     Arguments:
-        step: Called after each step with the number of its images; for a round that is taken
-            back, with all its images, negative.
-        announce: Called with a sentence on an event that a user must know.
-        warn: Called with a sentence when something went wrong.
+        step: Called after each step with the number of its images; for a round that is rolled
+            back, with minus the number of all its images.
+        announce: Called with a sentence about an important event.
+        warn: Called with a sentence about a problem.
         save: Called when the state should be saved: with True after a round, else False.
         stop: Called after each step; returns whether to save and stop.
         save_due: Called after each step; returns whether to save within the round.

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.core import guest, input_gradient
 from equipoise.draws import KeyedDraws
 from equipoise.errors import one_line
 from equipoise.evaluation.checks.finding import finding, graded
 from equipoise.evaluation.judge import logits_of
+from equipoise.execution.form import guest, input_gradient
 from equipoise.losses import Loss, cross_entropy, margin
 from equipoise.store.finding import Finding, Status
 from equipoise.threat import Threat

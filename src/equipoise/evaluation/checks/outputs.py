@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.core import guest
 from equipoise.errors import one_line
 from equipoise.evaluation.checks.finding import finding, listed, plural, skipped
 from equipoise.evaluation.judge import logits_of, misfit
+from equipoise.execution.form import guest
 from equipoise.store.finding import Finding, Status
 
 PASSES = 5  # forward passes over the same inputs

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.attacks.apgd import APGDT
-from equipoise.attacks.core import Attack, guest
+from equipoise.attacks.core import Attack
 from equipoise.attacks.pgd import PGD, for_verdicts
 from equipoise.attacks.square import Square
 from equipoise.draws import KeyedDraws
@@ -22,6 +22,7 @@ from equipoise.evaluation.checks.finding import attempts, finding, graded, liste
 from equipoise.evaluation.checks.gradients import reachable
 from equipoise.evaluation.checks.model import Divided, preserved, sampled
 from equipoise.evaluation.judge import Judge, correct_of, exact_of
+from equipoise.execution.form import guest
 from equipoise.store.finding import Finding
 from equipoise.threat import Threat
 
