@@ -5,7 +5,7 @@
 
 FORKED = """
 import os, signal, sys
-from equipoise.plans import child_process, engine
+from equipoise.plans import child_process, engine, executor
 
 class Forked:
     def __init__(self, words, log, environment, lock):
@@ -50,7 +50,7 @@ class Forked:
     def kill(self):
         os.kill(self.pid, signal.SIGKILL)
 
-engine.spawn = Forked
+executor.spawn = Forked
 engine.LOOK_SECONDS = 0.01
 child_process.LOOK_SECONDS = 0.02
 """

@@ -1,13 +1,10 @@
 """Plans as a job: shown with their cost, run in child processes, and their results written."""
 
-import os
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +15,7 @@ from equipoise.errors import RunError, UserError
 from equipoise.execution.form import fast, guest
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device
-from equipoise.plans import child_process
+from equipoise.plans.executor import Executor, LocalProcesses
 from equipoise.plans.prepare import refuse_others
 from equipoise.plans.results import Experiment, Row
 from equipoise.plans.task import Task, merged
@@ -80,7 +77,7 @@ def run_plans(
     )
     with lock as handles:
         refuse_others(tasks)  # again: another command may have made them meanwhile
-        scheduler = Scheduler(tasks, experiments, workers, handles, console)
+        scheduler = Scheduler(LocalProcesses(workers, handles), tasks, experiments, console)
         scheduler.work()
         for experiment in experiments:
             experiment.failures = scheduler.failures
@@ -102,28 +99,25 @@ def run_plans(
 
 
 class Scheduler:
-    """Runs the commands of tasks in child processes, several tasks at a time.
+    """Runs the commands of tasks with an executor, several tasks at a time.
 
-    A process has its share of the threads, and holds the handles of the lock on the folder. When a
-    task is finished, the results of its experiments are written.
+    When a task is finished, the results of its experiments are written.
     """
 
     def __init__(
         self,
+        executor: Executor,
         tasks: Sequence[Task],
         experiments: Sequence[Experiment],
-        workers: int,
-        lock: tuple[int, ...],
         console: Console,
     ) -> None:
-        self.experiments, self.workers, self.lock = experiments, workers, lock
+        self.executor, self.experiments = executor, experiments
         self.console, self.every = console, len(tasks)
         self.waiting = deque(task for task in tasks if task.step() is not None)
         self.finished = self.every - len(self.waiting)
         self.total = sum(task.cost for task in tasks)
         self.done = self.total - sum(task.cost for task in self.waiting)
-        self.running: dict[str, tuple[Task, list[str], subprocess.Popen[bytes]]] = {}
-        self.terminated = set[str]()  # a second SIGTERM would end a command without saving
+        self.running: dict[str, tuple[Task, list[str]]] = {}
         self.failures: dict[str, str] = {}
         self.stopped, self.killed = "", False
 
@@ -140,47 +134,40 @@ class Scheduler:
         with signals.handled(self._signal), bar as show:
             try:
                 while self.running or (self.waiting and not self.stopped):
-                    while self.waiting and len(self.running) < self.workers and not self.stopped:
+                    while self.waiting and self._free() and not self.stopped:
                         self._start(self.waiting.popleft())
                     for task, words, code in self._ended():
                         self._follow(task, words, code)
                     if self.stopped:
-                        self._stop()
+                        self.executor.stop(now=self.killed)
                     if time.monotonic() >= shown + SHOW_SECONDS:
                         show(self._work(), text=self._working())
                         shown = time.monotonic()
                     time.sleep(LOOK_SECONDS)
             finally:
-                self._stop()
+                self.executor.stop(now=self.killed)
                 while self.running:
                     list(self._ended())
                     time.sleep(LOOK_SECONDS)
         if self.killed:
             raise KeyboardInterrupt
 
+    def _free(self) -> bool:
+        return len(self.running) < self.executor.slots
+
     def _start(self, task: Task) -> None:
         words = task.step()
-        if words is None:
-            return
-        task.prepare()
-        with task.log.open("a", encoding="utf-8") as log:
-            log.write(f"$ {shlex.join(['equipoise', *words])}\n")
-        given = os.environ.get("OMP_NUM_THREADS", "")
-        cores = int(given) if given.isdigit() else os.cpu_count() or 1
-        environment = {"OMP_NUM_THREADS": str(max(1, cores // self.workers))}
-        if task.recipe.data_dir is not None:  # also if the run was begun with another folder
-            environment["EQUIPOISE_DATA"] = task.recipe.data_dir
-        process = spawn(words, task.log, environment, self.lock)
-        self.running[task.name] = task, words, process
-        self.terminated.discard(task.name)
+        if words is not None:
+            task.prepare()
+            with task.log.open("a", encoding="utf-8") as log:
+                log.write(f"$ {shlex.join(['equipoise', *words])}\n")
+            self.executor.submit(task, words)
+            self.running[task.name] = task, words
 
     def _ended(self) -> Iterator[tuple[Task, list[str], int]]:
-        """Yield the commands that have ended, with their exit codes (of a signal: negative)."""
-        for name, (task, words, process) in list(self.running.items()):
-            code = process.poll()
-            if code is not None:
-                del self.running[name]
-                yield task, words, code
+        """Yield the commands that have ended, with their exit codes."""
+        for name, code in self.executor.poll().items():
+            yield *self.running.pop(name), code
 
     def _follow(self, task: Task, words: list[str], code: int) -> None:
         """Continue a task whose command has ended."""
@@ -215,43 +202,17 @@ class Scheduler:
         """Save and stop at the first signal; stop at once at the second one."""
         self.killed = bool(self.stopped)
         self.stopped = name
-        self._stop()
-
-    def _stop(self) -> None:
-        """Terminate every command once, so that it saves; kill them all at the second signal."""
-        for name, (_, _, process) in self.running.items():
-            if self.killed:
-                process.kill()
-            elif name not in self.terminated:
-                self.terminated.add(name)
-                process.terminate()
+        self.executor.stop(now=self.killed)
 
     def _work(self) -> float:
-        begun = [*(task for task, *_ in self.running.values()), *self.waiting]
+        begun = [*(task for task, _ in self.running.values()), *self.waiting]
         return self.done + sum(task.done() for task in begun)
 
     def _working(self) -> str:
         if self.stopped:
             return "saving"
-        names = ", ".join(f"{name} ({_phase(r[1])})" for name, r in self.running.items())
+        names = ", ".join(f"{name} ({_phase(words)})" for name, (_, words) in self.running.items())
         return f"{names}, {len(self.waiting)} waiting" if self.waiting else names
-
-
-def spawn(
-    words: Sequence[str], log: Path, environment: Mapping[str, str], lock: tuple[int, ...]
-) -> subprocess.Popen[bytes]:
-    """Start ``equipoise WORDS``, which ends with this process and holds the handles of a lock."""
-    command = (sys.executable, "-P", child_process.__file__, str(os.getpid()), *words)
-    with log.open("ab") as file:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            env=os.environ | environment,
-            process_group=0,  # Ctrl-C reaches this process only, which stops the others
-            pass_fds=lock,
-        )
 
 
 def _is_of(row: Row, task: Task) -> bool:
