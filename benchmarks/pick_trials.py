@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("out", type=Path, help="where runs and results go")
     parser.add_argument("--data", nargs="+", default=["fashion-mnist", "mnist"], choices=EPS)
-    parser.add_argument("--seeds", type=int, default=10, help="trials a data set")
+    parser.add_argument("--seeds", type=int, default=10, help="trials a dataset")
     parser.add_argument("-n", type=int, default=2000, help="test images under attack")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="of the training")
     options = parser.parse_intermixed_args()

@@ -1,4 +1,4 @@
-"""Noise in the place of data sets that are not here, for ``equipoise --import``."""
+"""Noise in the place of datasets that are not here, for ``equipoise --import``."""
 
 import torch
 

@@ -387,7 +387,7 @@ def test_options_of_the_attack_are_refused_by_name(page, options):
         parse("odi(ahed=2)")
 
 
-# --- the data sets and the model ---
+# --- the datasets and the model ---
 
 
 def test_the_stripes_can_be_told_apart_up_to_their_contrast_alone(page):

@@ -445,7 +445,8 @@ def test_a_validation_split_that_cannot_be_had_is_said(command, small, tmp_path)
     words = [word for word in small if not word.startswith("validation=")]
     ended = command("train", *words, "validation=200", "--out", tmp_path / "run")
     assert ended.code == 0, ended.err
-    assert "60 held-out training images, a fifth of all: validation=200 is more" in ended.err
+    assert "60 held-out" in ended.err
+    assert "validation=200" in ended.err
 
 
 def test_bytes_of_0_and_1_are_warned_of_in_training_as_in_evaluation(command, tmp_path):

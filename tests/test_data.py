@@ -48,7 +48,7 @@ REAL = Path(os.environ.get("EQUIPOISE_DATA") or Path(__file__).parents[2] / "sha
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch, tmp_path):
-    """No data set of this computer is in sight."""
+    """No dataset of this computer is in sight."""
 
     home = tmp_path / "home"
     home.mkdir()
@@ -1119,7 +1119,7 @@ def test_remotes_are_official():
 
 
 def real(name):
-    """The real data set, or a skip that says why."""
+    """The real dataset, or a skip that says why."""
 
     if DATASETS[name].missing(REAL / name):
         pytest.skip(f"no complete {name} in {REAL / name} (set EQUIPOISE_DATA)")

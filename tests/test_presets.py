@@ -358,7 +358,7 @@ DATA_DIR = Path(os.environ.get("EQUIPOISE_DATA") or "../shared/data").resolve()
 
 @pytest.mark.slow
 @pytest.mark.data
-@pytest.mark.skipif(not (DATA_DIR / "mnist").is_dir(), reason="the data sets are not here")
+@pytest.mark.skipif(not (DATA_DIR / "mnist").is_dir(), reason="the datasets are not here")
 def test_a_training_begins_with_its_source(command, tmp_path):
     small = ("model=small-cnn", "rounds=2", "limit=60", "batch_size=16", "attack.steps=1")
     ended = command(

@@ -303,7 +303,7 @@ def test_an_evaluation_that_names_no_images_is_not_verified(trained, tmp_path, c
 
 
 def own(folder: Path, images: Images, name: str) -> None:
-    """Write a data set whose test images are these."""
+    """Write a dataset whose test images are these."""
     np.savez(
         folder / name,
         x_train=images.x.numpy(), y_train=images.y.numpy(),

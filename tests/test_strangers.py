@@ -486,8 +486,8 @@ def kinds_of_examples() -> dict[str, Callable[[Tensor, Tensor], tuple[object, ..
         "double arrays": lambda x, y: (x.double().numpy(), y.int().numpy()),
         "lists": lambda x, y: (x.tolist(), y.tolist()),
         "list of tensors": lambda x, y: (list(x), tuple(y.tolist())),
-        "data set": lambda x, y: (data.TensorDataset(x, y),),
-        "list-like data set": lambda x, y: (Pairs(x, y),),
+        "dataset": lambda x, y: (data.TensorDataset(x, y),),
+        "list-like dataset": lambda x, y: (Pairs(x, y),),
         "loader": lambda x, y: (data.DataLoader(Pairs(x, y), batch_size=7),),
     }
 

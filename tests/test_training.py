@@ -813,7 +813,7 @@ def test_learners_without_weights_or_numbers_are_refused():
 
 
 def unique_images(count: int) -> Dataset:
-    """Return a data set in which every image is another one."""
+    """Return a dataset in which every image is another one."""
     ids = torch.arange(count)
     x = torch.stack([ids // 256, ids % 256], 1)[:, None, :, None].expand(-1, 1, 2, 8)
     x = x.repeat_interleave(4, 2).to(torch.uint8)

@@ -101,11 +101,11 @@ def prepared(
 
 
 def examples(x: Any, y: Any) -> tuple[Tensor, Tensor]:
-    """Return inputs and labels as tensors; a loader or a data set is read to its end.
+    """Return inputs and labels as tensors; a loader or a dataset is read to its end.
 
     Arguments:
-        x: The inputs, or a loader or a data set of inputs and labels.
-        y: The labels; None with a loader or a data set.
+        x: The inputs, or a loader or a dataset of inputs and labels.
+        y: The labels; None with a loader or a dataset.
 
     Raises:
         UserError: If they cannot be read as inputs and labels.

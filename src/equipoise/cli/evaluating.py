@@ -3,12 +3,12 @@
 import re
 from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from equipoise.cli import options
-from equipoise.errors import UserError
+from equipoise.errors import RunError, UserError
 from equipoise.terminal.progress import Console
 
 EVALUATE_EPILOG = (
@@ -191,7 +191,7 @@ def evaluate(
         given=given,
     )
     if json is not None:  # first: a closed pipe ends the table
-        json.write_text(f"{dumps(records, indent=2)}\n", encoding="utf-8")
+        _write_json(json, records)
     write_table(records)
     if cmmr:
         write_scores(records)
@@ -260,3 +260,13 @@ def _check_json(path: Path) -> None:
             path.unlink()
     except OSError as error:
         raise UserError(f"--json {path} cannot be written: {error.strerror or error}") from None
+
+
+def _write_json(path: Path, records: list[dict[str, Any]]) -> None:
+    try:
+        path.write_text(f"{dumps(records, indent=2)}\n", encoding="utf-8")
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunError(f"cannot write {path}: {reason}; the run has the records") from None

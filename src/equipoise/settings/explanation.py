@@ -25,7 +25,7 @@ def explain(recipe: Recipe) -> list[str]:
     """Return the description of a recipe's training, a line for each fact.
 
     Arguments:
-        recipe: The recipe; by default its radius is the usual one of its data set.
+        recipe: The recipe; by default its radius is the usual one of its dataset.
 
     Raises:
         UserError: If the radius is not known.

@@ -52,7 +52,7 @@ class Recipe:
         model: A name of ``equipoise list models``.
         width: A factor on the model's number of features.
         norm: The norm of the threat.
-        eps: Its radius; None: the usual radius of the data set.
+        eps: Its radius; None: the usual radius of the dataset.
         rounds: The rounds (epochs): passes over the training images, the paper's E.
         batch_size: The images of a step.
         seed: The seed of everything random.

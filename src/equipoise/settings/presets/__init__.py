@@ -1,4 +1,4 @@
-"""The published settings of every method, a file for each data set.
+"""The published settings of every method, a file for each dataset.
 
 A file has ``base``, the settings that all its methods share, ``deviations``, what differs from
 the authors' trainings in all of them, and for each of its ``methods``:
@@ -25,16 +25,16 @@ from equipoise.errors import UserError, nearest
 from equipoise.settings.schema import lay
 
 DATA = ("cifar10", "svhn", "mnist")
-"""The data sets that have presets."""
+"""The datasets that have presets."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """The published settings of a method for a data set.
+    """The published settings of a method for a dataset.
 
     Arguments:
         method: The method.
-        data: The data set.
+        data: The dataset.
         source: Whose settings they are, a sentence.
         deviations: What differs from the source, a sentence each; first what is its own.
         settings: The settings, to lie under those of a recipe.
@@ -67,7 +67,7 @@ class Preset:
 
 
 def published(method: str, data: str) -> Preset:
-    """Return the published settings of a method for a data set.
+    """Return the published settings of a method for a dataset.
 
     Arguments:
         method: A name of ``equipoise list methods``.
@@ -90,7 +90,7 @@ def published(method: str, data: str) -> Preset:
 
 @cache
 def presets(data: str) -> tuple[Preset, ...]:
-    """Return all presets of a data set, in the order of its file."""
+    """Return all presets of a dataset, in the order of its file."""
     text = resources.files(__name__).joinpath(f"{data}.yaml").read_text(encoding="utf-8")
     content = yaml.safe_load(text)
     return tuple(
