@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 import matplotlib
+import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -19,6 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
 
 from equipoise.report.content import Picture
 from equipoise.report.palette import FILE, PAGE, VARIABLES, Palette, Style
@@ -194,21 +196,20 @@ def put_labels(
     assert isinstance(canvas, Canvas), "the axes are in a drawing"
     axes.autoscale_view()  # limits that are not given are set late, and move every place
     renderer: Any = FigureCanvasAgg(canvas).get_renderer()  # type: ignore[no-untyped-call]
-    dots = [axes.transData.transform(p) for p in (*points, *busy)]
-    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in dots]
-    room = axes.get_window_extent(renderer).expanded(1.04, 1.04)
+    dots = axes.transData.transform(np.reshape([*points, *busy], (-1, 2)))
+    taken = np.hstack([dots - 4, dots + 4])
+    room = np.reshape(axes.get_window_extent(renderer).expanded(1.04, 1.04).extents, (1, 4))
     for name, at, colour in zip(names, points, colours, strict=True):
         tried = []
         for step, side in enumerate(_SIDES):
             text = _label(axes, colour, safe(name), at, side)
             box = text.get_window_extent(renderer)
-            cost = sum(_overlap(box, other) for other in taken)
-            cost += 3 * (box.width * box.height - _overlap(box, room)) + step
+            cost = _overlap(box, taken) + 3 * (box.width * box.height - _overlap(box, room)) + step
             tried.append((cost, step, box))
             text.remove()
         _, best, box = min(tried, key=lambda trial: trial[:2])
         _label(axes, colour, safe(name), at, _SIDES[best])
-        taken.append(box)
+        taken = np.vstack([taken, box.extents])
 
 
 def along(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -245,9 +246,10 @@ def _label(axes: Axes, colour: str, name: str, at: Any, side: tuple[float, float
     return axes.annotate(name, at, xytext=(dx, dy), **look)
 
 
-def _overlap(a: Bbox, b: Bbox) -> float:
-    shared = Bbox.intersection(a, b)
-    return float(shared.width * shared.height) if shared else 0.0
+def _overlap(box: Bbox, others: NDArray[np.float64]) -> float:
+    """Return the area that a box shares with others, one (x0, y0, x1, y1) in each row."""
+    low, high = np.maximum(box.min, others[:, :2]), np.minimum(box.max, others[:, 2:])
+    return float((high - low).clip(0).prod(1).sum())
 
 
 def safe(name: str, longest: int = _LONGEST) -> str:
