@@ -150,6 +150,10 @@ def test_a_broken_defence_sets_off_its_own_check(name):
         assert "\n" not in found.message + found.remedy
 
 
+def test_probabilities_are_a_failure_and_no_warning():
+    assert alarms(checked(zoo.DEFENCES["softmax-output"]()))["logits"].status == "failed"
+
+
 def test_every_defence_and_every_attack_of_the_zoo_is_in_a_table():
     assert set(DEFENCES) == set(SYMPTOMS) == set(zoo.DEFENCES)
     assert set(ATTACKS) == set(zoo.ATTACKS)

@@ -13,10 +13,12 @@ import yaml
 
 from equipoise import data
 from equipoise.errors import UserError
+from equipoise.plans import engine
 from equipoise.plans.plan import parse, read
 from equipoise.plans.prepare import Datasets, tasks
 from equipoise.plans.task import merged
 from equipoise.settings import recipe
+from equipoise.terminal.progress import Console
 from forks import FORKED
 
 ROOT = Path(__file__).parents[1]
@@ -117,26 +119,21 @@ def test_everything_that_is_wrong_with_a_plan_is_said_at_once():
     with pytest.raises(UserError) as caught:
         parse(plan)
     for text in (
-        "'tilte'; did you mean 'title'",
-        "base.seed: ",
-        "budget: ",
-        "'much'",
-        "seeds: ",
-        "got [0, 0]",
-        "entries.a3gtt.cost: ",
-        "got -1",
-        "'a3gtt'; did you mean 'a3gt'",
+        "unknown key of a plan 'tilte'; did you mean 'title'",
+        "base.seed: the seeds are those of `seeds`",
+        "budget: expected a number above 0, got 'much'",
+        "seeds: expected different whole numbers like [0, 1], got [0, 0]",
+        "entries.a3gtt.cost: expected a number above 0, got -1",
+        "a3gtt: unknown method 'a3gtt'; did you mean 'a3gt'",
         "'batchsize'; did you mean batch_size",
-        "[0, 1], got 8",
+        "eps must lie in [0, 1], got 8",
         "got 'a/b'",
-        "entries.standard: ",
-        "got 3",
-        "'pdg'; did you mean 'pgd'",
+        "entries.standard: expected a mapping, got 3",
+        "unknown attack 'pdg'; did you mean 'pgd'",
         "key of evaluate 'm'",
         "evaluate.n: ",
         "got 0",
-        "evaluate.eps.0: ",
-        "got -1",
+        "evaluate.eps: expected radii >= 0, one of them > 0, got -1",
         "evaluate.precision: ",
     ):
         assert text in str(caught.value), text
@@ -145,25 +142,32 @@ def test_everything_that_is_wrong_with_a_plan_is_said_at_once():
 @pytest.mark.parametrize(
     ("plan", "text"),
     [
-        (changed(entries=None), "entries: "),
-        (changed(entries={}), "entries: "),
-        (changed(entries=["a3gt"]), "entries: "),
-        (changed(evaluate=None), "evaluate.attacks: "),
-        (changed(evaluate={"attacks": "clean"}), "evaluate.attacks: "),
-        (changed(evaluate={"individual": 3}), "evaluate.individual: "),
+        (changed(entries=None), "entries: expected at least one method"),
+        (changed(entries={}), "entries: expected at least one method"),
+        (changed(entries=["a3gt"]), "entries: expected a mapping, got ['a3gt']"),
+        (changed(evaluate=None), "evaluate.attacks: expected at least one attack"),
+        (changed(evaluate={"attacks": "clean"}), "pgd-100,autoattack, got 'clean'"),
+        (changed(evaluate={"attacks": None}), "evaluate.attacks: expected at least one attack"),
+        (changed(evaluate={"individual": 3}), "individual: expected true or false, got 3"),
         (changed(base={"rounds": 3}), "base.rounds or budget"),
         (changed(base={"gama": [1]}), "every entry: unknown setting 'gama'"),
-        (changed(seeds=3), "seeds: "),
-        (changed(title=3), "title: "),
-        (changed(evaluate={"eps": 0}), "evaluate.eps: "),
-        (changed(evaluate={"weights": "best"}), "evaluate.weights.0: "),
+        (changed(seeds=3), "seeds: expected different whole numbers like [0, 1], got 3"),
+        (changed(title=3), "title: expected text, got 3"),
+        (
+            changed(evaluate={"eps": 0}),
+            "evaluate.eps: expected radii >= 0, one of them > 0, got 0",
+        ),
+        (changed(evaluate={"weights": "best"}), "evaluate.weights: expected names like model"),
         (changed(evaluate={"weights": ["gamma-2"]}), "gamma-2"),
         (changed(evaluate={"points": 1}), "evaluate.points: "),
         (changed(only=["avraged"]), "did you mean 'averaged'"),
-        (changed(grids=[{"name": "a"}]), "grids.0.entry: "),
-        (changed(published=True), "'digits'"),
-        (changed(evaluate={"eps": [0.1, 8]}), "[0, 1], got 8"),
-        (changed(base={"norm": "l2", "eps": 1.0}, evaluate={"attacks": "cw-inf-2"}), "cw-inf-2"),
+        (changed(grids=[{"name": "a"}]), "grids: expected a list of name, entry and over"),
+        (changed(published=True), "no published settings for 'digits'"),
+        (changed(evaluate={"eps": [0.1, 8]}), "evaluate.eps: eps must lie in [0, 1], got 8"),
+        (
+            changed(base={"norm": "l2", "eps": 1.0}, evaluate={"attacks": "cw-inf-2"}),
+            "linf, not l2",
+        ),
     ],
 )
 def test_a_plan_is_refused_in_words(plan, text):
@@ -345,7 +349,7 @@ def test_folders_of_another_recipe_are_refused_before_anything_starts(command, a
     ("plan", "words", "text"),
     [
         (changed(), ["--workers", "0"], "--workers must be at least 1, got 0"),
-        (changed(evaluate={"n": 9999}), [], "n must lie in 1..500 images, got 9999"),
+        (changed(evaluate={"n": 9999}), [], "evaluate.n must lie in 1..500 images, got 9999"),
         (changed(base={"batch_size": 500}), [], "batch_size=500 is more than the 240"),
         (changed(base={"data": "nothing.npz"}), [], "nothing.npz"),
         (changed(base={"device": "cuda:99"}), [], "cuda"),
@@ -433,6 +437,7 @@ def test_killed_and_repeated_it_goes_on(command, undisturbed, tmp_path):
     again = next(line for line in reversed(log.splitlines()) if line.startswith("$ "))
     assert again.startswith("$ equipoise evaluate ")  # in which it was killed, too
     assert " --resume " in again
+    assert " --device auto " in again
     assert (out / "logs" / "standard-seed0.log").read_text().count("$ ") == 2
 
 
@@ -525,3 +530,36 @@ def test_with_processes_of_its_own_and_their_share_of_the_threads(command, tmp_p
     assert origin["threads"] == 1
     assert origin["command"].startswith("equipoise train ")
     assert "threads: 1" in ended.out
+
+
+class AtOnce:
+    """An executor whose commands all end in the next poll."""
+
+    slots = 2
+
+    def __init__(self):
+        self.started = []
+
+    def submit(self, task, words):
+        self.started.append(task.name)
+
+    def poll(self):
+        ended, self.started = dict.fromkeys(self.started, 1), []
+        return ended
+
+    def stop(self, *, now=False):
+        pass
+
+
+@pytest.mark.timeout(60)
+def test_an_error_after_two_commands_have_ended_together_ends_the_plan(tmp_path, monkeypatch):
+    planned = tasks(parse(changed(seeds=[0])), tmp_path, Datasets())
+    scheduler = engine.Scheduler(AtOnce(), planned, [], Console(quiet=True))
+
+    def full(task, code):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(engine, "_last_line", full)
+    with pytest.raises(OSError, match="No space left"):
+        scheduler.work()
+    assert scheduler.running == {}

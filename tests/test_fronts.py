@@ -413,7 +413,7 @@ WRONG = {
     "--attacks pgf-3": "did you mean 'pgd'",
     "--attacks clean": "at least one attack",
     "--n 61": "n must lie in 1..60 held-out images",
-    "--batchnorm averaged": "average or estimate",
+    "--batchnorm averaged": "did you mean 'average'",
     "--ends learner-clean round-7": "unknown weights 'round-007'",
     "--with nowhere": "no run folder at nowhere",
     "--ends last last": "the same weights",

@@ -255,7 +255,7 @@ def test_all_errors_come_at_once_with_the_nearest_names():
 def test_an_unknown_method_is_refused_with_the_nearest():
     assert "did you mean 'a3gt'?" in refused(method="a3tg")
     assert "did you mean 'pgd-at'?" in refused(method="pgdat")
-    with pytest.raises(UserError, match="method"):
+    with pytest.raises(UserError, match="no method"):
         parse({})
     assert "unknown method" in refused(method=["a3gt"])
 

@@ -274,6 +274,7 @@ def test_an_interrupted_evaluation_is_shown_as_far_as_it_came(tmp_path):
     assert f"`equipoise evaluate '{run}' --resume`" in caution
     html = page(run, out=tmp_path / "report.html")
     assert html.count('<span class="tag">interrupted</span>') == 2  # stages and images
+    assert "every attack" in text_of(html)
 
 
 def test_an_evaluation_that_ended_is_no_caution(tmp_path):

@@ -112,6 +112,14 @@ def test_equal_findings_give_equal_bytes(whole, given, tmp_path):
     assert [f for f in files if (whole / f).read_bytes() != (again / f).read_bytes()] == []
 
 
+def test_names_of_attacks_may_have_spaces(tmp_path):
+    content = json.dumps(synthetic.everything()["table2"])
+    named = json.loads(content.replace(synthetic.ATTACKS[0], "pgd(steps=20, restarts=2)"))
+    reproduction.build(synthetic.put(tmp_path, named))
+    heads = records(tmp_path / "table2" / f"{TABLE}.csv")[0].keys()
+    assert "pgd(steps=20, restarts=2)_lowest" in heads
+
+
 def test_without_pandas_the_package_is_named_in_one_line():
     code = "import sys; sys.modules['pandas'] = None; from equipoise import cli; cli.main()"
     words = (sys.executable, "-c", code, "reproduce", "fig3", "--plan")

@@ -150,6 +150,7 @@ def test_verify_says_what_it_proves(command, judged):
         fooled = int((found["correct"] & ~robust).sum())
         assert f"robust accuracy at most {k / N:.2%} ({k} of {N})" in line
         assert f"the {fooled} stored examples fool the model" in line
+        assert "more may exist" in line
         drawn = min(20, k)
         assert f"attacked again {drawn} of the {k} images" in line
         assert f"If {would_be_found(k, drawn)} or more" in line

@@ -118,8 +118,8 @@ def _expected(interval: str) -> str:
     low, high = interval[1:-1].split(", ")
     if high != "inf":
         return f"lie in {interval}"
-    if float(low) >= 1:
-        return f"be at least {low}"
+    if interval == "[1, inf)":
+        return "be at least 1 and finite"
     return f"be a finite number {'>' if interval[0] == '(' else '>='} {low}"
 
 

@@ -113,7 +113,8 @@ def _start(command: Any, words: list[str], name: str) -> Any:
     if words and words[-1] in HELP:
         while words[0] in getattr(command, "commands", {}):
             command, name, words = command.commands[words[0]], f"{name} {words[0]}", words[1:]
-    return command(words, standalone_mode=False, prog_name=name, help_option_names=HELP)
+        return command(words, standalone_mode=False, prog_name=name, help_option_names=HELP)
+    return command(standalone_mode=False, prog_name=name, help_option_names=HELP)
 
 
 def _explained(error: BaseException) -> tuple[str, int]:

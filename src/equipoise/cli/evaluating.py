@@ -259,7 +259,9 @@ def _check_json(path: Path) -> None:
         if not there:
             path.unlink()
     except OSError as error:
-        raise UserError(f"--json {path} cannot be written: {error.strerror or error}") from None
+        folder = path.absolute().parent
+        reason = error.strerror or error if folder.is_dir() else f"there is no folder {folder}"
+        raise UserError(f"--json {path} cannot be written: {reason}") from None
 
 
 def _write_json(path: Path, records: list[dict[str, Any]]) -> None:

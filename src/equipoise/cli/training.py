@@ -65,7 +65,7 @@ def train(
         resume, what = Path(what), None
     if resume is not None:
         if what is not None or settings or given or out or published:
-            raise UserError("--resume uses the recipe of the folder: give no settings or --out")
+            raise UserError("--resume uses the recipe of the folder: leave the other options out")
         job.resume(resume, trust=trust, console=Console(quiet=quiet))
         return
     if trust:

@@ -156,7 +156,8 @@ class Search:
         if self.bfloat16 and not outcome.finished:
             near = outcome.attacked & outcome.verdict & (self.margin < NEAR * self.clean_margin)
             for batch in torch.split(near.nonzero()[:, 0], size):
-                yield batch, self.full
+                if len(batch):  # the float32 form is made only if it is needed
+                    yield batch, self.full
 
     def skip(self, stage: Stage, error: NoGradient) -> None:
         """Leave out an attack that gets no gradients of the model, and note it.

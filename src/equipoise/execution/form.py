@@ -141,8 +141,10 @@ class Fast(nn.Module):
             y: The labels, with shape (B,).
             decide: From points to the exact logits; None: :meth:`decide`.
         """
+        if self.search is self.exact:
+            return wrong
         rows = wrong.nonzero()[:, 0]
-        if self.search is self.exact or not len(rows):
+        if not len(rows):
             return wrong
         sure = wrong.clone()
         sure[rows] = (decide or self.decide)(x_adv[rows]).argmax(1) != y[rows]

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from equipoise.data.sampling import drawn_again
-from equipoise.errors import UserError
+from equipoise.errors import UserError, nearest
 from equipoise.evaluation.judge import Judge
 from equipoise.evaluation.protocol import Protocol
 from equipoise.evaluation.stored import FRONT
 from equipoise.fronts.held_out import HeldOut, same_images
-from equipoise.fronts.line import BatchNorms, Ends, model_at
+from equipoise.fronts.line import BATCHNORMS, BatchNorms, Ends, model_at
 from equipoise.fronts.picking import Choice, Constraint, Kind, Picked, choose
 from equipoise.fronts.record import FrontRecord, Point
 from equipoise.fronts.survey import DEFAULT, FARTHEST, Survey, check
@@ -74,8 +74,8 @@ class Front:
         names = tuple(str(end) for end in ends or (record.ends if record else PAIR))
         if len(names) != 2:
             raise UserError(f"expected two ends, got {len(names)}")
-        if batchnorm not in (None, "average", "estimate"):
-            raise UserError(f"batchnorm must be average or estimate, got {batchnorm!r}")
+        if batchnorm not in (None, *BATCHNORMS):
+            raise UserError(nearest(str(batchnorm), BATCHNORMS, "value of batchnorm"))
         self.own = names == PAIR
         self.ends = Ends.of(self.run, names)
         same_images(self.run, [self.ends.clean.run, self.ends.robust.run])

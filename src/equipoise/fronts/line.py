@@ -15,7 +15,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -32,6 +32,7 @@ from equipoise.training.batchnorm import has_batchnorm, settle, some_batches
 from equipoise.training.learner import derived_seed
 
 BatchNorms = Literal["average", "estimate"]
+BATCHNORMS = get_args(BatchNorms)
 
 BATCH = 128  # images of a batch whose statistics are averaged
 STEPS = 10  # of the attack on them
@@ -117,6 +118,8 @@ class Ends:
                 f"two learners has {' and '.join(PAIR)}, but {stored}; name two models with "
                 "--ends A B"
             )
+        if tuple(names) == PAIR:
+            return cls(*(End(name, run, run.model(name)) for name in PAIR))
         clean, robust = (End.named(name, run) for name in names)
         return cls(clean, robust)
 

@@ -21,7 +21,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device must be auto, cpu or cuda, got {name!r}")
-    count = torch.cuda.device_count()
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= count:
         raise UserError(f"there is no device {name}: torch has {count} CUDA devices; use cpu")
     return device

@@ -76,6 +76,7 @@ def evaluate_run(
     subject.run.again = subject.resuming
     if resume:
         fixed = {*given, *(name for name, value in fields.items() if value is not None)}
+        fixed |= {f for f in _FIXED if getattr(protocol, f) != getattr(Protocol(), f)}
         protocol, radii = _begun(subject, protocol, radii, fixed)
         if not radii:
             console.say(f"nothing was interrupted in {subject.run.path}: all is finished")
@@ -123,7 +124,7 @@ def _begun(
     candidates.sort(key=lambda about: bool(about["finished"]))  # interrupted ones come first
     first = next((a for a in candidates if left(a, candidates, radii)), candidates[-1])
     asked = first["asked"]
-    for key in ("attacks", "individual", "seed", "passes"):
+    for key in _FIXED:
         value = list(protocol.names) if key == "attacks" else getattr(protocol, key)
         if key in given and value != asked[key]:
             raise UserError(
@@ -140,7 +141,8 @@ def _begun(
         return replace(protocol, strongest=strongest, **as_begun), todo
 
 
-_AS_BEGUN = ("attacks", "norm", "eps", "n", "first", "individual", "seed", "passes")
+_FIXED = ("attacks", "individual", "seed", "passes")
+_AS_BEGUN = (*_FIXED, "norm", "eps", "n", "first")
 
 
 class _Evaluations:

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,7 @@ def verify_run(
     code: dict[str, Any] = {"model": model, "trust": trust}
     subjects = {"model": of_run(path, "model", data_dir, Console(quiet=True), **code)}
     run = subjects["model"].run
-    stores = Store.all(run)
-    for store in stores:
+    for store in Store.all(run):
         which, verified = store.which, Verified(store.name)
         if which not in subjects:
             subjects[which] = of_run(path, which, data_dir, console, **code)
@@ -125,22 +125,24 @@ def verify_run(
         subject.model.to(place)
         drawn_by = secrets.token_hex(4) if nonce is None else nonce
         given = verified, store, subject, place, batch_size, again, drawn_by
-        verified.problems = _problems([store], _check, *given)
+        verified.problems = _problems(partial(list, [store]), _check, *given)
         console.say(str(verified))
         results.append(verified)
     if not results:
         raise UserError(f"{path} holds no evaluation; run: {plugins.command('evaluate', path)}")
     wrong = [f"{v.name}: {'; '.join(v.problems)}" for v in results if v.problems]
-    wrong += _problems(stores, verify_stored.folder, run)
+    wrong += _problems(partial(Store.all, run), verify_stored.folder, run)
     if wrong:
         raise RunError(f"NOT VERIFIED: {'. '.join(wrong)}")
     return results
 
 
-def _problems(stores: list[Store], check: Callable[..., list[str]], *given: Any) -> list[str]:
-    """Return the problems of a check; it runs again if an evaluation was just being written."""
+def _problems(
+    stores: Callable[[], list[Store]], check: Callable[..., list[str]], *given: Any
+) -> list[str]:
+    """Return the problems of a check; it runs again if an evaluation is being written by then."""
     problems = check(*given)
-    if problems and any(store.busy for store in stores):
+    if problems and any(store.busy for store in stores()):
         time.sleep(WRITTEN_SECONDS)
         return check(*given)
     return problems
@@ -156,6 +158,7 @@ def _check(
     nonce: str,
 ) -> list[str]:
     """Return the problems of one evaluation, and fill in its verification."""
+    problems: list[str] = []
     try:
         about, result, tensors = store.read()
         verified.n, verified.robust = len(result.y), int(result.robust.sum())
@@ -165,9 +168,9 @@ def _check(
         problems = verify_stored.claims(store, about, result, tensors)
         origin = _origin(about, sample, tensors, subject)
     except UserError as error:
-        return [str(error)]
+        return [*problems, str(error)]
     except UNREADABLE as error:
-        return [f"it is damaged ({' '.join(str(error).split())[:100]})"]
+        return [*problems, f"it is damaged ({' '.join(str(error).split())[:100]})"]
     if origin:
         return problems + origin
     x = tensors["x"].to(device)

@@ -178,6 +178,6 @@ def _table(settings: Grid, attacks: Sequence[str], panel: PanelInfo, name: str) 
         seeds = " ".join(map(str, models["seed"]))
         values = (cell.value for cell in cells[gamma, c].values())
         data.append((schedule(gamma), c, seeds, min(models["n"]), *texts, *values))
-    head = " ".join(("gamma c seeds n t_start handovers", *attacks))
+    head = [*["gamma", "c", "seeds", "n", "t_start", "handovers"], *attacks]
     notes = (prose("marks_note"), "Merges are counted by the rule of the recipe.")
     return table(name, f"gamma and c, {panel.title}", lines, head, data, *notes)

@@ -89,7 +89,7 @@ def _accuracy(panel: PanelInfo, rows: Rows, name: str, title: str) -> Table:
         data.append((entry, seeds_of, n, *numbers, *(cell.value for cell in costs.values())))
     ends = ("", "_lowest", "_highest", "_low95", "_high95")
     heads = ["entry", "seeds", "n", *(f"{a}{end}" for a in attacks for end in ends)]
-    head = " ".join(heads) + " gradient_evaluations training_seconds evaluation_seconds"
+    head = [*heads, "gradient_evaluations", "training_seconds", "evaluation_seconds"]
     note = prose("accuracy_note", sizes=sorted({*rows["n"]}), seeds=panel.seeds)
     return table(name, f"Accuracy by attack, {title}", lines, head, data, note)
 

@@ -116,7 +116,7 @@ def _table(every: Sequence[StartRule], panel: PanelInfo, name: str) -> Table:
             accuracies = dict(zip(of_seed["attack"], of_seed["accuracy"], strict=True))
             numbers = (seed, of_seed["t_start"].iloc[0], *map(accuracies.get, shown))
             data.append((rule.entry, rule.kind, rule.text, *numbers))
-    head = " ".join(("entry kind rule seed t_start", *shown))
+    head = [*["entry", "kind", "rule", "seed", "t_start"], *shown]
     return table(name, f"Rules for t′, {panel.title}", lines, head, data, prose("marks_note"))
 
 

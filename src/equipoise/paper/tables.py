@@ -33,7 +33,7 @@ def table(
     name: str,
     title: str,
     lines: Sequence[Line],
-    head: str,
+    head: str | Sequence[str],
     data: Sequence[Any],
     *notes: str,
 ) -> Table:
@@ -43,13 +43,14 @@ def table(
         name: The name of its files, without the endings.
         title: Its title.
         lines: Its rows as they are printed.
-        head: The names of its numbers for programs, with spaces between them.
+        head: The names of its numbers for programs; a text has spaces between them.
         data: These numbers, a row each: accuracies as fractions; None where one is missing.
         notes: How to read it.
     """
     rows = [[c if isinstance(c, Cell) else Cell(c) for c in line.values()] for line in lines]
     columns = [Column(head, isinstance(cell, Cell)) for head, cell in (lines or [{}])[0].items()]
-    return Table(name, title, tuple(columns), tuple(map(tuple, rows)), notes, (head.split(), data))
+    names = head.split() if isinstance(head, str) else list(head)
+    return Table(name, title, tuple(columns), tuple(map(tuple, rows)), notes, (names, data))
 
 
 def csv_table(table: Table) -> str:

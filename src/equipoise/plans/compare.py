@@ -144,7 +144,7 @@ def _lines(
     places = list(dict.fromkeys(row["weights"] for row in content["results"]))
     for entry in plan.entries:
         rows = [row for row in content["results"] if row["entry"] == entry.name]
-        rows.sort(key=lambda r: (runs and r["seed"], places.index(r["weights"]), r["eps"]))
+        rows.sort(key=lambda r: (places.index(r["weights"]), r["eps"], runs and r["seed"]))
         for row in rows:
             training = trained[entry.name, row["seed"]]
             name = f"{entry.name}-seed{row['seed']}" if runs else entry.name

@@ -4,7 +4,7 @@ import shlex
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -147,7 +147,7 @@ class Scheduler:
             finally:
                 self.executor.stop(now=self.killed)
                 while self.running:
-                    list(self._ended())
+                    self._ended()
                     time.sleep(LOOK_SECONDS)
         if self.killed:
             raise KeyboardInterrupt
@@ -164,10 +164,9 @@ class Scheduler:
             self.executor.submit(task, words)
             self.running[task.name] = task, words
 
-    def _ended(self) -> Iterator[tuple[Task, list[str], int]]:
-        """Yield the commands that have ended, with their exit codes."""
-        for name, code in self.executor.poll().items():
-            yield *self.running.pop(name), code
+    def _ended(self) -> list[tuple[Task, list[str], int]]:
+        """Return the commands that have ended, with their exit codes; none of them runs."""
+        return [(*self.running.pop(name), code) for name, code in self.executor.poll().items()]
 
     def _follow(self, task: Task, words: list[str], code: int) -> None:
         """Continue a task whose command has ended."""

@@ -47,6 +47,8 @@ from pydantic import (
     PositiveInt,
     TypeAdapter,
     ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
 )
 
 from equipoise.errors import UserError, nearest, short
@@ -144,7 +146,9 @@ def parse(given: Mapping[str, Any], name: str = "") -> Plan:
         problems.append("base.seed: the seeds are those of `seeds`")
     if "budget" in values and "rounds" in base:
         problems.append("expected base.rounds or budget, got both; leave one out")
-    judged = _values({"attacks": ""} | values.pop("evaluate", {}), _JUDGED, "evaluate.", problems)
+    evaluated = values.pop("evaluate", {})
+    evaluated = {**evaluated, "attacks": evaluated.get("attacks") or ""}
+    judged = _values(evaluated, _JUDGED, "evaluate.", problems)
     execution = Execution(precision=judged.pop("precision", "auto"))
     how = {key: judged.pop(key) for key in _PROTOCOL if key in judged}
     protocol = Protocol(**{"attacks": ()} | how, execution=execution)
@@ -176,10 +180,12 @@ def _values(
                 values[key] = tuple(value) if isinstance(value, list) else value
             except ValidationError as error:
                 for item in error.errors():
-                    where = ".".join(map(str, (f"{path}{key}", *item["loc"])))
+                    inside = item["loc"] if isinstance(given[key], list | dict) else ()
+                    where = ".".join(map(str, (f"{path}{key}", *inside)))
                     complete = item["type"] == "value_error"  # its message has the value
                     got = "" if complete else f", got {short(item['input'])}"
-                    problems.append(f"{where}: {item['msg'].removeprefix('Value error, ')}{got}")
+                    message = _EXPECTED.get(item["type"], item["msg"])
+                    problems.append(f"{where}: {message.removeprefix('Value error, ')}{got}")
     return values
 
 
@@ -197,15 +203,22 @@ def _entries(
         try:
             entry = _entry(name, own, base, data, problems)
             entries.append(entry)
-            norm = entry.recipe(rounds=entry.rounds or MANY_ROUNDS).norm
-            for eps in (*radii, None):
-                replace(protocol, norm=norm, eps=eps)
+            fitting = replace(protocol, norm=entry.recipe(rounds=entry.rounds or MANY_ROUNDS).norm)
+            _check_radii(fitting, radii)
         except UserError as error:
             wrong.setdefault(str(error), []).append(name)
     for message, names in wrong.items():
         every = len(names) == len(named) > 1
         problems.append(f"{'every entry' if every else ', '.join(names)}: {message}")
     return tuple(entries)
+
+
+def _check_radii(protocol: Protocol, radii: Sequence[float]) -> None:
+    for eps in radii:
+        try:
+            replace(protocol, eps=eps)
+        except UserError as error:
+            raise UserError(f"evaluate.eps: {error}") from None
 
 
 def _entry(
@@ -266,30 +279,43 @@ def _grid(grid: EntryGrid) -> Iterator[tuple[str, dict[str, Any]]]:
         yield name, entry
 
 
-def _where(holds: Callable[[Any], object], expected: str) -> AfterValidator:
-    """Return a check of values."""
+def _where(holds: Callable[[Any], object], expected: str) -> WrapValidator:
+    """Return a check of values, whose message has what was expected and the value as given."""
 
-    def check(value: Any) -> Any:
-        if not holds(value):
-            raise UserError(f"expected {expected}, got {short(value)}")
-        return value
+    def check(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            if holds(result := handler(value)):
+                return result
+        except ValidationError as error:
+            if error.errors()[0]["type"] == "value_error":
+                raise  # its message is complete
+        raise UserError(f"expected {expected}, got {short(value)}")
 
-    return AfterValidator(check)
+    return WrapValidator(check)
 
 
 def _attacks(names: list[str]) -> tuple[str, ...]:
-    return Protocol(attacks=",".join(names)).names
+    return Protocol(attacks=",".join(names)).names if any(names) else ()
+
+
+_EXPECTED = {
+    "bool_type": "expected true or false",
+    "dict_type": "expected a mapping",
+    "list_type": "expected a list",
+    "string_type": "expected text",
+}
 
 
 _Group = dict[str, Any]
 _List = BeforeValidator(lambda value: value if isinstance(value, list) else [value])
 _Number = Annotated[float, BeforeValidator(number), Field(allow_inf_nan=False)]
-_Positive = Annotated[_Number, Field(gt=0)]
+_Positive = Annotated[_Number, _where(lambda v: v > 0, "a number above 0")]
 _Seeds = _where(lambda s: 0 < len(s) == len({*s}), "different whole numbers like [0, 1]")
 _Weights = _where(
     re.compile(r"model|last|rounds|round-\d+|learner-.+|gamma-.+").fullmatch,
     "names like model, round-005 or gamma-0.4",
 )
+_AtLeastOne = _where(len, "at least one attack, like pgd-100,autoattack")
 _PLAN = {
     "title": str,
     "base": _Group,
@@ -299,19 +325,21 @@ _PLAN = {
     "budget": _Positive,
     "seeds": Annotated[list[Annotated[int, Field(ge=0)]], _Seeds],
     "entries": _Group,
-    "grids": list[EntryGrid],
+    "grids": Annotated[list[EntryGrid], _where(bool, "a list of name, entry and over")],
     "only": list[str],
     "evaluate": _Group,
 }
 _JUDGED = {
-    "attacks": Annotated[list[str], _List, AfterValidator(_attacks), _where(len, "an attack")],
+    "attacks": Annotated[list[str], _List, AfterValidator(_attacks), _AtLeastOne],
     "n": PositiveInt,
     "first": bool,
     "individual": bool,
     "batch_size": PositiveInt,
     "precision": Precision,
     "eps": Annotated[
-        list[Annotated[_Number, Field(ge=0)]], _List, _where(any, "a radius above 0")
+        list[Annotated[_Number, Field(ge=0)]],
+        _List,
+        _where(any, "radii >= 0, one of them > 0"),
     ],
     "weights": Annotated[list[Annotated[str, _Weights, AfterValidator(canonical)]], _List],
     "points": Annotated[int, Field(ge=2)],

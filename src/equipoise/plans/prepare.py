@@ -70,7 +70,10 @@ def _task(plan: Plan, entry: Entry, out: Path, datasets: Datasets) -> Task:
         assert plan.budget is not None
         recipe = replace(recipe, rounds=max(1, math.floor(plan.budget / (cost * images) + 0.5)))
     n, first = plan.protocol.n, plan.protocol.first
-    sample = datasets.sample(recipe.data, recipe.data_dir, n, first)
+    try:
+        sample = datasets.sample(recipe.data, recipe.data_dir, n, first)
+    except UserError as error:
+        raise UserError(f"evaluate.{error}") from None
     return Task(
         plan=plan.name,
         entry=entry.name,

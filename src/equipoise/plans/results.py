@@ -101,7 +101,9 @@ class Experiment:
             return self._rows.get(id(task), [])
         finished = [each for each in task.evaluations if each.finished]
         ended = len(finished) == len(task.evaluations)
-        stored = [each.stored() for each in finished] if plan.cmmr and ended else []
+        open_weights = {each.weights for each in task.evaluations if not each.finished}
+        whole = [e for e in finished if plan.cmmr and e.weights not in open_weights]
+        stored = [each.stored() for each in whole]  # a sweep needs all radii of its weights
         by_name = scores(evaluation for evaluation in stored if evaluation is not None)
         rows = [
             row

@@ -328,6 +328,8 @@ class Task:
             return rounds if self.begun else "to do", "to do"
         finished, every = sum(each.finished for each in self.evaluations), len(self.evaluations)
         part = f"{finished} of {every}" if finished else "to do"
+        if not finished and any(each.done() for each in self.evaluations):
+            part = "begun"
         return "done", "done" if finished == every else part
 
 

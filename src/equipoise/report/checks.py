@@ -79,12 +79,17 @@ def _cost(run: RunData, evaluation: Evaluation) -> dict[str, str]:
     facts = {
         "Distances": _distances(evaluation),
         **_work(evaluation),
-        "Peak memory": f"{memory:,.0f}\u00a0MiB" if memory >= 1 else "",
+        "Peak memory": _size(memory) if memory >= 1 else "",
         "Device": str(evaluation.versions.get("device") or ""),
         "Command": f"`{used}`" if used else "",
         "Check it again": f"`{command('verify', run.path)}`",
     }
     return {name: text for name, text in facts.items() if text}
+
+
+def _size(mebibytes: float) -> str:
+    many = mebibytes >= 10 * 1024
+    return f"{mebibytes / 1024:.1f}\u00a0GiB" if many else f"{mebibytes:.0f}\u00a0MiB"
 
 
 def _work(evaluation: Evaluation) -> dict[str, str]:

@@ -65,7 +65,8 @@ class Recipe:
         patience: The rounds without a better round by that rule after which the training ends;
             None: it never ends early.
         snapshots: The rounds between two copies of the global model in the run folder, like
-            ``round-005.safetensors``; None: only the kept and the last model.
+            ``round-005.safetensors``; the last round has one, too. None: only the kept and the
+            last model.
         on_collapse: What to do when a probe shows catastrophic overfitting to a weak inner
             attack: ``announce`` it, or ``rollback`` to the round before and continue with a
             stronger attack.

@@ -3,7 +3,7 @@
 import errno
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,7 +139,7 @@ class Console:
 
         before, self._show, self._done = self._show, show, done
         try:
-            with bar:
+            with nullcontext() if hidden else bar:  # a disabled bar of old rich writes a newline
                 yield show
         finally:
             self._show = before

@@ -21,7 +21,8 @@ PROBABLE = 1e-5  # the largest difference of outputs from probabilities
 def logits(out: Tensor, y: Tensor, classes: int | None) -> Finding:
     """C3: whether outputs with shape (N, K) are finite logits, one for each class."""
     if problem := misfit(out, y, classes):
-        return finding("logits", "failed", problem, "return one finite logit for each class")
+        remedy = "return one finite logit for each class; for NaN check weights and normalisation"
+        return finding("logits", "failed", problem, remedy)
     low, high = float(out.min()), float(out.max())
     status: Status = "ok"
     message, remedy = f"finite logits of {out.shape[1]} classes in [{low:.3g}, {high:.3g}]", ""
