@@ -146,7 +146,7 @@ PATHS = [
     (Linf(0.2), 50),
     (L2(0.29), 1),
     (L2(0.29), 7),
-    (L2(0.2), 20),  # longer: "the best so far" is chosen among equal losses, by rounding
+    (L2(0.2), 20),
 ]
 
 
@@ -168,6 +168,30 @@ def test_every_step_is_the_peers(peer, smooth, threat, steps, loss):
     best = torch.stack(theirs)[losses.argmax(0), range(len(y))]
     assert (best - x_best)[correct > 0].abs().max() <= 1e-6
     assert_kept(smooth, x_adv, theirs, y)
+    assert torch.equal((smooth(x_adv).argmax(1) == y), (correct > 0))
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("loss", ["ce", "dlr"])
+def test_a_long_search_has_the_peers_losses_where_rounding_chooses_among_equal_points(
+    peer, smooth, loss
+):
+    """Return to "the best so far" at step 22: points of equal loss may be 1e-6 apart."""
+    threat, (x, y) = L2(0.2), sample("l2")
+    attack = peers_attack(peer, smooth, threat, loss, 50)
+    attack.init_hyperparam(x)
+    start = _start(threat, x, noise_of(x))
+    theirs, (_, correct, _, _) = visited(
+        smooth, lambda: attack.attack_single_run(x, y, x_init=start)
+    )
+    ours, x_adv = visited(smooth, lambda: APGD(steps=50, loss=loss)(smooth, x, y, threat))
+    open_at = still_open(smooth, theirs, y)
+    assert len(ours) == len(theirs) == 51
+    for step, (now, peers, alive) in enumerate(zip(ours, theirs, open_at, strict=True)):
+        if step < 22:
+            assert (now - peers[alive]).abs().max() <= 1e-6
+        gap = LOSSES[loss](smooth(now), y[alive]) - LOSSES[loss](smooth(peers[alive]), y[alive])
+        assert gap.abs().max() <= 1e-5, step
     assert torch.equal((smooth(x_adv).argmax(1) == y), (correct > 0))
 
 
