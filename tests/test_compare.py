@@ -437,7 +437,7 @@ def test_killed_and_repeated_it_goes_on(command, undisturbed, tmp_path):
     again = next(line for line in reversed(log.splitlines()) if line.startswith("$ "))
     assert again.startswith("$ equipoise evaluate ")  # in which it was killed, too
     assert " --resume " in again
-    assert " --device auto " in again
+    assert " --device auto" in again
     assert (out / "logs" / "standard-seed0.log").read_text().count("$ ") == 2
 
 
