@@ -119,7 +119,7 @@ def _expected(interval: str) -> str:
     if high != "inf":
         return f"lie in {interval}"
     if interval == "[1, inf)":
-        return "be at least 1 and finite"
+        return "be at least 1"
     return f"be a finite number {'>' if interval[0] == '(' else '>='} {low}"
 
 

@@ -154,7 +154,7 @@ def get(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot create {folder}: {error.strerror or error}") from error
-    address = (base or source.remote.base).rstrip("/")
+    address = (source.remote.base if base is None else base).rstrip("/")
     options: dict[str, Any] = {
         "gunzip": source.remote.gunzip,
         "largest": source.remote.largest,

@@ -325,7 +325,7 @@ _PLAN = {
     "budget": _Positive,
     "seeds": Annotated[list[Annotated[int, Field(ge=0)]], _Seeds],
     "entries": _Group,
-    "grids": Annotated[list[EntryGrid], _where(bool, "a list of name, entry and over")],
+    "grids": Annotated[list[EntryGrid], _where(lambda _: True, "a list of name, entry and over")],
     "only": list[str],
     "evaluate": _Group,
 }
