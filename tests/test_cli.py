@@ -183,6 +183,14 @@ def test_help_is_quick_and_imports_no_torch(words):
     assert ours < 3 * library
 
 
+@pytest.mark.parametrize("words", [[], ["data"]])
+def test_the_list_of_commands_has_whole_sentences(command, words):
+    _, _, listed = command(*words, "--help").out.partition("Commands:\n")
+    lines = [line for line in listed.splitlines() if line.strip()]
+    assert lines
+    assert [line for line in lines if not line.endswith(".") or line.endswith("...")] == []
+
+
 # Bad input: exit code 2, one line
 
 

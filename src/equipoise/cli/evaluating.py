@@ -228,12 +228,12 @@ def verify(
     device: options.Device = "auto",
     quiet: options.Quiet = False,
 ) -> None:
-    """Check every stored adversarial example again, by forward passes alone.
+    """Check all stored adversarial examples again.
 
-    Each must be finite, in the range, in the ball (in float64), and misclassified by the float32
-    model, and every number must follow from the verdicts; otherwise the exit code is 1. This
-    proves an upper bound on the robust accuracy. --again attacks again images that are stored as
-    robust.
+    It needs forward passes only. Each example must be finite, in the range, in the ball (in
+    float64), and misclassified by the float32 model, and every number must follow from the
+    verdicts; otherwise the exit code is 1. This proves an upper bound on the robust accuracy.
+    --again attacks again images that are stored as robust.
     """
     from equipoise.jobs.verify import verify_run
 

@@ -60,9 +60,10 @@ def front(
     trust: options.Trust = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Measure every trade-off between a clean and a robust model, on held-out images.
+    """Measure the models between a clean and a robust one.
 
-    By default the ends are the learners of RUN; the held-out images and the threat are its own.
+    By default the ends are the learners of RUN; the held-out training images, on which
+    all is measured, and the threat are its own.
     Each model is a mix of the weights of two ends: gamma of the robust and 1 - gamma of the clean
     end. Further models are measured between the neighbours that differ most. The adversarial
     examples of neighbours are tried first. A table is printed; front.json, front.svg and front.png
@@ -137,7 +138,7 @@ def pick(
     trust: options.Trust = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Pick a model from a measured front, and write it as a run folder.
+    """Pick a model from a measured front; write it as a run folder.
 
     The picked model is the most robust one whose 95 % lower bound of clean accuracy meets the
     constraint; with --min-robust it is the most accurate one whose robust accuracy does. The

@@ -75,7 +75,7 @@ def compare(
     plan: options.PlanOnly = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Train and evaluate many methods in the same way, and write one table.
+    """Train and evaluate many methods alike, and write one table.
 
     Ctrl-C saves and stops. The same command continues, also inside a training or an attack, and
     repeats nothing that is finished; also after kill -9.
@@ -126,7 +126,7 @@ def reproduce(
     plan: options.PlanOnly = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Make the paper's tables and figures from trainings on this machine.
+    """Make the paper's tables and figures from own trainings.
 
     The plan is printed first: trainings, gradient evaluations, an estimate of the time. A training
     that several tables need is run once. Ctrl-C saves and stops; the same command continues, and

@@ -21,7 +21,10 @@ def report(
     ] = False,
     strict: options.Strict = False,
 ) -> None:
-    """Write one HTML page, without external files: pictures, results, curves, provenance."""
+    """Write one HTML page: pictures, results, curves, provenance.
+
+    The page needs no other file and no network.
+    """
     from equipoise.report.page import build, failed_checks
 
     typer.echo(build(runs, out, cmmr=cmmr))
@@ -41,7 +44,7 @@ def list_(
         ),
     ] = None,
 ) -> None:
-    """List methods, attacks, networks, datasets and presets, or the settings of a method."""
+    """List methods and their settings, attacks, networks, datasets."""
     from equipoise.cli.listing import write_catalogue, write_presets, write_settings
 
     if what == "presets":
@@ -55,7 +58,7 @@ def list_(
 
 
 def data(context: typer.Context, data_dir: options.DataDir = None) -> None:
-    """Show which datasets were found, which copy was verified, and how to get the others."""
+    """Show which datasets are here, and how to get the others."""
     if context.invoked_subcommand is None:
         from equipoise.cli.listing import write_data
 
@@ -71,7 +74,10 @@ def data_get(
     data_dir: options.DataDir = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Download a dataset; resumable, and verified by checksum before it is put in place."""
+    """Download a dataset, and verify it by its checksum.
+
+    A download that was interrupted continues.
+    """
     from equipoise.data import DATASETS, get, load
 
     if name in DATASETS and not yes:
@@ -93,7 +99,10 @@ def demo(
     ),
     quiet: options.Quiet = False,
 ) -> None:
-    """Train an undefended and an A3GT model on digits, attack both, and write a report."""
+    """Train and attack two models on digits, and write a report.
+
+    One model is undefended, the other one is trained by A3GT.
+    """
     from equipoise.jobs.demo import run_demo
 
     run_demo(out, console=Console(quiet=quiet))

@@ -52,7 +52,7 @@ def train(
     trust: options.Trust = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Train a method or a recipe into a new run folder, or resume a training.
+    """Train a method or a recipe in a new run folder, or resume.
 
     Ctrl-C saves and stops. A resumed training ends with the weights of an uninterrupted one.
     """
@@ -133,7 +133,7 @@ def explain(
         bool, typer.Option("--published", help="Start from the settings of the method's paper.")
     ] = False,
 ) -> None:
-    """Print what a method minimises: the loss as a formula, the attack, the merge, the cost.
+    """Print what a method minimises: loss, attack, merge and cost.
 
     The numbers are those that a training with these settings would use. Nothing is trained.
     """
