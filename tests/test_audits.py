@@ -1,8 +1,11 @@
 """Bounds from random checks of a finite population: known values, and exact coverage."""
 
+import doctest
+
 import pytest
 
 from equipoise.errors import UserError
+from equipoise.measures import audits
 from equipoise.measures.audits import most_failures
 
 # (items, checked, failed) -> the fixed and the anytime-valid bound
@@ -60,3 +63,8 @@ def test_counts_that_contradict_each_other_are_refused(counts):
 def test_a_confidence_outside_the_open_interval_is_refused(confidence):
     with pytest.raises(UserError, match="confidence"):
         most_failures(10, 5, 0, confidence)
+
+
+def test_the_example_of_the_documentation_runs():
+    outcome = doctest.testmod(audits)
+    assert (outcome.failed, outcome.attempted) == (0, 1)

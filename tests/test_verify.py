@@ -21,7 +21,7 @@ from equipoise.evaluation.stored import Store, summary_of
 from equipoise.jobs.evaluate import evaluate_run
 from equipoise.jobs.verify import verify_run
 from equipoise.jobs.verify_stored import recreate
-from equipoise.measures.statistics import would_be_found
+from equipoise.measures.audits import most_failures
 from equipoise.report.runs_reader import read_run
 from equipoise.store.digests import model_digest
 from equipoise.store.runs import Run
@@ -153,7 +153,7 @@ def test_verify_says_what_it_proves(command, judged):
         assert "more may exist" in line
         drawn = min(20, k)
         assert f"attacked again {drawn} of the {k} images" in line
-        assert f"If {would_be_found(k, drawn)} or more" in line
+        assert f"If {most_failures(k, drawn, 0, anytime=False) + 1} or more" in line
     nonces = {re.search(r"nonce (\w+)", line)[1] for line in lines}
     other = command("verify", judged, "--again", 20)
     assert not nonces & set(re.findall(r"nonce (\w+)", other.err))
@@ -169,7 +169,7 @@ def test_the_nonce_chooses_the_points(judged):
     [(100, 100, 1), (100, 95, 1), (100, 94, 2), (100, 0, 101), (10_000, 60, 486), (0, 0, 1)],
 )
 def test_how_many_false_claims_would_have_been_found(claims, attacked, least):
-    assert would_be_found(claims, attacked) == least
+    assert most_failures(claims, attacked, 0, anytime=False) + 1 == least
 
 
 def test_an_outcome_names_the_attack_that_ran(judged):

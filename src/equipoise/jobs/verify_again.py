@@ -24,7 +24,7 @@ from equipoise.evaluation.protocol import Protocol
 from equipoise.evaluation.result import Result
 from equipoise.evaluation.search import NEAR, TRANSFER
 from equipoise.jobs.verify_stored import recreate
-from equipoise.measures.statistics import would_be_found
+from equipoise.measures.audits import most_failures
 from equipoise.store.provenance import machine
 from equipoise.version import __version__
 
@@ -79,7 +79,7 @@ class Again:
         bits = "" if self.same is None else f", {self.same} with the same bits as before"
         near = f"; {self.near} fooled by so little that it may be rounding" if self.near else ""
         out = f"; left out, as unknown here: {', '.join(self.left_out)}" if self.left_out else ""
-        least = would_be_found(self.claimed, self.attacked)
+        least = most_failures(self.claimed, self.attacked, 0, anytime=False) + 1
         return (
             f"attacked again {self.attacked} of the {self.claimed} images that count as robust "
             f"(nonce {self.nonce}): {self.false} fooled{bits}{near}{out}. If {least} or more of "

@@ -66,7 +66,8 @@ def _excluded_fixed(
 ) -> Callable[[int], bool]:
     def excluded(failures: int) -> bool:
         terms = (_log_hypergeometric(j, items, failures, checked) for j in range(failed + 1))
-        return math.fsum(map(math.exp, terms)) <= 1 - confidence
+        rounding = 1 + 1e-9
+        return math.fsum(map(math.exp, terms)) <= (1 - confidence) * rounding
 
     return excluded
 

@@ -50,33 +50,6 @@ def interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, f
     return low, high
 
 
-def would_be_found(claims: int, looked_at: int, confidence: float = 0.95) -> int:
-    r"""Return the least number of false claims that a check of some claims would have detected.
-
-    The checked claims are drawn without replacement: of :math:`D` false claims none is drawn with
-    the hypergeometric probability
-    :math:`\binom{M - D}{N} / \binom{M}{N}`.
-
-    Example:
-        >>> would_be_found(10_000, 60)
-        486
-
-    Arguments:
-        claims: The number of claims, M.
-        looked_at: The number of checked claims, N, drawn at random.
-        confidence: The least probability that a false claim is drawn.
-
-    Returns:
-        The number D; M + 1 if no claim was checked.
-    """
-    missed = 1.0
-    for false in range(1, claims + 1):
-        missed *= max(0, claims - looked_at - false + 1) / (claims - false + 1)
-        if missed <= 1 - confidence:
-            return false
-    return claims + 1
-
-
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> Discordance:
     """Return on how many images two models differ, with the exact two-sided test.
 
