@@ -5,7 +5,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from equipoise.errors import UserError
+from equipoise.jobs.device import choose_device, cuda_devices
 from forks import BLOCKED, FORKED
 
 WITHOUT = """
@@ -78,3 +81,13 @@ def test_reproduce(command, tmp_path):
     assert ended.code == 0, ended.err
     assert (tmp_path / "out" / "smoke-slice" / "index.html").is_file()
     assert not list((tmp_path / "out").rglob(".*.lock"))
+
+
+def test_a_cuda_device_that_cannot_start_is_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert len(cuda_devices()) == 0
+    assert choose_device("auto").type == "cpu"
+    for name in ("cuda", "cuda:0"):
+        with pytest.raises(UserError, match="0 CUDA devices"):
+            choose_device(name)

@@ -21,10 +21,15 @@ def choose_device(name: str) -> torch.device:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device must be auto, cpu or cuda, got {name!r}")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = len(cuda_devices())
     if device.type == "cuda" and (device.index or 0) >= count:
         raise UserError(f"there is no device {name}: torch has {count} CUDA devices; use cpu")
     return device
+
+
+def cuda_devices() -> range:
+    """Return the indices of the CUDA devices; none if CUDA cannot start, as with an old driver."""
+    return range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
 
 
 def deterministic() -> None:

@@ -13,7 +13,7 @@ from equipoise.data.core import Dataset
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation.checks.inputs import in_range
 from equipoise.jobs import signals
-from equipoise.jobs.device import choose_device, deterministic
+from equipoise.jobs.device import choose_device, cuda_devices, deterministic
 from equipoise.jobs.summary import RULES, summary, where_time_went, write_learners
 from equipoise.plugins import command
 from equipoise.settings import recipe as recipes
@@ -167,7 +167,7 @@ class _Job:
         self.threats = _threats(method, self.threat)
         x, y = self.split.validation.pixels(), self.split.validation.y
         probed = proportional(self.split.validation, PROBED, len(dataset.classes)).to(self.device)
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
+        with torch.random.fork_rng(cuda_devices()):
             torch.manual_seed(derived_seed(recipe.seed, "model"))
             model = models.build(recipe.model, self.config)
         self.training = Training(

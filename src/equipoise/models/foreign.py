@@ -241,7 +241,7 @@ class _Loading:
             self.say(
                 f"{source} are left out: the model normalises by itself, by "
                 f"{where or 'what its forward pass computes'}"
-                + ("; that it applies them was not seen: look at the check range" * bool(unseen))
+                + ("; whether it applies them is not known: see the check range" * bool(unseen))
             )
             return None
         try:
