@@ -1,4 +1,4 @@
-"""Systems that have neither ``fcntl`` nor ``resource``, like Windows."""
+"""Systems without ``fcntl`` and ``resource``, like Windows, or with a CUDA that cannot start."""
 
 import os
 import subprocess
