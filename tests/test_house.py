@@ -5,15 +5,15 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 31_594,
+    "lines of Python": 33_030,
     "lines of templates, scripts, styles and YAML": 2_000,
-    "classes": 200,
+    "classes": 214,
     "dataclasses": 115,
     "class names in several modules": 0,
     "modules beside packages": 12,
     "deepest import chain": 18,
     "import circles": 0,
-    "dict[str, Any] in signatures": 75,
+    "dict[str, Any] in signatures": 84,
 }
 
 

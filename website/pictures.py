@@ -19,7 +19,11 @@ PICTURES = ROOT / "docs" / "pictures"
 FLOORS: tuple[tuple[tuple[str, str], ...], ...] = (
     (("cli", "commands and their options"),),
     (("plans", "compare, reproduce: tasks, processes"), ("paper", "the paper's figures, claims")),
-    (("jobs", "train, evaluate, verify, front, pick, demo"), ("report", "run folders to a page")),
+    (
+        ("jobs", "train, evaluate, verify, front, pick"),
+        ("card", "what strangers can check"),
+        ("report", "run folders to a page"),
+    ),
     (("fronts", "models between two ends, measured and picked"),),
     (("settings", "recipes, methods, presets, explain"),),
     (("training", "the loop, learners, merge, t'"), ("evaluation", "judge, protocol, checks")),

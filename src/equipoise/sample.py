@@ -2,7 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,3 +53,14 @@ class Sample:
         n, of, sha256 = int(content["n"]), int(content["of"]), str(content["sha256"])
         seed = None if content["seed"] is None else int(content["seed"])
         return cls(n=n, of=of, seed=seed, sha256=sha256)
+
+
+def digests(images: NDArray[np.float32]) -> list[bytes]:
+    """Return the SHA-256 of the shape and the values of each image, of shape (N, ...)."""
+    head = sha256(f"{images.shape[1:]}\n".encode())
+    found = []
+    for image in np.ascontiguousarray(images):
+        state = head.copy()
+        state.update(image.data)
+        found.append(state.digest())
+    return found

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from equipoise.data.core import Images
 from equipoise.errors import UserError
-from equipoise.sample import Sample
+from equipoise.sample import Sample, digests
 
 SEED = 2  # one sample for every model, radius and seed of the attacks; why 2: docs/decisions.md
 
@@ -67,13 +67,7 @@ def image_digests(x: Tensor) -> list[bytes]:
     Arguments:
         x: ``float32`` images of shape (N, ...).
     """
-    shape = f"{tuple(x.shape[1:])}\n".encode()
-    digests = []
-    for image in x.detach().cpu().contiguous().numpy():
-        state = hashlib.sha256(shape)
-        state.update(image.data)
-        digests.append(state.digest())
-    return digests
+    return digests(x.detach().cpu().numpy())
 
 
 def _order(images: Images, seed: int) -> Tensor:

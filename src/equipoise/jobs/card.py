@@ -1,0 +1,179 @@
+"""Writing a card: what is stored of a run and its evaluations, for strangers to check."""
+
+import inspect
+import json
+import sys
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from equipoise.card import claims, describe, envelope, pack
+from equipoise.card.pack import Pack
+from equipoise.card.schema import FILE, CardPack, ModelCard
+from equipoise.errors import RunError, UserError
+from equipoise.evaluation.stored import Store
+from equipoise.jobs import verify_stored
+from equipoise.jobs.target_model import open_folder
+from equipoise.models import MODELS
+from equipoise.plugins import command, source
+from equipoise.sample import digests
+from equipoise.store import files
+from equipoise.store.runs import OWN, Run, is_free
+from equipoise.store.sealed import file_digest, weights_digest
+from equipoise.store.verdicts import UNREADABLE, Evaluation, read
+from equipoise.store.weight_names import canonical
+from equipoise.terminal.progress import Console
+from equipoise.version import __version__
+
+BYTE = np.float32(255)
+
+
+def write_card(
+    path: str | Path,
+    out: str | Path,
+    *,
+    which: str = "model",
+    key: Path | None = None,
+    date: str | None = None,
+    console: Console | None = None,
+) -> ModelCard:
+    """Write the card of a model: all its evaluations, and their adversarial examples.
+
+    Nothing is measured, and the same run has the same card to the bit.
+
+    Arguments:
+        path: The run folder.
+        out: The folder of the card, a new one.
+        which: The weights, by a name as for :meth:`equipoise.store.runs.Run.model`.
+        key: The file of a private key; None: the card is not signed.
+        date: A date for the card; None: it has none.
+        console: Where progress is shown; by default nowhere.
+
+    Raises:
+        UserError: If there is no evaluation, or the folder of the card is not free.
+        RunError: If what is stored does not follow from the verdicts.
+    """
+    console, folder = console or Console(quiet=True), Path(out)
+    run, which = open_folder(path), canonical(which)
+    if not is_free(folder):
+        raise UserError(f"{folder} exists; choose another --out")
+    if key is not None:
+        envelope.sign({}, {}, key)  # first: a wrong key costs no time
+    stores = [store for store in Store.all(run) if store.about()["weights"] == which]
+    if not stores:
+        raise UserError(
+            f"{run.path} holds no evaluation of its weights {which}; run: "
+            f"{command('evaluate', run.path)}"
+        )
+    evaluations, packs, shape, grids = [], [], (0,), set[str | None]()
+    for store in stores:
+        evaluation, made, grid = _packed(store)
+        content = made.content()
+        file = f"pack/{store.name}.safetensors"
+        files.write(folder / file, content)
+        evaluations.append(evaluation)
+        packs.append(_described(evaluation, made, file, content))
+        shape, grids = made.examples.shape[1:], grids | {grid}
+        console.say(f"{store.name}: {evaluation.n} images, {len(made.examples)} examples")
+    model = _model(run, which, evaluations)
+    grid = grids.pop() if len(grids) == 1 else None
+    card = describe.card_of(run.path, model, shape, grid, evaluations, packs, date)
+    written = {FILE: json.dumps(card.content, indent=1).encode() + b"\n"}
+    if key is not None:
+        roots = {each.name: each.pack.root for each in card.evaluations}
+        predicate = {"format": card.format, "complete": card.complete, "roots": roots}
+        written[envelope.FILE] = envelope.sign(claims.subjects_of(card, written), predicate, key)
+    for name, content in reversed(written.items()):  # card.json last: then it is a card
+        files.write(folder / name, content)
+    for problem in card.problems:
+        console.warn(problem)
+    return card
+
+
+def _packed(store: Store) -> tuple[Evaluation, Pack, str | None]:
+    """Return an evaluation, its pack, and the grid of its images, all checked."""
+    if store.busy:
+        raise UserError(f"{store.name} is being evaluated; make the card when it has ended")
+    about, result, tensors = store.read()
+    if wrong := verify_stored.claims(store, about, result, tensors):
+        raise RunError(f"no card is made of what was changed: {store.name}: {'; '.join(wrong)}")
+    try:
+        evaluation = read(store.path)
+    except UNREADABLE as error:
+        raise UserError(f"{store.path} is damaged ({error})") from None
+    x, first = tensors["x"].numpy(), describe.broken_by(evaluation.verdicts)
+    examples = result.x_adv[torch.from_numpy(first >= 0)].numpy()
+    made = Pack.of(
+        digests(x), result.y.numpy(), result.prediction.numpy(), first, digests(examples), examples
+    )
+    nearest = np.rint(x * BYTE)
+    on_grid = bool((nearest / BYTE == x).all())
+    return evaluation, made, "1/255" if on_grid else None
+
+
+def _described(evaluation: Evaluation, made: Pack, file: str, content: bytes) -> CardPack:
+    verdicts, about = evaluation.verdicts, evaluation.about
+    threat = describe.threat_of(verdicts.norm, verdicts.eps)
+    names = list(verdicts.outcomes)
+    given = evaluation.name, threat, evaluation.model_sha256, about["data_sha256"], names
+    (root,) = made.roots(evaluation.n, pack.head(*given))
+    return CardPack(
+        file=file,
+        sha256=sha256(content).hexdigest(),
+        root=root.hex(),
+        images=evaluation.n,
+        examples=len(made.examples),
+    )
+
+
+def _model(run: Run, which: str, evaluations: list[Evaluation]) -> dict[str, Any]:
+    """Return the fields of :class:`equipoise.card.schema.CardModel`."""
+    evaluated = {each.model_sha256 for each in evaluations}
+    own, trained = run.read_json(OWN), (run.path / "recipe.yaml").is_file()
+    config = run.read_json("config.json")
+    file = run.path / f"{which}.safetensors"
+    if trained and file.is_file():
+        evaluated |= {weights_digest(file)}
+    if len(evaluated) > 1:
+        raise UserError(
+            f"the weights {which} of {run.path} have changed since they were evaluated; evaluate "
+            f"them again: {command('evaluate', run.path)}"
+        )
+    weights = Path(str(own.get("weights"))) if own.get("weights") else None
+    name, spec = str(config.get("model")), str(own.get("model"))
+    versions = evaluations[-1].versions
+    return {
+        "weights": which,
+        "sha256": evaluated.pop(),
+        "file": (file.name if file.is_file() else None) if trained else weights and weights.name,
+        "file_sha256": (file_digest(file) if file.is_file() else None)
+        if trained
+        else own.get("weights_sha256"),
+        "kind": "registered" if trained else "function",
+        "source": name if trained else spec,
+        "settings": config.get("settings") if trained else None,
+        "code": _code(name) if trained else _recorded(versions.get("source")),
+        "package": f"equipoise {__version__}",
+    }
+
+
+def _code(name: str) -> dict[str, str] | None:
+    """Return the source file of a registered network, as it is now."""
+    if name not in MODELS:
+        return None
+    make = MODELS[name][0]
+    module = inspect.getmodule(getattr(make, "func", make))
+    now = source(module.__name__) if module and module.__name__ in sys.modules else None
+    return now and {"file": Path(now["file"]).name, "sha256": now["sha256"], "recorded": "card"}
+
+
+def _recorded(made: Any) -> dict[str, str] | None:
+    """Return the source file of a user's own model, as it was when it was evaluated."""
+    if not isinstance(made, Mapping) or "file" not in made:
+        return None
+    name, digest = Path(str(made["file"])).name, str(made["sha256"])
+    return {"file": name, "sha256": digest, "recorded": "evaluation"}
