@@ -129,6 +129,23 @@ def share(value: float | str, what: str) -> float:
     return part
 
 
+def seconds(text: str, what: str) -> float:
+    """Return a time in seconds from ``90s``, ``30m`` or ``2h``; a number alone is of seconds.
+
+    Example:
+        >>> seconds("30m", "--time"), seconds("1.5h", "--time")
+        (1800.0, 5400.0)
+
+    Raises:
+        UserError: If it is no time above zero.
+    """
+    match = re.fullmatch(r"\s*([0-9.]+)\s*(s|m|min|h|)\s*", text)
+    value = number(match[1]) if match else None
+    if match is None or not isinstance(value, int | float) or not value > 0:
+        raise UserError(f"{what} takes a time like 90s, 30m or 2h, got {short(text)}")
+    return float(value) * {"h": 3600, "m": 60, "min": 60}.get(match[2], 1)
+
+
 def check_seed(seed: int, what: str = "seed") -> None:
     """Raise a UserError if a value cannot be the seed of random numbers."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= _LAST_SEED:

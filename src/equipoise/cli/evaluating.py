@@ -44,6 +44,7 @@ def evaluate(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted evaluation.")
     ] = False,
+    time: options.Time = None,
     model: options.OwnModel = None,
     data: Annotated[
         str | None, typer.Option(help="With MODEL: a dataset, or the path of an .npz file.")
@@ -131,7 +132,8 @@ def evaluate(
 
     In the worst case an image counts as robust only if it is robust under all attacks, including
     those of earlier evaluations of the same weights on the same images. Ctrl-C saves and stops;
-    --resume continues inside the running attack.
+    --resume continues inside the running attack. --time stops in the same way after a time, prints
+    what is known by then, and ends with exit code 0.
     """
     from equipoise.jobs.evaluate import evaluate_run
     from equipoise.jobs.tables import write_scores, write_table
@@ -186,6 +188,7 @@ def evaluate(
         eps=radii,
         transfer=transfer or (),
         resume=resume,
+        limit=options.limit_of(time),
         device=device,
         console=console,
         given=given,

@@ -55,6 +55,7 @@ def front(
     seed: options.Seed = 0,
     batch_size: options.BatchSize = 250,
     precision: options.Precision = "auto",
+    time: options.Time = None,
     data_dir: options.DataDir = None,
     device: options.Device = "auto",
     trust: options.Trust = False,
@@ -100,6 +101,7 @@ def front(
         console=console,
         points=points,
         beyond=beyond,
+        limit=options.limit_of(time),
     )
     record.shown().show()
 

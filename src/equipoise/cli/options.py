@@ -59,6 +59,15 @@ OwnModel = Annotated[
         "it.",
     ),
 ]
+Time = Annotated[
+    str | None,
+    typer.Option(
+        "--time",
+        metavar="TIME",
+        help="Stop after this time, like 90s, 30m or 2h, with all results so far; the same can be "
+        "continued later.",
+    ),
+]
 Workers = Annotated[
     int, typer.Option(help="Number of parallel processes, which share the threads.")
 ]
@@ -101,6 +110,13 @@ def radii_of(eps: str | None) -> list[float]:
     from equipoise.parsing import numbers
 
     return [] if eps is None else numbers(eps, "--eps")
+
+
+def limit_of(time: str | None) -> float | None:
+    """Return the seconds of ``--time``; None: no limit."""
+    from equipoise.parsing import seconds
+
+    return None if time is None else seconds(time, "--time")
 
 
 def refuse(strict: bool, failed: Iterable[str]) -> None:

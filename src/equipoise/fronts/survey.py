@@ -23,7 +23,7 @@ from equipoise.fronts.line import BatchNorms, Ends, model_at
 from equipoise.fronts.record import FILE, FrontRecord, Point, following, initial
 from equipoise.store.digests import model_digest, tensor_digest
 from equipoise.store.runs import Run
-from equipoise.terminal.progress import Console
+from equipoise.terminal.progress import Console, TimeUp
 
 # Quick, and close to AutoAttack: on 300 held-out images at gamma = 0.4, 0.7 and 1 of short A3GT
 # runs the robust accuracy is 5.3, 17.0 and 36.0 % on MNIST (eps 0.3; under PGD-100 8.3, 31.3 and
@@ -97,6 +97,9 @@ class Survey:
             beyond: How far to go beyond the ends; 0: not.
             marks: Values of gamma that are always measured, with their meaning.
             others: Runs whose kept models are measured in the same way.
+
+        Raises:
+            TimeUp: If the time is over; the models that are measured are written.
         """
         gammas = initial([*marks], beyond)
         if len(gammas) > points:
@@ -104,6 +107,19 @@ class Survey:
                 f"points must be at least {len(gammas)}, for "
                 f"{', '.join(f'{gamma:g}' for gamma in gammas)}, got {points}"
             )
+        compared: list[Point] = []
+        try:
+            self._measure_all(gammas, points)
+            compared += map(self._other, others)
+        except TimeUp as stop:
+            if self.results:
+                self._write(marks, compared)
+            stop.finished = len(self.results)
+            raise
+        return self._write(marks, compared)
+
+    def _measure_all(self, gammas: Sequence[float], points: int) -> None:
+        """Measure the first models, and then between the neighbours that differ most."""
         for gamma in gammas:
             self._measure(gamma)
         while len(self.results) < points:
@@ -112,9 +128,12 @@ class Survey:
                 self.console.say("no further points: the accuracies of neighbours hardly differ")
                 break
             self._measure(following_gamma)
+
+    def _write(self, marks: Mapping[float, str], others: Sequence[Point]) -> FrontRecord:
+        """Write the measured models as a front."""
         for gamma in sorted(self.results):
             self._retry(gamma)
-        record = self._record(marks, [self._other(other) for other in others])
+        record = self._record(marks, others)
         self.run.write_json(FILE, record.content())
         return record
 

@@ -19,12 +19,13 @@ from equipoise.evaluation.result import Result
 from equipoise.evaluation.stored import Store, left
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
+from equipoise.jobs.estimate import about, pace, whole
 from equipoise.jobs.target_model import Subject, of_run, open_folder
 from equipoise.settings import recipe
 from equipoise.store import verdicts
 from equipoise.store.digests import model_digest, tensor_digest
 from equipoise.store.provenance import provenance
-from equipoise.terminal.progress import Console
+from equipoise.terminal.progress import Console, TimeUp
 from equipoise.threat import Threat
 from equipoise.version import __version__
 
@@ -37,6 +38,7 @@ def evaluate_run(
     eps: Sequence[float] = (),
     transfer: Sequence[str | Path] = (),
     resume: bool = False,
+    limit: float | None = None,
     device: str = "auto",
     console: Console | None = None,
     given: Collection[str] = (),
@@ -56,6 +58,7 @@ def evaluate_run(
         transfer: Folders of other evaluations; their adversarial examples are tried, too.
         resume: Whether to continue an interrupted evaluation, with its attacks, threat, images
             and seed.
+        limit: The seconds after which it stops, with what is known so far; None: no limit.
         device: ``auto``, ``cpu`` or ``cuda``.
         console: Where progress is shown; by default nowhere.
         given: Fields of the protocol that must not differ from an interrupted evaluation.
@@ -92,9 +95,14 @@ def evaluate_run(
         for store in stores.values():  # all of them, before anything is read
             locks.enter_context(store.lock())
         locks.enter_context(signals.interrupting())
-        for threat in threats:
-            if not (resume and job.store(threat).finished):  # finished by another process
+        locks.enter_context(console.within(limit))
+        todo = [t for t in threats if not (resume and job.store(t).finished)]  # by another process
+        job.foresee(todo, limit)
+        try:
+            for threat in todo:
                 job.evaluate(threat)
+        except TimeUp:
+            job.report(threat)
     names = list(stores)
     lines = [line for line in verdicts.all_lines(subject.run.path) if line["evaluation"] in names]
     return sorted(lines, key=lambda line: names.index(line["evaluation"]))
@@ -138,6 +146,10 @@ def _begun(
     strongest = protocol.strongest or asked.get("strongest", False)
     with plugins.explained(asked.get("import")):
         as_begun = {key: asked[key] for key in _AS_BEGUN}
+        usual, begun = Protocol(), Protocol.of(asked)
+        for key in ("batch_size", "execution"):  # the same batches and search: the same bits
+            if getattr(protocol, key) == getattr(usual, key):
+                as_begun[key] = getattr(begun, key)
         return replace(protocol, strongest=strongest, **as_begun), todo
 
 
@@ -191,6 +203,32 @@ class _Evaluations:
             "data_sha256": subject.dataset.sha256["test_x"],
             "versions": provenance(str(place), protocol.seed) | {"source": subject.source},
         }
+
+    def foresee(self, threats: Sequence[Threat], limit: float | None) -> None:
+        """Say beforehand about how long it will take; with a limit choose smaller batches."""
+        attacks = [*self.protocol.named.values()]
+        if not attacks or not threats:
+            return
+        norm, n, size = threats[0].norm, len(self.y) * len(threats), self.protocol.batch_size
+        x, y, most = self.x[:size], self.y[:size], whole(attacks, norm, n)
+        timed = pace(self.model, x, y, threats[0], self.protocol.execution, most)
+        if timed is None:
+            return
+        if told := about(*timed.needed(attacks, norm, n)):
+            what = "the whole evaluation" if self.resume else "this"
+            self.console.say(f"{what} takes {told} on this machine")
+        if limit is not None and not self.resume:
+            size = timed.batch(attacks, norm, size, limit)
+            self.protocol = replace(self.protocol, batch_size=size)
+
+    def report(self, threat: Threat) -> None:
+        """Say how far an evaluation has come that has used up its time."""
+        known = verdicts.read(self.store(threat).path).verdicts
+        for name in (name for name, o in known.outcomes.items() if not o["finished"]):
+            attacked = known.attacked[name]
+            fooled = int((attacked & ~known.verdict[name]).sum())
+            said = f"{name} has attacked {int(attacked.sum())} images, and fooled {fooled} of them"
+            self.console.say(f"the time is over: {said}")
 
     def store(self, threat: Threat) -> Store:
         """Return the place of an evaluation."""

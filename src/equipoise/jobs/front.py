@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from equipoise.errors import UserError
+import torch
+
+from equipoise.errors import RunError, UserError
 from equipoise.evaluation.protocol import Protocol
 from equipoise.fronts.front import Front
 from equipoise.fronts.line import BatchNorms
@@ -14,11 +16,12 @@ from equipoise.fronts.record import FILE, FrontRecord
 from equipoise.fronts.survey import DEFAULT, check
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
+from equipoise.jobs.estimate import about, pace, whole
 from equipoise.plugins import command, run_trusted
 from equipoise.report.front import write_picture
 from equipoise.store.runs import Run, is_free
 from equipoise.store.weight_names import PAIR
-from equipoise.terminal.progress import Console
+from equipoise.terminal.progress import Console, TimeUp
 
 
 def measure_front(
@@ -33,12 +36,13 @@ def measure_front(
     console: Console | None = None,
     points: int = 9,
     beyond: float = 0.0,
+    limit: float | None = None,
     **fields: Any,
 ) -> FrontRecord:
     """Measure the front of a run on its held-out images, and draw it.
 
     Each finished point is kept, so that an interruption loses at most one point; the same call
-    continues.
+    continues. A front that has used up its time is recorded with the points that it has.
 
     Arguments:
         path: The run folder.
@@ -51,6 +55,7 @@ def measure_front(
         console: Where progress is shown; by default nowhere.
         points: The largest number of models that are measured.
         beyond: How far beyond the ends gamma may go.
+        limit: The seconds after which it stops; None: no limit.
         fields: Other fields of the protocol.
 
     Returns:
@@ -77,16 +82,45 @@ def measure_front(
         f"images ({len(images.validation)} of {len(images.train) + len(images.validation)}); "
         "no test images are used"
     )
-    with signals.interrupting(), console.progress():
+    asked = _foreseen(front, asked, points, limit, console)
+    kept = f"the finished points are kept; continue with: {front.run.again} ..."
+    with signals.interrupting(), console.progress(), console.within(limit):
         try:
             front.measure(asked, points=points, beyond=beyond, others=others, console=console)
+        except TimeUp as stop:
+            if not stop.finished:
+                raise RunError(f"the time was over before a point was measured; {kept}") from None
+            console.say(f"the time is over after {stop.finished} points; {kept}")
         except KeyboardInterrupt:
-            console.say(f"the finished points are kept; continue with: {front.run.again} ...")
+            console.say(kept)
             raise
     record = front.record
     files = write_picture(record, front.run.path)
     console.say(f"written: {front.run.path / FILE}, {', '.join(map(str, files))}")
     return record
+
+
+def _foreseen(
+    front: Front, protocol: Protocol, points: int, limit: float | None, console: Console
+) -> Protocol:
+    """Say about how long a front will take; return its protocol, with a limit in small batches."""
+    images, attacks = front.images, [*protocol.named.values()]
+    usual = images.recipe.threat(images.dataset.eps)
+    threat = protocol.complete(usual.norm, usual.eps).threat
+    held_out = images.validation
+    some = held_out.take(torch.arange(min(protocol.batch_size, len(held_out))))
+    model = front.ends.robust.model.to(front.device)
+    n = points * (len(held_out) if protocol.n is None else protocol.n)
+    most = whole(attacks, threat.norm, n)
+    timed = pace(model, some.pixels(), some.y, threat, protocol.execution, most)
+    if timed is None:
+        return protocol
+    if told := about(*timed.needed(attacks, threat.norm, n)):
+        console.say(f"this takes {told} on this machine, less what is measured already")
+    if limit is None:
+        return protocol
+    size = timed.batch(attacks, threat.norm, protocol.batch_size, limit)
+    return replace(protocol, batch_size=size)
 
 
 def pick(

@@ -25,6 +25,8 @@ def write_table(records: Sequence[Mapping[str, Any]], title: str = "") -> None:
             images = Sample.of_content(first["sample"]).words("test images")
         failed = first.get("failed")
         checks = f"; FAILED CHECKS: {', '.join(failed)}" if failed else ""
+        if first.get("finished") is False:
+            checks += "; NOT FINISHED: images that were not attacked yet count as robust"
         prefix = f"{title}: " if title else ""
         threat = Threat(first["norm"], eps)
         _write(f"{prefix}{threat}, {images}{checks}", RESULT_COLUMNS, of_eps)

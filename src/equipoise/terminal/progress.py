@@ -1,7 +1,9 @@
 """Messages and progress on the terminal while a job runs. No torch."""
 
 import errno
+import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -35,6 +37,15 @@ class AttackProgress:
     seconds: float = 0.0
 
 
+class TimeUp(KeyboardInterrupt):
+    """The time that a job was given is over: it saves and stops, as after Ctrl-C.
+
+    ``finished`` is the number of its parts that are finished, where a job counts them.
+    """
+
+    finished = 0
+
+
 class Console:
     """Sentences, warnings and a progress bar, on standard error.
 
@@ -49,6 +60,7 @@ class Console:
         self.rich = RichConsole(file=sys.stderr, highlight=False, soft_wrap=True)
         self._show: Callable[..., None] = lambda *arguments, **options: None
         self._done = 0.0
+        self._until, self._clock = math.inf, time.monotonic
 
     def say(self, sentence: str) -> None:
         """Show a sentence."""
@@ -69,6 +81,29 @@ class Console:
     def round(self, record: Mapping[str, Any]) -> None:
         """Show the line of a round."""
         self.say(round_line(record))
+
+    @contextmanager
+    def within(
+        self, seconds: float | None, clock: Callable[[], float] = time.monotonic
+    ) -> Iterator[None]:
+        """Give the block a time: then the next :meth:`attack` or :meth:`due` raises TimeUp.
+
+        Arguments:
+            seconds: The time; None: no limit.
+            clock: Returns the seconds since some moment.
+        """
+        before = self._until, self._clock
+        self._clock = clock
+        self._until = math.inf if seconds is None else clock() + seconds
+        try:
+            yield
+        finally:
+            self._until, self._clock = before
+
+    def due(self) -> None:
+        """Raise TimeUp if the time that the running block was given is over."""
+        if self._clock() >= self._until:
+            raise TimeUp
 
     @contextmanager
     def progress(
@@ -150,12 +185,13 @@ class Console:
         self._show(self._done)
 
     def attack(self, state: AttackProgress) -> None:
-        """Show the progress of an attack, and a line when it has finished."""
+        """Show the progress of an attack, and a line when it has finished; see :meth:`within`."""
         task = f"{state.name} ({state.number}/{state.stages})"
         bound = f"robust accuracy <= {state.robust / max(state.n, 1):.2%}"
         self._show(state.done, state.total, task=task, text=f"{task}: {bound}")
         if state.finished:
             self.say(f"{task}: {state.total} images, {bound}  [{state.seconds:.1f} s]")
+        self.due()
 
 
 def round_line(record: Mapping[str, Any]) -> str:
