@@ -32,6 +32,7 @@ def write(
     seed=0,
     precision="float32",
     raw=(),
+    asked=None,
 ):
     """Write a sealed evaluation.
 
@@ -40,6 +41,7 @@ def write(
         arrays: x, x_adv, y, clean_prediction and what else is not worked out from the outcomes.
         outcomes: Verdict, attacked, and what is told, by attack.
         raw: The records that were asked for, kept to go on from.
+        asked: What the evaluation was asked for.
     """
     n = len(arrays["y"])
     correct = arrays["clean_prediction"] == arrays["y"]
@@ -62,6 +64,7 @@ def write(
     arrays = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
     about = {"norm": norm, "eps": repr(eps), "n": n, "weights": weights, "finished": finished}
     about |= {"model_sha256": model_sha256, "data_sha256": data_sha256, "sample": sample}
+    about |= {} if asked is None else {"asked": asked}
     said = {
         "about": about,
         "outcomes": {name: {**TOLD, **told} for name, (_, _, told) in outcomes.items()},

@@ -80,6 +80,7 @@ def test_the_python_code_of_the_readme_runs(tmp_path, monkeypatch, capsys):
         "attacks",
         "attacks.ensemble",
         "draws",
+        "measures.paired",
         "measures.statistics",
         "threat",
         "objectives.core",

@@ -5,7 +5,7 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 33_250,
+    "lines of Python": 34_180,
     "lines of templates, scripts, styles and YAML": 2_000,
     "classes": 214,
     "dataclasses": 115,

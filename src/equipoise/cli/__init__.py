@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.main import get_command
 
-from equipoise.cli import carding, evaluating, fronting, planning, reporting, training
+from equipoise.cli import carding, evaluating, fronting, gating, planning, reporting, training
 from equipoise.errors import FOREIGN, RunError, UserError
 from equipoise.version import __version__
 
@@ -65,6 +65,7 @@ app.command(epilog=training.EXPLAIN_EPILOG)(training.explain)
 app.command(epilog=evaluating.EVALUATE_EPILOG)(evaluating.evaluate)
 app.command()(evaluating.verify)
 app.command(epilog=carding.CARD_EPILOG)(carding.card)
+app.command(epilog=gating.GATE_EPILOG)(gating.gate)
 app.command(epilog=fronting.FRONT_EPILOG)(fronting.front)
 app.command(epilog=fronting.PICK_EPILOG)(fronting.pick)
 app.command(epilog=planning.COMPARE_EPILOG)(planning.compare)

@@ -10,7 +10,6 @@ from equipoise.errors import UserError
 from equipoise.parsing import checked, lines, load, read_mapping, reason
 from equipoise.plugins import command
 from equipoise.store.records import Record
-from equipoise.store.sealed import weights_digest
 from equipoise.store.verdicts import FOLDER, RECORDS, UNREADABLE, Evaluation, read
 
 _OWN = "own-model.json"  # describes a model that was not trained here
@@ -217,8 +216,7 @@ def _evaluations(run: Path, notes: list[str]) -> list[Evaluation]:
         except UNREADABLE as error:
             notes.append(f"{where} is damaged ({reason(error)}): its numbers are left out.")
             continue
-        weights = run / f"{evaluation.weights}.safetensors"
-        if not weights.is_file() or weights_digest(weights) == evaluation.model_sha256:
+        if evaluation.current:
             current.append(evaluation)
         else:
             notes.append(

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,8 +47,8 @@ def write(
             path.replace(keep)
         temporary.replace(path)
     except OSError as error:
-        if not isinstance(error, _PLACE):
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # its folder may be missing
+            temporary.unlink()
         raise _failure(error, path, again) from None
 
 

@@ -19,7 +19,7 @@ from equipoise.measures import cmmr
 from equipoise.sample import Sample
 from equipoise.store.finding import Finding
 from equipoise.store.records import WORST, Record, stage_of
-from equipoise.store.sealed import read_arrays
+from equipoise.store.sealed import read_arrays, weights_digest
 
 FOLDER = "evaluations"
 RECORDS = "records.jsonl"
@@ -257,6 +257,12 @@ class Evaluation:
     def model_sha256(self) -> str:
         """The checksum of the weights."""
         return str(self.about["model_sha256"])
+
+    @property
+    def current(self) -> bool:
+        """Whether its run folder has the same weights now, or does not hold them in a file."""
+        weights = self.path.parents[1] / f"{self.weights}.safetensors"
+        return not weights.is_file() or weights_digest(weights) == self.model_sha256
 
     @property
     def versions(self) -> Mapping[str, Any]:

@@ -1,0 +1,552 @@
+"""The gate: bounds decide, not estimates; what cannot be decided is never green."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import save_file
+from scipy.stats import binom
+
+from equipoise import cli
+from equipoise.errors import UserError
+from equipoise.jobs.gate import MARGIN, Decision, Requirement, decide
+from equipoise.jobs.gate_files import junit_xml, sarif_json
+from equipoise.jobs.gate_folder import Selection
+from equipoise.measures.paired import drop_bound
+from judgements import write
+
+ROOT = Path(__file__).parents[1]
+N = 400
+OK = {"check": "gradients", "code": "C1", "status": "ok", "message": "fine"}
+FAILED = OK | {"check": "masking", "status": "failed", "message": "masked"}
+
+
+def images(n=N, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.random((n, 1, 2, 2)).astype(np.float32), rng.integers(0, 10, n)
+
+
+def evaluation(
+    run,
+    correct,
+    robust,
+    *,
+    eps=0.1,
+    attacks=("pgd-20",),
+    seed=0,
+    order=None,
+    first=False,
+    findings=(OK,),
+    asked=None,
+    stages=False,
+    **more,
+):
+    """Write an evaluation whose first attack leaves ``robust`` images of ``correct`` ones."""
+    n = len(correct)
+    x, y = images(n, seed)
+    order = np.arange(n) if order is None else order
+    x, y, correct, robust = x[order], y[order], correct[order], (robust & correct)[order]
+    arrays = {"x": x, "x_adv": x, "y": y, "clean_prediction": np.where(correct, y, (y + 1) % 10)}
+    sample = {"n": n, "of": 5000, "seed": None if first else 2, "sha256": f"{seed:x}" * 64}
+    outcomes = {
+        name: (robust if i == 0 else correct.copy(), correct.copy(), {})
+        for i, name in enumerate(attacks)
+    }
+    if stages:
+        told = {"ensemble": "autoattack"}
+        outcomes = {f"autoattack/{name}": (*o[:2], told) for name, o in outcomes.items()}
+    norm, weights = more.get("norm", "linf"), more.get("weights", "model")
+    name = f"{norm}-{eps:.6g}-n{n}-{'first' if first else sample['sha256'][:8]}"
+    name += "" if weights == "model" else f"-{weights}"
+    path = Path(run) / "evaluations" / f"{name}.safetensors"
+    more = {"classes": [str(i) for i in range(10)], "sample": sample} | more
+    return write(path, arrays, outcomes, eps=eps, findings=findings, asked=asked, **more)
+
+
+def flags(count, n=N):
+    return np.arange(n) < count
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with 380 of 400 images correct and 300 robust."""
+    evaluation(tmp_path / "new", flags(380), flags(300))
+    return tmp_path / "new"
+
+
+def passed(*given, **more):
+    return [d.passed for d in decide(*given, **more) if d.rule != "checks"]
+
+
+# Requirements
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value", "above", "eps"),
+    [
+        ("worst-case>=0.70", "worst-case", 0.7, False, None),
+        (" clean >= 92% ", "clean", 0.92, False, None),
+        ("pgd-20>.5", "pgd-20", 0.5, True, None),
+        ("pgd-20(step_size=2/255)>=1", "pgd-20(step_size=2/255)", 1.0, False, None),
+        ("audited(within=1%)@4/255>=70 %", "audited(within=1%)", 0.7, False, 4 / 255),
+        ("worst-case@0.1>0", "worst-case", 0.0, True, 0.1),
+    ],
+)
+def test_requirements_are_understood(text, name, value, above, eps):
+    found = Requirement.of(text)
+    assert (found.name, found.value, found.above, found.eps) == (name, value, above, eps)
+
+
+def least_bound(k, n):
+    """The lower bound by its definition: the share at which k or more are a chance of 5 %."""
+    low, high = 0.0, k / n
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if binom.sf(k - 1, n, middle) < 0.05 else (low, middle)
+    return low
+
+
+def test_the_bound_decides_and_not_the_estimate(run):
+    bound = least_bound(300, N)
+    assert 0.70 < bound < 0.75  # the estimate
+    assert passed(run, [f"worst-case>={bound - 1e-6:.9f}"]) == [True]
+    assert passed(run, [f"worst-case>={bound + 1e-6:.9f}"]) == [False]
+    assert passed(run, [f"clean>={least_bound(380, N) - 1e-6:.9f}", "pgd-20>=75%"]) == [
+        True,
+        False,
+    ]
+
+
+def test_a_line_has_estimate_bound_images_and_threat(run):
+    (line, *_) = decide(run, ["worst-case>=0.7"])
+    assert str(line) == (
+        "PASS  worst-case>=0.7: 75.00% of 400 images, 95 % lower bound 71.18% "
+        "(linf, eps 0.1, linf-0.1-n400-00000000)"
+    )
+
+
+def test_the_images_that_would_decide_do(tmp_path, run):
+    (decision, *_) = decide(run, ["worst-case>=0.72"])
+    assert not decision.passed
+    n = int(re.search("about ([0-9]+) images", decision.text)[1])
+    assert 400 < n < 1000
+    evaluation(tmp_path / "more", flags(n, n), flags(-(-3 * n // 4), n))
+    assert passed(tmp_path / "more", ["worst-case>=0.72"]) == [True]
+
+
+def test_equal_is_enough_for_at_least_but_not_for_above(tmp_path):
+    evaluation(tmp_path, flags(0), flags(0))
+    assert passed(tmp_path, ["clean>=0", "clean>0"]) == [True, False]
+
+
+def test_a_failed_check_fails(tmp_path):
+    evaluation(tmp_path, flags(380), flags(300), findings=(OK, FAILED))
+    decisions = decide(tmp_path, ["worst-case>=0.1"])
+    assert [d.passed for d in decisions] == [True, False]
+    assert "failed: masking" in decisions[1].text
+
+
+# Which evaluation
+
+
+@pytest.fixture
+def many(run):
+    """A run with two radii, two norms, two samples and two names of weights."""
+    evaluation(run, flags(380), flags(200), eps=8 / 255 * 4, attacks=("pgd-20", "square-100"))
+    evaluation(run, flags(380), flags(100), norm="l2", eps=0.5, attacks=("cw",))
+    evaluation(run, flags(90, 100), flags(80, 100), eps=0.1, seed=1)
+    evaluation(run, flags(90, 100), flags(85, 100), eps=0.1, first=True, seed=2)
+    evaluation(run, flags(390), flags(320), weights="last")
+    return run
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "estimate"),
+    [
+        ("worst-case@0.1>=0", {"n": 400}, "75.00%"),
+        ("worst-case@32/255>=0", {}, "50.00%"),
+        ("worst-case@0.125490>=0", {}, "50.00%"),
+        ("square-100>=0", {}, "95.00%"),
+        ("cw>=0", {}, "25.00%"),
+        ("worst-case>=0", {"norm": "l2"}, "25.00%"),
+        ("worst-case>=0", {"eps": 0.1, "n": 100}, "80.00%"),
+        ("worst-case>=0", {"n": 100, "first": True}, "85.00%"),
+        ("worst-case>=0", {"weights": "last"}, "80.00%"),
+        ("clean>=0", {"n": 400}, "95.00%"),  # the same at every radius
+    ],
+)
+def test_options_and_radii_choose_an_evaluation(many, text, options, estimate):
+    (decision, *_) = decide(many, [text], selection=Selection(**options))
+    assert decision.text.startswith(estimate)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "said"),
+    [
+        ("worst-case>=0", {}, ["5 evaluations", "linf-0.1-n400-00000000", "l2-0.5-n400", "--eps"]),
+        ("worst-case>=0", {"eps": 0.1}, ["3 evaluations", "linf-0.1-n100-first"]),
+        ("clean>=0", {}, ["5 evaluations", "-n"]),
+        ("pgd-20@0.3>=0", {}, ["no evaluation with --eps 0.3", "to make one"]),
+        ("worst-case>=0", {"norm": "l1"}, ["--norm l1", "linf-0.1-n100-11111111"]),
+        ("worst-case>=0", {"n": 7}, ["-n 7", "evaluate"]),
+        ("worst-case>=0", {"weights": "lasst"}, ["--weights lasst", "n400-00000000-last"]),
+        ("pgd-2>=0", {}, ["did you mean 'pgd-20'?", "square-100", "to run another attack"]),
+    ],
+)
+def test_what_is_ambiguous_or_missing_names_what_is_there(many, text, options, said):
+    with pytest.raises(UserError) as error:
+        decide(many, [text], selection=Selection(**options))
+    assert [part for part in said if part not in str(error.value)] == []
+
+
+def test_a_requirement_on_an_ensemble_and_its_stages(tmp_path):
+    evaluation(tmp_path, flags(380), flags(300), attacks=("apgd-ce", "square"), stages=True)
+    assert passed(tmp_path, ["autoattack>=0.7", "worst-case>=0.7"]) == [True, True]
+
+
+# Against an earlier model
+
+
+def flipped(values, *rows):
+    values = values.copy()
+    values[list(rows)] ^= True
+    return values
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Two runs: of 400 images the new model loses 3 and gains 1, and one more when attacked."""
+    clean = flags(380)
+    evaluation(tmp_path / "old", clean, flags(300))
+    new = flipped(clean, 0, 1, 2, 390)
+    evaluation(tmp_path / "new", new, flipped(flags(300), 5))
+    return tmp_path / "new", tmp_path / "old"
+
+
+def test_the_bound_of_the_paired_drop_decides(pair):
+    clean, worst = (drop_bound(3, 1, N), drop_bound(4, 0, N))
+    assert passed(pair[0], [], pair[1], margin=worst + 1e-4) == [True, True]
+    assert passed(pair[0], [], pair[1], margin=worst - 1e-4) == [True, False]
+    assert passed(pair[0], [], pair[1], margin=clean - 1e-4) == [False, False]
+    assert passed(*pair[:1], ["clean>=0.8"], pair[1]) == [True, clean <= MARGIN, worst <= MARGIN]
+
+
+def test_a_drop_that_no_number_of_images_excuses(pair):
+    drops = decide(pair[0], [], pair[1], margin="0.6%")
+    assert "about" in drops[0].text
+    assert "no number of images would decide" in drops[1].text
+
+
+def test_images_are_matched_in_any_order_by_their_values(tmp_path, pair):
+    expected = [str(d) for d in decide(pair[0], [], pair[1])]
+    old = shutil.copytree(pair[1], tmp_path / "kept")
+    shutil.rmtree(pair[1])
+    order = np.random.default_rng(3).permutation(N)
+    evaluation(pair[1], flags(380), flags(300), order=order)
+    assert [str(d) for d in decide(pair[0], [], pair[1])] == expected
+    shutil.rmtree(old)
+
+
+def test_copies_of_an_image_are_paired_once_each(tmp_path, monkeypatch):
+    x, y = images()
+    x[1], y[1] = x[0], y[0]
+    monkeypatch.setattr(sys.modules[__name__], "images", lambda n, seed: (x.copy(), y.copy()))
+    evaluation(tmp_path / "old", flags(380), flags(300))
+    order = np.random.default_rng(3).permutation(N)
+    evaluation(tmp_path / "new", flags(380), flags(300), order=order)
+    for drop in decide(tmp_path / "new", [], tmp_path / "old")[:2]:
+        assert "(0 images lost, 0 gained" in drop.text
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": 1}, ["no evaluation of the same images", "evaluate OLD --attacks pgd-20"]),
+        ({"eps": 0.2}, ["no evaluation of the same images", "--eps 0.1", "linf-0.2-n400"]),
+        ({"norm": "l2"}, ["threat", "--norm linf"]),
+        ({"weights": "last"}, ["weights", "n400-00000000-last"]),
+        ({"attacks": ("pgd-20", "square-100")}, ["evaluate NEW --attacks square-100 --norm"]),
+        ({"attacks": ("square-100",)}, ["NEW --attacks square-100", "OLD --attacks pgd-20"]),
+        ({"attacks": ("pgd-20", "transfer")}, ["evaluate NEW --transfer RUN"]),
+        ({"attacks": ("apgd-ce",), "stages": True}, ["OLD --attacks pgd-20"]),
+        ({"finished": False}, ["is not finished", "OLD --norm linf --eps 0.1 -n 400 --resume"]),
+        ({"asked": {"checks": False}}, ["--no-checks", "OLD --attacks pgd-20"]),
+    ],
+)
+def test_what_cannot_be_compared_is_said_with_the_command_that_helps(pair, change, said):
+    shutil.rmtree(pair[1])
+    evaluation(pair[1], flags(380), flags(300), **change)
+    with pytest.raises(UserError) as error:
+        decide(pair[0], ["clean>=0.1"], pair[1])
+    text = str(error.value).replace(str(pair[0]), "NEW").replace(str(pair[1]), "OLD")
+    assert [part for part in said if part not in text] == []
+
+
+def test_each_radius_that_is_required_is_compared(pair):
+    for folder in pair:
+        evaluation(folder, flags(380), flags(100), eps=0.2)
+    texts = ["worst-case@0.1>=0.1", "worst-case@0.2>=0.1"]
+    drops = [d for d in decide(pair[0], texts, pair[1]) if d.rule == "drop"]
+    assert len({d.name for d in drops}) == 3  # clean once or twice, the worst case at each radius
+
+
+def test_failed_checks_of_the_earlier_model_fail_too(pair):
+    evaluation(pair[1], flags(380), flags(300), findings=(FAILED,))
+    decisions = decide(pair[0], [], pair[1], margin=0.5)
+    assert [d.passed for d in decisions] == [True, True, True, False]
+
+
+# What cannot be decided
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"finished": False}, "is not finished"),
+        ({"asked": {"checks": False}}, "was made with --no-checks"),
+        ({"eps": float("nan")}, "no evaluation with --eps 0.1"),
+    ],
+)
+def test_an_evaluation_that_decides_nothing(tmp_path, change, said):
+    evaluation(tmp_path, flags(380), flags(300), **change)
+    with pytest.raises(UserError, match=said):
+        decide(tmp_path, ["clean@0.1>=0.1"])
+
+
+def test_a_damaged_evaluation_decides_nothing(many):
+    path = min((many / "evaluations").glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match="is damaged"):
+        decide(many, ["worst-case@32/255>=0"])
+
+
+def test_an_evaluation_of_other_weights_decides_nothing(run):
+    save_file({"weight": np.zeros(3, np.float32)}, run / "model.safetensors")
+    with pytest.raises(UserError, match=r"holds no evaluation; .* is of other weights"):
+        decide(run, ["clean>=0.1"])
+
+
+BAD = [
+    ([], "nothing is required"),
+    (["--require", ""], "is no requirement"),
+    (["--require", "worst-case"], "in quotation marks"),
+    (["--require", ">=0.7"], "is no requirement"),
+    (["--require", "worst-case>="], "takes an accuracy"),
+    (["--require", "worst-case>=nan"], "takes an accuracy"),
+    (["--require", "worst-case>=.nan"], "must be an accuracy"),
+    (["--require", "worst-case>=inf"], "takes an accuracy"),
+    (["--require", "worst-case>=70"], "did you mean 0.7, or 70%?"),
+    (["--require", "worst-case>=-0.1"], "must be an accuracy"),
+    (["--require", "worst-case>=101%"], "must be an accuracy"),
+    (["--require", "worst-case<=0.7"], "write >= or >"),
+    (["--require", "worst-case=0.7"], "write >= or >"),
+    (["--require", "worst-case==0.7"], "write >= or >"),
+    (["--require", "worst-case=>0.7"], "write >= or >"),
+    (["--require", "worst-case≥0.7"], "write >= or >"),
+    (["--require", "clean>=0.1>=0.2"], "is no requirement"),
+    (["--require", "clean>=0.1,worst-case>=0.1"], "is no requirement"),
+    (["--require", "worst-case@>=0.1"], "takes one radius"),
+    (["--require", "worst-case@-1>=0.1"], "takes one radius"),
+    (["--require", "worst-case@nan>=0.1"], "takes one radius"),
+    (["--require", "worstcase>=0.1"], "did you mean 'worst-case'?"),
+    (["--require", "autoattack>=0.1"], "--attacks ATTACK --norm linf --eps 0.1 -n 400"),
+    (["--require", "clean>=0.1", "--margin", "1%"], "--margin is for --against"),
+    (["--require", "clean>=0.1", "--eps", "0.1,0.2"], "takes one radius"),
+    (["--require", "clean>=0.1", "--first"], "with it; got none"),
+    (["--against", "nowhere"], "no run folder at nowhere"),
+    (["--against", ".", "--margin", "1%"], "holds no evaluation"),
+    (["--against", "new", "--margin", "nan"], "--margin takes"),
+    (["--against", "new", "--margin", "5"], "did you mean 0.05, or 5%?"),
+    (["--require", "clean>=0.1", "--junit", "new"], "choose another path"),
+    (["--require", "clean>=0.1", "--sarif", "new/recipe/x"], "choose another path"),
+    (["--require", "clean>=0.1", "--junit", "a", "--sarif", "./a"], "the same file"),
+]
+
+
+@pytest.fixture
+def gate(tmp_path, monkeypatch, capsys):
+    """Return what runs ``equipoise gate`` in this process: exit code, output, errors."""
+
+    def run(*words):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["equipoise", "gate", *words])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize(("words", "said"), BAD, ids=[" ".join(words) for words, _ in BAD])
+def test_bad_input_is_one_line_and_exit_code_two(gate, tmp_path, run, words, said):
+    (run / "recipe").touch()
+    code, out, err = gate("new", *words)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.glob("**/.*.part"))
+
+
+@pytest.mark.parametrize("folder", ["missing", "new/evaluations"])
+def test_a_folder_that_is_no_run(gate, run, folder):
+    code, _, err = gate(folder, "--require", "clean>=0.5")
+    assert code == 2
+    assert folder in err
+
+
+# The command and its files
+
+
+def test_exit_codes_and_the_same_bits_twice(gate, tmp_path, pair):
+    words = ("new", "--require", "clean>=0.9", "--require", "worst-case>0.71")
+    files = ("--junit", "out/a.xml", "--sarif", "out/a.sarif")
+    first = gate(*words, "--against", "old", *files)
+    written = [(tmp_path / name).read_bytes() for name in ("out/a.xml", "out/a.sarif")]
+    assert gate(*words, "--against", "old", *files) == first
+    assert written == [(tmp_path / name).read_bytes() for name in ("out/a.xml", "out/a.sarif")]
+    assert (first[0], first[2]) == (1, "")
+    lines = first[1].splitlines()
+    assert [line[:4] for line in lines] == ["PASS", "FAIL", "PASS", "FAIL", "PASS", "PASS", "FAIL"]
+    assert lines[-1] == "FAILED: 4 of 6 are met"
+    good = gate("new", "--require", "clean>=0.9", "--norm", "linf")
+    assert (good[0], good[1].splitlines()[-1]) == (0, "PASSED: 2 of 2 are met")
+
+
+def test_what_cannot_be_decided_leaves_no_green_file(gate, tmp_path, run):
+    words = ("new", "--junit", "a.xml", "--sarif", "a.sarif", "--require")
+    assert gate(*words, "clean>=0.5")[0] == 0
+    assert gate(*words, "clean>=50")[0] == 2
+    suites = ElementTree.parse(tmp_path / "a.xml").getroot()  # noqa: S314 - our own file
+    assert (suites.get("errors"), suites.get("tests")) == ("1", "1")
+    (result,) = json.loads((tmp_path / "a.sarif").read_text())["runs"][0]["results"]
+    assert result["ruleId"] == "undecided"
+
+
+DECISIONS = [
+    Decision(rule="requirement", name="clean>=0.5", passed=True, text="fine", file=Path("a/b")),
+    Decision(rule="drop", name='<"&\x00\ud800\x1b[2J', passed=False, text="]]>\x07", file=None),
+    Decision(rule="undecided", name="gate", passed=False, text="a: b", file=Path("/x y/ü")),
+]
+
+
+def test_junit_has_a_case_for_each_line_and_no_time():
+    text = junit_xml(DECISIONS, Path("runs/new"))
+    root = ElementTree.fromstring(text.encode())  # noqa: S314 - our own text
+    (suite,) = root
+    assert (root.tag, suite.tag) == ("testsuites", "testsuite")
+    for each in (root, suite):
+        assert {k: each.get(k) for k in ("tests", "failures", "errors")} == {
+            "tests": "3",
+            "failures": "1",
+            "errors": "1",
+        }
+    assert [case.tag for case in suite] == ["testcase"] * 3
+    assert [[part.tag for part in case] for case in suite] == [
+        ["system-out"],
+        ["failure"],
+        ["error"],
+    ]
+    assert all(case.get("classname") == "runs/new" and case.get("name") for case in suite)
+    assert all({"message", "type"} <= set(case[0].keys()) for case in suite[1:])
+    assert "time" not in text
+
+
+def test_sarif_has_what_the_standard_requires():
+    log = json.loads(sarif_json(DECISIONS, Path("runs/new")))
+    assert log["version"] == "2.1.0"
+    assert log["$schema"].endswith("sarif-2.1.0.json")
+    (only,) = log["runs"]
+    driver = only["tool"]["driver"]
+    assert driver["name"]
+    rules = driver["rules"]
+    assert all(rule["id"] and rule["shortDescription"]["text"] for rule in rules)
+    assert [r["ruleId"] for r in only["results"]] == ["drop", "undecided"]
+    for result in only["results"]:
+        assert rules[result["ruleIndex"]]["id"] == result["ruleId"]
+        assert result["level"] in ("none", "note", "warning", "error")
+        assert result["message"]["text"].isprintable()
+        (location,) = result["locations"]
+        assert location["physicalLocation"]["artifactLocation"]["uri"] in (
+            "runs/new",
+            "file:///x%20y/%C3%BC",
+        )
+        assert all(isinstance(v, str) for v in result["partialFingerprints"].values())
+
+
+def test_help_teaches(gate):
+    code, out, _ = gate("--help")
+    assert code == 0
+    for text in ("Exit code 0", "1: ", "2: ", '--require "worst-case>=0.70"', "examples/gate"):
+        assert text in out
+
+
+def test_no_torch_is_imported(run):
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom equipoise.jobs.gate import decide\n"
+        "import equipoise.jobs.gate_files\n"
+        f"decide(Path({str(run)!r}), ['clean>=0.5'], Path({str(run)!r}))\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+# The examples
+
+
+def shell_commands(name):
+    """Return the commands of an example of a build server, and the variables they are given."""
+    content = yaml.safe_load((ROOT / "examples" / "gate" / name).read_text(encoding="utf-8"))
+    if name == "gitlab-ci.yml":
+        (job,) = content.values()
+        return job["script"], job["variables"]
+    (job,) = content["jobs"].values()
+    return [step["run"] for step in job["steps"] if "run" in step], content["env"]
+
+
+@pytest.fixture(scope="module")
+def released(command, tmp_path_factory):
+    """Return a folder with two runs, as the examples expect them."""
+    folder = tmp_path_factory.mktemp("examples")
+    words = ("width=0.5", "rounds=6", "validation=100", "batch_size=50", "attack.steps=3")
+    words += ("validation_attack=pgd-3", "eps=0.1", "--out", "runs/released")
+    ended = command("train", "pgd-at", "--data", "digits", *words, cwd=folder)
+    assert ended.code == 0, ended.err
+    shutil.copytree(folder / "runs/released", folder / "runs/new")
+    words = ("--attacks", "pgd-20,square-100", "-n", "300")
+    assert command("evaluate", "runs/released", *words, cwd=folder).code == 0
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["github-action.yml", "gitlab-ci.yml"])
+def test_the_examples_run_as_plain_commands(released, tmp_path, name):
+    folder = Path(shutil.copytree(released, tmp_path / "checkout"))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "equipoise").write_text(
+        f'#!/bin/sh\nexec {sys.executable} -m equipoise "$@"\n'
+    )
+    (tmp_path / "bin" / "equipoise").chmod(0o755)
+    install, *commands = shell_commands(name)[0]
+    assert install == 'pip install "$EQUIPOISE"'
+    assert set(shell_commands(name)[1]) == {"EQUIPOISE"}
+
+    def shell(text):
+        script = f'export PATH="{tmp_path}/bin:$PATH"; {text}'
+        words = ["bash", "-euo", "pipefail", "-c", script]
+        return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+
+    for text in commands:
+        done = shell(text)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "PASSED" in done.stdout
+    assert (folder / "gate.xml").is_file()
+    assert (folder / "gate.sarif").is_file() == (name == "github-action.yml")
+    assert shell(commands[-1].replace("clean>=90%", "clean>=99.9%")).returncode == 1
