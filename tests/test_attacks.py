@@ -481,7 +481,7 @@ def test_attacks_leave_no_trace_when_the_model_raises(name, threat, fails_at):
 
     handle = net[3].register_forward_pre_hook(fail)
     before = state_of(net)
-    if name == "fgsm" and fails_at == 2:  # it calls the model once
+    if name in ("fgsm", "noise") and fails_at == 2:  # they call the model once
         quick(name)(net, x, y, threat)
     else:
         with pytest.raises(RuntimeError, match="the model failed"):
@@ -527,7 +527,8 @@ def test_any_shape_and_float_type_works(name, threat, shape, dtype):
     assert x_adv.dtype == dtype
     assert x_adv.shape == problem.x.shape
     assert threat.contains(problem.x, x_adv).all()
-    assert (problem.attained(x_adv) < problem.attained(problem.x)).all()
+    lower = problem.attained(x_adv) < problem.attained(problem.x)
+    assert lower.any() if name == "noise" else lower.all()  # noise ascends nothing
 
 
 @pytest.mark.parametrize(("name", "threat"), CASES)

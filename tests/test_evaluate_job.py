@@ -30,7 +30,7 @@ from problems import small_layers, small_net
 QUICK = "pgd-3,apgd-t-4,square-20"
 OFTEN = """
 from importlib import import_module
-k = import_module("equipoise.evaluation.evaluate")
+k = import_module("equipoise.evaluation.saving")
 k.SAVE_SECONDS = k.SAVE_SHARE = 0
 """
 

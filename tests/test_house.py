@@ -5,10 +5,10 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 34_180,
+    "lines of Python": 35_550,
     "lines of templates, scripts, styles and YAML": 2_000,
-    "classes": 214,
-    "dataclasses": 115,
+    "classes": 224,
+    "dataclasses": 124,
     "class names in several modules": 0,
     "modules beside packages": 12,
     "deepest import chain": 18,

@@ -203,7 +203,7 @@ def test_a_resumed_evaluation_comes_out_again_to_the_bit(trained, tmp_path, monk
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Store, "write", interrupted)
-    evaluating = import_module("equipoise.evaluation.evaluate")
+    evaluating = import_module("equipoise.evaluation.saving")
     monkeypatch.setattr(evaluating, "SAVE_SECONDS", 0)
     monkeypatch.setattr(evaluating, "SAVE_SHARE", 0)
     with pytest.raises(KeyboardInterrupt):

@@ -12,9 +12,12 @@ __all__ = [
     "MIFGSM",
     "PGD",
     "Attack",
+    "Audited",
     "AutoAttack",
     "CWInf",
     "CarliniWagnerL2",
+    "MarginAscent",
+    "Noise",
     "Square",
     "check_norms",
     "cost",
@@ -33,12 +36,13 @@ from typing import Any
 from equipoise.attacks.apgd import APGD, APGDCE, APGDDLR, APGDT
 from equipoise.attacks.carlini_wagner import CarliniWagnerL2
 from equipoise.attacks.core import Attack, cost
-from equipoise.attacks.ensemble import AutoAttack
+from equipoise.attacks.ensemble import Audited, AutoAttack
 from equipoise.attacks.fab import FAB, FABT
+from equipoise.attacks.margin import MarginAscent, Noise
 from equipoise.attacks.pgd import FGSM, MIFGSM, PGD, CWInf
 from equipoise.attacks.square import Square
 from equipoise.errors import UserError, nearest, short
-from equipoise.parsing import number
+from equipoise.parsing import number, share
 from equipoise.threat import NORMS
 
 ATTACKS: dict[str, tuple[Callable[..., Attack], str]] = {
@@ -53,6 +57,12 @@ ATTACKS: dict[str, tuple[Callable[..., Attack], str]] = {
     "fab": (FAB, "the smallest perturbation across the nearest boundary"),
     "fab-t": (FABT, "the same towards each of the 9 nearest classes"),
     "square": (Square, "random squares, without gradients; square-K takes K queries (5000)"),
+    "noise": (Noise, "random points at the full radius"),
+    "margin": (MarginAscent, "ascent on the margin, towards the nearest classes; margin-K"),
+    "audited": (
+        Audited,
+        "a cheap search, audited by autoattack: audited(within=1%, budget=100%)",
+    ),
     "autoattack": (AutoAttack, "the standard ensemble: apgd-ce, apgd-t, fab-t, square"),
     "autoattack-plus": (
         partial(AutoAttack, version="plus"),
@@ -170,5 +180,6 @@ def _options(text: str) -> dict[str, Any]:
             raise UserError(f"cannot read the option {short(item)}; write it like restarts=5")
         if key.strip() in options:
             raise UserError(f"the option {key.strip()} is given twice")
-        options[key.strip()] = number(value.strip())
+        given = value.strip()
+        options[key.strip()] = share(given, key.strip()) if given.endswith("%") else number(given)
     return options

@@ -12,7 +12,8 @@ from equipoise.errors import RunError, UserError
 from equipoise.terminal.progress import Console
 
 EVALUATE_EPILOG = (
-    "AutoAttack: --attacks autoattack. Each attack on all images, as in the tables of papers: "
+    "AutoAttack: --attacks autoattack. The same with a bound, in a fraction of its time: "
+    "--attacks audited. Each attack on all images, as in the tables of papers: "
     "--attacks pgd-20,autoattack --individual. A model of your own: equipoise evaluate "
     "package.module:function --weights FILE --data cifar10 --eps 8/255."
 )
@@ -107,6 +108,7 @@ def evaluate(
     checks: Annotated[
         bool, typer.Option(help="Check for what would make the numbers untrustworthy.")
     ] = True,
+    nonce: options.Nonce = None,
     transfer: Annotated[
         list[Path] | None,
         typer.Option(help="Also try the adversarial examples of this run; may be repeated."),
@@ -148,6 +150,7 @@ def evaluate(
     if trust and run is not None:  # first: its file may add attacks
         run_trusted(open_folder(run).made_with(), console.warn)
     fixed = {"attacks": attacks, "individual": individual, "seed": seed, "passes": passes}
+    fixed["nonce"] = nonce
     given = {name: value for name, value in fixed.items() if value is not None}
     protocol = options.protocol_of(
         norm=norm,
@@ -227,6 +230,14 @@ def verify(
             help="With --again: any text; it determines which images are drawn. Default: random."
         ),
     ] = None,
+    audit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NONCE",
+            help="Also repeat the audits of audited evaluations with this nonce, any text: other "
+            "images go through AutoAttack. Nobody could prepare for a nonce that you choose now.",
+        ),
+    ] = None,
     data_dir: options.DataDir = None,
     device: options.Device = "auto",
     quiet: options.Quiet = False,
@@ -236,7 +247,7 @@ def verify(
     It needs forward passes only. Each example must be finite, in the range, in the ball (in
     float64), and misclassified by the float32 model, and every number must follow from the
     verdicts; otherwise the exit code is 1. This proves an upper bound on the robust accuracy.
-    --again attacks again images that are stored as robust.
+    --again attacks again images that are stored as robust, --audit repeats an audit.
     """
     from equipoise.jobs.verify import verify_run
 
@@ -248,6 +259,7 @@ def verify(
         trust=trust,
         again=again,
         nonce=nonce,
+        audit=audit,
         console=Console(quiet=quiet),
     )
 

@@ -26,6 +26,13 @@ Attacks = Annotated[
         "APGD attacks."
     ),
 ]
+Nonce = Annotated[
+    str | None,
+    typer.Option(
+        help="With audited: any text; it determines which images go through AutoAttack. Default: "
+        "the seed."
+    ),
+]
 Eps = Annotated[
     str | None,
     typer.Option(help="Radii, separated by commas, like 8/255; default: that of the training."),

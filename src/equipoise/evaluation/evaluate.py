@@ -1,9 +1,8 @@
 """Evaluating a model: attacks search for adversarial examples, and the judge decides on them."""
 
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,31 +10,28 @@ from torch import Tensor, nn
 
 from equipoise.attacks.core import Attack, check_inputs, examples, tensors
 from equipoise.errors import RunError, UserError, one_line, short
+from equipoise.evaluation.audited import audit
+from equipoise.evaluation.audited import begun as begin
 from equipoise.evaluation.checks.after import after as check_results
 from equipoise.evaluation.checks.after import transfer as check_transfer
-from equipoise.evaluation.checks.audit import audit
+from equipoise.evaluation.checks.audit import audit as check_attack
 from equipoise.evaluation.checks.before import before
 from equipoise.evaluation.checks.probes import probes
 from equipoise.evaluation.judge import Judge
 from equipoise.evaluation.outcome import Stage
-from equipoise.evaluation.protocol import Protocol
+from equipoise.evaluation.protocol import STAGED, Protocol
 from equipoise.evaluation.result import Result
 from equipoise.evaluation.search import TRANSFER, Search
-from equipoise.evaluation.stored import Store
 from equipoise.execution.outputs import as_module
 from equipoise.execution.passes import NoGradient, outside_inference, restored, seeded
 from equipoise.execution.policy import Execution, Layout, Precision
 from equipoise.store.finding import Finding
-from equipoise.terminal.progress import AttackProgress, Console
+from equipoise.terminal.progress import AttackProgress
 from equipoise.threat import Threat
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch.utils.data import DataLoader, Dataset
-
-SAVE_SECONDS = 5.0
-SAVE_SHARE = 20  # a save may cost a twentieth of the time
-_SHOWN = ("outputs", "search-form")  # findings that are shown although nothing is wrong
 
 
 def evaluate(
@@ -54,6 +50,7 @@ def evaluate(
     passes: int | None = None,
     strongest: bool = False,
     checks: bool = True,
+    nonce: str | None = None,
     others: Mapping[str, Tensor] | None = None,
     control: Tensor | None = None,
     classes: Sequence[str] = (),
@@ -95,6 +92,8 @@ def evaluate(
             other attacks always keep the first. Searches on random or compiled models always
             continue.
         checks: Whether to check for what would make the numbers untrustworthy.
+        nonce: With ``"audited"`` any text, which determines the images that are audited; None:
+            the seed. See ``Result.audit``.
         others: Adversarial examples of other models for the same inputs, by name, with the shape
             of ``x``: those that fool this model count, as the attack ``"transfer"``.
         control: Which examples stay correct on an undefended model, with shape (N,).
@@ -118,6 +117,7 @@ def evaluate(
         passes=passes,
         strongest=strongest,
         checks=checks,
+        nonce=nonce,
     ).under(threat)
     return evaluate_by(protocol, model, x, y, others=others, control=control, classes=classes)
 
@@ -178,6 +178,7 @@ def evaluate_by(
                 after(search.result())
 
         search.look(begun)
+        _begin_audit(search, protocol)
         if protocol.checks:
             search.note(_checks_before(search, protocol.attacks, model.training))
             save()
@@ -190,6 +191,7 @@ def evaluate_by(
             check = check_transfer(model, x, y, search.threat, others, robust, seed=search.seed)
             search.note(check[:1])
             search.transfer(others)
+        _audit(search, protocol, advance or (lambda progress: None), save)
         if protocol.checks:
             search.note(_checks_after(search, stages, control))
         return search.result()
@@ -220,26 +222,70 @@ def _attack(
 ) -> None:
     """Run all attacks; the results up to then are kept, whatever happens."""
     for number, stage in enumerate(stages, 1):
+        numbered = (
+            replace(progress, number=number, stages=len(stages)) for progress in search.run(stage)
+        )
         try:
-            for progress in search.run(stage):
-                advance(replace(progress, number=number, stages=len(stages)))
-                save()
+            _follow(search, stage.name, numbered, advance, save)
         except NoGradient as error:
             search.skip(stage, error)
             save()
-        except (UserError, MemoryError, torch.OutOfMemoryError, KeyboardInterrupt):
+
+
+def _begin_audit(search: Search, protocol: Protocol) -> None:
+    """Note with an evaluation that it will be audited, if it will."""
+    if protocol.audited is None:
+        return
+    if not search.repeats:
+        raise UserError(
+            "the model gives different outputs for the same input, so AutoAttack's verdict is no "
+            "fixed fact that an audit could bound: use autoattack-rand"
+        )
+    name, spec = protocol.audited
+    nonce = f"seed {search.seed}" if protocol.nonce is None else protocol.nonce
+    search.audit = begin(search, spec, nonce, name)
+
+
+def _audit(
+    search: Search,
+    protocol: Protocol,
+    advance: Callable[[AttackProgress], None],
+    save: Callable[[], None],
+) -> None:
+    """Audit what the attacks have left, if it is asked for; the results up to then are kept."""
+    if protocol.audited is None:
+        return
+    name, spec = protocol.audited
+    ensemble = STAGED if protocol.individual is False else name
+    _follow(search, name, audit(search, spec, name, ensemble), advance, save)
+
+
+def _follow(
+    search: Search,
+    name: str,
+    steps: Iterator[AttackProgress],
+    advance: Callable[[AttackProgress], None],
+    save: Callable[[], None],
+) -> None:
+    """Run the steps of an attack; the results up to then are kept, whatever happens."""
+    try:
+        for progress in steps:
+            advance(progress)
             save()
-            raise
-        except Exception as error:
-            save()
-            outcome, n = search.outcomes.get(stage.name), len(search.y)
-            done = int(outcome.attacked.sum()) if outcome else 0
-            failure = RunError(
-                f"{stage.name} failed after {done} of {n} images ({one_line(error)}); the results "
-                "up to then are kept"
-            )
-            failure.result = search.result()
-            raise failure from error
+    except NoGradient:
+        raise
+    except (UserError, MemoryError, torch.OutOfMemoryError, KeyboardInterrupt):
+        save()
+        raise
+    except Exception as error:
+        save()
+        outcome, n = search.outcomes.get(name), len(search.y)
+        done = f" after {int(outcome.attacked.sum())} of {n} images" if outcome else ""
+        failure = RunError(
+            f"{name} failed{done} ({one_line(error)}); the results up to then are kept"
+        )
+        failure.result = search.result()
+        raise failure from error
 
 
 def _checks_before(search: Search, attacks: Any, training: bool) -> list[Finding]:
@@ -257,7 +303,7 @@ def _checks_before(search: Search, attacks: Any, training: bool) -> list[Finding
     )
     for name, attack in attacks.items() if isinstance(attacks, Mapping) else ():
         if not type(attack).__module__.startswith("equipoise.attacks"):
-            findings += audit(attack, model, s.x, s.y, s.threat, seed=s.seed, name=name)
+            findings += check_attack(attack, model, s.x, s.y, s.threat, seed=s.seed, name=name)
     return findings
 
 
@@ -279,103 +325,3 @@ def _checks_after(
         threat=s.threat,
         control=control,
     )
-
-
-def evaluate_and_save(
-    protocol: Protocol,
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    *,
-    store: Store,
-    about: Mapping[str, Any],
-    origin: Mapping[str, Any],
-    console: Console,
-    before: Result | None = None,
-    resume: bool = False,
-    again: str = "",
-    **given: Any,
-) -> Result:
-    """Evaluate a model as :func:`evaluate_by` does, and save the result while it runs.
-
-    Arguments:
-        protocol: As for :func:`evaluate_by`, as are the next three.
-        model: The model.
-        x: The inputs, with shape (N, ...).
-        y: The labels, with shape (N,).
-        store: Where the result is stored.
-        about: What the evaluation is of, and its options.
-        origin: The data and the versions that it was made with.
-        console: Where progress and findings are shown.
-        before: An earlier result on the same model and points; its verdicts count in the stored
-            result.
-        resume: Whether ``before`` is continued.
-        again: The command that continues after an interruption; empty: it is not shown.
-        given: ``others``, ``warm``, ``control`` and ``classes``, as for :func:`evaluate_by`.
-
-    Returns:
-        The result that is stored.
-
-    Raises:
-        UserError, RunError: As :func:`equipoise.evaluate`; the result up to then is stored.
-    """
-    saver = _Saver(store, x, about, origin, console, before)
-    begun = before if resume else None
-    try:
-        result = evaluate_by(
-            protocol, model, x, y, begun=begun, advance=console.attack, after=saver.after, **given
-        )
-    except BaseException:
-        if saver.latest is not None and saver.latest.outcomes:
-            saver.save(saver.latest)
-            if again:
-                console.say(f"the results so far are kept; continue with: {again}")
-        raise
-    saver.show(result.findings)
-    return saver.save(result, finished=True)
-
-
-@dataclass
-class _Saver:
-    """Saves one evaluation, and shows its findings."""
-
-    store: Store
-    x: Tensor
-    about: Mapping[str, Any]
-    origin: Mapping[str, Any]
-    console: Console
-    before: Result | None
-    latest: Result | None = None
-    ended: set[str] = field(default_factory=set)
-    shown: list[Finding] = field(default_factory=list)
-    saved: float = field(default_factory=time.monotonic)
-    cost: float = 0.0
-
-    def after(self, result: Result) -> None:
-        """Save a result if an attack has ended, or if the last save is some time ago."""
-        ended = {name for name, outcome in result.outcomes.items() if outcome.finished}
-        due = time.monotonic() - self.saved > max(SAVE_SECONDS, SAVE_SHARE * self.cost)
-        self.latest = result
-        self.show(result.findings)
-        if ended - self.ended or due:
-            self.save(result)
-        self.ended = ended
-
-    def save(self, result: Result, finished: bool = False) -> Result:
-        """Store a result together with the earlier one, and return both joined."""
-        start = time.monotonic()
-        joined = result.joined(self.before)
-        self.store.write(joined, self.x, {**self.about, "finished": finished}, self.origin)
-        self.saved, self.cost = time.monotonic(), time.monotonic() - start
-        return joined
-
-    def show(self, findings: Sequence[Finding]) -> None:
-        """Show the findings that are new, as far as something is wrong."""
-        for finding in findings:
-            if finding in self.shown:
-                continue
-            self.shown.append(finding)
-            if finding.alarm:
-                self.console.warn(f"{finding.check}: {finding.message}; {finding.remedy}")
-            elif finding.check in _SHOWN:
-                self.console.say(f"{finding.check}: {finding.message}")

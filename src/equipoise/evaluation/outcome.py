@@ -20,12 +20,14 @@ class Stage:
         ensemble: The name of its ensemble; empty: none.
         after: It attacks the examples that are still robust after these stages; none: all correct
             examples.
+        share: It attacks this share of them, those with the smallest margin so far.
     """
 
     name: str
     attack: Attack
     ensemble: str = ""
     after: tuple[str, ...] = ()
+    share: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -8,16 +8,23 @@ import torch
 
 from equipoise.attacks import check_norms, parse_list, without_clean
 from equipoise.attacks.core import Attack, refuse, uncounted
-from equipoise.attacks.ensemble import AutoAttack
+from equipoise.attacks.ensemble import Audited, Ensemble
 from equipoise.errors import UserError
 from equipoise.evaluation.outcome import Stage
 from equipoise.execution.policy import Execution
 from equipoise.parsing import check_seed
+from equipoise.store.audit import check_nonce
 from equipoise.threat import Norm, Threat
 
 STAGED = "staged"  # the name of the ensemble of all attacks where all are stages
 DEFAULT = ("fgsm", "pgd-20", "mi-fgsm-10", "cw-inf-30")
+WEAKEST = 0.1  # the share of examples, those with the smallest margin, that "restarts" attacks
 _SEARCH = ("precision", "layout", "compile")  # of the execution
+
+
+def ensemble_name(spec: str) -> str:
+    """Return the name of an ensemble in a result, without the options of ``audited(...)``."""
+    return spec.partition("(")[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +50,7 @@ class Protocol:
         strongest: Whether PGD continues to the point with the largest loss; see
             :func:`equipoise.evaluate`.
         checks: Whether to check for what would make the numbers untrustworthy.
+        nonce: The text that determines which images an audit draws; None: the seed.
 
     Raises:
         UserError: If an attack does not exist or is not defined for the norm, or a value is
@@ -63,6 +71,7 @@ class Protocol:
     passes: int | None = None
     strongest: bool = False
     checks: bool = True
+    nonce: str | None = None
 
     def __post_init__(self) -> None:
         if self.attacks is not None and not isinstance(self.attacks, Mapping):
@@ -70,11 +79,19 @@ class Protocol:
             object.__setattr__(self, "attacks", names)
         refuse(uncounted(self, "batch_size", *(["passes"] if self.passes is not None else [])))
         check_seed(self.seed)
+        check_nonce(self.nonce)
         if self.eps is not None:
             Threat(self.norm or "linf", self.eps, self.low, self.high)
         named = self.named
         if self.norm is not None and self.attacks is not None:
             check_norms(named, self.norm)
+        audits = [name for name, attack in named.items() if isinstance(attack, Audited)]
+        if len(audits) > 1:
+            raise UserError(f"expected one audited search, got {' and '.join(audits)}")
+        if audits and self.individual:
+            raise UserError("audited runs its stages one after the other: not with --individual")
+        if self.nonce is not None and not audits:
+            raise UserError("a nonce is for an audit: add audited to the attacks")
 
     @property
     def named(self) -> dict[str, Attack]:
@@ -104,10 +121,10 @@ class Protocol:
         stages: list[Stage] = []
         before: list[str] = []
         for name, attack in self.named.items():
-            if isinstance(attack, AutoAttack):
+            if isinstance(attack, Ensemble):
                 assert self.norm is not None, "see complete"
-                every = attack.stages(self.norm)
-                parts, ensemble = {f"{name}/{part}": every[part] for part in every}, name
+                every, ensemble = attack.stages(self.norm), ensemble_name(name)
+                parts = {f"{ensemble}/{part}": every[part] for part in every}
             else:
                 parts, ensemble = {name: attack}, ""
             if self.individual is False:
@@ -116,9 +133,16 @@ class Protocol:
                 before = []
             for part, stage in parts.items():
                 after = () if self.individual else tuple(before)
-                stages.append(Stage(part, stage, ensemble, after))
+                share = WEAKEST if part == f"{ensemble}/restarts" else 1.0
+                stages.append(Stage(part, stage, ensemble, after, share))
                 before.append(part)
         return stages
+
+    @property
+    def audited(self) -> tuple[str, Audited] | None:
+        """Return the audited search among the attacks, with its name; None: there is none."""
+        found = [(k, a) for k, a in self.named.items() if isinstance(a, Audited)]
+        return (ensemble_name(found[0][0]), found[0][1]) if found else None
 
     def under(self, threat: Threat) -> Self:
         """Return the same protocol with another threat."""
@@ -145,7 +169,8 @@ class Protocol:
 
     def key(self, device: torch.device) -> dict[str, Any]:
         """Return what verdicts depend on, without model and images, as plain values."""
-        return {
+        drawn = {"nonce": self.nonce} if self.audited else {}
+        return drawn | {
             "attacks": [str(attack) for attack in self.named.values()],
             "norm": self.threat.norm,
             "eps": repr(self.threat.eps),

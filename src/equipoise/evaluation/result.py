@@ -9,6 +9,7 @@ from torch import Tensor
 
 from equipoise.errors import UserError
 from equipoise.evaluation.outcome import Outcome
+from equipoise.store.audit import Audit
 from equipoise.store.finding import Finding
 from equipoise.store.verdicts import Verdicts
 from equipoise.terminal.table import TextTable, accuracy
@@ -37,6 +38,7 @@ class Result:
         precision: The arithmetic of the search; the judge's is float32.
         memory: The most memory the process has held, in bytes.
         classes: The names of the classes; may be empty.
+        audit: The audit of the search by AutoAttack, with bounds; None: none was asked for.
     """
 
     threat: Threat
@@ -53,6 +55,7 @@ class Result:
     precision: str = "float32"
     memory: int = 0
     classes: Sequence[str] = field(default=())
+    audit: Audit | None = None
 
     @property
     def correct(self) -> Tensor:
@@ -93,8 +96,9 @@ class Result:
 
     @property
     def finished(self) -> bool:
-        """Whether every attack has attacked all its examples."""
-        return all(outcome.finished for outcome in self.outcomes.values())
+        """Whether every attack has attacked all its examples, and an audit has ended."""
+        audited = self.audit is None or self.audit.finished
+        return audited and all(outcome.finished for outcome in self.outcomes.values())
 
     @property
     def clean_accuracy(self) -> float:
@@ -120,9 +124,10 @@ class Result:
             return self
         stronger = before.margin < self.margin
         mask = stronger.view(-1, *[1] * (self.x_adv.ndim - 1))
-        return replace(
+        joined = replace(
             self,
             outcomes={**before.outcomes, **self.outcomes},
+            audit=self.audit or before.audit,
             margin=torch.minimum(before.margin, self.margin),
             x_adv=torch.where(mask, before.x_adv, self.x_adv),
             distance=torch.where(stronger, before.distance, self.distance),
@@ -130,6 +135,17 @@ class Result:
                 stronger, before.adversarial_prediction, self.adversarial_prediction
             ),
         )
+        return joined.recounted()
+
+    def recounted(self) -> "Result":
+        """Return the same with the counts of the audit that follow from the verdicts."""
+        if self.audit is None:
+            return self
+        counted = self.counted
+        audit = self.audit.counted(
+            counted.correct, counted.robust, self.margin.numpy(), counted.costs
+        )
+        return replace(self, audit=audit)
 
     @property
     def counted(self) -> Verdicts:
@@ -147,6 +163,7 @@ class Result:
             passes=self.passes,
             precision=self.precision,
             classes=self.classes,
+            audit=self.audit,
         )
 
     def __repr__(self) -> str:
@@ -166,6 +183,8 @@ class Result:
         notes = [f"failed: {finding.check}: {finding.message}" for finding in failed]
         if warnings := sum(finding.status == "warning" for finding in self.findings):
             notes.append(f"{warnings} of the checks warn: see findings")
+        if self.audit is not None:
+            notes.append(self.audit.sentence)
         if not self.finished:
             notes.append("interrupted: not all examples were attacked")
         header = ("attack", "accuracy", "95 % interval", "images")

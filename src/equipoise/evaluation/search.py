@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from equipoise.execution.passes import NoGradient
 from equipoise.execution.policy import Execution
 from equipoise.losses import margin
 from equipoise.stopwatch import peak_memory
+from equipoise.store.audit import Audit
 from equipoise.store.finding import Finding
 from equipoise.store.provenance import machine
 from equipoise.terminal.progress import AttackProgress
@@ -72,6 +74,7 @@ class Search:
         self.outcomes: dict[str, Outcome] = {}
         self.findings: dict[str, Finding] = {}
         self.skipped: list[str] = []  # attacks that need gradients where there are none
+        self.audit: Audit | None = None
         self.bfloat16 = self.form.precision != "float32"
 
     def look(self, begun: Result | None) -> None:
@@ -105,6 +108,7 @@ class Search:
         copies = [part.to(device, copy=True) for part in parts]  # the search writes into them
         self.x_adv, self.margin, self.answer, self.distance = copies
         self.note(begun.findings)
+        self.audit = begun.audit
         self.outcomes = {name: _moved(o, device) for name, o in begun.outcomes.items()}
 
     def note(self, findings: Sequence[Finding]) -> None:
@@ -124,12 +128,17 @@ class Search:
             robust = robust & outcome.verdict
         return robust
 
-    def run(self, stage: Stage) -> Iterator[AttackProgress]:
-        """Run one attack on its examples, a batch at a time."""
-        wanted = self.correct
-        for name in stage.after:
-            if name in self.outcomes:  # else it was skipped
-                wanted = wanted & self.outcomes[name].verdict
+    def run(
+        self, stage: Stage, wanted: Tensor | None = None, *, last: bool = True
+    ) -> Iterator[AttackProgress]:
+        """Run one attack on its examples, a batch at a time.
+
+        Arguments:
+            stage: The attack.
+            wanted: Which examples it attacks, with shape (N,); None: as the stage says.
+            last: Whether it has then attacked all its examples.
+        """
+        wanted = self._wanted(stage) if wanted is None else wanted
         outcome, settings = self._begin(stage), self._settings(stage.attack)
         outcome = self.outcomes.setdefault(stage.name, outcome)
         if outcome.settings != settings:
@@ -138,13 +147,30 @@ class Search:
                 "evaluation without --resume"
             )
         total = int(wanted.sum())
+        if outcome.finished:  # margins are others by now, so that a share would be another one
+            wanted = torch.zeros_like(wanted)
         for index, form in self._batches(stage, wanted):
             if len(index):
                 outcome = self._attack(stage.attack, index, form, outcome)
                 self.outcomes[stage.name] = outcome
                 yield self._progress(stage.name, int((wanted & outcome.attacked).sum()), total)
-        self.outcomes[stage.name] = replace(outcome, finished=True)
+        self.outcomes[stage.name] = replace(outcome, finished=last or outcome.finished)
         yield self._progress(stage.name, total, total)
+
+    def _wanted(self, stage: Stage) -> Tensor:
+        """Return which examples an attack attacks, with shape (N,)."""
+        wanted = self.correct
+        for name in stage.after:
+            if name in self.outcomes:  # else it was skipped
+                wanted = wanted & self.outcomes[name].verdict
+        if stage.share < 1:  # the same after a resume: margins have only become smaller
+            rows = wanted.nonzero()[:, 0]
+            smallest = self.margin[rows].argsort(stable=True, dim=0)[
+                : ceil(stage.share * len(rows))
+            ]
+            wanted = torch.zeros_like(wanted)
+            wanted[rows[smallest]] = True
+        return wanted
 
     def _batches(self, stage: Stage, wanted: Tensor) -> Iterator[tuple[Tensor, Fast]]:
         """Return the rows of each batch of an attack, and the form of the model to search in."""
@@ -154,7 +180,8 @@ class Search:
             yield batch[~self.outcomes[stage.name].attacked[batch]], self.form
         outcome = self.outcomes[stage.name]
         if self.bfloat16 and not outcome.finished:
-            near = outcome.attacked & outcome.verdict & (self.margin < NEAR * self.clean_margin)
+            near = wanted & outcome.attacked & outcome.verdict
+            near &= self.margin < NEAR * self.clean_margin
             for batch in torch.split(near.nonzero()[:, 0], size):
                 if len(batch):  # the float32 form is made only if it is needed
                     yield batch, self.full
@@ -293,7 +320,7 @@ class Search:
     def result(self) -> Result:
         """Return the result so far, on the CPU."""
         cpu = torch.device("cpu")
-        return Result(
+        result = Result(
             threat=self.threat,
             y=self.y.cpu(),
             prediction=self.prediction.cpu(),
@@ -308,7 +335,9 @@ class Search:
             precision="bfloat16" if self.bfloat16 else "float32",
             memory=peak_memory(),
             classes=self.classes,
+            audit=self.audit,
         )
+        return result.recounted()
 
 
 def _moved(outcome: Outcome, device: torch.device) -> Outcome:

@@ -25,6 +25,7 @@ from equipoise.evaluation.result import Result
 from equipoise.measures import distortion
 from equipoise.sample import Sample
 from equipoise.store import verdicts
+from equipoise.store.audit import Audit
 from equipoise.store.finding import Finding
 from equipoise.store.runs import Run
 from equipoise.store.sealed import file_digest, read_arrays, seal, stamped
@@ -164,9 +165,19 @@ def summary_of(evaluation: verdicts.Evaluation, digest: str) -> dict[str, Any]:
         "records": [record.content() for record in evaluation.records],
         "findings": [finding.record() for finding in evaluation.findings],
         "memory": evaluation.memory,
+        **_audited(evaluation),
         "origin": dict(evaluation.origin),
         "examples": {"file": evaluation.path.name, "sha256": digest},
     }
+
+
+def _audited(evaluation: verdicts.Evaluation) -> dict[str, Any]:
+    audit = evaluation.verdicts.audit
+    if audit is None:
+        return {}
+    bounds = {"lower": audit.lower, "upper": audit.upper, "method": audit.method}
+    counts = {"audited": audit.audited, "missed": audit.missed, "near": list(audit.near)}
+    return {"audit": {**audit.content(), **bounds, **counts, "sentence": audit.sentence}}
 
 
 def _about(text: str) -> dict[str, Any]:
@@ -229,7 +240,7 @@ def _metadata(result: Result, about: Mapping[str, Any]) -> dict[str, str]:
         "passes": str(result.passes),
         "precision": result.precision,
         "memory": str(result.memory),
-    }
+    } | ({"audit": json.dumps(result.audit.content())} if result.audit else {})
 
 
 def _result(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Result:
@@ -256,4 +267,5 @@ def _result(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Resul
         precision=metadata["precision"],
         memory=int(metadata["memory"]),
         classes=tuple(json.loads(metadata["classes"])),
-    )
+        audit=Audit.of(stored) if (stored := json.loads(metadata.get("audit", "null"))) else None,
+    ).recounted()

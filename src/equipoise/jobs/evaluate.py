@@ -13,9 +13,9 @@ from torch import Tensor
 from equipoise import plugins
 from equipoise.data.sampling import draw, image_digests
 from equipoise.errors import UserError
-from equipoise.evaluation.evaluate import evaluate_and_save
 from equipoise.evaluation.protocol import Protocol
 from equipoise.evaluation.result import Result
+from equipoise.evaluation.saving import evaluate_and_save
 from equipoise.evaluation.stored import Store, left
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
@@ -134,9 +134,9 @@ def _begun(
     asked = first["asked"]
     for key in _FIXED:
         value = list(protocol.names) if key == "attacks" else getattr(protocol, key)
-        if key in given and value != asked[key]:
+        if key in given and value != asked.get(key):
             raise UserError(
-                f"the interrupted evaluation has {key} {asked[key]}, not {value}: leave it "
+                f"the interrupted evaluation has {key} {asked.get(key)}, not {value}: leave it "
                 "out, or start a new evaluation without --resume"
             )
     todo = left(first, candidates, radii)
@@ -145,7 +145,7 @@ def _begun(
             store.derive()  # a process may have been killed before it did
     strongest = protocol.strongest or asked.get("strongest", False)
     with plugins.explained(asked.get("import")):
-        as_begun = {key: asked[key] for key in _AS_BEGUN}
+        as_begun = {key: asked[key] for key in _AS_BEGUN if key in asked}
         usual, begun = Protocol(), Protocol.of(asked)
         for key in ("batch_size", "execution"):  # the same batches and search: the same bits
             if getattr(protocol, key) == getattr(usual, key):
@@ -153,7 +153,7 @@ def _begun(
         return replace(protocol, strongest=strongest, **as_begun), todo
 
 
-_FIXED = ("attacks", "individual", "seed", "passes")
+_FIXED = ("attacks", "individual", "seed", "passes", "nonce")
 _AS_BEGUN = (*_FIXED, "norm", "eps", "n", "first")
 
 
@@ -259,9 +259,12 @@ class _Evaluations:
                 resume=self.resume,
                 again=subject.resuming,
                 others=others,
+                warm=protocol.audited is not None,
                 control=control,
                 classes=subject.dataset.classes,
             )
+        if result.audit is not None:
+            self.console.say(f"audit: {result.audit.sentence}")
         if result.findings:
             counts = Counter(finding.status for finding in result.findings)
             shown = ", ".join(f"{count} {status}" for status, count in counts.items())
@@ -299,7 +302,7 @@ class _Evaluations:
 
         The second value is which images stay correct on an undefended model among them, or None.
         """
-        others: dict[str, Tensor] = {}
+        others = self._kin(threat) if self.protocol.audited else {}
         control = None
         for folder in self.transfer:
             run, before = open_folder(folder), len(others)
@@ -307,8 +310,7 @@ class _Evaluations:
             undefended = recipes.is_file() and recipe.read(recipes).get("method") == "standard"
             for store in Store.all(run):
                 about, result, tensors = store.read()
-                within = result.threat.norm == threat.norm and result.threat.eps <= threat.eps
-                rows = self._rows(tensors["x"], result.y) if within else None
+                rows = self._rows(tensors["x"], result, threat)
                 if rows is None:
                     continue
                 kept = about["weights"] == "model"
@@ -323,8 +325,29 @@ class _Evaluations:
                 )
         return others, control
 
-    def _rows(self, x: Tensor, y: Tensor) -> Tensor | None:
-        """Return the rows of our images among other labelled images; None: some are missing."""
+    def _kin(self, threat: Threat) -> dict[str, Tensor]:
+        """Return the adversarial examples of the folder's other evaluations, by name."""
+        kin = {}
+        for store in Store.all(self.subject.run):
+            if store.name == self.store(threat).name:
+                continue
+            try:
+                _, result, tensors = store.read()
+            except UserError:  # verify reports it
+                continue
+            rows = self._rows(tensors["x"], result, threat)
+            if rows is not None:
+                kin[store.name] = result.x_adv[rows].to(self.x)
+        return kin
+
+    def _rows(self, x: Tensor, result: Result, threat: Threat) -> Tensor | None:
+        """Return the rows of our images among those of an evaluation within a threat.
+
+        None: some are missing, or it is an evaluation under another threat.
+        """
+        if result.threat.norm != threat.norm or result.threat.eps > threat.eps:
+            return None
+        y = result.y
         ours, theirs = (
             zip(image_digests(images), labels.tolist(), strict=True)
             for images, labels in ((self.x, self.y), (x, y))

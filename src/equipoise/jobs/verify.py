@@ -27,8 +27,10 @@ from equipoise.jobs import verify_stored
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.target_model import Subject, of_run
 from equipoise.jobs.verify_again import Again, attack_again
+from equipoise.jobs.verify_audit import AuditAgain, audit_again
 from equipoise.losses import margin
 from equipoise.sample import Sample
+from equipoise.store.audit import check_nonce
 from equipoise.store.digests import model_digest, tensor_digest
 from equipoise.store.verdicts import UNREADABLE
 from equipoise.terminal.progress import Console
@@ -51,6 +53,7 @@ class Verified:
         finished: Whether the evaluation has run to its end.
         ties: The number of examples that are misclassified by less than rounding.
         again: The result of attacking some images again; None: not requested.
+        audit: The result of an audit with another nonce; None: not requested.
     """
 
     name: str
@@ -62,13 +65,14 @@ class Verified:
     finished: bool = True
     ties: int = 0
     again: Again | None = None
+    audit: AuditAgain | None = None
 
     def __str__(self) -> str:
         if self.problems:
             return f"{self.name}: NOT VERIFIED, {'; '.join(self.problems)}"
         end = "" if self.finished else " (interrupted: not all attacks have run)"
         ties = f" ({self.ties} of them by less than rounding)" if self.ties else ""
-        again = f"; {self.again}" if self.again else ""
+        again = "".join(f"; {more}" for more in (self.again, self.audit) if more)
         return (
             f"{self.name}: verified, robust accuracy at most {self.robust / max(self.n, 1):.2%} "
             f"({self.robust} of {self.n}) on {self.images}{end}: the {self.examples} stored "
@@ -86,6 +90,7 @@ def verify_run(
     trust: bool = False,
     again: int | None = None,
     nonce: str | None = None,
+    audit: str | None = None,
     console: Console | None = None,
 ) -> list[Verified]:
     """Verify every evaluation in a folder.
@@ -99,6 +104,7 @@ def verify_run(
         trust: Whether to run the code that the folder names.
         again: How many images of each evaluation that count as robust are attacked again.
         nonce: Text that determines which of them are drawn; None: random, and shown.
+        audit: The nonce with which each audit is repeated; None: they are not.
         console: Where progress is shown; by default nowhere.
 
     Returns:
@@ -110,6 +116,7 @@ def verify_run(
     """
     if again is not None and again < 1:
         raise UserError(f"--again must be at least 1, got {again}")
+    check_nonce(audit)
     console = console or Console(quiet=True)
     deterministic()
     place = choose_device(device)
@@ -124,12 +131,17 @@ def verify_run(
         subject = subjects[which]
         subject.model.to(place)
         drawn_by = secrets.token_hex(4) if nonce is None else nonce
-        given = verified, store, subject, place, batch_size, again, drawn_by
+        given = verified, store, subject, place, batch_size, again, drawn_by, audit, console
         verified.problems = _problems(partial(list, [store]), _check, *given)
         console.say(str(verified))
         results.append(verified)
     if not results:
         raise UserError(f"{path} holds no evaluation; run: {plugins.command('evaluate', path)}")
+    if audit is not None and not any(v.audit or v.problems for v in results):
+        raise UserError(
+            f"{path} holds no audited evaluation; run: "
+            f"{plugins.command('evaluate', path)} --attacks audited"
+        )
     wrong = [f"{v.name}: {'; '.join(v.problems)}" for v in results if v.problems]
     wrong += _problems(partial(Store.all, run), verify_stored.folder, run)
     if wrong:
@@ -156,6 +168,8 @@ def _check(
     batch_size: int,
     again: int | None,
     nonce: str,
+    audit: str | None,
+    console: Console,
 ) -> list[str]:
     """Return the problems of one evaluation, and fill in its verification."""
     problems: list[str] = []
@@ -178,15 +192,23 @@ def _check(
     if not judge.repeats(x):  # else one pass decides, in any case
         judge = replace(judge, passes=result.passes)
     problems += _examples(verified, result, x, judge)
-    if problems or not again:
+    if problems:
         return problems
     try:
         with plugins.explained(dict(about.get("asked") or {}).get("import")):
-            version = str(about.get("version"))
-            verified.again = attack_again(result, x, judge, n=again, nonce=nonce, version=version)
+            if again:
+                version = str(about.get("version"))
+                verified.again = attack_again(
+                    result, x, judge, n=again, nonce=nonce, version=version
+                )
+            if audit is not None and result.audit is not None:
+                verified.audit = audit_again(
+                    result, subject.model, x, about, nonce=audit, console=console
+                )
     except (UserError, RunError, *UNREADABLE) as error:
         return [f"its attacks cannot be run again: {error}"]
-    return verified.again.problems
+    repeated = (verified.again, verified.audit)
+    return [problem for each in repeated if each is not None for problem in each.problems]
 
 
 def _origin(

@@ -15,14 +15,16 @@ from torch import Tensor
 
 from equipoise.attacks import parse
 from equipoise.attacks.core import Attack
-from equipoise.attacks.ensemble import AutoAttack
+from equipoise.attacks.ensemble import Audited, Ensemble
 from equipoise.errors import UserError
+from equipoise.evaluation.audited import replayed
 from equipoise.evaluation.result import Result
 from equipoise.evaluation.search import TRANSFER
 from equipoise.evaluation.stored import Store, summary_of, tensors_of
 from equipoise.measures import distortion
 from equipoise.sample import Sample
 from equipoise.settings import recipe as recipes
+from equipoise.store.audit import evaluation_digest
 from equipoise.store.records import stage_of
 from equipoise.store.runs import Run
 from equipoise.store.sealed import file_digest, is_sealed
@@ -46,8 +48,20 @@ def recreate(name: str, norm: Norm) -> Attack:
 
 
 def _stages_of(ensemble: str, norm: Norm) -> dict[str, Attack]:
+    """Return the stages of an ensemble; of an audited search those of the audit, too."""
     whole = parse(ensemble)
-    return dict(whole.stages(norm)) if isinstance(whole, AutoAttack) else {}
+    stages = dict(whole.stages(norm)) if isinstance(whole, Ensemble) else {}
+    return stages | dict(whole.audit(norm)) if isinstance(whole, Audited) else stages
+
+
+def _partial(name: str, result: Result) -> bool:
+    """Return whether an attack need not attack all images that are left."""
+    ensemble, stage = stage_of(name)
+    if result.audit is None or not ensemble:
+        return False
+    whole = parse(ensemble)
+    partial = ("restarts", *whole.audit(result.threat.norm)) if isinstance(whole, Audited) else ()
+    return stage in partial
 
 
 def folder(run: Run) -> list[str]:
@@ -130,6 +144,7 @@ def claims(
         *_named(store, about, result),
         *_derived(result, tensors),
         *_attacks(about, result),
+        *_audit(about, result, tensors),
     ]
 
 
@@ -199,7 +214,7 @@ def _attacks(about: Mapping[str, Any], result: Result) -> Iterator[str]:
         if name == TRANSFER:
             continue
         missed = int((result.robust & ~outcome.attacked).sum())
-        if finished and missed:
+        if finished and missed and not _partial(name, result):
             yield f"{missed} images count as robust under {name} and were not attacked by it"
         if bool((~outcome.verdict & result.correct & ~outcome.attacked).any()):
             yield f"images count as fooled by {name} and were not attacked by it"
@@ -213,14 +228,43 @@ def _attacks(about: Mapping[str, Any], result: Result) -> Iterator[str]:
     yield from _stages(result) if finished else ()
 
 
+def _audit(
+    about: Mapping[str, Any], result: Result, tensors: Mapping[str, Tensor]
+) -> Iterator[str]:
+    """Repeat the audit on the stored verdicts: order, rounds and stages follow from the nonce."""
+    stored = result.audit
+    if stored is None or not stored.finished:
+        return
+    digest = evaluation_digest(
+        model=about["model_sha256"],
+        data=about["data_sha256"],
+        labels=about["labels_sha256"],
+        norm=about["norm"],
+        eps=float(about["eps"]),
+        seed=result.seed,
+    )
+    if stored.digest != digest:
+        yield "its audit is that of another evaluation"
+        return
+    again, lacking = replayed(result, tensors["x"])
+    if lacking:
+        yield f"its audit counts images that AutoAttack did not attack: {lacking}"
+    elif again.content() != stored.content():
+        yield (
+            "its audit does not follow from the verdicts and the nonce: the rounds are "
+            f"{_short(stored.content()['rounds'])}, expected {_short(again.content()['rounds'])}"
+        )
+
+
 def _stages(result: Result) -> Iterator[str]:
     """Find missing stages of ensembles; stages without gradients are left out and noted."""
     left_out = any(f.check == "gradients" and f.status == "failed" for f in result.findings)
     for ensemble in {stage_of(name)[0] for name in result.outcomes} - {""}:
         try:
-            wanted = _stages_of(ensemble, result.threat.norm)
+            whole = parse(ensemble)
         except UserError:
             continue
+        wanted = whole.stages(result.threat.norm) if isinstance(whole, Ensemble) else {}
         missing = [name for name in wanted if f"{ensemble}/{name}" not in result.outcomes]
         if missing and not left_out:
             yield f"{ensemble} lacks {', '.join(missing)}"

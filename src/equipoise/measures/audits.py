@@ -61,6 +61,18 @@ def most_failures(
     return first + bisect_left(candidates, True, key=test) - 1 if candidates else first
 
 
+def checks_needed(items: int, most: int, confidence: float = 0.95) -> int:
+    """Return how many checks without a failure bound the failures by ``most``, valid at any stop.
+
+    Example:
+        >>> checks_needed(600, 10)
+        169
+    """
+    return bisect_left(
+        range(items + 1), True, key=lambda m: most_failures(items, m, 0, confidence) <= most
+    )
+
+
 def _excluded_fixed(
     items: int, checked: int, failed: int, confidence: float
 ) -> Callable[[int], bool]:

@@ -47,7 +47,9 @@ def _section(row: EvaluatedRun, records: Records, ensemble: Record, identity: st
     title = ensemble_title(ensemble.attack)
     heading = f"Stages of {title}, {row.run.name}"
     table = record_table("stages", heading, STAGE_COLUMNS, ensemble.stages)
-    total = replace(ensemble, attack=title, entered=ensemble.stages[0].entered)
+    broken = sum(stage.broken for stage in ensemble.stages)
+    entered = ensemble.stages[0].entered
+    total = replace(ensemble, attack=title, entered=entered, broken=broken)
     blocks: list[Block] = [
         _figure(row, records, ensemble, interrupted, identity),
         replace(table, foot=record_table("", "", STAGE_COLUMNS, [total]).rows[0]),

@@ -47,6 +47,7 @@ class Record:
         stages: For an ensemble: its stages.
         attacks: For the worst case: its attacks and ensembles.
         entered: For a stage: the number of images that it attacked.
+        broken: For a stage: how many of these it broke.
         alone: For a stage: the accuracy under it alone; None if it attacked only some of the
             correct images.
         passes: The number of forward passes of a verdict.
@@ -64,6 +65,7 @@ class Record:
     stages: tuple["Record", ...] = ()
     attacks: tuple[str, ...] = ()
     entered: int = 0
+    broken: int = 0
     alone: float | None = None
     passes: int = 1
     precision: str = "float32"
@@ -78,11 +80,6 @@ class Record:
     def robust(self) -> int:
         """The number of images that are classified correctly."""
         return int(self.verdict.sum())
-
-    @property
-    def broken(self) -> int:
-        """The number of images that a stage broke."""
-        return self.entered - self.robust
 
     @property
     def accuracy(self) -> float:

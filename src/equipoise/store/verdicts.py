@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from equipoise.errors import UserError
 from equipoise.measures import cmmr
 from equipoise.sample import Sample
+from equipoise.store.audit import Audit
 from equipoise.store.finding import Finding
 from equipoise.store.records import WORST, Record, stage_of
 from equipoise.store.sealed import read_arrays, weights_digest
@@ -24,7 +25,7 @@ from equipoise.store.sealed import read_arrays, weights_digest
 FOLDER = "evaluations"
 RECORDS = "records.jsonl"
 _DISTORTION = "distortion."
-_COUNTED = ("y", "clean_prediction", "distance", "verdict.", "attacked.", _DISTORTION)
+_COUNTED = ("y", "clean_prediction", "distance", "margin", "verdict.", "attacked.", _DISTORTION)
 UNREADABLE = (
     OSError,
     SafetensorError,
@@ -56,6 +57,7 @@ class Verdicts:
         passes: The number of forward passes of a verdict.
         precision: The arithmetic of the search.
         classes: The names of the classes, or nothing.
+        audit: The audit by AutoAttack; None: there was none.
     """
 
     norm: str
@@ -69,6 +71,7 @@ class Verdicts:
     passes: int = 1
     precision: str = "float32"
     classes: Sequence[str] = ()
+    audit: Audit | None = None
 
     def __post_init__(self) -> None:
         """Raise a ValueError if types or shapes are wrong."""
@@ -95,6 +98,14 @@ class Verdicts:
     def stages(self, ensemble: str) -> list[str]:
         """Return the names of the stages of an ensemble, in their order."""
         return [name for name, outcome in self.outcomes.items() if outcome["ensemble"] == ensemble]
+
+    @property
+    def costs(self) -> dict[str, tuple[int, int]]:
+        """Return for each attack its passes (backward ones count twice), and its images."""
+        return {
+            name: (o["forwards"] + 2 * o["backwards"], int(self.attacked[name].sum()))
+            for name, o in self.outcomes.items()
+        }
 
     def alone(self, name: str) -> bool:
         """Return whether an attack attacked every correct image."""
@@ -166,7 +177,10 @@ class Verdicts:
         for name in names:
             entered, left = left, left & self.verdict[name]
             alone = float(self.verdict[name].mean()) if self.alone(name) else None
-            counts = {"entered": int(entered.sum()), "alone": alone}
+            broken = int(entered.sum()) - int(left.sum())
+            if self.audit is not None and self.outcomes[name]["finished"]:
+                entered = entered & self.attacked[name]  # an audit attacks some of them alone
+            counts = {"entered": int(entered.sum()), "broken": broken, "alone": alone}
             stages.append(self._record(stage_of(name)[1] or name, left, [name], **counts))
         return self._record(ensemble, left, names, stages=tuple(stages))
 
@@ -318,6 +332,10 @@ def read(path: Path) -> Evaluation:
         precision=metadata["precision"],
         classes=tuple(json.loads(metadata["classes"])),
     )
+    if stored := json.loads(metadata.get("audit", "null")):
+        audit = Audit.of(stored)
+        counts = verdicts.correct, verdicts.robust, arrays["margin"], verdicts.costs
+        verdicts = replace(verdicts, audit=audit.counted(*counts))
     return Evaluation(
         path=path,
         about=dict(json.loads(metadata["about"])),

@@ -24,6 +24,7 @@ class AttackProgress:
         stages: The number of attacks.
         finished: Whether the attack has finished.
         seconds: The duration of the attack so far.
+        note: What is shown in place of the number of the attack and its images.
     """
 
     name: str
@@ -35,6 +36,7 @@ class AttackProgress:
     stages: int = 1
     finished: bool = False
     seconds: float = 0.0
+    note: str = ""
 
 
 class TimeUp(KeyboardInterrupt):
@@ -186,7 +188,7 @@ class Console:
 
     def attack(self, state: AttackProgress) -> None:
         """Show the progress of an attack, and a line when it has finished; see :meth:`within`."""
-        task = f"{state.name} ({state.number}/{state.stages})"
+        task = f"{state.name} ({state.note or f'{state.number}/{state.stages}'})"
         bound = f"robust accuracy <= {state.robust / max(state.n, 1):.2%}"
         self._show(state.done, state.total, task=task, text=f"{task}: {bound}")
         if state.finished:

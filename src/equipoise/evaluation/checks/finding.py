@@ -45,6 +45,7 @@ CHECKS: dict[str, str] = {
     "lost": "C16",
     "masking-full": "C19",
     "control": "C20",
+    "screens": "C26",
     "attack-eps-zero": "C1",
     "attack-constraint": "C5",
     "attack-reach": "C5",
