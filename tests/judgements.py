@@ -33,6 +33,7 @@ def write(
     precision="float32",
     raw=(),
     asked=None,
+    audit=None,
 ):
     """Write a sealed evaluation.
 
@@ -42,6 +43,7 @@ def write(
         outcomes: Verdict, attacked, and what is told, by attack.
         raw: The records that were asked for, kept to go on from.
         asked: What the evaluation was asked for.
+        audit: Its audit.
     """
     n = len(arrays["y"])
     correct = arrays["clean_prediction"] == arrays["y"]
@@ -75,6 +77,7 @@ def write(
     }
     metadata = {name: json.dumps(value) for name, value in said.items()}
     metadata |= {"norm": norm, "eps": repr(eps), "seed": str(seed), "passes": "1"}
+    metadata |= {} if audit is None else {"audit": json.dumps(audit.content())}
     metadata |= {"precision": precision, "memory": str(400 * 2**20)}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(arrays, path, metadata=stamped(arrays, metadata))

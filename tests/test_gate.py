@@ -19,7 +19,11 @@ from equipoise.errors import UserError
 from equipoise.jobs.gate import MARGIN, Decision, Requirement, decide
 from equipoise.jobs.gate_files import junit_xml, sarif_json
 from equipoise.jobs.gate_folder import Selection
+from equipoise.measures.audits import most_failures
 from equipoise.measures.paired import drop_bound
+from equipoise.measures.statistics import interval
+from equipoise.store.audit import Audit, AuditRound
+from equipoise.store.verdicts import read
 from judgements import write
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +49,7 @@ def evaluation(
     first=False,
     findings=(OK,),
     asked=None,
-    stages=False,
+    stages="",
     **more,
 ):
     """Write an evaluation whose first attack leaves ``robust`` images of ``correct`` ones."""
@@ -60,8 +64,8 @@ def evaluation(
         for i, name in enumerate(attacks)
     }
     if stages:
-        told = {"ensemble": "autoattack"}
-        outcomes = {f"autoattack/{name}": (*o[:2], told) for name, o in outcomes.items()}
+        told = {"ensemble": stages}
+        outcomes = {f"{stages}/{name}": (*o[:2], told) for name, o in outcomes.items()}
     norm, weights = more.get("norm", "linf"), more.get("weights", "model")
     name = f"{norm}-{eps:.6g}-n{n}-{'first' if first else sample['sha256'][:8]}"
     name += "" if weights == "model" else f"-{weights}"
@@ -207,7 +211,9 @@ def test_what_is_ambiguous_or_missing_names_what_is_there(many, text, options, s
 
 
 def test_a_requirement_on_an_ensemble_and_its_stages(tmp_path):
-    evaluation(tmp_path, flags(380), flags(300), attacks=("apgd-ce", "square"), stages=True)
+    evaluation(
+        tmp_path, flags(380), flags(300), attacks=("apgd-ce", "square"), stages="autoattack"
+    )
     assert passed(tmp_path, ["autoattack>=0.7", "worst-case>=0.7"]) == [True, True]
 
 
@@ -275,7 +281,7 @@ def test_copies_of_an_image_are_paired_once_each(tmp_path, monkeypatch):
         ({"attacks": ("pgd-20", "square-100")}, ["evaluate NEW --attacks square-100 --norm"]),
         ({"attacks": ("square-100",)}, ["NEW --attacks square-100", "OLD --attacks pgd-20"]),
         ({"attacks": ("pgd-20", "transfer")}, ["evaluate NEW --transfer RUN"]),
-        ({"attacks": ("apgd-ce",), "stages": True}, ["OLD --attacks pgd-20"]),
+        ({"attacks": ("apgd-ce",), "stages": "autoattack"}, ["OLD --attacks pgd-20"]),
         ({"finished": False}, ["is not finished", "OLD --norm linf --eps 0.1 -n 400 --resume"]),
         ({"asked": {"checks": False}}, ["--no-checks", "OLD --attacks pgd-20"]),
     ],
@@ -301,6 +307,67 @@ def test_failed_checks_of_the_earlier_model_fail_too(pair):
     evaluation(pair[1], flags(380), flags(300), findings=(FAILED,))
     decisions = decide(pair[0], [], pair[1], margin=0.5)
     assert [d.passed for d in decisions] == [True, True, True, False]
+
+
+# Audited evaluations
+
+
+STAGES = ("audited/pgd-10", "audited/apgd-ce")
+
+
+def audited(run, correct, robust, *rounds, **more):
+    """Write an evaluation by a cheap search and an audit of some of the images that it left."""
+    audit = Audit(
+        nonce="n", digest="d", within=0.01, budget=0.1, stages=STAGES[1:], finished=True,
+        rounds=tuple(AuditRound(items=i, checked=c, failed=f) for i, c, f in rounds),
+    )  # fmt: skip
+    more = {"stages": "audited", "audit": audit, "attacks": ("pgd-10", "apgd-ce")} | more
+    return read(evaluation(run, correct, robust, **more)).verdicts.audit
+
+
+def test_after_an_audit_half_of_the_error_is_for_the_images_that_are_left_open(tmp_path):
+    audit = audited(tmp_path, flags(380), flags(300), (300, 100, 0))
+    most = most_failures(
+        300, 100, 0, 1 - 0.025 / 2
+    )  # the first round of an audit takes half of it
+    assert audit.remaining == most_failures(300, 100, 0, 1 - 0.05 / 2) < most
+    bound = interval(300 - most, N, 0.95)[0]
+    for name in ("worst-case", "audited"):
+        assert passed(tmp_path, [f"{name}>={bound - 1e-6:.9f}"]) == [True]
+        (decision, *_) = decide(tmp_path, [f"{name}>={bound + 1e-6:.9f}"])
+        assert not decision.passed
+        assert f"by the audit at least {(300 - most) / N:.2%} of them" in decision.text
+    assert passed(tmp_path, [f"clean>={least_bound(380, N) - 1e-6:.9f}"]) == [True]
+
+
+def test_an_audit_of_all_images_leaves_the_whole_error_to_the_sample(tmp_path):
+    audited(tmp_path, flags(380), flags(300), (300, 300, 0))
+    assert passed(tmp_path, [f"worst-case>={least_bound(300, N) - 1e-6:.9f}"]) == [True]
+
+
+def test_images_that_an_audit_leaves_open_count_as_lost(tmp_path):
+    audited(tmp_path / "old", flags(380), flags(300), (300, 100, 0))
+    audited(tmp_path / "new", flags(380), flipped(flags(300), 0, 1, 310), (299, 200, 0))
+    unsure = most_failures(299, 200, 0, 1 - 0.025 / 2)
+    bound = drop_bound(2 + unsure, 1, N, 0.975)
+    folders = (tmp_path / "new", [], tmp_path / "old")
+    assert passed(*folders, margin=bound + 1e-4) == [True, True]
+    drops = decide(*folders, margin=bound - 1e-4)
+    assert [d.passed for d in drops[:2]] == [True, False]
+    assert f"(2 images lost, 1 gained, of 400; {unsure} more that the audits" in drops[1].text
+    assert "a smaller within=" in decide(*folders, margin=0.001)[1].text
+
+
+def test_the_bound_of_an_audited_accuracy_covers_in_a_simulation():
+    rng, n, truth, missed, repeats = np.random.default_rng(0), 300, 0.6, 0.02, 600
+    covered = 0
+    for _ in range(repeats):
+        robust, unseen, _ = rng.multinomial(n, [truth, missed, 1 - truth - missed])
+        items, checked = robust + unseen, 80
+        failed = rng.hypergeometric(unseen, robust, checked)
+        least = items - most_failures(items, checked, failed, 0.975)
+        covered += interval(least, n, 0.95)[0] <= truth
+    assert covered / repeats > 0.95 - 3 * (0.05 * 0.95 / repeats) ** 0.5
 
 
 # What cannot be decided

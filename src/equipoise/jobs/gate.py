@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from equipoise.errors import UserError, short
 from equipoise.jobs.gate_folder import (
@@ -24,6 +24,7 @@ from equipoise.jobs.gate_folder import (
 from equipoise.measures.paired import drop_bound, images_needed
 from equipoise.measures.statistics import interval
 from equipoise.parsing import share
+from equipoise.store.audit import FULL
 from equipoise.store.pairing import paired
 from equipoise.store.records import WORST, Record, stage_of
 from equipoise.store.verdicts import Evaluation
@@ -178,13 +179,19 @@ def _least(evaluation: Evaluation, record: Record) -> tuple[int, float]:
 
     Where only a part of the images was audited, the audit takes half of the error.
     """
-    audit: Any = getattr(evaluation.verdicts, "audit", None)
+    audit = evaluation.verdicts.audit
     if audit is None or record.attack not in (WORST, stage_of(audit.stages[0])[0]):
         return record.robust, ERROR
-    if audit.method == "full":
+    if audit.method == FULL:
         return min(audit.least, record.robust), ERROR
     half = replace(audit, confidence=1 - ERROR / 2)
     return min(half.least, record.robust), ERROR / 2
+
+
+def _regained(name: str, earlier: Evaluation) -> int:
+    """Return how many images more the earlier model may keep under AutoAttack."""
+    audit = earlier.verdicts.audit
+    return 0 if audit is None or name == CLEAN else audit.most - audit.robust
 
 
 def _lower(successes: int, n: int, error: float) -> float:
@@ -200,10 +207,11 @@ def _grown(n: int, met: Callable[[int], bool]) -> int:
     return more
 
 
-def _needed(images: int | None, evaluation: Evaluation) -> str:
+def _needed(images: int | None, evaluation: Evaluation, audited: bool = False) -> str:
     """Return how many images would decide, if more of them gave the same shares."""
     if images is None:
-        return "; no number of images would decide: the observed drop is not below the margin"
+        more = ", with what the audits leave open: choose a smaller within=" if audited else ""
+        return f"; no number of images would decide: the drop is not below the margin{more}"
     digit = 10 ** max(len(str(images)) - 2, 0)
     about = -(-images // digit) * digit  # two digits, rounded up
     there = evaluation.sample.of if evaluation.sample else about
@@ -221,18 +229,20 @@ def _drops(new: Folder, old: Folder, evaluation: Evaluation, margin: float) -> I
         least, error = _least(evaluation, record)
         now, before = record.verdict, results(earlier)[name].verdict[rows]
         lost, gained, both = (int(f.sum()) for f in (before & ~now, now & ~before, now & before))
-        open_ = record.robust - least  # may fall too: first those that also count as lost
-        lost, gained = lost + min(open_, both), gained - max(open_ - both, 0)
+        observed = f"{100 * (lost - gained) / record.n:.2f} points ({lost:,} images lost, "
+        observed += f"{gained:,} gained, of {record.n:,}"
+        unsure = record.robust - least + _regained(name, earlier)
+        if unsure:
+            observed += f"; {unsure:,} more that the audits leave open count as lost"
+        fallen = min(unsure, both)
+        lost, gained = lost + fallen, max(gained - (unsure - fallen), 0)
         bound = drop_bound(lost, gained, record.n, 1 - error)
         passed = bound <= margin
         most = math.ceil(1e4 * bound - 1e-6) / 100
-        text = (
-            f"{100 * (lost - gained) / record.n:.2f} points ({lost:,} images lost, {gained:,} "
-            f"gained, of {record.n:,}), 95 % upper bound {most:.2f}, margin {100 * margin:g}"
-        )
+        text = f"{observed}), 95 % upper bound {most:.2f}, margin {100 * margin:g}"
         if not passed:
             needed = images_needed(lost, gained, record.n, margin, 1 - error)
-            text += _needed(needed, evaluation)
+            text += _needed(needed, evaluation, audited=unsure > 0)
         where = "" if name == CLEAN else f" ({_threat(evaluation)})"
         yield Decision(
             rule="drop",
