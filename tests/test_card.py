@@ -1,17 +1,38 @@
 """Cards: what they hold, that they are the same each time, and that every change is found."""
 
+import ast
+import base64
 import json
+import runpy
 import shutil
 import stat
+import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pytest
+import torch
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from torch import nn
 
-from equipoise.card import envelope, merkle
+import equipoise as eq
+from equipoise import data
+from equipoise.card import claims, envelope, merkle, pack
+from equipoise.card.describe import problems, results
 from equipoise.card.schema import load
-from equipoise.errors import UserError
-from equipoise.jobs.card import write_card
+from equipoise.errors import RunError, UserError
+from equipoise.jobs.card import write_card, write_excerpt
 from equipoise.jobs.evaluate import evaluate_run
+from equipoise.jobs.target_model import of_model
+from equipoise.jobs.verify_card import verify_card
+from equipoise.store.finding import Finding
+from equipoise.store.sealed import seal
+
+SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "verify_card.py"
 
 ATTACKS = "fgsm,pgd-8"
 N = 60
@@ -22,7 +43,7 @@ def judged(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run judged at two radii; whoever changes it works on a copy."""
     folder = tmp_path_factory.mktemp("judged") / "run"
     shutil.copytree(trained, folder)
-    evaluate_run(folder, attacks=ATTACKS, eps=[0.03, 16 / 255], n=N)
+    evaluate_run(folder, attacks=ATTACKS, eps=[0.06, 32 / 255], n=N)
     return folder
 
 
@@ -65,7 +86,7 @@ def test_the_same_run_has_the_same_card_to_the_bit(judged, written, key, tmp_pat
 
 def test_a_second_evaluation_has_the_same_card(trained, judged, written, tmp_path):
     other = Path(shutil.copytree(trained, tmp_path / "run"))
-    evaluate_run(other, attacks=ATTACKS, eps=[0.03, 16 / 255], n=N)
+    evaluate_run(other, attacks=ATTACKS, eps=[0.06, 32 / 255], n=N)
     write_card(other, tmp_path / "card")
     assert load(tmp_path / "card").content == load(written).content
     text = (tmp_path / "card" / "card.json").read_text()
@@ -76,8 +97,8 @@ def test_a_second_evaluation_has_the_same_card(trained, judged, written, tmp_pat
 def test_the_numbers_are_those_of_the_records(judged, written):
     card = load(written)
     assert [(e.threat.size, e.threat.eps) for e in card.evaluations] == [
-        ("0.03", 0.03),
-        ("16/255", 16 / 255),
+        ("0.06", 0.06),
+        ("32/255", 32 / 255),
     ]
     lines = (judged / "records.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
@@ -123,6 +144,20 @@ def test_unfinished_and_unchecked_evaluations_stand_on_top(trained, tmp_path):
     assert "checks were not run" in card.problems[0]
 
 
+def test_an_unfinished_evaluation_and_failed_checks_stand_on_top(written):
+    card = load(written)
+    failed = Finding(check="gradients", code="C6", status="failed", message="no gradients")
+    for change, words in (
+        ({"finished": False}, "the evaluation is not finished"),
+        ({"checks": (failed,)}, "the check gradients failed: no gradients"),
+        ({"attacks": ()}, "no attack was run"),
+    ):
+        (found,) = problems([card.evaluations[0].model_copy(update=change)], card.training)
+        assert found == f"{card.evaluations[0].name}: {words}"
+    training = card.training.model_copy(update={"finished": False})
+    assert problems(card.evaluations, training) == ["the training is not finished"]
+
+
 # --- keys ---
 
 
@@ -143,7 +178,7 @@ def test_every_row_has_a_path_to_the_root_and_no_other_row_has(count):
     rows = [b"row %d" % i for i in range(count)]
     root = merkle.root(rows)
     for i, row in enumerate(rows):
-        path = merkle.path(rows, i)
+        path = merkle.path(merkle.levels(rows), i)
         assert merkle.climb(row, i, count, path) == root
         assert merkle.climb(row + b"x", i, count, path) != root
         if count > 1:
@@ -164,3 +199,558 @@ def test_the_root_is_that_of_certificate_transparency():
     for count in range(1, 40):
         rows = [bytes([i]) for i in range(count)]
         assert merkle.root(rows) == split(rows)
+
+
+# --- strangers ---
+
+
+class Stranger(NamedTuple):
+    """What a stranger has: a run folder with the weights, the key, and files of their own."""
+
+    run: Path
+    key: Path
+    place: Path
+
+    def package(self, card: Path, **more) -> str:
+        """Return what ``equipoise verify`` says; empty: the card holds."""
+        given = {"model": str(self.run), "key": self.key, "batch_size": 64, **more}
+        try:
+            verify_card(card, **given)
+        except RunError as error:
+            return str(error)
+        return ""
+
+    def unsigned(self, card: Path) -> str:
+        return self.package(card, key=None)
+
+    def script(self, card: Path, *words: str, model: str = "card_net:net") -> str:
+        """Return what the script says that shares no code with the package; empty: it holds."""
+        before = sys.argv, [*sys.path], Path.cwd()
+        sys.argv = [str(SCRIPT), str(card), model, str(self.place / "images.npz"), *words]
+        sys.path.insert(0, str(self.place))
+        try:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        except SystemExit as stop:
+            return stop.code or ""
+        finally:
+            sys.argv, sys.path[:] = before[0], before[1]
+        raise AssertionError("it has not ended by an exit code")
+
+
+@pytest.fixture(scope="module")
+def stranger(judged: Path, key: Path, tmp_path_factory: pytest.TempPathFactory) -> Stranger:
+    place = tmp_path_factory.mktemp("stranger")
+    test = data.load("digits").test
+    np.savez(place / "images.npz", x=test.x.numpy(), y=test.y.numpy())
+    text = f"import equipoise\n\n\ndef net():\n    return equipoise.load({str(judged)!r})\n"
+    (place / "card_net.py").write_text(text)
+    return Stranger(judged, key.with_name("me.key.pub"), place)
+
+
+def test_a_sound_card_holds(written, stranger):
+    verified = verify_card(written, key=stranger.key, model=str(stranger.run))
+    assert verified.unchecked == {}
+    assert [*verified.problems] == [
+        *("checksum", "signature", "pack", "root", "counts", "attacks", "weights", "source"),
+        *("images", "examples"),
+    ]
+    packs = [each.pack.examples for each in load(written).evaluations]
+    assert min(packs) <= 3 < max(packs)
+    assert verified.examples == sum(packs)
+    drawn = verify_card(written, model=str(stranger.run), examples=3, nonce="mine")
+    assert drawn.examples == sum(min(3, count) for count in packs)
+    assert "signature" in drawn.unchecked
+    assert stranger.script(written) == stranger.script(written, "3") == ""
+
+
+def test_without_the_model_it_is_said_what_was_not_checked(written, stranger):
+    verified = verify_card(written, key=stranger.key)
+    assert set(verified.unchecked) == {"weights", "source", "images", "examples"}
+
+
+def test_the_script_is_short_and_shares_no_code_with_the_package():
+    text = SCRIPT.read_text()
+    assert len(text.splitlines()) <= 80
+    tree = ast.parse(text)
+    names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    names |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    assert names <= {*sys.stdlib_module_names, "numpy", "torch"}
+
+
+# --- forgeries ---
+
+
+def edit(folder: Path, change: Callable[[dict], object], *, resealed: bool = True) -> None:
+    """Change ``card.json``, and make its checksum anew, as somebody who knows the format would."""
+    path = folder / "card.json"
+    content = json.loads(path.read_text())
+    change(content)
+    if resealed:
+        del content["sha256"]
+        content = seal(content)
+    path.write_text(json.dumps(content, indent=1))
+
+
+def forge(folder: Path, change: Callable[[dict, pack.Pack], pack.Pack | None]) -> None:
+    """Change the first evaluation, and make all anew that follows; a signature cannot be."""
+    card = load(folder)
+    each = card.evaluations[0]
+    every, _ = pack.read(folder, each)
+    every = replace(every, rows=every.rows.copy(), examples=every.examples.copy())
+    content = json.loads((folder / "card.json").read_text())
+    first = content["evaluations"][0]
+    every = change(first, every) or every
+    (folder / first["pack"]["file"]).write_bytes(every.content())
+    first["pack"]["sha256"] = claims.sha256(
+        (folder / first["pack"]["file"]).read_bytes()
+    ).hexdigest()
+    del content["sha256"]
+    (folder / "card.json").write_text(json.dumps(seal(content)))
+    each = load(folder).evaluations[0]
+    verdicts = claims._verdicts(each, every.rows["label"].astype(np.int64))
+    first["results"] = results(verdicts.records())
+    names = [attack.name for attack in each.attacks]
+    given = each.name, each.threat, card.model.sha256, each.data.inputs_sha256, names
+    (root,) = every.roots(each.data.n, pack.head(*given))
+    first["pack"]["root"] = root.hex()
+    (folder / "card.json").write_text(json.dumps(seal(content), indent=1))
+
+
+def drop_attack(content: dict) -> None:
+    del content["evaluations"][0]["attacks"][-1]
+
+
+def larger_radius(content: dict) -> None:
+    content["evaluations"][0]["threat"]["size"] = "0.09"
+
+
+def other_weights(content: dict) -> None:
+    content["model"]["sha256"] = "0" * 64
+
+
+def a_robust_image_more(content: dict) -> None:
+    for result in content["evaluations"][0]["results"]:
+        result["robust"] += 1
+
+
+@pytest.mark.parametrize(
+    ("change", "unsigned", "script"),
+    [
+        (drop_attack, ("root", "counts"), "root"),
+        (larger_radius, ("root",), "root"),
+        (other_weights, ("root",), "weights, root"),
+        (a_robust_image_more, ("counts",), "counts"),
+    ],
+)
+def test_a_changed_card_fails_by_name(copy, stranger, change, unsigned, script):
+    shutil.copytree(copy, other := copy.with_name("other"))
+    edit(other, change, resealed=False)
+    assert "checksum: card.json is not as it was written" in stranger.unsigned(other)
+    assert "checksum" in stranger.script(other)
+    edit(copy, change)
+    found = stranger.unsigned(copy)
+    assert all(f"{name}: " in found for name in unsigned)
+    assert "checksum" not in found
+    assert "signature: card.json is not what was signed" in stranger.package(copy)
+    assert stranger.script(copy).startswith(f"FAILED: {script}")
+
+
+def swap_image(first: dict, every: pack.Pack) -> None:
+    every.rows["image"][5] = bytes(range(32))
+
+
+def call_a_broken_image_robust(first: dict, every: pack.Pack) -> pack.Pack:
+    n, row = len(every.rows), int(every.broken.nonzero()[0][0])
+    for attack in first["attacks"]:
+        flags = np.unpackbits(np.frombuffer(bytes.fromhex(attack["robust"]), np.uint8))[:n]
+        flags[row] = 1
+        attack["robust"] = np.packbits(flags).tobytes().hex()
+    place = int(every.rows["broken_by"][row])
+    first["attacks"][place]["broken_first"] -= 1
+    first["pack"]["examples"] -= 1
+    every.rows["broken_by"][row], every.rows["example"][row] = -1, pack.NONE
+    return replace(every, examples=every.examples[1:])
+
+
+def smaller_radius(first: dict, every: pack.Pack) -> None:
+    first["threat"]["size"] = "0.01"
+
+
+def swap_examples(first: dict, every: pack.Pack) -> pack.Pack:
+    rows = every.broken.nonzero()[0]
+    every.rows["example"][rows] = every.rows["example"][rows[::-1]]
+    return replace(every, examples=every.examples[::-1].copy())
+
+
+def other_label(first: dict, every: pack.Pack) -> None:
+    right = every.rows["label"] == every.rows["prediction"]
+    row = int((right & ~every.broken).nonzero()[0][0])
+    every.rows["label"][row] = every.rows["prediction"][row] = (every.rows["label"][row] + 1) % 10
+
+
+def shrink_examples(first: dict, every: pack.Pack) -> pack.Pack:
+    """Replace each example by one that fools nobody: noise of a pixel."""
+    examples = every.examples * 0 + every.examples.mean()
+    rows = every.broken.nonzero()[0]
+    points = pack.digests(examples) if hasattr(pack, "digests") else claims.digests(examples)
+    every.rows["example"][rows] = np.frombuffer(b"".join(points), "V32")
+    return replace(every, examples=examples)
+
+
+@pytest.mark.parametrize(
+    ("change", "point"),
+    [
+        (swap_image, "images"),
+        (other_label, "images"),
+        (smaller_radius, "examples"),
+        (swap_examples, "examples"),
+        (shrink_examples, "examples"),
+    ],
+)
+def test_a_forged_pack_with_every_checksum_made_anew_fails_by_name(copy, stranger, change, point):
+    forge(copy, change)
+    found = stranger.unsigned(copy)
+    assert found.startswith(f"NOT VERIFIED: {point}: "), found
+    assert "signature" in stranger.package(copy)
+    assert stranger.script(copy) == f"FAILED: {point}"
+
+
+def test_only_the_signature_shows_that_an_example_is_withheld(copy, stranger):
+    # Nothing else can: the card is then that of a search that has missed this image.
+    forge(copy, call_a_broken_image_robust)
+    assert stranger.unsigned(copy) == stranger.script(copy) == ""
+    assert "signature: card.json is not what was signed" in stranger.package(copy)
+
+
+def test_an_attack_that_was_asked_for_cannot_be_dropped(copy, stranger):
+    def change(first: dict, every: pack.Pack) -> None:
+        (gone,) = first["attacks"][1:]
+        assert gone["name"] == "pgd-8"
+        del first["attacks"][1:]
+        kept = np.frombuffer(bytes.fromhex(first["attacks"][0]["robust"]), np.uint8)
+        fooled = ~np.unpackbits(kept)[: len(every.rows)].astype(bool) & every.broken
+        rows = every.broken & ~fooled
+        examples = every.examples[fooled[every.broken]]
+        every.rows["broken_by"][rows], every.rows["example"][rows] = -1, pack.NONE
+        first["pack"]["examples"] = len(examples)
+        return replace(every, examples=examples)
+
+    forge(copy, change)
+    found = stranger.unsigned(copy)
+    assert found.startswith("NOT VERIFIED: attacks: linf-0.06-n60-")
+    assert "pgd-8 was asked for, and is not there" in found
+
+
+def hide_what_is_on_top(content: dict) -> None:
+    content["evaluations"][0]["finished"] = False
+
+
+def test_what_stands_on_top_must_follow_from_the_evaluations(copy, stranger):
+    edit(copy, hide_what_is_on_top)
+    assert "counts: what stands on top does not follow" in stranger.unsigned(copy)
+
+
+def test_threats_of_other_domains_do_not_break_a_card(copy, stranger):
+    def turned(first: dict, every: pack.Pack) -> None:
+        first["threat"].update(kind="rotation", size="30", unit="degrees")
+
+    forge(copy, turned)
+    verified = verify_card(copy, model=str(stranger.run))
+    assert "rotation are unknown here" in verified.unchecked["examples"]
+
+
+def reorder(rows: np.ndarray, examples: np.ndarray) -> None:
+    rows[[2, 3]] = rows[[3, 2]]
+
+
+def flip_row(rows: np.ndarray, examples: np.ndarray) -> None:
+    rows[4, 60] ^= 1
+
+
+def flip_example(rows: np.ndarray, examples: np.ndarray) -> None:
+    examples.view(np.uint8).reshape(-1)[17] ^= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "points"),
+    [(reorder, "pack root"), (flip_row, "pack root"), (flip_example, "pack")],
+)
+def test_a_changed_pack_fails_by_name(copy, stranger, change, points):
+    from safetensors.numpy import load_file, save_file
+
+    (path, *_) = sorted((copy / "pack").iterdir())
+    tensors = {name: value.copy() for name, value in load_file(path).items()}
+    change(tensors["rows"], tensors["examples"])
+    save_file(tensors, path)
+    found, script = stranger.package(copy), stranger.script(copy)
+    for point in points.split():
+        assert f"{point}: " in found
+        assert point in script
+
+
+def test_every_flipped_byte_is_found(copy, written, stranger):
+    random = np.random.default_rng(0)
+    for path in [path for path in sorted(written.rglob("*")) if path.is_file()]:
+        whole, place = path.read_bytes(), copy / path.relative_to(written)
+        for position in [0, 9, len(whole) - 3, *random.integers(0, len(whole), 12).tolist()]:
+            changed = bytearray(whole)
+            changed[position] ^= 1 << int(random.integers(0, 7))
+            place.write_bytes(changed)
+            try:
+                found = stranger.package(copy, model=None)
+            except UserError as error:
+                found = str(error)
+            assert found, (path.name, position)
+        place.write_bytes(whole)
+    assert stranger.package(copy) == ""
+
+
+def test_a_replaced_signature_fails_by_name(copy, stranger, tmp_path):
+    envelope.keygen(tmp_path / "thief.key")
+    card = load(copy)
+    files_of = {"card.json": (copy / "card.json").read_bytes()}
+    stolen = envelope.sign(claims.subjects_of(card, files_of), {}, tmp_path / "thief.key")
+    (copy / "card.intoto.json").write_bytes(stolen)
+    assert "signature: the signature is not of this key" in stranger.package(copy)
+    assert stranger.package(copy, key=tmp_path / "thief.key.pub") == ""
+    (copy / "card.intoto.json").unlink()
+    assert "signature: the card is not signed" in stranger.package(copy)
+
+
+def test_a_signature_of_something_else_is_none_of_the_card(copy, stranger, key):
+    kind = envelope.PREDICATE
+    for change in ("predicateType", "subject", "nothing signed"):
+        text = envelope.sign({"card.json": {"sha256": "0" * 64}}, {}, key)
+        if change == "predicateType":
+            envelope.PREDICATE = "urn:other"
+            text = envelope.sign({}, {}, key)
+            envelope.PREDICATE = kind
+        if change == "nothing signed":
+            content = json.loads(text)
+            text = json.dumps({**content, "signatures": []}).encode()
+        (copy / "card.intoto.json").write_bytes(text)
+        assert "signature: " in stranger.package(copy)
+
+
+def test_other_weights_and_other_settings_fail_by_name(written, stranger, judged, tmp_path):
+    other = Path(shutil.copytree(judged, tmp_path / "run"))
+    (other / "summary.json").unlink()
+    shutil.copy(other / "learner-clean.safetensors", other / "model.safetensors")
+    found = stranger.package(written, model=str(other))
+    assert found == "NOT VERIFIED: weights: the weights of the model are not those of the card"
+    config = json.loads((judged / "config.json").read_text())
+    config["settings"]["mean"] = [0.5]
+    (other / "config.json").write_text(json.dumps(config))
+    shutil.copy(judged / "model.safetensors", other / "model.safetensors")
+    assert "source: the network is small-cnn with other settings" in stranger.package(
+        written, model=str(other)
+    )
+
+
+# --- a model of the user's own ---
+
+
+def test_a_function_with_another_source_fails_by_name(stranger, tmp_path, monkeypatch):
+    place = tmp_path / "code"
+    place.mkdir()
+    monkeypatch.syspath_prepend(place)
+    monkeypatch.chdir(tmp_path)
+    text = (
+        "import torch\n\n\ndef net():\n    return torch.nn.Sequential(torch.nn.Flatten(), "
+        "torch.nn.Linear(64, 10))\n"
+    )
+    (place / "own_net.py").write_text(text)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    given = {"data_name": "digits", "data_dir": None, "out": tmp_path / "run"}
+    subject = of_model("own_net:net", weights=tmp_path / "weights.pt", **given)
+    evaluate_run(subject, attacks="fgsm", eps=[0.1], n=40, checks=False)
+    card = write_card(tmp_path / "run", tmp_path / "card")
+    assert card.model.code.recorded == "evaluation"
+    assert str(tmp_path) not in (tmp_path / "card" / "card.json").read_text()
+    mine = {"model": "own_net:net", "weights": str(tmp_path / "weights.pt")}
+    assert stranger.package(tmp_path / "card", key=None, **mine) == ""
+    (place / "own_net.py").write_text(text + "# another line\n")
+    found = stranger.package(tmp_path / "card", key=None, **mine)
+    assert "source: " in found
+    assert "is not the own_net.py of the card" in found
+    eq.fast  # noqa: B018 - the package stays as it is
+    loads = "import torch\nfrom own_net import net as bare\n\n\ndef net():\n    m = bare()\n"
+    loads += f"    m.load_state_dict(torch.load({str(tmp_path / 'weights.pt')!r}))\n    return m\n"
+    (stranger.place / "own_loads.py").write_text(loads)
+    assert stranger.script(tmp_path / "card", model="own_loads:net") == "FAILED: source"
+
+
+# --- excerpts ---
+
+
+def test_an_excerpt_is_checked_without_the_rest(written, stranger, tmp_path):
+    part = tmp_path / "part"
+    write_excerpt(written, part, examples=4, nonce="a")
+    verified = verify_card(part, key=stranger.key, model=str(stranger.run))
+    assert verified.examples == 4 + min(4, load(written).evaluations[0].pack.examples)
+    assert "excerpt" in verified.unchecked["other images"]
+    sizes = [
+        sum(len(text) for name, text in files(f).items() if "pack" in name)
+        for f in (part, written)
+    ]
+    assert sizes[0] < sizes[1] / 2
+    assert files(part)["card.json"] == files(written)["card.json"]
+    for where in ("rows", "examples", "paths"):
+        from safetensors.numpy import load_file, save_file
+
+        other = Path(shutil.copytree(part, tmp_path / where))
+        (path, *_) = sorted((other / "pack").iterdir())
+        tensors = {name: value.copy() for name, value in load_file(path).items()}
+        tensors[where].reshape(-1).view(np.uint8)[12] ^= 1
+        save_file(tensors, path)
+        found = stranger.package(other)
+        assert ("pack: " if where == "examples" else "root: ") in found
+    with pytest.raises(UserError, match="excerpt itself"):
+        write_excerpt(part, tmp_path / "b", examples=1, nonce="a")
+
+
+# --- bad input ---
+
+
+def broken_text(change: Callable[[str], str]) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        path = folder / "card.json"
+        path.write_text(change(path.read_text()))
+
+    return write
+
+
+def first_pack(folder: Path) -> Path:
+    return sorted((folder / "pack").iterdir())[0]
+
+
+def hostile_path(folder: Path) -> None:
+    edit(
+        folder, lambda c: c["evaluations"][0]["pack"].update(file="pack/../../secret.safetensors")
+    )
+
+
+def many_images(folder: Path) -> None:
+    edit(folder, lambda c: c["evaluations"][0]["data"].update(n=10**12))
+
+
+def long_bits(folder: Path) -> None:
+    edit(folder, lambda c: c["evaluations"][0].update(correct="00" * 100_000))
+
+
+def huge_header(folder: Path) -> None:
+    path = first_pack(folder)
+    path.write_bytes(b"\xff" * 7 + b"\x0f" + path.read_bytes()[8:])
+
+
+BAD = {
+    "truncated": broken_text(lambda text: text[: len(text) // 2]),
+    "empty": broken_text(lambda text: ""),
+    "a list": broken_text(lambda text: "[]"),
+    "deep": broken_text(lambda text: "[" * 100_000),
+    "deep inside": broken_text(
+        lambda text: text.replace(
+            '"recipe": {', '"recipe": {"a": ' + "[" * 5000 + "]" * 5000 + ","
+        )
+    ),
+    "no number": broken_text(lambda text: text.replace('"low": 0.0', '"low": NaN')),
+    "a huge number": broken_text(lambda text: text.replace('"low": 0.0', '"low": 1e999')),
+    "many digits": broken_text(lambda text: text.replace('"seed": 0', '"seed": ' + "9" * 5000)),
+    "another format": broken_text(lambda text: text.replace('"format": 1', '"format": 2')),
+    "an unknown field": broken_text(
+        lambda text: text.replace('"format": 1', '"format": 1, "x": 1')
+    ),
+    "a path": hostile_path,
+    "many images": many_images,
+    "long bits": long_bits,
+    "no pack": lambda folder: first_pack(folder).unlink(),
+    "half a pack": lambda folder: first_pack(folder).write_bytes(
+        first_pack(folder).read_bytes()[:999]
+    ),
+    "a huge header": huge_header,
+    "no envelope": lambda folder: (folder / "card.intoto.json").write_text("{"),
+    "a deep envelope": lambda folder: (folder / "card.intoto.json").write_text("[" * 100_000),
+    "an odd envelope": lambda folder: (folder / "card.intoto.json").write_text(
+        json.dumps(
+            {"payload": base64.b64encode(b"x").decode(), "payloadType": 1, "signatures": [1]}
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_cards_are_refused_in_one_line(copy, stranger, name):
+    BAD[name](copy)
+    with pytest.raises(UserError) as caught:
+        verify_card(copy, key=stranger.key)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def test_keys_of_another_kind_are_refused_in_one_line(judged, written, key, tmp_path):
+    secret = ec.generate_private_key(ec.SECP256R1())
+    pem = serialization.Encoding.PEM
+    forms = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (tmp_path / "other.key").write_bytes(secret.private_bytes(pem, *forms))
+    shown = secret.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "other.pub").write_bytes(shown)
+    (tmp_path / "text").write_text("no key")
+    for file in (
+        tmp_path / "other.key",
+        tmp_path / "text",
+        tmp_path / "none",
+        key.with_name("me.key.pub"),
+    ):
+        with pytest.raises(UserError, match=r"key|no file"):
+            write_card(judged, tmp_path / "card", key=file)
+        assert not (tmp_path / "card").exists()
+    for file in (tmp_path / "other.pub", tmp_path / "text", tmp_path / "none", key):
+        with pytest.raises(UserError, match=r"key|no file"):
+            verify_card(written, key=file)
+
+
+def test_a_missing_extra_says_what_to_install(judged, written, key, tmp_path, monkeypatch):
+    monkeypatch.setattr(envelope, "find_spec", lambda name: None)
+    for act in (
+        lambda: write_card(judged, tmp_path / "card", key=key),
+        lambda: envelope.keygen(tmp_path / "new.key"),
+        lambda: verify_card(written, key=key.with_name("me.key.pub")),
+    ):
+        with pytest.raises(UserError, match=r"pip install 'equipoise\[sign\]'"):
+            act()
+    write_card(judged, tmp_path / "card")  # without a signature it needs neither
+
+
+def test_the_command_line(command, judged, key, tmp_path):
+    ended = command(
+        "card", judged, "--sign", key, "--out", tmp_path / "card", "--date", "2026-12-01"
+    )
+    assert ended.code == 0, ended.err
+    assert load(tmp_path / "card").date == "2026-12-01"
+    public = key.with_name("me.key.pub")
+    ended = command("verify", tmp_path / "card", "--key", public, "--model", judged)
+    assert ended.code == 0, ended.err
+    assert "robust accuracy at most" in ended.err + ended.out
+    ended = command("card", tmp_path / "card", "--examples", 2, "--out", tmp_path / "part")
+    assert ended.code == 0, ended.err
+    for words in (
+        ("card", judged, "--out", tmp_path / "card"),
+        ("card", tmp_path, "--out", tmp_path / "new"),
+        ("card", "keygen", "--out", key),
+        ("card", "keygen", "--date", "today", "--out", tmp_path / "new.key"),
+        ("card", judged, "--weights", "last", "--out", tmp_path / "new"),
+        ("verify", tmp_path / "card", "--examples", 0),
+        ("verify", tmp_path / "card", "--examples", 1, "--nonce", "", "--model", judged),
+        ("verify", tmp_path / "card", "--again", 1),
+        ("verify", tmp_path / "card", "--model", "nonsense"),
+        ("verify", judged, "--key", public),
+    ):
+        ended = command(*words)
+        assert ended.code == 2, words
+        assert ended.line
+    edit(tmp_path / "card", larger_radius)
+    ended = command("verify", tmp_path / "card", "--key", public, "--quiet")
+    assert ended.code == 1
+    assert "signature: card.json is not what was signed" in ended.line

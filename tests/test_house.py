@@ -5,7 +5,7 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 35_550,
+    "lines of Python": 35_990,
     "lines of templates, scripts, styles and YAML": 2_000,
     "classes": 224,
     "dataclasses": 124,

@@ -10,6 +10,7 @@ References:
 import json
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,6 @@ Subjects = Mapping[str, Mapping[str, str]]
 """The checksums of each file, by its name and their kind."""
 
 _KIND = "is a key of another kind; expected Ed25519, as equipoise card keygen makes"
-_INSTALL = "signatures need two packages more: pip install 'equipoise[sign]'"
 
 
 def keygen(path: Path) -> Path:
@@ -42,11 +42,10 @@ def keygen(path: Path) -> Path:
     Raises:
         UserError: If a file is there already, or cannot be written.
     """
-    try:
-        from cryptography.hazmat.primitives import serialization as form
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    except ImportError:
-        raise UserError(_INSTALL) from None
+    _need()
+    from cryptography.hazmat.primitives import serialization as form
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     public = path.with_name(f"{path.name}.pub")
     key = Ed25519PrivateKey.generate()
     pem, no_password = form.Encoding.PEM, form.NoEncryption()
@@ -84,14 +83,13 @@ def sign(subjects: Subjects, predicate: Mapping[str, Any], key: Path) -> bytes:
     Raises:
         UserError: If the key cannot be read, or is of another kind.
     """
+    _need()
     content = _read(key)
-    try:
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-        from cryptography.hazmat.primitives.serialization import load_pem_private_key
-        from securesystemslib.dsse import Envelope
-        from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
-    except ImportError:
-        raise UserError(_INSTALL) from None
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+    from securesystemslib.dsse import Envelope
+    from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
+
     try:
         private = load_pem_private_key(content, None)
     except (ValueError, TypeError) as error:  # TypeError: it is encrypted
@@ -117,12 +115,11 @@ def public_key(path: Path) -> "Ed25519PublicKey":
     Raises:
         UserError: If it cannot be read, or is of another kind.
     """
+    _need()
     content = _read(path)
-    try:
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-        from cryptography.hazmat.primitives.serialization import load_pem_public_key
-    except ImportError:
-        raise UserError(_INSTALL) from None
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
     try:
         key = load_pem_public_key(content)
     except Exception as error:  # the library has an own exception for kinds it does not know
@@ -165,6 +162,12 @@ def opened(folder: Path, key: "Ed25519PublicKey") -> tuple[str, dict[str, dict[s
     except (LookupError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path} has no statement that can be read: {one_line(error)}") from None
     return "", subjects
+
+
+def _need() -> None:
+    """Raise a UserError if a package is missing."""
+    if not all(map(find_spec, ("cryptography", "securesystemslib"))):
+        raise UserError("signatures need two packages more: pip install 'equipoise[sign]'")
 
 
 def _read(path: Path) -> bytes:

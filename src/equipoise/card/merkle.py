@@ -21,13 +21,18 @@ def root(rows: Sequence[bytes]) -> bytes:
     """
     if not rows:
         return sha256().digest()
-    return _levels(rows)[-1][0]
+    return levels(rows)[-1][0]
 
 
-def path(rows: Sequence[bytes], index: int) -> list[bytes]:
-    """Return the neighbours of a row on its way to the root, from below."""
+def path(nodes: Sequence[Sequence[bytes]], index: int) -> list[bytes]:
+    """Return the neighbours of a row on its way to the root, from below.
+
+    Arguments:
+        nodes: The nodes of the tree, as :func:`levels` returns them.
+        index: The position of the row.
+    """
     found = []
-    for level in _levels(rows)[:-1]:
+    for level in nodes[:-1]:
         if (index ^ 1) < len(level):
             found.append(level[index ^ 1])
         index //= 2
@@ -66,12 +71,12 @@ def node(first: bytes, second: bytes) -> bytes:
     return sha256(b"\1" + first + second).digest()
 
 
-def _levels(rows: Sequence[bytes]) -> list[list[bytes]]:
+def levels(rows: Sequence[bytes]) -> list[list[bytes]]:
     """Return the nodes of the tree, from below."""
-    levels = [[leaf(row) for row in rows]]
-    while len(levels[-1]) > 1:
-        below = levels[-1]
+    found = [[leaf(row) for row in rows]]
+    while len(found[-1]) > 1:
+        below = found[-1]
         pairs = zip(below[::2], below[1::2], strict=False)
         last = below[len(below) - len(below) % 2 :]
-        levels.append([node(*pair) for pair in pairs] + last)
-    return levels
+        found.append([node(*pair) for pair in pairs] + last)
+    return found

@@ -7,6 +7,7 @@ tree: an excerpt with some rows, their examples and their paths to the root can 
 """
 
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -94,16 +95,23 @@ class Pack:
         }
         return bytes(save(tensors if self.paths is None else {**tensors, _PATHS: self.paths}))
 
-    def excerpt(self, chosen: Sequence[int]) -> "Pack":
-        """Return some of all rows, with their paths."""
-        every, depth = self.listed, max(len(self.rows) - 1, 0).bit_length()
-        paths = np.zeros((len(chosen), depth, 32), np.uint8)
-        for place, row in enumerate(chosen):
-            for level, node in enumerate(merkle.path(every, row)):
+    def drawn(self, count: int, nonce: str) -> "Pack":
+        """Return the rows of ``count`` examples, drawn by a text; of all if there are fewer."""
+        broken = self.broken.nonzero()[0].tolist()
+        places = sorted(random.Random(nonce).sample(range(len(broken)), min(count, len(broken))))  # noqa: S311
+        rows = [broken[place] for place in places]
+        paths = None if self.paths is None else self.paths[rows]
+        return Pack(self.rows[rows], self.examples[places], paths)
+
+    def excerpt(self, count: int, nonce: str) -> "Pack":
+        """Return the rows of ``count`` examples, drawn by a text, with their paths to the root."""
+        part = self.drawn(count, nonce)
+        levels, index = merkle.levels(self.listed), part.rows["index"].tolist()
+        paths = np.zeros((len(index), len(levels) - 1, 32), np.uint8)
+        for place, row in enumerate(index):
+            for level, node in enumerate(merkle.path(levels, row)):
                 paths[place, level] = np.frombuffer(node, np.uint8)
-        number = np.cumsum(self.broken) - 1
-        kept = [int(number[row]) for row in chosen if self.broken[row]]
-        return replace(self, rows=self.rows[[*chosen]], examples=self.examples[kept], paths=paths)
+        return replace(part, paths=paths)
 
     def roots(self, count: int, head: bytes) -> set[bytes]:
         """Return the roots that follow from the rows; a sound pack has one.

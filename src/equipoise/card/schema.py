@@ -70,7 +70,7 @@ class CardInputs(CardPart):
     high: float
     grid: str | None
     scale: str
-    normalise: str | dict[str, list[float]] | None
+    normalise: Literal["none"] | dict[str, list[float]] | None
     normalisation: str
     remarks: tuple[str, ...]
     not_recorded: tuple[str, ...]

@@ -21,7 +21,10 @@ KEY, CARD = Path("card.key"), Path("card")
 def card(
     what: Annotated[
         str,
-        typer.Argument(metavar="RUN|keygen", help="The run folder; or keygen: make a new key."),
+        typer.Argument(
+            metavar="RUN|keygen|CARD",
+            help="The run folder; keygen: make a new key; or a card, to take an excerpt of it.",
+        ),
     ],
     weights: Annotated[
         str, typer.Option(help="Which weights of the run, as for `equipoise evaluate`.")
@@ -33,6 +36,13 @@ def card(
     date: Annotated[
         str | None, typer.Option(help="A date for the card, any text; default: it has none.")
     ] = None,
+    examples: Annotated[
+        int | None,
+        typer.Option(metavar="K", help="Of a CARD: take K examples of each evaluation."),
+    ] = None,
+    nonce: Annotated[
+        str, typer.Option(help="With --examples: any text; it determines which ones.")
+    ] = "excerpt",
     out: Annotated[
         Path | None,
         typer.Option(help="The folder of the card; default: card. With keygen the private key."),
@@ -45,19 +55,26 @@ def card(
     weights, code and data, and what is not known. Nothing is measured again. Whoever has the card,
     the model and the images can compute its numbers anew: equipoise verify.
     """
-    console = Console(quiet=quiet)
+    console, place = Console(quiet=quiet), out or (KEY if what == KEYGEN else CARD)
+    given = {"--sign": sign, "--date": date, "--examples": examples}
+    names = [name for name, value in given.items() if value is not None]
     if what == KEYGEN:
         from equipoise.card.envelope import keygen
 
-        if sign or date:
-            raise UserError("keygen makes a key: leave --sign and --date out")
-        place = out or KEY
+        if names:
+            raise UserError(f"keygen makes a key: leave {', '.join(names)} out")
         public = keygen(place)
         typer.echo(f"{place} signs cards: keep it secret. {public} checks them: give it away.")
         return
-    from equipoise.jobs.card import write_card
+    from equipoise.jobs.card import write_card, write_excerpt
 
-    place = out or CARD
+    if examples is not None:
+        if names != ["--examples"]:
+            raise UserError(
+                "an excerpt has the signature and the date of its card: leave them out"
+            )
+        write_excerpt(Path(what), place, examples=examples, nonce=nonce, console=console)
+        return
     written = write_card(what, place, which=weights, key=sign, date=date, console=console)
     state = "complete" if written.complete else "INCOMPLETE, as it says on top"
     typer.echo(f"{place}: a card of {len(written.evaluations)} evaluations, {state}")

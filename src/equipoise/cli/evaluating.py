@@ -227,7 +227,8 @@ def verify(
     nonce: Annotated[
         str | None,
         typer.Option(
-            help="With --again: any text; it determines which images are drawn. Default: random."
+            help="With --again or --examples: any text; it determines which images are drawn. "
+            "Default: random."
         ),
     ] = None,
     audit: Annotated[
@@ -237,6 +238,22 @@ def verify(
             help="Also repeat the audits of audited evaluations with this nonce, any text: other "
             "images go through AutoAttack. Nobody could prepare for a nonce that you choose now.",
         ),
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="Of a card: the public key of its signature.")
+    ] = None,
+    examples: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K", help="Of a card: judge K drawn examples of each evaluation; default: all."
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Of a card, with --model: the file of its weights.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Of a card: a dataset, or the path of an .npz file. Default: its own."),
     ] = None,
     data_dir: options.DataDir = None,
     device: options.Device = "auto",
@@ -248,7 +265,32 @@ def verify(
     float64), and misclassified by the float32 model, and every number must follow from the
     verdicts; otherwise the exit code is 1. This proves an upper bound on the robust accuracy.
     --again attacks again images that are stored as robust, --audit repeats an audit.
+
+    RUN may be the folder of a card (see equipoise card). Then its signature, checksums and counts
+    are checked, and with --model (a run folder with the weights, or package.module:function) its
+    images and examples, too.
     """
+    of_card = {"--key": key, "--examples": examples, "--weights": weights, "--data": data}
+    if (run / "card.json").exists():
+        from equipoise.jobs.verify_card import verify_card
+
+        if trust or again is not None:
+            raise UserError("a card names no code and no settings to run: no --trust, no --again")
+        verify_card(
+            run,
+            key=key,
+            model=model,
+            weights=weights,
+            data_name=data,
+            data_dir=data_dir,
+            device=device,
+            examples=examples,
+            nonce=nonce,
+            console=Console(quiet=quiet),
+        )
+        return
+    if given := [name for name, value in of_card.items() if value is not None]:
+        raise UserError(f"{run} is no card (it has no card.json): leave {', '.join(given)} out")
     from equipoise.jobs.verify import verify_run
 
     verify_run(

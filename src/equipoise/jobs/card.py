@@ -13,7 +13,7 @@ import torch
 
 from equipoise.card import claims, describe, envelope, pack
 from equipoise.card.pack import Pack
-from equipoise.card.schema import FILE, CardPack, ModelCard
+from equipoise.card.schema import FILE, CardPack, ModelCard, load
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation.stored import Store
 from equipoise.jobs import verify_stored
@@ -94,6 +94,39 @@ def write_card(
     return card
 
 
+def write_excerpt(
+    path: Path, out: Path, *, examples: int, nonce: str, console: Console | None = None
+) -> ModelCard:
+    """Write a card with some of the examples, whose paths lead to the roots of the whole card.
+
+    Arguments:
+        path: The folder of a card with all examples.
+        out: The folder of the excerpt, a new one.
+        examples: How many examples of each evaluation are taken.
+        nonce: Any text; it determines which ones.
+        console: Where progress is shown; by default nowhere.
+
+    Raises:
+        UserError: If there is no such card, or the folder is not free.
+    """
+    console, card = console or Console(quiet=True), load(path)
+    if examples < 1:
+        raise UserError(f"--examples must be at least 1, got {examples}")
+    if not is_free(out):
+        raise UserError(f"{out} exists; choose another --out")
+    for each in card.evaluations:
+        every, _ = pack.read(path, each)
+        if every.paths is not None:
+            raise UserError(f"{path} is an excerpt itself; take one of the whole card")
+        part = every.excerpt(examples, nonce)
+        files.write(out / each.pack.file, part.content())
+        console.say(f"{each.name}: {len(part.examples)} of {len(every.examples)} examples")
+    for file in sorted(path.iterdir(), key=lambda file: file.name == FILE):
+        if file.is_file():
+            files.write(out / file.name, file.read_bytes())
+    return card
+
+
 def _packed(store: Store) -> tuple[Evaluation, Pack, str | None]:
     """Return an evaluation, its pack, and the grid of its images, all checked."""
     if store.busy:
@@ -156,12 +189,12 @@ def _model(run: Run, which: str, evaluations: list[Evaluation]) -> dict[str, Any
         "kind": "registered" if trained else "function",
         "source": name if trained else spec,
         "settings": config.get("settings") if trained else None,
-        "code": _code(name) if trained else _recorded(versions.get("source")),
+        "code": code_of(name) if trained else _recorded(versions.get("source")),
         "package": f"equipoise {__version__}",
     }
 
 
-def _code(name: str) -> dict[str, str] | None:
+def code_of(name: str) -> dict[str, str] | None:
     """Return the source file of a registered network, as it is now."""
     if name not in MODELS:
         return None

@@ -158,7 +158,7 @@ def of_model(
     """
     file, key = (None, "") if weights is None else weights_of(weights)
     remarks: list[str] = []
-    model, dataset = _load(spec, weights, normalise, data_name, data_dir, remarks.append)
+    model, dataset = own_model(spec, weights, normalise, data_name, data_dir, remarks.append)
     folder = Path("runs") / spec.replace(":", ".").replace("/", ".") if out is None else out
     about = {
         "format": 1,
@@ -200,7 +200,7 @@ def _again(
     normalise = Constants.of(asked) if isinstance(asked, dict) else asked
     file = f"{weights}:{about['weights_key']}" if about.get("weights_key") else weights
     place = data_dir or about["data_dir"]
-    model, dataset = _load(spec, file, normalise, about["data"], place, load=load)
+    model, dataset = own_model(spec, file, normalise, about["data"], place, load=load)
     source = plugins.source(spec.partition(":")[0])
     if line := plugins.changed(about.get("source"), source):
         console.warn(f"{run.path}: {line}")
@@ -223,7 +223,7 @@ def _trusted(run: Run, about: Mapping[str, Any], trust: bool) -> tuple[str, Load
     return spec, plugins.trusted_module(Path(str(made["file"])))
 
 
-def _load(
+def own_model(
     spec: str,
     weights: str | Path | None,
     normalise: Asked,
@@ -232,6 +232,7 @@ def _load(
     say: Callable[[str], None] = MUTE,
     load: Load = from_here,
 ) -> tuple[nn.Module, Dataset]:
+    """Return a model of the user's own, and its data; the arguments are those of `of_model`."""
     model, dataset = import_model(spec, load), data.load(data_name, data_dir)
     how: dict[str, Any] = {"shape": (dataset.channels, *dataset.size), "say": say}
     if weights is not None:

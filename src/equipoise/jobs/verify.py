@@ -236,7 +236,7 @@ def _examples(verified: Verified, result: Result, x: Tensor, judge: Judge) -> It
     # One in a hundred predictions of a random model may differ.
     slack = 0 if judge.repeats(x) else max(1, len(y) // 100)
     clean, logits = judge.logits(x), judge.logits(x_adv)
-    changed = int(((clean.argmax(1).cpu() != result.prediction) & ~_ties(clean)).sum())
+    changed = int(((clean.argmax(1).cpu() != result.prediction) & ~ties(clean)).sum())
     if changed > slack:
         yield f"the clean predictions differ on {changed} images"
     outside = int((~judge.admit(x, x_adv, result.threat)).sum())
@@ -244,7 +244,7 @@ def _examples(verified: Verified, result: Result, x: Tensor, judge: Judge) -> It
         yield f"{outside} adversarial examples are outside the threat"
     broken = result.correct & ~result.robust
     margins = torch.where(torch.isfinite(logits).all(1), -margin(logits, y).double(), -torch.inf)
-    margins, tie = margins.cpu(), _ties(logits)
+    margins, tie = margins.cpu(), ties(logits)
     correct = int((broken & (margins > 0) & ~tie).sum())
     if correct > slack:
         yield f"{correct} adversarial examples are classified correctly"
@@ -262,12 +262,12 @@ def _measured(result: Result, unchanged: Tensor, margins: Tensor, logits: Tensor
     if off:
         yield f"the margins of {off} examples are not those of the model"
     predictions = logits.argmax(1).cpu()
-    off = int(((predictions != result.adversarial_prediction) & ~_ties(logits)).sum())
+    off = int(((predictions != result.adversarial_prediction) & ~ties(logits)).sum())
     if off:
         yield f"the predictions for {off} adversarial examples are not those of the model"
 
 
-def _ties(logits: Tensor) -> Tensor:
+def ties(logits: Tensor) -> Tensor:
     """Return where the two largest logits differ by less than rounding, with shape (N,)."""
     first, second = logits.topk(2, dim=1).values.unbind(1)
     large = logits.abs().amax(1).clamp_min(1e-30)

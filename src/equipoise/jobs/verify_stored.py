@@ -6,7 +6,7 @@ everything that follows from the verdicts is computed again and compared, field 
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pickle import UnpicklingError
 from typing import Any
 
@@ -258,15 +258,20 @@ def _audit(
 
 def _stages(result: Result) -> Iterator[str]:
     """Find missing stages of ensembles; stages without gradients are left out and noted."""
-    left_out = any(f.check == "gradients" and f.status == "failed" for f in result.findings)
-    for ensemble in {stage_of(name)[0] for name in result.outcomes} - {""}:
+    if not any(f.check == "gradients" and f.status == "failed" for f in result.findings):
+        yield from missing_stages(result.outcomes, result.threat.norm)
+
+
+def missing_stages(names: Collection[str], norm: Norm) -> Iterator[str]:
+    """Yield which ensembles lack stages, by the names of the attacks that were run."""
+    for ensemble in {stage_of(name)[0] for name in names} - {""}:
         try:
             whole = parse(ensemble)
         except UserError:
             continue
-        wanted = whole.stages(result.threat.norm) if isinstance(whole, Ensemble) else {}
-        missing = [name for name in wanted if f"{ensemble}/{name}" not in result.outcomes]
-        if missing and not left_out:
+        wanted = whole.stages(norm) if isinstance(whole, Ensemble) else {}
+        missing = [name for name in wanted if f"{ensemble}/{name}" not in names]
+        if missing:
             yield f"{ensemble} lacks {', '.join(missing)}"
 
 
