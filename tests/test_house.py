@@ -5,10 +5,10 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 35_990,
+    "lines of Python": 37_290,
     "lines of templates, scripts, styles and YAML": 2_000,
-    "classes": 224,
-    "dataclasses": 124,
+    "classes": 228,
+    "dataclasses": 125,
     "class names in several modules": 0,
     "modules beside packages": 12,
     "deepest import chain": 18,

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from equipoise.attacks import parse
+from equipoise.attacks import cost, parse
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation.stored import Store
 from equipoise.execution.policy import Execution
@@ -66,6 +66,17 @@ def test_an_estimate_is_cost_times_pace():
     assert whole([auto], "linf", 10) == pytest.approx(10 * one)
     assert timed.needed([pgd, auto], "linf", 10)[1] == pytest.approx(0.1 * (20 + one))
     assert timed.needed([], "linf", 10) == (0, 0)
+
+
+def test_an_audit_is_estimated_by_the_share_that_it_needs():
+    few = parse("audited(within=0.1)")
+    search = sum(cost(stage, "linf") for stage in few.stages("linf").values())
+    audit = sum(cost(stage, "linf") for stage in few.audit("linf").values())
+    share = 1 - 0.05 ** (1 / 100)  # without a miss
+    assert whole([few], "linf", 1000) == pytest.approx(1000 * (search + share * audit))
+    little = parse("audited(budget=0.01)")
+    assert whole([little], "linf", 1000) == pytest.approx(1000 * (search + 0.01 * audit))
+    assert whole([few], "linf", 1) <= whole([parse("autoattack")], "linf", 1) * 1.2
 
 
 def test_a_batch_takes_at_most_a_tenth_of_the_time():

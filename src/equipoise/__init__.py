@@ -21,6 +21,7 @@ __all__ = [
     "evaluate",
     "fast",
     "load",
+    "scan",
     "train",
 ]
 
@@ -33,6 +34,7 @@ from equipoise.version import __version__
 if TYPE_CHECKING:
     from equipoise import attacks
     from equipoise.evaluation.evaluate import evaluate
+    from equipoise.evaluation.scan import scan
     from equipoise.execution import fast
     from equipoise.fronts.front import Front
     from equipoise.jobs.train import train
@@ -48,6 +50,7 @@ _HOMES = {
     "evaluate": "evaluation",
     "fast": "execution",
     "load": "store.runs",
+    "scan": "evaluation.scan",
     "train": "jobs.train",
 }
 

@@ -122,6 +122,7 @@ class PGD:
         threat: Threat,
         draws: Draws,
         losses: Ascended | None = None,
+        start: Tensor | None = None,
     ) -> Tensor:
         """Return the same without checking the inputs.
 
@@ -135,18 +136,22 @@ class PGD:
             draws: The randomness.
             losses: Maximised in place of ``loss``: from logits, with shape (N, K), and the
                 positions of their examples in the batch, with shape (N,), to losses (N,).
+            start: Points from which the first search starts, with the shape of ``x``; they are
+                projected. None: as the setting ``start`` says.
         """
         losses = losses or (lambda logits, index: self.losses(logits, y[index]))
         every, x = torch.arange(len(y), device=y.device), x.detach()
         with guest(model) as model, torch.no_grad():
             source = draws.child("restart 0")
-            x_adv, score = self._search(model, x, y, threat, source, losses, every)
+            at = self.start_at(x, threat, source) if start is None else threat.project(x, start)
+            x_adv, score = self._search(model, x, y, at, threat, losses, every)
             for restart in range(1, self.restarts):
                 rest = (~score.fooled).nonzero()[:, 0]
                 if not len(rest):
                     break
                 source = draws.child(f"restart {restart}").select(rest)
-                again, scores = self._search(model, x[rest], y[rest], threat, source, losses, rest)
+                at = self.start_at(x[rest], threat, source)
+                again, scores = self._search(model, x[rest], y[rest], at, threat, losses, rest)
                 _keep(x_adv, score, rest, again, scores)
         return x_adv
 
@@ -175,13 +180,12 @@ class PGD:
         model: Fast,
         x: Tensor,
         y: Tensor,
+        start: Tensor,
         threat: Threat,
-        draws: Draws,
         losses: Ascended,
         index: Tensor,
     ) -> "tuple[Tensor, _Score]":
-        """Search once from the inputs at some positions in the batch; return points and scores."""
-        start = self.start_at(x, threat, draws)
+        """Search once for the inputs at some positions in the batch; return points and scores."""
         if self.keep == "first":
             return self._shown(model, x, y, start, threat, losses, index)
         best, score = self._all_steps(model, x, y, start, threat, located(losses, index))

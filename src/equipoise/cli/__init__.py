@@ -13,7 +13,16 @@ from typing import Annotated, Any
 import typer
 from typer.main import get_command
 
-from equipoise.cli import carding, evaluating, fronting, gating, planning, reporting, training
+from equipoise.cli import (
+    carding,
+    evaluating,
+    fronting,
+    gating,
+    planning,
+    reporting,
+    scanning,
+    training,
+)
 from equipoise.errors import FOREIGN, RunError, UserError
 from equipoise.version import __version__
 
@@ -62,6 +71,7 @@ def _root(
 
 app.command(epilog=training.TRAIN_EPILOG)(training.train)
 app.command(epilog=training.EXPLAIN_EPILOG)(training.explain)
+app.command(epilog=scanning.SCAN_EPILOG)(scanning.scan)
 app.command(epilog=evaluating.EVALUATE_EPILOG)(evaluating.evaluate)
 app.command()(evaluating.verify)
 app.command(epilog=carding.CARD_EPILOG)(carding.card)

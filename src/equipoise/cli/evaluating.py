@@ -1,6 +1,5 @@
 """``equipoise evaluate`` and ``verify``: attack a model, and check the results again."""
 
-import re
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,14 +19,7 @@ EVALUATE_EPILOG = (
 
 
 def evaluate(
-    what: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="RUN|MODEL",
-            help="The run folder; or a model of your own: package.module:function, where the "
-            "function returns an nn.Module.",
-        ),
-    ] = None,
+    what: options.What = None,
     attacks: options.Attacks = None,
     individual: Annotated[
         bool | None,
@@ -47,30 +39,13 @@ def evaluate(
     ] = False,
     time: options.Time = None,
     model: options.OwnModel = None,
-    data: Annotated[
-        str | None, typer.Option(help="With MODEL: a dataset, or the path of an .npz file.")
-    ] = None,
+    data: options.OwnData = None,
     out: Annotated[
         Path | None, typer.Option(help="With MODEL: the folder of the results.")
     ] = None,
-    normalise: Annotated[
-        str | None,
-        typer.Option(
-            help="With MODEL: add the normalisation of this dataset in front of it (imagenet, "
-            "cifar10, cifar100, svhn, mnist, fashion-mnist, clip, half); none: add nothing, not "
-            "even constants of the weights file.",
-        ),
-    ] = None,
-    mean: Annotated[
-        str | None,
-        typer.Option(
-            help="With MODEL and --std: the means of the normalisation, one for each channel, "
-            "separated by commas."
-        ),
-    ] = None,
-    std: Annotated[
-        str | None, typer.Option(help="With MODEL and --mean: the standard deviations.")
-    ] = None,
+    normalise: options.Normalise = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
     seed: Annotated[
         int | None, typer.Option(help="Random seed of the attacks; default: 0.")
     ] = None,
@@ -113,17 +88,8 @@ def evaluate(
         list[Path] | None,
         typer.Option(help="Also try the adversarial examples of this run; may be repeated."),
     ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="Which weights of the run: model (the kept ones), last, round-005 (after round "
-            "(epoch) 5), learner-clean, or gamma-0.4 (the two learners mixed); with MODEL: the "
-            "file of its weights, or FILE:KEY."
-        ),
-    ] = None,
-    json: Annotated[
-        Path | None, typer.Option(help="Also write the records to this JSON file.")
-    ] = None,
+    weights: options.Weights = None,
+    json: options.Records = None,
     strict: options.Strict = False,
     trust: options.Trust = False,
     data_dir: options.DataDir = None,
@@ -139,14 +105,13 @@ def evaluate(
     """
     from equipoise.jobs.evaluate import evaluate_run
     from equipoise.jobs.tables import write_scores, write_table
-    from equipoise.jobs.target_model import of_model, of_run, open_folder
-    from equipoise.models.normalisation import asked_for
+    from equipoise.jobs.target_model import open_folder
     from equipoise.plugins import run_trusted
 
     if json is not None:
-        _check_json(json)
+        check_json(json)
     radii, console = options.radii_of(eps), Console(quiet=quiet)
-    run, spec = _run_or_model(what, model)
+    run, _ = options.run_or_model(what, model)
     if trust and run is not None:  # first: its file may add attacks
         run_trusted(open_folder(run).made_with(), console.warn)
     fixed = {"attacks": attacks, "individual": individual, "seed": seed, "passes": passes}
@@ -164,27 +129,19 @@ def evaluate(
         checks=checks,
         **given,
     )
-    asked = asked_for(normalise, mean, std)
-    for_model = any(given is not None for given in (data, out, asked))
-    if run is not None and not for_model:
-        kept = "model" if weights is None else weights
-        subject = of_run(run, kept, data_dir, console, model=spec, trust=trust)
-    elif run is None and spec is not None and data is not None:
-        subject = of_model(
-            spec,
-            weights=weights,
-            data_name=data,
-            data_dir=data_dir,
-            out=out,
-            normalise=asked,
-            say=console.say,
-        )
-        console.say(f"results go to {subject.run.path}")
-    else:
-        raise UserError(
-            "expected a run folder, or --model package.module:function --data ... (with it "
-            "--out, --normalise, --mean, --std; see equipoise evaluate --help)"
-        )
+    subject = options.subject_of(
+        what,
+        model,
+        console,
+        data=data,
+        out=out,
+        weights=weights,
+        normalise=normalise,
+        mean=mean,
+        std=std,
+        data_dir=data_dir,
+        trust=trust,
+    )
     records = evaluate_run(
         subject,
         protocol,
@@ -197,20 +154,11 @@ def evaluate(
         given=given,
     )
     if json is not None:  # first: a closed pipe ends the table
-        _write_json(json, records)
+        write_json(json, records)
     write_table(records)
     if cmmr:
         write_scores(records)
     options.refuse(strict, (f"{r['evaluation']}: {name}" for r in records for name in r["failed"]))
-
-
-def _run_or_model(what: str | None, model: str | None) -> tuple[Path | None, str | None]:
-    """Return the run folder and the model that are named, by position or by --model."""
-    if what is None or Path(what).is_dir() or not re.fullmatch(r"[\w.]+:\w+", what):
-        return None if what is None else Path(what), model
-    if model is not None:
-        raise UserError(f"the model is given twice: {what} and --model {model}")
-    return None, what
 
 
 def verify(
@@ -306,7 +254,7 @@ def verify(
     )
 
 
-def _check_json(path: Path) -> None:
+def check_json(path: Path) -> None:
     """Refuse a file that cannot be written, before the work."""
     there = path.exists()
     if there and not (path.is_file() or path.is_dir()):
@@ -321,7 +269,8 @@ def _check_json(path: Path) -> None:
         raise UserError(f"--json {path} cannot be written: {reason}") from None
 
 
-def _write_json(path: Path, records: list[dict[str, Any]]) -> None:
+def write_json(path: Path, records: Any) -> None:
+    """Write the file of ``--json``."""
     try:
         path.write_text(f"{dumps(records, indent=2)}\n", encoding="utf-8")
     except BrokenPipeError:

@@ -1,15 +1,18 @@
 """Options and checks that several commands share."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from equipoise.errors import RunError
+from equipoise.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from equipoise.evaluation.protocol import Protocol
+    from equipoise.jobs.target_model import Subject
+    from equipoise.terminal.progress import Console
 
 RunFolder = Annotated[Path, typer.Argument(help="The run folder.")]
 DataDir = Annotated[
@@ -75,6 +78,44 @@ Time = Annotated[
         "continued later.",
     ),
 ]
+What = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="RUN|MODEL",
+        help="The run folder; or a model of your own: package.module:function, where the "
+        "function returns an nn.Module.",
+    ),
+]
+OwnData = Annotated[
+    str | None, typer.Option("--data", help="With MODEL: a dataset, or the path of an .npz file.")
+]
+Normalise = Annotated[
+    str | None,
+    typer.Option(
+        help="With MODEL: add the normalisation of this dataset in front of it (imagenet, "
+        "cifar10, cifar100, svhn, mnist, fashion-mnist, clip, half); none: add nothing, not "
+        "even constants of the weights file.",
+    ),
+]
+Mean = Annotated[
+    str | None,
+    typer.Option(
+        help="With MODEL and --std: the means of the normalisation, one for each channel, "
+        "separated by commas."
+    ),
+]
+Std = Annotated[str | None, typer.Option(help="With MODEL and --mean: the standard deviations.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="Which weights of the run: model (the kept ones), last, round-005 (after round "
+        "(epoch) 5), learner-clean, or gamma-0.4 (the two learners mixed); with MODEL: the "
+        "file of its weights, or FILE:KEY."
+    ),
+]
+Records = Annotated[
+    Path | None, typer.Option("--json", help="Also write the results to this JSON file.")
+]
 Workers = Annotated[
     int, typer.Option(help="Number of parallel processes, which share the threads.")
 ]
@@ -109,6 +150,64 @@ def protocol_of(
         norm=None if norm is None else choice(norm, "--norm", NORMS),
         execution=Execution(**search),
         **more,
+    )
+
+
+def run_or_model(what: str | None, model: str | None) -> tuple[Path | None, str | None]:
+    """Return the run folder and the model that are named, by position or by --model."""
+    if what is None or Path(what).is_dir() or not re.fullmatch(r"[\w.]+:\w+", what):
+        return None if what is None else Path(what), model
+    if model is not None:
+        raise UserError(f"the model is given twice: {what} and --model {model}")
+    return None, what
+
+
+def subject_of(
+    what: str | None,
+    model: str | None,
+    console: "Console",
+    *,
+    data: str | None,
+    out: Path | None,
+    weights: str | None,
+    normalise: str | None,
+    mean: str | None,
+    std: str | None,
+    data_dir: Path | None,
+    trust: bool,
+    anywhere: bool = False,
+) -> "Subject":
+    """Return the model that is named by the options of a command, with its test images.
+
+    ``anywhere``: ``out`` may be given with a run folder, too; the command uses it.
+
+    Raises:
+        UserError: If the options do not name a model.
+    """
+    from equipoise.jobs.target_model import of_model, of_run
+    from equipoise.models.normalisation import asked_for
+
+    run, spec = run_or_model(what, model)
+    asked = asked_for(normalise, mean, std)
+    for_model = any(given is not None for given in (data, None if anywhere else out, asked))
+    if run is not None and not for_model:
+        kept = "model" if weights is None else weights
+        return of_run(run, kept, data_dir, console, model=spec, trust=trust)
+    if run is None and spec is not None and data is not None:
+        subject = of_model(
+            spec,
+            weights=weights,
+            data_name=data,
+            data_dir=data_dir,
+            out=out,
+            normalise=asked,
+            say=console.say,
+        )
+        console.say(f"results go to {subject.run.path}")
+        return subject
+    raise UserError(
+        "expected a run folder, or --model package.module:function --data ... (with it "
+        "--out, --normalise, --mean, --std; see --help)"
     )
 
 

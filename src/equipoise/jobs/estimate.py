@@ -2,13 +2,13 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from equipoise.attacks.core import Attack, cost
-from equipoise.attacks.ensemble import AutoAttack
+from equipoise.attacks.ensemble import Audited, Ensemble
 from equipoise.attacks.pgd import PGD
 from equipoise.evaluation.checks.model import preserved
 from equipoise.evaluation.judge import correct_of
@@ -54,17 +54,30 @@ class Pace:
 
 
 def whole(attacks: Iterable[Attack], norm: Norm, n: int) -> float:
-    """Return a rough number of gradient evaluations of attacks on images that all stay robust.
+    """Return a rough number of gradient evaluations of attacks on images that all stay robust."""
+    return n * sum(_whole(attack, norm, n) for attack in attacks)
 
-    The cost of an ensemble is for the usual case, in which half of the images leave early.
-    """
-    return n * sum(cost(a, norm) * (2 if isinstance(a, AutoAttack) else 1) for a in attacks)
+
+def _whole(attack: Attack, norm: Norm, n: int) -> float:
+    """Return the evaluations for one of n images; of an ensemble those of all its stages."""
+    if isinstance(attack, Audited):
+        # Without a miss an audit of this share shows the gap to be at most ``within``.
+        share = min(attack.budget, 1 - float(0.05 ** (1 / max(attack.within * n, 1))))
+        return _stages(attack.stages(norm), norm) + share * _stages(attack.audit(norm), norm)
+    if isinstance(attack, Ensemble):
+        return _stages(attack.stages(norm), norm)
+    return cost(attack, norm)
+
+
+def _stages(stages: Mapping[str, Attack], norm: Norm) -> float:
+    return sum(cost(stage, norm) for stage in stages.values())
 
 
 def dearest(attack: Attack, norm: Norm) -> float:
-    """Return that number for an attack, or for the longest stage of an ensemble."""
-    if isinstance(attack, AutoAttack):
-        return max(cost(stage, norm) for stage in attack.stages(norm).values())
+    """Return the evaluations for an image of an attack, or of the longest stage of an ensemble."""
+    if isinstance(attack, Ensemble):
+        every = attack.audit(norm) if isinstance(attack, Audited) else attack.stages(norm)
+        return max(cost(stage, norm) for stage in every.values())
     return cost(attack, norm)
 
 

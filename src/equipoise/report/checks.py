@@ -44,9 +44,16 @@ def ranked(run: RunData, shown: Threat | None) -> list[Evaluation]:
 
 
 def _checks(run: RunData, evaluation: Evaluation) -> Section:
-    findings = sorted(evaluation.findings, key=lambda finding: STATUSES.index(finding.status))
+    blocks = [*findings_shown(evaluation.findings), _cost(run, evaluation)]
+    tag = "" if evaluation.finished else "not finished"
+    return Section(run.name, blocks, small=_title(evaluation), tag=tag)
+
+
+def findings_shown(given: Sequence[Finding]) -> list[Block]:
+    """Return findings for a page: the alarms first, and the others folded."""
+    findings = sorted(given, key=lambda finding: STATUSES.index(finding.status))
     alarms = {
-        f"{capital(f.status)}: {f.check}{f' ({f.code})' if f.code else ''}": _sentences(f)
+        f"{capital(f.status)}: {f.check}{f' ({f.code})' if f.code else ''}": sentences(f)
         for f in findings
         if f.alarm
     }
@@ -55,21 +62,18 @@ def _checks(run: RunData, evaluation: Evaluation) -> Section:
     skipped = f", {len(rest) - passed} skipped" if len(rest) > passed else ""
     summary = f"{passed} check{'s' * (passed != 1)} passed{skipped}"
     listed = {f.check: ("skipped: " * (f.status == "skipped")) + f.message for f in rest}
-    blocks: list[Block] = [
+    return [
         *([alarms] if alarms else []),
-        *([] if evaluation.findings else ["No check was made, so the numbers are unchecked."]),
+        *([] if findings else ["No check was made, so the numbers are unchecked."]),
         *([Section(summary, [listed], folded=True)] if rest else []),
-        _cost(run, evaluation),
     ]
-    tag = "" if evaluation.finished else "not finished"
-    return Section(run.name, blocks, small=_title(evaluation), tag=tag)
 
 
 def _title(evaluation: Evaluation) -> str:
     return f"{threat_text(*evaluation.threat)}, {images_text(evaluation.n, evaluation.sample)}"
 
 
-def _sentences(finding: Finding) -> str:
+def sentences(finding: Finding) -> str:
     """Return the result of a check and its remedy, in sentences."""
     return f"{closed(finding.message)} {closed(capital(finding.remedy))}".strip()
 
@@ -148,7 +152,7 @@ def _check_cautions(run: RunData, shown: Threat | None) -> Iterator[_Caution]:
                     alarms.setdefault((status, finding.check), []).append((each, finding))
     for (status, check), ((evaluation, finding), *others) in alarms.items():
         where = f"at {_title(evaluation)}: " if len(order) > 1 else ""
-        text = f"{where}{_sentences(finding)}"
+        text = f"{where}{sentences(finding)}"
         if others:
             more = "another evaluation" if len(others) == 1 else f"{len(others)} other evaluations"
             text += f" The same holds for {more}: see Checks and cost."

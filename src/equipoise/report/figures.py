@@ -209,7 +209,7 @@ def overview(
             titles = {WORST: "Worst case of the attacks", "": "Strongest attack of each run"}
             title = titles.get(measure) or f"Under {measure}"
             title = f"{title}, {wording.norm_text(norm)}"
-            panels.append(_sweep(title, by_run, styles, f"{identity}-{norm}"))
+            panels.append(against_eps(title, by_run, styles, f"{identity}-{norm}"))
             drawn |= set(by_run)
     if panels:
         keys = tuple(Key(run.name, styles[run.name]) for run in runs if run.name in drawn)
@@ -274,12 +274,14 @@ def _class_bars(row: EvaluatedRun, names: Sequence[str], identity: str) -> Pictu
     return draw_bars(row.run.name, drawn, 1, identity, spoken)
 
 
-def _sweep(
+def against_eps(
     title: str,
     by_run: Mapping[str, Mapping[float, Record]],
     styles: Mapping[str, Style],
     identity: str,
 ) -> Picture:
+    """Return the picture of accuracy against eps: by run, and by radius, a record."""
+
     def draw(palette: Palette) -> Canvas:
         canvas = blank(palette, _SIDE, _TALL)
         axes = axes_at(canvas, palette, (_LEFT, 44, _SIDE - 6 - _LEFT, _TALL - 58), size=11)

@@ -159,7 +159,7 @@ def _gallery(name: str, stored: _Stored) -> Section:
     def groups(rules: Sequence[Rule]) -> list[Section]:
         sections = []
         for title, number, rule, indices in rules:
-            cards = tuple(_card(stored, i, attacks, scale, (width, height)) for i in indices)
+            cards = tuple(_card(stored, i, attacks, scale) for i in indices)
             sections.append(Section(title, [rule, cards] if cards else ["None."], small=number))
         return sections
 
@@ -178,20 +178,33 @@ def _gallery(name: str, stored: _Stored) -> Section:
     return Section(name, blocks, small=threat_text(*evaluation.threat), tag=tag)
 
 
-def _card(
-    stored: _Stored, index: int, attacks: Sequence[str], scale: float, size: tuple[int, int]
+def _card(stored: _Stored, index: int, attacks: Sequence[str], scale: float) -> Card:
+    names = [stored.label(k, index) for k in ("y", "clean_prediction", "adversarial_prediction")]
+    x, x_adv = (stored.image(name, index) for name in ("x", "x_adv"))
+    return pair(index, x, x_adv, names, scale, _note(stored, index, attacks))
+
+
+def pair(
+    index: int, x: Pixels, x_adv: Pixels, names: Sequence[str], scale: float, note: str
 ) -> Card:
-    truth, before, after = (
-        stored.label(key, index) for key in ("y", "clean_prediction", "adversarial_prediction")
-    )
-    clean, adversarial = (_colours(stored.image(name, index)) for name in ("x", "x_adv"))
-    noise = _noise(stored.difference(index) * scale)
+    """Return the card of an image in [0, 1], with shape (C, H, W), and a changed one.
+
+    Arguments:
+        index: The place of the image.
+        x: The clean image.
+        x_adv: The changed image.
+        names: Its true class, and the predicted ones of both images.
+        scale: By how much their difference is magnified.
+        note: A line below it.
+    """
+    truth, before, after = names
+    clean, noise, adversarial = _colours(x), _noise((x_adv - x) * scale), _colours(x_adv)
     shots = (
         Shot(_uri(clean), f"image {index}, {truth}", "clean", before, before != truth),
         Shot(_uri(noise), f"difference of image {index}", f"difference × {scale:.2g}"),
         Shot(_uri(adversarial), f"image {index}, attacked", "adversarial", after, after != truth),
     )
-    return Card(index, truth, shots, size, _note(stored, index, attacks))
+    return Card(index, truth, shots, (x.shape[2], x.shape[1]), note)
 
 
 def _note(stored: _Stored, index: int, attacks: Sequence[str]) -> str:
