@@ -22,7 +22,7 @@ from torch import nn
 import equipoise as eq
 from equipoise import data
 from equipoise.card import claims, envelope, merkle, pack
-from equipoise.card.describe import problems, results
+from equipoise.card.describe import audit_in, audit_of, problems, results
 from equipoise.card.schema import load
 from equipoise.errors import RunError, UserError
 from equipoise.jobs.card import write_card, write_excerpt
@@ -31,6 +31,7 @@ from equipoise.jobs.target_model import of_model
 from equipoise.jobs.verify_card import verify_card
 from equipoise.store.finding import Finding
 from equipoise.store.sealed import seal
+from equipoise.terminal.progress import Console
 
 SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "verify_card.py"
 
@@ -251,8 +252,8 @@ def test_a_sound_card_holds(written, stranger):
     verified = verify_card(written, key=stranger.key, model=str(stranger.run))
     assert verified.unchecked == {}
     assert [*verified.problems] == [
-        *("checksum", "signature", "pack", "root", "counts", "attacks", "weights", "source"),
-        *("images", "examples"),
+        *("checksum", "signature", "pack", "root", "counts", "attacks", "audit", "weights"),
+        *("source", "images", "examples"),
     ]
     packs = [each.pack.examples for each in load(written).evaluations]
     assert min(packs) <= 3 < max(packs)
@@ -582,6 +583,74 @@ def test_a_function_with_another_source_fails_by_name(stranger, tmp_path, monkey
     assert stranger.script(tmp_path / "card", model="own_loads:net") == "FAILED: source"
 
 
+# --- audits ---
+
+
+@pytest.fixture(scope="module")
+def audited(trained: Path, stranger, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the card of an audited evaluation; whoever changes it works on a copy."""
+    place = tmp_path_factory.mktemp("audited")
+    run = Path(shutil.copytree(trained, place / "run"))
+    evaluate_run(run, attacks="audited(within=50%)", eps=[0.02], n=150, nonce="then")
+    card = write_card(run, place / "card")
+    audit = card.evaluations[0].audit
+    assert (audit["nonce"], audit["audited"]) == ("then", 20)
+    assert audit["least"] < audit["robust"] > 20
+    return place / "card"
+
+
+def test_an_audit_is_replayed_and_can_be_repeated(audited, stranger):
+    said: list[str] = []
+    console = Console(quiet=True)
+    console.say = said.append
+    verify_card(audited, model=str(stranger.run), audit="now", console=console)
+    assert "audit: holds" in said
+    assert any("audited again (nonce now)" in line for line in said)
+    assert stranger.script(audited) == ""
+
+
+def other_nonce(content: dict) -> None:
+    content["evaluations"][0]["audit"]["nonce"] = "chosen"
+
+
+def better_bound(content: dict) -> None:
+    audit = content["evaluations"][0]["audit"]
+    audit["least"] = audit["robust"]
+
+
+def more_were_audited(content: dict) -> None:
+    audit = content["evaluations"][0]["audit"]
+    audit["rounds"][-1]["checked"] += 1
+    content["evaluations"][0]["audit"] = audit_of(audit_in(audit))
+
+
+def no_audit(content: dict) -> None:
+    content["evaluations"][0]["audit"] = None
+
+
+def no_rounds(content: dict) -> None:
+    content["evaluations"][0]["audit"] = {"rounds": 7}
+
+
+@pytest.mark.parametrize(
+    "change", [other_nonce, better_bound, more_were_audited, no_audit, no_rounds]
+)
+def test_a_changed_audit_fails_by_name(audited, stranger, tmp_path, change):
+    copy = Path(shutil.copytree(audited, tmp_path / "copy"))
+    edit(copy, change)
+    assert stranger.unsigned(copy).startswith("NOT VERIFIED: audit: linf-0.02-n150-")
+
+
+def test_a_card_without_an_audit_cannot_be_audited_again(written, audited, stranger):
+    for card, given, words in (
+        (written, {"audit": "now", "model": str(stranger.run)}, "has no audit"),
+        (audited, {"audit": "now"}, "give the model"),
+        (audited, {"audit": " ", "model": str(stranger.run)}, "nonce is empty"),
+    ):
+        with pytest.raises(UserError, match=words):
+            verify_card(card, **given)
+
+
 # --- excerpts ---
 
 
@@ -661,6 +730,9 @@ BAD = {
     "another format": broken_text(lambda text: text.replace('"format": 1', '"format": 2')),
     "an unknown field": broken_text(
         lambda text: text.replace('"format": 1', '"format": 1, "x": 1')
+    ),
+    "control characters": broken_text(
+        lambda text: text.replace('"name": "linf', '"name": "\\u001b[2Jlinf')
     ),
     "a path": hostile_path,
     "many images": many_images,

@@ -5,7 +5,7 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 37_290,
+    "lines of Python": 37_458,
     "lines of templates, scripts, styles and YAML": 2_000,
     "classes": 228,
     "dataclasses": 125,

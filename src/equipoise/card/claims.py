@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 from equipoise.card import describe, envelope
 from equipoise.card.pack import Pack, head
 from equipoise.card.schema import FILE, CardCount, CardEvaluation, CardResult, ModelCard
+from equipoise.errors import one_line
 from equipoise.sample import digests
+from equipoise.store.audit import evaluation_digest
 from equipoise.store.sealed import is_sealed
 from equipoise.store.verdicts import Verdicts
 
 CLOSE = 1e-9  # the tolerance for numbers from another version of a library
+AUDITED = "audited"  # the ensemble that has an audit
 WEIGHTS = "weights"  # a subject of the statement
 
 Packs = Mapping[str, tuple[Pack, str]]
@@ -154,6 +157,38 @@ def _near(a: CardCount, b: CardCount) -> bool:
     numbers = zip((a.accuracy, *a.interval), (b.accuracy, *b.interval), strict=True)
     close = all(math.isclose(x, y, rel_tol=CLOSE, abs_tol=CLOSE) for x, y in numbers)
     return (a.n, a.robust) == (b.n, b.robust) and close
+
+
+def audits(card: ModelCard) -> Iterator[str]:
+    """Yield which audits are of something else, or have bounds that do not follow from them."""
+    for each in card.evaluations:
+        if each.audit is None:
+            if any(attack.ensemble == AUDITED for attack in each.attacks):
+                yield f"{each.name}: {AUDITED} has no audit"
+            continue
+        try:
+            audit = describe.audit_in(each.audit)
+            same = _plain_text(describe.audit_of(audit)) == _plain_text(each.audit)
+            digest = evaluation_digest(
+                model=card.model.sha256,
+                data=each.data.inputs_sha256,
+                labels=each.data.labels_sha256,
+                norm=each.threat.kind,
+                eps=each.threat.eps,
+                seed=each.seed,
+            )
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            yield f"{each.name}: its audit cannot be read: {one_line(error)}"
+            continue
+        robust = each.worst.robust if each.worst else 0
+        if (audit.n, audit.robust, audit.digest) != (each.data.n, robust, digest):
+            yield f"{each.name}: its audit is that of another evaluation"
+        if not same:
+            yield f"{each.name}: the bounds of its audit do not follow from its rounds"
+
+
+def _plain_text(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, sort_keys=True)
 
 
 def attacks(card: ModelCard) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Makes a card from what is stored of a run and its evaluations. Nothing is measured here."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from equipoise.card.schema import (
 )
 from equipoise.measures.statistics import interval
 from equipoise.parsing import load, read_mapping
+from equipoise.store.audit import Audit
 from equipoise.store.records import Record
 from equipoise.store.verdicts import Evaluation, Verdicts
 
@@ -43,6 +45,10 @@ NOT_RECORDED = (
     "how they were cropped",
     "how they were rotated or flipped to their orientation",
     "how their colours were converted",
+)
+_BOUNDS = (
+    *("survivors", "audited", "missed", "method", "least", "most", "lower", "upper"),
+    "sentence",
 )
 _LEFT_OUT = ("started", "command", "source")  # times, and paths of this computer
 
@@ -101,7 +107,6 @@ def evaluation_of(evaluation: Evaluation, data: str, pack: CardPack) -> CardEval
     verdicts, about = evaluation.verdicts, evaluation.about
     asked = dict(about["asked"])
     control = next((f for f in evaluation.findings if f.check == "control"), None)
-    audit = getattr(verdicts, "audit", None)
     content = {
         "name": evaluation.name,
         "finished": evaluation.finished,
@@ -117,7 +122,7 @@ def evaluation_of(evaluation: Evaluation, data: str, pack: CardPack) -> CardEval
             "classes": list(verdicts.classes),
         },
         "results": results(evaluation.records),
-        "audit": audit.content() if audit is not None else None,
+        "audit": audit_of(verdicts.audit) if verdicts.audit else None,
         "control": dict(control.measured) if control and control.measured else None,
         "checks": [finding.record() for finding in evaluation.findings],
         "correct": _bits(verdicts.correct),
@@ -130,6 +135,22 @@ def evaluation_of(evaluation: Evaluation, data: str, pack: CardPack) -> CardEval
         "pack": pack.model_dump(),
     }
     return CardEvaluation.model_validate(content)
+
+
+def audit_of(audit: Audit) -> dict[str, Any]:
+    """Return an audit as a card has it: its fields, and what follows from them."""
+    return {**asdict(audit), **{name: getattr(audit, name) for name in _BOUNDS}}
+
+
+def audit_in(content: Mapping[str, Any]) -> Audit:
+    """Return the audit of :func:`audit_of`.
+
+    Raises:
+        ValueError, TypeError, LookupError: If it is none.
+    """
+    plain = {f.name: content[f.name] for f in fields(Audit)}
+    counted = {name: plain.pop(name) for name in ("n", "robust", "near", "passes")}
+    return replace(Audit.of(plain), **{**counted, "near": tuple(counted["near"])})
 
 
 def _attacks(evaluation: Evaluation) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The content of ``card.json``; ``docs/formats.md`` describes each field."""
 
+import json
 import math
 import re
 from functools import cached_property
@@ -28,6 +29,10 @@ Bits = Annotated[str, Field(pattern="^([0-9a-f]{2})*$")]
 """One bit for each image, hexadecimal of ``numpy.packbits``."""
 
 Flags = NDArray[np.bool_]
+
+
+_CONTROL = re.compile(r"(?<!\\)(\\\\)*\\(u00[018-9][0-9a-f]|u007f|[bfr])")
+"""Characters in JSON that could change what a terminal shows."""
 
 
 class CardPart(BaseModel):
@@ -274,7 +279,10 @@ def load(folder: Path) -> ModelCard:
 def parse(text: bytes) -> ModelCard:
     """Return the card in a text of JSON; raise a ValueError in one line if it is none."""
     try:
-        return ModelCard.model_validate_json(text)
+        card = ModelCard.model_validate_json(text)
+        if _CONTROL.search(json.dumps(card.content)):
+            raise ValueError("a text in it has control characters")
+        return card
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "JSON"

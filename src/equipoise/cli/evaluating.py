@@ -234,6 +234,7 @@ def verify(
             device=device,
             examples=examples,
             nonce=nonce,
+            audit=audit,
             console=Console(quiet=quiet),
         )
         return

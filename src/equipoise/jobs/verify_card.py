@@ -20,16 +20,18 @@ from equipoise import data, plugins
 from equipoise.card import claims, pack
 from equipoise.card.pack import Pack
 from equipoise.card.schema import FILE, CardEvaluation, ModelCard, load
-from equipoise.data.core import Dataset
+from equipoise.data.core import Dataset, Images
 from equipoise.data.sampling import drawn_again
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation.judge import Judge
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.target_model import own_model
 from equipoise.jobs.verify import ties
+from equipoise.jobs.verify_card_audit import repeat, replay
 from equipoise.jobs.verify_stored import missing_stages
 from equipoise.models.normalisation import Constants
 from equipoise.sample import digests
+from equipoise.store.audit import check_nonce
 from equipoise.store.digests import model_digest, tensor_digest
 from equipoise.store.runs import Run
 from equipoise.terminal.progress import Console
@@ -75,9 +77,10 @@ class CardVerified:
             yield f"{self.examples} examples were judged again: they fool the model{by}"
         for each in self.card.evaluations if not self.wrong else ():
             if worst := each.worst:
+                more = f"; {each.audit['sentence']}" if each.audit else ""
                 yield (
                     f"{each.name}: robust accuracy at most {worst.accuracy:.2%} "
-                    f"({worst.robust} of {worst.n}), {each.threat.kind} {each.threat.size}"
+                    f"({worst.robust} of {worst.n}), {each.threat.kind} {each.threat.size}{more}"
                 )
 
 
@@ -103,6 +106,7 @@ def verify_card(
     batch_size: int = 500,
     examples: int | None = None,
     nonce: str | None = None,
+    audit: str | None = None,
     console: Console | None = None,
 ) -> CardVerified:
     """Verify a card.
@@ -119,6 +123,7 @@ def verify_card(
         batch_size: The size of a batch.
         examples: How many examples of each evaluation are judged again; None: all.
         nonce: Text that determines which examples are drawn; None: random, and shown.
+        audit: The nonce with which each audit is repeated; None: they are not.
         console: Where progress is shown; by default nowhere.
 
     Raises:
@@ -128,9 +133,12 @@ def verify_card(
     console, folder = console or Console(quiet=True), Path(folder)
     if examples is not None and examples < 1:
         raise UserError(f"--examples must be at least 1, got {examples}")
-    if nonce == "":
-        raise UserError("--nonce is empty; give any text")
+    check_nonce(nonce)
+    check_nonce(audit)
     card = load(folder)
+    if audit is not None and (model is None or not any(e.audit for e in card.evaluations)):
+        why = "give the model with --model" if model is None else "the card has no audit"
+        raise UserError(f"--audit repeats the audit of a card: {why}")
     packs = {each.name: pack.read(folder, each) for each in card.evaluations}
     verified = CardVerified(card)
     for line in card.problems:
@@ -142,7 +150,7 @@ def verify_card(
     elif not verified.wrong:
         spec = model, weights, data_name, data_dir
         given = _given(card, spec, choose_device(device), batch_size)
-        _with_model(verified, packs, given, examples, nonce, console)
+        _with_model(verified, packs, given, examples, nonce, audit, console)
     for line in verified.lines():
         console.say(line)
     if verified.wrong:
@@ -162,6 +170,7 @@ def _alone(verified: CardVerified, folder: Path, packs: claims.Packs, key: Path 
     verified.check("root", claims.roots(card, packs))
     verified.check("counts", claims.counts(card, packs))
     verified.check("attacks", [*claims.attacks(card), *_stages(card)])
+    verified.check("audit", claims.audits(card))
     if any(each.paths is not None for each, _ in packs.values()):
         verified.unchecked["other images"] = "this is an excerpt of the card"
 
@@ -172,6 +181,7 @@ def _with_model(
     given: Given,
     examples: int | None,
     nonce: str | None,
+    audit: str | None,
     console: Console,
 ) -> None:
     """Check what needs the model and the images."""
@@ -186,7 +196,15 @@ def _with_model(
         if examples is not None:
             chosen = chosen.drawn(examples, drawn_by)
             console.say(f"{each.name}: {len(chosen.examples)} drawn, nonce {drawn_by}")
-        _judged(verified, each, chosen, given)
+        test = _judged(verified, each, chosen, given)
+        if each.audit and test and not verified.wrong:
+            x, y = test.pixels(), test.y
+            found = [*replay(each, x, y)]
+            if audit is not None and not found:
+                again = repeat(each, given.model, x.to(given.device), y, audit, console)
+                console.say(f"{each.name}: {again}")
+                found += again.problems
+            verified.check("audit", [f"{each.name}: {line}" for line in found])
 
 
 def _stages(card: ModelCard) -> Iterator[str]:
@@ -254,20 +272,26 @@ def _weights(card: ModelCard, given: Given) -> Iterator[str]:
         yield "the weights of the model are not those of the card"
 
 
-def _judged(verified: CardVerified, each: CardEvaluation, chosen: Pack, given: Given) -> None:
-    """Check the images of an evaluation, and judge its examples again."""
+def _judged(
+    verified: CardVerified, each: CardEvaluation, chosen: Pack, given: Given
+) -> Images | None:
+    """Check the images of an evaluation, and judge its examples again.
+
+    Returns:
+        The images, if they are those of the card.
+    """
     try:
         test, sample = drawn_again(given.dataset.test, each.data.n, each.data.sample)
     except (UserError, TypeError, ValueError, OverflowError) as error:
         verified.check("images", [f"{each.name}: its images cannot be drawn ({error})"])
-        return
+        return None
     problems = list(_images(each, chosen, test.pixels(), test.y, sample == each.data.sample))
     verified.check("images", [f"{each.name}: {line}" for line in problems])
     if problems:
-        return
+        return None
     if each.threat.kind not in NORMS:
         verified.unchecked["examples"] = f"threats of the kind {each.threat.kind} are unknown here"
-        return
+        return None
     rows = torch.from_numpy(chosen.rows["index"].astype(np.int64))
     x, y = test.pixels()[rows].to(given.device), test.y[rows].to(given.device)
     judge = Judge(given.model, given.batch_size, seed=each.seed)
@@ -275,6 +299,7 @@ def _judged(verified: CardVerified, each: CardEvaluation, chosen: Pack, given: G
         judge = replace(judge, passes=each.passes)
     found = _examples(verified, each, chosen, x, y, judge)
     verified.check("examples", [f"{each.name}: {line}" for line in found])
+    return test
 
 
 def _images(each: CardEvaluation, chosen: Pack, x: Tensor, y: Tensor, same: bool) -> Iterator[str]:
