@@ -82,7 +82,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_the_same_run_has_the_same_card_to_the_bit(judged, written, key, tmp_path):
     write_card(judged, tmp_path / "again", key=key)
     assert files(tmp_path / "again") == files(written)
-    assert len(files(written)) == 4
+    assert len(files(written)) == 8  # the card, its signature, two packs, and four pages
 
 
 def test_a_second_evaluation_has_the_same_card(trained, judged, written, tmp_path):

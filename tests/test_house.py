@@ -5,8 +5,8 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 37_458,
-    "lines of templates, scripts, styles and YAML": 2_000,
+    "lines of Python": 38_015,
+    "lines of templates, scripts, styles and YAML": 2_030,
     "classes": 228,
     "dataclasses": 125,
     "class names in several modules": 0,

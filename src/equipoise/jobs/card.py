@@ -13,6 +13,7 @@ import torch
 
 from equipoise.card import claims, describe, envelope, pack
 from equipoise.card.pack import Pack
+from equipoise.card.pages import pages
 from equipoise.card.schema import FILE, CardPack, ModelCard, load
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation.stored import Store
@@ -82,7 +83,7 @@ def write_card(
     model = _model(run, which, evaluations)
     grid = grids.pop() if len(grids) == 1 else None
     card = describe.card_of(run.path, model, shape, grid, evaluations, packs, date)
-    written = {FILE: json.dumps(card.content, indent=1).encode() + b"\n"}
+    written = {FILE: json.dumps(card.content, indent=1).encode() + b"\n", **pages(card)}
     if key is not None:
         roots = {each.name: each.pack.root for each in card.evaluations}
         predicate = {"format": card.format, "complete": card.complete, "roots": roots}
