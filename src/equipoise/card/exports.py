@@ -14,7 +14,7 @@ References:
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -41,7 +41,7 @@ def exports(card: ModelCard) -> dict[str, bytes]:
     return {name: text.encode() for name, text in files.items()}
 
 
-def model_index(card: ModelCard) -> dict[str, Any]:
+def model_index(card: ModelCard) -> Mapping[str, Any]:
     """Return the results as metadata of a model card on Hugging Face."""
     results = [
         {
@@ -57,7 +57,7 @@ def model_index(card: ModelCard) -> dict[str, Any]:
     return {"model-index": [{"name": card.model.source, "results": results}]}
 
 
-def eval_results(card: ModelCard) -> list[dict[str, Any]]:
+def eval_results(card: ModelCard) -> list[Mapping[str, Any]]:
     """Return the results as entries of ``.eval_results`` on Hugging Face."""
     day = {"date": _day(card)} if _day(card) else {}
     return [
@@ -94,7 +94,7 @@ def _measured(card: ModelCard, each: CardEvaluation) -> Iterator[tuple[str, Card
             )
 
 
-def spdx(card: ModelCard) -> dict[str, Any]:
+def spdx(card: ModelCard) -> Mapping[str, Any]:
     """Return the model as an AI package of SPDX 3.0.1, in JSON-LD.
 
     Supplier, place and licence are not in a card: whoever publishes the model adds them. So the

@@ -73,7 +73,7 @@ def _threat(each: CardEvaluation) -> str:
     return f"{each.threat.kind}, {each.threat.size} ({each.threat.unit})"
 
 
-def _bars(card: ModelCard) -> Iterator[dict[str, Any]]:
+def _bars(card: ModelCard) -> Iterator[Mapping[str, Any]]:
     """Yield what the bars of each evaluation show, in percent."""
     for each in card.evaluations:
         for name, count in (("clean", each.clean), ("attacked, at most", each.worst)):

@@ -49,7 +49,7 @@ def card(
     ] = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Write a card of a model's evaluations: card.json and the adversarial examples.
+    """Write a card of a model's evaluations, with the examples.
 
     It has every count with its interval, the verdict on each image, the checks, the checksums of
     weights, code and data, and what is not known. Nothing is measured again. Whoever has the card,

@@ -75,11 +75,11 @@ def gate(
         Path | None, typer.Option(help="Also write a SARIF 2.1.0 file, a result for each FAIL.")
     ] = None,
 ) -> None:
-    """Fail a build if the accuracy is not high enough, with 95 % confidence.
+    """Pass or fail a model by requirements on its accuracy.
 
-    It reads what `equipoise evaluate` stored and attacks nothing. Not the estimate decides, but
-    its bound, for each requirement by itself: so a sample that is too small fails. A failed check
-    of the evaluation fails, too.
+    Each requirement is decided with 95 % confidence. It reads what `equipoise evaluate` stored and
+    attacks nothing. Not the estimate decides, but its bound, for each requirement by itself: so a
+    sample that is too small fails. A failed check of the evaluation fails, too.
     """
     from equipoise.jobs.gate import MARGIN, UNDECIDED, Decision, decide
     from equipoise.jobs.gate_files import printable, write

@@ -59,12 +59,12 @@ def scan(
     device: options.Device = "auto",
     quiet: options.Quiet = False,
 ) -> None:
-    """Say within a minute whether a model is easily fooled, from a few test images.
+    """Say within a minute whether a model is easily fooled.
 
-    First its accuracy on clean images and under a short attack; then the accuracy at several
-    radii, the smallest radius found at which half of the correct images are lost, the worst
-    classes and the checks, as a table and as a page with pictures, scan.html. After an
-    interruption or --time the same command continues.
+    A few test images are taken. First its accuracy on clean images and under a short attack; then
+    the accuracy at several radii, the smallest radius found at which half of the correct images
+    are lost, the worst classes and the checks, as a table and as a page with pictures, scan.html.
+    After an interruption or --time the same command continues.
     """
     began = monotonic()
     from equipoise.jobs.scan import scan_model
