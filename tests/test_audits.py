@@ -1,12 +1,13 @@
 """Bounds from random checks of a finite population: known values, and exact coverage."""
 
 import doctest
+import random
 
 import pytest
 
 from equipoise.errors import UserError
 from equipoise.measures import audits
-from equipoise.measures.audits import most_failures
+from equipoise.measures.audits import most_failures, most_failures_together
 
 # (items, checked, failed) -> the fixed and the anytime-valid bound
 BY_HAND = {
@@ -65,6 +66,26 @@ def test_a_confidence_outside_the_open_interval_is_refused(confidence):
         most_failures(10, 5, 0, confidence)
 
 
-def test_the_example_of_the_documentation_runs():
+def test_the_examples_of_the_documentation_run():
     outcome = doctest.testmod(audits)
-    assert (outcome.failed, outcome.attempted) == (0, 1)
+    assert (outcome.failed, outcome.attempted) == (0, 3)
+
+
+def test_bounds_together_have_their_known_values():
+    assert most_failures_together([(600, 42, 0, 1.0)] * 14) == 42
+    assert most_failures_together([(600, 600, 3, 1.0)]) == 3
+    assert most_failures_together([(10, 0, 0, 1.0)]) == 10
+    assert most_failures_together([(600, 60, 0, 1.0)]) < most_failures(600, 60, 0)
+
+
+@pytest.mark.parametrize("failures", [(3, 0, 0, 0), (6, 6, 6, 6), (40, 1, 0, 2), (0, 0, 0, 25)])
+def test_the_bound_together_covers_the_total(failures):
+    generator = random.Random(0)  # noqa: S311
+    items, trials, held = 200, 200, 0
+    for _ in range(trials):
+        strata = []
+        for failing in failures:
+            drawn = generator.sample(range(items), 40)
+            strata.append((items, 40, sum(row < failing for row in drawn), 1.0))
+        held += sum(failures) <= most_failures_together(strata)
+    assert held / trials >= 0.95

@@ -53,6 +53,7 @@ def front(
     ] = 0.0,
     batchnorm: BatchNorm = None,
     seed: options.Seed = 0,
+    nonce: options.Nonce = None,
     batch_size: options.BatchSize = 250,
     precision: options.Precision = "auto",
     time: options.Time = None,
@@ -87,6 +88,7 @@ def front(
         n=n,
         first=first,
         seed=seed,
+        nonce=nonce,
         batch_size=batch_size,
         precision=precision,
     )

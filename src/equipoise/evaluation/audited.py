@@ -46,9 +46,10 @@ class Evaluated:
         self.probes = {n: self._stage(n, a) for n, a in spec.probes(norm).items()}
         self.images = image_digests(search.x)
         own = {stage.name for stage in (*self.stages.values(), *self.probes.values())}
+        self.searched = tuple(each for each in search.outcomes if each not in own)
         robust = search.correct
-        for each, outcome in search.outcomes.items():
-            robust = robust if each in own else robust & outcome.verdict
+        for each in self.searched:
+            robust = robust & search.outcomes[each].verdict
         self.survivors = robust.nonzero()[:, 0].tolist()
         self.red: dict[str, str] = {}
 
@@ -187,9 +188,8 @@ def audit(search: Search, spec: Audited, name: str, ensemble: str) -> Iterator[A
     """
     assert search.audit is not None, "see begun"
     subject = Evaluated(search, spec, name, ensemble)
-    auditing = Auditing(
-        subject, replace(search.audit, rounds=()), len(search.y), list(subject.stages)
-    )
+    log = replace(search.audit, rounds=(), searched=subject.searched)
+    auditing = Auditing(subject, log, len(search.y), list(subject.stages))
     for progress in auditing.run():
         search.audit = auditing.log
         yield replace(progress, note=_live(auditing.log, search))
@@ -206,11 +206,10 @@ def replayed(result: Result, x: Tensor) -> tuple[Audit, str]:
     """
     log = result.audit
     assert log is not None, "there is no audit"
-    ensemble = log.stages[0].partition("/")[0]
-    probes = [f"{ensemble}/{name}" for name in Audited().probes(result.threat.norm)]
+    probes = [f"{log.ensemble}/{name}" for name in Audited().probes(result.threat.norm)]
     robust = result.correct
-    for name, outcome in result.outcomes.items():
-        robust = robust if name in (*log.stages, *probes) else robust & outcome.verdict
+    for name in log.searched:
+        robust = robust & result.outcomes[name].verdict
     shown = {stage_of(name)[1]: result.outcomes.get(name) for name in log.stages}
     tried = [result.outcomes[name].broken for name in probes if name in result.outcomes]
     first = log.rounds[0] if log.rounds else AuditRound(items=0)

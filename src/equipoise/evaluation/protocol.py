@@ -22,11 +22,6 @@ WEAKEST = 0.1  # the share of examples, those with the smallest margin, that "re
 _SEARCH = ("precision", "layout", "compile")  # of the execution
 
 
-def ensemble_name(spec: str) -> str:
-    """Return the name of an ensemble in a result, without the options of ``audited(...)``."""
-    return spec.partition("(")[0]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """How a model is attacked and judged: everything verdicts depend on, but model and images.
@@ -90,7 +85,7 @@ class Protocol:
             raise UserError(f"expected one audited search, got {' and '.join(audits)}")
         if audits and self.individual:
             raise UserError("audited runs its stages one after the other: not with --individual")
-        if self.nonce is not None and not audits:
+        if self.nonce is not None and self.attacks is not None and not audits:
             raise UserError("a nonce is for an audit: add audited to the attacks")
 
     @property
@@ -123,7 +118,7 @@ class Protocol:
         for name, attack in self.named.items():
             if isinstance(attack, Ensemble):
                 assert self.norm is not None, "see complete"
-                every, ensemble = attack.stages(self.norm), ensemble_name(name)
+                every, ensemble = attack.stages(self.norm), name
                 parts = {f"{ensemble}/{part}": every[part] for part in every}
             else:
                 parts, ensemble = {name: attack}, ""
@@ -142,7 +137,7 @@ class Protocol:
     def audited(self) -> tuple[str, Audited] | None:
         """Return the audited search among the attacks, with its name; None: there is none."""
         found = [(k, a) for k, a in self.named.items() if isinstance(a, Audited)]
-        return (ensemble_name(found[0][0]), found[0][1]) if found else None
+        return found[0] if found else None
 
     def under(self, threat: Threat) -> Self:
         """Return the same protocol with another threat."""

@@ -127,7 +127,7 @@ class Result:
         joined = replace(
             self,
             outcomes={**before.outcomes, **self.outcomes},
-            audit=self.audit or before.audit,
+            audit=self.audit or before._untouched(self.outcomes),
             margin=torch.minimum(before.margin, self.margin),
             x_adv=torch.where(mask, before.x_adv, self.x_adv),
             distance=torch.where(stronger, before.distance, self.distance),
@@ -136,6 +136,11 @@ class Result:
             ),
         )
         return joined.recounted()
+
+    def _untouched(self, others: Mapping[str, Outcome]) -> Audit | None:
+        """Return the audit, unless others replace verdicts that it is about."""
+        audit = self.audit
+        return None if audit and {*audit.searched, *audit.stages} & {*others} else audit
 
     def recounted(self) -> "Result":
         """Return the same with the counts of the audit that follow from the verdicts."""

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.ensemble import Audited
 from equipoise.errors import UserError
 from equipoise.evaluation.evaluate import evaluate_by
 from equipoise.evaluation.protocol import Protocol
@@ -64,11 +63,10 @@ def audit_again(
     stored = result.audit
     if stored is None:
         raise UserError("it has no audit: evaluate with --attacks audited first")
-    ensemble = stored.stages[0].partition("/")[0]
-    drop = [f"{ensemble}/{name}" for name in Audited().audit(result.threat.norm)]
-    kept = {name: o for name, o in result.outcomes.items() if name not in drop}
-    spec = f"{ensemble}(within={stored.within!r}, budget={stored.budget!r})"
-    protocol = Protocol.of({**about["asked"], "attacks": [spec], "nonce": nonce, "checks": False})
+    kept = {name: result.outcomes[name] for name in stored.searched}
+    protocol = Protocol.of(
+        {**about["asked"], "attacks": [stored.ensemble], "nonce": nonce, "checks": False}
+    )
     begun = replace(
         result,
         outcomes=kept,

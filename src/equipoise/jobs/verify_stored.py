@@ -57,9 +57,12 @@ def _stages_of(ensemble: str, norm: Norm) -> dict[str, Attack]:
 def _partial(name: str, result: Result) -> bool:
     """Return whether an attack need not attack all images that are left."""
     ensemble, stage = stage_of(name)
-    if result.audit is None or not ensemble:
+    if not ensemble:
         return False
-    whole = parse(ensemble)
+    try:
+        whole = parse(ensemble)
+    except UserError:
+        return False
     partial = ("restarts", *whole.audit(result.threat.norm)) if isinstance(whole, Audited) else ()
     return stage in partial
 

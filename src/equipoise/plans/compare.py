@@ -7,6 +7,7 @@ import csv
 import io
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,6 +19,7 @@ from equipoise.plans.prepare import Datasets, tasks
 from equipoise.plans.results import Experiment, Row
 from equipoise.plans.task import PlannedFront, Task
 from equipoise.report.page import build
+from equipoise.store.audit import Audit, missed_together
 from equipoise.store.records import WORST
 from equipoise.store.runs import Run
 from equipoise.terminal.progress import Console
@@ -206,8 +208,28 @@ def facts(experiment: Experiment, content: Row) -> list[str]:
         "attacks": f"{attacks}; searched in precision {protocol.execution.precision}",
         "budget": f"{budget:,.0f} gradient evaluations for each training" if budget else "none",
     }
+    if audits := _audits(content):
+        more = missed_together(audits)
+        models = f"{len(audits)} model{'s' * (len(audits) > 1)}"
+        about["audit"] = (
+            f"{sum(a.audited for a in audits):,} of {sum(a.survivors for a in audits):,} images "
+            f"that the searches left on {models} went through AutoAttack, "
+            f"{sum(a.missed for a in audits) or 'none'} missed; AutoAttack's accuracies are on "
+            f"average at most {100 * more:.2f} points lower (95%, together)"
+        )
     lines = [f"{key}: {value}" for key, value in about.items()]
     return [*lines, *content["panels"][0]["facts"], f"command: {experiment.command}"]
+
+
+def _audits(content: Row) -> list[Audit]:
+    """Return the audits of all rows."""
+    audits = []
+    for row in content["results"]:
+        if "audit" in row:
+            stored = {key: value for key, value in row["audit"].items() if key != "near"}
+            counts = {"n": row["n"], "robust": row["correct"], "near": tuple(row["audit"]["near"])}
+            audits.append(replace(Audit.of(stored), **counts))
+    return audits
 
 
 def _images(task: Task) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from equipoise.attacks.ensemble import AutoAttack
+from equipoise.attacks.ensemble import Ensemble
 from equipoise.measures.cmmr import Parts
 from equipoise.plans.plan import Plan
 from equipoise.plans.task import Counted, PlannedEvaluation, PlannedFront, Task, merged
@@ -168,7 +168,7 @@ def _attacks(evaluation: PlannedEvaluation) -> list[str]:
         return [WORST]
     protocol, columns = evaluation.protocol, dict[str, None]()
     for name, attack in protocol.named.items():
-        if isinstance(attack, AutoAttack) and protocol.individual:
+        if isinstance(attack, Ensemble) and protocol.individual:
             columns |= dict.fromkeys(attack.stages(protocol.threat.norm))
         columns[name] = None
     return list(columns)
@@ -196,6 +196,8 @@ def _rows(
     """Yield the rows of one evaluation, also for radius 0 if the plan has it."""
     sample = _sample(evaluation)
     model: Row = {"panel": _panel_name(plan), "entry": task.entry, "seed": task.recipe.seed}
+    verdicts = None if isinstance(evaluation, PlannedFront) else evaluation.verdicts()
+    audit = verdicts.audit if verdicts else None
     for weights, counted in evaluation.counted():
         number, clean = names.ROUND.fullmatch(weights), counted["clean"][0]
         of = {"round": int(number[1]) if number else None, "gamma": names.gamma_of(weights)}
@@ -208,6 +210,8 @@ def _rows(
                 row |= {"sample": sample.sha256 if sample else "", "correct": int(flags.sum())}
                 bits = np.packbits(flags.astype(np.uint8)).tobytes().hex()
                 row |= {"bits": bits, **of, "seconds": seconds}
+                if name == WORST and radius and audit is not None:
+                    row["audit"] = audit.content() | {"near": list(audit.near)}
                 if name == WORST and score is not None:
                     unattacked = Parts(len(clean), 0, float(clean.mean()), 0.0)
                     row["cmmr"] = score if radius else unattacked.to_dict()

@@ -284,7 +284,9 @@ def _sentence(row: EvaluatedRun) -> str:
     kind = "worst-case accuracy" if row.attacked.attack == WORST else "accuracy under attack"
     both = " and ".join(filter(None, (f"{kind} {_written(row.attacked)}", clean)))
     where = f"{threat_text(*row.threat)}, {row.images_text}"
-    return f"{name}: {both}, under {_attacks(row)} ({where}){doubt(row)}"
+    audit = row.evaluation.verdicts.audit
+    audited = f"; {audit.claim}" if audit and row.attacked.attack == WORST else ""
+    return f"{name}: {both}, under {_attacks(row)} ({where}){audited}{doubt(row)}"
 
 
 def _written(record: Record) -> str:

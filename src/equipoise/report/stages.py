@@ -75,7 +75,10 @@ def _remarks(row: EvaluatedRun, ensemble: Record, interrupted: bool) -> Iterator
             "Each stage was also run alone, on all images that are correct without attack; its "
             "passes and its time are of that."
         )
-    apart = [s.attack for s in stages if s.alone is None and s.finished]
+    audit = row.evaluation.verdicts.audit
+    if audit is not None and audit.ensemble == ensemble.attack:
+        yield f"Audit (nonce {audit.nonce}): {audit.sentence}."
+    apart = [s.attack for s in stages if s.alone is None and s.finished and audit is None]
     if apart and ensemble.entire:
         yield (
             f"{join(apart)} attacked only the images that were still robust after the earlier "

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.errors import UserError
-from equipoise.measures.audits import most_failures
+from equipoise.measures.audits import most_failures, most_failures_together
 
 Flags = NDArray[np.bool_]
 
@@ -55,6 +55,7 @@ class Audit:
         within: The difference of accuracies at which the audit ends.
         budget: The share of AutoAttack's passes at which it ends.
         stages: The names of the outcomes of AutoAttack's stages.
+        searched: The names of the outcomes of the search that is audited.
         confidence: The probability with which the bound holds.
         rounds: The rounds, in their order.
         finished: Whether it has ended by itself.
@@ -70,6 +71,7 @@ class Audit:
     within: float
     budget: float
     stages: tuple[str, ...]
+    searched: tuple[str, ...] = ()
     confidence: float = 0.95
     rounds: tuple[AuditRound, ...] = ()
     finished: bool = False
@@ -77,6 +79,11 @@ class Audit:
     robust: int = 0
     near: tuple[int, int] = (0, 0)
     passes: float | None = None
+
+    @property
+    def ensemble(self) -> str:
+        """The name of the audited search."""
+        return self.stages[0].rpartition("/")[0]
 
     @property
     def survivors(self) -> int:
@@ -144,6 +151,14 @@ class Audit:
         return self.sentence
 
     @property
+    def claim(self) -> str:
+        """The lower bound in words."""
+        if self.method == FULL:
+            return f"all {self.survivors} images that the search left went through AutoAttack"
+        bound = f"{self.confidence:.0%}, valid at any stop"
+        return f"AutoAttack would report at least {self.lower:.1%} ({bound})"
+
+    @property
     def sentence(self) -> str:
         """Return the result in one or two sentences."""
         n, left = max(self.n, 1), self.robust
@@ -156,8 +171,7 @@ class Audit:
             )
         else:
             said = (
-                f"{left / n:.1%} were left by the search; AutoAttack would report at least "
-                f"{self.lower:.1%} ({self.confidence:.0%}, valid at any stop): {self.audited} of "
+                f"{left / n:.1%} were left by the search; {self.claim}: {self.audited} of "
                 f"{self.survivors} audited, {found}"
             )
         if self.widened:
@@ -191,7 +205,8 @@ class Audit:
         for each in rounds:
             if not 0 <= each.failed <= each.checked <= each.items:
                 raise ValueError(f"impossible counts in a round of an audit: {each}")
-        return cls(**{**content, "rounds": rounds, "stages": tuple(content["stages"])})
+        names = {key: tuple(content[key]) for key in ("stages", "searched")}
+        return cls(**{**content, **names, "rounds": rounds})
 
     def counted(
         self,
@@ -218,9 +233,30 @@ class Audit:
     def _passes(self, costs: Mapping[str, tuple[int, int]]) -> float | None:
         """Return the share of AutoAttack's passes on the images that the search left."""
         whole = sum(costs[s][0] / costs[s][1] for s in self.stages if costs.get(s, (0, 0))[1])
-        ensemble = self.stages[0].partition("/")[0]
-        spent = sum(cost for name, (cost, _) in costs.items() if name.startswith(f"{ensemble}/"))
+        own = f"{self.ensemble}/"
+        spent = sum(cost for name, (cost, _) in costs.items() if name.startswith(own))
         return spent / (whole * self.survivors) if whole and self.survivors else None
+
+
+def missed_together(audits: Sequence[Audit], confidence: float = 0.95) -> float:
+    """Return by how much AutoAttack would report less, at the most and on average over models.
+
+    It is one bound for all models together, as a difference of accuracies in [0, 1]; the bounds of
+    single models hold one at a time.
+    """
+    strata, seen, images = [], 0, sum(audit.n for audit in audits)
+    again = 1 / (2 * max(len(audits), 1))  # the weight of another round
+    for audit in audits:
+        drawn = [each for each in audit.rounds if each.checked]
+        if audit.method == FULL:
+            continue
+        last = drawn[-1] if drawn else AuditRound(items=audit.robust)
+        weight = (1 - again) * again ** max(len(drawn) - 1, 0)
+        strata.append((last.items, last.checked, last.failed, weight))
+        seen += last.failed + last.found
+    more = most_failures_together(strata, confidence) - seen if strata else 0
+    near = sum(audit.near[1] for audit in audits)
+    return max(more + near, 0) / images if images else 0.0
 
 
 _COUNTED = frozenset({"n", "robust", "near", "passes"})
