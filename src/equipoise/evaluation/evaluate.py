@@ -163,7 +163,7 @@ def evaluate_by(
     others = {name: tensors(points, y)[0] for name, points in (others or {}).items()}
     if control is not None and len(control) != len(y):
         raise UserError(f"expected a control of {len(y)} images, got {len(control)}")
-    device, dtype = _place(model, x)
+    device, dtype = place_of(model, x)
     x, y = x.to(device, dtype), y.to(device)
     stages = protocol.stages
     asked = max([getattr(attack, "passes", 1) for attack in protocol.named.values()], default=1)
@@ -197,8 +197,12 @@ def evaluate_by(
         return search.result()
 
 
-def _place(model: nn.Module, x: Tensor) -> tuple[torch.device, torch.dtype]:
-    """Return the device of a model, and the dtype of most of its weights."""
+def place_of(model: nn.Module, x: Tensor) -> tuple[torch.device, torch.dtype]:
+    """Return the device of a model, and the dtype of most of its weights.
+
+    Raises:
+        UserError: If they are on no device, or have fewer digits than float32.
+    """
     weights = [p for p in model.parameters() if p.is_floating_point()]
     sizes: Counter[torch.dtype] = Counter()
     for weight in weights:

@@ -29,7 +29,8 @@ from equipoise.draws import KeyedDraws
 from equipoise.errors import RunError, UserError, one_line, short
 from equipoise.evaluation.checks.after import after
 from equipoise.evaluation.checks.before import before
-from equipoise.evaluation.checks.probes import probes
+from equipoise.evaluation.checks.probes import FEWEST, SHARE, probes
+from equipoise.evaluation.evaluate import place_of
 from equipoise.evaluation.judge import Judge, misfit
 from equipoise.execution.form import fast
 from equipoise.execution.outputs import as_module
@@ -48,7 +49,8 @@ FIRST = PGD(steps=10, loss="margin", keep="first")
 NEAREST = FABT(steps=10, targets=3)
 BLIND = Square(queries=100)
 FACTORS = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4)  # of the radius in question
-CHECKS = 90  # a rough number of gradient evaluations an image of the checks
+CHECKED, PROBED = 12, 390  # rough numbers of gradient evaluations of an image in the checks
+MOST_PROBED = 100  # images
 LARGEST = 250  # images of a batch
 SMALLEST = 16
 BATCHES = 4  # a sample is attacked in at least so many batches, so that progress is seen
@@ -93,10 +95,12 @@ def radii_around(threat: Threat) -> tuple[float, ...]:
     return tuple(dict.fromkeys(min(factor * threat.eps, most) for factor in FACTORS))
 
 
-def evaluations(norm: Norm) -> float:
-    """Return a rough number of the gradient evaluations of a scan an image, at most."""
+def evaluations(norm: Norm, n: int) -> float:
+    """Return a rough number of the gradient evaluations of a scan of n images, at most."""
     ladder = len(FACTORS) * cost(FIRST, norm)
-    return cost(FIRST, norm) + 4 / 3 * cost(NEAREST, norm) + ladder + cost(BLIND, norm) + CHECKS
+    attacks = cost(FIRST, norm) + 4 / 3 * cost(NEAREST, norm) + ladder + cost(BLIND, norm)
+    probed = min(MOST_PROBED, max(n // SHARE, FEWEST), n)
+    return n * (attacks + CHECKED) + probed * PROBED
 
 
 def scan(
@@ -134,6 +138,8 @@ def scan(
     if not len(x):
         raise UserError("there are no examples to scan")
     x, y = check_inputs(x, y, threat)
+    device, dtype = place_of(model, x)
+    x, y = x.to(device, dtype), y.to(device)
     scanner = Scanner(model, x, y, threat, seed=seed, classes=classes)
     scanner.run()
     return scanner.result()

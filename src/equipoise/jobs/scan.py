@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from equipoise.data.sampling import draw
+from equipoise.evaluation.evaluate import place_of
 from equipoise.evaluation.protocol import Protocol
 from equipoise.evaluation.scan import FIRST, Scanner, ScanState, evaluations
 from equipoise.execution.policy import Execution
@@ -59,7 +60,7 @@ def affordable(seconds: float, norm: Norm, time: float, most: int) -> int:
         time: The time for the whole scan.
         most: The most images.
     """
-    fits = [n for n in SIZES if n * evaluations(norm) * seconds <= time]
+    fits = [n for n in SIZES if evaluations(norm, n) * seconds <= time]
     return min(max(fits, default=SIZES[0]), most)
 
 
@@ -155,7 +156,8 @@ class Scanning:
         if n is None and not first:
             n = self._stopped_with() or self._size(model, place, limit)
         images, sample = draw(test, n, first=first)
-        x, y = images.pixels().to(place), images.y.to(place)
+        x, y = images.pixels(), images.y.to(place)
+        x = x.to(*place_of(model, x))
         named = () if self.subject.which == "model" else ("--weights", self.subject.which)
         where = (self.subject.run.path, *self.subject.given, *named)
         drawn = ("-n", n, *(("--first",) if first else ()))
@@ -197,15 +199,17 @@ class Scanning:
         """Return the size of a sample whose scan fits the time, and say how long it takes."""
         test, norm = self.subject.dataset.test, self.threat.norm
         few, _ = draw(test, min(TIMED, len(test)))
-        batch = few.pixels().to(place), few.y.to(place)
+        x = few.pixels()
+        batch = x.to(*place_of(model, x)), few.y.to(place)
         most = len(test) if limit is not None else min(USUAL, len(test))
-        whole = evaluations(norm)
-        timed = pace(model, *batch, self.threat, Execution(precision="float32"), most * whole)
+        whole = evaluations(norm, most)
+        timed = pace(model, *batch, self.threat, Execution(precision="float32"), whole)
         if timed is None:
             return min(SIZES[0], most)
         budget = LONG if limit is None else SHARE * (limit - (self.clock() - self.began))
         n = affordable(timed.seconds, norm, budget, most)
-        if told := about(n * whole * timed.seconds / 2, n * whole * timed.seconds):
+        longest = evaluations(norm, n) * timed.seconds
+        if told := about(longest / 2, longest):
             soon = n * (FIRST.steps + 1) * timed.seconds
             self.console.say(
                 f"this takes {told} on this machine for {n} images; the first number comes in "

@@ -17,6 +17,7 @@ from equipoise.store.scan import FILE, PAGE, Scan
 from equipoise.store.sealed import read_arrays
 
 EASY, HALF = 0.1, 0.5  # shares of the correct images that are left, for the verdict in words
+LOW, GUESSED = 0.1, 1.2  # clean accuracies that are no better than guessing; the second by 1/K
 EXAMPLES = 3
 _READ = ("x", "x_adv", "adversarial_prediction")
 
@@ -65,7 +66,9 @@ def headline(scan: Scan) -> list[str]:
 
 
 def _verdict(scan: Scan) -> str:
-    correct = int(scan.correct.sum())
+    correct, k = int(scan.correct.sum()), max(len(scan.classes), int(scan.y.max()) + 1)
+    if scan.clean_accuracy < max(GUESSED / k, LOW):
+        return "It classifies few of these images correctly: look at its weights and inputs first."
     share = int(scan.left(scan.eps).sum()) / correct if correct else 0.0
     if share < EASY:
         return "At this radius the model is easily fooled."
