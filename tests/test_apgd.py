@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from equipoise.attacks import core
 from equipoise.attacks.apgd import APGD, APGDCE, APGDDLR, APGDT
 from equipoise.attacks.apgd_ascent import phases
 from equipoise.draws import GeneratorDraws
@@ -79,6 +80,15 @@ def test_linear_models_are_decided_exactly_or_nearly(name, classes, threat):
         assert found == there
     else:
         assert found >= (0.85 if threat.norm == "l1" else 0.95) * there
+
+
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.7), L1(3.0)], ids=repr)
+def test_rows_that_are_moved_in_parts_move_alike(monkeypatch, threat):
+    net, (x, y) = net_of(torch.float64), held_out(12)
+    x, threat = x.double(), replace(threat, eps=threat.eps / 3)
+    whole = APGDT(steps=12)(net, x, y, threat)
+    monkeypatch.setattr(core, "_CACHED", 200)  # three rows
+    assert (APGDT(steps=12)(net, x, y, threat) - whole).abs().max() < 1e-9
 
 
 # --- cost ---

@@ -16,8 +16,9 @@ import equipoise as eq
 from equipoise import UserError, models
 from equipoise.draws import KeyedDraws
 from equipoise.execution import Execution, Fast, fast
-from equipoise.execution.form import misclassified
+from equipoise.execution.form import input_gradient, misclassified
 from equipoise.execution.layers import Folded, Strided, become
+from equipoise.execution.passes import padded
 from equipoise.objectives.core import Batch
 from equipoise.objectives.trades import TRADES
 from problems import held_out, small_net
@@ -469,3 +470,66 @@ def test_the_gradient_of_a_strided_convolution_is_that_of_autograd(k, s, p):
 )
 def test_other_layers_are_left_alone(conv):
     assert not Strided.suits(conv)
+
+
+# --- sizes of batches ---
+
+
+@pytest.mark.parametrize("name", ["small-cnn", "resnet-18"])
+def test_batches_of_rounded_sizes_give_the_same_answers_and_gradients(name):
+    model = models.build(name, {"channels": 3, "size": (16, 16), "width": 0.25}).eval()
+    x = torch.rand(37, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    form = fast(model, x, Execution(precision="float32"))
+    assert form.twin is not None
+    seen: list[int] = []
+    form.search.register_forward_hook(lambda _module, inputs, _out: seen.append(len(inputs[0])))
+    for n in (1, 7, 15, 17, 33, 37):
+        results = []
+        for form.twin.pads in (True, False):
+            _, losses, grad = input_gradient(form, x[:n], lambda z: z.square().sum(1))
+            results.append((form(x[:n]), losses, grad, form.decide(x[:n])))
+        for rounded, plain in zip(*results, strict=True):
+            assert rounded.shape == plain.shape
+            assert (rounded - plain).abs().max() <= 1e-5 * plain.abs().max()
+    assert form.spent() == (2 * 3 * 110, 2 * 110)  # of the inputs alone
+    assert {17, 18, 33, 36, 37, 40} < set(seen)
+
+
+def test_few_sizes_of_batches_remain():
+    sizes: list[int] = []
+
+    def network(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return x
+
+    for n in range(1, 1025):
+        x = torch.arange(n)[:, None]
+        assert torch.equal(padded(network, x), x)
+        assert n <= sizes[-1] <= n * 9 / 8
+    assert len(set(sizes)) < 70
+
+
+def test_the_batch_of_a_model_that_looks_at_it_is_left_alone():
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16), nn.Flatten())
+            self.head = nn.Linear(16 * 36, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.net(x - self.offset(x)))
+
+        def offset(self, x: Tensor) -> Tensor:
+            return x.mean(0) if self.looks else x.mean()
+
+        looks = True
+
+    x = torch.rand(9, 16, 8, 8)
+    model = Centred().eval()
+    form = fast(model, x, Execution(precision="float32"))
+    assert form.twin is not None
+    assert not form.twin.pads
+    Centred.offset = lambda self, x: 0.5
+    form = fast(copy.deepcopy(model), x, Execution(precision="float32"))
+    assert form.twin is not None
+    assert form.twin.pads

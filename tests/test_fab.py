@@ -10,6 +10,7 @@ import torch
 from scipy.optimize import brentq, linprog, minimize
 from torch import Tensor, nn
 
+from equipoise.attacks import core
 from equipoise.attacks.fab import FAB, FABT
 from equipoise.attacks.fab_projections import project
 from equipoise.draws import KeyedDraws
@@ -152,6 +153,17 @@ def test_one_plane_serves_several_points(norm):
 def test_a_plane_without_gradient_moves_nothing(norm):
     delta = project(torch.rand(3, 8), torch.zeros(3, 8), torch.tensor([1.0, 0.0, -1.0]), norm)
     assert (delta == 0).all()
+
+
+@pytest.mark.parametrize("threat", [Linf(0.02), L2(0.3), L1(1.0)], ids=repr)
+def test_rows_that_are_moved_in_parts_move_alike(monkeypatch, threat):
+    net, (x, y) = copy.deepcopy(small_net()).double(), held_out(12)
+    points, whole = FABT(steps=8).nearest(net, x.double(), y, threat)
+    monkeypatch.setattr(core, "_CACHED", 200)
+    again, parts = FABT(steps=8).nearest(net, x.double(), y, threat)
+    assert whole.isfinite().sum() > 6
+    assert (parts - whole).nan_to_num(0).abs().max() < 1e-9
+    assert (again - points).abs().max() < 1e-6
 
 
 # --- exact answers ---

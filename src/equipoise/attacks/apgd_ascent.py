@@ -37,6 +37,7 @@ import math
 import torch
 from torch import Tensor
 
+from equipoise.attacks.core import parts
 from equipoise.threat import Threat
 
 INERTIA = 0.25  # the share of the move before in the next one, 1 - alpha
@@ -67,7 +68,8 @@ class Ascent:
         self, x: Tensor, start: Tensor, threat: Threat, steps: int, rho: float = 0.75
     ) -> None:
         self.x, self.threat, self.rho = x, threat, rho
-        self.project = threat.projector(x)
+        self.parts = parts(x)
+        self.project = [threat.projector(x[part]) for part in self.parts]
         self.now = self.before = self.best = start
         self.sizes = x.new_full((len(x), *[1] * (x.ndim - 1)), 2 * threat.eps)
         self.window = max(int(FIRST * steps), 1)
@@ -76,7 +78,7 @@ class Ascent:
 
     def begin(self, losses: Tensor, grad: Tensor) -> None:
         """Start from losses (R,) and gradients (R, ...) at ``now``."""
-        self.grad = self.best_grad = grad
+        self.grad, self.best, self.best_grad = grad, self.now.clone(), grad.clone()
         self.best_losses = self.best_then = losses
         self.reduced = torch.ones_like(losses, dtype=torch.bool)
         self.growths = torch.zeros_like(losses)
@@ -86,23 +88,24 @@ class Ascent:
 
     def step(self) -> None:
         """Move ``now`` by one step."""
-        ahead = self.now + self.sizes * self.threat.ascent(self.grad)
-        ahead = self.project(ahead)
-        if self.taken:
-            inert = self.now - self.before
-            ahead = self.now + (1 - INERTIA) * (ahead - self.now) + INERTIA * inert
-            ahead = self.project(ahead)
+        ahead = torch.empty_like(self.now)
+        for part, project in zip(self.parts, self.project, strict=True):
+            now = self.now[part]
+            point = project(self.threat.ascent(self.grad[part]).mul_(self.sizes[part]).add_(now))
+            if self.taken:
+                point = point.sub_(now).mul_(1 - INERTIA).add_(now)
+                point = project(point.add_(now - self.before[part], alpha=INERTIA))
+            ahead[part] = point
         self.now, self.before = ahead, self.now
         self.taken += 1
 
     def learn(self, losses: Tensor, grad: Tensor) -> None:
         """Record losses (R,) and gradients (R, ...) at ``now``; adapt at a checkpoint."""
         self.grad = grad
-        better = losses > self.best_losses
-        mask = better.view_as(self.sizes)
-        self.best = torch.where(mask, self.now, self.best)
-        self.best_grad = torch.where(mask, grad, self.best_grad)
-        self.best_losses = torch.where(better, losses, self.best_losses)
+        better = (losses > self.best_losses).nonzero()[:, 0]
+        self.best[better] = self.now[better]
+        self.best_grad[better] = grad[better]
+        self.best_losses = torch.maximum(losses, self.best_losses)
         self.growths = self.growths + (losses > self.last_losses)
         self.last_losses = losses
         self.since += 1
@@ -131,7 +134,8 @@ class Ascent:
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 setattr(self, name, value[rows])
-        self.project = self.threat.projector(self.x)
+        self.parts = parts(self.x)
+        self.project = [self.threat.projector(self.x[part]) for part in self.parts]
 
 
 class SparseAscent(Ascent):

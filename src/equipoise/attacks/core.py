@@ -19,6 +19,7 @@ from equipoise.execution.passes import outside_inference
 from equipoise.parsing import MOST
 from equipoise.threat import NORMS, ROUNDING, SLIGHT, Norm, Threat
 
+_CACHED = 2**16  # numbers
 _PAIRS = "a DataLoader or a Dataset of (input, label)"
 
 
@@ -98,6 +99,12 @@ def prepared(
     check_threat(attack, threat)
     x, y = check_inputs(x, y, threat, stacklevel=4)
     return x.detach(), y, KeyedDraws.of(x) if draws is None else draws
+
+
+def parts(rows: Tensor) -> list[slice]:
+    """Return parts of rows, (R, ...), so small that a few tensors of such rows stay in a cache."""
+    count = max(1, _CACHED * len(rows) // max(rows.numel(), 1))
+    return [slice(first, first + count) for first in range(0, len(rows), count)]
 
 
 def examples(x: Any, y: Any) -> tuple[Tensor, Tensor]:

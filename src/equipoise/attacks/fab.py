@@ -43,7 +43,7 @@ from typing import Annotated, Self
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.core import prepared, refuse, uncounted, wrong_norms
+from equipoise.attacks.core import parts, prepared, refuse, uncounted, wrong_norms
 from equipoise.attacks.fab_projections import project
 from equipoise.draws import Draws
 from equipoise.errors import Part, out_of_range
@@ -250,7 +250,7 @@ class _BoundarySearch:
     def _run(self, rows: _BoundaryRows, steps: int) -> _BoundaryRows:
         """Take steps; return the rows of the examples that are still searched."""
         for _ in range(steps):
-            rows = self._judged(replace(rows, point=self._moved(rows)))
+            rows = self._judged(*self._moved(rows))
             if not len(rows.index):
                 break
         return rows
@@ -274,12 +274,21 @@ class _BoundarySearch:
         model.backwards += exact.backwards
         return rows.take(self.distance[rows.index].isinf())
 
-    def _moved(self, rows: _BoundaryRows) -> Tensor:
-        """Return the next iterates, with shape (B, T, D)."""
-        threat = self.threat
+    def _moved(self, rows: _BoundaryRows) -> tuple[_BoundaryRows, Tensor]:
+        """Return the rows at their next iterates, and how far these are from x, (B, T)."""
         value, w = self._plane(rows)
-        behind = torch.nan_to_num(value + torch.linalg.vecdot(rows.x - rows.point, w))
-        both = torch.stack([rows.point, rows.x.expand_as(rows.point)])
+        point, size = torch.empty_like(w), torch.empty_like(value)
+        for part in parts(point):
+            x, near, plane = rows.x[part], rows.point[part], (value[part], w[part])
+            point[part] = self._stepped(x, near, *plane)
+            size[part] = _lengths(point[part] - x, self.threat.norm)[..., 0]
+        return replace(rows, point=point), size
+
+    def _stepped(self, x: Tensor, point: Tensor, value: Tensor, w: Tensor) -> Tensor:
+        """Return the next iterates of points, (B, T, D), from the plane at each."""
+        threat = self.threat
+        behind = torch.nan_to_num(value + torch.linalg.vecdot(x - point, w))
+        both = torch.stack([point, x.expand_as(point)])
         values = torch.stack([value, behind])
         moves = project(both, w, values, threat.norm, low=threat.low, high=threat.high)
         near, far = _lengths(moves, threat.norm).clamp_min(_SHORTEST)
@@ -315,11 +324,10 @@ class _BoundarySearch:
             w[nearer] = grad[nearer]
         return value, w.detach()
 
-    def _judged(self, rows: _BoundaryRows) -> _BoundaryRows:
+    def _judged(self, rows: _BoundaryRows, size: Tensor) -> _BoundaryRows:
         """Record the iterates, move the misclassified ones back, drop the finished examples."""
-        points, y = self._inputs(rows.point), rows.labels
+        points, y, size = self._inputs(rows.point), rows.labels, size.flatten()
         logits = self.model(points)
-        size = _lengths(rows.point - rows.x, self.threat.norm).flatten()
         wrong = logits.argmax(1) != y
         nearer = wrong & (size < rows.size.flatten())
         checked = (nearer if self.nearest else wrong & (size <= self.limit)).nonzero()[:, 0]
@@ -329,13 +337,13 @@ class _BoundarySearch:
         kept = sure if self.nearest else nearer.nonzero()[:, 0]
         rows.best.flatten(0, 1)[kept] = rows.point.flatten(0, 1)[kept]
         rows.size.view(-1)[kept] = size[kept]
+        done = self._done(rows, sure, size) if not self.nearest and len(sure) else None
         share = torch.ones_like(size)
         share[wrong] = self.attack.beta
-        point = torch.lerp(rows.x, rows.point, share.view(*rows.size.shape, 1))
-        if not self.nearest and len(sure):
-            done = self._done(rows, sure, size)
-            return replace(rows, point=point).take(~done)
-        return replace(rows, point=point)
+        share = share.view(*rows.size.shape, 1)
+        for part in parts(rows.point):
+            torch.lerp(rows.x[part], rows.point[part], share[part], out=rows.point[part])
+        return rows if done is None else rows.take(~done)
 
     def _done(self, rows: _BoundaryRows, sure: Tensor, size: Tensor) -> Tensor:
         """Keep the nearest allowed one of the points ``sure``; return which examples have one."""

@@ -57,27 +57,29 @@ def project(
 def _fit_linf(size: Tensor, room: Tensor, need: Tensor) -> Tensor:
     """Return min(t, room) with sum(size * moved) = need, for tensors (..., D) and (..., 1)."""
     t = _per(need, size.sum(-1, keepdim=True))
+    part = torch.empty_like(room)
     for _ in range(size.shape[-1] + 1):
-        lacking = need - _dot(size, torch.minimum(room, t))
-        slope = _dot(size, _positive(room - t))
+        lacking = need - torch.minimum(room, t, out=part).mul_(size).sum(-1, keepdim=True)
+        slope = torch.gt(room, t, out=part).mul_(size).sum(-1, keepdim=True)
         if _met(lacking, slope, need):
             break
         t = (t + _per(lacking.clamp_min(0), slope)).clamp_max(torch.finfo(t.dtype).max)
-    return torch.minimum(room, t)
+    return torch.minimum(room, t, out=part)
 
 
 def _fit_l2(size: Tensor, room: Tensor, need: Tensor) -> Tensor:
     """Return min(t size, room) with sum(size * moved) = need."""
     square = size.square()
     t = _per(need, square.sum(-1, keepdim=True))
+    part = torch.empty_like(room)
     for _ in range(size.shape[-1] + 1):
         full = t * size
-        lacking = need - _dot(size, torch.minimum(room, full))
-        slope = _dot(square, _positive(room - full))
+        lacking = need - torch.minimum(room, full, out=part).mul_(size).sum(-1, keepdim=True)
+        slope = torch.gt(room, full, out=part).mul_(square).sum(-1, keepdim=True)
         if _met(lacking, slope, need):
             break
         t = (t + _per(lacking.clamp_min(0), slope)).clamp_max(torch.finfo(t.dtype).max)
-    return torch.minimum(room, t * size)
+    return torch.minimum(room, t * size, out=part)
 
 
 def _fit_l1(size: Tensor, room: Tensor, need: Tensor) -> Tensor:
@@ -114,13 +116,3 @@ def _per(amount: Tensor, slope: Tensor) -> Tensor:
     """Divide; where the slope is zero the quotient is the largest number."""
     limits = torch.finfo(amount.dtype)
     return (amount / slope.clamp_min(limits.tiny)).clamp_max(limits.max)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    sums: Tensor = torch.linalg.vecdot(a, b)
-    return sums[..., None]
-
-
-def _positive(z: Tensor) -> Tensor:
-    """Return 1 where a number is positive, else 0; overwrites it."""
-    return z.sign_().clamp_min_(0)

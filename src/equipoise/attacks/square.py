@@ -20,7 +20,9 @@ Deviations from the authors' later code (of AutoAttack), none of which makes the
 - A point counts as misclassified by its largest logit, as everywhere here.
 
 ``queries`` counts the points that are tried of an example, the first one included. Where a batch
-is small, a pass tries several of them: the same search, in fewer passes.
+is small, a pass tries several of them: the same search, in fewer passes. For Linf a point that is
+the best one itself, or that was refused since that was found, takes no pass, unless the model's
+answers are random: it would be refused again.
 
 References:
     | Square Attack: a query-efficient black-box adversarial attack via random search
@@ -47,10 +49,12 @@ from equipoise.threat import Norm, Threat
 
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # steps
 _FULL = 10_000  # the number of queries for which the schedule was made
-_BLOCK = 64  # the most queries that are planned at a time
+_BLOCKS = 64, 1024  # how many queries are planned at a time, of many examples and of one
+_TABLE = 2**14  # the most queries of all examples together, beyond the first of these
 _PLANNED = 2**17  # the most pixels of these, which fit in a processor's cache
-_ROOM = {"cpu": (192, 2**17)}  # the images, and pixels, up to which a larger pass saves time
-_ROOM_ELSEWHERE = (512, 2**22)
+_ROOM = {"cpu": (1024, 2**18)}  # the images, and pixels, up to which a larger pass saves time
+_ROOM_ELSEWHERE = (1024, 2**22)
+_FEW, _SAME = 8, 1e-4  # points that are asked twice, and the largest change of an answer, relative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +117,18 @@ class Square:
             step = step * _FULL // self.queries
         return math.ldexp(self.p_init, -bisect_left(_HALVED_AFTER, step))
 
-    def alike(self, step: int, pixels: int) -> int:
-        """Return how many queries from a step on to plan at once: all windows are of one size."""
+    def alike(self, step: int, examples: int, pixels: int) -> int:
+        """Return how many queries from a step on to plan at once: all windows are of one size.
+
+        Arguments:
+            step: The first of them.
+            examples: How many examples are searched.
+            pixels: The pixels of one.
+        """
         share = self.share(step - 1)
-        most = min(_BLOCK, self.queries - step, int(_PLANNED // max(share * pixels, 1)))
+        block = min(max(_TABLE // examples, _BLOCKS[0]), _BLOCKS[1])
+        planned = int(_PLANNED // max(share * pixels * examples, 1))
+        most = min(block, self.queries - step, planned)
         last = next((i for i in range(1, most) if self.share(step - 1 + i) != share), most)
         return max(1, last)
 
@@ -147,8 +159,9 @@ class _RandomSearch:
         self.rows = torch.arange(len(x), device=x.device)  # the positions of what is searched
         self.rest = self.rows  # the same, in ``x``
         self.scores = self.results  # of what is searched
-        self.turns = torch.zeros_like(self.rows)  # how many planned queries each has made
+        self.due = self.fooled[None][:0]  # which planned queries are to be made, (queries, B)
         self.made = self.kept = 1  # the queries of the last plan, and how many were kept
+        self.skips = False  # whether a query that was refused would be refused again
 
     def run(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return points, with shape (B, ...), whether they are misclassified, and their scores.
@@ -158,18 +171,15 @@ class _RandomSearch:
         attack, x, pixels = self.attack, self.x, self.x[0].numel()
         first = self.draws.uniform(_blank(x, self.moves.start_numbers))
         fooled, self.scores = self._judge(self.moves.start(first), self.y)
+        self.skips = isinstance(self.moves, Signs) and self._repeats(self.moves.best[:_FEW])
         self._leave(fooled.nonzero()[:, 0])
         step = 1
         while step < attack.queries and len(self.rows):
-            count = attack.alike(step, len(self.rows) * pixels)
+            count = attack.alike(step, len(self.rows), pixels)
             ahead = min(attack.ahead, self.made // max(self.kept, 1))
             self._plan(count, attack.share(step - 1))
-            room = _room(pixels, x.device)
-            if min(ahead, room // len(self.rows)) < 2:
-                self._together(count)
-            else:
-                while len(due := (self.turns < count).nonzero()[:, 0]):
-                    self._query(due, count, max(1, min(ahead, room // len(due))))
+            while busy := self._due():
+                self._query(max(1, min(ahead, round(_room(pixels, x.device) / busy))))
             step += count
         self._record(slice(None))
         return self.points, self.fooled, self.results
@@ -180,43 +190,45 @@ class _RandomSearch:
         self.rest = torch.arange(len(self.rest), device=self.rest.device)
         noise = self.draws.uniform(_blank(self.x, count, self.moves.numbers))
         self.moves.plan(noise.transpose(0, 1), share)
-        self.turns = torch.zeros_like(self.rows)
-        self.made, self.kept = count * len(self.rows), 0
+        self.due = torch.ones(count, len(self.rest), dtype=torch.bool, device=self.rest.device)
+        self.made = self.kept = 0
 
-    def _together(self, count: int) -> None:
-        """Make all queries that are planned, one of every example at a time."""
-        for turn in range(count):
-            if not len(self.rows):
-                return
-            points = self.moves.propose(slice(None), turn)
-            fooled, scores = self._judge(points, self.y)
-            better = (fooled | (scores > self.scores)).nonzero()[:, 0]
-            self._keep(points, fooled, scores, better, better)
+    def _due(self) -> int:
+        """Leave out the queries that would change nothing; return how many examples have some."""
+        if self.skips and isinstance(self.moves, Signs):
+            self.due &= self.moves.fresh()
+        return int(self.due.any(0).sum())
 
-    def _query(self, due: Tensor, count: int, ahead: int) -> None:
-        """Try the next queries of the examples that have some left, and keep the first better."""
-        turns = self.turns[due, None] + torch.arange(ahead, device=due.device)
-        planned = turns < count
-        owners = due[:, None].expand_as(turns)[planned]
-        points = self.moves.propose(owners, turns[planned])
+    def _query(self, ahead: int) -> None:
+        """Try the next queries of each example, and keep its first better one."""
+        asked = self.due & (self.due.cumsum(0) <= ahead)
+        turns, owners = asked.nonzero(as_tuple=True)
+        points = self.moves.propose(owners, turns)
         fooled, scores = self._judge(points, self.y[owners])
-        better = torch.zeros_like(planned)
-        better[planned] = fooled | (scores > self.scores[owners])
-        first, kept, tried = better.int().argmax(1), better.any(1), planned.sum(1)
-        self.turns[due] += torch.where(kept, first + 1, tried)
-        chosen = (tried.cumsum(0) - tried + first)[kept]
-        self._keep(points, fooled, scores, chosen, due[kept])
-
-    def _keep(
-        self, points: Tensor, fooled: Tensor, scores: Tensor, chosen: Tensor, examples: Tensor
-    ) -> None:
-        """Make the chosen points the best ones of some examples; those fooled leave."""
-        if not len(chosen):
+        self.due &= ~asked
+        self.made += len(owners)
+        if isinstance(self.moves, Signs):
+            self.moves.refuse(owners, turns)
+        better = (fooled | (scores > self.scores[owners])).nonzero()[:, 0]
+        if not len(better):
             return
+        count = len(self.due)
+        first = torch.full_like(self.rows, count)
+        first.scatter_reduce_(0, owners[better], turns[better], "amin")
+        chosen = better[turns[better] == first[owners[better]]]
+        examples = owners[chosen]
         self.kept += len(chosen)
         self.moves.accept(points, chosen, examples)
         self.scores[examples] = scores[chosen]
+        every = torch.arange(count, device=first.device)[:, None]
+        self.due[:, examples] = every > first[examples]
         self._leave(examples[fooled[chosen]])
+
+    def _repeats(self, points: Tensor) -> bool:
+        """Return whether the model gives the same answers to some points again."""
+        points = points.view(-1, *self.points.shape[1:])
+        first, second = (self.model(points).float() for _ in range(2))
+        return bool(((first - second).abs() <= _SAME * first.abs().amax()).all())
 
     def _judge(self, points: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return which points are misclassified, and minus their margins; NaN counts as lowest."""
@@ -237,7 +249,7 @@ class _RandomSearch:
         self.fooled[self.rows[fooled]] = True
         rest = (~fooled).nonzero()[:, 0]
         self.rows, self.y, self.scores = self.rows[rest], self.y[rest], self.scores[rest]
-        self.turns, self.rest = self.turns[rest], self.rest[rest]
+        self.due, self.rest = self.due[:, rest], self.rest[rest]
         self.moves.take(rest)
 
     def _record(self, which: Tensor | slice) -> None:

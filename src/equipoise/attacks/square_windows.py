@@ -30,6 +30,7 @@ Size = tuple[int, int]  # height and width of a window, in pixels
 
 _TILES = 5  # the first perturbation is laid out as this many pyramids a side
 _TINY = 1e-30
+_SIGNS, _REMEMBERED = 8, 2**14  # the most channels and squares of which refused ones are kept
 
 
 class Grid(NamedTuple):
@@ -101,6 +102,11 @@ class Signs:
         self.start_numbers = grid.channels * grid.width
         self.index = self.squares = x.new_empty((0, len(x), 0))
         self.lower, self.upper = threat.ends(x)
+        self.size: Size = (0, 0)
+        self.changing = torch.empty((0, len(x)), dtype=torch.bool, device=x.device)
+        self.code = self.changing.long()
+        self.refused = self.changing.T
+        self.remembers = grid.channels <= _SIGNS and _codes(grid) <= _REMEMBERED
 
     def start(self, noise: Tensor) -> Tensor:
         """Return the first points, (B, D), from numbers with shape (B, start_numbers).
@@ -120,23 +126,46 @@ class Signs:
             share: The share of the image that a square covers.
         """
         size = window_size(share, self.grid)
-        self.index = self.grid.positions(self.grid.corners(noise[..., :2], size), size)
-        up = (noise[..., 2:] >= 0.5).repeat_interleave(size[0] * size[1], dim=-1)
-        lower, upper = (
-            end.expand(len(noise), -1, -1).gather(2, self.index)
-            for end in (self.lower, self.upper)
-        )
-        self.squares = torch.where(up, upper, lower)
+        rows, columns = corner = self.grid.corners(noise[..., :2], size)
+        self.index = self.grid.positions(corner, size)
+        signs = noise[..., 2:] >= 0.5
+        up = signs.repeat_interleave(size[0] * size[1], dim=-1)
+        ends = torch.cat([self.lower, self.upper], dim=1).expand(len(noise), -1, -1)
+        self.squares = ends.gather(2, self.index + up * self.lower.shape[1])
+        self.changing = self._changes(slice(None))
+        if not self.remembers:
+            return
+        powers = 2 ** torch.arange(self.grid.channels, device=signs.device)
+        place = (rows * self.grid.width + columns)[..., 0]
+        self.code = place * 2**self.grid.channels + (signs * powers).sum(-1)
+        if size != self.size:
+            self.size = size
+            self.refused = signs.new_zeros((len(self.best), _codes(self.grid)))
 
-    def propose(self, examples: Tensor | slice, turns: Tensor | int) -> Tensor:
+    def fresh(self) -> Tensor:
+        """Return which planned queries are worth a pass, with shape (queries, B).
+
+        Not those that change nothing, and not those that were refused since the best point was
+        found: they would be refused again.
+        """
+        if not self.remembers:
+            return self.changing
+        return self.changing & ~self.refused.gather(1, self.code.T).T
+
+    def propose(self, examples: Tensor, turns: Tensor) -> Tensor:
         """Return points, (N, D), with a new square, of one sign in each channel.
 
         Arguments:
-            examples: The examples, with shape (N,), or a slice of them.
-            turns: The numbers of the planned queries, with shape (N,), or one number for all.
+            examples: The examples, with shape (N,).
+            turns: The numbers of the planned queries, with shape (N,).
         """
         index, squares = self.index[turns, examples], self.squares[turns, examples]
-        return self.best[examples].scatter(1, index, squares)
+        return self.best[examples].scatter_(1, index, squares)
+
+    def refuse(self, examples: Tensor, turns: Tensor) -> None:
+        """Note proposals that are no better, or that are accepted next."""
+        if self.remembers:
+            self.refused[examples, self.code[turns, examples]] = True
 
     def accept(self, points: Tensor, chosen: Tensor, examples: Tensor) -> None:
         """Keep some of the points of the last proposal.
@@ -147,13 +176,24 @@ class Signs:
             examples: The examples they belong to, with shape (K,), each at most once.
         """
         self.best[examples] = points[chosen]
+        self.changing[:, examples] = self._changes(examples)
+        if self.remembers:
+            self.refused[examples] = False
 
     def take(self, rows: Tensor) -> None:
         """Continue with some examples alone."""
-        self.best, self.lower, self.upper = (
-            state[rows] for state in (self.best, self.lower, self.upper)
+        self.best, self.lower, self.upper, self.refused = (
+            state[rows] for state in (self.best, self.lower, self.upper, self.refused)
         )
-        self.index, self.squares = self.index[:, rows], self.squares[:, rows]
+        self.index, self.squares, self.changing, self.code = (
+            plan[:, rows] for plan in (self.index, self.squares, self.changing, self.code)
+        )
+
+    def _changes(self, examples: Tensor | slice) -> Tensor:
+        """Return which squares differ from the best points of some examples, (queries, N)."""
+        index = self.index[:, examples]
+        now = self.best[examples].expand(len(index), -1, -1).gather(2, index)
+        return (now != self.squares[:, examples]).any(-1)
 
 
 class Pyramids:
@@ -195,7 +235,7 @@ class Pyramids:
         """Keep the numbers: the moves of mass depend on the best points."""
         self.noise, self.share = noise, share
 
-    def propose(self, examples: Tensor | slice, turns: Tensor | int) -> Tensor:
+    def propose(self, examples: Tensor, turns: Tensor) -> Tensor:
         """Return points with the mass of two windows, and unspent mass, in the first."""
         noise, clean, best = self.noise[turns, examples], self.x[examples], self.best[examples]
         size = window_size(self.share, self.grid, pyramids=True)
@@ -274,6 +314,11 @@ class Pyramids:
 
     def _root(self, mass: Tensor) -> Tensor:
         return (mass.sqrt() if self.power == 2 else mass).clamp_min(_TINY)
+
+
+def _codes(grid: Grid) -> int:
+    """Return how many squares of one size an input has at most, with their signs."""
+    return int(grid.height * grid.width * 2**grid.channels)
 
 
 @lru_cache(maxsize=128)

@@ -27,6 +27,7 @@ from equipoise.execution.passes import (
     evaluating,
     frozen,
     outside_inference,
+    padded,
     seeded,
 )
 from equipoise.execution.policy import Execution, Layout
@@ -42,6 +43,7 @@ _MOST = 0.5  # the share of a model's products in such convolutions from which o
 # 2^-9 in every layer.
 _LOGITS = {"float32": 1e-3, "bfloat16": 0.15}
 _GRADIENTS = {"float32": 0.02, "bfloat16": 0.3}
+_SEPARATE = 0.02  # how far they may be apart in batches of different sizes
 _ROUNDING = 1e-5  # of the largest logit, in float32
 
 
@@ -88,11 +90,14 @@ class Twin:
             layers.become(head, layers.Full)
         self.refresh()
         quicker = bool(self.folds or self._quick_layers) or execution.layout == "channels_last"
+        self.pads = False
         self.freed = any(tensor.is_inference() for tensor in sources.values())
         self.gains = (
             quicker or self.freed or execution.precision == "bfloat16" or execution.compile
         )
 
+    pads: bool
+    """Whether sizes of batches are rounded up: :func:`equipoise.execution.passes.padded`."""
     gains: bool
     """Whether anything is faster than in the model, or works where it does not."""
     freed: bool
@@ -100,7 +105,15 @@ class Twin:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return logits for inputs of shape (B, ...)."""
-        return run(self.search, x, self.precision, self.memory_format)
+        return self.answer(self.search, x)
+
+    def answer(self, search: Network, x: Tensor) -> Tensor:
+        """Return the logits of a network that runs in the form of this copy, (B, K)."""
+
+        def network(x: Tensor) -> Tensor:
+            return run(search, x, self.precision, self.memory_format)
+
+        return padded(network, x) if self.pads else network(x)
 
     def follows(self, model: nn.Module) -> bool:
         """Return whether a model still has the tensors that were copied, of the same kind.
@@ -258,13 +271,24 @@ def _tried(model: nn.Module, x: Tensor, execution: Execution) -> Twin | str:
             return ""
         if not own(model):
             exact = copy.deepcopy(model) if twin.freed else model
-            return twin.difference(exact, x, gradients=True) or twin
-        with torch.no_grad():
-            return twin if bool(torch.isfinite(twin(x)).all()) else "its answers are not finite"
+            why = twin.difference(exact, x, gradients=True)
+        else:
+            with torch.no_grad():
+                why = "" if bool(torch.isfinite(twin(x)).all()) else "its answers are not finite"
+        twin.pads = not why and x.device.type == "cpu" and not execution.compile
+        twin.pads = twin.pads and (own(model) or _separate(twin, x))
+        return why or twin
     except NoGradient:  # every search reports that
         return ""
     except Exception as error:  # any error of the model, or an operation that is not supported
         return one_line(error, 200)
+
+
+def _separate(network: Network, x: Tensor) -> bool:
+    """Return whether the answers to some inputs stay the same with more inputs in the batch."""
+    with torch.no_grad():
+        alone, among = (network(part).double() for part in (x, torch.cat([x, x[-1:], x[-1:]])))
+    return bool(((among[: len(x)] - alone).abs() <= _SEPARATE * alone.abs().amax()).all())
 
 
 def _few(x: Tensor) -> Tensor:

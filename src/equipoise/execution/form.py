@@ -8,6 +8,7 @@ differ from the model's, is dropped, and the search continues with the model.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -26,6 +27,7 @@ from equipoise.execution.passes import (
     frozen,
     gradient,
     outside_inference,
+    padded,
 )
 from equipoise.execution.policy import Execution
 
@@ -117,7 +119,8 @@ class Fast(nn.Module):
         """Return the exact logits of inputs of shape (B, ...), without a gradient."""
         self.forwards += len(x) * self.passes
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False), evaluating(self.exact):
-            logits = ask(self.exact, x)
+            pads = self.twin is not None and self.twin.pads
+            logits = padded(partial(ask, self.exact), x) if pads else ask(self.exact, x)
             if self.passes > 1:
                 more = (ask(self.exact, x).softmax(1) for _ in range(self.passes - 1))
                 logits = sum(more, logits.softmax(1)).log()
@@ -143,8 +146,7 @@ class Fast(nn.Module):
         """
         if self.search is self.exact:
             return wrong
-        rows = wrong.nonzero()[:, 0]
-        if not len(rows):
+        if not len(rows := wrong.nonzero()[:, 0]):
             return wrong
         sure = wrong.clone()
         sure[rows] = (decide or self.decide)(x_adv[rows]).argmax(1) != y[rows]
@@ -190,7 +192,7 @@ class Fast(nn.Module):
         if self.compiled is not None:
             return self.compiled.answer(x)
         if self.twin is not None:
-            return run(self.search, x, self.precision, self.twin.memory_format)
+            return self.twin.answer(self.search, x)
         with evaluating(self.search):
             return run(self.search, x, self.precision)
 
@@ -260,9 +262,8 @@ def fast(
 
     The copy is made once for a model, from its first inputs. Later calls return a form with the
     same copy and the model's current weights, which costs a pass over the weights: call it once
-    for every attack in a training. Changes of anything else (a switch, a mask) are noticed, too:
-    at the first batch of every attack a few logits of the copy are compared with the model's, and
-    where they differ the copy is made again.
+    for every attack in a training. Changes of anything else (a switch, a mask) are noticed, too,
+    by a few logits at the first batch of every attack: then the copy is made again.
 
     A model that cannot be copied, or whose copy fails or gives other answers, is searched as it
     is, contiguous and in float32; ``given_up`` then has the reason.
@@ -299,8 +300,7 @@ def fast(
 def guest(model: nn.Module) -> Iterator[Fast]:
     """Use a model in eval mode with frozen parameters, and leave it as it was.
 
-    The form that is yielded returns logits whatever the model returns, and does not change its
-    input.
+    The form that is yielded returns logits whatever the model returns, and keeps its input.
     """
     form = as_is(model)
     form.unsure = True

@@ -22,6 +22,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from equipoise.models.core import MapLinear, Normalize
 
+_LONG = torch.int64, torch.int32
 FEW, FEW_SHORT = 4, 16  # input channels, in float32 and in bfloat16
 
 
@@ -157,11 +158,15 @@ class _Convolution(torch.autograd.Function):
 def _interleaved(phases: Tensor, s: int) -> Tensor:
     """Return images (B, C, s H, s W) of their phases (B, s s C, H, W), channels last.
 
-    A pixel's channels, and those of its neighbours in a row, move as one block.
+    A pixel's channels, and those of its neighbours in a row, move as one block, and within it as
+    the longest numbers that fit: short blocks of short numbers take several times as long.
     """
     n, _, h, w = phases.shape
     blocks = phases.permute(0, 2, 3, 1).reshape(n, h, w, s, -1)
-    return blocks.transpose(2, 3).reshape(n, s * h, s * w, -1).permute(0, 3, 1, 2)
+    size = blocks.shape[-1] * blocks.element_size()
+    wide = next((kind for kind in _LONG if size % kind.itemsize == 0), blocks.dtype)
+    moved = blocks.view(wide).transpose(2, 3).contiguous().view(blocks.dtype)
+    return moved.view(n, s * h, s * w, -1).permute(0, 3, 1, 2)
 
 
 def _phases(weight: Tensor, s: int) -> Tensor:

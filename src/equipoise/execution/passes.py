@@ -90,6 +90,23 @@ class NoGradient(UserError):
         super().__init__(f"{self.seen}; {self.remedy}")
 
 
+def padded(network: Network, x: Tensor) -> Tensor:
+    """Return logits of inputs, (B, ...), from a batch whose size is rounded up.
+
+    On a CPU the kernels are prepared anew for every size of a batch, which takes as long as
+    several passes of a small network. There are eight sizes an octave; the last input is repeated.
+
+    Arguments:
+        network: From inputs to logits, each of its own input alone.
+        x: The inputs, at least one.
+    """
+    n = len(x)
+    more = -n % max(1, 2 ** (n.bit_length() - 4))
+    if not more:
+        return network(x)
+    return network(torch.cat([x, x[-1:].detach().expand(more, *x.shape[1:])]))[:n]
+
+
 def gradient(network: Network, x: Tensor, objective: Callable[[Tensor], Tensor]) -> Differentiated:
     """Run one forward and one backward pass with respect to the input alone.
 
