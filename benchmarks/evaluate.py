@@ -24,7 +24,8 @@ from equipoise.store.runs import Run
 from equipoise.threat import Norm, Threat
 from equipoise.training import Training
 
-SIDES = ("ours", "ours-checked", "ours-float32", "pyautoattack")
+AUDITED = {"ours-audited": 0.01, "ours-audited-2": 0.02}  # the difference at which an audit ends
+SIDES = ("ours", "ours-checked", "ours-float32", *AUDITED, "pyautoattack")
 FEW, WARM = 8, "apgd-ce"  # on so many images each side is warmed up, by this attack
 _DIFFERENT = ("robust_here_only", "robust_for_first_only")
 
@@ -65,6 +66,8 @@ class Judged:
     def protocol(self, side: str, attacks: str = "autoattack") -> Protocol:
         """Return the protocol of one of our sides."""
         execution = self.execution
+        if side in AUDITED and attacks == "autoattack":
+            attacks = f"audited(within={AUDITED[side]})"
         if side == "ours-float32":
             execution = replace(execution, precision="float32")
         return Protocol(
@@ -162,6 +165,8 @@ def sentences(sides: Sequence[Side]) -> list[str]:
             lines.append(f"robust for {side.name} only, not for {sides[0].name}: images {here}")
         if there:
             lines.append(f"robust for {sides[0].name} only, not for {side.name}: images {there}")
+        if "audit" in side.notes:
+            lines.append(f"{side.name}: {side.notes['audit']}")
         if side.notes.get("alarms"):
             lines.append(f"checks of {side.name}: {', '.join(side.notes['alarms'])}")
     return lines
@@ -181,7 +186,8 @@ def _ours(case: Judged, side: str, problem: Problem, only: str = "autoattack") -
         for name, outcome in result.outcomes.items()
     }
     alarms = [f.check for f in result.findings if f.status in ("warning", "failed")]
-    return {"robust": result.robust, "stages": stages, "alarms": alarms}
+    audit = {"audit": result.audit.sentence} if result.audit else {}
+    return {"robust": result.robust, "stages": stages, "alarms": alarms, **audit}
 
 
 def _theirs(module: ModuleType, case: Judged, problem: Problem, only: str = "") -> dict[str, Any]:
