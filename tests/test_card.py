@@ -159,6 +159,30 @@ def test_an_unfinished_evaluation_and_failed_checks_stand_on_top(written):
     assert problems(card.evaluations, training) == ["the training is not finished"]
 
 
+def test_a_card_needs_no_pass_of_the_model(judged, tmp_path, monkeypatch):
+    # So it costs what reading, checksums and writing cost: a counted bound, whatever the attacks.
+    def refuse(*given: object, **named: object) -> None:
+        raise AssertionError("the model was run")
+
+    monkeypatch.setattr(nn.Module, "__call__", refuse)
+    write_card(judged, tmp_path / "card")
+
+
+def test_paths_of_this_computer_are_left_out(trained, judged, tmp_path):
+    other = Path(shutil.copytree(trained, tmp_path / "run"))
+    evaluate_run(other, attacks="fgsm", eps=[0.06], n=N, transfer=[judged])
+    write_card(other, tmp_path / "card")
+    text = (tmp_path / "card" / "card.json").read_text()
+    assert "points from run (" in text
+    assert str(judged.parent) not in text
+
+
+def test_a_text_that_no_reader_takes_is_refused_when_it_is_written(judged, tmp_path):
+    with pytest.raises(UserError, match="control characters"):
+        write_card(judged, tmp_path / "card", date="2026\x1b[2J")
+    assert [*tmp_path.iterdir()] == []
+
+
 # --- keys ---
 
 

@@ -1,5 +1,6 @@
 """Makes a card from what is stored of a run and its evaluations. Nothing is measured here."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ LIMITS = (
     "An interval is the exact 95 % interval for images drawn like these.",
     "The examples prove which images are not robust.",
     "That the others were attacked is shown by attacking them again, or by repeating the audit.",
+    "Of the model's code the named file is recorded, not what that file imports.",
     "A signature says whose card it is, not that its numbers are right.",
 )
 NOT_RECORDED = (
@@ -50,6 +52,7 @@ _BOUNDS = (
     *("survivors", "audited", "missed", "method", "least", "most", "lower", "upper"),
     "sentence",
 )
+_FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/,()]+/)+")
 _LEFT_OUT = ("started", "command", "source")  # times, and paths of this computer
 
 
@@ -124,7 +127,7 @@ def evaluation_of(evaluation: Evaluation, data: str, pack: CardPack) -> CardEval
         "results": results(evaluation.records),
         "audit": audit_of(verdicts.audit) if verdicts.audit else None,
         "control": dict(control.measured) if control and control.measured else None,
-        "checks": [finding.record() for finding in evaluation.findings],
+        "checks": [_shortened(finding.record()) for finding in evaluation.findings],
         "correct": _bits(verdicts.correct),
         "attacks": list(_attacks(evaluation)),
         "protocol": {**asked, "import": _file(asked.get("import"))},
@@ -159,12 +162,23 @@ def _attacks(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
     for place, (name, outcome) in enumerate(verdicts.outcomes.items()):
         yield {
             "name": name,
-            **{key: outcome[key] for key in (*kept, "nonfinite")},
+            **_shortened({key: outcome[key] for key in (*kept, "nonfinite")}),
             "attacked": _bits(verdicts.attacked[name]),
             "robust": _bits(verdicts.verdict[name]),
             "broken_first": int((first == place).sum()),
             "made": dict(outcome["made"]),
         }
+
+
+def _shortened(content: Any) -> Any:
+    """Return plain values, in whose texts paths of this computer have lost their folders."""
+    if isinstance(content, str):
+        return _FOLDERS.sub("", content)
+    if isinstance(content, list | tuple):
+        return [_shortened(each) for each in content]
+    if isinstance(content, Mapping):
+        return {key: _shortened(each) for key, each in content.items()}
+    return content
 
 
 def _bits(flags: Flags) -> str:
@@ -252,14 +266,13 @@ def _inputs(
     folder: Path, own: Mapping[str, Any], shape: Sequence[int], grid: str | None
 ) -> dict[str, Any]:
     settings = read_mapping(folder / "config.json").get("settings") or {}
-    constants, remarks = own.get("normalise"), own.get("remarks") or []
+    constants, remarks = own.get("normalise"), _shortened(own.get("remarks") or [])
     if "mean" in settings:
         how = f"the first layer of the model: mean {settings['mean']}, std {settings['std']}"
     elif isinstance(constants, Mapping):
         how = f"in front of the model: mean {constants['mean']}, std {constants['std']}"
     else:
         how = f"as the remarks say; asked for: {constants or 'nothing'}"
-    place = f"{Path(str(own.get('weights'))).parent}/"
     return {
         "shape": list(shape),
         "low": 0.0,
@@ -270,7 +283,7 @@ def _inputs(
         else "float32 as stored, of which some are no byte divided by 255",
         "normalise": constants,
         "normalisation": how,
-        "remarks": [str(line).replace(place, "") for line in remarks],
+        "remarks": [str(line) for line in remarks],
         "not_recorded": list(NOT_RECORDED),
     }
 

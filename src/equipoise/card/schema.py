@@ -183,7 +183,7 @@ class CardEvaluation(CardPart):
     correct: Bits
     attacks: tuple[CardAttack, ...]
     protocol: dict[str, Any]
-    seed: Count
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)]
     passes: Annotated[int, Field(ge=1, le=1000)]
     precision: str
     software: dict[str, Any]

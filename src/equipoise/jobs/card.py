@@ -2,8 +2,10 @@
 
 import inspect
 import json
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import torch
 from equipoise.card import claims, describe, envelope, pack
 from equipoise.card.pack import Pack
 from equipoise.card.pages import pages
-from equipoise.card.schema import FILE, CardPack, ModelCard, load
+from equipoise.card.schema import FILE, CardPack, ModelCard, load, parse
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation.stored import Store
 from equipoise.jobs import verify_stored
@@ -23,7 +25,7 @@ from equipoise.models import MODELS
 from equipoise.plugins import command, source
 from equipoise.sample import digests
 from equipoise.store import files
-from equipoise.store.runs import OWN, Run, is_free
+from equipoise.store.runs import OWN, Run
 from equipoise.store.sealed import file_digest, weights_digest
 from equipoise.store.verdicts import UNREADABLE, Evaluation, read
 from equipoise.store.weight_names import canonical
@@ -58,10 +60,8 @@ def write_card(
         UserError: If there is no evaluation, or the folder of the card is not free.
         RunError: If what is stored does not follow from the verdicts.
     """
-    console, folder = console or Console(quiet=True), Path(out)
+    console = console or Console(quiet=True)
     run, which = open_folder(path), canonical(which)
-    if not is_free(folder):
-        raise UserError(f"{folder} exists; choose another --out")
     if key is not None:
         envelope.sign({}, {}, key)  # first: a wrong key costs no time
     stores = [store for store in Store.all(run) if store.about()["weights"] == which]
@@ -70,6 +70,44 @@ def write_card(
             f"{run.path} holds no evaluation of its weights {which}; run: "
             f"{command('evaluate', run.path)}"
         )
+    with _whole(Path(out)) as folder:
+        card = _written(run, which, stores, folder, key, date, console)
+    for problem in card.problems:
+        console.warn(problem)
+    return card
+
+
+@contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """Make a new folder, which is there whole or not at all.
+
+    Raises:
+        UserError: If something is there, or no folder can be made there.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists; choose another --out")
+    out = out.absolute()
+    work = out.with_name(f".{out.name}.part")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        yield work
+        work.replace(out)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}; choose another --out") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _written(
+    run: Run,
+    which: str,
+    stores: Sequence[Store],
+    folder: Path,
+    key: Path | None,
+    date: str | None,
+    console: Console,
+) -> ModelCard:
+    """Write the files of a card."""
     evaluations, packs, shape, grids = [], [], (0,), set[str | None]()
     for store in stores:
         evaluation, made, grid = _packed(store)
@@ -83,15 +121,18 @@ def write_card(
     model = _model(run, which, evaluations)
     grid = grids.pop() if len(grids) == 1 else None
     card = describe.card_of(run.path, model, shape, grid, evaluations, packs, date)
-    written = {FILE: json.dumps(card.content, indent=1).encode() + b"\n", **pages(card)}
+    written = {FILE: json.dumps(card.content, indent=1).encode() + b"\n"}
+    try:
+        parse(written[FILE])
+    except ValueError as error:
+        raise UserError(f"no card can be made of {run.path}: {error}") from None
+    written |= pages(card)
     if key is not None:
         roots = {each.name: each.pack.root for each in card.evaluations}
         predicate = {"format": card.format, "complete": card.complete, "roots": roots}
         written[envelope.FILE] = envelope.sign(claims.subjects_of(card, written), predicate, key)
-    for name, content in reversed(written.items()):  # card.json last: then it is a card
+    for name, content in written.items():
         files.write(folder / name, content)
-    for problem in card.problems:
-        console.warn(problem)
     return card
 
 
@@ -113,18 +154,17 @@ def write_excerpt(
     console, card = console or Console(quiet=True), load(path)
     if examples < 1:
         raise UserError(f"--examples must be at least 1, got {examples}")
-    if not is_free(out):
-        raise UserError(f"{out} exists; choose another --out")
-    for each in card.evaluations:
-        every, _ = pack.read(path, each)
-        if every.paths is not None:
-            raise UserError(f"{path} is an excerpt itself; take one of the whole card")
-        part = every.excerpt(examples, nonce)
-        files.write(out / each.pack.file, part.content())
-        console.say(f"{each.name}: {len(part.examples)} of {len(every.examples)} examples")
-    for file in sorted(path.iterdir(), key=lambda file: file.name == FILE):
-        if file.is_file():
-            files.write(out / file.name, file.read_bytes())
+    with _whole(out) as folder:
+        for each in card.evaluations:
+            every, _ = pack.read(path, each)
+            if every.paths is not None:
+                raise UserError(f"{path} is an excerpt itself; take one of the whole card")
+            part = every.excerpt(examples, nonce)
+            files.write(folder / each.pack.file, part.content())
+            console.say(f"{each.name}: {len(part.examples)} of {len(every.examples)} examples")
+        for file in path.iterdir():
+            if file.is_file():
+                files.write(folder / file.name, file.read_bytes())
     return card
 
 

@@ -188,6 +188,8 @@ def _with_model(
     deterministic()
     verified.check("weights", _weights(verified.card, given))
     verified.check("source", given.source)
+    if verified.card.model.kind == "registered" and not _same_version(verified.card):
+        verified.unchecked["file of the network"] = f"it is of {verified.card.model.package}"
     if verified.wrong:
         return
     drawn_by = secrets.token_hex(4) if nonce is None else nonce
@@ -251,12 +253,16 @@ def _network(card: ModelCard, name: Any, settings: Any) -> Iterator[str]:
         yield f"the card is of {card.model.source}, not of a network of a run folder"
     elif (name, settings) != (card.model.source, card.model.settings):
         yield f"the network is {name} with other settings than the {card.model.source} of the card"
-    elif card.model.code and card.model.package == f"equipoise {__version__}":
+    elif card.model.code and _same_version(card):
         from equipoise.jobs.card import code_of
 
         now = code_of(card.model.source)
         if now is None or now["sha256"] != card.model.code.sha256:
             yield f"{card.model.code.file} is another file than that of the card"
+
+
+def _same_version(card: ModelCard) -> bool:
+    return card.model.package == f"equipoise {__version__}"
 
 
 def _function(card: ModelCard, now: dict[str, str] | None) -> Iterator[str]:
