@@ -2,6 +2,7 @@
 
 import ast
 import base64
+import contextlib
 import json
 import runpy
 import shutil
@@ -23,6 +24,7 @@ import equipoise as eq
 from equipoise import data
 from equipoise.card import claims, envelope, merkle, pack
 from equipoise.card.describe import audit_in, audit_of, problems, results
+from equipoise.card.pages import pages
 from equipoise.card.schema import load
 from equipoise.errors import RunError, UserError
 from equipoise.jobs.card import write_card, write_excerpt
@@ -276,8 +278,8 @@ def test_a_sound_card_holds(written, stranger):
     verified = verify_card(written, key=stranger.key, model=str(stranger.run))
     assert verified.unchecked == {}
     assert [*verified.problems] == [
-        *("checksum", "signature", "pack", "root", "counts", "attacks", "audit", "weights"),
-        *("source", "images", "examples"),
+        *("checksum", "signature", "pack", "root", "counts", "attacks", "audit", "pages"),
+        *("weights", "source", "images", "examples"),
     ]
     packs = [each.pack.examples for each in load(written).evaluations]
     assert min(packs) <= 3 < max(packs)
@@ -314,6 +316,14 @@ def edit(folder: Path, change: Callable[[dict], object], *, resealed: bool = Tru
         del content["sha256"]
         content = seal(content)
     path.write_text(json.dumps(content, indent=1))
+    if resealed:
+        remake_pages(folder)
+
+
+def remake_pages(folder: Path) -> None:
+    with contextlib.suppress(UserError):  # a card that no reader takes
+        for name, text in pages(load(folder)).items():
+            (folder / name).write_bytes(text)
 
 
 def forge(folder: Path, change: Callable[[dict, pack.Pack], pack.Pack | None]) -> None:
@@ -339,6 +349,7 @@ def forge(folder: Path, change: Callable[[dict, pack.Pack], pack.Pack | None]) -
     (root,) = every.roots(each.data.n, pack.head(*given))
     first["pack"]["root"] = root.hex()
     (folder / "card.json").write_text(json.dumps(seal(content), indent=1))
+    remake_pages(folder)
 
 
 def drop_attack(content: dict) -> None:
@@ -605,6 +616,19 @@ def test_a_function_with_another_source_fails_by_name(stranger, tmp_path, monkey
     loads += f"    m.load_state_dict(torch.load({str(tmp_path / 'weights.pt')!r}))\n    return m\n"
     (stranger.place / "own_loads.py").write_text(loads)
     assert stranger.script(tmp_path / "card", model="own_loads:net") == "FAILED: source"
+
+
+def test_a_page_that_shows_something_else_fails_by_name(copy, stranger):
+    page = copy / "card.html"
+    text = page.read_text()
+    page.write_text(text.replace("at most", "at least"))
+    assert (
+        stranger.unsigned(copy) == "NOT VERIFIED: pages: card.html does not follow from card.json"
+    )
+    assert "signature: card.html is not what was signed" in stranger.package(copy)
+    page.unlink()
+    assert stranger.unsigned(copy) == ""
+    assert "signature: card.html was signed and is missing" in stranger.package(copy)
 
 
 # --- audits ---

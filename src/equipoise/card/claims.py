@@ -163,7 +163,7 @@ def audits(card: ModelCard) -> Iterator[str]:
     """Yield which audits are of something else, or have bounds that do not follow from them."""
     for each in card.evaluations:
         if each.audit is None:
-            if any(attack.ensemble == AUDITED for attack in each.attacks):
+            if any(a.ensemble.partition("(")[0] == AUDITED for a in each.attacks):
                 yield f"{each.name}: {AUDITED} has no audit"
             continue
         try:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from equipoise import data, plugins
 from equipoise.card import claims, pack
 from equipoise.card.pack import Pack
+from equipoise.card.pages import pages
 from equipoise.card.schema import FILE, CardEvaluation, ModelCard, load
 from equipoise.data.core import Dataset, Images
 from equipoise.data.sampling import drawn_again
@@ -171,6 +172,10 @@ def _alone(verified: CardVerified, folder: Path, packs: claims.Packs, key: Path 
     verified.check("counts", claims.counts(card, packs))
     verified.check("attacks", [*claims.attacks(card), *_stages(card)])
     verified.check("audit", claims.audits(card))
+    if _same_version(card):
+        verified.check("pages", () if verified.wrong else _pages(card, folder))
+    else:
+        verified.unchecked["pages"] = f"they are of {card.model.package}"
     if any(each.paths is not None for each, _ in packs.values()):
         verified.unchecked["other images"] = "this is an excerpt of the card"
 
@@ -207,6 +212,14 @@ def _with_model(
                 console.say(f"{each.name}: {again}")
                 found += again.problems
             verified.check("audit", [f"{each.name}: {line}" for line in found])
+
+
+def _pages(card: ModelCard, folder: Path) -> Iterator[str]:
+    """Yield which pages and exports do not show what the card says."""
+    for name, text in pages(card).items():
+        path = folder / name
+        if path.is_file() and path.read_bytes() != text:
+            yield f"{name} does not follow from {FILE}"
 
 
 def _stages(card: ModelCard) -> Iterator[str]:
