@@ -80,11 +80,9 @@ class Auditing:
         number = 0
         while True:
             number += 1
-            done = AuditRound(items=len(self.left - self.whole))
-            rows, broke = (
-                self._ordered(f"round {number}", self.left - self.whole),
-                dict[str, int](),
-            )
+            rows = self._ordered(f"round {number}", self.left - self.whole)
+            done, broke = AuditRound(items=len(rows)), dict[str, int]()
+            self._note(done)
             while not broke and (size := self._next(done, number)):
                 part = rows[done.checked : done.checked + size]
                 for stage in self.stages:
