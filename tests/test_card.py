@@ -27,6 +27,7 @@ from equipoise.card.describe import audit_in, audit_of, problems, results
 from equipoise.card.pages import pages
 from equipoise.card.schema import load
 from equipoise.errors import RunError, UserError
+from equipoise.evaluation.stored import Store
 from equipoise.jobs.card import write_card, write_excerpt
 from equipoise.jobs.evaluate import evaluate_run
 from equipoise.jobs.target_model import of_model
@@ -159,6 +160,25 @@ def test_an_unfinished_evaluation_and_failed_checks_stand_on_top(written):
         assert found == f"{card.evaluations[0].name}: {words}"
     training = card.training.model_copy(update={"finished": False})
     assert problems(card.evaluations, training) == ["the training is not finished"]
+
+
+def test_the_card_of_an_interrupted_evaluation_says_so_and_holds(trained, stranger, tmp_path):
+    run, kept = Path(shutil.copytree(trained, tmp_path / "run")), Store.write
+
+    def interrupted(self, *given) -> None:
+        kept(self, *given)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Store, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_run(run, attacks="fgsm,pgd-2", eps=[0.05], n=40, checks=False)
+    card = write_card(run, tmp_path / "card")
+    assert not card.complete
+    assert card.problems[0].endswith("the evaluation is not finished")
+    assert stranger.unsigned(tmp_path / "card") == stranger.script(tmp_path / "card") == ""
+    edit(tmp_path / "card", lambda content: content.update(complete=True, problems=[]))
+    assert "counts: what stands on top" in stranger.unsigned(tmp_path / "card")
 
 
 def test_a_card_needs_no_pass_of_the_model(judged, tmp_path, monkeypatch):
@@ -644,6 +664,8 @@ def audited(trained: Path, stranger, tmp_path_factory: pytest.TempPathFactory) -
     audit = card.evaluations[0].audit
     assert (audit["nonce"], audit["audited"]) == ("then", 20)
     assert audit["least"] < audit["robust"] > 20
+    assert not card.complete
+    assert "the check range failed" in card.problems[0]
     return place / "card"
 
 
