@@ -295,11 +295,11 @@ def test_a_scan_of_another_model_or_radius_is_not_continued(run, tmp_path, monke
 
 
 def test_the_sample_is_as_large_as_the_time_allows():
-    attacks = 10 + 40 + 60 + (1 + 100 / 3) + 12
+    attacks = 10 + 80 + 60 + (1 + 100 / 3) + 12
     assert evaluations("linf", 100) == pytest.approx(100 * attacks + 20 * 390)
     assert evaluations("linf", 16) == pytest.approx(16 * attacks + 8 * 390)
     assert evaluations("linf", 10_000) == pytest.approx(10_000 * attacks + 100 * 390)
-    minute = 60 / evaluations("linf", 100)
+    minute = 59.9 / evaluations("linf", 100)
     assert affordable(minute, "linf", 60, 500) == 100
     assert affordable(minute / 10, "linf", 60, 500) == 500
     assert affordable(minute / 10, "linf", 60, 200) == 200
@@ -430,6 +430,23 @@ def test_a_damaged_scan_is_one_line(scanned, tmp_path):
     (tmp_path / FILE).write_bytes(content)
     with pytest.raises(UserError, match=r"is damaged .*; remove it and scan again"):
         build(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"size": np.zeros(2)},
+        {"y": np.array([0.0, 1.0, 0.0])},
+        {"y": np.array([0, 1, 7])},
+        {"y": np.array([-1, 1, 0])},
+        {"eps": 0.3},
+        {"quick": np.zeros((3, 1), bool)},
+    ],
+    ids=str,
+)
+def test_a_scan_that_cannot_be_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"expected|there are 3 classes"):
+        replace(made([0.1, 0.2, 0.3]), **wrong)
 
 
 def test_names_on_the_page_are_escaped(scanned, tmp_path):

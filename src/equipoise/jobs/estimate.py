@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -102,7 +102,7 @@ def pace(
         x: A batch of inputs, on its device, with shape (N, ...).
         y: Their labels, with shape (N,).
         threat: What the attacks may change.
-        execution: The form of the search.
+        execution: The form of the search; it is not compiled here, which takes too long.
         evaluations: The gradient evaluations of the whole job at most.
         clock: Returns the seconds since some moment.
 
@@ -111,7 +111,7 @@ def pace(
     """
     try:
         with preserved(model, 0, x.device):
-            form = fast(model, x, execution)
+            form = fast(model, x, replace(execution, compile=False))
             few = min(FEW, len(x))
             _pass(form, x[:few], y[:few])  # the first one is slower
             start = clock()

@@ -177,7 +177,7 @@ class Scanning:
         }
         self.run.again = self.about["command"]
         self.console.say(f"scanning {self.run.path}, {self.threat}, {sample.words('test images')}")
-        begun = self._begun()
+        begun = self._begun(x)
         classes = self.subject.dataset.classes
         self.scanner = Scanner(
             model, x, y, self.threat, seed=self.seed, classes=classes, begun=begun
@@ -272,18 +272,26 @@ class Scanning:
         sample = (self._unfinished() or {"about": {}})["about"].get("sample")
         return sample["n"] if sample and sample["seed"] is not None else None
 
-    def _begun(self) -> ScanState | None:
+    def _begun(self, x: Tensor) -> ScanState | None:
         """Return the state of a scan of the same model and images that was stopped."""
         said = self._unfinished()
         if said is None or said["about"]["data_sha256"] != self.about["data_sha256"]:
             return None
-        said, arrays = self._read(*_TENSORS.values())
+        try:
+            said, arrays = self._read(*_TENSORS.values())
+            tensors = {key: arrays[name].to(x.device) for key, name in _TENSORS.items()}
+            findings = tuple(map(Finding.of, said["findings"]))
+            state = ScanState(**tensors, done=int(said["done"]), findings=findings)
+            self.before = float(said["seconds"])
+        except UNREADABLE:
+            return None
+        whole = (state.x, state.x_adv, state.start)
+        if not torch.equal(state.x, x) or any(part.shape != x.shape for part in whole):
+            return None
+        if any(tensor.shape[:1] != x.shape[:1] for tensor in tensors.values()):
+            return None
         self.console.say("a scan of the same was stopped; it is continued")
-        self.before = float(said["seconds"])
-        place = next(self.subject.model.parameters(), torch.empty(0)).device
-        tensors = {key: arrays[name].to(place) for key, name in _TENSORS.items()}
-        findings = tuple(map(Finding.of, said["findings"]))
-        return ScanState(**tensors, done=int(said["done"]), findings=findings)
+        return state
 
 
 _SAID = ("norm", "eps", "radii", "classes", "seed", "finished", "seconds", "about")

@@ -185,7 +185,7 @@ def _facts(scan: Scan) -> dict[str, str]:
     about = scan.about or {}
     facts = {
         "Images": scan.images,
-        "Attacks": "PGD with 10 steps on the margin at each radius, FAB-T with 10 steps and 3 "
+        "Attacks": "PGD with 10 steps on the margin at each radius, FAB-T with 20 steps and 3 "
         "targets for the nearest points, Square with 100 queries",
         "Fooled by the first short attack": wording.count(int(scan.quick.sum())),
         "Fooled without gradients alone": wording.count(int(scan.blind.sum())),

@@ -65,6 +65,18 @@ class Scan:
     seconds: float = 0.0
     about: Mapping[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        """Raise a ValueError if labels or shapes are wrong."""
+        parts = (self.prediction, self.size, self.quick, self.blind)
+        if self.y.ndim != 1 or not len(self.y) or any(p.shape != self.y.shape for p in parts):
+            raise ValueError("expected a value for each image")
+        if self.y.dtype.kind != "i" or not 0 <= self.y.min() <= self.y.max() < 10**6:
+            raise ValueError(f"expected whole numbers from 0 as labels, got {self.y.dtype}")
+        if self.classes and int(self.y.max()) >= len(self.classes):
+            raise ValueError(f"there are {len(self.classes)} classes, and a larger label")
+        if self.eps not in self.radii or self.size.dtype.kind != "f":
+            raise ValueError("expected its radius among the radii")
+
     @property
     def n(self) -> int:
         """The number of images."""
