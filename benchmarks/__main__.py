@@ -107,6 +107,9 @@ def bench(
     memory: Annotated[
         bool, _option("Measure peak memory, in a separate process for each side.")
     ] = True,
+    cpu_time: Annotated[
+        bool, _option("Count seconds of the processor: for a machine that is shared.")
+    ] = False,
     seed: Annotated[int, _option("Seed of weights, images and attacks.")] = 0,
     trust: Trust = False,
     data_dir: DataDir = None,
@@ -180,6 +183,7 @@ def bench(
         repeats=repeats,
         threads=threads,
         measure=measured if memory else None,
+        cpu_time=cpu_time,
         terminal=output(),
         console=Console(quiet=quiet),
     )

@@ -1,6 +1,7 @@
 """The benchmark as a job: everything in turn, a file that is always up to date, tables."""
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -150,6 +151,7 @@ def run(
     repeats: int = 5,
     threads: int | None = None,
     measure: Callable[[Order], int] | None = memory.measured,
+    cpu_time: bool = False,
     terminal: Terminal,
     console: Console,
 ) -> dict[str, Any]:
@@ -161,6 +163,7 @@ def run(
         repeats: How often each side is timed.
         threads: The threads of a CPU; None: torch's choice.
         measure: From an order to the memory of a side, in bytes; None: memory is not measured.
+        cpu_time: Whether seconds are those of the processor in this process, not of the wall.
         terminal: Where tables are shown.
         console: Where progress is shown.
 
@@ -172,13 +175,17 @@ def run(
     """
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; expected a file, like {out}/bench.json")
+    device = choose_device(benches[0].case.device)
+    if cpu_time and device.type != "cpu":
+        raise UserError("--cpu-time is for a CPU: a GPU works while the processor waits")
     for name, value in (("-n", repeats), ("--threads", threads)):
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
-    device, before = choose_device(benches[0].case.device), torch.get_num_threads()
+    before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads or before)
-        return _Job(out, device, repeats, measure, terminal, console).run(benches)
+        clock = time.process_time if cpu_time else time.perf_counter
+        return _Job(out, device, repeats, measure, clock, terminal, console).run(benches)
     finally:
         torch.set_num_threads(before)
 
@@ -192,11 +199,12 @@ class _Job:
         device: torch.device,
         repeats: int,
         measure: Callable[[Order], int] | None,
+        clock: Callable[[], float],
         terminal: Terminal,
         console: Console,
     ) -> None:
         self.out, self.device, self.repeats, self.measure = out, device, repeats, measure
-        self.terminal, self.console = terminal, console
+        self.clock, self.terminal, self.console = clock, terminal, console
         self.content: dict[str, Any] = {}
 
     def run(self, benches: Sequence[Bench]) -> dict[str, Any]:
@@ -209,6 +217,7 @@ class _Job:
             "asked": asdict(execution),
             "resolved": asdict(execution.resolved(self.device)),
             "repeats": self.repeats,
+            "cpu_time": self.clock is time.process_time,
             "benches": [],
             "targets": [],
             "finished": False,
@@ -247,7 +256,7 @@ class _Job:
         record |= {"sides": {}, "absent": absent}
         self.console.say(f"{bench.title}: {', '.join(side.name for side in sides)}")
         least = 0.0 if bench.what == "evaluate" else LEAST_SECONDS
-        for _ in alternate(sides, self.repeats, self.device, least=least):
+        for _ in alternate(sides, self.repeats, self.device, clock=self.clock, least=least):
             self._note(record, sides)
         for side in sides:
             if bench.what == "attack":
@@ -288,7 +297,7 @@ class _Job:
             record["axes"].append({})
             for count, case in growth.cases(name, bench.case):
                 (ours,), _ = attack.sides(case, case.build(), ["ours"])
-                for _ in alternate([ours], self.repeats, self.device):
+                for _ in alternate([ours], self.repeats, self.device, clock=self.clock):
                     pass
                 points.append((count, ours.seconds, self._memory("attack", "ours", case)))
                 record["axes"][-1] = growth.axis_record(name, points)

@@ -113,9 +113,10 @@ def _least_peer(bench: Json, read: Callable[[Json], float | None]) -> tuple[floa
 def show_setting(terminal: Terminal, content: Json) -> None:
     """Show where it is measured: device, threads, torch, form of our search."""
     origin = content["provenance"]
+    clock = "; seconds of the processor" if content.get("cpu_time") else ""
     terminal.print(
         f"{origin['device']}, {origin['threads']} threads, torch {origin['torch']}; ours: "
-        f"{content['execution']}; {content['repeats']} times each, in turn",
+        f"{content['execution']}; {content['repeats']} times each, in turn{clock}",
         markup=False,
     )
 

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import sys
+import time
 from dataclasses import asdict, replace
 from xml.etree import ElementTree as Tree
 
@@ -42,7 +43,9 @@ def no_peers(monkeypatch):
     monkeypatch.setattr(peers, "importlib", type("importlib", (), {"import_module": refuse}))
 
 
-def run_job(out, *, repeats=1, threads=None, measure=lambda order: 7 * 2**20, **given):
+def run_job(
+    out, *, repeats=1, threads=None, measure=lambda order: 7 * 2**20, cpu_time=False, **given
+):
     shown = io.StringIO()
     terminal = Terminal(file=shown, width=140)
     try:
@@ -52,6 +55,7 @@ def run_job(out, *, repeats=1, threads=None, measure=lambda order: 7 * 2**20, **
             repeats=repeats,
             threads=threads,
             measure=measure,
+            cpu_time=cpu_time,
             terminal=terminal,
             console=Console(quiet=True),
         )
@@ -473,6 +477,22 @@ def test_the_figure_of_growth_has_a_panel_for_each_axis():
 
 
 # The job and its file
+
+
+@pytest.mark.parametrize("cpu_time", [False, True])
+def test_seconds_are_of_the_wall_or_of_the_processor(tmp_path, monkeypatch, cpu_time):
+    clocks = []
+    monkeypatch.setattr(job, "alternate", lambda *given, clock, **rest: clocks.append(clock) or [])
+    monkeypatch.setattr(
+        attack, "sides", lambda *given: ([Side(name="ours", run=int, seconds=[1.0])], {})
+    )
+    monkeypatch.setattr(attack, "loss_of", lambda *given: 0.0)
+    content = run_job(
+        tmp_path / "b.json", measure=None, cpu_time=cpu_time, what="attack", **SMALLEST
+    )
+    assert content["cpu_time"] == cpu_time
+    assert ("seconds of the processor" in run_job.shown) == cpu_time
+    assert clocks == [time.process_time if cpu_time else time.perf_counter]
 
 
 @pytest.mark.slow
