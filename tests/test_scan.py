@@ -314,11 +314,11 @@ def test_a_slow_model_gets_a_small_sample_and_says_how_long(run, tmp_path, monke
     found = scan_model(subject, out=tmp_path, console=Console())
     assert found.n == 16
     said = capsys.readouterr().err
-    assert "this takes about 2 to 5 min on this machine for 16 images" in said
+    assert "this takes about 3 to 5 min on this machine for 16 images" in said
     assert "the first number comes in about 9 s" in said
     assert re.search(r"after \d+ s: \d+\.\d% of 16 images are classified correctly", said)
     monkeypatch.setattr(job, "pace", lambda *given: Pace(0.01))
-    assert scan_model(subject, out=tmp_path / "long", limit=300).n == 100
+    assert scan_model(subject, out=tmp_path / "long", limit=400).n == 100
     shown = scan_model(subject, out=tmp_path / "first", n=16, first=True)
     assert shown.images == "the first 16 of 500 test images"
     assert shown.about["command"].endswith(f"-n 16 --first --out {tmp_path / 'first'}")
