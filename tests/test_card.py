@@ -702,8 +702,24 @@ def no_rounds(content: dict) -> None:
     content["evaluations"][0]["audit"] = {"rounds": 7}
 
 
+def text_as_limit(content: dict) -> None:
+    content["evaluations"][0]["audit"]["within"] = "1"
+
+
+def no_limit(content: dict) -> None:
+    content["evaluations"][0]["audit"]["budget"] = 2.0
+
+
+def unknown_search(content: dict) -> None:
+    content["evaluations"][0]["audit"]["searched"] = ["none"]
+
+
 @pytest.mark.parametrize(
-    "change", [other_nonce, better_bound, more_were_audited, no_audit, no_rounds]
+    "change",
+    [
+        *(other_nonce, better_bound, more_were_audited, no_audit, no_rounds),
+        *(text_as_limit, no_limit, unknown_search),
+    ],
 )
 def test_a_changed_audit_fails_by_name(audited, stranger, tmp_path, change):
     copy = Path(shutil.copytree(audited, tmp_path / "copy"))

@@ -1,13 +1,15 @@
 """Makes a card from what is stored of a run and its evaluations. Nothing is measured here."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from equipoise.card.schema import (
     FORMAT,
@@ -151,9 +153,12 @@ def audit_in(content: Mapping[str, Any]) -> Audit:
     Raises:
         ValueError, TypeError, LookupError: If it is none.
     """
-    plain = {f.name: content[f.name] for f in fields(Audit)}
-    counted = {name: plain.pop(name) for name in ("n", "robust", "near", "passes")}
-    return replace(Audit.of(plain), **{**counted, "near": tuple(counted["near"])})
+    plain = json.dumps({f.name: content[f.name] for f in fields(Audit)})
+    audit = TypeAdapter(Audit).validate_json(plain, strict=True)
+    if not (0 < audit.within <= 1 and 0 < audit.budget <= 1 and 0 < audit.confidence < 1):
+        raise ValueError("its limits are no shares of one")
+    Audit.of(audit.content())  # which checks the counts of the rounds
+    return audit
 
 
 def _attacks(evaluation: Evaluation) -> Iterator[dict[str, Any]]:

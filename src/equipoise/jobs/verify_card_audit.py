@@ -21,7 +21,11 @@ def replay(each: CardEvaluation, x: Tensor, y: Tensor) -> Iterator[str]:
     result = _result(each, x, y)
     if result.audit is None or not result.audit.finished:
         return
-    again, lacking = replayed(result, x)
+    try:
+        again, lacking = replayed(result, x)
+    except (TypeError, LookupError, ValueError, ArithmeticError) as error:
+        yield f"its audit cannot be replayed: {one_line(error)}"
+        return
     if lacking:
         yield f"its audit counts images that AutoAttack did not attack: {lacking}"
     elif again.content() != result.audit.content():
