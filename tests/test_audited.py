@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -18,7 +19,7 @@ from equipoise.data.sampling import image_digests
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation import Protocol, Result
 from equipoise.evaluation.audit import FIRST, PROBED, Auditing, Replay
-from equipoise.evaluation.audited import replayed
+from equipoise.evaluation.audited import unfounded
 from equipoise.evaluation.evaluate import evaluate_by
 from equipoise.execution import Execution
 from equipoise.execution.form import guest
@@ -48,6 +49,15 @@ def short(model: nn.Module, n: int = 120, within: float = 0.05, **options: objec
     options = {"nonce": "a", "checks": False, **options}
     attacks = {"audited": Short(within=within)}
     return eq.evaluate(model, x, y, threat=THREAT, attacks=attacks, **options)
+
+
+def by(audited: Audited, nonce: str = "a", **attacks: object) -> Protocol:
+    return Protocol(
+        attacks={**attacks, "audited": audited},
+        nonce=nonce,
+        checks=False,
+        execution=Execution(precision="float32"),
+    ).under(THREAT)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +181,7 @@ def test_the_counts_follow_from_the_rounds(result):
 
 def test_the_nonce_determines_the_images_and_nothing_else(result):
     other = short(small_net(), nonce="b")
-    same = short(small_net(), nonce="a", batch_size=7)
+    same = short(small_net(), nonce="a", batch_size=50)
     name = "audited/apgd-t"
     assert not torch.equal(other.outcomes[name].attacked, result.outcomes[name].attacked)
     assert torch.equal(same.outcomes[name].attacked, result.outcomes[name].attacked)
@@ -212,12 +222,7 @@ def test_every_verdict_of_a_full_audit_is_that_of_search_and_autoattack():
 @pytest.mark.parametrize("at", [3, 9, 13, 20])
 def test_an_interrupted_audit_continues_with_the_same_bits(result, at):
     x, y = held_out(120)
-    protocol = Protocol(
-        attacks={"audited": Short(within=0.05)},
-        nonce="a",
-        checks=False,
-        execution=Execution(precision="float32"),
-    ).under(THREAT)
+    protocol = by(Short(within=0.05), nonce="a")
     kept: list[Result] = []
 
     def stop(now: Result) -> None:
@@ -239,14 +244,35 @@ def test_an_interrupted_audit_continues_with_the_same_bits(result, at):
 
 def test_a_replay_of_the_verdicts_gives_the_same_audit(result):
     x, _ = held_out(120)
-    again, lacking = replayed(result, x)
-    assert not lacking
-    assert again.content() == result.audit.content()
+    assert not unfounded(result, x)
     outcome = result.outcomes["audited/fab-t"]
     attacked = outcome.attacked.clone()
     attacked[attacked.nonzero()[0]] = False
     fewer = {**result.outcomes, "audited/fab-t": replace(outcome, attacked=attacked)}
-    assert replayed(replace(result, outcomes=fewer), x)[1] == "1 images for fab-t"
+    assert "1 images for fab-t" in unfounded(replace(result, outcomes=fewer), x)
+
+
+@pytest.mark.parametrize("name", ["square", "apgd-t", "pgd-50"])
+def test_a_stage_that_is_taken_away_is_missed(result, name):
+    x, _ = held_out(120)
+    outcomes = {k: o for k, o in result.outcomes.items() if k != f"audited/{name}"}
+    if name == "pgd-50":
+        outcomes.pop("audited/square-200")
+    assert "did not attack" in unfounded(replace(result, outcomes=outcomes), x)
+
+
+def test_rounds_of_an_interrupted_audit_follow_from_the_verdicts_too(result):
+    x, _ = held_out(120)
+    (only,) = result.audit.rounds
+    begun = replace(only, checked=FIRST)
+
+    def interrupted(*rounds: AuditRound) -> Result:
+        return replace(result, audit=replace(result.audit, rounds=rounds, finished=False))
+
+    assert not unfounded(interrupted(), x)
+    assert not unfounded(interrupted(begun), x)
+    assert "does not follow" in unfounded(interrupted(replace(only, checked=only.checked + 1)), x)
+    assert "does not follow" in unfounded(interrupted(replace(begun, items=50)), x)
 
 
 def test_the_tenth_with_the_smallest_margin_is_searched_again(result):
@@ -278,7 +304,7 @@ def test_masked_models_widen_the_audit(name, stage):
 @pytest.mark.parametrize("name", ["adversarially-trained", "linear", "plain-cnn"])
 def test_honest_models_do_not_widen_it_by_a_screen(name):
     case = zoo.honest(name)
-    x, y = case.x[:200], case.y[:200]
+    x, y = case.x[:100], case.y[:100]
     attacks = {"audited": Short(within=0.1)}
     found = eq.evaluate(case.model, x, y, threat=case.threat, attacks=attacks, checks=False)
     assert [f.status for f in found.findings if f.check == "screens"] == ["ok"]
@@ -309,14 +335,22 @@ def test_when_all_stages_ran_on_all_images_it_is_autoattack():
 
 
 @lru_cache
-def images(items: int) -> list[bytes]:
+def plain(items: int) -> list[bytes]:
     return [i.to_bytes(4, "big") for i in range(items)]
 
 
-def conduct(broken: dict[str, list[int]], *, items: int, nonce: str, **settings: float) -> Audit:
+def conduct(
+    broken: dict[str, list[int]],
+    *,
+    items: int,
+    nonce: str,
+    images: Sequence[bytes] = (),
+    **settings: float,
+) -> Audit:
     """Return an audit of made-up verdicts; all ``items`` images are left by the search."""
     flags = {name: np.isin(np.arange(items), rows) for name, rows in broken.items()}
-    subject = Replay(survivors=list(range(items)), images=images(items), broken=flags)
+    known = images or plain(items)
+    subject = Replay(survivors=list(range(items)), images=known, broken=flags)
     settings = {"within": 0.02, "budget": 1.0, **settings}
     log = Audit(nonce=nonce, digest="d", stages=tuple(f"audited/{s}" for s in STAGES), **settings)
     auditing = Auditing(subject, log, items, STAGES)
@@ -338,17 +372,26 @@ def conduct(broken: dict[str, list[int]], *, items: int, nonce: str, **settings:
     ids=str,
 )
 def test_the_bound_covers_the_truth_for_nearly_all_nonces(broken):
-    items, start, rows = 400, 0, {}
+    items, start, rows = 300, 0, {}
     for name, count in broken.items():
         rows[name] = list(range(start, start + count))
         start += count
     true = items - start
-    trials = 400
+    trials = 200
     held = sum(
         audit.least <= true <= audit.most
         for audit in (conduct(rows, items=items, nonce=f"{i}") for i in range(trials))
     )
     assert held / trials >= 0.94
+
+
+def test_copies_of_an_image_are_drawn_one_by_one():
+    items, copies, held = 200, 30, 0
+    same = [b"copy"] * copies + plain(items)[copies:]
+    for number in range(200):
+        audit = conduct({"square": range(copies)}, items=items, nonce=f"{number}", images=same)
+        held += audit.least <= items - copies <= audit.most
+    assert held / 200 >= 0.94
 
 
 def test_a_blind_bound_would_not_cover():
@@ -400,6 +443,62 @@ def test_an_interrupted_round_has_the_bound_of_what_was_checked():
     assert "interrupted" in log.sentence
 
 
+# --- other evaluations in the same place ---
+
+
+def test_an_audit_with_another_nonce_attacks_its_own_images_after_a_resume(result):
+    x, y = held_out(120)
+    protocol = by(Short(within=0.05), nonce="other")
+    again = evaluate_by(protocol, small_net(), x, y, begun=result)
+    assert not unfounded(again, x)
+    new = evaluate_by(protocol, small_net(), x, y)
+    assert again.audit.rounds == new.audit.rounds
+
+
+def test_what_a_replaced_audit_broke_stays_broken(result):
+    before = copy.deepcopy(result)
+    row = int(before.robust.nonzero()[0])
+    before.outcomes["audited/square"].verdict[row] = False
+    before.outcomes["audited/square"].attacked[row] = True
+    before.margin[row] = -1.0
+    joined = result.joined(before)
+    assert not joined.robust[row]
+    assert int(joined.robust.sum()) == int(result.robust.sum()) - 1
+    assert not joined.outcomes["transfer"].verdict[row]
+
+
+def test_an_audit_is_kept_where_the_same_attack_gives_the_same_verdicts(result):
+    noise = result.outcomes["audited/noise"]
+    later = replace(result, outcomes={"audited/noise": noise}, audit=None)
+    assert later.joined(result).audit.rounds == result.audit.rounds
+    other = replace(noise, attacked=~noise.attacked)
+    later = replace(later, outcomes={"audited/noise": other})
+    assert later.joined(result).audit is None
+
+
+def test_a_float64_model_has_an_audit_that_can_be_replayed():
+    x, y = held_out(40)
+    model = copy.deepcopy(small_net()).double()
+    attacks = {"audited": Short(within=0.2)}
+    found = eq.evaluate(model, x, y, threat=THREAT, attacks=attacks, checks=False)
+    assert not unfounded(found, x)
+
+
+def test_where_all_attacks_are_stages_a_tenth_is_searched_again():
+    protocol = Protocol(attacks="audited", individual=False, norm="linf")
+    assert {s.name: s.share for s in protocol.stages}["audited/restarts"] == 0.1
+
+
+def test_examples_of_others_are_a_stage_of_the_audited_search():
+    x, y = held_out(60)
+    protocol = by(Short(within=0.2), fgsm=parse("fgsm"))
+    others = {"other": eq.attacks.parse("pgd-5")(small_net(), x, y, THREAT)}
+    found = evaluate_by(protocol, small_net(), x, y, others=others, warm=True)
+    assert "fgsm" in found.verdicts  # on all correct images
+    assert next(iter(found.stages("audited"))) == "transfer"
+    assert torch.equal(found.verdicts["audited"] & found.verdicts["fgsm"], found.robust)
+
+
 # --- what is refused ---
 
 
@@ -423,6 +522,12 @@ def test_a_random_model_is_refused():
     noisy = zoo.Noisy()
     with pytest.raises(UserError, match="autoattack-rand"):
         eq.evaluate(noisy, x, y, threat=THREAT, attacks="audited", checks=False)
+
+
+def test_several_passes_are_refused():
+    x, y = held_out(20)
+    with pytest.raises(UserError, match="one pass"):
+        eq.evaluate(small_net(), x, y, threat=THREAT, attacks="audited", passes=3, checks=False)
 
 
 def test_a_model_that_fails_in_the_audit_keeps_the_search():

@@ -70,9 +70,21 @@ def stronger_bound(tensors: dict, content: dict) -> None:
     content["audit"]["within"] = 0.001
 
 
+def stage_taken_away(tensors: dict, content: dict) -> None:
+    name = f"{SPEC}/square"
+    del tensors[f"attacked.{name}"], tensors[f"verdict.{name}"], content["outcomes"][name]
+
+
+def interrupted_with_more(tensors: dict, content: dict) -> None:
+    content["audit"]["finished"] = False
+    content["audit"]["rounds"][-1]["checked"] += 1
+
+
 @pytest.mark.parametrize(
     ("change", "part"),
     [
+        (stage_taken_away, "did not attack"),
+        (interrupted_with_more, "does not follow"),
         (another_order, "does not follow|did not attack"),
         (fewer_misses, "does not follow|did not attack"),
         (more_checked, "does not follow"),
@@ -96,6 +108,34 @@ def test_an_audit_is_repeated_with_a_strangers_nonce(audited, command):
     assert [path.read_bytes() for path in files(audited)] == before
     ended = command("verify", audited, "--audit", " ")
     assert (ended.code, "nonce is empty" in ended.err) == (2, True)
+
+
+def test_images_that_no_stage_attacked_are_not_attacked_again(copy):
+    """What AutoAttack finds on images that were not drawn contradicts nothing."""
+    (path,) = files(copy)
+    stored = read(path).verdicts
+    assert not stored.attacked[f"{SPEC}/square"][stored.robust].all()
+    (again,) = verify_run(copy, again=20)
+    assert again.again.attacked == 20
+    assert again.again.false == again.again.odd == 0
+
+
+def test_later_evaluations_leave_the_audit_as_it_is(copy):
+    evaluate_run(copy, attacks="pgd-2", eps=[EPS], n=80, checks=False, seed=5, individual=True)
+    (path,) = files(copy)
+    assert read(path).verdicts.audit.nonce == "first"
+    (again,) = verify_run(copy, audit="b")
+    assert again.audit.audit.finished
+
+
+def test_another_audit_in_the_same_place_begins_with_what_is_known(copy):
+    (path,) = files(copy)
+    before = read(path).verdicts
+    evaluate_run(copy, attacks=SPEC, eps=[EPS], n=80, checks=False, nonce="second", seed=3)
+    after = read(path).verdicts
+    assert after.audit.nonce == "second"
+    assert not (after.robust & ~before.robust).any()
+    assert not any(v.problems for v in verify_run(copy))
 
 
 def test_without_an_audit_there_is_none_to_repeat(trained, tmp_path):
@@ -164,6 +204,7 @@ def test_examples_of_a_smaller_radius_are_tried_first(copy):
     evaluate_run(copy, attacks=SPEC, eps=[0.02], n=80, checks=False)
     larger = read(files(copy)[1]).verdicts
     assert larger.outcomes["transfer"]["settings"].startswith("points from linf-0.01")
+    assert larger.outcomes["transfer"]["ensemble"] == SPEC
     assert not larger.verdict["transfer"][larger.correct].all()
     assert not (larger.attacked[f"{SPEC}/noise"] & ~larger.verdict["transfer"]).any()
     assert not any(v.problems for v in verify_run(copy))

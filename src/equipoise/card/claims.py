@@ -175,7 +175,7 @@ def audits(card: ModelCard) -> Iterator[str]:
                 labels=each.data.labels_sha256,
                 norm=each.threat.kind,
                 eps=each.threat.eps,
-                seed=each.seed,
+                seed=audit.made({a.name: a.made for a in each.attacks}).get("seed", each.seed),
             )
         except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             yield f"{each.name}: its audit cannot be read: {one_line(error)}"

@@ -19,6 +19,7 @@ from typing import Protocol
 
 import numpy as np
 
+from equipoise.errors import RunError
 from equipoise.measures.audits import checks_needed
 from equipoise.store.audit import Audit, AuditRound, Flags, random_order
 from equipoise.terminal.progress import AttackProgress
@@ -67,6 +68,7 @@ class Auditing:
     left: set[int] = field(default_factory=set)
     whole: set[int] = field(default_factory=set)  # that went through all stages
     run_on_all: set[str] = field(default_factory=set)
+    noted: list[tuple[AuditRound, ...]] = field(default_factory=lambda: [()])  # so far, each time
 
     def run(self) -> Iterator[AttackProgress]:
         """Conduct the audit; afterwards ``log`` is finished."""
@@ -134,6 +136,7 @@ class Auditing:
         rounds = self.log.rounds
         same = again and rounds and not rounds[-1].widened and rounds[-1].items == done.items
         self.log = replace(self.log, rounds=(*(rounds[:-1] if same else rounds), done))
+        self.noted.append(self.log.rounds)
 
     def _next(self, done: AuditRound, number: int) -> int:
         """Return how many images the next part of a round has; 0: the round ends."""
@@ -155,9 +158,8 @@ class Replay:
         survivors: The images that the search left.
         images: A digest of each image.
         broken: Which images each stage of AutoAttack, and ``screens``, broke, with shape (N,).
-        attacked: Which images each stage attacked; None: all.
+        attacked: Which images each stage attacked; None, or for a stage: all.
         red: The stages that red screens call for, with the reason.
-        lacking: The verdicts that the audit needs and that are not there, by stage.
     """
 
     survivors: list[int]
@@ -165,17 +167,17 @@ class Replay:
     broken: Mapping[str, Flags]
     attacked: Mapping[str, Flags] | None = None
     red: dict[str, str] = field(default_factory=dict)
-    lacking: dict[str, int] = field(default_factory=dict)
 
     def screens(self, rows: Sequence[int]) -> Iterator[AttackProgress]:
-        """Nothing runs."""
-        yield from ()
+        """Look whether the screens ran."""
+        yield from self.attack("screens", rows)
 
     def attack(self, stage: str, rows: Sequence[int]) -> Iterator[AttackProgress]:
-        """Look whether the stage attacked the images."""
+        """Look whether the stage attacked the images; raise a RunError if not."""
         if self.attacked is not None and stage in self.attacked:
             missing = int(np.count_nonzero(~self.attacked[stage][list(rows)]))
-            self.lacking[stage] = self.lacking.get(stage, 0) + missing
+            if missing:
+                raise RunError(f"{missing} images for {stage}")
         yield from ()
 
     def fallen(self, stage: str, rows: Sequence[int]) -> set[int]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from equipoise.attacks.core import Attack
 from equipoise.attacks.ensemble import Audited
 from equipoise.data.sampling import image_digests
+from equipoise.errors import RunError
 from equipoise.evaluation.audit import Auditing, Replay
 from equipoise.evaluation.checks.finding import finding, graded
 from equipoise.evaluation.checks.outputs import logits
@@ -44,7 +45,7 @@ class Evaluated:
         norm = search.threat.norm
         self.stages = {n: self._stage(n, a) for n, a in spec.auditor(norm).items()}
         self.probes = {n: self._stage(n, a) for n, a in spec.probes(norm).items()}
-        self.images = image_digests(search.x)
+        self.images = image_digests(search.x.float())  # as they are stored
         own = {stage.name for stage in (*self.stages.values(), *self.probes.values())}
         self.searched = tuple(each for each in search.outcomes if each not in own)
         robust = search.correct
@@ -162,7 +163,7 @@ def begun(search: Search, spec: Audited, nonce: str, name: str) -> Audit:
     threat = search.threat
     digest = evaluation_digest(
         model=model_digest(search.judge.model),
-        data=tensor_digest(search.x),
+        data=tensor_digest(search.x.float()),  # as they are stored
         labels=tensor_digest(search.y),
         norm=threat.norm,
         eps=threat.eps,
@@ -197,35 +198,48 @@ def audit(search: Search, spec: Audited, name: str, ensemble: str) -> Iterator[A
     search.audit = auditing.log
 
 
-def replayed(result: Result, x: Tensor) -> tuple[Audit, str]:
-    """Return the audit that stored verdicts give with the stored nonce, and what they lack.
+def unfounded(result: Result, x: Tensor) -> str:
+    """Return why an audit does not follow from its verdicts and its nonce; empty: it does.
 
     Arguments:
-        result: The verdicts, with an audit.
+        result: The verdicts, with an audit; of an interrupted one with its rounds so far.
         x: The images, with shape (N, ...).
     """
     log = result.audit
     assert log is not None, "there is no audit"
-    probes = [f"{log.ensemble}/{name}" for name in Audited().probes(result.threat.norm)]
-    robust = result.correct
+    outcomes, robust = result.outcomes, result.correct
+    if unknown := [name for name in log.searched if name not in outcomes]:
+        return f"its audit is about attacks that did not run: {', '.join(unknown)}"
     for name in log.searched:
-        robust = robust & result.outcomes[name].verdict
-    shown = {stage_of(name)[1]: result.outcomes.get(name) for name in log.stages}
-    tried = [result.outcomes[name].broken for name in probes if name in result.outcomes]
+        robust = robust & outcomes[name].verdict
+    probes = [f"{log.ensemble}/{name}" for name in Audited().probes(result.threat.norm)]
+    tried = [outcomes[name].broken for name in probes if name in outcomes]
+    screened = [outcomes[name].attacked for name in probes if name in outcomes]
+    none = torch.zeros_like(robust)
+    shown = {stage_of(name)[1]: outcomes.get(name) for name in log.stages}
     first = log.rounds[0] if log.rounds else AuditRound(items=0)
+    attacked = {k: (o.attacked if o else none).numpy() for k, o in shown.items()}
+    attacked["screens"] = torch.stack([none, *screened]).any(0).numpy()
+    if any(f.check == "gradients" and f.status == "failed" for f in result.findings):
+        attacked = {"square": attacked["square"]}  # the others were left out, which was noted
     subject = Replay(
         survivors=robust.nonzero()[:, 0].tolist(),
-        images=image_digests(x),
+        images=image_digests(x.float()),
         broken={k: o.broken.numpy() for k, o in shown.items() if o}
-        | ({"screens": torch.stack(tried).any(0).numpy()} if tried else {}),
-        attacked={k: o.attacked.numpy() for k, o in shown.items() if o},
+        | {"screens": torch.stack([none, *tried]).any(0).numpy()},
+        attacked=attacked,
         red={} if first.checked else dict.fromkeys(first.widened, first.reason),
     )
-    auditing = Auditing(subject, replace(log, rounds=()), len(result.y), list(shown))
-    for _ in auditing.run():
-        pass
-    lacking = ", ".join(f"{k} images for {name}" for name, k in subject.lacking.items() if k)
-    return auditing.log, lacking
+    again = Auditing(subject, replace(log, rounds=()), len(result.y), list(shown))
+    try:
+        for _ in again.run():
+            pass
+    except RunError as error:
+        if log.finished:
+            return f"its audit counts images that AutoAttack did not attack: {error}"
+    if log.rounds in (again.noted if not log.finished else [again.log.rounds]):
+        return ""
+    return "its audit does not follow from the verdicts and the nonce"
 
 
 def _live(log: Audit, search: Search) -> str:

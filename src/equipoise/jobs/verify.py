@@ -203,7 +203,7 @@ def _check(
                 )
             if audit is not None and result.audit is not None:
                 verified.audit = audit_again(
-                    result, subject.model, x, about, nonce=audit, console=console
+                    result, subject.model, x, nonce=audit, console=console
                 )
     except (UserError, RunError, *UNREADABLE) as error:
         return [f"its attacks cannot be run again: {error}"]

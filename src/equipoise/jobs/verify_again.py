@@ -20,9 +20,10 @@ from equipoise.attacks.core import Attack
 from equipoise.errors import UserError
 from equipoise.evaluation.evaluate import evaluate_by
 from equipoise.evaluation.judge import Judge
+from equipoise.evaluation.outcome import TRANSFER
 from equipoise.evaluation.protocol import Protocol
 from equipoise.evaluation.result import Result
-from equipoise.evaluation.search import NEAR, TRANSFER
+from equipoise.evaluation.search import NEAR
 from equipoise.jobs.verify_stored import recreate
 from equipoise.measures.audits import most_failures
 from equipoise.store.provenance import machine
@@ -116,7 +117,8 @@ def attack_again(
     clean_margin = judge.rule(x[rows], result.y[rows].to(x.device)).margin.cpu()
     near = fooled & (-now.margin <= NEAR * clean_margin)
     same, odd = None, 0
-    if not left_out and _same_machine(result, x.device, version) and judge.repeats(x[:1]):
+    alike = result.audit is None and not left_out  # the batches of an audit are not stored
+    if alike and _same_machine(result, x.device, version) and judge.repeats(x[:1]):
         differing = [i for i, row in enumerate(rows) if search.differs(now, i, row)]
         same = n - len(differing)
         for i in differing[:REPEATED]:
@@ -154,16 +156,21 @@ class _Search:
         """Return the result of some attacks on some images, all together.
 
         By default the search continues from the first point that fools the model to the strongest
-        one: an image that is not fooled has the same point.
+        one: an image that is not fooled has the same point. An attack attacks only the images that
+        it attacked before: an audit attacks some of them.
         """
-        groups: dict[Protocol, dict[str, Attack]] = {}
+        groups: dict[tuple[Protocol, tuple[bool, ...]], dict[str, Attack]] = {}
         for name in names:
             made = self.result.outcomes[name].made
             if missing := [key for key in _HOW if key not in made]:
                 raise UserError(f"the {missing[0]} of {name} is not stored")
-            groups.setdefault(Protocol.of(made), {})[name] = self.attacks[name]
+            before = tuple(self.result.outcomes[name].attacked[rows].tolist())
+            groups.setdefault((Protocol.of(made), before), {})[name] = self.attacks[name]
         results = []
-        for group, attacks in groups.items():
+        for (group, before), attacks in groups.items():
+            among = torch.tensor(before).nonzero()[:, 0]
+            if not len(among):
+                continue
             protocol = replace(
                 group.under(self.result.threat),
                 attacks=attacks,
@@ -172,9 +179,36 @@ class _Search:
                 strongest=strongest or group.strongest,
                 checks=False,
             )
-            given = self.judge.model, self.x[rows], self.result.y[rows]
-            results.append(evaluate_by(protocol, *given, classes=self.result.classes))
+            given = self.judge.model, self.x[rows[among]], self.result.y[rows[among]]
+            now = evaluate_by(protocol, *given, classes=self.result.classes)
+            results.append(self._placed(now, rows, among) if len(among) < len(rows) else now)
         return _joined(results)
+
+    def _placed(self, now: Result, rows: Tensor, among: Tensor) -> Result:
+        """Return a result on some of the rows as one on all of them, the others not attacked."""
+
+        def put(values: Tensor, into: Tensor) -> Tensor:
+            return into.index_copy(0, among, values)
+
+        y, prediction, x = self.result.y[rows], self.result.prediction[rows], self.x[rows].cpu()
+        correct = prediction == y
+        return replace(
+            now,
+            y=y,
+            prediction=put(now.prediction, prediction),
+            x_adv=put(now.x_adv, x.to(now.x_adv)),
+            margin=put(now.margin, torch.full((len(rows),), torch.inf, dtype=now.margin.dtype)),
+            adversarial_prediction=put(now.adversarial_prediction, prediction),
+            distance=put(now.distance, torch.zeros(len(rows), dtype=now.distance.dtype)),
+            outcomes={
+                name: replace(
+                    o,
+                    verdict=put(o.verdict, correct),
+                    attacked=put(o.attacked, torch.zeros_like(correct)),
+                )
+                for name, o in now.outcomes.items()
+            },
+        )
 
     def differs(self, now: Result, i: int, row: int) -> bool:
         """Return whether the strongest point of an image is not the stored one.
@@ -193,6 +227,8 @@ class _Search:
         """
         results = []
         for name in self.attacks:
+            if not self.result.outcomes[name].attacked[row]:
+                continue
             batch = self._batch(name, row)
             results.append(_only(self.run(batch, [name], strongest=False), batch == row))
         return float(self.result.margin[row]) >= 0 and not self.differs(_joined(results), 0, row)

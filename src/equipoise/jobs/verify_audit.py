@@ -4,9 +4,7 @@ Nobody could have prepared an evaluation for a nonce that was chosen after it. T
 repeated: its verdicts are what the audit is about. Nothing is stored.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +39,6 @@ def audit_again(
     result: Result,
     model: nn.Module,
     x: Tensor,
-    about: Mapping[str, Any],
     *,
     nonce: str,
     console: Console,
@@ -52,7 +49,6 @@ def audit_again(
         result: The evaluation.
         model: Its model.
         x: Its images, with shape (N, ...), on the device of the model.
-        about: The description of the evaluation.
         nonce: Any text; it determines which images go through AutoAttack.
         console: Where progress is shown.
 
@@ -64,9 +60,8 @@ def audit_again(
     if stored is None:
         raise UserError("it has no audit: evaluate with --attacks audited first")
     kept = {name: result.outcomes[name] for name in stored.searched}
-    protocol = Protocol.of(
-        {**about["asked"], "attacks": [stored.ensemble], "nonce": nonce, "checks": False}
-    )
+    made = stored.made({name: outcome.made for name, outcome in result.outcomes.items()})
+    protocol = Protocol.of({**made, "attacks": [stored.ensemble], "nonce": nonce, "checks": False})
     begun = replace(
         result,
         outcomes=kept,

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from equipoise.card import describe
 from equipoise.card.schema import CardEvaluation
 from equipoise.errors import UserError, one_line
-from equipoise.evaluation.audited import replayed
+from equipoise.evaluation.audited import unfounded
 from equipoise.evaluation.outcome import Outcome
 from equipoise.evaluation.result import Result
 from equipoise.jobs.verify_audit import AuditAgain, audit_again
+from equipoise.store.finding import Finding
 from equipoise.terminal.progress import Console
 from equipoise.threat import Threat
 
@@ -19,17 +20,11 @@ from equipoise.threat import Threat
 def replay(each: CardEvaluation, x: Tensor, y: Tensor) -> Iterator[str]:
     """Yield why the rounds of an audit do not follow from the verdicts and the nonce."""
     result = _result(each, x, y)
-    if result.audit is None or not result.audit.finished:
-        return
     try:
-        again, lacking = replayed(result, x)
+        if result.audit is not None and (why := unfounded(result, x)):
+            yield why
     except (TypeError, LookupError, ValueError, ArithmeticError) as error:
         yield f"its audit cannot be replayed: {one_line(error)}"
-        return
-    if lacking:
-        yield f"its audit counts images that AutoAttack did not attack: {lacking}"
-    elif again.content() != result.audit.content():
-        yield "the rounds of its audit do not follow from the verdicts and the nonce"
 
 
 def repeat(
@@ -40,9 +35,8 @@ def repeat(
     Raises:
         UserError: If the card does not say how it was searched, or in a way that is unknown here.
     """
-    result, about = _result(each, x.cpu(), y), {"asked": dict(each.protocol)}
     try:
-        return audit_again(result, model, x, about, nonce=nonce, console=console)
+        return audit_again(_result(each, x.cpu(), y), model, x, nonce=nonce, console=console)
     except (TypeError, LookupError, AttributeError) as error:
         line = one_line(error)
         raise UserError(
@@ -74,6 +68,7 @@ def _result(each: CardEvaluation, x: Tensor, y: Tensor) -> Result:
         adversarial_prediction=prediction,
         distance=torch.zeros(len(y), dtype=torch.float64),
         outcomes=outcomes,
+        findings=[Finding.of(check.model_dump()) for check in each.checks],
         seed=each.seed,
         passes=each.passes,
         precision=each.precision,

@@ -8,6 +8,7 @@ of an audit has the error alpha / 2^j; together all rounds have at most alpha. N
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
@@ -124,22 +125,22 @@ class Audit:
 
     @property
     def least(self) -> int:
-        """At least so many images are robust under the search and AutoAttack."""
+        """At least so many images are robust under all attacks that ran, and AutoAttack."""
         return max(self.robust - self.remaining - self.near[1], 0)
 
     @property
     def most(self) -> int:
-        """At most so many images are robust under the search and AutoAttack."""
+        """At most so many images are robust under all attacks that ran, and AutoAttack."""
         return self.robust + self.near[0]
 
     @property
     def lower(self) -> float:
-        """The lower bound of the accuracy under the search and AutoAttack, in [0, 1]."""
+        """The lower bound of the accuracy under these attacks, in [0, 1]."""
         return self.least / self.n if self.n else 0.0
 
     @property
     def upper(self) -> float:
-        """The upper bound of the accuracy under the search and AutoAttack, in [0, 1]."""
+        """The upper bound of the accuracy under these attacks, in [0, 1]."""
         return self.most / self.n if self.n else 0.0
 
     @property
@@ -165,10 +166,9 @@ class Audit:
         found = f"{self.missed or 'none'} missed"
         why = "; ".join(dict.fromkeys(r.reason for r in self.rounds if r.reason))
         if self.method == FULL:
-            said = (
-                f"{left / n:.1%} are robust under AutoAttack itself: all {self.survivors} images "
-                f"that the search left went through it, {found}"
-            )
+            every = f"all {self.survivors} images that the search left went through it, {found}"
+            said = f"{left / n:.1%} are robust under AutoAttack itself: "
+            said += every if self.survivors else "the search left no image"
         else:
             said = (
                 f"{left / n:.1%} were left by the search; {self.claim}: {self.audited} of "
@@ -184,6 +184,11 @@ class Audit:
                 "take into account"
             )
         return said if self.finished else f"{said}; the audit was interrupted"
+
+    def made(self, outcomes: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+        """Return how the audited search was made; ``outcomes`` says it for each attack."""
+        own = (how for name, how in outcomes.items() if name.startswith(f"{self.ensemble}/"))
+        return next(own, {})
 
     def content(self) -> dict[str, Any]:
         """Return the audit as plain values, without what follows from the verdicts."""
@@ -276,6 +281,8 @@ def random_order(
 ) -> list[int]:
     """Return rows in the order of SHA-256(digest, nonce, label, image); nobody can choose it.
 
+    Copies of an image are numbered, so that each is drawn by itself.
+
     Arguments:
         digest: The digest of the evaluation.
         nonce: Any text.
@@ -283,8 +290,12 @@ def random_order(
         images: A digest of each image.
         rows: The rows to order.
     """
-    head = f"{digest}\n{nonce}\n{label}\n".encode()
-    return sorted(rows, key=lambda row: (hashlib.sha256(head + images[row]).digest(), row))
+    head, copies, keys = f"{digest}\n{nonce}\n{label}\n".encode(), Counter[bytes](), []
+    for image in images:
+        number = f"\n{copies[image]}".encode() if copies[image] else b""
+        keys.append(hashlib.sha256(head + image + number).digest())
+        copies[image] += 1
+    return sorted(rows, key=lambda row: (keys[row], row))
 
 
 def check_nonce(nonce: str | None) -> None:
