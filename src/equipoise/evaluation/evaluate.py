@@ -18,10 +18,10 @@ from equipoise.evaluation.checks.audit import audit as check_attack
 from equipoise.evaluation.checks.before import before
 from equipoise.evaluation.checks.probes import probes
 from equipoise.evaluation.judge import Judge
-from equipoise.evaluation.outcome import Stage
-from equipoise.evaluation.protocol import STAGED, Protocol
+from equipoise.evaluation.outcome import TRANSFER, Stage
+from equipoise.evaluation.protocol import Protocol
 from equipoise.evaluation.result import Result
-from equipoise.evaluation.search import TRANSFER, Search
+from equipoise.evaluation.search import Search
 from equipoise.execution.outputs import as_module
 from equipoise.execution.passes import NoGradient, outside_inference, restored, seeded
 from equipoise.execution.policy import Execution, Layout, Precision
@@ -147,7 +147,8 @@ def evaluate_by(
         control: Which examples stay correct on an undefended model.
         classes: The names of the classes.
         warm: Whether ``others`` are tried first, so that the attacks only attack the examples that
-            are still robust: for models that are nearly the same. Otherwise they are tried last.
+            are still robust: for models that are nearly the same; with an audited search they are
+            its first stage. Otherwise they are tried last.
         begun: The result of an interrupted evaluation of the same points; it is continued.
         advance: Called after every batch with the progress.
         after: Called after every batch with the result so far; saving it makes a resume possible.
@@ -183,8 +184,14 @@ def evaluate_by(
             search.note(_checks_before(search, protocol.attacks, model.training))
             save()
         if others and warm:
-            search.transfer(others)
-            stages = [replace(stage, after=(TRANSFER, *stage.after)) for stage in stages]
+            ensemble = protocol.audited[1] if protocol.audited else ""
+            search.transfer(others, ensemble)
+            stages = [
+                replace(stage, after=(TRANSFER, *stage.after))
+                if stage.ensemble == ensemble or not ensemble
+                else stage
+                for stage in stages
+            ]
         _attack(search, stages, advance or (lambda progress: None), save)
         if others and not warm:
             robust = search.robust
@@ -240,12 +247,14 @@ def _begin_audit(search: Search, protocol: Protocol) -> None:
     """Note with an evaluation that it will be audited, if it will."""
     if protocol.audited is None:
         return
+    if search.judge.passes > 1:
+        raise UserError("audited decides with one pass: leave passes and autoattack-rand out")
     if not search.repeats:
         raise UserError(
             "the model gives different outputs for the same input, so AutoAttack's verdict is no "
             "fixed fact that an audit could bound: use autoattack-rand"
         )
-    name, spec = protocol.audited
+    name, _, spec = protocol.audited
     nonce = f"seed {search.seed}" if protocol.nonce is None else protocol.nonce
     search.audit = begin(search, spec, nonce, name)
 
@@ -259,8 +268,7 @@ def _audit(
     """Audit what the attacks have left, if it is asked for; the results up to then are kept."""
     if protocol.audited is None:
         return
-    name, spec = protocol.audited
-    ensemble = STAGED if protocol.individual is False else name
+    name, ensemble, spec = protocol.audited
     _follow(search, name, audit(search, spec, name, ensemble), advance, save)
 
 

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from equipoise.attacks.core import Attack
 
+TRANSFER = "transfer"  # the outcome of adversarial examples of other models or evaluations
+
 
 @dataclass(frozen=True)
 class Stage:

@@ -128,16 +128,19 @@ class Protocol:
                 before = []
             for part, stage in parts.items():
                 after = () if self.individual else tuple(before)
-                share = WEAKEST if part == f"{ensemble}/restarts" else 1.0
+                fewer = isinstance(attack, Audited) and part == f"{name}/restarts"
+                share = WEAKEST if fewer else 1.0
                 stages.append(Stage(part, stage, ensemble, after, share))
                 before.append(part)
         return stages
 
     @property
-    def audited(self) -> tuple[str, Audited] | None:
-        """Return the audited search among the attacks, with its name; None: there is none."""
-        found = [(k, a) for k, a in self.named.items() if isinstance(a, Audited)]
-        return found[0] if found else None
+    def audited(self) -> tuple[str, str, Audited] | None:
+        """Return name, ensemble and settings of the audited search; None: there is none."""
+        for name, attack in self.named.items():
+            if isinstance(attack, Audited):
+                return name, STAGED if self.individual is False else name, attack
+        return None
 
     def under(self, threat: Threat) -> Self:
         """Return the same protocol with another threat."""

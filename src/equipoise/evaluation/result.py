@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from equipoise.errors import UserError
-from equipoise.evaluation.outcome import Outcome
+from equipoise.evaluation.outcome import TRANSFER, Outcome
 from equipoise.store.audit import Audit
 from equipoise.store.finding import Finding
 from equipoise.store.verdicts import Verdicts
@@ -118,16 +118,26 @@ class Result:
     def joined(self, before: "Result | None") -> "Result":
         """Return these verdicts joined with those of an earlier result on the same points.
 
-        The worst case is then that of all attacks, and the stronger of two points is kept.
+        The worst case is then that of all attacks, and the stronger of two points is kept. What
+        only a replaced outcome of the same name broke counts as broken by :data:`TRANSFER`.
         """
         if before is None:
             return self
         stronger = before.margin < self.margin
         mask = stronger.view(-1, *[1] * (self.x_adv.ndim - 1))
+        outcomes = {**before.outcomes, **self.outcomes}
+        lost = replace(self, outcomes=outcomes).robust & ~before.robust
+        if bool(lost.any()):
+            points = outcomes.get(TRANSFER) or Outcome.begun(
+                self.correct, settings="points from an earlier evaluation", finished=True
+            )
+            outcomes[TRANSFER] = replace(
+                points, verdict=points.verdict & ~lost, attacked=points.attacked | lost
+            )
         joined = replace(
             self,
-            outcomes={**before.outcomes, **self.outcomes},
-            audit=self.audit or before._untouched(self.outcomes),
+            outcomes=outcomes,
+            audit=self.audit or before._untouched(outcomes),
             margin=torch.minimum(before.margin, self.margin),
             x_adv=torch.where(mask, before.x_adv, self.x_adv),
             distance=torch.where(stronger, before.distance, self.distance),
@@ -138,9 +148,15 @@ class Result:
         return joined.recounted()
 
     def _untouched(self, others: Mapping[str, Outcome]) -> Audit | None:
-        """Return the audit, unless others replace verdicts that it is about."""
-        audit = self.audit
-        return None if audit and {*audit.searched, *audit.stages} & {*others} else audit
+        """Return the audit, unless others have other verdicts than those that it is about."""
+        audit, about = self.audit, [*self.audit.searched, *self.audit.stages] if self.audit else []
+        same = all(
+            torch.equal(self.outcomes[name].verdict, others[name].verdict)
+            and torch.equal(self.outcomes[name].attacked, others[name].attacked)
+            for name in about
+            if name in self.outcomes
+        )
+        return audit if same else None
 
     def recounted(self) -> "Result":
         """Return the same with the counts of the audit that follow from the verdicts."""

@@ -15,7 +15,7 @@ from equipoise.draws import KeyedDraws
 from equipoise.errors import RunError, UserError, one_line
 from equipoise.evaluation.checks.finding import finding
 from equipoise.evaluation.judge import Judge, Ruling, misfit
-from equipoise.evaluation.outcome import Outcome, Stage
+from equipoise.evaluation.outcome import TRANSFER, Outcome, Stage
 from equipoise.evaluation.result import Result
 from equipoise.execution.form import Fast, fast
 from equipoise.execution.passes import NoGradient
@@ -28,7 +28,6 @@ from equipoise.store.provenance import machine
 from equipoise.terminal.progress import AttackProgress
 from equipoise.threat import Threat
 
-TRANSFER = "transfer"  # the outcome of adversarial examples of other models
 NEAR = 0.04  # of the clean margin; rounding moved the result of a search by up to 0.03 of it
 
 
@@ -109,7 +108,11 @@ class Search:
         self.x_adv, self.margin, self.answer, self.distance = copies
         self.note(begun.findings)
         self.audit = begun.audit
-        self.outcomes = {name: _moved(o, device) for name, o in begun.outcomes.items()}
+        self.outcomes = {
+            name: _moved(o, device)
+            for name, o in begun.outcomes.items()
+            if o.made.get("seed", self.seed) == self.seed  # others are of an earlier evaluation
+        }
 
     def note(self, findings: Sequence[Finding]) -> None:
         """Keep findings; a later finding of a check replaces an earlier one."""
@@ -138,9 +141,11 @@ class Search:
             wanted: Which examples it attacks, with shape (N,); None: as the stage says.
             last: Whether it has then attacked all its examples.
         """
-        wanted = self._wanted(stage) if wanted is None else wanted
         outcome, settings = self._begin(stage), self._settings(stage.attack)
         outcome = self.outcomes.setdefault(stage.name, outcome)
+        if wanted is not None:  # more images than those of an earlier audit
+            outcome = self.outcomes[stage.name] = replace(outcome, finished=False)
+        wanted = self._wanted(stage) if wanted is None else wanted
         if outcome.settings != settings:
             raise UserError(
                 f"{stage.name} was begun as {outcome.settings}, not as {settings}: start a new "
@@ -199,12 +204,12 @@ class Search:
         count = len(self.skipped)
         self.note([finding("gradients", "failed", message, error.remedy, skipped=count)])
 
-    def transfer(self, others: Mapping[str, Tensor]) -> None:
+    def transfer(self, others: Mapping[str, Tensor], ensemble: str = "") -> None:
         """Try adversarial examples of other models, by their source, on the robust examples."""
         start, robust = time.perf_counter(), self.robust
         settings = f"points from {', '.join(others)}"
         before = self.outcomes.get(TRANSFER, Outcome.begun(self.correct))
-        outcome = replace(before, settings=settings)
+        outcome = replace(before, settings=settings, ensemble=ensemble)
         for points in others.values():
             if points.shape != self.x.shape:
                 raise UserError(

@@ -13,10 +13,10 @@ from equipoise.attacks.core import refuse
 from equipoise.data.sampling import draw
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation.evaluate import evaluate_by
+from equipoise.evaluation.outcome import TRANSFER
 from equipoise.evaluation.protocol import Protocol
 from equipoise.evaluation.result import Result
 from equipoise.evaluation.saving import evaluate_and_save
-from equipoise.evaluation.search import TRANSFER
 from equipoise.evaluation.stored import FRONT, Store
 from equipoise.fronts.barrier import barrier
 from equipoise.fronts.held_out import HeldOut

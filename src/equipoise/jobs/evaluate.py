@@ -246,7 +246,8 @@ class _Evaluations:
         identity = {"norm": threat.norm, "eps": repr(threat.eps), **self.about}
         asked = {"radii": [t.eps for t in self.threats], "import": plugins.imported()}
         asked |= protocol.content()
-        others, control = self._others(threat)
+        before = self._before(store, identity)
+        others, control = self._others(threat, None if self.resume else before)
         with self.console.progress():
             result = evaluate_and_save(
                 replace(protocol, checks=protocol.checks and bool(names)),
@@ -257,7 +258,7 @@ class _Evaluations:
                 about={**identity, "asked": asked, "described": run.described()},
                 origin=self.origin,
                 console=self.console,
-                before=self._before(store, identity),
+                before=before,
                 resume=self.resume,
                 again=subject.resuming,
                 others=others,
@@ -299,12 +300,16 @@ class _Evaluations:
             )
         return None if differs else result
 
-    def _others(self, threat: Threat) -> tuple[dict[str, Tensor], Tensor | None]:
+    def _others(
+        self, threat: Threat, earlier: Result | None
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
         """Return adversarial examples of other evaluations for the same images, by their source.
 
         The second value is which images stay correct on an undefended model among them, or None.
         """
         others = self._kin(threat) if self.protocol.audited else {}
+        if self.protocol.audited and earlier is not None and earlier.outcomes:
+            others = {"an earlier evaluation": earlier.x_adv, **others}
         control = None
         for folder in self.transfer:
             run, before = open_folder(folder), len(others)
