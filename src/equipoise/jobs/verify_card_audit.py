@@ -12,7 +12,6 @@ from equipoise.evaluation.audited import unfounded
 from equipoise.evaluation.outcome import Outcome
 from equipoise.evaluation.result import Result
 from equipoise.jobs.verify_audit import AuditAgain, audit_again
-from equipoise.store.finding import Finding
 from equipoise.terminal.progress import Console
 from equipoise.threat import Threat
 
@@ -68,7 +67,7 @@ def _result(each: CardEvaluation, x: Tensor, y: Tensor) -> Result:
         adversarial_prediction=prediction,
         distance=torch.zeros(len(y), dtype=torch.float64),
         outcomes=outcomes,
-        findings=[Finding.of(check.model_dump()) for check in each.checks],
+        findings=each.checks,
         seed=each.seed,
         passes=each.passes,
         precision=each.precision,
