@@ -40,10 +40,7 @@ def test_a_result_is_a_few_lines_with_its_numbers(result):
     assert len(text) < 600
     assert "tensor" not in text
     assert lines[0] == "Result: Linf(0.05), n = 40"
-    low, high = interval(30, 40)
-    assert lines[2].split() == [
-        "clean", "75.00%", f"{low:.1%}", "..", f"{high:.1%}", "30", "of", "40",
-    ]  # fmt: skip
+    assert lines[2].split() == ["clean", *" ".join(accuracy(30, 40)).split()]
     robust = int(result.robust.sum())
     assert lines[-1].split()[:3] == ["worst", "case", f"{robust / 40:.2%}"]
     assert [line.split()[0] for line in lines[3:5]] == ["fgsm", "pgd-3"]
@@ -102,8 +99,9 @@ def test_html_is_well_formed_and_everything_in_it_is_escaped(result):
 
 
 def test_accuracies_are_exact():
-    low, high = interval(1, 8)
-    assert accuracy(1, 8) == ("12.50%", f"{low:.1%} .. {high:.1%}", "1 of 8")
+    # Rounded outwards, as on pages: 0.3160 % and 52.6510 %.
+    assert interval(1, 8) == pytest.approx((0.0031597, 0.5265097), abs=1e-6)
+    assert accuracy(1, 8) == ("12.50%", "0.3% .. 52.7%", "1 of 8")
 
 
 def record() -> FrontRecord:

@@ -50,6 +50,17 @@ def interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, f
     return low, high
 
 
+def outwards(bounds: tuple[float, float]) -> tuple[float, float]:
+    """Return an interval of fractions in percent, rounded outwards to one decimal.
+
+    Example:
+        >>> outwards((0.7, 0.71234))
+        (70.0, 71.3)
+    """
+    low, high = bounds  # the small shift keeps 0.7 (70.00000000000001 in floating point) at 70.0
+    return math.floor(1000 * low + 1e-6) / 10, math.ceil(1000 * high - 1e-6) / 10
+
+
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> Discordance:
     """Return on how many images two models differ, with the exact two-sided test.
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from equipoise.measures.statistics import outwards
 from equipoise.sample import Sample
 
 MISSING = "–"
@@ -31,9 +32,8 @@ def interval(bounds: tuple[float, float] | None) -> str:
     """Return an interval of fractions in percent, rounded outwards, e.g. ``79.9–82.4``."""
     if bounds is None:
         return ""
-    low, high = bounds
-    # The small shift keeps 0.7 (70.00000000000001 in floating point) at 70.0.
-    return f"{math.floor(1000 * low + 1e-6) / 10:.1f}–{math.ceil(1000 * high - 1e-6) / 10:.1f}"
+    low, high = outwards(bounds)
+    return f"{low:.1f}–{high:.1f}"
 
 
 def eps_text(eps: float) -> str:

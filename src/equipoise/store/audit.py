@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from equipoise.errors import UserError
 from equipoise.measures.audits import most_failures, most_failures_together
+from equipoise.measures.statistics import outwards
 
 Flags = NDArray[np.bool_]
 
@@ -157,7 +158,8 @@ class Audit:
         if self.method == FULL:
             return f"all {self.survivors} images that the search left went through AutoAttack"
         bound = f"{self.confidence:.0%}, valid at any stop"
-        return f"AutoAttack would report at least {self.lower:.1%} ({bound})"
+        least, _ = outwards((self.lower, 1))
+        return f"AutoAttack would report at least {least:.1f}% ({bound})"
 
     @property
     def sentence(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.measures.statistics import interval
+from equipoise.measures.statistics import interval, outwards
 
 WORST = "worst-case"
 _STAGE = re.compile(r"(.+)/([a-z][a-z0-9-]*)")
@@ -225,8 +225,8 @@ def _name_text(record: Mapping[str, Any]) -> str:
 
 
 def _interval_text(record: Mapping[str, Any]) -> str:
-    low, high = record["interval"]
-    return f"{low:.1%} .. {high:.1%}"
+    low, high = outwards(record["interval"])
+    return f"{low:.1f}% .. {high:.1f}%"
 
 
 def _worst_text(record: Mapping[str, Any]) -> str:

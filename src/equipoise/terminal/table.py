@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from equipoise.measures.statistics import interval
+from equipoise.measures.statistics import interval, outwards
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -135,5 +135,5 @@ def accuracy(count: int, n: int) -> tuple[str, str, str]:
         count: The number of correct examples.
         n: The number of examples, at least 1.
     """
-    low, high = interval(count, n)
-    return f"{count / n:.2%}", f"{low:.1%} .. {high:.1%}", f"{count} of {n}"
+    low, high = outwards(interval(count, n))
+    return f"{count / n:.2%}", f"{low:.1f}% .. {high:.1f}%", f"{count} of {n}"
