@@ -429,6 +429,9 @@ BAD = [
     (["--require", "clean>=0.1", "--first"], "with it; got none"),
     (["--against", "nowhere"], "no run folder at nowhere"),
     (["--against", ".", "--margin", "1%"], "holds no evaluation"),
+    (["--against", ""], "the word after --against is empty"),
+    (["--against", "new/../new"], "is the run itself"),
+    (["--against", "nowhere", "--margin", "1"], "excuses every drop: did you mean 1%"),
     (["--against", "new", "--margin", "nan"], "--margin takes"),
     (["--against", "new", "--margin", "5"], "did you mean 0.05, or 5%?"),
     (["--require", "clean>=0.1", "--junit", "new"], "choose another path"),
@@ -554,11 +557,12 @@ def test_help_teaches(gate):
         assert text in out
 
 
-def test_no_torch_is_imported(run):
+def test_no_torch_is_imported(run, tmp_path):
+    shutil.copytree(run, old := tmp_path / "old")
     code = (
         "import sys\nfrom pathlib import Path\nfrom equipoise.jobs.gate import decide\n"
         "import equipoise.jobs.gate_files\n"
-        f"decide(Path({str(run)!r}), ['clean>=0.5'], Path({str(run)!r}))\n"
+        f"decide(Path({str(run)!r}), ['clean>=0.5'], Path({str(old)!r}))\n"
         "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,6 +7,7 @@ __all__ = ["app", "main", "run"]
 
 import sys
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -122,6 +123,9 @@ def run(app: typer.Typer, name: str = "equipoise") -> None:
 
 def _start(command: Any, words: list[str], name: str) -> Any:
     """Run a command; where help is wanted, without the groups above it, whose parsing is slow."""
+    for before, word in pairwise((name, *words)):
+        if not word and before != "--require":  # an empty path would be the current folder
+            raise UserError(f"the word after {before} is empty: is a shell variable not set?")
     if words and words[-1] in HELP:
         while words[0] in getattr(command, "commands", {}):
             command, name, words = command.commands[words[0]], f"{name} {words[0]}", words[1:]

@@ -143,7 +143,11 @@ def decide(
             attacked.append(evaluation)
     folders = [new]
     if against is not None:
+        if most >= 1:
+            raise UserError(f"--margin {margin} excuses every drop: did you mean 1%, or 0.01?")
         old = Folder.open(against)
+        if old.path.resolve() == new.path.resolve():
+            raise UserError(f"--against {against} is the run itself: give that of another model")
         for evaluation in attacked or [new.choose(WORST, selection)]:
             decisions += _drops(new, old, evaluation, most)
         folders.append(old)
