@@ -3,7 +3,9 @@
 import ast
 import base64
 import contextlib
+import errno
 import json
+import os
 import runpy
 import shutil
 import stat
@@ -28,7 +30,7 @@ from equipoise.card.pages import pages
 from equipoise.card.schema import load
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation.stored import Store
-from equipoise.jobs.card import write_card, write_excerpt
+from equipoise.jobs.card import _whole, write_card, write_excerpt
 from equipoise.jobs.evaluate import evaluate_run
 from equipoise.jobs.target_model import of_model
 from equipoise.jobs.verify_card import verify_card
@@ -146,6 +148,9 @@ def test_unfinished_and_unchecked_evaluations_stand_on_top(trained, tmp_path):
     card = write_card(run, tmp_path / "card")
     assert not card.complete
     assert "checks were not run" in card.problems[0]
+    screens = Finding(check="screens", code="C31", status="ok", message="no screen is red")
+    part = card.evaluations[0].model_copy(update={"checks": (screens,)})
+    assert problems([part], card.training) == [*card.problems]  # screens are not all checks
 
 
 def test_an_unfinished_evaluation_and_failed_checks_stand_on_top(written):
@@ -215,6 +220,28 @@ def test_a_key_is_for_its_owner_alone_and_is_never_overwritten(key, tmp_path):
         with pytest.raises(UserError, match="never overwritten"):
             envelope.keygen(place)
     assert not (tmp_path / "new.key").exists()
+
+
+def test_a_full_disk_leaves_no_half_pair_of_keys(tmp_path, monkeypatch):
+    def full(*given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for calls in (1, 2):  # of the private key, of the public key
+        opened = [envelope.os.fdopen] * (calls - 1) + [full]
+        monkeypatch.setattr(envelope.os, "fdopen", lambda *given, o=opened: o.pop(0)(*given))
+        with pytest.raises(UserError, match="No space left"):
+            envelope.keygen(tmp_path / "new.key")
+        monkeypatch.undo()
+        assert [*tmp_path.iterdir()] == []
+
+
+def test_two_cards_at_once_are_not_mixed(judged, tmp_path):
+    with _whole(tmp_path / "card") as folder:
+        folder.mkdir()
+        (folder / "mine").touch()
+        with pytest.raises(UserError, match="another process writes"):
+            write_card(judged, tmp_path / "card")
+    assert [path.name for path in tmp_path.rglob("*")] == ["card", "mine"]
 
 
 # --- the tree ---
@@ -296,9 +323,9 @@ def stranger(judged: Path, key: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 def test_a_sound_card_holds(written, stranger):
     verified = verify_card(written, key=stranger.key, model=str(stranger.run))
-    assert verified.unchecked == {}
+    assert verified.unchecked == {"audit": "the card has none"}
     assert [*verified.problems] == [
-        *("checksum", "signature", "pack", "root", "counts", "attacks", "audit", "pages"),
+        *("checksum", "signature", "pack", "root", "counts", "attacks", "limits", "pages"),
         *("weights", "source", "images", "examples"),
     ]
     packs = [each.pack.examples for each in load(written).evaluations]
@@ -312,7 +339,7 @@ def test_a_sound_card_holds(written, stranger):
 
 def test_without_the_model_it_is_said_what_was_not_checked(written, stranger):
     verified = verify_card(written, key=stranger.key)
-    assert set(verified.unchecked) == {"weights", "source", "images", "examples"}
+    assert set(verified.unchecked) == {"audit", "weights", "source", "images", "examples"}
 
 
 def test_the_script_is_short_and_shares_no_code_with_the_package():
@@ -370,6 +397,24 @@ def forge(folder: Path, change: Callable[[dict, pack.Pack], pack.Pack | None]) -
     first["pack"]["root"] = root.hex()
     (folder / "card.json").write_text(json.dumps(seal(content), indent=1))
     remake_pages(folder)
+
+
+def soften(content: dict) -> None:
+    content["limits"] = ["The model is robust."]
+
+
+def forget(content: dict) -> None:
+    content["inputs"]["not_recorded"] = []
+
+
+def other_terms(content: dict) -> None:
+    content["evaluations"][0]["threat"]["terms"] = {"knowledge": "any attacker"}
+
+
+@pytest.mark.parametrize("change", [soften, forget, other_terms])
+def test_what_the_numbers_do_not_mean_cannot_be_edited(copy, stranger, change):
+    edit(copy, change)
+    assert stranger.unsigned(copy).startswith("NOT VERIFIED: limits: ")
 
 
 def drop_attack(content: dict) -> None:
@@ -432,6 +477,16 @@ def smaller_radius(first: dict, every: pack.Pack) -> None:
     first["threat"]["size"] = "0.01"
 
 
+def wider_range(first: dict, every: pack.Pack) -> pack.Pack:
+    """Take examples that are no images, and a range in which they are."""
+    first["threat"].update(low=-1.0, high=2.0)
+    examples = every.examples.copy()
+    examples[examples == 0] = -0.01
+    rows = every.broken.nonzero()[0]
+    every.rows["example"][rows] = np.frombuffer(b"".join(claims.digests(examples)), "V32")
+    return replace(every, examples=examples)
+
+
 def swap_examples(first: dict, every: pack.Pack) -> pack.Pack:
     rows = every.broken.nonzero()[0]
     every.rows["example"][rows] = every.rows["example"][rows[::-1]]
@@ -469,6 +524,15 @@ def test_a_forged_pack_with_every_checksum_made_anew_fails_by_name(copy, strange
     assert found.startswith(f"NOT VERIFIED: {point}: "), found
     assert "signature" in stranger.package(copy)
     assert stranger.script(copy) == f"FAILED: {point}"
+
+
+def test_examples_outside_the_range_of_images_are_no_proof(copy, stranger):
+    forge(copy, wider_range)
+    assert "limits: " in stranger.unsigned(copy)
+    edit(copy, lambda content: content["model"].update(package="equipoise 0.0"))
+    found = stranger.unsigned(copy)  # of another version the texts are unknown, the range is not
+    assert found.startswith("NOT VERIFIED: examples: "), found
+    assert stranger.script(copy) == "FAILED: examples"
 
 
 def test_only_the_signature_shows_that_an_example_is_withheld(copy, stranger):
@@ -800,6 +864,14 @@ def huge_header(folder: Path) -> None:
     path.write_bytes(b"\xff" * 7 + b"\x0f" + path.read_bytes()[8:])
 
 
+def nothing(folder: Path) -> pack.Pack:
+    """Return an excerpt without rows."""
+    name = first_pack(folder).name
+    each = next(e for e in load(folder).evaluations if e.pack.file.endswith(name))
+    part = pack.read(folder, each)[0].excerpt(1, "a")
+    return replace(part, rows=part.rows[:0], examples=part.examples[:0], paths=part.paths[:0])
+
+
 BAD = {
     "truncated": broken_text(lambda text: text[: len(text) // 2]),
     "empty": broken_text(lambda text: ""),
@@ -823,6 +895,13 @@ BAD = {
     "a path": hostile_path,
     "many images": many_images,
     "long bits": long_bits,
+    "the same evaluation twice": lambda folder: edit(
+        folder, lambda c: c["evaluations"].append(c["evaluations"][0])
+    ),
+    "a pack of many zeros": lambda folder: os.truncate(first_pack(folder), 1 << 40),
+    "an excerpt of nothing": lambda folder: first_pack(folder).write_bytes(
+        nothing(folder).content()
+    ),
     "no pack": lambda folder: first_pack(folder).unlink(),
     "half a pack": lambda folder: first_pack(folder).write_bytes(
         first_pack(folder).read_bytes()[:999]

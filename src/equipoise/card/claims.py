@@ -191,6 +191,18 @@ def _plain_text(content: Mapping[str, Any]) -> str:
     return json.dumps(content, sort_keys=True)
 
 
+def limits(card: ModelCard) -> Iterator[str]:
+    """Yield what does not say what the numbers mean in the words of this version."""
+    if card.limits != describe.LIMITS:
+        yield "the limits of the numbers are not those that every card has"
+    if card.inputs.not_recorded != describe.NOT_RECORDED:
+        yield "what is not recorded of the inputs is not what every card says"
+    for each in card.evaluations:
+        known = describe.threat_of(each.threat.kind, each.threat.eps)
+        if each.threat.kind in describe.NORMS and each.threat != known:
+            yield f"{each.name}: unit, range or terms of its threat are not those of {known.kind}"
+
+
 def attacks(card: ModelCard) -> Iterator[str]:
     """Yield which attacks were asked for and are missing."""
     for each in card.evaluations:

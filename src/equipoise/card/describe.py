@@ -27,6 +27,7 @@ from equipoise.store.audit import Audit
 from equipoise.store.records import Record
 from equipoise.store.verdicts import Evaluation, Verdicts
 
+NORMS = ("linf", "l2", "l1")  # threats that are measured here
 SHARE_OF_RANGE = "fraction of the input range"
 TERMS = {
     "source": "NIST AI 100-2 E2025",
@@ -213,7 +214,7 @@ def problems(evaluations: Sequence[CardEvaluation], training: CardTraining | Non
             found.append(f"{each.name}: the evaluation is not finished")
         if not each.attacks:
             found.append(f"{each.name}: no attack was run")
-        elif not each.checks:
+        elif not each.checked:
             found.append(f"{each.name}: its checks were not run")
         failed = (f for f in each.checks if f.status == "failed")
         found += [f"{each.name}: the check {f.check} failed: {f.message}" for f in failed]

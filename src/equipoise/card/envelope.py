@@ -54,12 +54,17 @@ def keygen(path: Path) -> Path:
     if public.exists():
         raise UserError(f"{public} exists: a key is never overwritten; choose another --out")
     _write(path, secret, 0o600)
-    _write(public, shown, 0o644)
+    try:
+        _write(public, shown, 0o644)
+    except UserError:
+        path.unlink()  # of a pair both or none
+        raise
     return public
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:
     """Write a new file with the rights of ``mode``."""
+    place = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         place = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
@@ -69,6 +74,8 @@ def _write(path: Path, content: bytes, mode: int) -> None:
         line = f"{path} exists: a key is never overwritten; choose another --out"
         raise UserError(line) from None
     except OSError as error:
+        if place is not None:
+            path.unlink()  # the file is this one's, and incomplete
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
@@ -93,7 +100,11 @@ def sign(subjects: Subjects, predicate: Mapping[str, Any], key: Path) -> bytes:
     try:
         private = load_pem_private_key(content, None)
     except (ValueError, TypeError) as error:  # TypeError: it is encrypted
-        raise UserError(f"{key} is no private key that can be read: {one_line(error)}") from None
+        public = " (it is a public key: sign with the private one)" * (b"BEGIN PUBLIC" in content)
+        raise UserError(
+            f"{key} is no private key that can be read{public}: {one_line(error)}; a new pair "
+            "without a password: equipoise card keygen"
+        ) from None
     except Exception as error:  # the library has an own exception for kinds it does not know
         raise UserError(f"{key} is a key of another kind: {one_line(error)}") from None
     if not isinstance(private, Ed25519PrivateKey):

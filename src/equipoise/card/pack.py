@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
 from equipoise.card import merkle
@@ -148,11 +148,12 @@ def read(folder: Path, evaluation: CardEvaluation) -> tuple[Pack, str]:
     Raises:
         UserError: If it is missing, or is no pack.
     """
-    path, n = folder / evaluation.pack.file, evaluation.data.n
+    path = folder / evaluation.pack.file
     if not path.is_file():
         raise UserError(f"{path} is missing: a card needs the pack of each evaluation")
-    content = path.read_bytes()
     try:
+        with safe_open(path, "np"):  # reads the header alone: a file that is too long ends here
+            content = path.read_bytes()
         tensors = load(content)
         rows, examples = tensors.pop("rows"), tensors.pop("examples")
         paths = tensors.pop(_PATHS, None)
@@ -163,15 +164,17 @@ def read(folder: Path, evaluation: CardEvaluation) -> tuple[Pack, str]:
         if examples.dtype != np.float32 or examples.ndim < 2:
             raise ValueError(f"its examples are {examples.dtype} {examples.shape}")
         pack = Pack(rows.view(ROW)[:, 0], examples, paths)
-        _refuse(pack, n)
-    except (SafetensorError, LookupError, ValueError, TypeError) as error:
+        _refuse(pack, evaluation)
+    except (SafetensorError, LookupError, ValueError, TypeError, OSError) as error:
         raise UserError(f"{path} is damaged or has missing pieces: {one_line(error)}") from None
     return pack, sha256(content).hexdigest()
 
 
-def _refuse(pack: Pack, n: int) -> None:
+def _refuse(pack: Pack, evaluation: CardEvaluation) -> None:
     """Raise a ValueError if the parts of a pack do not fit each other."""
-    index, paths = pack.rows["index"], pack.paths
+    index, paths, n = pack.rows["index"], pack.paths, evaluation.data.n
+    if not len(index) and evaluation.pack.examples:
+        raise ValueError("it has no rows")
     if paths is None and len(index) != n:
         raise ValueError(f"it has {len(index)} rows for {n} images")
     if not all(0 <= i < n for i in index.tolist()):

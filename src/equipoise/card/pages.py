@@ -115,7 +115,7 @@ def _overview(card: ModelCard) -> Table:
 
 def _overview_row(each: CardEvaluation) -> tuple[Cell, ...]:
     failed = [plain(finding.check) for finding in each.checks if finding.status == "failed"]
-    state = ", ".join(failed) or ("none" if each.checks else "no checks were run")
+    state = ", ".join(failed) or ("none" if each.checked else "the checks were not run")
     return (
         Cell(plain(_threat(each)), small="" if each.finished else "not finished"),
         Cell(f"{each.data.n:,}", each.data.n),

@@ -216,6 +216,11 @@ class CardEvaluation(CardPart):
         return next((result for result in self.results if result.attack == attack), None)
 
     @property
+    def checked(self) -> bool:
+        """Whether its checks were run; the screens of an audit alone are not all of them."""
+        return bool(self.checks) and self.protocol.get("checks") is not False
+
+    @property
     def clean(self) -> CardResult | None:
         """The result on unchanged images."""
         return self.result("clean")
@@ -243,6 +248,12 @@ class ModelCard(CardPart):
     choices: tuple[str, ...]
     evaluations: Annotated[tuple[CardEvaluation, ...], Field(min_length=1)]
     sha256: Digest
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ModelCard":
+        if len({each.name for each in self.evaluations}) < len(self.evaluations):
+            raise ValueError("an evaluation is there twice")
+        return self
 
     @cached_property
     def content(self) -> dict[str, Any]:

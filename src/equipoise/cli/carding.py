@@ -77,4 +77,5 @@ def card(
         return
     written = write_card(what, place, which=weights, key=sign, date=date, console=console)
     state = "complete" if written.complete else "INCOMPLETE, as it says on top"
-    typer.echo(f"{place}: a card of {len(written.evaluations)} evaluations, {state}")
+    count = len(written.evaluations)
+    typer.echo(f"{place}: a card of {count} evaluation{'s' * (count > 1)}, {state}")

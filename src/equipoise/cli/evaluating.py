@@ -238,6 +238,10 @@ def verify(
             console=Console(quiet=quiet),
         )
         return
+    if not run.exists():
+        raise UserError(f"there is no folder {run}")
+    if run.name == "card.json":
+        raise UserError(f"give the folder of the card: {run.parent}")
     if given := [name for name, value in of_card.items() if value is not None]:
         raise UserError(f"{run} is no card (it has no card.json): leave {', '.join(given)} out")
     from equipoise.jobs.verify import verify_run

@@ -25,6 +25,7 @@ from equipoise.models import MODELS
 from equipoise.plugins import command, source
 from equipoise.sample import digests
 from equipoise.store import files
+from equipoise.store.locks import locked
 from equipoise.store.runs import OWN, Run
 from equipoise.store.sealed import file_digest, weights_digest
 from equipoise.store.verdicts import UNREADABLE, Evaluation, read
@@ -87,15 +88,18 @@ def _whole(out: Path) -> Iterator[Path]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists; choose another --out")
     out = out.absolute()
-    work = out.with_name(f".{out.name}.part")
-    shutil.rmtree(work, ignore_errors=True)
+    work, lock = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.lock")
     try:
-        yield work
-        work.replace(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with locked(lock, f"another process writes {out}; choose another --out"):
+            shutil.rmtree(work, ignore_errors=True)
+            try:
+                yield work
+                work.replace(out)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}; choose another --out") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _written(

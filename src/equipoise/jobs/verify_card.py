@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise import data, plugins
-from equipoise.card import claims, pack
+from equipoise.card import claims, envelope, pack
 from equipoise.card.pack import Pack
 from equipoise.card.pages import pages
 from equipoise.card.schema import FILE, CardEvaluation, ModelCard, load
@@ -164,18 +164,25 @@ def _alone(verified: CardVerified, folder: Path, packs: claims.Packs, key: Path 
     card = verified.card
     verified.check("checksum", claims.checksum((folder / FILE).read_bytes()))
     if key is None:
-        verified.unchecked["signature"] = "give the public key with --key"
+        signed = (folder / envelope.FILE).is_file()
+        none = f"the card has none (no {envelope.FILE}): anybody can have made it"
+        verified.unchecked["signature"] = "give the public key with --key" if signed else none
     else:
         verified.check("signature", claims.signature(card, folder, key))
     verified.check("pack", claims.packs(card, packs))
     verified.check("root", claims.roots(card, packs))
     verified.check("counts", claims.counts(card, packs))
     verified.check("attacks", [*claims.attacks(card), *_stages(card)])
-    verified.check("audit", claims.audits(card))
+    audits = [*claims.audits(card)]
+    if audits or any(each.audit for each in card.evaluations):
+        verified.check("audit", audits)
+    else:
+        verified.unchecked["audit"] = "the card has none"
     if _same_version(card):
+        verified.check("limits", claims.limits(card))
         verified.check("pages", () if verified.wrong else _pages(card, folder))
     else:
-        verified.unchecked["pages"] = f"they are of {card.model.package}"
+        verified.unchecked["limits and pages"] = f"they are of {card.model.package}"
     if any(each.paths is not None for each, _ in packs.values()):
         verified.unchecked["other images"] = "this is an excerpt of the card"
 
@@ -356,6 +363,8 @@ def _examples(
     outside = int((~judge.admit(x, x_adv, threat)).sum())
     if outside:
         yield f"{outside} examples are outside the threat {threat}"
+    if (threat.low, threat.high) != (0, 1):
+        yield f"its range is [{threat.low}, {threat.high}], and images have values in [0, 1]"
     ruling, tie = judge.rule(x_adv, y), ties(judge.logits(x_adv))
     correct = int((~ruling.fooled.cpu() & ~tie).sum())
     if correct > slack:
