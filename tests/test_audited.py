@@ -471,7 +471,7 @@ def test_an_audit_is_kept_where_the_same_attack_gives_the_same_verdicts(result):
     noise = result.outcomes["audited/noise"]
     later = replace(result, outcomes={"audited/noise": noise}, audit=None)
     assert later.joined(result).audit.rounds == result.audit.rounds
-    other = replace(noise, attacked=~noise.attacked)
+    other = replace(noise, verdict=~noise.verdict)
     later = replace(later, outcomes={"audited/noise": other})
     assert later.joined(result).audit is None
 

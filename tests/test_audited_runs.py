@@ -9,6 +9,7 @@ import pytest
 
 from equipoise.errors import RunError, UserError
 from equipoise.jobs.evaluate import evaluate_run
+from equipoise.jobs.gate import decide
 from equipoise.jobs.verify import verify_run
 from equipoise.store.verdicts import read
 from test_verify import files, reseal
@@ -136,6 +137,31 @@ def test_another_audit_in_the_same_place_begins_with_what_is_known(copy):
     assert after.audit.nonce == "second"
     assert not (after.robust & ~before.robust).any()
     assert not any(v.problems for v in verify_run(copy))
+
+
+def test_a_gate_wants_the_audit_of_an_audited_search(copy):
+    (path,) = files(copy)
+    checked = {"check": "accuracy", "code": "C1", "status": "ok", "message": "", "measured": {}}
+
+    def with_checks(tensors: dict, content: dict) -> None:
+        content["about"]["asked"]["checks"] = True
+        content["findings"] = [checked]
+
+    reseal(path, with_checks)
+    assert "by the audit at least" in decide(copy, ["worst-case>=0.01"])[0].text
+    reseal(path, lambda tensors, content: content.pop("audit"))
+    with pytest.raises(UserError, match="evaluate with audited again"):
+        decide(copy, ["worst-case>=0.01"])
+
+
+def test_transferred_examples_stay_a_stage_of_the_search(copy):
+    evaluate_run(copy, attacks=SPEC, eps=[0.02], n=80, checks=False)
+    evaluate_run(copy, attacks="fgsm", eps=[0.02], n=80, checks=False, transfer=[copy])
+    later = read(files(copy)[1])
+    assert later.verdicts.outcomes["transfer"]["ensemble"] == SPEC
+    assert not any(v.problems for v in verify_run(copy))
+    (whole,) = (r for r in later.records if r.attack == SPEC)
+    assert whole.robust == later.verdicts.robust.sum()
 
 
 def test_without_an_audit_there_is_none_to_repeat(trained, tmp_path):

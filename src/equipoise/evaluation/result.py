@@ -126,6 +126,9 @@ class Result:
         stronger = before.margin < self.margin
         mask = stronger.view(-1, *[1] * (self.x_adv.ndim - 1))
         outcomes = {**before.outcomes, **self.outcomes}
+        if TRANSFER in before.outcomes:  # it stays a stage of an audited search
+            points, ensemble = outcomes[TRANSFER], before.outcomes[TRANSFER].ensemble
+            outcomes[TRANSFER] = replace(points, ensemble=points.ensemble or ensemble)
         lost = replace(self, outcomes=outcomes).robust & ~before.robust
         if bool(lost.any()):
             points = outcomes.get(TRANSFER) or Outcome.begun(
@@ -149,14 +152,17 @@ class Result:
 
     def _untouched(self, others: Mapping[str, Outcome]) -> Audit | None:
         """Return the audit, unless others have other verdicts than those that it is about."""
-        audit, about = self.audit, [*self.audit.searched, *self.audit.stages] if self.audit else []
-        same = all(
-            torch.equal(self.outcomes[name].verdict, others[name].verdict)
-            and torch.equal(self.outcomes[name].attacked, others[name].attacked)
-            for name in about
-            if name in self.outcomes
+        audit, own = self.audit, self.outcomes
+        if audit is None:
+            return None
+        left, now = (
+            torch.stack([self.correct, *(some[name].verdict for name in audit.searched)]).all(0)
+            for some in (own, others)
         )
-        return audit if same else None
+        stages = [name for name in audit.stages if name in own]
+        pairs = [(left, now), *((own[k].verdict, others[k].verdict) for k in stages)]
+        pairs += [(own[k].attacked, others[k].attacked) for k in stages]
+        return audit if all(torch.equal(a, b) for a, b in pairs) else None
 
     def recounted(self) -> "Result":
         """Return the same with the counts of the audit that follow from the verdicts."""

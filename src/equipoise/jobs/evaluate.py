@@ -224,6 +224,9 @@ class _Evaluations:
     def report(self, threat: Threat) -> None:
         """Say how far an evaluation has come that has used up its time."""
         known = verdicts.read(self.store(threat).path).verdicts
+        if known.audit is not None and known.audit.rounds:
+            self.console.say(f"the time is over: {known.audit.sentence}")
+            return
         for name in (name for name, o in known.outcomes.items() if not o["finished"]):
             attacked = known.attacked[name]
             fooled = int((attacked & ~known.verdict[name]).sum())
@@ -268,6 +271,10 @@ class _Evaluations:
             )
         if result.audit is not None:
             self.console.say(f"audit: {result.audit.sentence}")
+        elif before is not None and before.audit is not None:
+            self.console.warn(
+                "the earlier audit does not hold for these verdicts: run audited again"
+            )
         if result.findings:
             counts = Counter(finding.status for finding in result.findings)
             shown = ", ".join(f"{count} {status}" for status, count in counts.items())

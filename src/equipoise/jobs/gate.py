@@ -14,6 +14,7 @@ from typing import Self
 from equipoise.errors import UserError, short
 from equipoise.jobs.gate_folder import (
     CLEAN,
+    TRANSFER,
     Folder,
     Selection,
     attacks_of,
@@ -184,6 +185,13 @@ def _least(evaluation: Evaluation, record: Record) -> tuple[int, float]:
     Where only a part of the images was audited, the audit takes half of the error.
     """
     audit = evaluation.verdicts.audit
+    if audit is None and record.attack != CLEAN:
+        ensembles = {stage_of(name)[0] for name in evaluation.verdicts.outcomes}
+        if any(name.partition("(")[0] == "audited" for name in ensembles):
+            raise UserError(
+                f"{evaluation.path}: later evaluations replaced what its audit was about: "
+                "evaluate with audited again"
+            )
     if audit is None or record.attack not in (WORST, stage_of(audit.stages[0])[0]):
         return record.robust, ERROR
     if audit.method == FULL:
@@ -260,7 +268,11 @@ def _drops(new: Folder, old: Folder, evaluation: Evaluation, margin: float) -> I
 def _same_attacks(new: Folder, evaluation: Evaluation, old: Folder, earlier: Evaluation) -> None:
     """Raise a UserError if two evaluations were attacked in different ways."""
     settings = [
-        {name: o["settings"].split(", searched")[0] for name, o in e.verdicts.outcomes.items()}
+        {
+            name: o["settings"].split(", searched")[0]
+            for name, o in e.verdicts.outcomes.items()
+            if not (name == TRANSFER and o["ensemble"])  # an audited search tries what is there
+        }
         | {"passes": e.verdicts.passes}
         for e in (evaluation, earlier)
     ]
