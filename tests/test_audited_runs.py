@@ -159,9 +159,8 @@ def test_transferred_examples_stay_a_stage_of_the_search(copy):
     evaluate_run(copy, attacks="fgsm", eps=[0.02], n=80, checks=False, transfer=[copy])
     later = read(files(copy)[1])
     assert later.verdicts.outcomes["transfer"]["ensemble"] == SPEC
+    assert later.verdicts.audit is not None
     assert not any(v.problems for v in verify_run(copy))
-    (whole,) = (r for r in later.records if r.attack == SPEC)
-    assert whole.robust == later.verdicts.robust.sum()
 
 
 def test_without_an_audit_there_is_none_to_repeat(trained, tmp_path):

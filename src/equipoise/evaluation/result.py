@@ -126,9 +126,15 @@ class Result:
         stronger = before.margin < self.margin
         mask = stronger.view(-1, *[1] * (self.x_adv.ndim - 1))
         outcomes = {**before.outcomes, **self.outcomes}
-        if TRANSFER in before.outcomes:  # it stays a stage of an audited search
-            points, ensemble = outcomes[TRANSFER], before.outcomes[TRANSFER].ensemble
-            outcomes[TRANSFER] = replace(points, ensemble=points.ensemble or ensemble)
+        if (old := before.outcomes.get(TRANSFER)) and (new := self.outcomes.get(TRANSFER)):
+            known = new.settings in old.settings
+            outcomes[TRANSFER] = replace(
+                new,
+                verdict=old.verdict & new.verdict,
+                attacked=old.attacked | new.attacked,
+                ensemble=new.ensemble or old.ensemble,  # a stage of an audited search stays one
+                settings=old.settings if known else f"{old.settings}; {new.settings}",
+            )
         lost = replace(self, outcomes=outcomes).robust & ~before.robust
         if bool(lost.any()):
             points = outcomes.get(TRANSFER) or Outcome.begun(
