@@ -24,7 +24,7 @@ from equipoise.evaluation.evaluate import evaluate_by
 from equipoise.execution import Execution
 from equipoise.execution.form import guest
 from equipoise.measures.audits import most_failures
-from equipoise.store.audit import Audit, AuditRound, random_order
+from equipoise.store.audit import Audit, AuditRound, missed_together, random_order
 from problems import held_out, linear_problem, small_net
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -421,6 +421,13 @@ def test_counts_that_contradict_each_other_are_refused():
         Audit.of(content)
     with pytest.raises(ValueError, match="expected"):
         Audit.of({"nonce": "x"})
+
+
+def test_the_same_model_twice_in_a_table_is_no_more_evidence():
+    audit = conduct({"square": []}, items=100, nonce="t", within=0.1)
+    other = replace(audit, digest="e")
+    assert missed_together([audit, audit]) == missed_together([audit])
+    assert missed_together([audit, other]) < missed_together([audit])
 
 
 def test_without_survivors_there_is_nothing_to_audit():

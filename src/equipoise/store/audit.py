@@ -251,6 +251,9 @@ def missed_together(audits: Sequence[Audit], confidence: float = 0.95) -> float:
     It is one bound for all models together, as a difference of accuracies in [0, 1]; the bounds of
     single models hold one at a time.
     """
+    audits = list(
+        {audit.digest: audit for audit in audits}.values()
+    )  # the same one is no new draw
     strata, seen, images = [], 0, sum(audit.n for audit in audits)
     again = 1 / (2 * max(len(audits), 1))  # the weight of another round
     for audit in audits:
