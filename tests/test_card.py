@@ -806,7 +806,10 @@ def test_a_card_without_an_audit_cannot_be_audited_again(written, audited, stran
 
 def test_an_excerpt_is_checked_without_the_rest(written, stranger, tmp_path):
     part = tmp_path / "part"
-    write_excerpt(written, part, examples=4, nonce="a")
+    shutil.copytree(written, whole := tmp_path / "whole")
+    (whole / "me.key").write_text("a secret that lies there")
+    write_excerpt(whole, part, examples=4, nonce="a")
+    assert {path.name for path in part.iterdir()} == {path.name for path in written.iterdir()}
     verified = verify_card(part, key=stranger.key, model=str(stranger.run))
     assert verified.examples == 4 + min(4, load(written).evaluations[0].pack.examples)
     assert "excerpt" in verified.unchecked["other images"]

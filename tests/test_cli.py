@@ -329,6 +329,24 @@ def test_zero_and_an_empty_value_count_as_given(command, trained, words, tmp_pat
 
 @pytest.mark.parametrize(
     "words",
+    [
+        ["report", "RUN", "--out", "RUN/model.safetensors"],
+        ["report", "RUN", "--out", "RUN/recipe.yaml"],
+        ["scan", "RUN", "--json", "RUN/recipe.yaml"],
+        ["evaluate", "RUN", "--json", "RUN/model.safetensors"],
+    ],
+    ids=" ".join,
+)
+def test_a_file_of_another_kind_is_not_replaced(command, trained, words):
+    words = [word.replace("RUN", str(trained)) for word in words]
+    before = Path(words[-1]).read_bytes()
+    ended = command(*words)
+    assert (ended.code, Path(words[-1]).read_bytes()) == (2, before)
+    assert "is another kind of file" in ended.line
+
+
+@pytest.mark.parametrize(
+    "words",
     [["trian"], ["train", "--sed", "3"], ["train", "--seed", "x"], ["evaluate"], ["report"]],
 )
 def test_words_the_command_line_does_not_know(command, words):

@@ -1,6 +1,7 @@
 """The gate: bounds decide, not estimates; what cannot be decided is never green."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -394,6 +395,12 @@ def test_a_damaged_evaluation_decides_nothing(many):
         decide(many, ["worst-case@32/255>=0"])
 
 
+def test_a_pipe_among_the_evaluations_does_not_hang(run):
+    os.mkfifo(run / "evaluations" / "linf.safetensors")
+    with pytest.raises(UserError, match=r"is damaged .*is no file"):
+        decide(run, ["clean>=0.1"])
+
+
 def test_an_evaluation_of_other_weights_decides_nothing(run):
     save_file({"weight": np.zeros(3, np.float32)}, run / "model.safetensors")
     with pytest.raises(UserError, match=r"holds no evaluation; .* is of other weights"):
@@ -437,6 +444,8 @@ BAD = [
     (["--require", "clean>=0.1", "--junit", "new"], "choose another path"),
     (["--require", "clean>=0.1", "--sarif", "new/recipe/x"], "choose another path"),
     (["--require", "clean>=0.1", "--junit", "a", "--sarif", "./a"], "the same file"),
+    (["--require", "clean>=0.1", "--junit", "new/recipe.yaml"], "another kind of file"),
+    (["--require", "clean>=0.1", "--junit", "pipe"], "it is no file"),
 ]
 
 
@@ -457,6 +466,8 @@ def gate(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(("words", "said"), BAD, ids=[" ".join(words) for words, _ in BAD])
 def test_bad_input_is_one_line_and_exit_code_two(gate, tmp_path, run, words, said):
     (run / "recipe").touch()
+    (run / "recipe.yaml").write_text("method: a3gt")
+    os.mkfifo(tmp_path / "pipe")
     code, out, err = gate("new", *words)
     assert (code, out) == (2, "")
     assert said in err

@@ -8,6 +8,7 @@ import typer
 
 from equipoise.cli import options
 from equipoise.errors import RunError, UserError
+from equipoise.store.files import refuse_foreign
 from equipoise.terminal.progress import Console
 
 EVALUATE_EPILOG = (
@@ -265,6 +266,7 @@ def check_json(path: Path) -> None:
     if there and not (path.is_file() or path.is_dir()):
         return  # a pipe: to open it would wait for its reader
     try:
+        refuse_foreign(path, b"[\n", b"[]", b"{\n")
         path.open("ab").close()
         if not there:
             path.unlink()

@@ -166,9 +166,9 @@ def write_excerpt(
             part = every.excerpt(examples, nonce)
             files.write(folder / each.pack.file, part.content())
             console.say(f"{each.name}: {len(part.examples)} of {len(every.examples)} examples")
-        for file in path.iterdir():
-            if file.is_file():
-                files.write(folder / file.name, file.read_bytes())
+        for name in (FILE, envelope.FILE, *pages(card)):  # nothing else that lies there
+            if (path / name).is_file():
+                files.write(folder / name, (path / name).read_bytes())
     return card
 
 

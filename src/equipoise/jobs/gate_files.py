@@ -44,7 +44,9 @@ def write(
         raise UserError(f"--junit and --sarif name the same file, {junit}")
     for path, content in ((junit, junit_xml), (sarif, sarif_json)):
         if path is not None:
-            files.write(path, content(decisions, run))
+            text = content(decisions, run)
+            files.refuse_foreign(path, text[:20].encode())
+            files.write(path, text)
 
 
 def junit_xml(decisions: Sequence[Decision], run: Path) -> str:

@@ -22,7 +22,7 @@ from equipoise.report.results import (
 )
 from equipoise.report.runs_reader import RunData, read_runs
 from equipoise.report.stages import stage_sections
-from equipoise.store.files import write
+from equipoise.store.files import refuse_foreign, write
 from equipoise.store.verdicts import scores
 
 _MANY = 24  # classes; of more, those with the lowest accuracy are shown
@@ -52,6 +52,7 @@ def build(runs: Sequence[Path], out: Path, *, cmmr: bool = False) -> Path:
     out = Path(out)
     if out.is_dir():
         raise UserError(f"{out} is a folder; name the file to write, e.g. {out / 'report.html'}")
+    refuse_foreign(out, b"# " if out.suffix == ".md" else b"<!DOCTYPE html>")
     write(out, (_markdown if out.suffix == ".md" else _html)(read_runs(runs), cmmr))
     return out
 

@@ -34,6 +34,8 @@ def write(
         RunError: If the disk is full or fails. The former file is intact.
     """
     temporary = path.with_name(f".{path.name}.part")
+    if path.exists() and not path.is_file():  # not even a device is replaced
+        raise UserError(f"cannot write {path}: it is no file; choose another path")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
@@ -50,6 +52,19 @@ def write(
         with suppress(OSError):  # its folder may be missing
             temporary.unlink()
         raise _failure(error, path, again) from None
+
+
+def refuse_foreign(path: Path, *begins: bytes) -> None:
+    """Refuse to replace a file that begins in none of these ways.
+
+    Raises:
+        UserError: If there is one: it may be somebody's weights or recipe.
+    """
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            start = file.read(max(map(len, begins)))
+        if not start.startswith(begins):
+            raise UserError(f"{path} exists and is another kind of file; choose another path")
 
 
 def append_line(path: Path, content: Mapping[str, Any], again: str = "") -> None:

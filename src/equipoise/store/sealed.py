@@ -62,6 +62,8 @@ def read_arrays(
     Raises:
         OSError, SafetensorError, ValueError: If it cannot be read or is damaged.
     """
+    if not path.is_file():  # to open a pipe would wait for its writer
+        raise FileNotFoundError(f"{path.name} is no file")
     with safe_open(str(path), framework=kind) as file:
         metadata = dict(file.metadata() or {})
         names = set(file.keys())
