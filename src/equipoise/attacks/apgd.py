@@ -106,7 +106,7 @@ class APGD:
             return x.clone()
         with guest(model) as model, torch.no_grad():
             targets = self._targets(model, x, y)
-            finds = _Finds(x)
+            finds = Finds(x)
             for restart in range(self.restarts):
                 if len(finds.open):
                     source = draws.child(f"restart {restart}").select(finds.open)
@@ -154,11 +154,11 @@ class APGD:
         threat: Threat,
         targets: Tensor | None,
         draws: Draws,
-        finds: "_Finds",
+        finds: "Finds",
     ) -> None:
         """Search once from a random start for all open examples."""
         x, y = x[finds.open], y[finds.open]
-        rows = _ApgdRows.of(x, y, None if targets is None else targets[finds.open])
+        rows = TargetRows.of(x, y, None if targets is None else targets[finds.open])
         count = len(rows.y) // len(y)
         noise = torch.stack([draws.uniform(x) for _ in range(count)], dim=1).flatten(0, 1)
         wide = threat.norm == "l1" and self.largereps is not False
@@ -178,10 +178,10 @@ class APGD:
     def _climb(
         self,
         model: Fast,
-        rows: "_ApgdRows",
+        rows: "TargetRows",
         ascent: Ascent,
         steps: int,
-        finds: "_Finds | None",
+        finds: "Finds | None",
     ) -> None:
         """Take the steps; with ``finds``, record every point and drop finished examples."""
         for taken in range(steps + 1):
@@ -201,7 +201,7 @@ class APGD:
             if not len(rows.y):
                 break
 
-    def _evaluate(self, model: Fast, x: Tensor, rows: "_ApgdRows") -> tuple[Tensor, ...]:
+    def _evaluate(self, model: Fast, x: Tensor, rows: "TargetRows") -> tuple[Tensor, ...]:
         """Return logits, losses and gradients, the mean of several passes."""
         passes = [
             input_gradient(model, x, lambda z: self._losses(z, rows.y, rows.target))
@@ -257,7 +257,7 @@ def APGDT(  # noqa: N802
 
 
 @dataclass(frozen=True)
-class _ApgdRows:
+class TargetRows:
     """The rows that are searched: one of each example, or one for each of its targets."""
 
     x: Tensor
@@ -279,7 +279,7 @@ class _ApgdRows:
         return type(self)(self.x[rows], self.y[rows], target)
 
 
-class _Finds:
+class Finds:
     """The strongest point of each example so far, and which examples are open."""
 
     def __init__(self, x: Tensor) -> None:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.apgd import _ApgdRows, _Finds
+from equipoise.attacks.apgd import TargetRows, Finds
 from equipoise.attacks.core import prepared, refuse, uncounted, wrong_norms
 from equipoise.draws import Draws
 from equipoise.execution.form import Fast, guest, input_gradient, input_gradients
@@ -62,7 +62,7 @@ class Noise:
     ) -> Tensor:
         """Return the strongest ``x_adv`` found for every example: see :class:`Attack`."""
         x, y, draws = prepared(self, x, y, threat, draws)
-        finds = _Finds(x)
+        finds = Finds(x)
         with guest(model) as model, torch.no_grad():
             for number in range(self.tries):
                 if not len(finds.open):
@@ -115,7 +115,7 @@ class MarginAscent:
         x, y, draws = prepared(self, x, y, threat, draws)
         if not len(x) or threat.eps == 0:
             return x.clone()
-        finds = _Finds(x)
+        finds = Finds(x)
         with guest(model) as model, torch.no_grad():
             targets = None if not self.targets else nearest(model, x, y, threat, self.targets)
             for restart in range(self.restarts):
@@ -132,11 +132,11 @@ class MarginAscent:
         threat: Threat,
         targets: Tensor | None,
         draws: Draws,
-        finds: _Finds,
+        finds: Finds,
     ) -> None:
         """Search once from a random start for all open examples."""
         x, y = x[finds.open], y[finds.open]
-        rows = _ApgdRows.of(x, y, None if targets is None else targets[finds.open])
+        rows = TargetRows.of(x, y, None if targets is None else targets[finds.open])
         count = len(rows.y) // len(y)
         noise = torch.stack([draws.uniform(x) for _ in range(count)], dim=1).flatten(0, 1)
         point = threat.start(rows.x, noise)
@@ -161,7 +161,7 @@ class MarginAscent:
             point = project(moved)
 
     def _diversify(
-        self, model: Fast, point: Tensor, rows: _ApgdRows, threat: Threat, draws: Draws
+        self, model: Fast, point: Tensor, rows: TargetRows, threat: Threat, draws: Draws
     ) -> Tensor:
         """Return starts that differ in a random combination of the logits."""
         project = threat.projector(rows.x)
@@ -201,7 +201,7 @@ def _towards(y: Tensor, target: Tensor | None) -> Callable[[Tensor], Tensor]:
     ).flatten()
 
 
-def _noted(model: Fast, point: Tensor, y: Tensor, finds: _Finds) -> None:
+def _noted(model: Fast, point: Tensor, y: Tensor, finds: Finds) -> None:
     """Record points that are not moved further; ``y`` has the label of each row."""
     logits = model(point)
     wrong = model.confirmed(point, logits.argmax(1) != y, y)
