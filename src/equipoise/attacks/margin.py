@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.apgd import TargetRows, Finds
+from equipoise.attacks.apgd import Finds, TargetRows
 from equipoise.attacks.core import prepared, refuse, uncounted, wrong_norms
 from equipoise.draws import Draws
 from equipoise.execution.form import Fast, guest, input_gradient, input_gradients
