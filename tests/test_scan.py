@@ -91,7 +91,7 @@ def test_its_plain_values_are_the_numbers():
 
 def test_what_it_says_in_a_sentence():
     assert "easily fooled" in headline(made([0.01] * 20))[1]
-    assert "on most of the images that it knows" in headline(made([0.05, 0.06, 0.3]))[1]
+    assert "on most of the images that it classifies" in headline(made([0.05, 0.06, 0.3]))[1]
     assert "do not fool it on most images" in headline(made([0.05, 0.3, 0.3]))[1]
     wrong = made([0.3] * 3, correct=[1, 0, 0])  # of three classes
     assert "look at its weights and inputs first" in headline(wrong)[1]

@@ -299,8 +299,12 @@ def _training(card: ModelCard) -> Iterator[Block]:
 
 
 def _checking(card: ModelCard) -> Mapping[str, str]:
-    kind = card.model.kind
-    model = "" if kind == "registered" else " --model package.module:function"
+    model = " --model RUN"
+    if card.model.kind == "function":
+        model = " --model package.module:function" + " --weights FILE" * (
+            card.model.file is not None
+        )
+    model += " --data FILE.npz" * card.evaluations[0].data.name.endswith(".npz")
     return {
         "With equipoise": f"`equipoise verify CARD --key KEY.pub{model}`",
         "Checksum of the card": card.sha256,

@@ -295,7 +295,9 @@ def _function(card: ModelCard, now: dict[str, str] | None) -> Iterator[str]:
 
 def _weights(card: ModelCard, given: Given) -> Iterator[str]:
     if model_digest(given.model) != card.model.sha256:
-        yield "the weights of the model are not those of the card"
+        load = "; if its function does not load them, give --weights FILE"
+        more = load if card.model.kind == "function" else ""
+        yield f"the weights of the model are not those of the card{more}"
 
 
 def _judged(

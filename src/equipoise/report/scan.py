@@ -73,7 +73,7 @@ def _verdict(scan: Scan) -> str:
     if share < EASY:
         return "At this radius the model is easily fooled."
     if share < HALF:
-        return "At this radius the model is fooled on most of the images that it knows."
+        return "At this radius it is fooled on most of the images that it classifies correctly."
     return "At this radius these short attacks do not fool it on most images."
 
 
