@@ -90,6 +90,20 @@ app.add_typer(data_app, name="data")
 app.command()(reporting.demo)
 
 
+PATHS = [
+    "--against",
+    "--out",
+    "--sign",
+    "--key",
+    "--junit",
+    "--sarif",
+    "--json",
+    "--data-dir",
+    "--transfer",
+]
+"""Options whose empty value would be the current folder."""
+
+
 def main() -> None:
     """Run the command line."""
     run(app)
@@ -124,7 +138,7 @@ def run(app: typer.Typer, name: str = "equipoise") -> None:
 def _start(command: Any, words: list[str], name: str) -> Any:
     """Run a command; where help is wanted, without the groups above it, whose parsing is slow."""
     for before, word in pairwise((name, *words)):
-        if not word and before != "--require":  # an empty path would be the current folder
+        if not word and (before in PATHS or not before.startswith("-")):
             raise UserError(f"the word after {before} is empty: is a shell variable not set?")
     if words and words[-1] in HELP:
         while words[0] in getattr(command, "commands", {}):
