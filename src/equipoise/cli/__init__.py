@@ -90,17 +90,8 @@ app.add_typer(data_app, name="data")
 app.command()(reporting.demo)
 
 
-PATHS = [
-    "--against",
-    "--out",
-    "--sign",
-    "--key",
-    "--junit",
-    "--sarif",
-    "--json",
-    "--data-dir",
-    "--transfer",
-]
+PATHS = ["--against", "--out", "--sign", "--key", "--transfer"]
+PATHS += ["--junit", "--sarif", "--json", "--data-dir"]
 """Options whose empty value would be the current folder."""
 
 
