@@ -56,6 +56,7 @@ def _headline(card: ModelCard) -> list[str]:
         plain(
             f"{_threat(each)}: at most {_count(each.worst)} are classified correctly under the "
             f"attacks listed; {_count(each.clean)} without an attack."
+            + (f" Audit: {each.audit.get('sentence')}." if each.audit else "")
         )
         for each in card.evaluations
     ]

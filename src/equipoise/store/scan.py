@@ -196,6 +196,11 @@ class Scan:
         ]
         if not self.finished:
             notes.append("Not finished: not every attack and check was run.")
+        notes.append(
+            "A scan is not AutoAttack, and no guarantee: every accuracy is an upper bound."
+        )
+        if verdict := (self.about or {}).get("verdict"):
+            notes.append(f"The full verdict, with a bound: {verdict}")
         return notes
 
     def content(self) -> dict[str, Any]:
