@@ -90,4 +90,4 @@ def test_coordinates_that_are_no_numbers_are_refused(bad):
 
 
 def test_doctests():
-    assert doctest.testmod(statistics) == (0, 4)
+    assert doctest.testmod(statistics) == (0, 5)

@@ -90,7 +90,7 @@ class Twin:
             layers.become(head, layers.Full)
         self.refresh()
         quicker = bool(self.folds or self._quick_layers) or execution.layout == "channels_last"
-        self.pads = False
+        self.pads, self.usual = False, 0
         self.freed = any(tensor.is_inference() for tensor in sources.values())
         self.gains = (
             quicker or self.freed or execution.precision == "bfloat16" or execution.compile
@@ -98,6 +98,8 @@ class Twin:
 
     pads: bool
     """Whether sizes of batches are rounded up: :func:`equipoise.execution.passes.padded`."""
+    usual: int
+    """The size of the first batch, which is not rounded: a training has no other."""
     gains: bool
     """Whether anything is faster than in the model, or works where it does not."""
     freed: bool
@@ -113,7 +115,11 @@ class Twin:
         def network(x: Tensor) -> Tensor:
             return run(search, x, self.precision, self.memory_format)
 
-        return padded(network, x) if self.pads else network(x)
+        return self.batched(network, x)
+
+    def batched(self, network: Network, x: Tensor) -> Tensor:
+        """Return the logits of a network for a batch whose size may be rounded up, (B, K)."""
+        return padded(network, x) if self.pads and len(x) != self.usual else network(x)
 
     def follows(self, model: nn.Module) -> bool:
         """Return whether a model still has the tensors that were copied, of the same kind.
@@ -230,11 +236,12 @@ def copy_of(model: nn.Module, x: Tensor, execution: Execution) -> Twin | str:
     if x.dtype != torch.float32 or isinstance(model, Function):
         return ""
     with outside_inference(), frozen(model), evaluating(model):
-        x = _few(x)
+        usual, x = len(x), _few(x)
         twin: Twin | str = ""
         for layout in _layouts(model, x, execution):
             twin = _tried(model, x, replace(execution, layout=layout).resolved(x.device))
             if isinstance(twin, Twin):
+                twin.usual = usual
                 break
     kept_copies(model)[execution] = twin
     return twin

@@ -27,7 +27,6 @@ from equipoise.execution.passes import (
     frozen,
     gradient,
     outside_inference,
-    padded,
 )
 from equipoise.execution.policy import Execution
 
@@ -119,8 +118,8 @@ class Fast(nn.Module):
         """Return the exact logits of inputs of shape (B, ...), without a gradient."""
         self.forwards += len(x) * self.passes
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False), evaluating(self.exact):
-            pads = self.twin is not None and self.twin.pads
-            logits = padded(partial(ask, self.exact), x) if pads else ask(self.exact, x)
+            exact = partial(ask, self.exact)
+            logits = exact(x) if self.twin is None else self.twin.batched(exact, x)
             if self.passes > 1:
                 more = (ask(self.exact, x).softmax(1) for _ in range(self.passes - 1))
                 logits = sum(more, logits.softmax(1)).log()
