@@ -26,6 +26,7 @@ References:
     | https://arxiv.org/abs/2103.01208
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -52,14 +53,14 @@ VERSIONS: tuple[Version, ...] = ("standard", "plus", "rand")
 PASSES = 20  # forward passes of a step and of a verdict in ``rand``
 
 
-class Ensemble:
+class Ensemble(ABC):
     """Attacks that run one after the other, each on the examples that are not yet fooled."""
 
     norms: tuple[Norm, ...]
 
+    @abstractmethod
     def stages(self, norm: Norm) -> Mapping[str, Attack]:
         """Return the attacks by name, in the order in which they run."""
-        raise NotImplementedError
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, draws: Draws | None = None
