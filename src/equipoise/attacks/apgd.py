@@ -38,6 +38,7 @@ References:
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
@@ -107,10 +108,8 @@ class APGD:
         with guest(model) as model, torch.no_grad():
             targets = self._targets(model, x, y)
             finds = Finds(x)
-            for restart in range(self.restarts):
-                if len(finds.open):
-                    source = draws.child(f"restart {restart}").select(finds.open)
-                    self._search(model, x, y, threat, targets, source, finds)
+            for rows, noise, _ in searches(finds, x, y, targets, draws, self.restarts):
+                self._search(model, rows, noise, threat, finds)
         return finds.x_adv
 
     def rows_per_example(self, classes: int) -> int:
@@ -149,18 +148,12 @@ class APGD:
     def _search(
         self,
         model: Fast,
-        x: Tensor,
-        y: Tensor,
+        rows: "TargetRows",
+        noise: Tensor,
         threat: Threat,
-        targets: Tensor | None,
-        draws: Draws,
         finds: "Finds",
     ) -> None:
         """Search once from a random start for all open examples."""
-        x, y = x[finds.open], y[finds.open]
-        rows = TargetRows.of(x, y, None if targets is None else targets[finds.open])
-        count = len(rows.y) // len(y)
-        noise = torch.stack([draws.uniform(x) for _ in range(count)], dim=1).flatten(0, 1)
         wide = threat.norm == "l1" and self.largereps is not False
         plan = phases(threat.eps, self.steps) if wide else [(threat.eps, self.steps)]
         start = _start(replace(threat, eps=plan[0][0]), rows.x, noise)
@@ -308,6 +301,23 @@ class Finds:
             return None
         self.open = self.open[left]
         return stays.repeat_interleave(count).nonzero()[:, 0]
+
+
+def searches(
+    finds: Finds, x: Tensor, y: Tensor, targets: Tensor | None, draws: Draws, restarts: int
+) -> Iterator[tuple[TargetRows, Tensor, Draws]]:
+    """Yield the rows of the examples that are open at each restart, noise for them, and draws.
+
+    The noise is uniform in [0, 1) and has the shape of the rows; the draws are of the examples.
+    """
+    for restart in range(restarts):
+        if len(finds.open):
+            source, some = draws.child(f"restart {restart}").select(finds.open), x[finds.open]
+            aims = None if targets is None else targets[finds.open]
+            rows = TargetRows.of(some, y[finds.open], aims)
+            count = len(rows.y) // len(some)
+            noise = torch.stack([source.uniform(some) for _ in range(count)], dim=1)
+            yield rows, noise.flatten(0, 1), source
 
 
 def _start(threat: Threat, x: Tensor, noise: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.apgd import Finds, TargetRows
+from equipoise.attacks.apgd import Finds, TargetRows, searches
 from equipoise.attacks.core import prepared, refuse, uncounted, wrong_norms
 from equipoise.draws import Draws
 from equipoise.execution.form import Fast, guest, input_gradient, input_gradients
@@ -118,27 +118,20 @@ class MarginAscent:
         finds = Finds(x)
         with guest(model) as model, torch.no_grad():
             targets = None if not self.targets else nearest(model, x, y, threat, self.targets)
-            for restart in range(self.restarts):
-                if len(finds.open):
-                    source = draws.child(f"restart {restart}").select(finds.open)
-                    self._search(model, x, y, threat, targets, source, finds)
+            for rows, noise, source in searches(finds, x, y, targets, draws, self.restarts):
+                self._search(model, rows, noise, source, threat, finds)
         return finds.x_adv
 
     def _search(
         self,
         model: Fast,
-        x: Tensor,
-        y: Tensor,
-        threat: Threat,
-        targets: Tensor | None,
+        rows: TargetRows,
+        noise: Tensor,
         draws: Draws,
+        threat: Threat,
         finds: Finds,
     ) -> None:
         """Search once from a random start for all open examples."""
-        x, y = x[finds.open], y[finds.open]
-        rows = TargetRows.of(x, y, None if targets is None else targets[finds.open])
-        count = len(rows.y) // len(y)
-        noise = torch.stack([draws.uniform(x) for _ in range(count)], dim=1).flatten(0, 1)
         point = threat.start(rows.x, noise)
         if self.diversified:
             point = self._diversify(model, point, rows, threat, draws)
