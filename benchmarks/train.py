@@ -72,7 +72,7 @@ def training(case: Case, problem: Problem, execution: Execution) -> Training:
     sgd = SGD | {"lr_factors": [1.0], "lr_at": None}
     settings = {
         "method": "a3gt",
-        "alpha": ALPHA,
+        "horizon": 1 / ((1 - ALPHA) * BATCHES),
         "warmup": False,
         "gamma": [GAMMA],
         "clean": dict(sgd),

@@ -49,7 +49,7 @@ def small(method: str = "a3gt", **settings: Any) -> Any:
     usual: dict[str, Any] = {
         "clean": Standard(lr=0.1, weight_decay=1e-3, **schedule),
         "robust": Adversarial(lr=0.07, weight_decay=4e-3, attack=attack, **schedule),
-        "alpha": 0.8,
+        "horizon": 1.25,
         "every": 2,
         "start": Fixed(round=2),
     }

@@ -230,7 +230,7 @@ SMALL = (
     "attack.steps=2",
     "validation_attack=pgd-2",
     "every=1",
-    "alpha=0.9",
+    "horizon=10/6",
 )
 
 

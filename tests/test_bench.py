@@ -264,7 +264,7 @@ def test_both_trainings_have_one_optimiser_and_one_average():
         assert learner.lr(0) == learner.lr(0.9) == train.SGD["lr"]
     weights = ours.method.weights(1, ours.rounds, None)
     assert weights["robust"] == theirs.gamma
-    assert ours.method.merge.memory(0) == theirs.alpha == train.ALPHA
+    assert ours.method.merge.memory(0, ours.steps) == theirs.alpha == train.ALPHA
 
 
 # Times

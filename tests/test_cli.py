@@ -585,7 +585,7 @@ def test_lists_name_everything(command):
     assert "ResNet-18" in command("list", "models").out
     assert "mi-fgsm" in command("list", "attacks").out
     ended = command("list", "methods", "a3gt")
-    for text in ("gamma: [1.0, 1.0, 1.0, 0.4]", "every: 5", "deadline: 0.6", "alpha: 0.999"):
+    for text in ("gamma: [1.0, 1.0, 1.0, 0.4]", "every: 5", "deadline: 0.6", "horizon: 2.5"):
         assert text in ended.out
 
 

@@ -151,7 +151,7 @@ def weak(attack: PGD = FAST, **others: Any) -> Method:
         "robust": bound(Adversarial, THREAT, attack=attack, **SGD),
     }
     knots = {"clean": Knots((0.5,)), "robust": Knots((0.5,))}
-    usual: dict[str, Any] = {"alpha": 0.9, "every": None, "start": Never()}
+    usual: dict[str, Any] = {"horizon": 2.5, "every": None, "start": Never()}
     return Method(learners=learners, knots=knots, merge=Merge(**usual | others))
 
 
@@ -438,7 +438,7 @@ def trained(model: nn.Module, attack: PGD, lr: Knots, **others: Any) -> Training
         "method": Method(
             learners={"robust": objective},
             knots={"robust": Knots((1.0,))},
-            merge=Merge(alpha=0.0, every=None, start=Never()),
+            merge=Merge(horizon=0.0, every=None, start=Never()),
         ),
         "model": deepcopy(model),
         "images": train,

@@ -35,7 +35,7 @@ PLAN = {
     },
     "budget": 1500,  # of 240 images a round: two rounds of pgd-at, whose image costs three
     "seeds": [0, 1],
-    "entries": {"standard": {"rounds": 2}, "averaged": {"method": "pgd-at", "alpha": 0.9}},
+    "entries": {"standard": {"rounds": 2}, "averaged": {"method": "pgd-at", "horizon": 1.5}},
     "evaluate": {"attacks": "pgd-2,fgsm", "n": 100},
 }
 PLAN["entries"]["averaged"]["attack"] = {"steps": 2}
@@ -203,10 +203,10 @@ def test_an_entry_lies_over_the_base_group_by_group():
 def test_everything_in_a_list_of_models_is_judged_and_grids_are_written_out(tmp_path):
     plan = changed(budget=None, evaluate={"eps": [0, 0.1, "1/5"], "weights": ["model", "rounds"]})
     plan["base"] |= {"snapshots": 2, "rounds": 5}
-    grid = {"name": "a{alpha}", "entry": {"method": "pgd-at"}, "over": {"alpha": [0.5, 0.9]}}
-    plan |= {"entries": {}, "grids": [grid], "only": ["a0.9", "a*"], "seeds": [0]}
+    grid = {"name": "h{horizon}", "entry": {"method": "pgd-at"}, "over": {"horizon": [0.5, 2.5]}}
+    plan |= {"entries": {}, "grids": [grid], "only": ["h2.5", "h*"], "seeds": [0]}
     planned = tasks(parse(plan), tmp_path, Datasets())
-    assert [task.entry for task in planned] == ["a0.9", "a0.5"]
+    assert [task.entry for task in planned] == ["h2.5", "h0.5"]
     assert [(e.protocol.eps, e.weights) for e in planned[0].evaluations] == [
         (eps, which) for eps in (0.1, 0.2) for which in ("model", "round-002", "round-004")
     ]
@@ -283,7 +283,7 @@ def test_its_runs_are_runs_like_any_other(command, compared):
     assert ended.code == 0, ended.err
     assert "verified" in ended.err
     settings = recipe.read(run / "recipe.yaml")
-    assert (settings["method"], settings["alpha"], settings["rounds"]) == ("pgd-at", 0.9, 2)
+    assert (settings["method"], settings["horizon"], settings["rounds"]) == ("pgd-at", 1.5, 2)
 
 
 @pytest.mark.slow
@@ -334,12 +334,12 @@ def test_folders_of_another_recipe_are_refused_before_anything_starts(command, a
     shutil.rmtree(again / "standard-seed0")
     (again / "standard-seed1" / "recipe.yaml").unlink()
     plan = changed()
-    plan["entries"]["averaged"] |= {"alpha": 0.8, "cost": 6}
+    plan["entries"]["averaged"] |= {"horizon": 1, "cost": 6}
     before = contents(again)
     ended = command("compare", write(again.parent, plan), "--out", again)
     assert ended.code == 2
     folders = f"{again / 'averaged-seed0'}, {again / 'averaged-seed1'}"
-    what = "alpha: 0.9 there, 0.8 here; rounds: 2 there, 1 here"
+    what = "horizon: 1.5 there, 1.0 here; rounds: 2 there, 1 here"
     assert f"another recipe is in {folders} ({what})" in ended.line
     assert f"{again / 'standard-seed1'} is not a run folder" in ended.line
     assert contents(again) == before

@@ -55,7 +55,7 @@ def front(**settings: Any) -> Any:
     usual = {
         "robust": Mixed(weight=0.9, attack=QUICK),
         "start": Fixed(round=2),
-        "alpha": 0.8,
+        "horizon": 1.25,
     }
     return METHODS["a3gt-front"](**(usual | settings))
 

@@ -5,7 +5,7 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 38_640,
+    "lines of Python": 38_715,
     "lines of templates, scripts, styles and YAML": 2_030,
     "classes": 228,
     "dataclasses": 125,

@@ -157,23 +157,31 @@ def test_a_period_below_one_is_refused(every):
 
 
 def test_the_memory_grows_in():
-    memory = merge(alpha=0.999).memory
-    assert [memory(s) for s in range(4)] == pytest.approx([1 / 10, 2 / 11, 3 / 12, 4 / 13])
-    assert memory(8989) < 0.999
-    assert memory(8990) == 0.999
-    assert memory(10**6) == 0.999
+    memory = merge(horizon=2.5).memory
+    assert [memory(s, 400) for s in range(4)] == pytest.approx([1 / 10, 2 / 11, 3 / 12, 4 / 13])
+    assert memory(8989, 400) < 0.999
+    assert memory(8990, 400) == 0.999
+    assert memory(10**6, 400) == 0.999
 
 
-def test_without_warm_up_the_memory_is_alpha():
-    assert {merge(alpha=0.9, warmup=False).memory(s) for s in (0, 1, 100)} == {0.9}
-    assert merge(alpha=0.05).memory(0) == 0.05
-    assert merge(alpha=0.0).memory(0) == 0.0
+def test_the_horizon_is_the_mean_age_of_what_is_averaged_in_rounds():
+    for horizon, steps in ((2.5, 8), (0.5, 100), (1000 / 391, 391)):
+        decay = merge(horizon=horizon).decay(steps)
+        ages = sum(age * (1 - decay) * decay**age for age in range(200 * steps))
+        assert (ages + 1) / steps == pytest.approx(horizon)
 
 
-@pytest.mark.parametrize("alpha", [-0.1, 1.0, 1.5, math.nan])
-def test_alpha_that_cannot_be_meant_is_refused(alpha):
-    with pytest.raises(UserError, match="alpha"):
-        merge(alpha=alpha)
+def test_without_warm_up_the_memory_is_the_decay_and_never_negative():
+    assert {merge(horizon=2.5, warmup=False).memory(s, 4) for s in (0, 1, 100)} == {0.9}
+    assert merge(horizon=1 / 0.95).memory(0, 1) == pytest.approx(0.05)
+    assert merge(horizon=0.1).decay(4) == merge(horizon=0.0).memory(0, 4) == 0.0
+    assert 0.99 < merge(horizon=10_000_000).decay(10_000) < 1
+
+
+@pytest.mark.parametrize("horizon", [-0.1, 1e8, math.inf, math.nan])
+def test_a_horizon_that_cannot_be_meant_is_refused(horizon):
+    with pytest.raises(UserError, match="horizon"):
+        merge(horizon=horizon)
 
 
 # The global model
@@ -232,16 +240,17 @@ def floats(state: State) -> list[str]:
 
 
 def random_steps(
-    seed: int, weights: Weights, *, dtype: torch.dtype = torch.float64, alpha: float = 0.9
+    seed: int, weights: Weights, *, dtype: torch.dtype = torch.float64, decay: float = 0.9
 ) -> tuple[State, list[tuple[float, dict[str, float], dict[str, State]]]]:
     generator = torch.Generator().manual_seed(seed)
-    memory = merge(alpha=alpha).memory
+    horizon = 1 / (1 - decay) if decay else 0.0
+    memory = merge(horizon=horizon).memory
     start = random_state(generator, dtype)
     steps = []
     for s in range(60):
         at = weights.at(s // 5 + 1, 12, 4)
         states = {name: random_state(generator, dtype) for name in NAMES}
-        steps.append((memory(s), at, states))
+        steps.append((memory(s, 1), at, states))
     return start, steps
 
 
@@ -268,7 +277,7 @@ def test_the_shares_add_up_to_the_naive_formula(seed, average):
 
 @pytest.mark.parametrize("average", [False, True])
 def test_float32_agrees_to_its_rounding_with_a_long_memory(average):
-    start, steps = random_steps(7, THREE, dtype=torch.float32, alpha=0.999)
+    start, steps = random_steps(7, THREE, dtype=torch.float32, decay=0.999)
     found, expected = through_shares(start, steps, average), naively(start, steps, average)
     for one, other in zip(found, expected, strict=True):
         assert one["conv.weight"].dtype == torch.float32
@@ -305,7 +314,7 @@ def test_gamma_one_is_the_robust_average_and_zero_the_clean_one(gamma, name):
 
 def test_no_memory_is_the_last_weights():
     knots = {"robust": Knots((1.0,)), "clean": Knots((0.0,))}
-    start, steps = random_steps(3, Weights(knots=knots), alpha=0.0)
+    start, steps = random_steps(3, Weights(knots=knots), decay=0.0)
     for (_, _, states), found in zip(steps, through_shares(start, steps, False), strict=True):
         assert torch.equal(found["conv.weight"], states["robust"]["conv.weight"])
 

@@ -31,9 +31,9 @@ QUICK: dict[str, dict[str, Any]] = {
     "standard": {},
     "yopo": {"replays": 2, "attack": {"steps": 2}},
     "sat": {"onset": 0.3, "attack": {"steps": 2}},
-    "generalist": {"attack": {"steps": 2}, "every": 1, "alpha": 0.8},
-    "a3gt": {"attack": {"steps": 2}, "every": 1, "alpha": 0.8},
-    "a3gt-paper": {"attack": {"steps": 2}, "every": 1, "alpha": 0.8, "start": 1},
+    "generalist": {"attack": {"steps": 2}, "every": 1, "horizon": 1.25},
+    "a3gt": {"attack": {"steps": 2}, "every": 1, "horizon": 1.25},
+    "a3gt-paper": {"attack": {"steps": 2}, "every": 1, "horizon": 1.25, "start": 1},
 }
 THREE = {
     "method": "a3gt",
@@ -42,7 +42,7 @@ THREE = {
     "gamma": [1, 0.4],
     "more_gamma": {"l2": [0, 0.3]},
     "every": 1,
-    "alpha": 0.8,
+    "horizon": 1.25,
 }
 ALL = [*METHODS, "three"]
 FEWEST = {"a3gt-front": 2}  # rounds, of methods that need more than one
@@ -289,14 +289,14 @@ def test_the_catalogue_says_what_a_user_needs(capsys):
     assert price("yopo") == 5
     write_settings("trades")
     shown = capsys.readouterr().out
-    for word in ("beta", "label_smoothing", "lr_factors", "alpha", "awp", "objective: trades"):
+    for word in ("beta", "label_smoothing", "lr_factors", "horizon", "awp", "objective: trades"):
         assert word in shown
 
 
 def test_three_learners_with_one_weight_zero_are_two():
-    two = training(parse({"method": "a3gt", "rounds": 3, "alpha": 0.8, "every": 1, "start": 1}))
+    two = training(parse({"method": "a3gt", "rounds": 3, "horizon": 1.25, "every": 1, "start": 1}))
     given = {"more": {"l2": {"norm": "l2", "eps": 0.5}}, "more_gamma": {"l2": [0]}}
-    usual = {"method": "a3gt", "rounds": 3, "alpha": 0.8, "every": 1, "start": 1}
+    usual = {"method": "a3gt", "rounds": 3, "horizon": 1.25, "every": 1, "start": 1}
     three = training(parse(usual | given))
     two.run()
     three.run()

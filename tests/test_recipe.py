@@ -1,13 +1,15 @@
 """Recipes: there and back, overridden, and refused with every error at once."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from equipoise.attacks import PGD
 from equipoise.cli.listing import write_settings
+from equipoise.data import load
 from equipoise.errors import UserError
 from equipoise.objectives.friendly import FAT
 from equipoise.objectives.trades import TRADES
@@ -16,9 +18,11 @@ from equipoise.settings import recipe
 from equipoise.settings.methods import A3GT, METHODS, learners
 from equipoise.settings.recipe import (
     Recipe,
+    Split,
     combine,
     defaults,
     differences,
+    horizon_of,
     overrides,
     parse,
     read,
@@ -298,8 +302,8 @@ def test_an_unknown_method_is_refused_with_the_nearest():
         (["gamma=[1, 2]"], "gamma"),
         (["gamma=[1, .nan]"], "gamma"),
         (["gamma=[]"], "gamma"),
-        (["alpha=1"], "alpha"),
-        (["alpha=-0.1"], "alpha"),
+        (["horizon=.inf"], "horizon"),
+        (["horizon=-0.1"], "horizon"),
         (["every=0"], "every"),
         (["every=1.5"], "every"),
         (["anchor=middle"], "anchor"),
@@ -405,6 +409,47 @@ def test_every_setting_is_documented():
             assert [name for name in names if f"{name}:" not in documented] == [], method
     names = [f.name for f in fields(Recipe)]
     assert [name for name in names if f"{name}:" not in (recipe.Recipe.__doc__ or "")] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["a3gt", "alpha=0.995", "data=cifar10"], "S = 382 steps a round: horizon=0.52356"),
+        (
+            ["pgd-at", "alpha=0.9", "limit=500", "validation=100"],
+            "S = 3 steps a round: horizon=3.3",
+        ),
+        (["a3gt-front", "alpha=0"], "horizon=0"),
+        (
+            ["mix-at", "alpha=0.99", "data=own.npz"],
+            "1/((1 - alpha) S) with S steps a round (0: no",
+        ),
+        (["mix-at", "alpha=much"], "1/((1 - alpha) S) with S steps a round (0: no"),
+    ],
+)
+def test_a_decay_a_step_is_answered_with_its_horizon(words, remedy):
+    message = refused(*words[1:], method=words[0])
+    assert message.startswith("alpha is given as the averaging horizon in rounds, horizon = ")
+    assert remedy in message
+
+
+def test_the_remedy_is_the_same_decay():
+    given = parse({"method": "a3gt", "data": "cifar10"})
+    assert given.steps == 49_000 // 128
+    for decay in (0.9, 0.995, 0.999):
+        merge = replace(given.settings, horizon=horizon_of(decay, given.steps))
+        assert merge.decay(given.steps) == pytest.approx(decay, rel=1e-12)
+
+
+def test_the_steps_of_a_round_are_known_without_the_data():
+    for changed in ({}, {"limit": 300}, {"validation": 60}, {"limit": 100, "batch_size": 200}):
+        given = parse({"method": "standard", **changed})
+        if "batch_size" in changed:
+            assert given.steps == 1
+            continue
+        split = Split.of(given, load("digits"), torch.device("cpu"))
+        assert given.steps == len(split.train) // given.batch_size
+    assert parse({"method": "standard", "data": "own.npz"}).steps is None
 
 
 @pytest.mark.parametrize("path", sorted(Path("recipes").rglob("*.yaml")), ids=str)

@@ -14,6 +14,7 @@ from torch import nn
 
 from equipoise import models
 from equipoise.errors import RunError, UserError
+from equipoise.settings.recipe import stored
 from equipoise.store.digests import model_digest
 from equipoise.store.runs import Run, load
 
@@ -249,6 +250,44 @@ def test_without_a_sound_state_it_begins_again_and_says_so(command, trained, cop
     assert "from the beginning" in ended.err
     for name in ("model.safetensors", "last.safetensors"):
         assert (copy / name).read_bytes() == (trained / name).read_bytes()
+
+
+# Runs of an earlier version
+
+
+def make_old(run: Path) -> None:
+    """Give a run ``alpha``, a decay a step, in place of ``horizon``, as earlier versions wrote."""
+    text = (run / "recipe.yaml").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("horizon:"))
+    (run / "recipe.yaml").write_text(text.replace(line, "alpha: 0.9"))
+    saved = Run(run).read_state(print)
+    assert saved is not None
+    del saved["recipe"]["horizon"]
+    saved["recipe"]["alpha"] = 0.9
+    Run(run).write_state(saved)
+
+
+@pytest.mark.slow
+def test_a_finished_run_that_has_alpha_is_read_and_judged(command, copy):
+    make_old(copy)
+    ended = command("train", "--resume", copy)
+    assert ended.code == 0, ended.err
+    assert "is finished: 4 of 4 rounds" in ended.err
+    assert stored(Run(copy)).settings.decay(6) == pytest.approx(0.9)
+    assert "alpha: 0.9" in (copy / "recipe.yaml").read_text()
+    ended = command("evaluate", copy, "--attacks", "fgsm", "-n", "40")
+    assert ended.code == 0, ended.err
+
+
+def test_a_run_that_has_alpha_is_not_trained_on_or_anew(command, copy, tmp_path):
+    make_old(copy)
+    ended = command("train", copy / "recipe.yaml", "--out", tmp_path / "anew")
+    assert ended.code == 2
+    assert "with S = 6 steps a round: horizon=1.66667" in ended.line
+    (copy / "summary.json").unlink()
+    ended = command("train", "--resume", copy)
+    assert ended.code == 2
+    assert "finish it with that version, or train anew" in ended.line
 
 
 # The disk is full

@@ -196,7 +196,8 @@ def naively(
             learners["robust"].model, x, y, robust.noise[s], settings.robust.attack.steps
         )
         learners["robust"].step(x_adv, y, progress)
-        d = min(settings.alpha, (s + 1) / (s + 10)) if settings.warmup else settings.alpha
+        alpha = 1 - 1 / (settings.horizon * steps) if settings.horizon else 0.0
+        d = min(alpha, (s + 1) / (s + 10)) if settings.warmup else alpha
         gamma = naive_gamma(settings, t, rounds, start)
         now = {name: learner.floats() for name, learner in learners.items()}
         for name in learners:
@@ -225,8 +226,8 @@ def naively(
         (small(granularity="step"), 5, 2 * STEPS),
         (small(granularity="step", source="average", momentum="zero", every=1), 3, 2 * STEPS),
         (small(anchor="clock", gamma=(1.0, 0.2, 0.6), count="rounds", inclusive=False), 6, 1),
-        (small(anchor="clock", gamma=(0.5,), warmup=False, alpha=0.6, every=1), 4, 2),
-        (small(alpha=0.0, gamma=(0.7, 0.3), every=1), 4, 2),
+        (small(anchor="clock", gamma=(0.5,), warmup=False, horizon=0.625, every=1), 4, 2),
+        (small(horizon=0.0, gamma=(0.7, 0.3), every=1), 4, 2),
         (small("generalist", start=Fixed(round=3), every=3), 6, 2 * STEPS),
     ],
 )
@@ -367,7 +368,7 @@ def test_never_and_no_period_train_learners_that_know_nothing_of_one_another():
 
 
 def test_gamma_one_is_adversarial_training_with_averaging():
-    settings = parse({"method": "pgd-at", "alpha": 0.8}).settings
+    settings = parse({"method": "pgd-at", "horizon": 1.25}).settings
     at = replace(settings, robust=small().robust).build(THREAT)
     one = weights_of(finished(at))
     other = weights_of(finished(small(gamma=(1.0,), start=Never())))
@@ -575,7 +576,7 @@ def branched(trunk: str, round_: int, *, last_lr: float = 1.0, source: str = "we
     }
     if trunk not in learners:
         learners[trunk] = robust()
-    merge: dict[str, Any] = {"alpha": 0.8, "source": source, "every": None}
+    merge: dict[str, Any] = {"horizon": 1.25, "source": source, "every": None}
     merge["start"] = Fixed(round=round_)
     return Method(
         learners=learners,
@@ -638,7 +639,7 @@ def test_the_trunk_alone_is_the_training_of_one_learner():
     alone = Method(
         learners={"robust": method.learners["robust"]},
         knots={"robust": Knots((1.0,))},
-        merge=Merge(alpha=0.8, every=None, start=Never()),
+        merge=Merge(horizon=1.25, every=None, start=Never()),
     )
     other = weights_of(finished(alone, 3))
     found = weights_of(job)

@@ -97,7 +97,9 @@ Run.write_state = write_state
 
 
 def test_without_averaging_the_learners_are_what_the_last_merge_was_made_of(small, tmp_path):
-    run = train(parse(small | {"alpha": 0, "rounds": 2, "start": 1, "every": 1}), tmp_path / "run")
+    run = train(
+        parse(small | {"horizon": 0, "rounds": 2, "start": 1, "every": 1}), tmp_path / "run"
+    )
     line = json.loads((run.path / "log.jsonl").read_text().splitlines()[-1])
     assert not line["handover"]  # it would be due: nothing follows
     gamma = line["weights"]["robust"]
@@ -111,7 +113,7 @@ def test_without_averaging_the_learners_are_what_the_last_merge_was_made_of(smal
 
 
 def test_the_running_average_is_kept_where_that_is_merged(small, tmp_path):
-    settings = small | {"source": "average", "rounds": 1, "alpha": 0.9}
+    settings = small | {"source": "average", "rounds": 1}
     run = train(parse(settings), tmp_path / "run")
     state = run.read_state(print)
     assert state is not None

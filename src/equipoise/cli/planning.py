@@ -22,7 +22,7 @@ COMPARE_EPILOG = """The plan:
   entries:
     standard: {}
     pgd-at: {}
-    pgd-at-averaged: {method: pgd-at, alpha: 0.995}
+    pgd-at-averaged: {method: pgd-at, horizon: 2.5}
   evaluate: {attacks: "pgd-100,autoattack", n: 1000}
 
 base has the settings of every entry. An entry has settings of a recipe; its method is by default

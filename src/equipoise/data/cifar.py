@@ -123,6 +123,7 @@ CIFAR10 = Published(
     name="cifar10",
     title="CIFAR-10, 32 x 32 colour",
     n=60_000,
+    train=50_000,
     licence="no licence stated; cite Krizhevsky 2009",
     eps=8 / 255,
     forms=(BINARY, PYTHON),

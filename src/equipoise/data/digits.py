@@ -40,6 +40,7 @@ def _make() -> Dataset:
 DIGITS = Source(
     title="Digits, 8 x 8 grey",
     n=1797,
+    train=1797 - HELD_OUT,
     licence="CC BY 4.0 (UCI), comes with scikit-learn",
     eps=EPS,
     make=_make,

@@ -51,6 +51,7 @@ def _published(name: str, title: str, base: str, **settings: Any) -> Published:
         name=name,
         title=f"{title}, 28 x 28 grey",
         n=70_000,
+        train=60_000,
         forms=(Form(title=title, files=files, parse=parse),),
         owners=_OWNERS,
         remote=Remote(base=base, files=packed, gunzip=True),

@@ -121,6 +121,7 @@ class Source:
     Arguments:
         title: The name for people, with the shape.
         n: Training and test images together.
+        train: Training images; None: not known before they are read.
         licence: The terms of use.
         eps: The customary Linf radius, in [0, 1].
         make: Returns the dataset, if it needs no files.
@@ -130,6 +131,7 @@ class Source:
 
     title: str
     n: int
+    train: int | None = None
     licence: str
     eps: float
     make: Callable[[], Dataset] | None = None

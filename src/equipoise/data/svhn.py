@@ -53,6 +53,7 @@ SVHN = Published(
     name="svhn",
     title="SVHN (cropped digits), 32 x 32 colour",
     n=99_289,
+    train=73_257,
     licence="non-commercial use only",
     eps=8 / 255,
     forms=(Form(title="SVHN (format 2)", files=FILES, parse=parse, largest=256 << 20),),

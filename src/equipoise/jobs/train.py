@@ -78,6 +78,12 @@ def resume(path: str | Path, *, trust: bool = False, console: Console | None = N
     if trust:
         plugins.run_trusted(run.made_with(), console.warn)
     with run.lock():
+        finished = run.read_json("summary.json").get("finished")
+        if "alpha" in recipes.read(run.path / "recipe.yaml") and not finished:
+            raise UserError(
+                f"{run.path} was begun by an earlier version (alpha in place of horizon): finish "
+                "it with that version, or train anew"
+            )
         job = _Job(run, recipes.stored(run), console)
         before = run.read_json("provenance.json")
         if not before:
@@ -87,7 +93,8 @@ def resume(path: str | Path, *, trust: bool = False, console: Console | None = N
         if state is None:
             console.warn(f"{run.path} has no readable state: starting from the beginning")
         else:
-            changed = recipes.differences(state["recipe"], job.recipe.to_dict())
+            trained = recipes.renewed(state["recipe"], run)
+            changed = recipes.differences(trained, job.recipe.to_dict())
             if changed:
                 raise UserError(
                     f"recipe.yaml was changed after {run.path} was started ({'; '.join(changed)})"

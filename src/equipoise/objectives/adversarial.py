@@ -26,7 +26,7 @@ from equipoise.objectives.robust import Robust
 
 @dataclass(frozen=True, kw_only=True)
 class Adversarial(Robust):
-    """Adversarial training with PGD; alpha averages its weights."""
+    """Adversarial training with PGD; horizon averages its weights."""
 
     objective: str = "pgd-at"
 

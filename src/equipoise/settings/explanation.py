@@ -43,7 +43,7 @@ def explain(recipe: Recipe) -> list[str]:
     for name, objective in method.learners.items():
         lines += ["", *_learner(name, objective, recipe.rounds)]
     if len(method.learners) > 1 or method.merge.averages:
-        lines += ["", *_merge(method, recipe.rounds)]
+        lines += ["", *_merge(method, recipe.rounds, recipe.steps)]
     return [*lines, "", _cost(method, recipe), _execution(recipe), *LEGEND]
 
 
@@ -87,22 +87,22 @@ def _learner(name: str, objective: Objective, rounds: int) -> list[str]:
     ]
 
 
-def _merge(method: Method, rounds: int) -> list[str]:
+def _merge(method: Method, rounds: int, steps: int | None) -> list[str]:
     merge, names = method.merge, list(method.knots)
     mean = "running averages" if merge.source == "average" else "weights"
     parts = f"({' + '.join(f'g_{name} w_{name}' for name in names)})"
     if len(names) == 1:
         parts = f"w_{names[0]}"
     warm = ", grown in as (s + 1)/(s + 10)" if merge.warmup and merge.averages else ""
-    step = f"w <- {merge.alpha:g} w + {1 - merge.alpha:.3g} {parts}{warm}"
-    first = f"the global model, after every step s: {step}"
+    first = f"the global model, after every step s: w <- alpha' w + (1 - alpha') {parts}"
+    horizon = f"  with {_decay(merge, steps)}{warm}"
     if len(names) == 1:
-        return [first]
+        return [first, horizon]
     if method.averaged_once:
         first = f"the global model: {parts}"
-        mean += f", which keep {merge.alpha:g} of themselves a step{warm}"
+        mean += ", which keep alpha' of themselves a step"
     since = "t'" if merge.anchor == "start" else "the beginning"
-    lines = [first, f"  of the learners' {mean}"]
+    lines = [first, f"  of the learners' {mean}", horizon]
     for name, knots in method.knots.items():
         values = ", ".join(f"{value:.3g}" for value in knots.values)
         places = ", ".join(f"{place:.3g}" for place in knots.places)
@@ -110,6 +110,16 @@ def _merge(method: Method, rounds: int) -> list[str]:
             f"  g_{name} = ({values}) at ({places}) of the way from {since} to round {rounds}"
         )
     return [*lines, *_branches(method), *_handover(merge, method.trunk is not None)]
+
+
+def _decay(merge: Merge, steps: int | None) -> str:
+    """Return alpha' in words."""
+    if not merge.averages:
+        return "alpha' = 0: no average (horizon 0)"
+    horizon = f"a horizon of {merge.horizon:.5g} rounds"
+    if steps is None:
+        return f"alpha' = 1 - 1/({merge.horizon:.5g} S), {horizon} of S steps"
+    return f"alpha' = {merge.decay(steps):.4g}, {horizon} of {steps} steps"
 
 
 def _branches(method: Method) -> list[str]:

@@ -90,7 +90,7 @@ class Settings(Merge):
 
 
 MERGED = frozenset(f.name for f in fields(Merge))
-ONE = MERGED - {"alpha", "warmup"}
+ONE = MERGED - {"horizon", "warmup"}
 """The settings of the merge that have no effect on a single learner."""
 
 
@@ -286,7 +286,7 @@ def one(objective: type[Objective], paper: str = "", *shown: str, **defaults: An
             average of the weights.
     """
     kind, name = (RobustOnly, "robust") if issubclass(objective, Robust) else (CleanOnly, "clean")
-    alone = {name: objective(), "alpha": 0.0, "every": None, "start": Never(), **defaults}
+    alone = {name: objective(), "horizon": 0.0, "every": None, "start": Never(), **defaults}
     return MethodRow(kind, alone, paper=paper, shown=shown, objective=objective)
 
 
@@ -308,7 +308,7 @@ METHODS: dict[str, MethodRow] = {
     "standard": one(Standard),
     "pgd-at": one(Adversarial, "Madry et al., 2018, arXiv:1706.06083", "robust.attack.steps"),
     "mix-at": one(
-        Mixed, "Goodfellow et al., 2015, arXiv:1412.6572", "robust.weight", "alpha", alpha=0.999
+        Mixed, "Goodfellow et al., 2015, arXiv:1412.6572", "robust.weight", "horizon", horizon=2.5
     ),
     "trades": one(objectives.trades.TRADES, "Zhang et al., 2019, arXiv:1901.08573", "robust.beta"),
     "mart": one(objectives.mart.MART, "Wang et al., 2020, openreview rklOg6EFwS", "robust.beta"),
@@ -357,7 +357,7 @@ METHODS: dict[str, MethodRow] = {
     "a3gt": MethodRow(A3GT, paper="He et al., 2024, doi:10.3390/electronics13204052", shown=SHOWN),
     "a3gt-front": MethodRow(
         A3GTFront,
-        {"gamma": 0.5, "alpha": 0.995, "source": "average", "every": None},
+        {"gamma": 0.5, "source": "average", "every": None},
         paper="after He et al., 2024, doi:10.3390/electronics13204052",
         shown=("start.rule", "clean.weight", "robust.weight", "gamma"),
     ),

@@ -136,6 +136,19 @@ class Recipe:
         """Return the threat, with ``eps`` where the recipe gives no radius."""
         return Threat(self.norm, eps if self.eps is None else self.eps)
 
+    def held_out(self, images: int) -> int:
+        """Return how many of so many images are held out."""
+        return max(min(self.validation, images // 5), 1)
+
+    @property
+    def steps(self) -> int | None:
+        """Return the steps of a round; None where the size of the data is not known in advance."""
+        images = DATASETS[self.data].train if self.data in DATASETS else None
+        if images is None:
+            return None
+        images = min(images, self.limit or images)
+        return (images - self.held_out(images)) // self.batch_size or 1
+
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as it is written: flat, plain values, fully resolved."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "settings"}
@@ -171,7 +184,7 @@ class Split(NamedTuple):
             )
         if recipe.limit is not None and recipe.limit < len(images):
             images = images.take(proportional(images, recipe.limit, len(dataset.classes)))
-        held_out = max(min(recipe.validation, len(images) // 5), 1)
+        held_out = recipe.held_out(len(images))
         rest, held = stratified_split(images.y, held_out, derived_seed(0, "validation"))
         if len(rest) < recipe.batch_size:
             raise UserError(
@@ -207,7 +220,27 @@ def stored(run: Run) -> Recipe:
         UserError: If it cannot be read, or needs a file for ``--import`` that was not given.
     """
     with explained(run.made_with()):
-        return parse(read(run.path / "recipe.yaml"))
+        return parse(renewed(read(run.path / "recipe.yaml"), run))
+
+
+def renewed(given: Mapping[str, Any], run: Run) -> dict[str, Any]:
+    """Return the recipe of a run, of an earlier version too, with the settings of this one.
+
+    Earlier versions had ``alpha``, the decay a step of the weight average, in place of
+    ``horizon``.
+    """
+    new, alpha = dict(given), given.get("alpha")
+    size = given.get("batch_size")
+    if isinstance(alpha, int | float) and 0 <= alpha < 1 and isinstance(size, int) and size > 0:
+        images = run.read_json("provenance.json").get("data", {}).get("train", 0)
+        del new["alpha"]
+        new["horizon"] = horizon_of(alpha, int(images) // size or 1)
+    return new
+
+
+def horizon_of(alpha: float, steps: int) -> float:
+    """Return the averaging horizon, in rounds of so many steps, of a decay a step."""
+    return 1 / ((1 - alpha) * steps) if alpha else 0.0
 
 
 def overrides(items: Sequence[str]) -> dict[str, Any]:
@@ -265,10 +298,22 @@ def parse(given: Mapping[str, Any]) -> Recipe:
         raise UserError(nearest(str(method), METHODS, "method"))
     common = {key: value for key, value in given.items() if key in OWN}
     special = {key: value for key, value in given.items() if key not in OWN}
+    alpha = special.pop("alpha", None)
     chosen, problems = settings_of(METHODS[method], special, OWN)
     recipe = validate(Recipe, common | {"settings": chosen or METHODS[method]()}, problems)
+    if "alpha" in given:
+        problems.append(_instead_of(alpha, recipe))
     refuse(problems)
     return cast(Recipe, recipe)
+
+
+def _instead_of(alpha: Any, recipe: Recipe | None) -> str:
+    """Return what to write instead of ``alpha``, the decay a step."""
+    decay, steps = number(alpha), recipe.steps if recipe else None
+    remedy = "alpha is given as the averaging horizon in rounds, horizon = 1/((1 - alpha) S) with "
+    if steps is None or not isinstance(decay, int | float) or not 0 <= decay < 1:
+        return f"{remedy}S steps a round (0: no average)"
+    return f"{remedy}S = {steps} steps a round: horizon={horizon_of(decay, steps):.6g}"
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:

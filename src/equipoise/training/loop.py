@@ -158,7 +158,7 @@ class Training:
             self._begin_round(t, active)
         for step in range(self.done, self.steps):
             progress = (t - 1 + step / self.steps) / self.rounds
-            memory = self.method.merge.memory((t - 1) * self.steps + step)
+            memory = self.method.merge.memory((t - 1) * self.steps + step, self.steps)
             kept = 0.0 if self.method.averaged_once else memory
             for learner in self.learners.values():
                 if learner in active:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from equipoise.attacks.core import refuse
 from equipoise.errors import Count, UserError, out_of_range
 from equipoise.objectives.core import Knots
+from equipoise.parsing import MOST
 from equipoise.training.start import AnyStart, Stable
 
 State = dict[str, Tensor]
@@ -44,7 +45,8 @@ class Merge:
         anchor: Whether gamma runs from t' on (``start``: its progress is 0 up to t' and 1 at the
             end, so that with gamma(0) = 1 the first merge has the weights of the robust learner
             alone) or from the first round (``clock``, as in the Generalist code).
-        alpha: The decay of the weight average, alpha', per step; 0: no average.
+        horizon: How far back the weight average looks, in rounds: with S steps a round it keeps
+            alpha' = 1 - 1/(horizon S) of itself a step, never less than 0; 0: no average.
         warmup: Whether the decay is at most (s + 1) / (s + 10) at step s.
         source: Whether the learners' ``weights`` are merged (the paper's Eq. 4) or their running
             ``average`` (the Generalist code).
@@ -64,7 +66,7 @@ class Merge:
     gamma: Annotated[float | tuple[float, ...], "[0, 1]"] = (1.0, 1.0, 1.0, 0.4)
     more_gamma: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     anchor: Literal["start", "clock"] = "start"
-    alpha: Annotated[float, "[0, 1)"] = 0.999
+    horizon: Annotated[float, f"[0, {MOST}]"] = 2.5
     warmup: bool = True
     source: Literal["weights", "average"] = "weights"
     every: Count | None = 5
@@ -100,7 +102,7 @@ class Merge:
     @property
     def averages(self) -> bool:
         """Return whether the global model is an average over steps."""
-        return self.alpha > 0
+        return self.horizon > 0
 
     def knots(self) -> dict[str, Knots]:
         """Return the weights of all learners over the progress; the clean learner has the rest."""
@@ -133,9 +135,14 @@ class Merge:
         counted = t if self.count == "rounds" else t - start
         return counted % self.every == 0
 
-    def memory(self, step: int) -> float:
-        r"""Return :math:`\alpha'` at a step, counted from 0 over the whole training."""
-        return min(self.alpha, (step + 1) / (step + 10)) if self.warmup else self.alpha
+    def decay(self, steps: int) -> float:
+        r"""Return :math:`\alpha'`, a step, with ``steps`` a round."""
+        return max(0.0, 1 - 1 / (self.horizon * steps)) if self.averages else 0.0
+
+    def memory(self, step: int, steps: int) -> float:
+        """Return the decay at a step, counted from 0 over the whole training."""
+        decay = self.decay(steps)
+        return min(decay, (step + 1) / (step + 10)) if self.warmup else decay
 
 
 def averaged_names(model: nn.Module) -> list[str]:
