@@ -22,10 +22,15 @@ import pytest
 LONGEST = ("test_reproduce.py", "test_compare.py", "test_cli.py", "test_checks.py")
 
 SERVER = """
-import json, os, signal, sys
-import jinja2, matplotlib.figure, scipy.stats, sklearn.datasets, torch
-import equipoise.cli, equipoise.jobs.train, equipoise.jobs.evaluate
-import benchmarks.__main__
+import gc, importlib, json, os, pkgutil, signal, sys
+import matplotlib.backends.backend_agg, matplotlib.backends.backend_svg, pydantic.types
+import PIL.JpegImagePlugin, scipy.stats, sklearn.datasets
+import torch._dynamo  # as every optimizer does
+import equipoise.cli, benchmarks.__main__
+for module in pkgutil.walk_packages(equipoise.__path__, "equipoise."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+gc.freeze()
 
 def child(order):
     os.setpgid(0, 0)
