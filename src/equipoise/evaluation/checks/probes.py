@@ -49,6 +49,7 @@ SHARE = 5  # one of so many examples of the evaluation is probed
 FEWEST = 8  # examples that are probed at least
 TRIES = 250  # draws of noise, and queries of Square, for each example that is probed
 MOST_TRIES = 1000  # the maximum for one example
+BATCH = 250  # points with noise in one pass
 DEAREST = 100  # steps times restarts of the longest search that is doubled
 
 # Tolerated shares; a lower end of the interval above one of them is a warning.
@@ -321,12 +322,11 @@ def _missed(probe: _Probed, fooled: Tensor) -> Tensor:
 
     A short search misses an example now and then on a sound model, too.
     """
-    if int(fooled.sum()) > FEW * len(fooled):
-        return fooled
-    if not reachable(exact_of(probe.model), probe.x[:1], probe.y[:1]):
-        return fooled
-    fooled = fooled & ~probe.fools(LONG, fooled, "long")
-    return fooled & ~probe.fools(LONGEST, fooled, "longest")
+    few = int(fooled.sum()) <= FEW * len(fooled)
+    if few and reachable(exact_of(probe.model), probe.x[:1], probe.y[:1]):
+        fooled = fooled & ~probe.fools(LONG, fooled, "long")
+        fooled = fooled & ~probe.fools(LONGEST, fooled, "longest")
+    return fooled
 
 
 def _tries(left: Tensor) -> int:
@@ -336,14 +336,13 @@ def _tries(left: Tensor) -> int:
 
 def _by_noise(probe: _Probed, left: Tensor, draws: int) -> Tensor:
     """Return which examples noise fools, in turn uniform in the ball and at its corners."""
-    fooled = torch.zeros_like(left)
-    rows = left.nonzero()[:, 0]
+    fooled, rows = torch.zeros_like(left), left.nonzero()[:, 0]
     source = probe.draws.child("noise").select(rows)
-    for turn in range(0, draws, 2):
-        if not len(rows):
-            break
+    while draws and len(rows):
         x, y = probe.x[rows], probe.y[rows]
-        noise = [source.uniform(x), (source.uniform(x) >= 0.5).to(x.dtype)][: draws - turn]
+        draws -= (many := min(2 * max(BATCH // (2 * len(rows)), 1), draws))
+        noise = [source.uniform(x) for _ in range(many)]
+        noise[1::2] = [(part >= 0.5).to(x.dtype) for part in noise[1::2]]
         points = torch.cat([probe.threat.start(x, part) for part in noise])
         right = correct_of(probe.model, points, y.repeat(len(noise)), passes=probe.passes)
         hit = ~right.view(len(noise), -1).all(0)
