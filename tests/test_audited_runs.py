@@ -12,6 +12,7 @@ from equipoise.jobs.evaluate import evaluate_run
 from equipoise.jobs.gate import decide
 from equipoise.jobs.verify import verify_run
 from equipoise.store.verdicts import read
+from forks import FORKED
 from test_verify import files, reseal
 
 SPEC = "audited(within=10%)"
@@ -243,7 +244,7 @@ def test_the_table_of_a_plan_has_the_bound_for_its_models(tmp_path, command):
         "entries:\n  pgd-at: {attack: {steps: 2}}\n"
         f"evaluate: {{attacks: ['{SPEC}'], n: 24, eps: [0.05]}}\n"
     )
-    ended = command("compare", plan, "--out", tmp_path / "out")
+    ended = command("compare", plan, "--out", tmp_path / "out", before=FORKED)
     assert ended.code == 0, ended.err
     table = (tmp_path / "out" / "table.md").read_text()
     assert "images that the searches left on 1 model went through AutoAttack" in table

@@ -266,11 +266,11 @@ def test_every_experiment_at_the_smallest_scale_from_recipe_to_page(command, mad
         assert f'id="{name}' in page
 
 
-def test_of_settings_the_fronts_are_measured_on_held_out_images_and_kept(made):
+def test_of_settings_the_fronts_are_measured_on_held_out_images_and_kept(command, made):
     folder, _ = made
     words = ("reproduce", "settings", "--only", "a3gt-front")
-    done = anew(*words, cwd=folder.parents[2])
-    assert done.returncode == 0, done.stderr
+    done = command(*words, before=FORKED, cwd=folder.parents[2])
+    assert done.code == 0, done.err
     content = json.loads((folder / "settings/results.json").read_text(encoding="utf-8"))
     run = folder / "trainings/settings-digits/a3gt-front-seed0"
     record = json.loads((run / "front.json").read_text(encoding="utf-8"))
@@ -286,9 +286,9 @@ def test_of_settings_the_fronts_are_measured_on_held_out_images_and_kept(made):
     files = [run / point["file"] for point in record["points"]]
     measured = {path: path.stat().st_mtime_ns for path in files}
     files[0].unlink()  # what is kept of one model; the others stay
-    again = anew(*words, cwd=folder.parents[2])
-    assert again.returncode == 0, again.stderr
-    assert "1 runs, 0 of them done" in " ".join(again.stdout.split())
+    again = command(*words, before=FORKED, cwd=folder.parents[2])
+    assert again.code == 0, again.err
+    assert "1 runs, 0 of them done" in " ".join(again.out.split())
     repeated_times = {path: path.stat().st_mtime_ns for path in files}
     assert repeated_times[files[0]] != measured[files[0]]
     repeated = json.loads((run / "front.json").read_text(encoding="utf-8"))
