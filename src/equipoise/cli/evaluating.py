@@ -20,6 +20,7 @@ EVALUATE_EPILOG = (
 
 
 def evaluate(
+    context: typer.Context,
     what: options.What = None,
     attacks: options.Attacks = None,
     individual: Annotated[
@@ -130,19 +131,7 @@ def evaluate(
         checks=checks,
         **given,
     )
-    subject = options.subject_of(
-        what,
-        model,
-        console,
-        data=data,
-        out=out,
-        weights=weights,
-        normalise=normalise,
-        mean=mean,
-        std=std,
-        data_dir=data_dir,
-        trust=trust,
-    )
+    subject = options.subject_of(context, console, out=out)
     records = evaluate_run(
         subject,
         protocol,

@@ -163,23 +163,16 @@ def run_or_model(what: str | None, model: str | None) -> tuple[Path | None, str 
 
 
 def subject_of(
-    what: str | None,
-    model: str | None,
-    console: "Console",
-    *,
-    data: str | None,
-    out: Path | None,
-    weights: str | None,
-    normalise: str | None,
-    mean: str | None,
-    std: str | None,
-    data_dir: Path | None,
-    trust: bool,
-    anywhere: bool = False,
+    context: typer.Context, console: "Console", *, out: Path | None, anywhere: bool = False
 ) -> "Subject":
-    """Return the model that is named by the options of a command, with its test images.
+    """Return the model that the options of a command name, with its test images.
 
-    ``anywhere``: ``out`` may be given with a run folder, too; the command uses it.
+    Arguments:
+        context: Has the values of ``What``, ``OwnModel``, ``OwnData``, ``Weights``, ``Normalise``,
+            ``Mean``, ``Std``, ``DataDir`` and ``Trust``, which the command has to declare.
+        console: Where it is said how the model was read.
+        out: The folder of the results of a model of the user's own.
+        anywhere: Whether ``out`` may be given with a run folder, too; the command uses it.
 
     Raises:
         UserError: If the options do not name a model.
@@ -187,12 +180,14 @@ def subject_of(
     from equipoise.jobs.target_model import of_model, of_run
     from equipoise.models.normalisation import asked_for
 
-    run, spec = run_or_model(what, model)
-    asked = asked_for(normalise, mean, std)
-    for_model = any(given is not None for given in (data, None if anywhere else out, asked))
+    given = context.params
+    data, weights, data_dir = given["data"], given["weights"], given["data_dir"]
+    run, spec = run_or_model(given["what"], given["model"])
+    asked = asked_for(given["normalise"], given["mean"], given["std"])
+    for_model = any(each is not None for each in (data, None if anywhere else out, asked))
     if run is not None and not for_model:
         kept = "model" if weights is None else weights
-        return of_run(run, kept, data_dir, console, model=spec, trust=trust)
+        return of_run(run, kept, data_dir, console, model=spec, trust=given["trust"])
     if run is None and spec is not None and data is not None:
         subject = of_model(
             spec,

@@ -19,6 +19,7 @@ SCAN_EPILOG = (
 
 
 def scan(
+    context: typer.Context,
     what: options.What = None,
     eps: Annotated[
         str | None,
@@ -68,9 +69,7 @@ def scan(
     """
     began = monotonic()
     from equipoise.jobs.scan import scan_model
-    from equipoise.jobs.target_model import open_folder
     from equipoise.parsing import choice
-    from equipoise.plugins import run_trusted
     from equipoise.threat import NORMS
 
     if json is not None:
@@ -79,23 +78,7 @@ def scan(
     if len(radii) > 1:
         raise UserError(f"a scan has one radius in question, and chooses others; got --eps {eps}")
     console = Console(quiet=quiet)
-    run, _ = options.run_or_model(what, model)
-    if trust and run is not None:
-        run_trusted(open_folder(run).made_with(), console.warn)
-    subject = options.subject_of(
-        what,
-        model,
-        console,
-        data=data,
-        out=out,
-        weights=weights,
-        normalise=normalise,
-        mean=mean,
-        std=std,
-        data_dir=data_dir,
-        trust=trust,
-        anywhere=True,
-    )
+    subject = options.subject_of(context, console, out=out, anywhere=True)
     found: Any = scan_model(
         subject,
         norm=None if norm is None else choice(norm, "--norm", NORMS),
