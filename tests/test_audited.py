@@ -410,7 +410,10 @@ def test_rounding_counts_against_both_bounds():
     assert counted.near == (1, 1)
     assert counted.most == 98 + 1
     assert counted.least == 98 - counted.remaining - 1
-    assert "2 images are decided by less than rounding" in counted.sentence
+    assert counted.sentence.startswith("98.0% of 100 images were left by the search; ")
+    missed = replace(counted, rounds=(replace(counted.rounds[0], failed=1),))
+    assert "were left by the search and the audit; " in missed.sentence
+    assert "rounding may decide 2 of 100 images" in counted.sentence
 
 
 def test_counts_that_contradict_each_other_are_refused():

@@ -73,6 +73,8 @@ def test_numbers_are_counted_from_the_radii():
     assert made([0.1, np.inf, np.inf]).half_lost is None
     assert made([0.0], correct=[0]).half_lost is None
     assert "No image" in made([0.0], correct=[0]).half_in_words
+    assert "eps = 0.176 at the latest" in made([0.17526, 0.2]).half_in_words  # never rounded down
+    assert "eps = 0.1 at the latest" in made([np.float32(0.1)]).half_in_words
 
 
 def test_the_worst_classes_are_those_of_which_most_is_lost():

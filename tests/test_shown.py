@@ -138,6 +138,9 @@ def test_other_objects_are_a_line(trained):
     assert "tensor" not in repr(digits)
     run = Run(trained)
     assert repr(run) == f"Run({str(trained)!r})"
+    point = Point(gamma=0.4, name="0.4", robust=7, clean=9, n=10)
+    bound = Choice(Constraint("min_robust", 0.6), 0.4, point, bound=0.69999)
+    assert "95 % lower bound 69.99% robust" in str(bound)  # never rounded up
     choice = Choice(Constraint("gamma", 0.4), 0.4, None)
     picked = Picked(nn.Linear(2, 2), choice, run, {})
     assert len(repr(picked).splitlines()) == 1

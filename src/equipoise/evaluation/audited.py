@@ -19,6 +19,7 @@ from equipoise.evaluation.search import Search
 from equipoise.execution.form import guest, input_gradient
 from equipoise.execution.passes import NoGradient
 from equipoise.losses import Loss, cross_entropy, margin
+from equipoise.measures.statistics import outwards
 from equipoise.store.audit import Audit, AuditRound, evaluation_digest
 from equipoise.store.digests import model_digest, tensor_digest
 from equipoise.store.records import stage_of
@@ -247,4 +248,5 @@ def _live(log: Audit, search: Search) -> str:
     if not log.rounds:
         return "audit: screens"
     now = replace(log, n=len(search.y), robust=int(search.robust.sum()))
-    return f"{now.audited} of {now.survivors} audited, {now.missed} missed, >= {now.lower:.2%}"
+    least, _ = outwards((now.lower, 1))
+    return f"{now.audited} of {now.survivors} audited, {now.missed} missed, >= {least:.1f}%"

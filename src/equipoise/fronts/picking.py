@@ -45,7 +45,7 @@ from torch import nn
 
 from equipoise.errors import RunError, UserError
 from equipoise.fronts.record import Point
-from equipoise.measures.statistics import interval
+from equipoise.measures.statistics import interval, outwards
 from equipoise.parsing import share
 from equipoise.plugins import command
 from equipoise.store.digests import model_digest
@@ -160,11 +160,12 @@ class Choice:
         )
         if self.bound is None:
             return text
+        least, _ = outwards((self.bound, 1), 2)
         if self.constraint.kind == "max_clean_drop" and self.constraint.standard is not None:
-            bound = f"{100 * self.bound:+.2f} points of clean accuracy against the reference"
+            bound = f"{least:+.2f} points of clean accuracy against the reference"
         else:
             what = "robust" if self.constraint.kind == "min_robust" else "clean"
-            bound = f"{self.bound:.2%} {what}"
+            bound = f"{least:.2f}% {what}"
         return f"{text}; 95 % lower bound {bound}"
 
     def content(self) -> dict[str, Any]:

@@ -232,8 +232,6 @@ class _Evaluations:
             fooled = int((attacked & ~known.verdict[name]).sum())
             said = f"{name} has attacked {int(attacked.sum())} images, and fooled {fooled} of them"
             self.console.say(f"the time is over: {said}")
-        if known.audit is not None and known.audit.rounds:
-            self.console.say(f"audit: {known.audit.sentence}")
 
     def store(self, threat: Threat) -> Store:
         """Return the place of an evaluation."""

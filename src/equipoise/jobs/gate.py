@@ -23,7 +23,7 @@ from equipoise.jobs.gate_folder import (
     results,
 )
 from equipoise.measures.paired import drop_bound, images_needed
-from equipoise.measures.statistics import interval
+from equipoise.measures.statistics import interval, outwards
 from equipoise.parsing import share
 from equipoise.store.audit import FULL
 from equipoise.store.pairing import paired
@@ -164,8 +164,8 @@ def _required(requirement: Requirement, evaluation: Evaluation) -> Decision:
     passed = requirement.met(bound)
     text = f"{record.accuracy:.2%} of {n:,} images, "
     if least < record.robust:
-        text += f"by the audit at least {math.floor(1e4 * least / n) / 100:.2f}% of them, "
-    text += f"95 % lower bound {math.floor(1e4 * bound + 1e-6) / 100:.2f}%"
+        text += f"by the audit at least {outwards((least / n, 1), 2)[0]:.2f}% of them, "
+    text += f"95 % lower bound {outwards((bound, 1), 2)[0]:.2f}%"
     if not passed and least / n > requirement.value:
         needed = _grown(n, lambda m: requirement.met(_lower(least * m // n, m, error)))
         text += _needed(needed, evaluation)
@@ -250,7 +250,7 @@ def _drops(new: Folder, old: Folder, evaluation: Evaluation, margin: float) -> I
         lost, gained = lost + fallen, max(gained - (unsure - fallen), 0)
         bound = drop_bound(lost, gained, record.n, 1 - error)
         passed = bound <= margin
-        most = math.ceil(1e4 * bound - 1e-6) / 100
+        most = outwards((0, bound), 2)[1]
         text = f"{observed}), 95 % upper bound {most:.2f}, margin {100 * margin:g}"
         if not passed:
             needed = images_needed(lost, gained, record.n, margin, 1 - error)

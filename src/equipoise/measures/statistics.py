@@ -50,15 +50,16 @@ def interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, f
     return low, high
 
 
-def outwards(bounds: tuple[float, float]) -> tuple[float, float]:
-    """Return an interval of fractions in percent, rounded outwards to one decimal.
+def outwards(bounds: tuple[float, float], digits: int = 1) -> tuple[float, float]:
+    """Return an interval of fractions in percent, rounded outwards to some decimals.
 
     Example:
         >>> outwards((0.7, 0.71234))
         (70.0, 71.3)
     """
-    low, high = bounds  # the small shift keeps 0.7 (70.00000000000001 in floating point) at 70.0
-    return math.floor(1000 * low + 1e-6) / 10, math.ceil(1000 * high - 1e-6) / 10
+    (low, high), of = bounds, 10**digits
+    shift = 1e-6  # keeps 0.7 (70.00000000000001 in floating point) at 70.0
+    return math.floor(100 * of * low + shift) / of, math.ceil(100 * of * high - shift) / of
 
 
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> Discordance:

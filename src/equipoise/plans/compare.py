@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from equipoise.errors import UserError
+from equipoise.measures.statistics import outwards
 from equipoise.plans import plan as plans
 from equipoise.plans.engine import run_plans
 from equipoise.plans.prepare import Datasets, tasks
@@ -209,13 +210,13 @@ def facts(experiment: Experiment, content: Row) -> list[str]:
         "budget": f"{budget:,.0f} gradient evaluations for each training" if budget else "none",
     }
     if audits := _audits(content):
-        more = missed_together(audits)
+        _, more = outwards((0, missed_together(audits)), 2)
         models = f"{len(audits)} model{'s' * (len(audits) > 1)}"
         about["audit"] = (
             f"{sum(a.audited for a in audits):,} of {sum(a.survivors for a in audits):,} images "
             f"that the searches left on {models} went through AutoAttack, "
             f"{sum(a.missed for a in audits) or 'none'} missed; AutoAttack's accuracies are on "
-            f"average at most {100 * more:.2f} points lower (95%, together)"
+            f"average at most {more:.2f} points lower (95%, together)"
         )
     lines = [f"{key}: {value}" for key, value in about.items()]
     return [*lines, *content["panels"][0]["facts"], f"command: {experiment.command}"]

@@ -80,11 +80,7 @@ def _verdict(scan: Scan) -> str:
 def _half(scan: Scan) -> str:
     if scan.half_lost is None:
         return scan.half_in_words
-    times = scan.half_lost / scan.eps
-    return (
-        f"Half of the correct images are lost at eps = {scan.half_lost:.3g} at the latest, "
-        f"{times:.2g} times that radius."
-    )
+    return f"{scan.half_in_words[:-1]}, {scan.half_lost / scan.eps:.2g} times that radius."
 
 
 def _overview(scan: Scan, path: Path, name: str) -> list[Block]:
@@ -177,18 +173,18 @@ def _worst(scan: Scan) -> Sequence[Block]:
     if not rows:
         return ["The sample has too few correct images of each class; scan more images with -n."]
     heads = (Column("class", number=False), Column("correct images"), Column("left"))
-    few = "The classes of which most is lost; the numbers are small, and so is what they show."
+    few = f"Most is lost of these classes ({where}). So few images say little about a class."
     return [few, Table("worst", f"Worst classes, {where}", heads, rows)]
 
 
 def _facts(scan: Scan) -> dict[str, str]:
-    about = scan.about or {}
+    about, correct = scan.about or {}, wording.count(int(scan.correct.sum()))
     facts = {
         "Images": scan.images,
         "Attacks": "PGD with 10 steps on the margin at each radius, FAB-T with 20 steps and 3 "
         "targets for the nearest points, Square with 100 queries",
-        "Fooled by the first short attack": wording.count(int(scan.quick.sum())),
-        "Fooled without gradients alone": wording.count(int(scan.blind.sum())),
+        "Fooled by the first attack": f"{wording.count(int(scan.quick.sum()))} of {correct}",
+        "Fooled by Square alone": f"{wording.count(int(scan.blind.sum()))} of {correct}",
         "Seed": str(scan.seed),
         "Time": wording.duration(scan.seconds) if scan.seconds else "",
         "Command": f"`{about['command']}`" if about.get("command") else "",

@@ -164,27 +164,24 @@ class Audit:
     @property
     def sentence(self) -> str:
         """Return the result in one or two sentences."""
-        n, left = max(self.n, 1), self.robust
-        found = f"{self.missed or 'none'} missed"
+        n, left, found = max(self.n, 1), self.robust, f"{self.missed or 'none'} missed"
         why = "; ".join(dict.fromkeys(r.reason for r in self.rounds if r.reason))
         if self.method == FULL:
             every = f"all {self.survivors} images that the search left went through it, {found}"
-            said = f"{left / n:.1%} are robust under AutoAttack itself: "
+            said = f"{left / n:.1%} of {n:,} images are robust under AutoAttack itself: "
             said += every if self.survivors else "the search left no image"
         else:
             said = (
-                f"{left / n:.1%} were left by the search; {self.claim}: {self.audited} of "
+                f"{left / n:.1%} of {n:,} images were left by the search"
+                f"{' and the audit' * bool(self.missed)}; {self.claim}: {self.audited} of "
                 f"{self.survivors} audited, {found}"
             )
         if self.widened:
-            said += f" ({', '.join(self.widened)} on all images that were left: {why})"
+            said += f" ({', '.join(self.widened)} ran on all images that were left: {why})"
         if self.passes is not None:
             said += f"; about {self.passes:.0%} of AutoAttack's passes"
         if any(self.near):
-            said += (
-                f"; {sum(self.near)} images are decided by less than rounding, which the bounds "
-                "take into account"
-            )
+            said += f"; rounding may decide {sum(self.near)} of {n:,} images (in both bounds)"
         return said if self.finished else f"{said}; the audit was interrupted"
 
     def made(self, outcomes: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -231,7 +231,7 @@ def _interval_text(record: Mapping[str, Any]) -> str:
 
 def _worst_text(record: Mapping[str, Any]) -> str:
     worst = record["worst_class"]
-    return f"{worst['name']} {worst['accuracy']:.1%}" if worst else ""
+    return f"{worst['name']}: {worst['accuracy']:.1%}" if worst else ""
 
 
 def _seconds_text(record: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ All its numbers are counted from these radii and from the clean predictions. No 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Context
 from pathlib import Path
 from typing import Any
 
@@ -179,13 +180,14 @@ class Scan:
             return "No image is classified correctly."
         if self.half_lost is None:
             return f"At eps = {self.radii[-1]:.4g} fewer than half of the images are lost."
-        return f"Half of the correct images are lost at eps = {self.half_lost:.3g} at the latest."
+        radius = float(Context(3, ROUND_CEILING).create_decimal(f"{self.half_lost:.6g}"))
+        return f"Half of the correct images are lost at eps = {radius:.3g} at the latest."
 
     @property
     def notes(self) -> list[str]:
         """What the numbers do not show by themselves, a sentence each."""
         notes = [self.half_in_words]
-        worst = (f"{name} {after} of {before}" for name, before, after in self.worst_classes)
+        worst = (f"{name} ({after} of {before})" for name, before, after in self.worst_classes)
         if listed := ", ".join(worst):
             notes.append(f"Worst classes, images left at eps = {self.eps:.4g}: {listed}.")
         notes += [
