@@ -309,11 +309,11 @@ def test_too_few_classes_are_told():
     assert APGDT(targets=3).notes(4) == []
     (fewer,) = APGDT().notes(4)
     assert "9 target classes" in fewer
-    assert "leave 3" in fewer
+    assert "aims at 3, not" in fewer
     (ratio,) = APGDDLR().notes(2)
     assert "needs 3 classes" in ratio
     fewer, ratio = APGDT().notes(3)
-    assert "leave 2" in fewer
+    assert "aims at 2, not" in fewer
     assert "needs 4 classes; with 3, the margin" in ratio
 
 

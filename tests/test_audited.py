@@ -477,6 +477,12 @@ def test_what_a_replaced_audit_broke_stays_broken(result):
     assert not joined.outcomes["transfer"].verdict[row]
 
 
+def test_what_an_audited_search_tries_first_stands_before_its_stages(result):
+    first = {"transfer": result.outcomes["audited/noise"], **result.outcomes}
+    joined = replace(result, outcomes=first).joined(result)
+    assert list(joined.outcomes) == list(first)
+
+
 def test_an_audit_is_kept_where_the_same_attack_gives_the_same_verdicts(result):
     noise = result.outcomes["audited/noise"]
     later = replace(result, outcomes={"audited/noise": noise}, audit=None)

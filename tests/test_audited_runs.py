@@ -213,6 +213,11 @@ def test_an_interrupted_audit_of_a_run_is_resumed(trained, tmp_path, command):
     stopped = command("--import", often, "evaluate", folder, *again)
     assert stopped.code == 130, stopped.err
     assert "--resume" in stopped.err
+    begun = read(files(folder)[0]).verdicts
+    (record,) = (r for r in begun.records() if r.stages)
+    for stage in record.stages:
+        attacked = int(begun.attacked[f"{record.attack}/{stage.attack}"].sum())
+        assert stage.entered <= attacked, stage.attack
     wrong = command("evaluate", folder, "--resume", "--nonce", "other")
     assert (wrong.code, "nonce first, not other" in wrong.err) == (2, True)
     ended = command("evaluate", folder, "--resume")

@@ -122,7 +122,7 @@ class APGD:
         if self.targets is not None and self.targets > self.rows_per_example(classes):
             aims = self.rows_per_example(classes)
             notes.append(
-                f"Of {self.targets} target classes, the {classes} classes leave {aims} to aim at."
+                f"It aims at {aims}, not {self.targets} target classes: there are only {classes}."
             )
         needed = 3 if self.targets is None else 4
         if self._objective == "dlr" and classes < needed:

@@ -125,7 +125,8 @@ class Result:
             return self
         stronger = before.margin < self.margin
         mask = stronger.view(-1, *[1] * (self.x_adv.ndim - 1))
-        outcomes = {**before.outcomes, **self.outcomes}
+        others = {name: o for name, o in before.outcomes.items() if name not in self.outcomes}
+        outcomes = {**others, **self.outcomes}  # in the order in which they ran
         if (old := before.outcomes.get(TRANSFER)) and (new := self.outcomes.get(TRANSFER)):
             known = new.settings in old.settings
             outcomes[TRANSFER] = replace(

@@ -161,7 +161,7 @@ def _accuracy_picture(title: str, rows: Sequence[Bar], identity: str) -> Picture
 
 
 def _remaining(n: int, stages: Sequence[Record], interrupted: bool, identity: str) -> Picture:
-    first, last = stages[0].entered, stages[-1]
+    first, last = stages[0].robust + stages[0].broken, stages[-1]
     rows = [Bar("correct, no attack", first, count(first), clean=True)]
     for stage in stages:
         lost = f" (\u2212{count(stage.broken)})" if stage.broken else ""

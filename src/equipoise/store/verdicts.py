@@ -178,7 +178,7 @@ class Verdicts:
             entered, left = left, left & self.verdict[name]
             alone = float(self.verdict[name].mean()) if self.alone(name) else None
             broken = int(entered.sum()) - int(left.sum())
-            if self.audit is not None and self.outcomes[name]["finished"]:
+            if self.audit is not None or not self.outcomes[name]["finished"]:
                 entered = entered & self.attacked[name]  # an audit attacks some of them alone
             counts = {"entered": int(entered.sum()), "broken": broken, "alone": alone}
             stages.append(self._record(stage_of(name)[1] or name, left, [name], **counts))
