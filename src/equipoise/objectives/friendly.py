@@ -101,7 +101,7 @@ class Friendly(Robust):
             self.threat,
             draws,
             attack=self.attack,
-            losses=self.ascended(form, batch.x, labels),
+            losses=self.ascended(form, batch, labels),
             tau=self.budget(batch.progress),
             omega=self.noise,
         )

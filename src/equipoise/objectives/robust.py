@@ -137,9 +137,9 @@ class Robust(Objective):
         """Return the forward and backward passes of the loss: one for each kind of inputs."""
         return 2 if self.kind == "both" else 1
 
-    def ascended(self, model: nn.Module, x: Tensor, labels: Labels) -> Ascended:
+    def ascended(self, model: nn.Module, batch: Batch, labels: Labels) -> Ascended:
         """Return the loss that the attack maximises: see :meth:`PGD.search`."""
-        del model, x
+        del model, batch
         if labels.other is None:
             return lambda logits, index: self.attack.losses(logits, labels.y[index])
         sharp = labels.sharp()
@@ -190,7 +190,7 @@ class Robust(Objective):
 
     def searched(self, form: nn.Module, batch: Batch, labels: Labels, draws: Draws) -> Tensor:
         """Return the results of the attack on the search form of a model."""
-        losses = self.ascended(form, batch.x, labels)
+        losses = self.ascended(form, batch, labels)
         return self.stronger.search(form, batch.x, labels.y, self.threat, draws, losses)
 
     @property

@@ -62,11 +62,11 @@ class TRADES(TwoSided):
             )
         return problems
 
-    def ascended(self, model: nn.Module, x: Tensor, labels: Labels) -> Ascended:
+    def ascended(self, model: nn.Module, batch: Batch, labels: Labels) -> Ascended:
         """Return the divergence from the answers to the clean inputs."""
         del labels
         with torch.no_grad():
-            clean = exact(model(x))
+            clean = exact(model(batch.x))
         return lambda logits, index: kl(clean[index], logits)
 
     def loss(self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws) -> Loss:
