@@ -17,7 +17,7 @@ from equipoise.objectives.adversarial import Adversarial
 from equipoise.objectives.friendly import FAT, friendly
 from equipoise.objectives.mart import MART
 from equipoise.objectives.trades import TRADES
-from equipoise.threat import L2, Linf, Threat
+from equipoise.threat import L1, L2, Linf, Threat
 from naive import Tape, inner
 from naive import friendly as friendly_kind
 from problems import held_out, small_net
@@ -73,7 +73,7 @@ def test_losses_of_the_caller_meet_the_positions_of_their_examples():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", ["uniform", "zero", "noise"])
+@pytest.mark.parametrize("start", ["uniform", "zero", "noise", "signs"])
 def test_a_search_with_losses_is_the_naive_one(start):
     net, x, y = problem()
     tape = Tape()
@@ -98,6 +98,8 @@ def started(x: Tensor, start: str, threat: Threat, tape: Tape) -> Tensor:
         point = x + threat.eps * (2 * tape.taken[0] - 1)
     elif start == "noise":
         point = x + 0.001 * naive.normal(tape.taken[0])
+    elif start == "signs":
+        point = x + threat.eps / 2 * (1 - 2 * (tape.taken[0] < 0.5).double())
     else:
         return x
     return torch.clamp(torch.clamp(point - x, -threat.eps, threat.eps) + x, 0, 1)
@@ -113,6 +115,16 @@ def test_the_start_beside_x_is_small_and_within_the_threat(threat):
     if threat == Linf(0.1):
         assert 0.0005 < (point - x).std() < 0.001  # a part of the noise leaves the range
         torch.testing.assert_close(point, started(x, "noise", threat, tape))
+
+
+@pytest.mark.parametrize("threat", [Linf(0.2), L2(0.4), L1(2.0)])
+def test_random_signs_are_half_way_to_the_border_of_the_ball(threat):
+    x = torch.full((2000, 1, 3, 3), 0.5)
+    moved = PGD(start="signs").start_at(x, threat, Tape()) - x
+    size = moved.flatten(1).norm(p=float(threat.norm[1:]), dim=1)
+    torch.testing.assert_close(size, torch.full_like(size, threat.eps / 2))
+    assert len(moved.abs().unique()) <= 2  # rounded upwards and downwards
+    assert abs(float((moved > 0).double().mean()) - 0.5) < 0.015
 
 
 @pytest.mark.parametrize("threat", [THREAT, L2(1.0)])

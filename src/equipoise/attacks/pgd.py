@@ -70,9 +70,10 @@ class PGD:
             ``step_factor`` eps / steps.
         step_factor: The default length of a step, in units of eps / steps.
         restarts: How often to search; all but the first only for examples not yet fooled.
-        start: Where to start: ``"uniform"`` in the ball, at x (``"zero"``), or close to x
+        start: Where to start: ``"uniform"`` in the ball, at x (``"zero"``), close to x
             (``"noise"``): at x + 0.001 N(0, 1), in units of the range, as TRADES does, whose
-            loss has no gradient at x.
+            loss has no gradient at x, or half-way to the border in a random direction with
+            equal coordinates (``"signs"``), as GAT does.
         loss: ``"ce"`` or ``"margin"``.
         confidence: :math:`\kappa`: the largest margin loss that counts. None: no limit.
         momentum: :math:`\mu`; None follows the gradient itself.
@@ -87,7 +88,7 @@ class PGD:
     step_size: Annotated[float, "(0, inf)"] | None = None
     step_factor: Annotated[float, "(0, inf)"] = 2.5
     restarts: int = 1
-    start: Literal["uniform", "zero", "noise"] = "uniform"
+    start: Literal["uniform", "zero", "noise", "signs"] = "uniform"
     loss: Literal["ce", "margin"] = "ce"
     confidence: NotNegative | None = None
     momentum: Part | None = None
@@ -162,6 +163,10 @@ class PGD:
         if self.start == "noise":
             noise = NOISE * (threat.high - threat.low) * normal(draws, x)
             return threat.project(x, x + noise)
+        if self.start == "signs":
+            signs = torch.where(draws.uniform(x) < 0.5, -1.0, 1.0).to(x)
+            length = threat.eps / 2
+            return threat.project(x, x + length * signs / threat.lengths(signs, threat.norm))
         return x.clone()
 
     def step_length(self, threat: Threat) -> float:
@@ -297,7 +302,7 @@ def for_verdicts(attack: Attack) -> Attack:
 NOISE = 0.001  # the standard deviation of the start close to x, in units of the range
 
 _CHOICES = {
-    "start": ("uniform", "zero", "noise"),
+    "start": ("uniform", "zero", "noise", "signs"),
     "loss": tuple(LOSSES),
     "keep": ("best", "first", "last"),
 }

@@ -38,6 +38,7 @@ STARTS = {
     "uniform": "a uniform point of the ball",
     "zero": "x",
     "noise": f"x + {NOISE:g} N(0, 1)",
+    "signs": "x + eps/2 random signs",
 }
 
 
