@@ -5,10 +5,10 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 38_715,
-    "lines of templates, scripts, styles and YAML": 2_030,
-    "classes": 228,
-    "dataclasses": 125,
+    "lines of Python": 38_850,
+    "lines of templates, scripts, styles and YAML": 2_102,
+    "classes": 229,
+    "dataclasses": 126,
     "class names in several modules": 0,
     "modules beside packages": 12,
     "deepest import chain": 18,

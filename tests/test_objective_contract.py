@@ -18,6 +18,7 @@ from equipoise.models import SmallCNN
 from equipoise.objectives import Objective, Robust
 from equipoise.objectives.adversarial import Adversarial
 from equipoise.objectives.friendly import FAT
+from equipoise.objectives.gat import GAT
 from equipoise.objectives.iat import IAT
 from equipoise.objectives.mart import MART
 from equipoise.objectives.mixed import Mixed
@@ -36,6 +37,7 @@ EVERY: dict[str, tuple[type[Robust], dict[str, Any]]] = {
     "trades": (TRADES, BESIDE),
     "mart": (MART, BESIDE),
     "iat": (IAT, {"mixup": 0.5}),
+    "gat": (GAT, {"attack": inner(1, "signs", step_factor=1)}),
     "mixed": (Mixed, {}),
     "self-adaptive": (SelfAdaptive, BESIDE | {"onset": 0.3}),
     "yopo": (YOPO, {"attack": inner(2), "replays": 3}),
@@ -111,6 +113,8 @@ def test_all_options_combine_or_are_refused(name):
         (TRADES, {"beta": float("inf")}, "beta"),
         (MART, {"beta": float("nan")}, "beta"),
         (IAT, {"mixup": -0.1}, "mixup"),
+        (GAT, {"beta": 0.0}, "beta"),
+        (GAT, {"attack": inner(loss="margin")}, "attack.loss"),
         (Mixed, {"weight": 1.1}, "weight"),
         (SelfAdaptive, {"onset": 1.5, "attack": inner(start="noise")}, "onset"),
         (SelfAdaptive, {"memory": -0.5, "attack": inner(start="noise")}, "memory"),
@@ -292,6 +296,9 @@ CHANGED: list[tuple[str, dict[str, Any], str]] = [
     ("mart", {"beta": 4.25}, "4.25"),
     ("mixed", {"weight": 0.375}, "0.375"),
     ("iat", {"mixup": 0.375}, "0.375"),
+    ("gat", {"beta": 4.25}, "17 at 0.86"),
+    ("gat", {"beta_at": (0.0, 0.375, 0.375, 1.0)}, "0.375"),
+    ("gat", {"attack": inner(2, "signs")}, "2 steps"),
     ("self-adaptive", {"beta": 4.25}, "4.25"),
     ("self-adaptive", {"onset": 0.875}, "0.875"),
     ("self-adaptive", {"memory": 0.625}, "0.625"),
@@ -346,6 +353,7 @@ def test_the_formula_names_no_search_where_there_is_none():
         (lambda: made("pgd-at", tau=(0, 1), tau_at=(0.0, 0.6)), [True, False]),
         (lambda: made("pgd-at", tau=(0, 1), tau_at=(0.0, 0.4)), [False]),
         (lambda: made("yopo"), [True, True, True]),
+        (lambda: made("gat"), [True, False]),
     ],
 )
 def test_weak_attacks_say_so_until_they_are_stronger(make, weak):

@@ -12,6 +12,7 @@ import naive
 from equipoise.errors import UserError
 from equipoise.objectives import Batch, Objective
 from equipoise.objectives.adversarial import Adversarial
+from equipoise.objectives.gat import GAT
 from equipoise.objectives.iat import IAT
 from equipoise.objectives.mart import MART
 from equipoise.objectives.mixed import Mixed
@@ -64,6 +65,10 @@ def boosted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return naive.ce(logits, target) + naive.boost(logits, y)
 
 
+def apart(logits: Tensor, other: Tensor) -> Tensor:
+    return ((naive.log_p(logits).exp() - naive.log_p(other).exp()) ** 2).sum(1)
+
+
 def mart_by_hand(clean: Tensor, robust: Tensor, y: Tensor, target: Tensor) -> Tensor:
     weighted = naive.kl(clean, robust) * (1.0000001 - right(clean, y))
     return (boosted(robust, y, target) + 2.5 * weighted).mean()
@@ -104,6 +109,11 @@ BY_HAND: dict[str, tuple[Callable[..., Objective], int, Losses]] = {
     ),
     "mixed, 0": (lambda **kw: Mixed(weight=0.0, **kw), 1, lambda c, y, t: naive.ce(c, t).mean()),
     "mixed, 1": (lambda **kw: Mixed(weight=1.0, **kw), 1, lambda a, y, t: naive.ce(a, t).mean()),
+    "gat": (
+        lambda **kw: GAT(beta=7.0, **kw),
+        2,
+        lambda c, a, y, t: (naive.ce(c, t) + 7 * apart(c, a)).mean(),
+    ),
     "iat, 0": (
         lambda **kw: IAT(mixup=0.0, **kw),
         2,

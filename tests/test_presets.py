@@ -11,6 +11,7 @@ from equipoise.errors import UserError
 from equipoise.models import MODELS
 from equipoise.objectives import Objective, Robust
 from equipoise.objectives.friendly import Friendly
+from equipoise.objectives.gat import GAT
 from equipoise.objectives.trades import TRADES
 from equipoise.parsing import number
 from equipoise.settings import recipe
@@ -115,7 +116,8 @@ def test_the_step_of_the_inner_attack_is_absolute(preset):
         if isinstance(objective, Robust)
     ]
     expected = {"cifar10": (0.007, 2 / 255, 0.00784), "svhn": (1 / 255,), "mnist": (0.01,)}
-    assert all(attack.step_size in expected[preset.data] for attack in attacks)
+    whole = (trained(preset).eps,) if preset.method == "gat" else ()  # a single step
+    assert all(attack.step_size in (whole or expected[preset.data]) for attack in attacks)
     assert len(attacks) == (preset.method != "standard")
 
 
@@ -144,6 +146,9 @@ def test_models_and_sources_that_sentences_name_exist():
         ("fat-trades", "cifar10", steps((74, 0.1), (11, 0.01))),
         ("fat-mart", "cifar10", steps((59, 0.1), (30, 0.01), (1, 0.001))),
         ("iat", "cifar10", steps((100, 0.1), (50, 0.01), (50, 0.001))),
+        # "epoch in [70, 85]" at the end of epochs that count from 0
+        ("gat", "cifar10", steps((71, 0.1), (15, 0.01), (14, 0.001))),
+        ("gat", "mnist", steps((26, 0.01), (24, 0.002))),
         ("sat", "cifar10", steps((74, 0.1), (15, 0.01), (10, 1e-3), (1, 1e-4))),
         ("yopo", "cifar10", steps((30, 0.04), (4, 0.004), (2, 4e-4))),
         ("yopo", "svhn", steps((30, 0.004), (4, 4e-4), (2, 4e-5))),
@@ -201,6 +206,15 @@ def test_the_budget_of_friendly_training_in_every_epoch(method, ends, scale):
     assert [tau((t - 1) / rounds) for t in range(1, rounds + 1)] == [scale * b for b in expected]
 
 
+def test_the_weight_of_gat_in_every_epoch():
+    for data, rounds, parts in (("cifar10", 100, ((86, 10), (14, 40))),
+                                ("mnist", 50, ((26, 15), (24, 45)))):  # fmt: skip
+        objective = learner("gat", data)
+        assert isinstance(objective, GAT)
+        found = [objective.weight((t + 0.5) / rounds) for t in range(rounds)]
+        assert found == pytest.approx(steps(*parts))
+
+
 @pytest.mark.parametrize(
     ("method", "data", "name", "value"),
     [
@@ -210,6 +224,8 @@ def test_the_budget_of_friendly_training_in_every_epoch(method, ends, scale):
         ("fat", "cifar10", "omega", 0.001),
         ("fat-trades", "cifar10", "beta", 6),
         ("fat-mart", "cifar10", "beta", 6),
+        ("gat", "cifar10", "beta", 10),
+        ("gat", "mnist", "beta", 15),
         ("sat", "cifar10", "beta", 6),
         ("sat", "cifar10", "memory", 0.9),
         ("sat", "cifar10", "onset", 69 / 100),  # from epoch 70 on
@@ -239,6 +255,8 @@ def test_the_settings_of_an_objective(method, data, name, value):
         ("iat", "cifar10", 2e-4, 128, (7, 0.00784, "uniform")),
         ("yopo", "cifar10", 5e-4, 256, (3, 2 / 255, "uniform")),
         ("yopo", "mnist", 5e-4, 256, (10, 0.01, "uniform")),
+        ("gat", "cifar10", 5e-4, 64, (1, 8 / 255, "signs")),
+        ("gat", "mnist", 5e-4, 64, (1, 0.3, "signs")),
         ("sat", "cifar10", 2e-4, 128, (10, 0.007, "noise")),
         ("generalist", "cifar10", 3.5e-3, 128, (10, 0.007, "uniform")),
     ],

@@ -590,6 +590,14 @@ def test_who_begins_beside_the_image(name):
     assert hasattr(one.robust, "tau") == name.startswith("fat")
 
 
+def test_a_single_guided_step_begins_at_random_signs():
+    one = given("beta=5", method="gat").settings
+    attack = {"steps": 1, "step_factor": 1, "start": "signs", "keep": "last"}
+    assert one.robust.attack == PGD(**attack, norms=("linf", "l2"))
+    assert one.robust.beta == 5
+    assert "gat" in given("robust=gat", "robust.beta=5").settings.robust.objective
+
+
 def test_friendly_training_begins_anywhere():
     one = given(method="fat").settings.robust
     assert one.attack == PGD(steps=10, keep="last")

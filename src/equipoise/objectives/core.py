@@ -155,13 +155,7 @@ class Objective(ABC):
 
     def __post_init__(self) -> None:
         refuse([*out_of_range(self), *self.problems()])
-        try:
-            self.schedule  # noqa: B018  # raises an error for places that do not fit
-        except UserError as error:
-            raise UserError(
-                f"lr_at must name a rising place in [0, 1] for each of the "
-                f"{len(self.lr_factors)} lr_factors ({error}); lr_at=none spreads them evenly"
-            ) from None
+        self.schedule  # noqa: B018  # raises an error for places that do not fit
 
     def problems(self) -> list[str]:
         """Return the errors in the settings, a sentence each.
@@ -173,7 +167,7 @@ class Objective(ABC):
     @property
     def schedule(self) -> Knots:
         """Return the factor on the learning rate over the progress of the training."""
-        return Knots(self.lr_factors, self.lr_at)
+        return scheduled("lr", self.lr_factors, self.lr_at)
 
     @property
     def step_size(self) -> float:
@@ -267,6 +261,17 @@ class Objective(ABC):
         """
         self.state.level += 1
         return f"the inner attack is at level {self.level} from here on"
+
+
+def scheduled(name: str, factors: tuple[float, ...], at: tuple[float, ...] | None) -> Knots:
+    """Return the factors on a setting at the places of its recipe, or raise a UserError."""
+    try:
+        return Knots(factors, at)
+    except UserError as error:
+        raise UserError(
+            f"{name}_at must name a rising place in [0, 1] for each of the {len(factors)} "
+            f"{name}_factors ({error}); {name}_at=none spreads them evenly"
+        ) from None
 
 
 def smoothing_line(part: float) -> list[str]:

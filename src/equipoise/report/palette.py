@@ -79,6 +79,7 @@ _STYLES = {
     "fat": Style(5, (), "P"),
     "iat": Style(5, (1.5, 1.5), "X"),
     "yopo": Style("muted", (6, 2, 1.5, 2), "8"),
+    "gat": Style("ink", (), "v"),
     "sat": Style("ink", (3, 1.5), "*"),
 }
 _DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))

@@ -327,6 +327,7 @@ METHODS: dict[str, MethodRow] = {
         "robust.replays",
         "robust.attack.steps",
     ),
+    "gat": one(objectives.gat.GAT, "Sriramanan et al., 2020, arXiv:2011.14969", "robust.beta"),
     "sat": one(
         objectives.self_adaptive.SelfAdaptive,
         "Huang et al., 2020, arXiv:2002.10319",

@@ -212,7 +212,7 @@ def _hint(key: str, known: Mapping[str, Any], others: Sequence[str], path: str) 
     owners = [name for name, kind in learners().items() if key in _names(kind)]
     learner = path.startswith(("robust.", "clean.", "more.")) or bool(groups)
     if owners and learner and path.count(".") <= 2:
-        return f": only {', '.join(owners) if len(owners) < 8 else 'robust learners'} have it"
+        return f": only {', '.join(owners) if len(owners) < 9 else 'robust learners'} have it"
     inner = [name for group in groups for name in group if not path]
     close = get_close_matches(key, [*options, *inner], n=1, cutoff=0.5)
     return f"; did you mean {path}{close[0]}?" if close else f" (known: {', '.join(options)})"
