@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import runpy
 import shutil
 import stat
@@ -297,10 +298,12 @@ class Stranger(NamedTuple):
     def unsigned(self, card: Path) -> str:
         return self.package(card, key=None)
 
-    def script(self, card: Path, *words: str, model: str = "card_net:net") -> str:
+    def script(
+        self, card: Path, *words: str, model: str = "card_net:net", images: str = "images.npz"
+    ) -> str | int:
         """Return what the script says that shares no code with the package; empty: it holds."""
-        before = sys.argv, [*sys.path], Path.cwd()
-        sys.argv = [str(SCRIPT), str(card), model, str(self.place / "images.npz"), *words]
+        before = sys.argv, [*sys.path], sys.excepthook
+        sys.argv = [str(SCRIPT), str(card), model, str(self.place / images), *words]
         sys.path.insert(0, str(self.place))
         try:
             runpy.run_path(str(SCRIPT), run_name="__main__")
@@ -308,6 +311,7 @@ class Stranger(NamedTuple):
             return stop.code or ""
         finally:
             sys.argv, sys.path[:] = before[0], before[1]
+            assert sys.excepthook is before[2]
         raise AssertionError("it has not ended by an exit code")
 
 
@@ -927,6 +931,86 @@ def test_bad_cards_are_refused_in_one_line(copy, stranger, name):
         verify_card(copy, key=stranger.key)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
+
+
+def without(*path: str | int) -> Callable[[Path], None]:
+    """Return what removes a field of the card, with its checksum made anew."""
+
+    def change(content: dict) -> None:
+        for key in path[:-1]:
+            content = content[key]
+        del content[path[-1]]
+
+    return lambda folder: edit(folder, change)
+
+
+def odd(**fields: object) -> Callable[[Path], None]:
+    return lambda folder: edit(folder, lambda c: c["evaluations"][0].update(fields))
+
+
+UNREADABLE = {
+    **{name: BAD[name] for name in ("truncated", "empty", "a list", "deep", "no pack")},
+    **{name: BAD[name] for name in ("half a pack", "a huge header")},
+    "no card": lambda folder: (folder / "card.json").unlink(),
+    "no folder": shutil.rmtree,
+    "no bytes of a pack": lambda folder: first_pack(folder).write_bytes(b""),
+    "no text": lambda folder: (folder / "card.json").write_bytes(b"\xff\xfe{"),
+    "no model": without("model"),
+    "no evaluations": without("evaluations"),
+    "an empty list of them": lambda folder: edit(folder, lambda c: c.update(evaluations=[])),
+    "no threat": without("evaluations", 0, "threat"),
+    "no size": without("evaluations", 0, "threat", "size"),
+    "no bits": without("evaluations", 1, "attacks", 0, "robust"),
+    "no root": without("evaluations", 1, "pack", "root"),
+    "bits of another type": odd(correct=7),
+    "bits that are none": odd(correct="xy"),
+    "bits of fewer images": odd(correct="00"),
+    "a number of images that is text": odd(data={"n": "60", "inputs_sha256": ""}),
+    "attacks that are a number": odd(attacks=3),
+    "a threat that is a list": odd(threat=[]),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_the_script_ends_in_one_line_if_a_card_cannot_be_read(copy, stranger, capsys, name):
+    UNREADABLE[name](copy)
+    assert stranger.script(copy, "3") == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert re.fullmatch(rf"cannot check {copy} .*: .*\(line \d+; see its top\)\n", told.err)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of numpy.load
+def test_the_script_ends_in_one_line_if_model_images_or_words_are_no_such(
+    written, stranger, capsys, monkeypatch
+):
+    (stranger.place / "half.npz").write_bytes((stranger.place / "images.npz").read_bytes()[:999])
+    np.savez(stranger.place / "labels.npz", y=np.zeros(3))
+    monkeypatch.chdir(stranger.place)
+    Path("half.pt").write_bytes((written / "card.json").read_bytes()[:99])
+    text = (
+        f"import torch\n\n\ndef net():\n    return torch.load({str(stranger.place / 'half.pt')!r})"
+    )
+    (stranger.place / "half_net.py").write_text(text)
+    (stranger.place / "no_net.py").write_text("def net(:\n")
+    for words, named in (
+        (("0",), {}),
+        (("-3",), {}),
+        (("all",), {}),
+        ((), {"model": "card_net"}),
+        ((), {"model": "card_net:other"}),
+        ((), {"model": "nowhere_net:net"}),
+        ((), {"model": "half_net:net"}),
+        ((), {"model": "no_net:net"}),
+        ((), {"images": "none.npz"}),
+        ((), {"images": "half.npz"}),
+        ((), {"images": "labels.npz"}),
+        ((), {"images": "card_net.py"}),
+    ):
+        assert stranger.script(written, *words, **named) == 2, (words, named)
+        told = capsys.readouterr()
+        assert (told.out, told.err.count("\n")) == ("", 1)
+        assert told.err.startswith(f"cannot check {written} ")
 
 
 def test_keys_of_another_kind_are_refused_in_one_line(judged, written, key, tmp_path):
