@@ -695,6 +695,10 @@ def test_a_function_with_another_source_fails_by_name(stranger, tmp_path, monkey
     assert str(tmp_path) not in (tmp_path / "card" / "card.json").read_text()
     mine = {"model": "own_net:net", "weights": str(tmp_path / "weights.pt")}
     assert stranger.package(tmp_path / "card", key=None, **mine) == ""
+    with pytest.raises(
+        UserError, match=r"run because a folder names it: .*--model 'own_net:net' --w"
+    ):
+        verify_card(tmp_path / "card", model=str(tmp_path / "run"))
     (place / "own_net.py").write_text(text + "# another line\n")
     found = stranger.package(tmp_path / "card", key=None, **mine)
     assert "source: " in found

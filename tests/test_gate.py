@@ -202,7 +202,7 @@ def test_options_and_radii_choose_an_evaluation(many, text, options, estimate):
         ("worst-case>=0", {"norm": "l1"}, ["--norm l1", "linf-0.1-n100-11111111"]),
         ("worst-case>=0", {"n": 7}, ["-n 7", "evaluate"]),
         ("worst-case>=0", {"weights": "lasst"}, ["--weights lasst", "n400-00000000-last"]),
-        ("pgd-2>=0", {}, ["did you mean 'pgd-20'?", "square-100", "to run another attack"]),
+        ("pgd-2>=0", {}, ["did you mean 'pgd-20'?", "square-100", "evaluate", "--attacks pgd-2 "]),
     ],
 )
 def test_what_is_ambiguous_or_missing_names_what_is_there(many, text, options, said):
@@ -281,7 +281,6 @@ def test_copies_of_an_image_are_paired_once_each(tmp_path, monkeypatch):
         ({"weights": "last"}, ["weights", "n400-00000000-last"]),
         ({"attacks": ("pgd-20", "square-100")}, ["evaluate NEW --attacks square-100 --norm"]),
         ({"attacks": ("square-100",)}, ["NEW --attacks square-100", "OLD --attacks pgd-20"]),
-        ({"attacks": ("pgd-20", "transfer")}, ["evaluate NEW --transfer RUN"]),
         ({"attacks": ("apgd-ce",), "stages": "autoattack"}, ["OLD --attacks pgd-20"]),
         ({"finished": False}, ["is not finished", "OLD --norm linf --eps 0.1 -n 400 --resume"]),
         ({"asked": {"checks": False}}, ["--no-checks", "OLD --attacks pgd-20"]),
@@ -294,6 +293,70 @@ def test_what_cannot_be_compared_is_said_with_the_command_that_helps(pair, chang
         decide(pair[0], ["clean>=0.1"], pair[1])
     text = str(error.value).replace(str(pair[0]), "NEW").replace(str(pair[1]), "OLD")
     assert [part for part in said if part not in text] == []
+
+
+def with_points(run, settings, lost, **more):
+    """Write an evaluation some of whose robust images only points of other evaluations broke."""
+    path = evaluation(run, flags(380), flags(300), attacks=("pgd-20",), **more)
+    kept = flags(380)
+    kept[list(lost)] = False
+    x, y = images()
+    arrays = {
+        "x": x,
+        "x_adv": x,
+        "y": y,
+        "clean_prediction": np.where(flags(380), y, (y + 1) % 10),
+    }
+    told = {"settings": settings}
+    outcomes = {"pgd-20": (flags(300), flags(380), {}), "transfer": (kept, flags(380), told)}
+    sample = {"n": N, "of": 5000, "seed": 2, "sha256": "0" * 64}
+    write(path, arrays, outcomes, eps=0.1, findings=(OK,), sample=sample, classes=range(10))
+
+
+AGAIN = "points from an earlier evaluation"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "lost", "gained"),
+    [
+        (None, (AGAIN, 5), 0, 0),  # of the new model's own earlier attacks
+        (None, ("points from runs/standard (linf)", 5), 5, 0),  # no drop is hidden
+        ((AGAIN, 5), None, 0, 0),
+        (("points from runs/standard (linf)", 5), None, 0, 0),
+        ((AGAIN, 5), (AGAIN, 7), 2, 0),  # both faced such points
+        (("points from a", 5), ("points from b", 7), 7, 0),
+    ],
+)
+def test_points_of_other_evaluations_never_hide_a_drop(tmp_path, old, new, lost, gained):
+    for name, given in (("old", old), ("new", new)):
+        evaluation(tmp_path / name, flags(380), flags(300))
+        if given:
+            with_points(tmp_path / name, given[0], range(given[1]))
+    (_, worst, *_) = decide(tmp_path / "new", [], tmp_path / "old")
+    assert f"({lost} images lost, {gained} gained, of 400" in worst.text
+    left_out = [name for name, given in (("old", old), ("new", new)) if given and not lost]
+    for name in left_out:
+        assert (
+            f"; 5 that only earlier points broke in {tmp_path / name} are left out" in worst.text
+        )
+
+
+def test_a_suggestion_has_the_passes_the_code_and_the_model(tmp_path, pair):
+    def said(*given, **more):
+        with pytest.raises(UserError) as error:
+            decide(*given, **more)
+        return str(error.value)
+
+    (pair[0] / "own-model.json").write_text('{"model": "my_net:net"}')
+    asked = {"import": {"file": "my attacks.py", "sha256": "0"}, "checks": False}
+    evaluation(pair[0], flags(380), flags(300), asked=asked)
+    assert (
+        f"equipoise --import 'my attacks.py' evaluate {pair[0]} --attacks pgd-20 --model "
+        "my_net:net --norm linf --eps 0.1 -n 400"
+    ) in said(pair[0], ["clean>=0.1"])
+    norm_alone = said(pair[1], ["clean>=0.1"], selection=Selection(norm="l1"))
+    assert "evaluate" not in norm_alone  # its radius is unknown
+    assert "only 5,000 test images" in said(pair[1], ["clean>=0"], selection=Selection(n=9999))
 
 
 def test_each_radius_that_is_required_is_compared(pair):
@@ -337,7 +400,8 @@ def test_after_an_audit_half_of_the_error_is_for_the_images_that_are_left_open(t
         assert passed(tmp_path, [f"{name}>={bound - 1e-6:.9f}"]) == [True]
         (decision, *_) = decide(tmp_path, [f"{name}>={bound + 1e-6:.9f}"])
         assert not decision.passed
-        assert f"by the audit at least {(300 - most) / N:.2%} of them" in decision.text
+        said = "by the audit with 97.5% (the draw of the images takes half of the error) at least "
+        assert f"{said}{(300 - most) / N:.2%} of them, 95 % lower bound" in decision.text
     assert passed(tmp_path, [f"clean>={least_bound(380, N) - 1e-6:.9f}"]) == [True]
 
 
@@ -430,7 +494,7 @@ BAD = [
     (["--require", "worst-case@-1>=0.1"], "takes one radius"),
     (["--require", "worst-case@nan>=0.1"], "takes one radius"),
     (["--require", "worstcase>=0.1"], "did you mean 'worst-case'?"),
-    (["--require", "autoattack>=0.1"], "--attacks ATTACK --norm linf --eps 0.1 -n 400"),
+    (["--require", "autoattack>=0.1"], "--attacks autoattack --norm linf --eps 0.1 -n 400"),
     (["--require", "clean>=0.1", "--margin", "1%"], "--margin is for --against"),
     (["--require", "clean>=0.1", "--eps", "0.1,0.2"], "takes one radius"),
     (["--require", "clean>=0.1", "--first"], "with it; got none"),

@@ -68,14 +68,14 @@ def imported() -> dict[str, str] | None:
     return dict(_run[-1]) if _run else None
 
 
-def command(*words: object) -> str:
-    """Return a shell command for a message, with the ``--import`` of this process.
+def command(*words: object, made_with: Source | None = None) -> str:
+    """Return a shell command for a message, with the ``--import`` of this process or of a folder.
 
     Example:
         >>> command("evaluate", "runs/my run")
         "equipoise evaluate 'runs/my run'"
     """
-    file = os.environ.get(VARIABLE)
+    file = os.environ.get(VARIABLE) or (made_with or {}).get("file")
     options = ("--import", file) if file else ()
     return shlex.join(["equipoise", *options, *map(str, words)])
 

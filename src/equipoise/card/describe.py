@@ -52,7 +52,14 @@ NOT_RECORDED = (
     "how their colours were converted",
 )
 _BOUNDS = (
-    *("survivors", "audited", "missed", "method", "least", "most", "lower", "upper"),
+    "survivors",
+    "audited",
+    "missed",
+    "method",
+    "least",
+    "most",
+    "lower",
+    "upper",
     "sentence",
 )
 _FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/,()]+/)+")
@@ -241,11 +248,8 @@ def card_of(
         packs: Their packs.
         date: A date for the card; None: it has none.
     """
-    recipe, own = (
-        read_mapping(folder / "recipe.yaml", load),
-        read_mapping(folder / "own-model.json"),
-    )
-    summary = read_mapping(folder / "summary.json")
+    recipe = read_mapping(folder / "recipe.yaml", load)
+    own, summary = (read_mapping(folder / name) for name in ("own-model.json", "summary.json"))
     trained = bool(recipe)
     data = Path(str((recipe if trained else own).get("data"))).name
     pairs = zip(evaluations, packs, strict=True)

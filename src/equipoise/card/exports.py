@@ -102,11 +102,8 @@ def spdx(card: ModelCard) -> Mapping[str, Any]:
     """
     base = f"urn:equipoise:card:{card.sha256}"
     created = {"creationInfo": "_:creation"}
-    metrics = [
-        {"type": "DictionaryEntry", "key": name, "value": f"{result.accuracy:.6f}"}
-        for each in card.evaluations
-        for name, result in _measured(card, each)
-    ]
+    measured = [pair for each in card.evaluations for pair in _measured(card, each)]
+    hashed = {"type": "Hash", "algorithm": "sha256", "hashValue": card.model.file_sha256}
     settings = card.training.recipe if card.training else {}
     package = {
         "type": "ai_AIPackage",
@@ -120,20 +117,13 @@ def spdx(card: ModelCard) -> Mapping[str, Any]:
         "software_packageVersion": card.model.sha256,
         "software_downloadLocation": f"{base}#not-stated",
         "software_primaryPurpose": "model",
-        "verifiedUsing": [
-            {"type": "Hash", "algorithm": "sha256", "hashValue": digest}
-            for digest in (card.model.file_sha256,)
-            if digest
-        ],
-        "ai_metric": metrics,
+        "verifiedUsing": [hashed] * bool(card.model.file_sha256),
+        "ai_metric": [_entry(name, f"{result.accuracy:.6f}") for name, result in measured],
         "ai_limitation": " ".join([*card.problems, *card.limits]),
         "ai_typeOfModel": [card.model.source],
         "ai_modelDataPreprocessing": [card.inputs.scale, card.inputs.normalisation],
         "ai_informationAboutTraining": "; ".join(card.choices),
-        "ai_hyperparameter": [
-            {"type": "DictionaryEntry", "key": key, "value": json.dumps(value)}
-            for key, value in settings.items()
-        ],
+        "ai_hyperparameter": [_entry(key, json.dumps(value)) for key, value in settings.items()],
     }
     tool = {"type": "SoftwareAgent", "spdxId": f"{base}#tool", **created, "name": "equipoise"}
     supplier = {"type": "Agent", "spdxId": f"{base}#supplier", **created, "name": "not stated"}
@@ -154,6 +144,10 @@ def spdx(card: ModelCard) -> Mapping[str, Any]:
     }
     graph = [information, document, tool, supplier, package]
     return {"@context": "https://spdx.org/rdf/3.0.1/spdx-context.jsonld", "@graph": graph}
+
+
+def _entry(key: str, value: str) -> Mapping[str, str]:
+    return {"type": "DictionaryEntry", "key": key, "value": value}
 
 
 def _day(card: ModelCard) -> str:

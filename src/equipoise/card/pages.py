@@ -3,7 +3,7 @@
 The texts of a card are somebody else's: in both formats they are shown literally.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from equipoise.card.exports import exports
@@ -16,6 +16,7 @@ from equipoise.store.records import WORST
 
 HTML, MARKDOWN = "card.html", "card.md"
 MANY = 24  # classes; of more, those with the lowest accuracy are shown
+_ACCURACIES = {"clean accuracy": True, "robust accuracy, at most": True}
 NOT_COMPLETE = "NOT COMPLETE: do not rely on the numbers below."
 
 
@@ -81,14 +82,8 @@ def _bars(card: ModelCard) -> Iterator[Mapping[str, Any]]:
             if count is not None:
                 low, high = (100 * bound for bound in count.interval)
                 text = f"{plain(each.threat.kind)} {plain(each.threat.size)}, {name}"
-                value = 100 * count.accuracy
-                yield {
-                    "text": text,
-                    "value": value,
-                    "low": low,
-                    "high": high,
-                    "clean": name == "clean",
-                }
+                shown = {"text": text, "value": 100 * count.accuracy, "clean": name == "clean"}
+                yield {**shown, "low": low, "high": high}
 
 
 def _sections(card: ModelCard) -> Iterator[Section]:
@@ -103,14 +98,23 @@ def _sections(card: ModelCard) -> Iterator[Section]:
     yield Section("Check it yourself", (_checking(card),), id="check")
 
 
+def _table(
+    name: str,
+    title: str,
+    heads: Mapping[str, bool],
+    rows: Iterable[tuple[Cell, ...]],
+    notes: Sequence[str] = (),
+) -> Table:
+    """Return a table; of each column its head, and whether it holds numbers."""
+    columns = tuple(Column(head, number=number) for head, number in heads.items())
+    return Table(name=name, title=title, columns=columns, rows=tuple(rows), notes=tuple(notes))
+
+
 def _overview(card: ModelCard) -> Table:
-    heads = ("threat", "images", "clean accuracy", "robust accuracy, at most", "failed checks")
-    return Table(
-        name="overview",
-        title="All evaluations",
-        columns=tuple(Column(head, number=1 <= i <= 3) for i, head in enumerate(heads)),
-        rows=tuple(_overview_row(each) for each in card.evaluations),
-        notes=("Below each accuracy: its exact 95 % interval.",),
+    heads = {"threat": False, "images": True, **_ACCURACIES, "failed checks": False}
+    note = "Below each accuracy: its exact 95 % interval."
+    return _table(
+        "overview", "All evaluations", heads, map(_overview_row, card.evaluations), [note]
     )
 
 
@@ -143,10 +147,7 @@ def _evaluation(each: CardEvaluation, number: int) -> Section:
 
 def _described(each: CardEvaluation) -> Iterator[tuple[str, object]]:
     yield "Images", each.data.sample.words(f"{each.data.split} images")
-    yield (
-        "In the words of NIST AI 100-2",
-        ", ".join(f"{k}: {v}" for k, v in each.threat.terms.items()),
-    )
+    yield "In the words of NIST AI 100-2", _numbers(each.threat.terms)
     yield "Threat", f"{_threat(each)}; values from {each.threat.low:g} to {each.threat.high:g}"
     yield "Audit", _audit(each)
     yield "Undefended model on the same images", _numbers(each.control) or "not stored"
@@ -165,22 +166,18 @@ def _audit(each: CardEvaluation) -> str:
 
 
 def _results(each: CardEvaluation) -> Table:
-    heads = ("under", "correct", "images", "accuracy")
-    return Table(
-        name="results",
-        title="Results by attack",
-        columns=tuple(Column(head, number=i > 0) for i, head in enumerate(heads)),
-        rows=tuple(
-            (
-                Cell("no attack" if result.attack == "clean" else plain(result.attack)),
-                Cell(f"{result.robust:,}", result.robust),
-                Cell(f"{result.n:,}", result.n),
-                _cell(result),
-            )
-            for result in each.results
-        ),
-        notes=("Under an attack these are upper bounds: at most so many images are robust.",),
+    heads = {"under": False, "correct": True, "images": True, "accuracy": True}
+    rows = (
+        (
+            Cell("no attack" if result.attack == "clean" else plain(result.attack)),
+            Cell(f"{result.robust:,}", result.robust),
+            Cell(f"{result.n:,}", result.n),
+            _cell(result),
+        )
+        for result in each.results
     )
+    note = "Under an attack these are upper bounds: at most so many images are robust."
+    return _table("results", "Results by attack", heads, rows, [note])
 
 
 def _classes(each: CardEvaluation) -> Iterator[Table]:
@@ -191,41 +188,35 @@ def _classes(each: CardEvaluation) -> Iterator[Table]:
     clean = each.clean.per_class if each.clean else {}
     ordered = sorted(worst.per_class.items(), key=lambda item: (item[1].accuracy, item[0]))
     left_out = len(ordered) - MANY
-    heads = ("class", "images", "clean accuracy", "robust accuracy, at most")
-    yield Table(
-        name="classes",
-        title="Results by class",
-        columns=tuple(Column(head, number=i > 0) for i, head in enumerate(heads)),
-        rows=tuple(
-            (
-                Cell(plain(name)),
-                Cell(f"{count.n:,}", count.n),
-                _cell(clean.get(name)),
-                _cell(count if each.worst else None),
-            )
-            for name, count in ordered[:MANY]
-        ),
-        notes=(f"{left_out:,} classes with higher accuracy are in card.json.",) * (left_out > 0),
+    heads = {"class": False, "images": True, **_ACCURACIES}
+    rows = (
+        (
+            Cell(plain(name)),
+            Cell(f"{count.n:,}", count.n),
+            _cell(clean.get(name)),
+            _cell(count if each.worst else None),
+        )
+        for name, count in ordered[:MANY]
     )
+    notes = [f"{left_out:,} classes with higher accuracy are in card.json."] * (left_out > 0)
+    yield _table("classes", "Results by class", heads, rows, notes)
 
 
 def _attacks(each: CardEvaluation) -> Table:
-    heads = ("attack", "images attacked", "broken first", "state", "settings")
-    return Table(
-        name="attacks",
-        title="Attacks",
-        columns=tuple(Column(head, number=i in (1, 2)) for i, head in enumerate(heads)),
-        rows=tuple(
-            (
-                Cell(plain(attack.name)),
-                Cell(f"{int(each.flags(attack.attacked).sum()):,}"),
-                Cell(f"{attack.broken_first:,}", attack.broken_first),
-                Cell("finished" if attack.finished else "not finished"),
-                Cell(plain("; ".join([attack.settings, *attack.notes]))),
-            )
-            for attack in each.attacks
-        ),
-        notes=(f"The worst case is under all of them ({WORST}).",),
+    heads = {"attack": False, "images attacked": True, "broken first": True}
+    rows = (
+        (
+            Cell(plain(attack.name)),
+            Cell(f"{int(each.flags(attack.attacked).sum()):,}"),
+            Cell(f"{attack.broken_first:,}", attack.broken_first),
+            Cell("finished" if attack.finished else "not finished"),
+            Cell(plain("; ".join([attack.settings, *attack.notes]))),
+        )
+        for attack in each.attacks
+    )
+    heads |= {"state": False, "settings": False}
+    return _table(
+        "attacks", "Attacks", heads, rows, [f"The worst case is under all of them ({WORST})."]
     )
 
 
@@ -233,21 +224,17 @@ def _checks(each: CardEvaluation) -> Iterator[Block]:
     if not each.checks:
         yield "No checks were run."
         return
-    heads = ("check", "status", "what it says")
     order = ("failed", "warning", "skipped", "ok")
-    yield Table(
-        name="checks",
-        title="Checks of the evaluation",
-        columns=tuple(Column(head, number=False) for head in heads),
-        rows=tuple(
-            (
-                Cell(plain(finding.check)),
-                Cell(finding.status),
-                Cell(plain(finding.message), small=plain(finding.remedy)),
-            )
-            for finding in sorted(each.checks, key=lambda f: order.index(f.status))
-        ),
+    rows = (
+        (
+            Cell(plain(finding.check)),
+            Cell(finding.status),
+            Cell(plain(finding.message), small=plain(finding.remedy)),
+        )
+        for finding in sorted(each.checks, key=lambda f: order.index(f.status))
     )
+    heads = dict.fromkeys(("check", "status", "what it says"), False)
+    yield _table("checks", "Checks of the evaluation", heads, rows)
 
 
 def _model(card: ModelCard) -> Iterator[tuple[str, object]]:
@@ -302,9 +289,7 @@ def _training(card: ModelCard) -> Iterator[Block]:
 def _checking(card: ModelCard) -> Mapping[str, str]:
     model = " --model RUN"
     if card.model.kind == "function":
-        model = " --model package.module:function" + " --weights FILE" * (
-            card.model.file is not None
-        )
+        model = " --model package.module:function" + " --weights FILE" * bool(card.model.file)
     model += " --data FILE.npz" * card.evaluations[0].data.name.endswith(".npz")
     return {
         "With equipoise": f"`equipoise verify CARD --key KEY.pub{model}`",

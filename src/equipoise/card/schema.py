@@ -30,7 +30,6 @@ Bits = Annotated[str, Field(pattern="^([0-9a-f]{2})*$")]
 
 Flags = NDArray[np.bool_]
 
-
 _CONTROL = re.compile(r"(?<!\\)(\\\\)*\\(u00[018-9][0-9a-f]|u007f|[bfr])")
 """Characters in JSON that could change what a terminal shows."""
 
@@ -191,20 +190,16 @@ class CardEvaluation(CardPart):
 
     @model_validator(mode="after")
     def _fits(self) -> "CardEvaluation":
-        size = self.threat.eps
-        if not math.isfinite(size):
+        if not math.isfinite(self.threat.eps):
             raise ValueError("the size of the threat is not finite")
-        for name, bits in self._bits():
+        given = {f"attacks.{a.name}.attacked": a.attacked for a in self.attacks}
+        given |= {f"attacks.{a.name}.robust": a.robust for a in self.attacks}
+        for name, bits in ({"correct": self.correct} | given).items():
             if len(bits) != 2 * -(-self.data.n // 8):
                 raise ValueError(f"the bits of {name} are not of {self.data.n} images")
         if len({attack.name for attack in self.attacks}) < len(self.attacks):
             raise ValueError("an attack is there twice")
         return self
-
-    def _bits(self) -> list[tuple[str, str]]:
-        pairs = [(f"attacks.{attack.name}", attack) for attack in self.attacks]
-        flags = [(f"{name}.{key}", getattr(a, key)) for name, a in pairs for key in _FLAGS]
-        return [("correct", self.correct), *flags]
 
     def flags(self, bits: str) -> Flags:
         """Return bits of this evaluation as booleans, with shape (n,)."""
@@ -229,9 +224,6 @@ class CardEvaluation(CardPart):
     def worst(self) -> CardResult | None:
         """The result under all attacks."""
         return self.result(WORST)
-
-
-_FLAGS = ("attacked", "robust")
 
 
 class ModelCard(CardPart):

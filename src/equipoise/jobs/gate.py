@@ -11,9 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from equipoise.errors import UserError, short
 from equipoise.jobs.gate_folder import (
     CLEAN,
+    OWN_POINTS,
     TRANSFER,
     Folder,
     Selection,
@@ -164,7 +168,9 @@ def _required(requirement: Requirement, evaluation: Evaluation) -> Decision:
     passed = requirement.met(bound)
     text = f"{record.accuracy:.2%} of {n:,} images, "
     if least < record.robust:
-        text += f"by the audit at least {outwards((least / n, 1), 2)[0]:.2f}% of them, "
+        half = f" with {1 - error:.1%} (the draw of the images takes half of the error)"
+        text += f"by the audit{half if error < ERROR else ''} at least "
+        text += f"{outwards((least / n, 1), 2)[0]:.2f}% of them, "
     text += f"95 % lower bound {outwards((bound, 1), 2)[0]:.2f}%"
     if not passed and least / n > requirement.value:
         needed = _grown(n, lambda m: requirement.met(_lower(least * m // n, m, error)))
@@ -239,10 +245,14 @@ def _drops(new: Folder, old: Folder, evaluation: Evaluation, margin: float) -> I
     for name in (CLEAN, WORST):
         record = results(evaluation)[name]
         least, error = _least(evaluation, record)
-        now, before = record.verdict, results(earlier)[name].verdict[rows]
+        now = _kept(name, evaluation, earlier, new=True)
+        before = _kept(name, earlier, evaluation, new=False)[rows]
         lost, gained, both = (int(f.sum()) for f in (before & ~now, now & ~before, now & before))
         observed = f"{100 * (lost - gained) / record.n:.2f} points ({lost:,} images lost, "
         observed += f"{gained:,} gained, of {record.n:,}"
+        for flags, e, path in ((now, evaluation, new.path), (before, earlier, old.path)):
+            if spared := int(flags.sum()) - results(e)[name].robust:
+                observed += f"; {spared:,} that only earlier points broke in {path} are left out"
         unsure = record.robust - least + _regained(name, earlier)
         if unsure:
             observed += f"; {unsure:,} more that the audits leave open count as lost"
@@ -265,26 +275,42 @@ def _drops(new: Folder, old: Folder, evaluation: Evaluation, margin: float) -> I
         )
 
 
+def _kept(name: str, of: Evaluation, other: Evaluation, new: bool) -> NDArray[np.bool_]:
+    """Return which images a model keeps under the attacks that both models faced.
+
+    Points of other evaluations are no attack that can be run on both. Where they are not the same
+    ones, they count for the new model alone, unless they are of its own earlier attacks.
+    """
+    told, others = (e.verdicts.outcomes.get(TRANSFER, {}) for e in (of, other))
+    same = told.get("ensemble") or told.get("settings") == others.get("settings")
+    if name == CLEAN or same or (new and told.get("settings") != OWN_POINTS):
+        return results(of)[name].verdict
+    return of.verdicts.only(attacks_of(of)).robust
+
+
 def _same_attacks(new: Folder, evaluation: Evaluation, old: Folder, earlier: Evaluation) -> None:
     """Raise a UserError if two evaluations were attacked in different ways."""
     settings = [
         {
             name: o["settings"].split(", searched")[0]
             for name, o in e.verdicts.outcomes.items()
-            if not (name == TRANSFER and o["ensemble"])  # an audited search tries what is there
+            if name != TRANSFER  # see _kept
         }
-        | {"passes": e.verdicts.passes}
         for e in (evaluation, earlier)
     ]
-    if settings[0] == settings[1]:
+    passes = [e.verdicts.passes for e in (evaluation, earlier)]
+    if settings[0] == settings[1] and len({*passes}) == 1:
         return
-    names = [attacks_of(e) for e in (evaluation, earlier)]
-    every = list(dict.fromkeys([*names[0], *names[1]]))
-    todo = [
-        folder.evaluate([name for name in every if name not in has] or every, Selection.of(e))
-        for folder, e, has in ((new, evaluation, names[0]), (old, earlier, names[1]))
-        if set(has) != set(every) or set(names[0]) == set(names[1])
-    ]
+    names, most = [attacks_of(e) for e in (evaluation, earlier)], max(passes)
+    every, more = list(dict.fromkeys([*names[0], *names[1]])), ["--passes", str(most)] * (most > 1)
+    todo = []
+    for folder, e, like, own in ((new, evaluation, earlier, 0), (old, earlier, evaluation, 1)):
+        missing = [name for name in every if name not in names[own]]
+        others = bool(missing) or set(names[0]) != set(names[1])  # the other one lacks some
+        if passes[own] < most or not (others or len({*passes}) > 1):
+            missing = every
+        if missing:
+            todo.append(folder.evaluate(missing, Selection.of(e), like, *more))
     raise UserError(
         f"{evaluation.path} and {earlier.path} were not attacked in the same way "
         f"({', '.join(names[0])} against {', '.join(names[1])}, or other settings of them); "

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Self
 
 from equipoise.errors import UserError, nearest, short
-from equipoise.parsing import number, reason
+from equipoise.parsing import number, read_mapping, reason
 from equipoise.plugins import command
 from equipoise.report.wording import eps_text
 from equipoise.store.pairing import same_images
-from equipoise.store.records import Record
+from equipoise.store.records import WORST, Record
 from equipoise.store.verdicts import FOLDER, UNREADABLE, Evaluation, read
 
 CLEAN = "clean"
 TRANSFER = "transfer"
+OWN_POINTS = "points from an earlier evaluation"  # of an attack that ran again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,11 @@ class Selection:
         words += [] if self.n is None else ["-n", str(self.n)]
         words += ["--first"] if self.first else []
         return words + ([] if self.weights == "model" else ["--weights", self.weights])
+
+    def filled(self, like: Evaluation) -> Self:
+        """Return the same with the norm and the radius of an evaluation where it has none."""
+        eps = like.verdicts.eps if self.eps is None else self.eps
+        return replace(self, norm=like.verdicts.norm, eps=eps)
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> Self:
@@ -129,17 +135,19 @@ class Folder:
         meant = [e for e in self.evaluations if e in selection]
         if not meant:
             asked = " ".join(selection.options) or "the weights model"
-            raise UserError(
-                f"{self.path} has no evaluation with {asked}: it has {self._names()}; to make "
-                f"one: {self.evaluate(['ATTACKS'], selection)}"
-            )
+            line = f"{self.path} has no evaluation with {asked}: it has {self._names()}"
+            near = [e for e in self.evaluations if selection.norm in (None, e.verdicts.norm)]
+            if near:  # in another norm the radius is unknown
+                like = max(near, key=lambda e: name in results(e))
+                line += self._to_make(like, selection.filled(like))
+            raise UserError(line)
         having = [e for e in meant if name in results(e)]
         if not having:
             known = dict.fromkeys(known for e in meant for known in results(e))
-            raise UserError(
-                f"{nearest(name, known, 'name in --require:')}; to run another attack: "
-                f"{self.evaluate(['ATTACK'], Selection.of(meant[0]))}"
-            )
+            attack, first = [] if name == WORST else [name], meant[0]
+            again = self.evaluate(attack, Selection.of(first), first)
+            what = f"{nearest(name, known, 'name in --require:')}; if {name} is an attack"
+            raise UserError(f"{what} (equipoise list attacks), to run it: {again}")
         if name == CLEAN and all(same_images(each, having[0]) for each in having):
             having = sorted(having, key=lambda e: not e.finished)[:1]
         if len(having) > 1:
@@ -164,17 +172,31 @@ class Folder:
             images = other.sample.words() if other.sample else f"{other.n:,} images"
             raise UserError(
                 f"{self.path} has no evaluation of the same images, threat and weights as "
-                f"{other.path} ({images}): it has {self._names()}; to make one: "
-                f"{self.evaluate(attacks_of(other), same)}"
+                f"{other.path} ({images}): it has {self._names()}{self._to_make(other, same)}"
             )
         return self._use(ours[0])
 
-    def evaluate(self, attacks: Sequence[str], selection: Selection) -> str:
-        """Return the command that makes an evaluation."""
-        own = ",".join(name for name in attacks if name != TRANSFER)
-        words = ["--attacks", own] if own else []
-        words += ["--transfer", "RUN"] if TRANSFER in attacks else []
-        return command("evaluate", self.path, *words, *selection.options)
+    def _to_make(self, like: Evaluation, selection: Selection) -> str:
+        """Return the end of a message: the command that makes an evaluation, or why none can."""
+        data, weights = "data_sha256", selection.weights
+        if like.origin.get(data) not in {e.origin.get(data) for e in self.evaluations}:
+            return "; its test images are others, so no command can make one"
+        mixed = weights == "model" or weights.startswith("gamma-")
+        if not mixed and not (self.path / f"{weights}.safetensors").is_file():
+            return f"; it has no file of the weights {weights}"
+        if like.sample and (selection.n or 0) > like.sample.of:
+            return f"; there are only {like.sample.of:,} test images"
+        return f"; to make one: {self.evaluate(attacks_of(like), selection, like)}"
+
+    def evaluate(
+        self, attacks: Sequence[str], selection: Selection, like: Evaluation, *more: str
+    ) -> str:
+        """Return the command that makes an evaluation like another, with its code."""
+        own = read_mapping(self.path / "own-model.json").get("model")
+        words = ["--attacks", ",".join(attacks)] if attacks else []
+        words += ["--model", str(own)] if own else []
+        file = (like.about.get("asked") or {}).get("import")
+        return command("evaluate", self.path, *words, *selection.options, *more, made_with=file)
 
     def _names(self) -> str:
         return ", ".join(e.name for e in self.evaluations) + self.notes
@@ -187,12 +209,12 @@ class Folder:
         """
         same, asked = Selection.of(evaluation), evaluation.about.get("asked") or {}
         if not evaluation.finished:
-            again = command("evaluate", self.path, *same.options, "--resume")
+            again = self.evaluate((), same, evaluation, "--resume")
             raise UserError(
                 f"{evaluation.path} is not finished: nothing is decided; continue it: {again}"
             )
         if asked.get("checks") is False:
-            again = self.evaluate(attacks_of(evaluation), same)
+            again = self.evaluate(attacks_of(evaluation), same, evaluation)
             raise UserError(
                 f"{evaluation.path} was made with --no-checks: nothing is decided; run: {again}"
             )
@@ -207,9 +229,10 @@ def results(evaluation: Evaluation) -> dict[str, Record]:
 
 
 def attacks_of(evaluation: Evaluation) -> list[str]:
-    """Return the names of the attacks and ensembles of an evaluation."""
-    outcomes = evaluation.verdicts.outcomes
-    return list(dict.fromkeys(o["ensemble"] or name for name, o in outcomes.items()))
+    """Return the names of the attacks and ensembles of an evaluation, without points of others."""
+    outcomes = evaluation.verdicts.outcomes.items()
+    own = (o["ensemble"] or name for name, o in outcomes if o["ensemble"] or name != TRANSFER)
+    return list(dict.fromkeys(own))
 
 
 def radius(text: str | None, what: str) -> float | None:

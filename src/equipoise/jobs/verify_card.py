@@ -23,7 +23,7 @@ from equipoise.card.pages import pages
 from equipoise.card.schema import FILE, CardEvaluation, ModelCard, load
 from equipoise.data.core import Dataset, Images
 from equipoise.data.sampling import drawn_again
-from equipoise.errors import RunError, UserError
+from equipoise.errors import RunError, UserError, short
 from equipoise.evaluation.judge import Judge
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.target_model import own_model
@@ -34,7 +34,7 @@ from equipoise.models.normalisation import Constants
 from equipoise.sample import digests
 from equipoise.store.audit import check_nonce
 from equipoise.store.digests import model_digest, tensor_digest
-from equipoise.store.runs import Run
+from equipoise.store.runs import OWN, Run
 from equipoise.terminal.progress import Console
 from equipoise.threat import NORMS, Threat
 from equipoise.version import __version__
@@ -254,7 +254,14 @@ def _given(
     if Path(model).is_dir():
         if weights is not None:
             raise UserError(f"{model} is a run folder, which has its weights: leave --weights out")
-        run = Run.open(model, ("config.json",))
+        run = Run.open(model, ("config.json", OWN))
+        if own := run.read_json(OWN):
+            file = f" --weights {short(own['weights'])}" if own.get("weights") else ""
+            made = plugins.in_words(own.get("source"))
+            raise UserError(
+                f"{model} was made with a model of its owner ({made}), and no code is run because "
+                f"a folder names it: look at it, then give --model {short(own.get('model'))}{file}"
+            )
         loaded, dataset = run.model(card.model.weights), data.load(name, data_dir)
         config = run.read_json("config.json")
         source = _network(card, config.get("model"), config.get("settings"))
