@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from pydantic import TypeAdapter
 
-from equipoise.errors import UserError
+from equipoise.errors import UserError, one_line
 from equipoise.fronts.barrier import Barrier, in_words
 from equipoise.measures.statistics import interval
 from equipoise.plugins import command
@@ -256,8 +256,7 @@ class FrontRecord:
         try:
             return cls.of(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-            line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise UserError(
-                f"{path} is damaged ({line}); remove it and repeat {command('front', folder)}: "
-                "the measured models are kept in front/"
+                f"{path} is damaged ({one_line(error, 200)}); remove it and repeat "
+                f"{command('front', folder)}: the measured models are kept in front/"
             ) from None

@@ -7,7 +7,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,31 +135,11 @@ class Console:
             ``show(done, total=None, *, task="", text="")``. ``total=None`` keeps the total;
             another ``task`` restarts the clock.
         """
-        from rich import progress
-        from rich.table import Column
+        from rich.progress import Progress
 
-        class ImageSpeed(progress.ProgressColumn):
-            def render(self, task: progress.Task) -> str:
-                speed = task.finished_speed or task.speed
-                return "" if speed is None else f"{speed:,.0f} images/s"
-
-        speed: dict[str, list[progress.ProgressColumn]] = {
-            "images": [ImageSpeed()],
-            "bytes": [progress.DownloadColumn(), progress.TransferSpeedColumn()],
-        }
-        last = Column(ratio=1, no_wrap=True)
-        columns = (
-            progress.BarColumn(20),
-            progress.TextColumn("{task.percentage:>3.0f}%"),
-            *speed.get(unit, []),
-            progress.TimeElapsedColumn(),
-            progress.TextColumn("ETA"),
-            progress.TimeRemainingColumn(),
-            progress.TextColumn("{task.description}", markup=False, table_column=last),
-        )
         hidden = self.quiet or not self.rich.is_terminal
-        bar = progress.Progress(
-            *columns,
+        bar = Progress(
+            *_columns(unit),
             console=self.rich,
             transient=True,
             expand=True,
@@ -194,6 +177,32 @@ class Console:
         if state.finished:
             self.say(f"{task}: {state.total} images, {bound}  [{state.seconds:.1f} s]")
         self.due()
+
+
+def _columns(unit: str) -> "tuple[ProgressColumn, ...]":
+    """Return what stands in the line of a progress bar, with the speed in a kind of unit."""
+    from rich import progress
+    from rich.table import Column
+
+    class ImageSpeed(progress.ProgressColumn):
+        def render(self, task: progress.Task) -> str:
+            speed = task.finished_speed or task.speed
+            return "" if speed is None else f"{speed:,.0f} images/s"
+
+    speed: dict[str, list[progress.ProgressColumn]] = {
+        "images": [ImageSpeed()],
+        "bytes": [progress.DownloadColumn(), progress.TransferSpeedColumn()],
+    }
+    last = Column(ratio=1, no_wrap=True)
+    return (
+        progress.BarColumn(20),
+        progress.TextColumn("{task.percentage:>3.0f}%"),
+        *speed.get(unit, []),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("ETA"),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.description}", markup=False, table_column=last),
+    )
 
 
 def round_line(record: Mapping[str, Any]) -> str:
