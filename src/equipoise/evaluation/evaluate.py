@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -178,27 +179,20 @@ def evaluate_by(
             if after is not None:
                 after(search.result())
 
+        follow = partial(_follow, search, advance or (lambda progress: None), save)
         search.look(begun)
         _begin_audit(search, protocol)
         if protocol.checks:
             search.note(_checks_before(search, protocol.attacks, model.training))
             save()
         if others and warm:
-            ensemble = protocol.audited[1] if protocol.audited else ""
-            search.transfer(others, ensemble)
-            stages = [
-                replace(stage, after=(TRANSFER, *stage.after))
-                if stage.ensemble == ensemble or not ensemble
-                else stage
-                for stage in stages
-            ]
-        _attack(search, stages, advance or (lambda progress: None), save)
+            stages = _transfer_first(search, protocol, others)
+        _attack(search, stages, follow, save)
         if others and not warm:
-            robust = search.robust
-            check = check_transfer(model, x, y, search.threat, others, robust, seed=search.seed)
-            search.note(check[:1])
-            search.transfer(others)
-        _audit(search, protocol, advance or (lambda progress: None), save)
+            _transfer_last(search, others)
+        if protocol.audited is not None:
+            name, ensemble, spec = protocol.audited
+            follow(name, audit(search, spec, name, ensemble))
         if protocol.checks:
             search.note(_checks_after(search, stages, control))
         return search.result()
@@ -228,19 +222,41 @@ def place_of(model: nn.Module, x: Tensor) -> tuple[torch.device, torch.dtype]:
 def _attack(
     search: Search,
     stages: Sequence[Stage],
-    advance: Callable[[AttackProgress], None],
+    follow: Callable[[str, Iterator[AttackProgress]], None],
     save: Callable[[], None],
 ) -> None:
-    """Run all attacks; the results up to then are kept, whatever happens."""
+    """Run all attacks, leaving out those that get no gradients."""
     for number, stage in enumerate(stages, 1):
         numbered = (
             replace(progress, number=number, stages=len(stages)) for progress in search.run(stage)
         )
         try:
-            _follow(search, stage.name, numbered, advance, save)
+            follow(stage.name, numbered)
         except NoGradient as error:
             search.skip(stage, error)
             save()
+
+
+def _transfer_first(
+    search: Search, protocol: Protocol, others: Mapping[str, Tensor]
+) -> list[Stage]:
+    """Try the examples of other models; return the stages, which attack what they leave."""
+    ensemble = protocol.audited[1] if protocol.audited else ""
+    search.transfer(others, ensemble)
+    return [
+        replace(stage, after=(TRANSFER, *stage.after))
+        if ensemble in ("", stage.ensemble)
+        else stage
+        for stage in protocol.stages
+    ]
+
+
+def _transfer_last(search: Search, others: Mapping[str, Tensor]) -> None:
+    """Try the examples of other models on what is left, and check whether they are stronger."""
+    s, robust = search, search.robust
+    check = check_transfer(s.judge.model, s.x, s.y, s.threat, others, robust, seed=s.seed)
+    s.note(check[:1])
+    s.transfer(others)
 
 
 def _begin_audit(search: Search, protocol: Protocol) -> None:
@@ -259,25 +275,12 @@ def _begin_audit(search: Search, protocol: Protocol) -> None:
     search.audit = begin(search, spec, nonce, name)
 
 
-def _audit(
-    search: Search,
-    protocol: Protocol,
-    advance: Callable[[AttackProgress], None],
-    save: Callable[[], None],
-) -> None:
-    """Audit what the attacks have left, if it is asked for; the results up to then are kept."""
-    if protocol.audited is None:
-        return
-    name, ensemble, spec = protocol.audited
-    _follow(search, name, audit(search, spec, name, ensemble), advance, save)
-
-
 def _follow(
     search: Search,
-    name: str,
-    steps: Iterator[AttackProgress],
     advance: Callable[[AttackProgress], None],
     save: Callable[[], None],
+    name: str,
+    steps: Iterator[AttackProgress],
 ) -> None:
     """Run the steps of an attack; the results up to then are kept, whatever happens."""
     try:
