@@ -210,7 +210,7 @@ def through_shares(
     results = []
     for memory, weights, states in steps:
         for name, share in shares.items():
-            share.add(states[name], memory, weights.get(name, 0.0))
+            share.add(states[name], memory, weights.get(name, 0.0), memory)
         results.append(total(shares.values(), start))
     return results
 

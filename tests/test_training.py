@@ -170,8 +170,25 @@ def naive_gamma(settings: A3GT, t: int, rounds: int, start: int) -> float:
 def naive_sync(settings: A3GT, t: int, start: int) -> bool:
     after = t >= start if settings.inclusive else t > start
     counted = t if settings.count == "rounds" else t - start
-    assert settings.every is not None
-    return after and counted % settings.every == 0
+    return settings.every is not None and after and counted % settings.every == 0
+
+
+def naive_kept(settings: A3GT, s: int, steps: int, start: int, d: float) -> float:
+    """Return what theta_g keeps of itself after step s; all of it where it is not updated."""
+    t, last = s // steps + 1, s % steps == steps - 1
+    if settings.global_from == "start" and t <= start:  # not formed yet: the mix at any time
+        return 0.0
+    if settings.average_every == "step":
+        alpha = max(0.0, 1 - 1 / (settings.horizon * steps)) if settings.horizon else 0.0
+        return d if settings.global_from == "first-step" else alpha
+    if not last:
+        return 1.0
+    if settings.average_every == "round":
+        alpha = max(0.0, 1 - 1 / settings.horizon)
+        warm = settings.warmup and settings.global_from == "first-step"
+        return min(alpha, t / (t + 9)) if warm else alpha
+    alpha = max(0.0, 1 - (settings.every or 1) / settings.horizon)
+    return alpha if naive_sync(settings, t, start) else 1.0
 
 
 def naively(
@@ -191,7 +208,8 @@ def naively(
     for s, (x, y, *_) in enumerate(clean.batches):
         t, progress = s // steps + 1, s / (steps * rounds)
         learners["clean"].step(x, y, progress)
-        x, y = robust.batches[s].x, robust.batches[s].y
+        if settings.batches == "own":
+            x, y = robust.batches[s].x, robust.batches[s].y
         x_adv = naive_pgd(
             learners["robust"].model, x, y, robust.noise[s], settings.robust.attack.steps
         )
@@ -204,9 +222,10 @@ def naively(
             for k in world:
                 running[name][k] = d * running[name][k] + (1 - d) * now[name][k]
         source = running if settings.source == "average" else now
+        kept = naive_kept(settings, s, steps, start, d)
         for k in world:
             mix = gamma * source["robust"][k] + (1 - gamma) * source["clean"][k]
-            world[k] = d * world[k] + (1 - d) * mix
+            world[k] = kept * world[k] + (1 - kept) * mix
         closing = s % steps == steps - 1 and t < rounds  # of a round that another one follows
         if naive_sync(settings, t, start) and (settings.granularity == "step" or closing):
             handed += 1
@@ -229,6 +248,16 @@ def naively(
         (small(anchor="clock", gamma=(0.5,), warmup=False, horizon=0.625, every=1), 4, 2),
         (small(horizon=0.0, gamma=(0.7, 0.3), every=1), 4, 2),
         (small("generalist", start=Fixed(round=3), every=3), 6, 2 * STEPS),
+        # Eq. 8, literally: formed at t' = 2, updated and handed over in rounds 4 and 6.
+        (small("a3gt-paper", start=Fixed(round=2), horizon=3.0), 7, 2),
+        (small("a3gt-paper", start=Fixed(round=2), horizon=1.0, gamma=(0.7, 0.3)), 6, 1),
+        (small("a3gt-paper", start=Fixed(round=2), inclusive=True, horizon=9.0, every=1), 5, 3),
+        (small(global_from="start", gamma=(0.7, 0.2)), 5, 2),
+        (small(global_from="start", source="average", granularity="step", every=1), 4, 3 * STEPS),
+        (small(average_every="round", gamma=(0.7, 0.2), horizon=2.0), 5, 2),
+        (small(average_every="round", global_from="start", source="average", horizon=4.0), 5, 2),
+        (small(average_every="round", warmup=False, every=None, horizon=4.0), 4, 0),
+        (small(batches="shared"), 5, 2),
     ],
 )
 def test_the_loop_is_the_naive_algorithm(settings, rounds, handed):
@@ -312,11 +341,59 @@ def test_the_initial_model_is_not_trained():
     assert all(torch.equal(job.merged_state()[k], v) for k, v in initial.items())
 
 
+def test_shared_batches_are_the_very_same_images_for_both_learners():
+    method = recorded(small(batches="shared"), 3)
+    finished(method, 3)
+    clean, robust = (method.learners[name].batches for name in ("clean", "robust"))
+    assert len(clean) == len(robust) == 3 * STEPS
+    for one, other in zip(clean, robust, strict=True):
+        assert torch.equal(one.x, other.x)
+        assert torch.equal(one.y, other.y)
+        assert torch.equal(one.index, other.index)
+
+
+def test_up_to_the_start_the_global_model_is_the_mix_and_between_hand_overs_it_stays():
+    seen: list[dict[str, State]] = []
+    job = training(small("a3gt-paper", start=Fixed(round=2), every=2, gamma=(0.7,)), 5)
+    job.watch = Watch(save=lambda finished: seen.append(weights_of(job)))
+    job.run()
+
+    def weight(t: int, who: str) -> Tensor:
+        return seen[t - 1][who]["conv1.weight"]
+
+    for t in (1, 2):
+        mix = 0.7 * weight(t, "robust") + 0.3 * weight(t, "clean")
+        torch.testing.assert_close(weight(t, "global"), mix)
+    assert torch.equal(weight(3, "global"), weight(2, "global"))
+    assert not torch.equal(weight(4, "global"), weight(3, "global"))
+    assert torch.equal(weight(4, "global"), weight(4, "clean"))  # handed over
+    assert torch.equal(weight(5, "global"), weight(4, "global"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"average_every": "handover"}, "would average the initial weights; choose global_from="),
+        (
+            {"average_every": "handover", "global_from": "start", "every": None},
+            "needs hand-overs: give every",
+        ),
+        ({"average_every": "round", "granularity": "step"}, "choose granularity=round"),
+        ({"global_from": "start", "start": Never()}, "choose global_from=first-step"),
+    ],
+)
+def test_readings_that_make_no_sense_together_are_refused_in_a_line(settings, message):
+    with pytest.raises(UserError, match=message) as caught:
+        small(**settings)
+    assert "\n" not in str(caught.value)
+
+
 # Identities
 
 
 def test_a3gt_started_at_a_round_is_generalist_with_the_same_readings():
     readings = {"anchor": "clock", "source": "average", "count": "rounds", "granularity": "step"}
+    readings |= {"batches": "shared"}
     one = finished(small(**readings), 5)
     other = finished(small("generalist", start=Fixed(round=2)), 5)
     assert same(weights_of(one), weights_of(other))
@@ -684,6 +761,8 @@ RESUMED: list[A3GT | Method] = [
     small(batchnorm="estimate", every=1),
     small(start=Stable(window=1, deadline=0.5)),
     branched("mixed", 2),
+    small("a3gt-paper", start=Stable(window=1, deadline=0.5), horizon=3.0, every=1),
+    small(global_from="start", average_every="round", source="average", batches="shared"),
 ]
 
 

@@ -93,9 +93,10 @@ def _merge(method: Method, rounds: int, steps: int | None) -> list[str]:
     parts = f"({' + '.join(f'g_{name} w_{name}' for name in names)})"
     if len(names) == 1:
         parts = f"w_{names[0]}"
-    warm = ", grown in as (s + 1)/(s + 10)" if merge.warmup and merge.averages else ""
-    first = f"the global model, after every step s: w <- alpha' w + (1 - alpha') {parts}"
-    horizon = f"  with {_decay(merge, steps)}{warm}"
+    every = {"step": "step s", "round": "round s", "handover": "round that hands over"}
+    when = every[merge.average_every]
+    first = f"the global model, after every {when}: w <- alpha' w + (1 - alpha') {parts}"
+    horizon = _decay(merge, steps)
     if len(names) == 1:
         return [first, horizon]
     if method.averaged_once:
@@ -103,6 +104,10 @@ def _merge(method: Method, rounds: int, steps: int | None) -> list[str]:
         mean += ", which keep alpha' of themselves a step"
     since = "t'" if merge.anchor == "start" else "the beginning"
     lines = [first, f"  of the learners' {mean}", horizon]
+    if merge.global_from == "start":
+        lines.append(f"  from t' on; up to then it is {parts} itself")
+    if merge.batches == "shared":
+        lines.append("  the learners are trained on the same augmented minibatches")
     for name, knots in method.knots.items():
         values = ", ".join(f"{value:.3g}" for value in knots.values)
         places = ", ".join(f"{place:.3g}" for place in knots.places)
@@ -113,13 +118,20 @@ def _merge(method: Method, rounds: int, steps: int | None) -> list[str]:
 
 
 def _decay(merge: Merge, steps: int | None) -> str:
-    """Return alpha' in words."""
+    """Return alpha' in words, that of the global model and that of running averages."""
     if not merge.averages:
-        return "alpha' = 0: no average (horizon 0)"
+        return "  with alpha' = 0: no average (horizon 0)"
     horizon = f"a horizon of {merge.horizon:.5g} rounds"
-    if steps is None:
-        return f"alpha' = 1 - 1/({merge.horizon:.5g} S), {horizon} of S steps"
-    return f"alpha' = {merge.decay(steps):.4g}, {horizon} of {steps} steps"
+    warm = ", grown in as (s + 1)/(s + 10)" if merge.warmup else ""
+    a_step = f"alpha' = 1 - 1/({merge.horizon:.5g} S), {horizon} of S steps{warm}"
+    if steps is not None:
+        a_step = f"alpha' = {merge.decay(steps):.4g}, {horizon} of {steps} steps{warm}"
+    if merge.average_every == "step":
+        return f"  with {a_step}"
+    updates = 1 if merge.average_every == "round" else 1 / (merge.every or 1)
+    warm = warm if merge.global_from == "first-step" else ""
+    own = f"  with alpha' = {merge.decay(updates):.4g}, {horizon}{warm}"
+    return own + (f"; in running averages {a_step}" if merge.source == "average" else "")
 
 
 def _branches(method: Method) -> list[str]:
@@ -144,7 +156,8 @@ def _handover(merge: Merge, branched: bool) -> list[str]:
     settings = ", ".join(f"{key} {value}" for key, value in rule.items() if value is not None)
     start = f"t' is found by the rule {name!r} ({settings})"
     if merge.every is None:
-        return ["the learners are never handed the global weights", *[start] * branched]
+        shown = branched or merge.global_from == "start"
+        return ["the learners are never handed the global weights", *[start] * shown]
     counted = "t" if merge.count == "rounds" else "t - t'"
     since = "t >= t'" if merge.inclusive else "t > t'"
     due = f"rounds with {since} and ({counted}) mod {merge.every} = 0"

@@ -181,7 +181,7 @@ class A3GTFront(Settings):
     """
 
     fixed: ClassVar[frozenset[str]] = frozenset(
-        {"more_gamma", "anchor", "source", "count", "inclusive", "granularity"}
+        MERGED - {"gamma", "horizon", "warmup", "every", "momentum", "batchnorm", "start"}
     )
     trunk_weight: Part = 0.5
     robust: Robust = field(default_factory=lambda: Mixed(weight=0.9))
@@ -292,13 +292,14 @@ def one(objective: type[Objective], paper: str = "", *shown: str, **defaults: An
 
 PAPER = """A3GT with Eq. 4, 7 and 8 of the paper read literally.
 
-One loss threshold l_h for both learners, for t_num rounds in a row; hand-over in rounds t > t'
-with t mod c = 0; gamma runs from the first round on. It may never synchronise: then it says so."""
+One loss threshold l_h for both learners, for t_num rounds in a row; the global model is formed at
+t', and averaged and handed over in rounds t > t' with t mod c = 0 alone; gamma runs from the first
+round on. It may never synchronise: then it says so."""
 
 GENERALIST = """Generalist: the same merge from a fixed round on.
 
 As its code has it: t' = 0.625 E, running averages are merged, and in rounds t >= t' with
-t mod c = 0 the weights are handed over after every step."""
+t mod c = 0 the weights are handed over after every step. Both learners get the same batches."""
 
 FRIENDLY = "Zhang et al., 2020, arXiv:2002.11242"
 
@@ -342,6 +343,7 @@ METHODS: dict[str, MethodRow] = {
             "count": "rounds",
             "source": "average",
             "granularity": "step",
+            "batches": "shared",
             "start": Fixed(),
         },
         paper="Wang and Wang, 2023, arXiv:2303.13813",
@@ -350,7 +352,16 @@ METHODS: dict[str, MethodRow] = {
     ),
     "a3gt-paper": MethodRow(
         A3GT,
-        {"anchor": "clock", "count": "rounds", "inclusive": False, "start": Threshold()},
+        {
+            "anchor": "clock",
+            "count": "rounds",
+            "inclusive": False,
+            "global_from": "start",
+            "average_every": "handover",
+            "horizon": 10.0,
+            "warmup": False,
+            "start": Threshold(),
+        },
         paper="He et al., 2024, doi:10.3390/electronics13204052",
         shown=SHOWN,
         text=PAPER,

@@ -159,10 +159,10 @@ class Training:
         for step in range(self.done, self.steps):
             progress = (t - 1 + step / self.steps) / self.rounds
             memory = self.method.merge.memory((t - 1) * self.steps + step, self.steps)
-            kept = 0.0 if self.method.averaged_once else memory
+            kept = self.method.kept(t, step, self.steps, start)
             for learner in self.learners.values():
                 if learner in active:
-                    self._train(learner, step, progress)
+                    self._train(learner, active[0].name, step, progress)
                 with self.stopwatch.part("averaging"):
                     weight = weights.get(learner.name, 0.0)
                     learner.share.add(learner.state, memory, weight, kept)
@@ -172,8 +172,8 @@ class Training:
                     self._hand_over(weights, t)
             yield
 
-    def _train(self, learner: Learner, step: int, progress: float) -> None:
-        leader = learner.objective.follows
+    def _train(self, learner: Learner, first: str, step: int, progress: float) -> None:
+        leader = self.method.leader(learner.name, first)
         with self.stopwatch.part("data"):
             if leader is None:
                 batch = learner.batch(self.images, self.augment, self.batch_size, step, progress)

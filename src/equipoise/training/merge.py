@@ -47,7 +47,17 @@ class Merge:
             alone) or from the first round (``clock``, as in the Generalist code).
         horizon: How far back the weight average looks, in rounds: with S steps a round it keeps
             alpha' = 1 - 1/(horizon S) of itself a step, never less than 0; 0: no average.
-        warmup: Whether the decay is at most (s + 1) / (s + 10) at step s.
+        warmup: Whether the decay is at most (s + 1) / (s + 10) at step s; a global model that is
+            formed at t' needs none.
+        global_from: Whether the global model is averaged from the ``first-step`` on (the
+            Generalist code) or formed at ``start``, t', as the mix of the learners (the paper's
+            text). Up to t' it is then the mix at any time.
+        average_every: Whether the global model is averaged after every ``step`` (the Generalist
+            code), after every ``round``, or after each round that hands over (``handover``, the
+            paper's Eq. 8). Running averages of learners take every step.
+        batches: Whether each learner draws its ``own`` minibatches (the paper: the learners are
+            independent), or all get the same augmented ones, those of the first (``shared``, the
+            Generalist code).
         source: Whether the learners' ``weights`` are merged (the paper's Eq. 4) or their running
             ``average`` (the Generalist code).
         every: The rounds between two hand-overs of the global weights, c; None: no hand-overs.
@@ -68,6 +78,9 @@ class Merge:
     anchor: Literal["start", "clock"] = "start"
     horizon: Annotated[float, f"[0, {MOST}]"] = 2.5
     warmup: bool = True
+    global_from: Literal["first-step", "start"] = "first-step"
+    average_every: Literal["step", "round", "handover"] = "step"
+    batches: Literal["own", "shared"] = "own"
     source: Literal["weights", "average"] = "weights"
     every: Count | None = 5
     count: Literal["rounds", "since-start"] = "since-start"
@@ -89,10 +102,31 @@ class Merge:
                 "batchnorm=estimate with granularity=step would estimate after every step; choose "
                 "granularity=round"
             )
-        refuse(problems)
+        refuse([*problems, *self._unfit_readings()])
         names, limit = sorted(self.knots()), getattr(self.start, "threshold", None)
         if isinstance(limit, Mapping) and sorted(limit) != names:
             raise UserError(f"start.threshold must name each of {names}, got {sorted(limit)}")
+
+    def _unfit_readings(self) -> list[str]:
+        problems = []
+        if self.average_every != "step" and self.granularity == "step":
+            problems.append(
+                "granularity=step would hand over the same global model after every step with "
+                f"average_every={self.average_every}; choose granularity=round"
+            )
+        if self.average_every == "handover" and self.every is None:
+            problems.append("average_every=handover needs hand-overs: give every")
+        if self.average_every == "handover" and self.global_from == "first-step":
+            problems.append(
+                "average_every=handover would average the initial weights; choose "
+                "global_from=start"
+            )
+        if self.global_from == "start" and self.start.rule == "never":
+            problems.append(
+                "global_from=start never forms a global model with start.rule=never; choose "
+                "global_from=first-step"
+            )
+        return problems
 
     @property
     def gammas(self) -> tuple[float, ...]:
@@ -135,14 +169,40 @@ class Merge:
         counted = t if self.count == "rounds" else t - start
         return counted % self.every == 0
 
-    def decay(self, steps: int) -> float:
-        r"""Return :math:`\alpha'`, a step, with ``steps`` a round."""
-        return max(0.0, 1 - 1 / (self.horizon * steps)) if self.averages else 0.0
+    def decay(self, updates: float) -> float:
+        r"""Return :math:`\alpha'` of an average with so many updates a round."""
+        return max(0.0, 1 - 1 / (self.horizon * updates)) if self.averages else 0.0
 
-    def memory(self, step: int, steps: int) -> float:
-        """Return the decay at a step, counted from 0 over the whole training."""
-        decay = self.decay(steps)
-        return min(decay, (step + 1) / (step + 10)) if self.warmup else decay
+    def memory(self, update: int, updates: float) -> float:
+        """Return the decay at an update, counted from 0 over the whole training.
+
+        Arguments:
+            update: The update.
+            updates: The updates a round.
+        """
+        decay = self.decay(updates)
+        return min(decay, (update + 1) / (update + 10)) if self.warmup else decay
+
+    def kept(self, t: int, step: int, steps: int, start: int | None) -> float | None:
+        """Return how much of itself the global model keeps after a step; None: it stays as it is.
+
+        Arguments:
+            t: The round, from 1.
+            step: The step of the round, from 0.
+            steps: The steps of a round.
+            start: t'; None: not found before this round.
+        """
+        if self.average_every != "step" and step + 1 < steps:
+            return None
+        if self.global_from == "start" and (start is None or t <= start):
+            return 0.0
+        if self.average_every == "handover":
+            return self.decay(1 / (self.every or 1)) if self.due(t, start) else None
+        update, updates = ((t - 1) * steps + step, steps)
+        if self.average_every == "round":
+            update, updates = t - 1, 1
+        first = self.global_from == "first-step"
+        return self.memory(update, updates) if first else self.decay(updates)
 
 
 def averaged_names(model: nn.Module) -> list[str]:
@@ -181,7 +241,7 @@ class Share:
 
     @torch.no_grad()
     def add(
-        self, state: Mapping[str, Tensor], memory: float, weight: float, kept: float | None = None
+        self, state: Mapping[str, Tensor], memory: float, weight: float, kept: float | None
     ) -> None:
         """Take one step of the moving averages with the learner's current state.
 
@@ -189,14 +249,15 @@ class Share:
             state: That state.
             memory: The decay of the running average, if there is any.
             weight: The weight of the learner.
-            kept: The decay of the part; None: that of the average.
+            kept: The decay of the part; None: it stays as it is.
         """
-        kept = memory if kept is None else kept
         parts, values = list(self.parts.values()), [state[name] for name in self.parts]
         if self.average:
             average = list(self.average.values())
             torch._foreach_lerp_(average, values, 1 - memory)
             values = average
+        if kept is None:
+            return
         torch._foreach_mul_(parts, kept)
         torch._foreach_add_(parts, values, alpha=(1 - kept) * weight)
 

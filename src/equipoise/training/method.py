@@ -83,6 +83,23 @@ class Method:
         """
         return self.trunk is not None and self.merge.source == "average"
 
+    def leader(self, name: str, first: str) -> str | None:
+        """Return the learner whose batches another one gets; None: it draws its own.
+
+        Arguments:
+            name: The learner.
+            first: The learner that trains first.
+        """
+        shared = first if self.merge.batches == "shared" and name != first else None
+        return self.learners[name].follows or shared
+
+    def kept(self, t: int, step: int, steps: int, start: int | None) -> float | None:
+        """Return how much of itself the global model keeps after a step; None: it stays as it is.
+
+        The arguments are those of :meth:`Merge.kept`.
+        """
+        return 0.0 if self.averaged_once else self.merge.kept(t, step, steps, start)
+
     def alone(self, t: int, start: int | None) -> str | None:
         """Return the trunk if it is the only learner in round ``t``, with t' = start."""
         return self.trunk if start is None or t <= start else None
