@@ -5,8 +5,8 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 38_930,
-    "lines of templates, scripts, styles and YAML": 2_105,
+    "lines of Python": 38_890,
+    "lines of templates, scripts, styles and YAML": 2_103,
     "classes": 229,
     "dataclasses": 126,
     "class names in several modules": 0,

@@ -9,8 +9,9 @@ once a step. This is linear in the learners, so each learner can carry its own s
           \qquad \theta_g = \sum_i A_i,
 
 where one of the shares begins as :math:`\theta_0` and the others at zero, and does not need the
-other learners until a hand-over. That is what the paper calls "asynchronous", exactly. Everything
-that its text leaves open is a field here; ``docs/decisions.md`` lists the readings.
+other learners until a hand-over. (That is a result of this project. The paper's "asynchronous"
+means that learners are trained independently up to an adaptive t'; Generalist's is fixed.)
+Everything that the text leaves open is a field here; ``docs/decisions.md`` lists the readings.
 
 References:
     | A3GT: An Adaptive Asynchronous Generalized Adversarial Training Method (He et al., 2024)
