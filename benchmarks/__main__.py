@@ -74,7 +74,7 @@ def bench(
     channels: Annotated[int | None, _option("Channels of an image; 1 or 3.")] = None,
     classes: Annotated[int | None, _option("Classes; 10.")] = None,
     batch_size: Annotated[
-        int | None, _option("Images at a time; 64, evaluate 250, growth 16.")
+        int | None, _option("Images at a time; 64, growth 16, evaluate as eq.evaluate.")
     ] = None,
     steps: Annotated[int | None, _option("Steps of PGD; 10, for growth 2.")] = None,
     eps: Annotated[

@@ -40,7 +40,7 @@ class Judged:
         images: The number of test images, as a stratified sample; all where there are fewer.
         norm: ``linf``, ``l2`` or ``l1``; None: that of the run.
         eps: The radius; None: that of the run.
-        batch_size: The images attacked at a time.
+        batch_size: The images attacked at a time; None: as an evaluation does.
         device: ``auto``, ``cpu`` or ``cuda``.
         execution: How our sides search; as plain values, too.
         seed: Of the attacks.
@@ -51,7 +51,7 @@ class Judged:
     images: int = 500
     norm: Norm | None = None
     eps: float | None = None
-    batch_size: int = 250
+    batch_size: int | None = None
     device: str = "auto"
     execution: Execution = field(default_factory=Execution)
     seed: int = 0
@@ -191,11 +191,12 @@ def _ours(case: Judged, side: str, problem: Problem, only: str = "autoattack") -
 
 
 def _theirs(module: ModuleType, case: Judged, problem: Problem, only: str = "") -> dict[str, Any]:
-    how = problem.threat, case.seed, case.batch_size
+    size = case.protocol("ours").batch(problem.x)
+    how = problem.threat, case.seed, size
     attack = peers.standard_autoattack(module, problem.model, *how, only=[only] if only else [])
     x_adv = attack(problem.x, problem.y)
     with torch.no_grad():
-        batches = (torch.split(part, case.batch_size) for part in (x_adv, problem.y))
+        batches = (torch.split(part, size) for part in (x_adv, problem.y))
         parts = zip(*batches, strict=True)
         return {"robust": torch.cat([problem.model(x).argmax(1) == y for x, y in parts])}
 

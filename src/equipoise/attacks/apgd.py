@@ -83,8 +83,7 @@ class APGD:
     norms: tuple[Norm, ...] = ("linf", "l2", "l1")
 
     def __post_init__(self) -> None:
-        counts = ["steps", "restarts", "eot"] + ["targets"] * (self.targets is not None)
-        problems = uncounted(self, *counts)
+        problems = uncounted(self, "steps", "restarts", "eot", "targets")
         losses = ("ce", "dlr", "margin") if self.targets is None else ("dlr", "margin")
         if self.loss is not None and self.loss not in losses:
             aim = "" if self.targets is None else " with targets"

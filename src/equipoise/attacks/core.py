@@ -58,10 +58,12 @@ def cost(attack: Attack, norm: Norm) -> float:
 
 
 def uncounted(attack: object, *names: str) -> list[str]:
-    """Return the errors in settings that are counts, a sentence each."""
+    """Return the errors in settings that are counts, a sentence each; a default may be None."""
     problems = []
     for name in names:
         value = getattr(attack, name)
+        if value is None and getattr(type(attack), name, 0) is None:
+            continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             problems.append(f"{name} must be at least 1 and whole, got {short(value)}")
         elif value > MOST:

@@ -84,8 +84,7 @@ class FAB:
     norms: tuple[Norm, ...] = ("linf", "l2", "l1")
 
     def __post_init__(self) -> None:
-        counts = ["steps", "restarts"] + ["targets"] * (self.targets is not None)
-        problems = uncounted(self, *counts)
+        problems = uncounted(self, "steps", "restarts", "targets")
         refuse([*problems, *out_of_range(self), *wrong_norms(self.norms)])
 
     def cost(self, norm: Norm) -> float:

@@ -51,7 +51,7 @@ def evaluate(
     seed: Annotated[
         int | None, typer.Option(help="Random seed of the attacks; default: 0.")
     ] = None,
-    batch_size: options.BatchSize = 250,
+    batch_size: options.BatchSize = None,
     precision: options.Precision = "auto",
     layout: Annotated[
         str,

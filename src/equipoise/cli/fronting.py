@@ -54,7 +54,7 @@ def front(
     batchnorm: BatchNorm = None,
     seed: options.Seed = 0,
     nonce: options.Nonce = None,
-    batch_size: options.BatchSize = 250,
+    batch_size: options.BatchSize = None,
     precision: options.Precision = "auto",
     time: options.Time = None,
     data_dir: options.DataDir = None,

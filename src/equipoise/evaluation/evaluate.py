@@ -44,7 +44,7 @@ def evaluate(
     attacks: Mapping[str, Attack] | Sequence[str] | str = ("pgd-20",),
     individual: bool | None = None,
     seed: int = 0,
-    batch_size: int = 250,
+    batch_size: int | None = None,
     precision: Precision = "float32",
     layout: Layout = "auto",
     compile: bool = False,  # noqa: A002 - torch's name for it
@@ -78,7 +78,8 @@ def evaluate(
             attack attacks the examples that are still robust after the earlier ones. None: attacks
             as True, the stages of an ensemble as False.
         seed: The seed of the attacks' randomness.
-        batch_size: How many points are attacked at a time: memory and time, not results.
+        batch_size: How many points are attacked at a time: memory and time, not results; None:
+            250, and up to 1,024 tiny ones.
         precision: The arithmetic of the search: ``"float32"``, ``"bfloat16"`` or ``"auto"``, the
             faster one on the device. The judge's is always float32.
         layout: The memory layout of images in the search: ``"channels_last"``, ``"contiguous"``,
@@ -169,7 +170,7 @@ def evaluate_by(
     x, y = x.to(device, dtype), y.to(device)
     stages = protocol.stages
     asked = max([getattr(attack, "passes", 1) for attack in protocol.named.values()], default=1)
-    judge = Judge(model, protocol.batch_size, protocol.passes or asked, protocol.seed)
+    judge = Judge(model, protocol.batch(x), protocol.passes or asked, protocol.seed)
     # A random model draws from the seed; the random state is restored afterwards.
     with outside_inference(), restored(model), seeded(protocol.seed, device):
         threat, execution = protocol.threat, protocol.execution

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 
 from equipoise.attacks import check_norms, parse_list, without_clean
 from equipoise.attacks.core import Attack, refuse, uncounted
@@ -19,6 +20,7 @@ from equipoise.threat import Norm, Threat
 STAGED = "staged"  # the name of the ensemble of all attacks where all are stages
 DEFAULT = ("fgsm", "pgd-20", "mi-fgsm-10", "cw-inf-30")
 WEAKEST = 0.1  # the share of examples, those with the smallest margin, that "restarts" attacks
+_USUAL, _MOST, _NUMBERS = 250, 1024, 2**16  # of a batch: inputs, and the numbers of tiny ones
 _SEARCH = ("precision", "layout", "compile")  # of the execution
 
 
@@ -38,7 +40,8 @@ class Protocol:
         first: Whether the first ``n`` images are used instead of a sample.
         individual: As for :func:`equipoise.evaluate`.
         seed: The seed of the attacks' randomness.
-        batch_size: How many points are attacked at a time: memory and time, not results.
+        batch_size: How many points are attacked at a time: memory and time, not results; None:
+            see :meth:`batch`.
         execution: The arithmetic, layout and compilation of the search; the judge's arithmetic
             is float32 either way.
         passes: The forward passes of a verdict; None: as the attacks need.
@@ -61,7 +64,7 @@ class Protocol:
     first: bool = False
     individual: bool | None = None
     seed: int = 0
-    batch_size: int = 250
+    batch_size: int | None = None
     execution: Execution = field(default_factory=Execution)
     passes: int | None = None
     strongest: bool = False
@@ -72,7 +75,7 @@ class Protocol:
         if self.attacks is not None and not isinstance(self.attacks, Mapping):
             names = tuple(dict.fromkeys(without_clean(self.attacks)))
             object.__setattr__(self, "attacks", names)
-        refuse(uncounted(self, "batch_size", *(["passes"] if self.passes is not None else [])))
+        refuse(uncounted(self, "batch_size", "passes"))
         check_seed(self.seed)
         check_nonce(self.nonce)
         if self.eps is not None:
@@ -109,6 +112,13 @@ class Protocol:
         assert self.norm is not None, "see complete"
         assert self.eps is not None, "see complete"
         return Threat(self.norm, self.eps, self.low, self.high)
+
+    def batch(self, x: Tensor) -> int:
+        """Return how many inputs like ``x``, (N, ...), are attacked at a time.
+
+        By default 250, and up to 1,024 tiny ones, whose passes take little longer than one of few.
+        """
+        return self.batch_size or max(_USUAL, min(_MOST, _NUMBERS // max(x[0].numel(), 1)))
 
     @property
     def stages(self) -> Sequence[Stage]:

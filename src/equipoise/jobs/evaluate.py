@@ -209,7 +209,7 @@ class _Evaluations:
         attacks = [*self.protocol.named.values()]
         if not attacks or not threats:
             return
-        norm, n, size = threats[0].norm, len(self.y) * len(threats), self.protocol.batch_size
+        norm, n, size = threats[0].norm, len(self.y) * len(threats), self.protocol.batch(self.x)
         x, y, most = self.x[:size], self.y[:size], whole(attacks, norm, n)
         timed = pace(self.model, x, y, threats[0], self.protocol.execution, most)
         if timed is None:

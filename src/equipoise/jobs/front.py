@@ -5,8 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation.protocol import Protocol
 from equipoise.fronts.front import Front
@@ -108,7 +106,8 @@ def _foreseen(
     usual = images.recipe.threat(images.dataset.eps)
     threat = protocol.complete(usual.norm, usual.eps).threat
     held_out = images.validation
-    some = held_out.take(torch.arange(min(protocol.batch_size, len(held_out))))
+    size = protocol.batch(held_out.x)
+    some = held_out.take(slice(size))
     model = front.ends.robust.model.to(front.device)
     n = points * (len(held_out) if protocol.n is None else protocol.n)
     most = whole(attacks, threat.norm, n)
@@ -119,8 +118,7 @@ def _foreseen(
         console.say(f"this takes {told} on this machine, less what is measured already")
     if limit is None:
         return protocol
-    size = timed.batch(attacks, threat.norm, protocol.batch_size, limit)
-    return replace(protocol, batch_size=size)
+    return replace(protocol, batch_size=timed.batch(attacks, threat.norm, size, limit))
 
 
 def pick(

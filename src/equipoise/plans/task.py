@@ -129,8 +129,9 @@ class PlannedEvaluation:
             "--eps": repr(protocol.eps),
             "-n": str(protocol.n),
             "--precision": protocol.execution.precision,
-            "--batch-size": str(protocol.batch_size),
         }
+        if protocol.batch_size is not None:
+            options["--batch-size"] = str(protocol.batch_size)
         return [*chain(*options.items()), *(["--first"] if protocol.first else [])]
 
     def stored(self) -> Evaluation | None:
