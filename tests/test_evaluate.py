@@ -19,7 +19,9 @@ import equipoise.jobs.train
 import problems
 from equipoise import data
 from equipoise.attacks import ATTACKS
+from equipoise.attacks.apgd import APGD
 from equipoise.errors import UserError
+from equipoise.evaluation import Protocol
 from equipoise.jobs.evaluate import evaluate_run
 from equipoise.measures.statistics import interval
 
@@ -103,6 +105,20 @@ def test_each_attack_runs_alone(model):
         one = evaluate(model, x, y, threat=THREAT, attacks=[name])
         assert torch.equal(one.verdicts[name], both.verdicts[name])
         assert both.robust_accuracy <= one.robust_accuracy
+
+
+def test_tiny_images_are_attacked_more_at_a_time(model):
+    x, y = images(40)
+    shapes = {(1, 8, 8): 1024, (2, 8, 8): 512, (1, 28, 28): 250, (3, 64, 64): 250, (3,): 1024}
+    for shape, size in shapes.items():
+        assert Protocol().batch(torch.zeros(2, *shape)) == size
+    given: dict[int, dict[str, Any]] = {1024: {}, 250: {"batch_size": 250}, 7: {"batch_size": 7}}
+    results = {n: evaluate(model, x, y, threat=THREAT, **more) for n, more in given.items()}
+    for size, result in results.items():
+        assert result.outcomes["pgd-20"].made["batch_size"] == size  # verify repeats it
+        assert torch.equal(result.robust, results[250].robust)
+    with pytest.raises(UserError, match="steps must be at least 1 and whole, got None"):
+        APGD(steps=None)
 
 
 @pytest.mark.slow

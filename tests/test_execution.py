@@ -491,6 +491,7 @@ def test_batches_of_rounded_sizes_give_the_same_answers_and_gradients(name):
         for rounded, plain in zip(*results, strict=True):
             assert rounded.shape == plain.shape
             assert (rounded - plain).abs().max() <= 1e-5 * plain.abs().max()
+        assert seen[-4:-1] == [n + -n % max(1, 2 ** (n.bit_length() - 4)), n, n]  # once in a row
     assert form.spent() == (2 * 3 * 110, 2 * 110)  # of the inputs alone
     assert {17, 18, 33, 36, 37, 40} < set(seen)
 

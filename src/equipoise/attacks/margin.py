@@ -94,8 +94,7 @@ class MarginAscent:
     norms: tuple[Norm, ...] = NORMS
 
     def __post_init__(self) -> None:
-        counts = ["steps", "restarts"]
-        counts += [name for name in ("targets", "diversified") if getattr(self, name)]
+        counts = "steps", "restarts", "targets", *["diversified"] * bool(self.diversified)
         refuse(uncounted(self, *counts) + wrong_norms(self.norms))
 
     def cost(self, norm: Norm) -> float:

@@ -49,10 +49,7 @@ First = Annotated[bool, typer.Option("--first", help="With -n: take the first N 
 Seed = Annotated[int, typer.Option(help="Random seed of the attacks.")]
 BatchSize = Annotated[
     int | None,
-    typer.Option(
-        help="Images attacked at a time, by default 250 and up to 1,024 tiny ones; changes memory "
-        "and time, not results."
-    ),
+    typer.Option(help="Images attacked at a time (250, more tiny ones); changes no results."),
 ]
 Precision = Annotated[
     str,

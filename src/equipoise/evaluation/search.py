@@ -179,7 +179,7 @@ class Search:
 
     def _batches(self, stage: Stage, wanted: Tensor) -> Iterator[tuple[Tensor, Fast]]:
         """Return the rows of each batch of an attack, and the form of the model to search in."""
-        size = self._size(stage.attack)
+        size = together(stage.attack, self.k, self.judge.batch_size)
         for batch in torch.split(wanted.nonzero()[:, 0], size):
             # The batches after a resume are those of an uninterrupted run.
             yield batch[~self.outcomes[stage.name].attacked[batch]], self.form
@@ -245,11 +245,6 @@ class Search:
     def _settings(self, attack: Attack) -> str:
         how = "searched in bfloat16, near a boundary in float32 too"
         return f"{attack}, {how}" if self.bfloat16 else f"{attack}"
-
-    def _size(self, attack: Attack) -> int:
-        """Return how many examples are attacked together, so that their rows fill a batch."""
-        rows = attack.rows_per_example(self.k) if hasattr(attack, "rows_per_example") else 1
-        return max(1, self.judge.batch_size // rows)
 
     def _attack(self, attack: Attack, index: Tensor, form: Fast, outcome: Outcome) -> Outcome:
         start = time.perf_counter()
@@ -343,6 +338,12 @@ class Search:
             audit=self.audit,
         )
         return result.recounted()
+
+
+def together(attack: Attack, classes: int, batch_size: int) -> int:
+    """Return how many examples are attacked together, so that their rows fill a batch."""
+    rows = attack.rows_per_example(classes) if hasattr(attack, "rows_per_example") else 1
+    return max(1, batch_size // rows)
 
 
 def _moved(outcome: Outcome, device: torch.device) -> Outcome:

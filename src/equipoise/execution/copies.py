@@ -90,7 +90,7 @@ class Twin:
             layers.become(head, layers.Full)
         self.refresh()
         quicker = bool(self.folds or self._quick_layers) or execution.layout == "channels_last"
-        self.pads, self.usual = False, 0
+        self.pads, self.usual, self.last = False, 0, 0
         self.freed = any(tensor.is_inference() for tensor in sources.values())
         self.gains = (
             quicker or self.freed or execution.precision == "bfloat16" or execution.compile
@@ -100,6 +100,8 @@ class Twin:
     """Whether sizes of batches are rounded up: :func:`equipoise.execution.passes.padded`."""
     usual: int
     """The size of the first batch, which is not rounded: a training has no other."""
+    last: int
+    """The size of the batch before: one that comes again is not rounded; 0 begins an attack."""
     gains: bool
     """Whether anything is faster than in the model, or works where it does not."""
     freed: bool
@@ -119,7 +121,8 @@ class Twin:
 
     def batched(self, network: Network, x: Tensor) -> Tensor:
         """Return the logits of a network for a batch whose size may be rounded up, (B, K)."""
-        return padded(network, x) if self.pads and len(x) != self.usual else network(x)
+        known, self.last = len(x) in (self.usual, self.last), len(x)
+        return network(x) if known or not self.pads else padded(network, x)
 
     def follows(self, model: nn.Module) -> bool:
         """Return whether a model still has the tensors that were copied, of the same kind.

@@ -303,6 +303,8 @@ def guest(model: nn.Module) -> Iterator[Fast]:
     """
     form = as_is(model)
     form.unsure = True
+    if form.twin is not None:
+        form.twin.last = 0  # so that an attack gives the same bits whatever ran before
     modules = dict.fromkeys([*form.exact.modules(), *form.search.modules()])
     modes = [(module, module.training) for module in modules]
     training = form.exact.training

@@ -23,7 +23,7 @@ from equipoise.evaluation.judge import Judge
 from equipoise.evaluation.outcome import TRANSFER
 from equipoise.evaluation.protocol import Protocol
 from equipoise.evaluation.result import Result
-from equipoise.evaluation.search import NEAR
+from equipoise.evaluation.search import NEAR, together
 from equipoise.jobs.verify_stored import recreate
 from equipoise.measures.audits import most_failures
 from equipoise.store.provenance import machine
@@ -237,8 +237,7 @@ class _Search:
         """Return the images of the batch in which an attack attacked an image."""
         outcome, attack = self.result.outcomes[name], self.attacks[name]
         k = len(self.result.classes) or int(self.result.y.max()) + 1
-        each = attack.rows_per_example(k) if hasattr(attack, "rows_per_example") else 1
-        size = max(1, int(outcome.made["batch_size"]) // each)
+        size = together(attack, k, int(outcome.made["batch_size"]))
         batches = torch.split(outcome.attacked.nonzero()[:, 0], size)
         return next((batch for batch in batches if row in batch), torch.tensor([row]))
 
