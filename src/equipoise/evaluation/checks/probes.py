@@ -343,9 +343,9 @@ def _by_noise(probe: _Probed, left: Tensor, draws: int) -> Tensor:
         draws -= (many := min(2 * max(BATCH // (2 * len(rows)), 1), draws))
         noise = [source.uniform(x) for _ in range(many)]
         noise[1::2] = [(part >= 0.5).to(x.dtype) for part in noise[1::2]]
-        points = torch.cat([probe.threat.start(x, part) for part in noise])
-        right = correct_of(probe.model, points, y.repeat(len(noise)), passes=probe.passes)
-        hit = ~right.view(len(noise), -1).all(0)
+        points = probe.threat.start(torch.cat([x] * many), torch.cat(noise))
+        right = correct_of(probe.model, points, y.repeat(many), passes=probe.passes)
+        hit = ~right.view(many, -1).all(0)
         fooled[rows[hit]] = True
         source, rows = source.select(~hit), rows[~hit]
     return fooled
