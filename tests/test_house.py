@@ -5,10 +5,10 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 38_890,
-    "lines of templates, scripts, styles and YAML": 2_103,
-    "classes": 229,
-    "dataclasses": 126,
+    "lines of Python": 39_250,
+    "lines of templates, scripts, styles and YAML": 2_104,
+    "classes": 231,
+    "dataclasses": 127,
     "class names in several modules": 0,
     "modules beside packages": 12,
     "deepest import chain": 18,

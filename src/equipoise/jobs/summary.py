@@ -40,6 +40,9 @@ def summary(training: Training, rule: str) -> dict[str, Any]:
         "never synchronised: the learners were trained separately to the end, and their average "
         f"may be useless ({history[-1]['start']['reason']})"
     )
+    method, start = training.method, training.start.round
+    merged = len(method.knots) > 1
+    regime = method.regime(training.rounds, training.steps, start, history) if merged else None
     return {
         "finished": True,
         "rounds": len(history),
@@ -48,6 +51,7 @@ def summary(training: Training, rule: str) -> dict[str, Any]:
         "rule": rule,
         "start": history[-1]["start"],
         "handovers": handovers,
+        "regime": regime.content() if regime else None,
         "warnings": ([never] if separate else []) + warnings(history),
         "gradient_evaluations": sum(record["gradient_evaluations"] for record in history),
         "seconds": sum(sum(record["seconds"].values()) for record in history),

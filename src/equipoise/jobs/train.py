@@ -15,6 +15,7 @@ from equipoise.evaluation.checks.inputs import in_range
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, cuda_devices, deterministic
 from equipoise.jobs.summary import RULES, summary, where_time_went, write_learners
+from equipoise.measures.regime import Regime
 from equipoise.plugins import command
 from equipoise.settings import recipe as recipes
 from equipoise.settings.recipe import Recipe, Split, proportional
@@ -344,5 +345,7 @@ class _Job:
             f"kept round {kept} ({self.rule}): clean {best['clean_accuracy']:.2%}, robust "
             f"{best['robust_accuracy']:.2%} on validation; {self.run.path}/model.safetensors"
         )
+        for line in Regime.of(content["regime"]).lines() if content["regime"] else ():
+            self.console.say(line)
         self.console.say(where_time_went(content["parts"]))
         self.console.say(f"next: {command('evaluate', self.run.path)}")

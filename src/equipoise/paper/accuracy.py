@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
+from equipoise.measures.regime import Regime
 from equipoise.measures.statistics import front
 from equipoise.paper import figures, measures
 from equipoise.paper.measures import Accuracies, Rows, area, average, group, mean_pair, pairs_of
@@ -63,6 +64,7 @@ def blocks(panel: PanelInfo, rows: Rows, name: str) -> list[Block]:
             title = f"{title}, eps {eps:.4g}"
         parts.append(_accuracy(panel, at_eps, base, title))
         parts += _paper_numbers(name.partition("-")[0], panel, entries, eps, base)
+        parts += _regimes(entries, base, title)
         parts += _pairs(entries, base, title)
         parts += _tradeoff(panel, entries, base, title)
     return parts
@@ -92,6 +94,33 @@ def _accuracy(panel: PanelInfo, rows: Rows, name: str, title: str) -> Table:
     head = [*heads, "gradient_evaluations", "training_seconds", "evaluation_seconds"]
     note = prose("accuracy_note", sizes=sorted({*rows["n"]}), seeds=panel.seeds)
     return table(name, f"Accuracy by attack, {title}", lines, head, data, note)
+
+
+def _regimes(entries: Entries, name: str, title: str) -> list[Block]:
+    """Return in which regime the learners of each entry were merged; nothing where none were."""
+    lines, data = list[Line](), []
+    for entry, rows in entries.items():
+        stored = [r for r in rows.drop_duplicates("seed")["regime"] if isinstance(r, dict)]
+        regimes = list(map(Regime.of, stored))
+        if not regimes:
+            continue
+        numbers = {
+            "path while gamma < 1": [r.path.get("robust") for r in regimes],
+            "first cycle": [next(iter(r.cycles.get("robust", [])), None) for r in regimes],
+            "last cycle": [next(reversed(r.cycles.get("robust", [])), None) for r in regimes],
+            "c, horizons": [r.spacing for r in regimes],
+            "effective gamma": [r.gamma.get("robust") for r in regimes],
+            "weight decay, robust": [r.weight_decay.get("robust") for r in regimes],
+            "weight decay, clean": [r.weight_decay.get("clean") for r in regimes],
+        }
+        cells = {head: mean_cell(values, "{:.3g}".format) for head, values in numbers.items()}
+        lines.append({"entry": entry, **cells})
+        data.append((entry, *(cell.value for cell in cells.values())))
+    if not lines:
+        return []
+    head = "entry path first_cycle last_cycle spacing gamma weight_decay_robust weight_decay_clean"
+    heading = f"In which regime learners are merged, {title}"
+    return [table(f"{name}-regime", heading, lines, head, data, prose("regime_note"))]
 
 
 def _pairs(entries: Entries, name: str, title: str) -> list[Block]:

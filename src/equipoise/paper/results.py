@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from equipoise.errors import UserError, short
+from equipoise.measures.regime import Regime
 from equipoise.parsing import read_mapping
 from equipoise.sample import Sample
 
@@ -57,6 +58,7 @@ class TrainingRow(BaseModel):
     t_start: int | None = None
     gradient_evaluations: float | None = None
     training_seconds: float | None = Field(None, alias="seconds")
+    regime: Regime | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
 
 

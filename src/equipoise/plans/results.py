@@ -177,6 +177,7 @@ def _attacks(evaluation: PlannedEvaluation) -> list[str]:
 def _training(panel: str, task: Task) -> Row:
     """Return the row of a trained model."""
     rounds, data = task.rounds(), Path(task.recipe.data).name
+    summary = task.run.read_json("summary.json")
     return {
         "panel": panel,
         "entry": task.entry,
@@ -184,7 +185,7 @@ def _training(panel: str, task: Task) -> Row:
         "seed": task.recipe.seed,
         "rounds": len(rounds),
         "t_start": rounds[-1].get("start", {}).get("round") if rounds else None,
-        "gradient_evaluations": task.run.read_json("summary.json").get("gradient_evaluations"),
+        **{key: summary.get(key) for key in ("gradient_evaluations", "regime")},
         "seconds": sum(record["seconds"]["train"] for record in rounds),
         "settings": {**task.recipe.to_dict(), "data": data, "data_dir": None},
     }

@@ -261,8 +261,8 @@ def _training_row(run: RunData) -> tuple[Cell, ...]:
 
 
 def _curves(run: RunData, identity: str) -> Section:
-    facts = {"Merging": _merging(run), "Model kept": kept(run), "Picked": _picked(run)}
-    facts = {name: text for name, text in facts.items() if text}
+    facts = {"Merging": _merging(run), "Regime": run.regime, "Model kept": kept(run)}
+    facts = {name: text for name, text in (facts | {"Picked": _picked(run)}).items() if text}
     figure = figures.curves(run, identity)
     blocks = [facts, figure or "No round has been logged, so there are no curves."]
     return Section(run.name, blocks, tag="" if run.finished else "not finished")

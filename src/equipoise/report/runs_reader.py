@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.errors import UserError
+from equipoise.measures.regime import Regime
 from equipoise.parsing import checked, lines, load, read_mapping, reason
 from equipoise.plugins import command
 from equipoise.store.records import Record
@@ -58,6 +59,11 @@ class RunData:
     def records(self) -> tuple[Record, ...]:
         """The complete records of all evaluations."""
         return tuple(record for evaluation in self.evaluations for record in evaluation.complete)
+
+    @property
+    def regime(self) -> str:
+        """The numbers that say in which regime learners were merged; empty where none were."""
+        return str(self.summary.get("regime", ""))
 
     @property
     def trained(self) -> bool:
@@ -268,6 +274,7 @@ def _summary(value: Mapping[str, Any]) -> dict[str, Any]:
         "finished": bool(value.get("finished")),
         "stopped_early": bool(value.get("stopped_early")),
         "rule": str(value.get("rule") or ""),
+        "regime": "; ".join(Regime.of(value["regime"]).lines()) if value.get("regime") else "",
         "warnings": [str(w) for w in value.get("warnings") or ()],
         "gradient_evaluations": numbers.get("gradient_evaluations"),
         "seconds": numbers.get("seconds"),

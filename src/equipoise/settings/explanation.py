@@ -8,11 +8,13 @@ from equipoise.data import DATASETS
 from equipoise.errors import UserError
 from equipoise.models import house
 from equipoise.objectives.core import Objective
+from equipoise.parsing import MOST
 from equipoise.settings.methods import METHODS
 from equipoise.settings.recipe import Recipe
 from equipoise.threat import Linf
 from equipoise.training.merge import Merge
 from equipoise.training.method import Method
+from equipoise.training.start import Never, Stable, Threshold
 
 LEGEND = (
     "x: an image, x' the adversarial one, y its label; f: logits, p: their softmax;",
@@ -44,6 +46,8 @@ def explain(recipe: Recipe) -> list[str]:
         lines += ["", *_learner(name, objective, recipe.rounds)]
     if len(method.learners) > 1 or method.merge.averages:
         lines += ["", *_merge(method, recipe.rounds, recipe.steps)]
+    if len(method.knots) > 1 and recipe.steps is not None:
+        lines += ["", *_regime(method, recipe.rounds, recipe.steps)]
     return [*lines, "", _cost(method, recipe), _execution(recipe), *LEGEND]
 
 
@@ -132,6 +136,20 @@ def _decay(merge: Merge, steps: int | None) -> str:
     warm = warm if merge.global_from == "first-step" else ""
     own = f"  with alpha' = {merge.decay(updates):.4g}, {horizon}{warm}"
     return own + (f"; in running averages {a_step}" if merge.source == "average" else "")
+
+
+def _regime(method: Method, rounds: int, steps: int) -> list[str]:
+    """Return the numbers of the merge that follow from the schedules and t'."""
+    rule, latest = method.merge.start, method.merge.start.latest(rounds)
+    if isinstance(rule, Threshold):
+        return ["what the schedules make of the merge depends on t', which may never be found"]
+    if rounds * steps > MOST:
+        return []
+    never = isinstance(rule, Never)
+    when = "" if never else f", with t' = {latest}"
+    when += ", the deadline" if isinstance(rule, Stable) else ""
+    lines = method.regime(rounds, steps, None if never else latest).lines()
+    return [f"what the schedules make of the merge{when}:", *(f"  {line}" for line in lines)]
 
 
 def _branches(method: Method) -> list[str]:

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal
 
 from equipoise.errors import UserError
+from equipoise.measures.regime import Course, Regime, effective, paths
 from equipoise.objectives.core import Knots, Objective
 from equipoise.objectives.robust import Robust
 from equipoise.training.merge import Merge
@@ -156,6 +158,52 @@ class Method:
         if self.trunk is None:
             return verdict.sentences(t, "hand-overs may begin", "the {} learner")
         return verdict.sentences(t, "the branches may start", f"the {{}} loss of the {self.trunk}")
+
+    def regime(
+        self, rounds: int, steps: int, start: int | None, history: Sequence[Mapping[str, Any]] = ()
+    ) -> Regime:
+        """Return the numbers that say in which regime the learners are merged.
+
+        Arguments:
+            rounds: How many rounds the training has in all.
+            steps: The steps of a round.
+            start: t'.
+            history: The records of its rounds, which may have ended early; empty: before it.
+        """
+        handed = {record["round"] for record in history if record["handover"]}
+        courses = []
+        for t in range(1, (len(history) or rounds) + 1):
+            due = self.due(t, "step", start) or (t < rounds and self.due(t, "round", start))
+            due = t in handed if history else due
+            of_round = self.weights(t, rounds, start), self._updates(t, steps, start)
+            courses.append(Course(*of_round, self.merge.granularity if due else None))
+        since = start / rounds if self.trunk and self.restart and start else 0.0
+        merged = {name: self.learners[name] for name in self.knots}
+        found = {
+            name: paths(courses, rounds, steps, objective.schedule, objective.step_size, since)
+            for name, objective in merged.items()
+        }
+        spaced = self.merge.every is not None and self.merge.averages
+        return Regime(
+            path={name: path for name, (path, _, _) in found.items()},
+            free_steps=max(free for _, _, free in found.values()),
+            cycles={name: cycles for name, (_, cycles, _) in found.items()},
+            spacing=(self.merge.every or 0) / self.merge.horizon if spaced else None,
+            gamma=effective(courses, self.merge.source == "average"),
+            weight_decay={name: objective.weight_decay for name, objective in merged.items()},
+        )
+
+    def _updates(self, t: int, steps: int, start: int | None) -> list[tuple[float, float, int]]:
+        """Return the updates of the averages in a round, those that are alike together."""
+
+        def update(step: int) -> tuple[float, float]:
+            kept = self.kept(t, step, steps, start)
+            memory = self.merge.memory((t - 1) * steps + step, steps)
+            return memory, 1.0 if kept is None else kept
+
+        if self.merge.average_every == "step" and update(0) == update(steps - 1):
+            return [(*update(0), steps)]  # the warm-up has ended: no step is different
+        return [(*u, len(list(alike))) for u, alike in groupby(map(update, range(steps)))]
 
     def due(self, t: int, granularity: Literal["round", "step"], start: int | None) -> bool:
         """Return whether round ``t`` hands over after each such part, with t' = start."""
