@@ -406,7 +406,7 @@ def test_two_at_once_are_kept_apart(command, run):
 
 WRONG = {
     "--points 2": "points must be at least 3",
-    "--points 3": "points must be at least 4, for 1, 0, 0.5, 0.4",
+    "--points 3": "points must be at least 4, for gamma = 1, 0, 0.5, 0.4",
     "--beyond 2": "beyond must lie in",
     "--eps 0.1,0.2": "a front has one radius",
     "--norm l2": "give the radius with --eps",

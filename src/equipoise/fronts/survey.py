@@ -105,7 +105,7 @@ class Survey:
         gammas = initial([*marks], beyond)
         if len(gammas) > points:
             raise UserError(
-                f"points must be at least {len(gammas)}, for "
+                f"points must be at least {len(gammas)}, for gamma = "
                 f"{', '.join(f'{gamma:g}' for gamma in gammas)}, got {points}"
             )
         compared: list[Point] = []

@@ -81,7 +81,7 @@ def measure_front(
         "no test images are used"
     )
     asked = _foreseen(front, asked, points, limit, console)
-    kept = f"the finished points are kept; continue with: {front.run.again} ..."
+    kept = f"the finished points are kept; {front.run.again} with the same options continues"
     with signals.interrupting(), console.progress(), console.within(limit):
         try:
             front.measure(asked, points=points, beyond=beyond, others=others, console=console)
