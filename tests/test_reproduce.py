@@ -115,13 +115,13 @@ def test_runs_are_shared_and_every_evaluation_stands_once(tmp_path):
 PLANNED = {
     "table2": (14, 14, 1_284_405),
     "table3": (4, 4, 358_891),
-    "fig2": (2, 7, 499_675),
+    "fig2": (2, 7, 440_795),
     "fig3": (3, 12, 93_696),
     "fig4": (3, 12, 93_696),
-    "fig5": (4, 4, 541_675),
-    "controls": (6, 6, 812_512),
+    "fig5": (4, 4, 357_355),
+    "controls": (6, 6, 536_032),
     "front": (3, 5, 365_490),
-    "settings": (2, 2, 130_328),
+    "settings": (2, 2, 62_488),
 }
 
 

@@ -31,7 +31,7 @@ EXPERIMENTS = {
     "front": "one a3gt-front run against one training for each trade-off",
     "settings": "do the defaults of a3gt-front suit other datasets and networks?",
 }
-SLICE = {"rounds": 2, "limit": 576, "validation": 64, "batch_size": 64, "width": 0.125}
+SLICE = {"rounds": 2, "limit": 320, "validation": 64, "batch_size": 64, "width": 0.125}
 SLICE_N = 8
 
 
