@@ -81,6 +81,7 @@ def test_the_python_code_of_the_readme_runs(tmp_path, monkeypatch, capsys):
         "attacks.ensemble",
         "draws",
         "measures.paired",
+        "measures.seeds",
         "measures.statistics",
         "threat",
         "objectives.core",

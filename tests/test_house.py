@@ -5,10 +5,10 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 39_250,
+    "lines of Python": 39_515,
     "lines of templates, scripts, styles and YAML": 2_104,
-    "classes": 231,
-    "dataclasses": 127,
+    "classes": 233,
+    "dataclasses": 129,
     "class names in several modules": 0,
     "modules beside packages": 12,
     "deepest import chain": 18,

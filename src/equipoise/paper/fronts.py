@@ -96,7 +96,7 @@ def differences(one_run: Rows, rival: Rows, classes: int) -> pd.DataFrame:
         areas = [measures.area(measures.pairs_of(models), classes) for models in pair]
         low = high = None
         if len({n for models in pair for n in models["n"]}) == 1:
-            drawn = (measures.resampled(models, _RESAMPLES).tolist() for models in pair)
+            drawn = (measures.resampled(models, _RESAMPLES)[1:].tolist() for models in pair)
             a, b = ([measures.area(map(tuple, p), classes) for p in each] for each in drawn)
             low, high = np.quantile(np.array(a) - np.array(b), (0.025, 0.975)).tolist()
         spent, rival_spent = map(cost, pair)

@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from equipoise.measures import seeds
+from equipoise.measures.seeds import Difference
 from equipoise.measures.statistics import hypervolume, interval, mcnemar
 from equipoise.paper.results import AUTOATTACK, CLEAN, WORST
 
@@ -20,7 +22,8 @@ ALPHA = 0.05  # a difference of one seed with a smaller p counts as significant
 
 Rows = pd.DataFrame  # rows of the long table
 Pair = tuple[float, float]  # clean and robust accuracy
-Relation = Literal["ahead", "behind", "level", "unknown"]
+Relation = Literal["ahead", "behind", "level", "open", "unknown"]
+Resampled = dict[int, NDArray[np.float64]]  # by seed, as measures.seeds.over_seeds takes them
 
 
 @dataclass(frozen=True)
@@ -94,29 +97,58 @@ def paired(first: Rows | None, second: Rows | None, attack: str) -> pd.DataFrame
         ``n``.
     """
     differences = []
-    if first is not None and second is not None:
-        keys = ["seed", "sample", "n"]
-        a, b = (rows[rows["attack"] == attack][[*keys, "flags"]] for rows in (first, second))
-        for seed, _, n, *flags in a.merge(b, on=keys).itertuples(index=False):
-            test = mcnemar(flags[0].tolist(), flags[1].tolist())
-            gap = (test.only_first - test.only_second) / n
-            differences.append((seed, gap, test.only_first, test.only_second, test.p, n))
+    for seed, a, b in _same_images(first, second, attack):
+        test = mcnemar(a.tolist(), b.tolist())
+        gap = (test.only_first - test.only_second) / len(a)
+        differences.append((seed, gap, test.only_first, test.only_second, test.p, len(a)))
     columns = ["seed", "difference", "only_first", "only_second", "p", "n"]
     return pd.DataFrame(differences, columns=columns)
+
+
+def _same_images(
+    first: Rows | None, second: Rows | None, attack: str
+) -> list[tuple[int, NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Return the seeds on which two entries have the same images, with the verdicts of both."""
+    if first is None or second is None:
+        return []
+    keys = ["seed", "sample", "n"]
+    a, b = (rows[rows["attack"] == attack][[*keys, "flags"]] for rows in (first, second))
+    pairs = a.merge(b, on=keys)
+    return list(zip(pairs["seed"], pairs["flags_x"], pairs["flags_y"], strict=True))
+
+
+def differences(first: Rows | None, second: Rows | None, attack: str) -> Resampled:
+    """Return by seed how the accuracies of two entries differ, first minus second.
+
+    Returns:
+        For each seed whose images are the same the difference on them and on resampled images.
+    """
+    return {
+        seed: seeds.draws(len(a)) @ (a.astype(np.float32) - b) / np.float64(len(a))
+        for seed, a, b in _same_images(first, second, attack)
+    }
+
+
+def over_seeds(by_seed: Resampled, rows: Rows | None) -> Difference | None:
+    """Return a difference over the seeds; ``rows`` have its number of images."""
+    if rows is None or not by_seed:
+        return None
+    return seeds.over_seeds(np.stack([*by_seed.values()], 1), min(rows["n"]))
 
 
 def relation(pairs: pd.DataFrame) -> Relation:
     """Return how the first entry of a paired comparison stands to the second.
 
-    Ahead or behind means: on every seed, and significantly on more than half of them.
+    Ahead or behind means: on every seed, and significantly on more than half of them. This is of
+    the models that were trained; what is said of methods needs :func:`over_seeds`.
     """
     if pairs.empty:
         return "unknown"
     if 2 * (pairs["p"] < ALPHA).sum() <= len(pairs):
-        return "level"
+        return "open"
     if (pairs["difference"] > 0).all():
         return "ahead"
-    return "behind" if (pairs["difference"] < 0).all() else "level"
+    return "behind" if (pairs["difference"] < 0).all() else "open"
 
 
 def stands(first: Rows | None, second: Rows | None, attack: str) -> Relation:
@@ -132,7 +164,7 @@ def best_marks(entries: Mapping[Any, Rows], attack: str) -> dict[Any, str]:
         return {}
     marks = dict.fromkeys(best, "best")
     for name in set(means) - set(best):
-        if stands(entries[name], entries[best[0]], attack) in ("level", "ahead"):
+        if stands(entries[name], entries[best[0]], attack) in ("open", "ahead"):
             marks[name] = "close"
     return marks
 
@@ -176,16 +208,16 @@ def area(accuracies: Iterable[Pair], classes: int) -> float:
     return hypervolume(list(accuracies), (1 / classes, 0.0))
 
 
-def resampled(models: Rows, count: int) -> NDArray[np.float64]:
+def resampled(models: Rows, count: int = seeds.RESAMPLES) -> NDArray[np.float64]:
     """Return the (clean, robust) accuracies of :func:`points` on images drawn with replacement.
 
     The drawings are the same for all models with the same number of images.
 
     Returns:
-        Accuracies of shape (count, models, 2).
+        Accuracies of shape (1 + count, models, 2), the first ones of the images themselves.
     """
     n = models["n"].iloc[0]
-    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), count)
+    drawn = seeds.draws(n)[: 1 + count]
     flags = (np.stack(list(models[column])) for column in ("flags", "robust_flags"))
-    counts = np.stack([each @ drawn.T for each in flags], -1).transpose(1, 0, 2)
-    return np.asarray(counts / n)
+    counts = np.stack([each.astype(np.float32) @ drawn.T for each in flags], -1)
+    return np.asarray(counts.transpose(1, 0, 2) / np.float64(n))

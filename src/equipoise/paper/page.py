@@ -8,9 +8,9 @@ from typing import Any
 
 from equipoise.errors import UserError
 from equipoise.paper import ablation, accuracy, fronts, scores, settings, starts, training
-from equipoise.paper.claims import EXPERIMENTS, VERDICTS, judge_all
+from equipoise.paper.claims import EXPERIMENTS, claims_table, judge_all
 from equipoise.paper.measures import Rows
-from equipoise.paper.prose import facts, prose, templates
+from equipoise.paper.prose import facts, templates
 from equipoise.paper.results import PanelInfo, Results, read
 from equipoise.paper.tables import csv_table, latex_table
 from equipoise.report.content import Block, Picture, Table, file_name
@@ -18,7 +18,6 @@ from equipoise.report.formats import environment
 from equipoise.report.pictures import png_file, svg_file
 from equipoise.store.files import write
 
-_CLASSES = dict(zip(VERDICTS, ("holds", "fails", "open", "open"), strict=True))
 _MAKERS: dict[str, Callable[[PanelInfo, Rows, str], list[Block]]] = {
     "table2": accuracy.blocks,
     "table3": accuracy.blocks,
@@ -74,12 +73,14 @@ def _section(results: Results) -> dict[str, Any]:
         if name in _MAKERS:
             of_panel = panel.name.removeprefix(f"{name}-") if several else ""
             blocks += _MAKERS[name](panel, rows, file_name(name, of_panel))
+    claims = claims_table(judge_all(results), f"{name}-claims")
+    blocks = _distinct(blocks or settings.blocks(results))
     return {
         "name": name,
         "title": EXPERIMENTS[name]["title"],
         "about": EXPERIMENTS[name]["about"],
-        "judgements": judge_all(results),
-        "blocks": _distinct(blocks or settings.blocks(results)),
+        "claims": claims,
+        "blocks": [claims, *blocks] if claims else blocks,
         "facts": facts(results=results, panels=panels),
         "missing": results.missing,
     }
@@ -109,12 +110,13 @@ def _files(title: str, sections: Sequence[Mapping[str, Any]]) -> dict[str, str |
             elif isinstance(block, Picture):
                 files |= {f"{path}.svg": svg_file(block), f"{path}.png": png_file(block)}
         files[f"{section['name']}/{section['name']}.md"] = _markdown(sections=[section], title="")
-    verdicts = Counter(judged.verdict for section in sections for judged in section["judgements"])
-    tally = prose("tally", counts={verdict: verdicts[verdict] for verdict in _CLASSES})
-    blanks = {"title": title, "sections": sections, "tally": tally}
+    tables = [section["claims"] for section in sections if section["claims"]]
+    rows = tuple(row for table in tables for row in table.rows)
+    claims = replace(tables[0], rows=rows) if tables else None
+    blanks = {"title": title, "sections": sections, "claims": claims}
     files["results.md"] = _markdown(**blanks)
     html = environment(str(__package__)).get_template("paper.html.j2")
-    files["index.html"] = html.render(**blanks, classes=_CLASSES)
+    files["index.html"] = html.render(**blanks)
     return files
 
 

@@ -74,7 +74,7 @@ def gains(fronts: Curves) -> pd.DataFrame:
     """
     rows = []
     for seed, default in fronts.get(DEFAULT, {}).items():
-        drawn = resampled(default, _RESAMPLES)
+        drawn = resampled(default, _RESAMPLES)[1:]
         of_seed = []
         for entry, by_seed in fronts.items():
             if entry == DEFAULT or seed not in by_seed:
@@ -83,7 +83,7 @@ def gains(fronts: Curves) -> pd.DataFrame:
             low: float | None = None
             high: float | None = None
             if models["n"].iloc[0] == default["n"].iloc[0]:
-                every = map(_gain, resampled(models, _RESAMPLES), drawn)
+                every = map(_gain, resampled(models, _RESAMPLES)[1:], drawn)
                 low, high = map(float, np.quantile(list(every), (0.025, 0.975)))
             of_seed.append((seed, entry, _gain(models, default), low, high))
         rows += sorted(of_seed, key=lambda row: -row[2])

@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 
+import numpy as np
+from numpy.typing import NDArray
+
 from equipoise.paper import figures, measures
 from equipoise.paper.measures import Accuracies, Pair, Rows, group
 from equipoise.paper.prose import prose
@@ -10,7 +13,8 @@ from equipoise.paper.tables import AREA, Line, mean_cell, percent_cell, table
 from equipoise.report.content import Block, Cell, Picture, Table
 from equipoise.report.palette import style_of
 
-Gaps = list[tuple[float, float]]  # of each seed the robust accuracy, and the gap in clean accuracy
+Array = NDArray[np.float64]
+Gaps = dict[int, tuple[Array, Array]]  # by seed: robust accuracies, differences of clean accuracy
 Lines = Mapping[tuple[str, str], Rows]  # by kind (training, gamma) and entry
 Means = Mapping[tuple[str, str], Mapping[float, Pair]]
 
@@ -58,17 +62,18 @@ def line_gaps(by_entry: Mapping[str, Rows], entry: str) -> dict[str, Gaps]:
 
     Returns:
         By other entry, for each seed of both, that robust accuracy and the difference, first
-        minus second.
+        minus second: on the images themselves, then on resampled ones.
     """
     others = [name for name in by_entry if name != entry] if entry in by_entry else []
     gaps: dict[str, Gaps] = {}
     for other in others:
         seeds = [group(by_entry[name], "seed") for name in (entry, other)]
         for seed in sorted({*seeds[0]} & {*seeds[1]}):
-            pair = [measures.pairs_of(of_entry[seed]) for of_entry in seeds]
-            level = min(max(robust for _, robust in line) for line in pair)
-            best = [max(clean for clean, robust in line if robust >= level) for line in pair]
-            gaps.setdefault(other, []).append((level, best[0] - best[1]))
+            pair = [measures.resampled(of_entry[seed]) for of_entry in seeds]
+            level = np.minimum(*(line[..., 1].max(1) for line in pair))
+            enough = [np.where(line[..., 1] >= level[:, None], line[..., 0], 0) for line in pair]
+            first, second = (clean.max(1) for clean in enough)
+            gaps.setdefault(other, {})[seed] = level, first - second
     return gaps
 
 
@@ -92,8 +97,13 @@ def blocks(panel: PanelInfo, rows: Rows, name: str) -> list[Block]:
         _picture(every, means, panel, name),
         _areas(every, panel, name),
         _points(every, means, panel, name),
-        prose("training", gaps=gaps, half=half, gammas=gammas),
+        prose("training", gaps=_observed(gaps), half=half, gammas=gammas),
     ]
+
+
+def _observed(gaps: Mapping[str, Gaps]) -> dict[str, list[Pair]]:
+    """Return the robust accuracies and differences on the images themselves."""
+    return {e: [(level[0], gap[0]) for level, gap in some.values()] for e, some in gaps.items()}
 
 
 _TITLES = {"training": "along training (rounds)", "gamma": "along gamma, at the end"}
