@@ -1,4 +1,4 @@
-"""Train image classifiers that stay accurate on clean and on adversarial inputs, and prove it.
+"""Train image classifiers for accuracy on clean and on adversarial inputs, and measure both.
 
 Example:
     >>> import equipoise as eq
