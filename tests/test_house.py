@@ -5,7 +5,7 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 39_515,
+    "lines of Python": 39_579,
     "lines of templates, scripts, styles and YAML": 2_104,
     "classes": 233,
     "dataclasses": 129,

@@ -21,7 +21,7 @@ import findings as synthetic
 from browser import browser
 from equipoise.errors import UserError
 from equipoise.measures.statistics import hypervolume, interval
-from equipoise.paper import ablation, claims, fronts, settings
+from equipoise.paper import ablation, claims, fronts, scores, settings
 from equipoise.paper import page as reproduction
 from equipoise.paper.claims import EXPERIMENTS
 from equipoise.paper.measures import Accuracies, accuracies, best_marks, group, paired, relation
@@ -384,6 +384,32 @@ def test_the_choice_of_others_is_a_mean_over_them_and_may_lose():
     assert chosen(p={"a": 0.04, "c": 0.5}, q={"a": 0.01})["q"] == ("a", 0.01)
 
 
+def test_the_order_of_the_scores_is_compared_for_every_pair_and_weight(whole, given):
+    mine = [row for row in given["fig3"]["rows"] if row["eps"] == 0.16]
+    points = [
+        (row["cmmr"]["accuracy"], row["cmmr"]["success"] * row["cmmr"]["distortion"])
+        for row in mine
+    ]
+    assert len(points) == 7
+    found = scores.entry_scores(read(whole / "fig3/results.json").table)
+    at_eps = scores.at(found, 0.16)
+    for weight in (0.0, 0.5, 1.0):
+        expected = [a + weight * b for a, b in points]
+        assert [scores.weighted(p, weight) for p in at_eps.values()] == pytest.approx(expected)
+    turned = {"a": (0.5, 0.1), "b": (0.4, 0.9), "c": (0.3, 0.0)}
+    parts = {
+        e: {"accuracy": a, "score": a + 0.25 * d, "distortion": d} for e, (a, d) in turned.items()
+    }
+    assert (
+        scores.reordered(parts, lambda p: p["accuracy"]) == 1
+    )  # b is ahead of a by its distortion
+    assert scores.reordered(parts, scores.co_equal) == 0
+    assert scores.co_equal({"accuracy": 1.0, "score": 1.0}) == 1
+    text_of = text(whole / "fig3/fig3.md")
+    assert "at eps 0.16, of 21: " in text_of
+    assert (whole / "fig3/fig3-weights.svg").is_file()
+
+
 # --- partial findings ------------------------------------------------------------------------
 
 
@@ -613,7 +639,7 @@ def test_in_a_browser(whole):
                 assert asked == [out.resolve().as_uri()]
                 assert view.ask("document.documentElement.scrollWidth") <= width
                 drawn = "[...document.querySelectorAll('.chart svg')].map(s => s.clientHeight)"
-                assert len(view.ask(drawn)) == 11
+                assert len(view.ask(drawn)) == 12
                 assert min(view.ask(drawn)) > 150
                 if shots := os.environ.get("EQUIPOISE_SCREENSHOTS"):
                     theme = "dark" if dark else "light"

@@ -121,7 +121,13 @@ def _front(axes: Axes, palette: Palette, points: Sequence[Pair]) -> None:
 
 
 def _lines(
-    axes: Axes, palette: Palette, lines: Series, title: str, *, markers: bool = True
+    axes: Axes,
+    palette: Palette,
+    lines: Series,
+    title: str,
+    *,
+    markers: bool = True,
+    below: str = "eps",
 ) -> dict[str, Style]:
     styles = {entry: style_of(entry, place) for place, entry in enumerate(lines)}
     for entry, values in lines.items():
@@ -131,7 +137,7 @@ def _lines(
     for axis, most in ((axes.xaxis, 9 if markers else 5), (axes.yaxis, 5)):
         axis.set_major_locator(MaxNLocator(most, steps=STEPS))
         axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.4g}"))
-    _name(axes, palette, "eps", title=title)
+    _name(axes, palette, below, title=title)
     return styles
 
 
@@ -159,13 +165,13 @@ def against_eps(
     return canvas
 
 
-def parts(palette: Palette, panels: Mapping[str, Series]) -> Canvas:
-    """Return small pictures of lines against eps, three in a row, with one legend."""
+def parts(palette: Palette, panels: Mapping[str, Series], below: str = "eps") -> Canvas:
+    """Return small pictures of lines, three in a row, with one legend."""
     canvas = pictures.blank(palette, 820, 220 * -(-len(panels) // 3))
     every = pictures.axes_in(canvas, palette, len(panels), min(3, len(panels)))
     styles: dict[str, Style] = {}
     for axes, (title, lines) in zip(every, panels.items(), strict=True):
-        styles |= _lines(axes, palette, lines, title, markers=False)
+        styles |= _lines(axes, palette, lines, title, markers=False, below=below)
     pictures.legend(canvas, palette, styles)
     return canvas
 

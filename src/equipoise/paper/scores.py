@@ -1,8 +1,10 @@
 """Figures 3 and 4: the composite score CMMR and its parts, by radius."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
+from equipoise.measures import cmmr
 from equipoise.paper import figures, measures
 from equipoise.paper.measures import Rows
 from equipoise.paper.prose import prose
@@ -20,13 +22,15 @@ PARTS = {
 }
 CURVE_RADII = (0.03, 0.04, 0.08, 0.12, 0.13, 0.16)
 RADII = (0.04, 0.08, 0.12, 0.16)
+WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 Scores = dict[str, dict[float, dict[str, float]]]  # by entry, radius and part: means over seeds
 
 
 def entry_scores(rows: Rows) -> Scores:
     """Return the scores of each entry at each radius: means over the seeds that have one."""
     scores: Scores = {}
-    parts = {part: f"cmmr_{part}" for part in PARTS if f"cmmr_{part}" in rows}
+    every = (*PARTS, "distortion")
+    parts = {part: f"cmmr_{part}" for part in every if f"cmmr_{part}" in rows}
     if "score" not in parts:
         return scores
     scored = rows[(rows["weights"] == "model") & (rows["attack"] == WORST)]
@@ -65,8 +69,8 @@ def curves(panel: PanelInfo, rows: Rows, name: str) -> list[Block]:
     series: dict[str, dict[str, dict[float, float]]] = {part: {} for part in PARTS}
     for entry, by_eps in scores.items():
         for eps, parts in by_eps.items():
-            for part, value in parts.items():
-                series[part].setdefault(entry, {})[eps] = value
+            for part in series.keys() & parts.keys():
+                series[part].setdefault(entry, {})[eps] = parts[part]
     small = {PARTS[part]: lines for part, lines in series.items() if part != "score" and lines}
     widths = [noise(rows, "a3gt", entry) for entry in scores if entry != "a3gt"]
     band = {eps: measures.average([w[eps] for w in widths]) for eps in (widths or [{}])[0]}
@@ -86,7 +90,61 @@ def curves(panel: PanelInfo, rows: Rows, name: str) -> list[Block]:
             prose("parts_caption"),
         ),
     ]
-    return _blocks(panel, scores, name, CURVE_RADII, drawn)
+    return _blocks(panel, scores, name, CURVE_RADII, [*drawn, *_weights(scores, panel, name)])
+
+
+def weighted(parts: Mapping[str, float], weight: float) -> float:
+    """Return the score with another weight of the distortion; with 0 it is the accuracy."""
+    accuracy = parts["accuracy"]
+    return accuracy + weight * (parts["score"] - accuracy) / cmmr.WEIGHT
+
+
+def co_equal(parts: Mapping[str, float]) -> float:
+    """Return the mean of five metrics, the accuracy and the four parts of the distortion.
+
+    Where nothing is fooled, no distortion sufficed, and each part is 1.
+    """
+    return (parts["accuracy"] + 4 * parts.get("distortion", 1.0)) / 5
+
+
+def reordered(
+    at_eps: Mapping[str, Mapping[str, float]], score: Callable[[Mapping[str, float]], float]
+) -> int:
+    """Return how many pairs of entries a score orders the other way round than cmmr-1 does."""
+    values = [(parts["score"], score(parts)) for parts in at_eps.values()]
+    return sum((a[0] - b[0]) * (a[1] - b[1]) < 0 for a, b in combinations(values, 2))
+
+
+def _weights(scores: Scores, panel: PanelInfo, name: str) -> list[Block]:
+    """Return how far the order depends on the weight of the distortion, which is a choice."""
+    measured = {
+        eps: {entry: parts for entry, parts in at(scores, eps).items() if "accuracy" in parts}
+        for eps in near(scores, RADII)
+    }
+    measured = {eps: at_eps for eps, at_eps in measured.items() if len(at_eps) > 1}
+    lines = {
+        f"eps {eps:g}": {e: {w: weighted(p, w) for w in WEIGHTS} for e, p in at_eps.items()}
+        for eps, at_eps in measured.items()
+    }
+    if not lines:
+        return []
+    changed = {
+        eps: (
+            reordered(at_eps, lambda parts: weighted(parts, 0)),
+            reordered(at_eps, lambda parts: weighted(parts, 1)),
+            reordered(at_eps, co_equal),
+            len(at_eps) * (len(at_eps) - 1) // 2,
+        )
+        for eps, at_eps in measured.items()
+    }
+    picture = Picture(
+        f"{name}-weights",
+        f"The score by the weight of the distortion, {panel.title}",
+        lambda palette: figures.parts(palette, lines, "weight w"),
+        prose("weights", changed=changed),
+        prose("weights_caption"),
+    )
+    return [picture, prose("weights", changed=changed)]
 
 
 def radars(panel: PanelInfo, rows: Rows, name: str) -> list[Block]:
@@ -108,7 +166,7 @@ def radars(panel: PanelInfo, rows: Rows, name: str) -> list[Block]:
 
 
 def _blocks(
-    panel: PanelInfo, scores: Scores, name: str, radii: Sequence[float], drawn: Sequence[Picture]
+    panel: PanelInfo, scores: Scores, name: str, radii: Sequence[float], drawn: Sequence[Block]
 ) -> list[Block]:
     if not scores:
         return [prose("nothing", title=panel.title)]
