@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, flags=re.DOTALL | re.MULTILINE))
 NAMES_AS_KEYS = {"per_class", "learners", "measured", "parts", "described", "facts"}
+NAMES_AS_KEYS |= {"path", "cycles", "gamma", "weight_decay"}  # of a regime
 """Objects whose keys are names of classes, learners and the like, not fields."""
 
 MODEL = "from torch import nn\ndef net(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
