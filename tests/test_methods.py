@@ -220,7 +220,8 @@ def test_the_batch_is_left_alone_and_the_loss_is_the_one_reported(method):
         (reported,) = (r["learners"][name]["loss"] for r in job.history if name in r["learners"])
         assert reported == pytest.approx(sum(seen.first) / len(seen.first), rel=1e-5)
         order = torch.cat(seen.orders)
-        drawn = job.learners[job.learners[name].objective.follows or name].order
+        leader = job.method.leader(name, next(iter(watched)))
+        drawn = job.learners[leader or name].order
         assert torch.equal(order, drawn[: len(order)])
         assert len(order) == len(pool) // BATCH * BATCH
 
