@@ -163,6 +163,18 @@ def test_texts_of_strangers_are_shown_literally(card):
     assert json.loads(files[SPDX])
 
 
+def test_labels_of_bars_are_text_that_does_not_shrink_with_the_page(card):
+    page = pages(card)[HTML].decode()
+    bars = page.split('<div class="measures">')[1].split("</div>")[0]
+    spans = re.findall(r"<span>(.*)</span>", bars)
+    assert spans[:2] == ["linf 0.03, clean", "linf 0.03, attacked, at most"]
+    assert len(spans) == bars.count("<svg") == bars.count(" %</b>") == 4
+    first = card.evaluations[0].clean
+    assert f'<rect width="{100 * first.accuracy:.2f}"' in bars
+    assert f"M{100 * first.interval[0]:.2f} 9H{100 * first.interval[1]:.2f}" in bars
+    assert "<text" not in page
+
+
 def test_a_page_loads_nothing(card):
     page = Text(pages(card)[HTML].decode())
     loads = [attrs.get(key, "") for _, attrs in page.tags for key in ("src", "href")]
