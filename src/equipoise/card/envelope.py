@@ -70,13 +70,11 @@ def _write(path: Path, content: bytes, mode: int) -> None:
         place = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(place, "wb") as file:
             file.write(content)
-    except FileExistsError:
-        line = f"{path} exists: a key is never overwritten; choose another --out"
-        raise UserError(line) from None
     except OSError as error:
         if place is not None:
             path.unlink()  # the file is this one's, and incomplete
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+        why = "it exists and is never overwritten" if os.path.lexists(path) else error.strerror
+        raise UserError(f"cannot write {path}: {why}; choose another --out") from None
 
 
 def sign(subjects: Subjects, predicate: Mapping[str, Any], key: Path) -> bytes:
@@ -100,13 +98,13 @@ def sign(subjects: Subjects, predicate: Mapping[str, Any], key: Path) -> bytes:
     try:
         private = load_pem_private_key(content, None)
     except (ValueError, TypeError) as error:  # TypeError: it is encrypted
-        public = " (it is a public key: sign with the private one)" * (b"BEGIN PUBLIC" in content)
-        raise UserError(
-            f"{key} is no private key that can be read{public}: {one_line(error)}; a new pair "
-            "without a password: equipoise card keygen"
-        ) from None
-    except Exception as error:  # the library has an own exception for kinds it does not know
-        raise UserError(f"{key} is a key of another kind: {one_line(error)}") from None
+        why = "it has a password" if isinstance(error, TypeError) else "it is not in PEM format"
+        if b"BEGIN PUBLIC" in content:
+            why = "it is a public key: sign with the private one"
+        line = f"{key} is no private key that can be read ({why}); a new pair without a password"
+        raise UserError(f"{line}: equipoise card keygen") from None
+    except Exception:  # the library has an own exception for kinds it does not know
+        raise UserError(f"{key} {_KIND}") from None
     if not isinstance(private, Ed25519PrivateKey):
         raise UserError(f"{key} {_KIND}")
     statement = {
@@ -133,9 +131,9 @@ def public_key(path: Path) -> "Ed25519PublicKey":
 
     try:
         key = load_pem_public_key(content)
-    except Exception as error:  # the library has an own exception for kinds it does not know
+    except Exception:  # the library has an own exception for kinds it does not know
         private = " (it is a private key: never give it away)" * (b"PRIVATE" in content)
-        line = f"{path} is no public key that can be read{private}: {one_line(error)}"
+        line = f"{path} is no public key that can be read{private}; give the .pub file of the pair"
         raise UserError(line) from None
     if not isinstance(key, Ed25519PublicKey):
         raise UserError(f"{path} {_KIND}")
@@ -183,7 +181,7 @@ def _need() -> None:
 
 def _read(path: Path) -> bytes:
     if not path.is_file():
-        raise UserError(f"there is no file {path}")
+        raise UserError(f"{path} is no file" if path.exists() else f"there is no file {path}")
     if path.stat().st_size > LARGEST:
         raise UserError(f"{path} is larger than {LARGEST >> 20} MB")
     try:
