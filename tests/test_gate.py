@@ -1,5 +1,6 @@
 """The gate: bounds decide, not estimates; what cannot be decided is never green."""
 
+import errno
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from equipoise.jobs.gate_folder import Selection
 from equipoise.measures.audits import most_failures
 from equipoise.measures.paired import drop_bound
 from equipoise.measures.statistics import interval
+from equipoise.store import files
 from equipoise.store.audit import Audit, AuditRound
 from equipoise.store.verdicts import read
 from judgements import write
@@ -494,10 +496,13 @@ BAD = [
     (["--require", "worst-case@-1>=0.1"], "takes one radius"),
     (["--require", "worst-case@nan>=0.1"], "takes one radius"),
     (["--require", "worstcase>=0.1"], "did you mean 'worst-case'?"),
+    (["--require", "worst_case>=.7"], "(known: clean, pgd-20, worst-case)\n"),
     (["--require", "autoattack>=0.1"], "--attacks autoattack --norm linf --eps 0.1 -n 400"),
     (["--require", "clean>=0.1", "--margin", "1%"], "--margin is for --against"),
     (["--require", "clean>=0.1", "--eps", "0.1,0.2"], "takes one radius"),
     (["--require", "clean>=0.1", "--first"], "with it; got none"),
+    (["--require", "clean>=0.1", "-n", "0"], "greater than or equal to 1"),
+    (["--require", "clean>=0.1", "--norm", "Linf"], "did you mean 'linf'?"),
     (["--against", "nowhere"], "no run folder at nowhere"),
     (["--against", ".", "--margin", "1%"], "holds no evaluation"),
     (["--against", ""], "the word after --against is empty"),
@@ -510,6 +515,8 @@ BAD = [
     (["--require", "clean>=0.1", "--junit", "a", "--sarif", "./a"], "the same file"),
     (["--require", "clean>=0.1", "--junit", "new/recipe.yaml"], "another kind of file"),
     (["--require", "clean>=0.1", "--junit", "pipe"], "it is no file"),
+    (["--require", "clean>=0.1", "--sarif", "x" * 300], "File name too long"),
+    (["--require", "clean>=0.1", "--junit", "/proc/none/a.xml"], "choose another path"),
 ]
 
 
@@ -572,6 +579,16 @@ def test_what_cannot_be_decided_leaves_no_green_file(gate, tmp_path, run):
     assert (suites.get("errors"), suites.get("tests")) == ("1", "1")
     (result,) = json.loads((tmp_path / "a.sarif").read_text())["runs"][0]["results"]
     assert result["ruleId"] == "undecided"
+
+
+def test_a_file_that_cannot_be_written_is_not_a_red_gate(gate, run, monkeypatch):
+    def full(*given):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    code, out, err = gate("new", "--require", "clean>=0.5", "--junit", "ein Platz ü/a.xml")
+    assert (code, out) == (2, "")
+    assert "the disk is full" in err
 
 
 DECISIONS = [

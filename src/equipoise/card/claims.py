@@ -14,6 +14,7 @@ from equipoise.card import describe, envelope
 from equipoise.card.pack import Pack, head
 from equipoise.card.schema import FILE, CardCount, CardEvaluation, CardResult, ModelCard
 from equipoise.errors import one_line
+from equipoise.report.wording import NORMS
 from equipoise.sample import digests
 from equipoise.store.audit import evaluation_digest
 from equipoise.store.sealed import is_sealed
@@ -199,7 +200,7 @@ def limits(card: ModelCard) -> Iterator[str]:
         yield "what is not recorded of the inputs is not what every card says"
     for each in card.evaluations:
         known = describe.threat_of(each.threat.kind, each.threat.eps)
-        if each.threat.kind in describe.NORMS and each.threat != known:
+        if each.threat.kind in NORMS and each.threat != known:
             yield f"{each.name}: unit, range or terms of its threat are not those of {known.kind}"
 
 

@@ -27,7 +27,6 @@ from equipoise.store.audit import Audit
 from equipoise.store.records import Record
 from equipoise.store.verdicts import Evaluation, Verdicts
 
-NORMS = ("linf", "l2", "l1")  # threats that are measured here
 SHARE_OF_RANGE = "fraction of the input range"
 TERMS = {
     "source": "NIST AI 100-2 E2025",
@@ -51,17 +50,7 @@ NOT_RECORDED = (
     "how they were rotated or flipped to their orientation",
     "how their colours were converted",
 )
-_BOUNDS = (
-    "survivors",
-    "audited",
-    "missed",
-    "method",
-    "least",
-    "most",
-    "lower",
-    "upper",
-    "sentence",
-)
+_BOUNDS = "survivors audited missed method least most lower upper sentence"
 _FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/,()]+/)+")
 _LEFT_OUT = ("started", "command", "source")  # times, and paths of this computer
 
@@ -152,7 +141,7 @@ def evaluation_of(evaluation: Evaluation, data: str, pack: CardPack) -> CardEval
 
 def audit_of(audit: Audit) -> dict[str, Any]:
     """Return an audit as a card has it: its fields, and what follows from them."""
-    return {**asdict(audit), **{name: getattr(audit, name) for name in _BOUNDS}}
+    return {**asdict(audit), **{name: getattr(audit, name) for name in _BOUNDS.split()}}
 
 
 def audit_in(content: Mapping[str, Any]) -> Audit:

@@ -60,7 +60,7 @@ def gate(
         str | None, typer.Option(help="Only evaluations at this radius, like 8/255.")
     ] = None,
     n: Annotated[
-        int | None, typer.Option("-n", "--n", help="Only evaluations of N images.")
+        int | None, typer.Option("-n", "--n", min=1, help="Only evaluations of N images.")
     ] = None,
     first: Annotated[
         bool, typer.Option("--first", help="With -n: of the first N images, not of a sample.")

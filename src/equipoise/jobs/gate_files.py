@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 from xml.etree import ElementTree
 
-from equipoise.errors import UserError
+from equipoise.errors import RunError, UserError
 from equipoise.jobs.gate import UNDECIDED, Decision
 from equipoise.store import files
 from equipoise.version import __version__
@@ -38,15 +38,18 @@ def write(
         sarif: The path of the SARIF file; None: it is not wanted.
 
     Raises:
-        UserError, RunError: If one cannot be written.
+        UserError: If one cannot be written.
     """
     if junit is not None and sarif is not None and junit.absolute() == sarif.absolute():
         raise UserError(f"--junit and --sarif name the same file, {junit}")
     for path, content in ((junit, junit_xml), (sarif, sarif_json)):
         if path is not None:
             text = content(decisions, run)
-            files.refuse_foreign(path, text[:20].encode())
-            files.write(path, text)
+            try:
+                files.refuse_foreign(path, text[:20].encode())
+                files.write(path, text)
+            except (OSError, RunError) as error:  # their exit code would say that the model failed
+                raise UserError(str(error)) from None
 
 
 def junit_xml(decisions: Sequence[Decision], run: Path) -> str:

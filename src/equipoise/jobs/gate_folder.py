@@ -1,15 +1,16 @@
 """The evaluations of a run folder for a gate, and which of them is meant. No torch."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
 from equipoise.errors import UserError, nearest, short
-from equipoise.parsing import number, read_mapping, reason
+from equipoise.parsing import choice, number, read_mapping, reason
 from equipoise.plugins import command
-from equipoise.report.wording import eps_text
+from equipoise.report.wording import NORMS, eps_text
 from equipoise.store.pairing import same_images
 from equipoise.store.records import WORST, Record
 from equipoise.store.verdicts import FOLDER, UNREADABLE, Evaluation, read
@@ -40,6 +41,8 @@ class Selection:
     def __post_init__(self) -> None:
         if self.first and self.n is None:
             raise UserError("--first: expected -n, the number of images, with it; got none")
+        if self.norm is not None:
+            choice(self.norm, "--norm", [*NORMS])
 
     def __contains__(self, evaluation: Evaluation) -> bool:
         """Return whether an evaluation is one of those that are meant."""
@@ -146,8 +149,10 @@ class Folder:
             known = dict.fromkeys(known for e in meant for known in results(e))
             attack, first = [] if name == WORST else [name], meant[0]
             again = self.evaluate(attack, Selection.of(first), first)
-            what = f"{nearest(name, known, 'name in --require:')}; if {name} is an attack"
-            raise UserError(f"{what} (equipoise list attacks), to run it: {again}")
+            line = nearest(name, known, "name in --require:")
+            if re.sub("[ _]", "-", name.lower()) not in known:  # not only spelled otherwise
+                line += f"; if {name} is an attack (equipoise list attacks), to run it: {again}"
+            raise UserError(line)
         if name == CLEAN and all(same_images(each, having[0]) for each in having):
             having = sorted(having, key=lambda e: not e.finished)[:1]
         if len(having) > 1:

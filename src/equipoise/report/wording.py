@@ -9,7 +9,7 @@ from equipoise.sample import Sample
 
 MISSING = "–"
 _SPACE = "\u00a0"  # no-break: a number and its unit stay on one line
-_NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
+NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 
 
 def percent(fraction: float | None) -> str:
@@ -56,7 +56,7 @@ def images_text(n: int, sample: Sample | None) -> str:
 
 def norm_text(norm: str) -> str:
     """Return a norm as it is printed: ``linf`` is L∞."""
-    return _NORMS.get(norm, norm)
+    return NORMS.get(norm, norm)
 
 
 def threat_text(norm: str, eps: float) -> str:

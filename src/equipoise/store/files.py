@@ -11,7 +11,8 @@ from typing import Any, BinaryIO
 from equipoise.errors import RunError, UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_PLACE = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
+_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EEXIST}
+_PLACE |= {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 def write(
@@ -99,6 +100,6 @@ def _failure(error: OSError, path: Path, again: str) -> UserError | RunError:
             f"the disk is full: {path} was not written; the former file is intact. Free some "
             f"space and continue{command}"
         )
-    if isinstance(error, _PLACE):
+    if error.errno in _PLACE:
         return UserError(f"cannot write {path}: {error.strerror}; choose another path")
     return RunError(f"cannot write {path}: {error.strerror}; the former file is intact")

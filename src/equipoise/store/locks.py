@@ -71,7 +71,7 @@ def _take(path: Path) -> _Held | None:
     try:
         return _by_file(path) if fcntl is None else _by_flock(path)
     except OSError as error:
-        raise UserError(f"cannot write to {path.parent}: {error.strerror}") from None
+        raise UserError(f"cannot write to {path.parent}: {error.strerror}; use another") from None
 
 
 def _by_flock(path: Path) -> _Held | None:
