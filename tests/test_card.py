@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from torch import nn
 
 import equipoise as eq
@@ -1039,6 +1039,33 @@ def test_keys_of_another_kind_are_refused_in_one_line(judged, written, key, tmp_
             verify_card(written, key=file)
 
 
+def test_what_is_wrong_with_a_key_is_said_in_plain_words(key, tmp_path):
+    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    none, password = serialization.NoEncryption(), serialization.BestAvailableEncryption(b"x")
+    large = rsa.generate_private_key(65537, 2048)
+    small = ed25519.Ed25519PrivateKey.generate()
+    (tmp_path / "rsa").write_bytes(large.private_bytes(pem, pkcs8, none))
+    (tmp_path / "password").write_bytes(small.private_bytes(pem, pkcs8, password))
+    (tmp_path / "empty").touch()
+    (tmp_path / "folder").mkdir()
+    for name, said in {
+        "rsa": "another kind; expected Ed25519, as equipoise card keygen makes",
+        "password": "(it has a password); a new pair without a password: equipoise card keygen",
+        "empty": "(it is not in PEM format); a new pair",
+        "folder": "folder is no file",
+    }.items():
+        with pytest.raises(UserError, match=re.escape(said)):
+            envelope.sign({}, {}, tmp_path / name)
+    with pytest.raises(UserError, match=r"it is a public key: sign with the private one\); a new"):
+        envelope.sign({}, {}, key.with_name("me.key.pub"))
+    with pytest.raises(UserError, match=r"never give it away\); give the \.pub file of the pair"):
+        envelope.public_key(tmp_path / "password")
+    with pytest.raises(UserError, match=r"can be read; give the \.pub file of the pair"):
+        envelope.public_key(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"empty/new: File exists; choose another --out"):
+        envelope.keygen(tmp_path / "empty" / "new")
+
+
 def test_a_missing_extra_says_what_to_install(judged, written, key, tmp_path, monkeypatch):
     monkeypatch.setattr(envelope, "find_spec", lambda name: None)
     for act in (
@@ -1052,6 +1079,7 @@ def test_a_missing_extra_says_what_to_install(judged, written, key, tmp_path, mo
 
 
 def test_the_command_line(command, judged, key, tmp_path):
+    tmp_path = tmp_path / "a place für ☃"
     ended = command(
         "card", judged, "--sign", key, "--out", tmp_path / "card", "--date", "2026-12-01"
     )
@@ -1063,6 +1091,24 @@ def test_the_command_line(command, judged, key, tmp_path):
     assert "robust accuracy at most" in ended.err + ended.out
     ended = command("card", tmp_path / "card", "--examples", 2, "--out", tmp_path / "part")
     assert ended.code == 0, ended.err
+    for said, *words in (
+        ("choose another --out", "card", judged, "--out", tmp_path / ("x" * 300)),
+        ("evaluate .* --weights last", "card", judged, "--weights", "last"),
+        ("needs --examples K", "card", tmp_path / "card", "--out", tmp_path / "new"),
+        ("needs --examples K", "card", judged, "--nonce", "x", "--out", tmp_path / "new"),
+        ("leave --weights out", "card", tmp_path / "card", "--examples", 1, "--weights", "last"),
+        ("nonce is empty", "card", tmp_path / "card", "--examples", 1, "--nonce", ""),
+        ("at least 1", "card", tmp_path / "card", "--examples", 0, "--out", tmp_path / "new"),
+        ("that equipoise card RUN writes", "card", judged, "--examples", 1),
+        ("no other option than --out", "card", "keygen", "--nonce", "x"),
+        ("give the model with --model", "verify", tmp_path / "card", "--examples", 1),
+        ("give the model with --model", "verify", tmp_path / "card", "--data", "digits"),
+        ("is for --again N", "verify", tmp_path / "card", "--nonce", "x", "--model", judged),
+        ("is for --again N", "verify", judged, "--nonce", "x"),
+    ):
+        ended = command(*words)
+        assert ended.code == 2, words
+        assert re.search(said, ended.line), words
     for words in (
         ("card", judged, "--out", tmp_path / "card"),
         ("card", tmp_path, "--out", tmp_path / "new"),

@@ -88,10 +88,8 @@ def _measured(card: ModelCard, each: CardEvaluation) -> Iterator[tuple[str, Card
         result = each.result(attack)
         if result is not None:
             low, high = result.interval
-            yield (
-                f"{first}{text}, {result.n} images, 95 % interval {low:.4f} to {high:.4f}",
-                result,
-            )
+            shown = f"{result.n} images, 95 % interval {low:.4f} to {high:.4f}"
+            yield f"{first}{text}, {shown}", result
 
 
 def spdx(card: ModelCard) -> Mapping[str, Any]:

@@ -270,7 +270,7 @@ def load(folder: Path) -> ModelCard:
     """
     path = folder / FILE
     if not path.is_file():
-        raise UserError(f"{folder} is no card: it has no {FILE}")
+        raise UserError(f"{folder} is no card, the folder that equipoise card RUN writes")
     if path.stat().st_size > LARGEST:
         raise UserError(f"{path} is no card: it is larger than {LARGEST >> 20} MB")
     try:

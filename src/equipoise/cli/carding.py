@@ -27,8 +27,8 @@ def card(
         ),
     ],
     weights: Annotated[
-        str, typer.Option(help="Which weights of the run, as for `equipoise evaluate`.")
-    ] = "model",
+        str | None, typer.Option(help="Which weights of the run, as for `equipoise evaluate`.")
+    ] = None,
     sign: Annotated[
         Path | None,
         typer.Option(metavar="KEY", help="Sign the card with this private key (Ed25519)."),
@@ -41,8 +41,8 @@ def card(
         typer.Option(metavar="K", help="Of a CARD: take K examples of each evaluation."),
     ] = None,
     nonce: Annotated[
-        str, typer.Option(help="With --examples: any text; it determines which ones.")
-    ] = "excerpt",
+        str | None, typer.Option(help="With --examples: any text; it determines which ones.")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="The folder of the card; default: card. With keygen the private key."),
@@ -56,26 +56,28 @@ def card(
     the model and the images can compute its numbers anew: equipoise verify.
     """
     console, place = Console(quiet=quiet), out or (KEY if what == KEYGEN else CARD)
-    given = {"--sign": sign, "--date": date, "--examples": examples}
+    given = {"--weights": weights, "--sign": sign, "--date": date}
     names = [name for name, value in given.items() if value is not None]
     if what == KEYGEN:
         from equipoise.card.envelope import keygen
 
-        if names:
-            raise UserError(f"keygen makes a key: leave {', '.join(names)} out")
+        if names or (examples, nonce) != (None, None):
+            raise UserError("keygen makes a key: give no other option than --out")
         public = keygen(place)
         typer.echo(f"{place} signs cards: keep it secret. {public} checks them: give it away.")
         return
     from equipoise.jobs.card import write_card, write_excerpt
 
     if examples is not None:
-        if names != ["--examples"]:
-            raise UserError(
-                "an excerpt has the signature and the date of its card: leave them out"
-            )
+        if names:
+            raise UserError(f"an excerpt has what its card has: leave {', '.join(names)} out")
+        nonce = "excerpt" if nonce is None else nonce
         write_excerpt(Path(what), place, examples=examples, nonce=nonce, console=console)
         return
-    written = write_card(what, place, which=weights, key=sign, date=date, console=console)
+    if nonce is not None or (Path(what) / "card.json").exists():
+        raise UserError("an excerpt of a card needs --examples K; a card of a run has no --nonce")
+    which = weights or "model"
+    written = write_card(what, place, which=which, key=sign, date=date, console=console)
     state = "complete" if written.complete else "INCOMPLETE, as it says on top"
     count = len(written.evaluations)
     typer.echo(f"{place}: a card of {count} evaluation{'s' * (count > 1)}, {state}")

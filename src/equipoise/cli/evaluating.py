@@ -208,6 +208,8 @@ def verify(
     are checked, and with --model (a run folder with the weights, or package.module:function) its
     images and examples, too.
     """
+    if nonce is not None and again is None and examples is None:
+        raise UserError("--nonce is for --again N, or of a card --examples K: give it, too")
     of_card = {"--key": key, "--examples": examples, "--weights": weights, "--data": data}
     if (run / "card.json").exists():
         from equipoise.jobs.verify_card import verify_card

@@ -25,6 +25,7 @@ from equipoise.models import MODELS
 from equipoise.plugins import command, source
 from equipoise.sample import digests
 from equipoise.store import files
+from equipoise.store.audit import check_nonce
 from equipoise.store.locks import locked
 from equipoise.store.runs import OWN, Run
 from equipoise.store.sealed import file_digest, weights_digest
@@ -67,10 +68,8 @@ def write_card(
         envelope.sign({}, {}, key)  # first: a wrong key costs no time
     stores = [store for store in Store.all(run) if store.about()["weights"] == which]
     if not stores:
-        raise UserError(
-            f"{run.path} holds no evaluation of its weights {which}; run: "
-            f"{command('evaluate', run.path)}"
-        )
+        again = command("evaluate", run.path, *(["--weights", which] if which != "model" else []))
+        raise UserError(f"{run.path} holds no evaluation of its weights {which}; run: {again}")
     with _whole(Path(out)) as folder:
         card = _written(run, which, stores, folder, key, date, console)
     for problem in card.problems:
@@ -85,11 +84,11 @@ def _whole(out: Path) -> Iterator[Path]:
     Raises:
         UserError: If something is there, or no folder can be made there.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists; choose another --out")
-    out = out.absolute()
-    work, lock = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.lock")
     try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out} exists; choose another --out")
+        out = out.absolute()
+        work, lock = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.lock")
         out.parent.mkdir(parents=True, exist_ok=True)
         with locked(lock, f"another process writes {out}; choose another --out"):
             shutil.rmtree(work, ignore_errors=True)
@@ -158,6 +157,7 @@ def write_excerpt(
     console, card = console or Console(quiet=True), load(path)
     if examples < 1:
         raise UserError(f"--examples must be at least 1, got {examples}")
+    check_nonce(nonce)
     with _whole(out) as folder:
         for each in card.evaluations:
             every, _ = pack.read(path, each)

@@ -136,10 +136,11 @@ def verify_card(
         raise UserError(f"--examples must be at least 1, got {examples}")
     check_nonce(nonce)
     check_nonce(audit)
+    if model is None and {weights, data_name, examples, audit} != {None}:
+        raise UserError("--weights, --data, --examples, --audit: give the model with --model")
     card = load(folder)
-    if audit is not None and (model is None or not any(e.audit for e in card.evaluations)):
-        why = "give the model with --model" if model is None else "the card has no audit"
-        raise UserError(f"--audit repeats the audit of a card: {why}")
+    if audit is not None and not any(e.audit for e in card.evaluations):
+        raise UserError("--audit repeats the audit of a card: this one has no audit")
     packs = {each.name: pack.read(folder, each) for each in card.evaluations}
     verified = CardVerified(card)
     for line in card.problems:
