@@ -149,7 +149,7 @@ def test_a_gate_wants_the_audit_of_an_audited_search(copy):
         content["findings"] = [checked]
 
     reseal(path, with_checks)
-    assert "by the audit at least" in decide(copy, ["worst-case>=0.01"])[0].text
+    assert "by the audit with 97.5%" in decide(copy, ["worst-case>=0.01"])[0].text
     reseal(path, lambda tensors, content: content.pop("audit"))
     with pytest.raises(UserError, match="evaluate with audited again"):
         decide(copy, ["worst-case>=0.01"])

@@ -324,13 +324,13 @@ def test_a_share_goes_on_from_where_it_was_saved():
     for average in (False, True):
         whole, part = Share(start, floats(start), average), Share(start, floats(start), average)
         for memory, weights, states in steps[:20]:
-            whole.add(states["robust"], memory, weights["robust"])
-            part.add(states["robust"], memory, weights["robust"])
+            whole.add(states["robust"], memory, weights["robust"], memory)
+            part.add(states["robust"], memory, weights["robust"], memory)
         fresh = Share(start, floats(start), average)
         fresh.load_state_dict(part.state_dict())
         for memory, weights, states in steps[20:]:
-            whole.add(states["robust"], memory, weights["robust"])
-            fresh.add(states["robust"], memory, weights["robust"])
+            whole.add(states["robust"], memory, weights["robust"], memory)
+            fresh.add(states["robust"], memory, weights["robust"], memory)
         assert all(torch.equal(part, fresh.parts[name]) for name, part in whole.parts.items())
         if average:
             assert whole.average
