@@ -305,9 +305,7 @@ def guest(model: nn.Module) -> Iterator[Fast]:
     form.unsure = True
     if form.twin is not None:
         form.twin.last = 0  # so that an attack gives the same bits whatever ran before
-    modules = dict.fromkeys([*form.exact.modules(), *form.search.modules()])
-    modes = [(module, module.training) for module in modules]
-    training = form.exact.training
+    modes = {m: m.training for m in (*form.exact.modules(), *form.search.modules())}
     device = next((p.device.type for p in form.exact.parameters()), "cpu")
     exact = torch.autocast(device, enabled=False)  # the caller's is not for the search's own sums
     with outside_inference(), exact, frozen(form.exact, form.search):
@@ -316,9 +314,9 @@ def guest(model: nn.Module) -> Iterator[Fast]:
             form.search.eval()
             yield form
         finally:
-            if training:
+            if modes[form.exact]:
                 form.exact.train()  # undoes what its own eval() has done, like merging weights
-            for module, mode in modes:
+            for module, mode in modes.items():
                 module.training = mode
 
 
