@@ -941,6 +941,25 @@ def test_validation_never_overlaps_training_or_test(limit, validation):
     assert identities(other.validation) == held
 
 
+def test_a_subset_of_its_own_for_each_seed():
+    dataset = unique_images(1000)
+
+    def images(seed: int, subset: str) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
+        given = {"method": "pgd-at", "limit": 300, "validation": 40, "batch_size": 16}
+        recipe = parse({**given, "seed": seed, "subset": subset})
+        split = Split.of(recipe, dataset, torch.device("cpu"))
+        return identities(split.train), identities(split.validation)
+
+    assert images(0, "seed") == images(0, "fixed") == images(1, "fixed")
+    train, held = images(1, "seed")
+    assert images(1, "seed") == (train, held)
+    assert not train & held
+    before, held_before = images(0, "seed")
+    assert 0.2 < len((train | held) & (before | held_before)) / 300 < 0.55  # by chance 0.375
+    whole = {"method": "pgd-at", "subset": "seed"}
+    assert parse({**whole, "seed": 4}).subset_seed == 0  # without a limit there is no choice
+
+
 def test_kept_is_the_best_round_and_of_equal_ones_the_latest():
     values = iter([0.3, 0.6, 0.5, 0.6, 0.2])
 

@@ -13,7 +13,7 @@ from equipoise.settings import recipe as recipes
 from equipoise.settings.recipe import Recipe, Split
 from equipoise.store.runs import Run
 
-_SPLIT = ("data", "limit", "validation")  # what decides which images are held out
+_SPLIT = ("data", "limit", "subset_seed", "validation")  # what decides which images are held out
 
 
 class HeldOut(NamedTuple):
@@ -46,7 +46,7 @@ class HeldOut(NamedTuple):
 def same_images(run: Run, others: Sequence[Run]) -> None:
     """Refuse runs that may have been trained on the held-out images of a run.
 
-    Which images are held out follows from the data and from two settings of the recipe alone.
+    Which images are held out follows from the data and from a few settings of the recipe alone.
 
     Arguments:
         run: The run whose held-out images are used.
@@ -70,7 +70,7 @@ def same_images(run: Run, others: Sequence[Run]) -> None:
     if problems:
         raise UserError(
             f"held-out images of {run.path} may be training images of {', '.join(problems)}: "
-            f"choose runs with the same {', '.join(_SPLIT)}"
+            "choose runs with the same data, limit, validation and, with subset=seed, seed"
         )
 
 

@@ -57,6 +57,8 @@ class Recipe:
         batch_size: The images of a step.
         seed: The seed of everything random.
         limit: How many training images to use, in proportion to the classes; None: all.
+        subset: Whether ``limit`` takes the same images for every seed (``fixed``), or others for
+            each ``seed``, so that seeds also show what the choice of images changes.
         validation: How many of them to hold out.
         validation_attack: The attack on them after each round.
         keep: Which round's model is kept: the one with the best mean of clean and robust
@@ -91,6 +93,7 @@ class Recipe:
     batch_size: Annotated[int, "[2, inf)"] = 128
     seed: int = 0
     limit: Count | None = None
+    subset: Literal["fixed", "seed"] = "fixed"
     validation: Count = 1000
     validation_attack: str = "pgd-10"
     keep: Keep | None = None
@@ -141,6 +144,11 @@ class Recipe:
         return max(min(self.validation, images // 5), 1)
 
     @property
+    def subset_seed(self) -> int:
+        """Return the seed that chooses the images of ``limit``."""
+        return self.seed if self.subset == "seed" and self.limit is not None else 0
+
+    @property
     def steps(self) -> int | None:
         """Return the steps of a round; None where the size of the data is not known in advance."""
         images = DATASETS[self.data].train if self.data in DATASETS else None
@@ -163,7 +171,7 @@ class Recipe:
 class Split(NamedTuple):
     """The training images, cut to the recipe's limit and split into two.
 
-    The held-out images are the same for every seed.
+    The held-out images are the same for every seed, unless ``subset=seed``.
     """
 
     train: Images
@@ -183,7 +191,8 @@ class Split(NamedTuple):
                 f"limit must be at least {least}, two images a class, got {recipe.limit}"
             )
         if recipe.limit is not None and recipe.limit < len(images):
-            images = images.take(proportional(images, recipe.limit, len(dataset.classes)))
+            classes, seed = len(dataset.classes), recipe.subset_seed
+            images = images.take(proportional(images, recipe.limit, classes, seed))
         held_out = recipe.held_out(len(images))
         rest, held = stratified_split(images.y, held_out, derived_seed(0, "validation"))
         if len(rest) < recipe.batch_size:
@@ -193,11 +202,11 @@ class Split(NamedTuple):
         return cls(images.take(rest).to(device), images.take(held).to(device))
 
 
-def proportional(images: Images, limit: int, classes: int) -> Tensor:
+def proportional(images: Images, limit: int, classes: int, seed: int = 0) -> Tensor:
     """Return the positions of ``limit`` images, in proportion to the classes."""
     if limit > len(images) - classes:
         return torch.arange(len(images))
-    return stratified_split(images.y, limit, derived_seed(0, "limit"))[1]
+    return stratified_split(images.y, limit, derived_seed(seed, "limit"))[1]
 
 
 OWN = sorted({f.name for f in fields(Recipe)} - {"settings"})
