@@ -99,7 +99,7 @@ def test_a_small_difference_that_is_not_significant_is_not_level_by_that():
 # --- claims on results -----------------------------------------------------------------------
 
 PAPER = {"standard": flat(0.95, 0.0), "fat": flat(0.8, 0.45), "iat": flat(0.78, 0.4)}
-PAPER |= {"generalist": flat(0.84, 0.5, **{"fab-t": 0.6}), "a3gt": flat(0.9, 0.55)}
+PAPER |= {"generalist": flat(0.84, 0.5, **{"fab-t": 0.6}), "a3gt-paper": flat(0.9, 0.55)}
 
 
 def test_claims_of_table_2_hold_where_the_numbers_are_the_papers(tmp_path):
@@ -108,7 +108,8 @@ def test_claims_of_table_2_hold_where_the_numbers_are_the_papers(tmp_path):
 
 def test_claims_of_table_2_fail_or_stay_undecided(tmp_path):
     shares = {"standard": flat(0.95, 0.0, square=0.03), "fat": flat(0.9, 0.6)}
-    shares |= {"iat": flat(0.8, 0.4), "generalist": flat(0.85, 0.5), "a3gt": flat(0.8505, 0.5005)}
+    shares |= {"iat": flat(0.8, 0.4), "generalist": flat(0.85, 0.5)}
+    shares["a3gt-paper"] = flat(0.8505, 0.5005)
     found = verdicts(constructed(tmp_path, "table2", shares))
     assert found.pop("fab-t") in (LEVEL, UNDECIDED)
     assert set(found.values()) == {FAILS}
@@ -138,7 +139,7 @@ def test_at_scale_smoke_nothing_is_judged(tmp_path):
 
 def test_claims_about_a_dataset_are_judged_on_it_alone(tmp_path):
     names = ("fat", "iat", "generalist", "trades", "pgd-at", "yopo")
-    shares = {name: flat(0.9, 0.5) for name in names} | {"a3gt": flat(0.99, 0.9)}
+    shares = {name: flat(0.9, 0.5) for name in names} | {"a3gt-paper": flat(0.99, 0.9)}
     found = verdicts(constructed(tmp_path, "table3", shares, where={"data": "mnist"}))
     assert found["mnist-mia"] == found["mnist-pgd"] == HOLDS
     assert found["svhn-mia"] == claims.UNMEASURED
@@ -176,23 +177,23 @@ def test_at_equal_robustness_clean_accuracy_decides(tmp_path):
             for r in content["rows"]
             if r["entry"] == entry and r["seed"] == 0 and r["gamma"] is None
         ]
-        for entry in ("a3gt", "fat")
+        for entry in ("a3gt-paper", "fat")
     }
     level = min(max(r for _, r in points) for points in line.values())
     best = {e: max(c for c, r in points if r >= level) for e, points in line.items()}
     known = training.lines(results.of(results.panels[0]), "training")
-    levels, gaps = training.line_gaps(known, "a3gt")["fat"][0]
-    assert (levels[0], gaps[0]) == pytest.approx((level, best["a3gt"] - best["fat"]))
+    levels, gaps = training.line_gaps(known, "a3gt-paper")["fat"][0]
+    assert (levels[0], gaps[0]) == pytest.approx((level, best["a3gt-paper"] - best["fat"]))
 
 
 def test_a_line_on_resampled_images_is_that_of_a_slow_loop(tmp_path):
     results = along_training(tmp_path)[1]
     known = training.lines(results.of(results.panels[0]), "training")
-    levels, gaps = training.line_gaps(known, "a3gt")["fat"][1]
+    levels, gaps = training.line_gaps(known, "a3gt-paper")["fat"][1]
     counts = claims.measures.seeds.draws(500)
     for row in (1, 7, 500):
         highest, lines = [], []
-        for entry in ("a3gt", "fat"):
+        for entry in ("a3gt-paper", "fat"):
             models = known[entry][known[entry]["seed"] == 1]
             both = zip(models["flags"], models["robust_flags"], strict=True)
             lines.append([tuple(float(counts[row] @ f) / 500 for f in pair) for pair in both])
@@ -259,7 +260,7 @@ def settings_of(claim):
         starts = {f"at-{share}": {"rule": "fixed", "fraction": share} for share in (0.2, 0.5, 0.8)}
         starts["a3gt"] = {"rule": "stable"}
         return {e: ({"start": start}, e == "a3gt") for e, start in starts.items()}
-    own = claim.get("entry", "a3gt")
+    own = claim.get("entry", "a3gt-paper")
     names = [own, *(e for key in ("ahead", "behind", "others") for e in claim.get(key, []))]
     return {name: ({}, name == own) for name in names}
 

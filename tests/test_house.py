@@ -5,8 +5,8 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 39_579,
-    "lines of templates, scripts, styles and YAML": 2_104,
+    "lines of Python": 39_588,
+    "lines of templates, scripts, styles and YAML": 2_130,
     "classes": 233,
     "dataclasses": 129,
     "class names in several modules": 0,

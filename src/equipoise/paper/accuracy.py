@@ -23,10 +23,11 @@ from equipoise.report import wording
 from equipoise.report.content import Block, Cell, Picture, Table, file_name
 
 A3GT = "a3gt"
+PAPERS = "a3gt-paper"  # the entry that the paper's claims are about
 RIVALS = ("generalist", "pgd-at-averaged", "mix-at-25", "mix-at-50", "a3gt-paper")
 FAMILIES = {  # which entries belong together: patterns of their names
     "mixed AT": ("standard", "mix-at-*", "pgd-at-averaged"),
-    "A3GT": ("a3gt",),
+    "A3GT": ("a3gt", "a3gt-paper"),
     "Generalist": ("generalist",),
     "all": ("*",),
 }
@@ -42,11 +43,11 @@ STATED = (
     ("table2", "cifar10", "fat", "pgd-20", 0.4669, "4.2"),
     ("table2", "cifar10", "iat", CLEAN, 0.846, "4.2"),
     ("table2", "cifar10", "iat", "pgd-20", 0.4083, "4.2"),
-    ("table3", "mnist", "a3gt", CLEAN, 0.992, "4.3"),
-    ("table3", "mnist", "a3gt", "mi-fgsm", 0.963, "4.3"),
-    ("table3", "mnist", "a3gt", "pgd", 0.9613, "4.3"),
-    ("table3", "svhn", "a3gt", CLEAN, 0.9431, "4.3"),
-    ("table3", "svhn", "a3gt", "mi-fgsm", 0.563, "4.3"),
+    ("table3", "mnist", PAPERS, CLEAN, 0.992, "4.3"),
+    ("table3", "mnist", PAPERS, "mi-fgsm", 0.963, "4.3"),
+    ("table3", "mnist", PAPERS, "pgd", 0.9613, "4.3"),
+    ("table3", "svhn", PAPERS, CLEAN, 0.9431, "4.3"),
+    ("table3", "svhn", PAPERS, "mi-fgsm", 0.563, "4.3"),
 )
 
 

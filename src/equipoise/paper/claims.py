@@ -11,7 +11,7 @@ from equipoise.measures.seeds import Difference, holm, pooled
 from equipoise.measures.statistics import interval
 from equipoise.paper import measures
 from equipoise.paper.ablation import PAPERS_GAMMA, grid, schedule, setting_text, shown_attacks
-from equipoise.paper.accuracy import A3GT, papers_radius
+from equipoise.paper.accuracy import PAPERS, papers_radius
 from equipoise.paper.measures import Accuracies, Relation, Rows, group
 from equipoise.paper.prose import prose
 from equipoise.paper.results import AUTOATTACK, CLEAN, WORST, PanelInfo, Results
@@ -165,14 +165,14 @@ def _ranks(
     behind: Sequence[str] = (),
     ahead: Sequence[str] = (),
 ) -> Judged:
-    """Compare A3GT with entries that it should be behind or ahead of."""
+    """Compare the paper's A3GT with entries that it should be behind or ahead of."""
     entries = _strongest(rows)
     wanted: dict[str, Relation] = {
         **dict.fromkeys(behind, "behind"),
         **dict.fromkeys(ahead, "ahead"),
     }
     return [
-        Comparison(attack, A3GT, e, wish, _compared(entries.get(A3GT), entries.get(e), attack))
+        Comparison(attack, PAPERS, e, wish, _compared(entries.get(PAPERS), entries.get(e), attack))
         for attack in (measures.named(panel.attacks, start) for start in attacks)
         for e, wish in wanted.items()
     ]

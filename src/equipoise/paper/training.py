@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.paper import figures, measures
+from equipoise.paper.accuracy import PAPERS
 from equipoise.paper.measures import Accuracies, Pair, Rows, group
 from equipoise.paper.prose import prose
 from equipoise.paper.results import PanelInfo
@@ -88,10 +89,10 @@ def blocks(panel: PanelInfo, rows: Rows, name: str) -> list[Block]:
         return [prose("nothing", title=panel.title)]
     means = {key: line_means(models) for key, models in every.items()}
     along = {entry: models for (kind, entry), models in every.items() if kind == "training"}
-    half, gaps = 0.0, line_gaps(along, "a3gt")
+    half, gaps = 0.0, line_gaps(along, PAPERS)
     if gaps:
-        clean = max(pair[0] for pair in means["training", "a3gt"].values())
-        half = Accuracies((clean,), min(along["a3gt"]["n"])).half_width
+        clean = max(pair[0] for pair in means["training", PAPERS].values())
+        half = Accuracies((clean,), min(along[PAPERS]["n"])).half_width
     gammas = {entry: line for (kind, entry), line in means.items() if kind == "gamma"}
     return [
         _picture(every, means, panel, name),

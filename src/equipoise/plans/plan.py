@@ -144,7 +144,7 @@ def parse(given: Mapping[str, Any], name: str = "") -> Plan:
     base = values.pop("base", {})
     if "seed" in base:
         problems.append("base.seed: the seeds are those of `seeds`")
-    if "budget" in values and "rounds" in base:
+    if "budget" in values and base.get("rounds") is not None:
         problems.append("expected base.rounds or budget, got both; leave one out")
     evaluated = values.pop("evaluate", {})
     evaluated = {**evaluated, "attacks": evaluated.get("attacks") or ""}
