@@ -79,6 +79,7 @@ def test_the_python_code_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     [
         "attacks",
         "attacks.ensemble",
+        "data.corruptions",
         "draws",
         "measures.paired",
         "measures.seeds",

@@ -5,15 +5,15 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 39_588,
+    "lines of Python": 40_578,
     "lines of templates, scripts, styles and YAML": 2_130,
-    "classes": 233,
-    "dataclasses": 129,
+    "classes": 235,
+    "dataclasses": 130,
     "class names in several modules": 0,
     "modules beside packages": 12,
     "deepest import chain": 18,
     "import circles": 0,
-    "dict[str, Any] in signatures": 84,
+    "dict[str, Any] in signatures": 85,
 }
 
 

@@ -2,7 +2,8 @@
 
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Any
+from time import monotonic
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,6 +11,9 @@ from equipoise.cli import options
 from equipoise.errors import RunError, UserError
 from equipoise.store.files import refuse_foreign
 from equipoise.terminal.progress import Console
+
+if TYPE_CHECKING:
+    from equipoise.store.corruptions import Corruptions
 
 EVALUATE_EPILOG = (
     "AutoAttack: --attacks autoattack. The same with a bound, in a fraction of its time: "
@@ -86,6 +90,15 @@ def evaluate(
         bool, typer.Option(help="Check for what would make the numbers untrustworthy.")
     ] = True,
     nonce: options.Nonce = None,
+    corruptions: Annotated[
+        bool,
+        typer.Option(
+            "--corruptions",
+            help="Also measure the accuracy on the same images with noise, blur, JPEG, brightness "
+            "and contrast, each at five severities; with --attacks clean these alone. It is no "
+            "attack, and never counts in the robust accuracy.",
+        ),
+    ] = False,
     transfer: Annotated[
         list[Path] | None,
         typer.Option(help="Also try the adversarial examples of this run; may be repeated."),
@@ -105,6 +118,7 @@ def evaluate(
     --resume continues inside the running attack. --time stops in the same way after a time, prints
     what is known by then, and ends with exit code 0.
     """
+    from equipoise.jobs.corruptions import measure_run
     from equipoise.jobs.evaluate import evaluate_run
     from equipoise.jobs.tables import write_scores, write_table
     from equipoise.jobs.target_model import open_folder
@@ -131,21 +145,34 @@ def evaluate(
         checks=checks,
         **given,
     )
-    subject = options.subject_of(context, console, out=out)
-    records = evaluate_run(
-        subject,
-        protocol,
-        eps=radii,
-        transfer=transfer or (),
-        resume=resume,
-        limit=options.limit_of(time),
-        device=device,
-        console=console,
-        given=given,
-    )
+    if corruptions and resume:
+        raise UserError(
+            "--resume continues attacks: leave --corruptions out, or leave --resume out, and what "
+            "is missing of the corruptions is measured"
+        )
+    subject, until = options.subject_of(context, console, out=out), options.limit_of(time)
+    common: dict[str, Any] = {"eps": radii, "device": device, "console": console}
+    measured: list[Corruptions] = []
+    records: list[dict[str, Any]] = []
+    if corruptions:
+        began = monotonic()
+        measured.append(measure_run(subject, protocol, limit=until, **common))
+        until = None if until is None else max(until - (monotonic() - began), 0.0)
+    if all(each.finished for each in measured):
+        records = evaluate_run(
+            subject,
+            protocol,
+            transfer=transfer or (),
+            resume=resume,
+            limit=until,
+            given=given,
+            **common,
+        )
     if json is not None:  # first: a closed pipe ends the table
-        write_json(json, records)
+        write_json(json, [*records, *({"corruptions": each.content()} for each in measured)])
     write_table(records)
+    for each in measured:
+        each.shown().show()
     if cmmr:
         write_scores(records)
     options.refuse(strict, (f"{r['evaluation']}: {name}" for r in records for name in r["failed"]))

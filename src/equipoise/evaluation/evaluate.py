@@ -18,6 +18,7 @@ from equipoise.evaluation.checks.after import transfer as check_transfer
 from equipoise.evaluation.checks.audit import audit as check_attack
 from equipoise.evaluation.checks.before import before
 from equipoise.evaluation.checks.probes import probes
+from equipoise.evaluation.corruptions import measure
 from equipoise.evaluation.judge import Judge
 from equipoise.evaluation.outcome import TRANSFER, Stage
 from equipoise.evaluation.protocol import Protocol
@@ -52,6 +53,7 @@ def evaluate(
     strongest: bool = False,
     checks: bool = True,
     nonce: str | None = None,
+    corruptions: bool = False,
     others: Mapping[str, Tensor] | None = None,
     control: Tensor | None = None,
     classes: Sequence[str] = (),
@@ -96,6 +98,8 @@ def evaluate(
         checks: Whether to check for what would make the numbers untrustworthy.
         nonce: With ``"audited"`` any text, which determines the images that are audited; None:
             the seed. See ``Result.audit``.
+        corruptions: Whether to measure the accuracy on the same images with noise, blur, JPEG,
+            brightness and contrast, too; see ``Result.corruptions``. It is no attack.
         others: Adversarial examples of other models for the same inputs, by name, with the shape
             of ``x``: those that fool this model count, as the attack ``"transfer"``.
         control: Which examples stay correct on an undefended model, with shape (N,).
@@ -121,7 +125,16 @@ def evaluate(
         checks=checks,
         nonce=nonce,
     ).under(threat)
-    return evaluate_by(protocol, model, x, y, others=others, control=control, classes=classes)
+    measured = None
+    if corruptions:  # first: it takes little time, and refuses inputs that are no images
+        model = as_module(model)
+        x, y = examples(x, y)
+        x, y = check_inputs(x, y, threat)
+        place = place_of(model, x)
+        judge = Judge(model, protocol.batch(x), passes or 1)
+        measured = measure(judge, x, y, place=place, classes=classes)
+    given: dict[str, Any] = {"others": others, "control": control, "classes": classes}
+    return replace(evaluate_by(protocol, model, x, y, **given), corruptions=measured)
 
 
 def evaluate_by(

@@ -20,6 +20,7 @@ from equipoise.threat import Threat
 
 _FEW = 8  # inputs that show whether a model gives the same output again
 _SAME = 1e-4  # of the largest logit: more than rounding
+UNDECIDED = 1e-4  # margins within this share of the logits may change sign with the batch
 
 
 @contextmanager
@@ -155,3 +156,10 @@ def misfit(logits: Tensor, y: Tensor, classes: int | None) -> str:
             "check its weights and its normalisation"
         )
     return ""
+
+
+def ties(logits: Tensor) -> Tensor:
+    """Return where the two largest logits differ by less than rounding, with shape (N,)."""
+    first, second = logits.topk(2, dim=1).values.unbind(1)
+    large = logits.abs().amax(1).clamp_min(1e-30)
+    return (torch.isfinite(large) & (first - second <= UNDECIDED * large)).cpu()

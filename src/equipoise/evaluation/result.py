@@ -10,6 +10,7 @@ from torch import Tensor
 from equipoise.errors import UserError
 from equipoise.evaluation.outcome import TRANSFER, Outcome
 from equipoise.store.audit import Audit
+from equipoise.store.corruptions import Corruptions
 from equipoise.store.finding import Finding
 from equipoise.store.verdicts import Verdicts
 from equipoise.terminal.table import TextTable, accuracy
@@ -39,6 +40,8 @@ class Result:
         memory: The most memory the process has held, in bytes.
         classes: The names of the classes; may be empty.
         audit: The audit of the search by AutoAttack, with bounds; None: none was asked for.
+        corruptions: The accuracy on corrupted images, which no other number has a part of; None:
+            it was not asked for.
     """
 
     threat: Threat
@@ -56,6 +59,7 @@ class Result:
     memory: int = 0
     classes: Sequence[str] = field(default=())
     audit: Audit | None = None
+    corruptions: Corruptions | None = None
 
     @property
     def correct(self) -> Tensor:
@@ -219,6 +223,8 @@ class Result:
             notes.append(f"{warnings} of the checks warn: see findings")
         if self.audit is not None:
             notes.append(self.audit.sentence)
+        if self.corruptions is not None:
+            notes.append(f"corruptions, no attack: {self.corruptions.sentence}")
         if not self.finished:
             notes.append("interrupted: not all examples were attacked")
         header = ("attack", "accuracy", "95 % interval", "images")

@@ -3,7 +3,8 @@
 Every number, name and setting must follow from the verdicts, the images must be the test images,
 and each example must be finite, in the range, in the ball (in float64) and misclassified by the
 float32 model. This proves an upper bound of the robust accuracy, but not that the other images are
-robust: :mod:`equipoise.jobs.verify_again` attacks some of them again.
+robust: :mod:`equipoise.jobs.verify_again` attacks some of them again. Results on corrupted images
+are measured again as a whole.
 """
 
 import secrets
@@ -20,7 +21,7 @@ from torch import Tensor
 from equipoise import plugins
 from equipoise.data.sampling import drawn_again
 from equipoise.errors import RunError, UserError
-from equipoise.evaluation.judge import Judge
+from equipoise.evaluation.judge import UNDECIDED, Judge, ties
 from equipoise.evaluation.result import Result
 from equipoise.evaluation.stored import Store
 from equipoise.jobs import verify_stored
@@ -28,15 +29,16 @@ from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.target_model import Subject, of_run
 from equipoise.jobs.verify_again import Again, attack_again
 from equipoise.jobs.verify_audit import AuditAgain, audit_again
+from equipoise.jobs.verify_corruptions import corruptions_again
 from equipoise.losses import margin
 from equipoise.sample import Sample
+from equipoise.store import corruptions
 from equipoise.store.audit import check_nonce
 from equipoise.store.digests import model_digest, tensor_digest
-from equipoise.store.verdicts import UNREADABLE
+from equipoise.store.verdicts import RECORDS, UNREADABLE
 from equipoise.terminal.progress import Console
 
 WRITTEN_SECONDS = 1.0  # in which a running evaluation has written its files
-UNDECIDED = 1e-4  # margins within this share of the logits may change sign with the batch
 
 
 @dataclass
@@ -108,7 +110,7 @@ def verify_run(
         console: Where progress is shown; by default nowhere.
 
     Returns:
-        The verified evaluations, without problems.
+        The verified evaluations, without problems. (Results on corrupted images are only shown.)
 
     Raises:
         UserError: If there is nothing to verify.
@@ -124,18 +126,22 @@ def verify_run(
     code: dict[str, Any] = {"model": model, "trust": trust}
     subjects = {"model": of_run(path, "model", data_dir, Console(quiet=True), **code)}
     run = subjects["model"].run
-    for store in Store.all(run):
-        which, verified = store.which, Verified(store.name)
+
+    def subject_of(which: str) -> Subject:
         if which not in subjects:
             subjects[which] = of_run(path, which, data_dir, console, **code)
-        subject = subjects[which]
+        return subjects[which]
+
+    for store in Store.all(run):
+        verified, subject = Verified(store.name), subject_of(store.which)
         subject.model.to(place)
         drawn_by = secrets.token_hex(4) if nonce is None else nonce
         given = verified, store, subject, place, batch_size, again, drawn_by, audit, console
         verified.problems = _problems(partial(list, [store]), _check, *given)
         console.say(str(verified))
         results.append(verified)
-    if not results:
+    measured = corruptions.files(run.path)
+    if not results and not measured:
         raise UserError(f"{path} holds no evaluation; run: {plugins.command('evaluate', path)}")
     if audit is not None and not any(v.audit or v.problems for v in results):
         raise UserError(
@@ -143,7 +149,10 @@ def verify_run(
             f"{plugins.command('evaluate', path)} --attacks audited"
         )
     wrong = [f"{v.name}: {'; '.join(v.problems)}" for v in results if v.problems]
-    wrong += _problems(partial(Store.all, run), verify_stored.folder, run)
+    if results or (run.path / RECORDS).exists():
+        wrong += _problems(partial(Store.all, run), verify_stored.folder, run)
+    for file in measured:
+        wrong += corruptions_again(file, subject_of, place, batch_size, console)
     if wrong:
         raise RunError(f"NOT VERIFIED: {'. '.join(wrong)}")
     return results
@@ -265,10 +274,3 @@ def _measured(result: Result, unchanged: Tensor, margins: Tensor, logits: Tensor
     off = int(((predictions != result.adversarial_prediction) & ~ties(logits)).sum())
     if off:
         yield f"the predictions for {off} adversarial examples are not those of the model"
-
-
-def ties(logits: Tensor) -> Tensor:
-    """Return where the two largest logits differ by less than rounding, with shape (N,)."""
-    first, second = logits.topk(2, dim=1).values.unbind(1)
-    large = logits.abs().amax(1).clamp_min(1e-30)
-    return (torch.isfinite(large) & (first - second <= UNDECIDED * large)).cpu()

@@ -24,10 +24,9 @@ from equipoise.card.schema import FILE, CardEvaluation, ModelCard, load
 from equipoise.data.core import Dataset, Images
 from equipoise.data.sampling import drawn_again
 from equipoise.errors import RunError, UserError, short
-from equipoise.evaluation.judge import Judge
+from equipoise.evaluation.judge import Judge, ties
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.target_model import own_model
-from equipoise.jobs.verify import ties
 from equipoise.jobs.verify_card_audit import repeat, replay
 from equipoise.jobs.verify_stored import missing_stages
 from equipoise.models.normalisation import Constants

@@ -1,6 +1,7 @@
 """The page: all of a report in reading order, as one HTML file that loads nothing, or Markdown."""
 
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 
 from equipoise.errors import UserError
@@ -9,6 +10,7 @@ from equipoise.plugins import command
 from equipoise.report import figures, wording
 from equipoise.report.checks import cautions, check_sections
 from equipoise.report.content import Block, Cell, Column, Section, Table
+from equipoise.report.corruptions import corruption_sections
 from equipoise.report.formats import environment, markdown_sections, markdown_text
 from equipoise.report.front import panel
 from equipoise.report.gallery import gallery
@@ -182,6 +184,7 @@ def _evaluations(
         *([_scores(runs)] if cmmr else []),
         *_folded(runs, "Ensembles, stage by stage", "stages", _STAGES, stages),
         *_folded(runs, "Checks and cost", "checks", _CHECKS, checks),
+        *corruption_sections(runs),
     ]
 
 
@@ -371,7 +374,8 @@ def _provenance(runs: Sequence[RunData]) -> Section:
         ("Provenance: versions, device, data, seed, commit", [run.provenance for run in runs]),
     ):
         table = _side_by_side(title, runs, trees)
-        differing = tuple(row for row in table.rows if _disagree(row))
+        values = [{cell.text for cell in row[1:]} - {wording.MISSING} for row in table.rows]
+        differing = tuple(compress(table.rows, (len(texts) > 1 for texts in values)))
         if title.startswith("Recipe") and differing:
             blocks.append(
                 Table("settings", "Settings in which runs differ", table.columns, differing)
@@ -393,8 +397,3 @@ def _side_by_side(
         rows.append((Cell(name), *(Cell(value, mark=mark) for value in values)))
     heads = ("setting", *(run.name for run in runs))
     return Table("settings", title, tuple(Column(h, number=False) for h in heads), tuple(rows))
-
-
-def _disagree(row: Sequence[Cell]) -> bool:
-    """Return whether runs that have a setting differ in it."""
-    return len({cell.text for cell in row[1:]} - {wording.MISSING}) > 1

@@ -10,7 +10,10 @@ from equipoise.errors import UserError
 from equipoise.measures.regime import Regime
 from equipoise.parsing import checked, lines, load, read_mapping, reason
 from equipoise.plugins import command
+from equipoise.store import corruptions
+from equipoise.store.corruptions import Corruptions
 from equipoise.store.records import Record
+from equipoise.store.sealed import are_current
 from equipoise.store.verdicts import FOLDER, RECORDS, UNREADABLE, Evaluation, read
 
 _OWN = "own-model.json"  # describes a model that was not trained here
@@ -51,6 +54,7 @@ class RunData:
     summary: Mapping[str, Any]  # checked; empty before the end of the training
     others: tuple[str, ...]  # the weights of evaluations that the report leaves out
     evaluations: tuple[Evaluation, ...]
+    corruptions: tuple[Corruptions, ...]
     own: Mapping[str, Any]
     picked: Mapping[str, Any]
     notes: tuple[str, ...]
@@ -190,10 +194,10 @@ def read_run(folder: Path) -> RunData:
         )
     notes: list[str] = []
     summary = read_mapping(folder / "summary.json")
-    every = _evaluations(folder, notes)
+    every, corrupted = _evaluations(folder, notes), _corruptions(folder, notes)
     # The kept weights, else those of the last round: numbers of an earlier round or of a learner
     # are never reported as those of the model.
-    evaluated = {evaluation.weights for evaluation in every}
+    evaluated = {e.weights for e in every} | {each.weights for each in corrupted}
     weights = "last" if "last" in evaluated and "model" not in evaluated else "model"
     return RunData(
         path=folder,
@@ -205,6 +209,7 @@ def read_run(folder: Path) -> RunData:
         summary=checked(folder / "summary.json", _summary, summary) if summary else {},
         others=tuple(dict.fromkeys(e.weights for e in every if e.weights != weights)),
         evaluations=tuple(e for e in every if e.weights == weights),
+        corruptions=tuple(each for each in corrupted if each.weights == weights),
         own=read_mapping(folder / _OWN),
         picked=read_mapping(folder / _PICKED),
         notes=tuple(notes),
@@ -231,6 +236,23 @@ def _evaluations(run: Path, notes: list[str]) -> list[Evaluation]:
             )
     if not paths and (run / RECORDS).is_file():
         notes.append(f"`{RECORDS}` has no sealed evaluation to it: its numbers are left out.")
+    return current
+
+
+def _corruptions(run: Path, notes: list[str]) -> list[Corruptions]:
+    """Return what was measured on corrupted images with the weights that a folder has now."""
+    current: list[Corruptions] = []
+    for path in corruptions.files(run):
+        again = f"`{command('evaluate', run, '--corruptions')}`"
+        try:
+            stored = Corruptions.read(path)
+            if are_current(run, stored.weights, str(stored.about.get("model_sha256"))):
+                current.append(stored)
+            else:
+                where = f"`{corruptions.FOLDER}/{path.name}`"
+                notes.append(f"{where} is of other weights than the run has now: run {again}.")
+        except (UserError, *UNREADABLE) as error:
+            notes.append(f"{reason(error)}: its numbers are left out.")
     return current
 
 

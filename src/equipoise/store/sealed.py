@@ -77,6 +77,12 @@ def read_arrays(
     return metadata, arrays
 
 
+def are_current(folder: Path, which: str, digest: str) -> bool:
+    """Return whether a run folder has weights with this checksum now, or has no such file."""
+    path = folder / f"{which}.safetensors"
+    return not path.is_file() or weights_digest(path) == digest
+
+
 def weights_digest(path: Path) -> str:
     """Return the SHA-256 of a file of weights, like ``digests.model_digest`` of the model.
 

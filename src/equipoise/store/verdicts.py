@@ -20,7 +20,7 @@ from equipoise.sample import Sample
 from equipoise.store.audit import Audit
 from equipoise.store.finding import Finding
 from equipoise.store.records import WORST, Record, stage_of
-from equipoise.store.sealed import read_arrays, weights_digest
+from equipoise.store.sealed import are_current, read_arrays
 
 FOLDER = "evaluations"
 RECORDS = "records.jsonl"
@@ -275,8 +275,7 @@ class Evaluation:
     @property
     def current(self) -> bool:
         """Whether its run folder has the same weights now, or does not hold them in a file."""
-        weights = self.path.parents[1] / f"{self.weights}.safetensors"
-        return not weights.is_file() or weights_digest(weights) == self.model_sha256
+        return are_current(self.path.parents[1], self.weights, self.model_sha256)
 
     @property
     def versions(self) -> Mapping[str, Any]:
