@@ -2,7 +2,7 @@
 
     python benchmarks/pick_trials.py runs/picks --data fashion-mnist mnist --seeds 10
 
-Each trial trains a short run of a3gt-front on images, held-out images and weights of its own seed,
+Each trial trains a short run of a3gt on images, held-out images and weights of its own seed,
 measures its front and asks twice for a model: for one nearly as accurate as the clean end (half a
 point below its lower bound) and for one nearly as robust as the robust end (two points below).
 The picked models are evaluated on test images: the first on all of them, the second on a part
@@ -57,7 +57,7 @@ def trial(out: Path, name: str, seed: int, n: int, settings: list[str]) -> dict[
     if not (run / "summary.json").exists():
         every = (f"eps={EPS[name]}", *SETTINGS, f"seed={seed}", *settings)
         own = {item.partition("=")[0]: item for item in every}.values()  # the last one counts
-        words = ("train", "a3gt-front", "--data", name, "--model", "small-cnn", *own, "-q")
+        words = ("train", "a3gt", "--data", name, "--model", "small-cnn", *own, "-q")
         resumed = ("train", "--resume", str(run), "-q")
         begun = (run / "recipe.yaml").exists()
         again = resumed if begun else (*words, "--out", str(run))

@@ -71,7 +71,11 @@ def training(case: Case, problem: Problem, execution: Execution) -> Training:
     """Return our training, at its beginning: A3GT with a learning rate that stays."""
     sgd = SGD | {"lr_factors": [1.0], "lr_at": None}
     settings = {
-        "method": "a3gt",
+        "method": "generalist",
+        "source": "weights",
+        "granularity": "round",
+        "batches": "own",
+        "start": "never",
         "horizon": 1 / ((1 - ALPHA) * BATCHES),
         "warmup": False,
         "gamma": [GAMMA],

@@ -13,7 +13,7 @@ from equipoise.data import Images
 from equipoise.execution import Execution
 from equipoise.objectives.adversarial import Adversarial
 from equipoise.objectives.standard import Standard
-from equipoise.settings.methods import METHODS, Settings
+from equipoise.settings.methods import METHODS, Scheduled, Settings
 from equipoise.threat import Linf, Threat
 from equipoise.training import Fixed, Method, Training
 
@@ -22,6 +22,16 @@ STEPS = COUNT // BATCH
 EPS = 0.1
 THREAT = Linf(EPS)
 State = dict[str, Tensor]
+SCHEDULED: dict[str, Any] = {
+    "method": "generalist",
+    "anchor": "start",
+    "count": "since-start",
+    "source": "weights",
+    "granularity": "round",
+    "batches": "own",
+    "start": "stable",
+}
+"""A recipe of learners that are merged, whose other settings are the defaults of Scheduled."""
 
 
 def blobs(seed: int = 0, count: int = COUNT) -> Images:
@@ -42,8 +52,8 @@ def new_model(seed: int = 0) -> nn.Module:
         return models.build("small-cnn", settings)
 
 
-def small(method: str = "a3gt", **settings: Any) -> Any:
-    """Return the settings of a method that is quick and changes quickly."""
+def small(method: str = "", **settings: Any) -> Any:
+    """Return the settings of a method that is quick and changes quickly; by default Scheduled."""
     schedule: dict[str, Any] = {"lr_factors": (0.5, 1.0, 0.2), "lr_at": None}
     attack = PGD(steps=2, keep="last")
     usual: dict[str, Any] = {
@@ -53,7 +63,7 @@ def small(method: str = "a3gt", **settings: Any) -> Any:
         "every": 2,
         "start": Fixed(round=2),
     }
-    return METHODS[method](**usual | settings)
+    return (METHODS[method] if method else Scheduled)(**usual | settings)
 
 
 def constant(model: nn.Module, threat: Threat | None = None) -> dict[str, float]:

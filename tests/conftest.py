@@ -234,7 +234,7 @@ SMALL = (
     "batch_size=40",
     "attack.steps=2",
     "validation_attack=pgd-2",
-    "every=1",
+    "gamma=0.5",
     "horizon=10/6",
 )
 

@@ -27,6 +27,7 @@ import test_models
 import test_objective_contract
 import test_objectives
 import test_recipe
+from blobs import SCHEDULED
 from equipoise import Linf, UserError, cli, data, evaluate
 from equipoise.attacks import ATTACKS, FGSM, parse
 from equipoise.data import DATASETS
@@ -226,7 +227,7 @@ def test_the_objective_is_one_of_any_learner(page):
         "more_gamma": {"l2": [0, 0.2]},
         "gamma": [1, 0.6],
     }
-    given = recipe({"method": "a3gt", **QUICK, **more})
+    given = recipe(SCHEDULED | QUICK | more)
     assert isinstance(given.settings.build(Linf(0.1)).learners["l2"], page.own.SCORE)
 
 

@@ -63,7 +63,7 @@ def test_the_python_code_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     given = {
         "method": "a3gt",
         "data": "digits",
-        "rounds": 1,
+        "rounds": 2,
         "width": 0.25,
         "attack": {"steps": 1},
     }

@@ -43,7 +43,7 @@ def folders(command, tmp_path_factory):
     small = ("eps=0.1", "rounds=2", "width=0.25", "snapshots=1", "validation=60")
     all_kinds = "pgd-2,autoattack,audited"
     for words in (
-        ("train", "a3gt-front", "--data", "digits", "--out", "run", *small),
+        ("train", "a3gt", "--data", "digits", "--out", "run", *small),
         ("evaluate", "run", "--attacks", all_kinds, "--eps", "0.1", "-n", "30", "--cmmr"),
         ("front", "run", "--points", "4"),
         ("pick", "run", "--gamma", "0.5", "--out", "picked"),

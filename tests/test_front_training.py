@@ -1,4 +1,4 @@
-"""a3gt-front: a trunk that parts into a robust branch and a clean one that follows it."""
+"""a3gt: a trunk that parts into a robust branch and a clean one that follows it."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -27,6 +27,7 @@ from equipoise.errors import UserError
 from equipoise.objectives import Batch
 from equipoise.objectives.adversarial import Adversarial
 from equipoise.objectives.friendly import FAT
+from equipoise.objectives.gat import GAT
 from equipoise.objectives.mixed import Following, Mixed
 from equipoise.objectives.robust import inner_attack
 from equipoise.objectives.standard import Standard
@@ -34,7 +35,7 @@ from equipoise.objectives.trades import TRADES
 from equipoise.objectives.yopo import YOPO
 from equipoise.settings import recipe
 from equipoise.settings.explanation import explain
-from equipoise.settings.methods import METHODS, A3GTFront
+from equipoise.settings.methods import A3GT, METHODS
 from equipoise.store.weight_names import mix
 from equipoise.threat import Threat
 from equipoise.training import (
@@ -53,11 +54,14 @@ QUICK = inner_attack(steps=2)
 def front(**settings: Any) -> Any:
     """Return settings with short searches that part after round 2."""
     usual = {
+        "trunk": Mixed(attack=QUICK),
         "robust": Mixed(weight=0.9, attack=QUICK),
+        "clean": Following(weight=0.1),
         "start": Fixed(round=2),
         "horizon": 1.25,
+        "gamma": 0.5,
     }
-    return METHODS["a3gt-front"](**(usual | settings))
+    return METHODS["a3gt"](**(usual | settings))
 
 
 # What it is
@@ -241,7 +245,7 @@ def test_a_restarted_schedule_begins_at_the_branch_and_ends_with_the_training():
     robust = Mixed(weight=0.9, attack=QUICK, **schedule)  # type: ignore[arg-type]
 
     def rates(restart: bool) -> list[float]:
-        job = training(front(robust=robust, restart=restart), 4)
+        job = training(front(trunk=robust, robust=robust, restart=restart), 4)
         rates: list[float] = []
         step = job.learners["robust"].step
 
@@ -285,11 +289,11 @@ def test_a_branch_keeps_the_settings_of_its_own_sgd():
     robust = Mixed(weight=0.9, attack=QUICK, momentum=0.5, weight_decay=0.0, nesterov=False)
     job = training(front(robust=robust), 3)
     job.run()
-    for name in ("trunk", "robust"):
+    (group,) = job.learners["robust"].optimizer.param_groups
+    assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.5, 0.0, False)
+    for name in ("trunk", "clean"):
         (group,) = job.learners[name].optimizer.param_groups
-        assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.5, 0.0, False)
-    (group,) = job.learners["clean"].optimizer.param_groups
-    assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 5e-4, True)
+        assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 5e-4, True)
 
 
 def test_an_attack_that_was_made_stronger_stays_so_behind_the_branch():
@@ -349,7 +353,7 @@ def test_the_planned_cost_is_a_mean_over_the_rounds(settings, rounds, cost):
 
 
 def test_without_a_trunk_the_planned_cost_is_the_sum_over_the_learners():
-    method = recipe.parse({"method": "a3gt", "data": "digits"}).settings.build(THREAT)
+    method = recipe.parse({"method": "generalist", "data": "digits"}).settings.build(THREAT)
     assert method.cost(30) == sum(o.cost for o in method.learners.values()) == 12
 
 
@@ -358,7 +362,7 @@ def test_without_a_trunk_the_planned_cost_is_the_sum_over_the_learners():
 RESUMED = [
     front(),
     front(start=Stable(window=1, deadline=0.5), restart=True),
-    front(every=1, momentum="zero"),
+    front(gamma=None, trunk=GAT(), more={"l2": Mixed(norm="l2", eps=0.5, attack=QUICK)}),
     front(clean=Mixed(weight=0.1, attack=QUICK), batchnorm="estimate"),
 ]
 
@@ -385,18 +389,36 @@ def test_stopped_before_at_and_behind_the_branch_the_bits_are_the_same(index, st
     assert without_times(again.history) == without_times(whole.history)
 
 
-def test_a_hand_over_makes_the_branches_one_again():
-    job = training(front(every=1), 4)
-    at: list[float] = []
+def test_the_average_of_the_trunk_stays_what_it_was_at_the_branch():
+    averages: list[State] = []
+    job = training(front(), 4)
 
     def save(finished: bool) -> None:
-        robust, clean = (job.learners[name].state for name in ("robust", "clean"))
-        at.append(float((robust["fc1.weight"] - clean["fc1.weight"]).abs().max()))
+        part = job.learners["trunk"].merged_part()
+        averages.append({name: value.clone() for name, value in part.items()})
 
     job.watch = Watch(save=save)
     job.run()
-    assert at[2] == 0.0
-    assert at[3] > 0.0  # the last round hands nothing over
+    assert same({"trunk": averages[1]}, {"trunk": averages[3]})
+    assert not same({"trunk": averages[0]}, {"trunk": averages[1]})
+
+
+def test_until_gamma_is_chosen_the_global_model_is_the_robust_average():
+    job = finished(front(gamma=None), 4)
+    robust = job.learners["robust"].merged_part()
+    for key, value in job.merged_state().items():
+        assert torch.equal(value, robust[key]) or not value.is_floating_point(), key
+    assert job.history[-1]["weights"] == {"clean": 0.0, "robust": 1.0}
+
+
+def test_a_further_branch_starts_from_the_trunk_and_changes_no_other_one():
+    l2 = Mixed(norm="l2", eps=0.5, attack=QUICK)
+    with_it, without = finished(front(more={"l2": l2}), 4), finished(front(), 4)
+    assert sorted(with_it.history[-1]["learners"]) == ["clean", "l2", "robust"]
+    assert with_it.history[-1]["weights"]["l2"] == 0.0
+    ours, theirs = weights_of(with_it), weights_of(without)
+    assert same({name: ours[name] for name in theirs}, theirs)
+    assert not torch.equal(ours["l2"]["fc1.weight"], ours["robust"]["fc1.weight"])
 
 
 # What is refused
@@ -405,8 +427,13 @@ def test_a_hand_over_makes_the_branches_one_again():
 @pytest.mark.parametrize(
     ("settings", "rounds", "said"),
     [
-        ({"start": Fixed(round=4)}, 4, "start.round"),
+        ({"start": Fixed(round=4)}, 4, "set an earlier start"),
         ({"start": Stable(deadline=1.0)}, 4, "start.deadline"),
+        ({"more": {"trunk": Mixed()}}, 4, "needs a name other than trunk, robust, clean, global"),
+        ({"gamma": (1.0, 0.4)}, 4, "generalist and a3gt-paper have a schedule of gamma"),
+        ({"max_clean_drop": 0.02}, 4, "give only one of gamma, max_clean_drop and min_clean"),
+        ({"min_clean": 0.9}, 4, "give only one of"),
+        ({"gamma": None, "min_clean": 0.9, "max_clean_drop": 0.02}, 4, "give only one of"),
         ({"start": Stable()}, 1, "at least 2"),
         ({"robust": YOPO()}, 4, "robust has no adversarial inputs"),
         ({"robust": Mixed(weight=0.0)}, 4, "robust has no adversarial inputs"),
@@ -465,45 +492,80 @@ def test_a_weight_that_leaves_nothing_clean_is_refused(weight):
         Following(weight=weight)
 
 
-@pytest.mark.parametrize("name", ["gamma", "trunk_weight"])
 @pytest.mark.parametrize("value", [-0.1, 1.1])
-def test_a_share_that_is_none_is_refused(name, value):
-    with pytest.raises(UserError, match=rf"{name} must lie in \[0, 1\]"):
-        front(**{name: value})
+def test_a_share_that_is_none_is_refused(value):
+    with pytest.raises(UserError, match=r"gamma must lie in \[0, 1\]"):
+        front(gamma=value)
+    with pytest.raises(UserError, match=r"min_clean must lie in \[0, 1\]"):
+        front(gamma=None, min_clean=value)
 
 
-def test_the_trunk_learns_and_searches_as_the_robust_branch_is_told_to():
-    method = front(robust=TRADES(beta=3.0, lr=0.02, attack=QUICK), trunk_weight=0.4)
-    trunk = method.build(THREAT).learners["trunk"]
-    assert isinstance(trunk, Mixed)
-    assert trunk.weight == 0.4
-    assert trunk.attack == QUICK
-    assert trunk.lr == 0.02
+@pytest.mark.parametrize("trunk", [GAT(), TRADES(attack=QUICK), FAT(attack=QUICK)])
+def test_any_robust_objective_can_be_the_trunk(trunk):
+    job = finished(front(trunk=trunk), 3)
+    spent = [record["gradient_evaluations"] for record in job.history]
+    assert spent[0] == pytest.approx(trunk.cost * STEPS * BATCH, rel=0.5)
+    assert spent[2] == 6 * STEPS * BATCH
 
 
 # As a user meets it
 
 
+def settings_of(**given: Any) -> A3GT:
+    found = recipe.parse({"method": "a3gt", "data": "digits", **given})
+    assert isinstance(found.settings, A3GT)
+    assert recipe.parse(found.to_dict()) == found
+    return found.settings
+
+
 def test_its_recipe_says_all_of_it_and_is_read_again():
-    said = {"method": "a3gt-front", "data": "digits", "clean": {"weight": 0.2}, "start": 0.5}
-    found = recipe.parse(said)
-    assert isinstance(found.settings, A3GTFront)
-    assert found.settings.clean == Following(weight=0.2)
-    assert found.settings.start == Fixed(fraction=0.5)
-    short = recipe.parse({"method": "a3gt-front", "attack": {"steps": 3}})
-    assert isinstance(short.settings, A3GTFront)
-    assert short.settings.robust.attack.steps == 3
-    other = recipe.parse({"method": "a3gt-front", "clean": {"objective": "mix-at"}})
-    assert isinstance(other.settings, A3GTFront)
-    assert other.settings.clean == Mixed()
+    found = settings_of(clean={"weight": 0.2}, start=0.5)
+    assert found.clean == Following(weight=0.2)
+    assert found.start == Fixed(fraction=0.5)
+    assert settings_of().start == Fixed(fraction=0.6)
+    assert settings_of(clean={"objective": "mix-at"}).clean == Mixed()
+    assert settings_of(trunk="gat", robust={"objective": "trades"}).trunk == GAT()
+    assert settings_of().chooses
+    assert not settings_of(gamma=0.5).chooses
+
+
+def test_a_setting_without_the_name_of_a_learner_is_that_of_all_that_have_it():
+    found = settings_of(attack={"steps": 3}, lr=0.02, robust="trades", beta=3)
+    assert [x.attack.steps for x in (found.trunk, found.robust)] == [3, 3]  # type: ignore[attr-defined]
+    assert [x.lr for x in (found.trunk, found.robust, found.clean)] == [0.02] * 3
+    assert isinstance(found.robust, TRADES)
+    assert found.robust.beta == 3
+    for name in ("weight", "objective"):
+        with pytest.raises(UserError, match=f"'{name}' may be .*trunk.{name}: give the full name"):
+            settings_of(**{name: 0.5})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"method": "a3gt-front"}, "a3gt-front is a3gt now"),
+        ({"trunk_weight": 0.3}, "'trunk_weight'; it is trunk.weight now"),
+        ({"anchor": "clock"}, "'anchor': only generalist, a3gt-paper have it"),
+        ({"every": 5}, "'every': only generalist, a3gt-paper have it"),
+        ({"more_gamma": {"l2": [0.1]}}, "only generalist, a3gt-paper have it"),
+        ({"gamma": [1, 0.4]}, "generalist and a3gt-paper have a schedule of gamma"),
+        ({"keep": "balanced"}, "keep=balanced has no effect: gamma is chosen"),
+    ],
+)
+def test_what_it_was_before_is_refused_with_what_to_write(given, said):
+    with pytest.raises(UserError, match=said):
+        settings_of(**given)
+    settings_of(keep="balanced", patience=3)
+    settings_of(keep="balanced", gamma=0.4)
 
 
 def test_explain_says_what_parts_when_and_who_follows_whom():
-    text = "\n".join(explain(recipe.parse({"method": "a3gt-front", "data": "digits"})))
+    given = {"method": "a3gt", "data": "digits", "start": "stable"}
+    text = "\n".join(explain(recipe.parse(given)))
     assert "up to t' there is one learner, the trunk; then robust and clean go on" in text
     assert "clean is trained on the batches of robust, and on the x' found for it" in text
     assert "t' is found by the rule 'stable'" in text
-    assert "0.9 CE(f(x), y) + 0.1 CE(f(x'), y)" in text
+    assert "0.75 CE(f(x), y) + 0.25 CE(f(x'), y)" in text
 
 
 def test_the_branch_is_continuous():

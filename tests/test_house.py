@@ -5,8 +5,8 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 40_578,
-    "lines of templates, scripts, styles and YAML": 2_130,
+    "lines of Python": 40_651,
+    "lines of templates, scripts, styles and YAML": 2_153,
     "classes": 235,
     "dataclasses": 130,
     "class names in several modules": 0,

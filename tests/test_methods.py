@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from blobs import SCHEDULED
 from equipoise import data, models
 from equipoise.cli.listing import write_catalogue, write_settings
 from equipoise.data import Images
@@ -32,11 +33,10 @@ QUICK: dict[str, dict[str, Any]] = {
     "yopo": {"replays": 2, "attack": {"steps": 2}},
     "sat": {"onset": 0.3, "attack": {"steps": 2}},
     "generalist": {"attack": {"steps": 2}, "every": 1, "horizon": 1.25},
-    "a3gt": {"attack": {"steps": 2}, "every": 1, "horizon": 1.25},
+    "a3gt": {"attack": {"steps": 2}, "horizon": 1.25},
     "a3gt-paper": {"attack": {"steps": 2}, "every": 1, "horizon": 1.25, "start": 1},
 }
-THREE = {
-    "method": "a3gt",
+THREE = SCHEDULED | {
     "robust": {"objective": "trades", "attack": {"steps": 2}},
     "more": {"l2": {"objective": "mart", "norm": "l2", "eps": 0.5, "attack": {"steps": 2}}},
     "gamma": [1, 0.4],
@@ -45,7 +45,7 @@ THREE = {
     "horizon": 1.25,
 }
 ALL = [*METHODS, "three"]
-FEWEST = {"a3gt-front": 2}  # rounds, of methods that need more than one
+FEWEST = {"a3gt": 2}  # rounds, of methods that need more than one
 
 
 class Plain(Classifier):
@@ -253,7 +253,7 @@ def test_the_evaluations_that_are_logged_are_those_that_were_made(method):
 
 @pytest.mark.parametrize("objective", [name for name in learners() if name != "standard"])
 def test_statistics_are_estimated_with_any_objective(objective):
-    given = {"method": "a3gt", "robust": {"objective": objective, "attack": {"steps": 2}}}
+    given = SCHEDULED | {"robust": {"objective": objective, "attack": {"steps": 2}}}
     more = {"batchnorm": "estimate", "rounds": 2, "start": 1, "every": 1, "gamma": [0.5]}
     job = training(parse(given | more))
     job.run()
@@ -295,9 +295,9 @@ def test_the_catalogue_says_what_a_user_needs(capsys):
 
 
 def test_three_learners_with_one_weight_zero_are_two():
-    two = training(parse({"method": "a3gt", "rounds": 3, "horizon": 1.25, "every": 1, "start": 1}))
+    usual = SCHEDULED | {"rounds": 3, "horizon": 1.25, "every": 1, "start": 1}
+    two = training(parse(usual))
     given = {"more": {"l2": {"norm": "l2", "eps": 0.5}}, "more_gamma": {"l2": [0]}}
-    usual = {"method": "a3gt", "rounds": 3, "horizon": 1.25, "every": 1, "start": 1}
     three = training(parse(usual | given))
     two.run()
     three.run()

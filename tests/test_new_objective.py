@@ -176,7 +176,7 @@ def test_a_training_builds_its_method_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Method, "__post_init__", counted)
     small = dict(item.split("=") for item in SMALL)
-    recipe = parse({"method": "a3gt", "data": "digits", **small, "attack": {"steps": 1}})
+    recipe = parse({"method": "generalist", "data": "digits", **small, "attack": {"steps": 1}})
     assert built == []
     train(recipe, tmp_path / "run")
     assert len(built) == 1

@@ -2,11 +2,13 @@
 
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
+from blobs import SCHEDULED
 from equipoise.attacks import PGD
 from equipoise.cli.listing import write_settings
 from equipoise.data import load
@@ -15,7 +17,7 @@ from equipoise.objectives.friendly import FAT
 from equipoise.objectives.trades import TRADES
 from equipoise.parsing import number
 from equipoise.settings import recipe
-from equipoise.settings.methods import A3GT, METHODS, learners
+from equipoise.settings.methods import METHODS, Scheduled, learners
 from equipoise.settings.recipe import (
     Recipe,
     Split,
@@ -31,16 +33,20 @@ from equipoise.threat import L2, Linf
 from equipoise.training import Fixed, Never, Stable, Threshold
 
 
-def refused(*items: str, method: str = "a3gt") -> str:
+def base_of(method: str) -> dict[str, Any]:
+    return {"method": method} if method else SCHEDULED
+
+
+def refused(*items: str, method: str = "") -> str:
     with pytest.raises(UserError) as error:
-        parse(combine({"method": method}, overrides(list(items))))
+        parse(combine(base_of(method), overrides(list(items))))
     message = str(error.value)
     assert "\n" not in message
     return message
 
 
-def given(*items: str, method: str = "a3gt") -> Recipe:
-    return parse(combine({"method": method}, overrides(list(items))))
+def given(*items: str, method: str = "") -> Recipe:
+    return parse(combine(base_of(method), overrides(list(items))))
 
 
 def having(setting: str) -> str:
@@ -91,11 +97,11 @@ def test_what_was_asked_for_comes_back(items, tmp_path):
     other = parse(read(path))
     assert other == one
     assert differences(one.to_dict(), other.to_dict()) == []
-    assert one != parse({"method": "a3gt"})
+    assert one != given()
 
 
 def test_a_recipe_is_fully_resolved():
-    plain = parse({"method": "a3gt"}).to_dict()
+    plain = given().to_dict()
     assert set(plain) >= {f.name for f in fields(Recipe)} - {"settings"}
     assert plain["start"] == {
         "rule": "stable",
@@ -372,12 +378,12 @@ def test_differences_are_named():
 
 def test_the_readings_of_the_papers_are_the_defaults_of_their_methods():
     paper = parse({"method": "a3gt-paper"}).settings
-    assert isinstance(paper, A3GT)
+    assert isinstance(paper, Scheduled)
     assert (paper.anchor, paper.count, paper.inclusive) == ("clock", "rounds", False)
     assert (paper.gamma, paper.every) == ((1.0, 1.0, 1.0, 0.4), 5)
     assert paper.start == Threshold()
     generalist = parse({"method": "generalist"}).settings
-    assert isinstance(generalist, A3GT)
+    assert isinstance(generalist, Scheduled)
     assert (generalist.source, generalist.granularity) == ("average", "step")
     assert generalist.start == Fixed(fraction=0.625)
     assert generalist.inclusive
@@ -419,7 +425,7 @@ def test_every_setting_is_documented():
             ["pgd-at", "alpha=0.9", "limit=500", "validation=100"],
             "S = 3 steps a round: horizon=3.3",
         ),
-        (["a3gt-front", "alpha=0"], "horizon=0"),
+        (["generalist", "alpha=0"], "horizon=0"),
         (
             ["mix-at", "alpha=0.99", "data=own.npz"],
             "1/((1 - alpha) S) with S steps a round (0: no",
@@ -484,7 +490,8 @@ def test_settings_of_a_learner_may_stand_at_the_top():
     assert short == long
     assert given("lr=0.2", method="standard").settings.clean.lr == 0.2
     assert given("precision=bfloat16").precision == "bfloat16"
-    assert "'lr' may be clean.lr or robust.lr" in refused("lr=0.1")
+    both = given("lr=0.2").settings
+    assert (both.clean.lr, both.robust.lr) == (0.2, 0.2)
     assert "did you mean beta?" in refused("bta=3", method="trades")
 
 
@@ -518,7 +525,7 @@ def test_what_is_given_twice_is_refused():
         ("a3gt", "more.l2=tradez", "did you mean 'trades'?"),
         ("trades", "lr_factors=[1, 0.1]", "lr_at=none spreads them evenly"),
         ("fat", "tau=[0, 1]", "tau_at=none spreads them evenly"),
-        ("a3gt", "more.l2=trades", "for instance gamma=[1, 0.4] more_gamma.l2=[0, 0.3]"),
+        ("generalist", "more.l2=trades", "for instance gamma=[1, 0.4] more_gamma.l2=[0, 0.3]"),
         ("pgd-at", "robust.eps=8", "robust: eps must lie in [0, 1], got 8; did you mean 8/255?"),
     ],
 )
@@ -536,12 +543,15 @@ def test_further_learners_have_short_forms_too():
     assert given("more.l2=trades", *long[1:]) == given(*long)
 
 
-def test_every_objective_suits_a3gt():
+def test_every_objective_suits_a_learner_of_several():
     for name, kind in learners().items():
         if name != "standard":
             one = given(f"robust={name}")
             assert type(one.settings.robust) is kind
             assert parse(one.to_dict()) == one
+            new = given(f"trunk={name}", f"robust={name}", "clean=mix-at", method="a3gt")
+            assert type(new.settings.trunk) is type(new.settings.robust) is kind
+            assert parse(new.to_dict()) == new
 
 
 def test_three_learners_with_threats_of_their_own(tmp_path):

@@ -7,14 +7,22 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
+from blobs import SCHEDULED
 from equipoise import models
 from equipoise.errors import RunError, UserError
-from equipoise.settings.recipe import stored
+from equipoise.jobs.evaluate import evaluate_run
+from equipoise.jobs.front import measure_front, pick
+from equipoise.jobs.train import resume, train
+from equipoise.jobs.verify import verify_run
+from equipoise.report.runs_reader import read_run
+from equipoise.settings.recipe import parse, read, stored
 from equipoise.store.digests import model_digest
 from equipoise.store.runs import Run, load
 
@@ -288,6 +296,58 @@ def test_a_run_that_has_alpha_is_not_trained_on_or_anew(command, copy, tmp_path)
     ended = command("train", "--resume", copy)
     assert ended.code == 2
     assert "finish it with that version, or train anew" in ended.line
+
+
+def rewrite(run: Run, recipe: dict[str, Any]) -> None:
+    """Give a run another recipe, in all its files."""
+    text = yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None)
+    (run.path / "recipe.yaml").write_text(text)
+    run.write_json("config.json", run.read_json("config.json") | {"method": recipe["method"]})
+    saved = run.read_state(print)
+    assert saved is not None
+    run.write_state(saved | {"recipe": recipe})
+
+
+TINY = {"rounds": 2, "width": 0.25, "limit": 200, "validation": 40, "batch_size": 40}
+TINY |= {"attack": {"steps": 1}, "validation_attack": "pgd-1", "precision": "float32"}
+
+
+@pytest.fixture(scope="module", params=["a3gt", "a3gt-front"])
+def former(request, tmp_path_factory) -> Run:
+    """Return a finished run of a method that an earlier version had."""
+    given = SCHEDULED | {"every": 1} if request.param == "a3gt" else {"method": "a3gt"}
+    gamma = {"gamma": [1, 0.4]} if request.param == "a3gt" else {"gamma": 0.5}
+    run = train(parse(given | TINY | gamma), tmp_path_factory.mktemp("former") / "run")
+    recipe = {**read(run.path / "recipe.yaml"), "method": request.param}
+    if request.param == "a3gt-front":
+        recipe["trunk_weight"] = recipe.pop("trunk")["weight"]
+        recipe |= {"every": None, "momentum": "keep"}
+        del recipe["more"], recipe["max_clean_drop"], recipe["min_clean"]
+    rewrite(run, recipe)
+    return run
+
+
+def test_a_finished_run_of_a_former_method_is_judged_and_picked_from(former, tmp_path):
+    path = Path(shutil.copytree(former.path, tmp_path / "run"))
+    before = {name: (path / name).read_bytes() for name in ("recipe.yaml", "config.json")}
+    assert resume(path).path == path
+    records = evaluate_run(path, attacks="pgd-1", n=20)
+    assert verify_run(path)
+    assert records[0]["n"] == 20
+    assert len(measure_front(path, attacks=("fgsm",), points=4).points) >= 3
+    picked = pick(path, tmp_path / "picked", gamma=0.5)
+    evaluate_run(picked.run.path, attacks="pgd-1", n=20)
+    assert read_run(path).method == yaml.safe_load(before["recipe.yaml"])["method"]
+    assert {name: (path / name).read_bytes() for name in before} == before
+
+
+def test_an_unfinished_run_of_a_former_method_is_not_gone_on_with(former, tmp_path):
+    path = Path(shutil.copytree(former.path, tmp_path / "run"))
+    (path / "summary.json").unlink()
+    with pytest.raises(
+        UserError, match=r"begun by an earlier version \(.*a3gt.*\): finish it with"
+    ):
+        resume(path)
 
 
 # The disk is full

@@ -243,6 +243,6 @@ def test_every_setting_of_a_method_is_explained(method):
 
 
 def test_other_rules_are_explained_with_their_settings(command):
-    out = command("list", "methods", "a3gt").out
+    out = command("list", "methods", "generalist").out
     for text in ("rounds ", "start.threshold", "start.fraction", "robust.attack.steps"):
         assert text in out

@@ -16,6 +16,7 @@ from blobs import (
     BATCH,
     COUNT,
     EPS,
+    SCHEDULED,
     STEPS,
     THREAT,
     State,
@@ -42,7 +43,7 @@ from equipoise.objectives.adversarial import Adversarial
 from equipoise.objectives.standard import Standard
 from equipoise.report.page import kept
 from equipoise.report.runs_reader import read_run
-from equipoise.settings.methods import A3GT
+from equipoise.settings.methods import Scheduled
 from equipoise.settings.recipe import Split, parse
 from equipoise.terminal.progress import Console
 from equipoise.threat import L2, Linf, Threat
@@ -108,7 +109,7 @@ def like(kind: type[Objective], objective: Objective, /, **more: Any) -> Any:
     return kind(**settings | more).bind(THREAT)
 
 
-def recorded(settings: A3GT, rounds: int) -> Method:
+def recorded(settings: Scheduled, rounds: int) -> Method:
     """Return a method whose objectives remember what they were given."""
     method = settings.build(THREAT)
     learners = {
@@ -160,20 +161,20 @@ class NaiveLearner:
             self.velocity = []
 
 
-def naive_gamma(settings: A3GT, t: int, rounds: int, start: int) -> float:
+def naive_gamma(settings: Scheduled, t: int, rounds: int, start: int) -> float:
     progress = t / rounds
     if settings.anchor == "start":
         progress = max(0.0, (t - start) / (rounds - start))
     return float(np.interp(progress, np.linspace(0, 1, len(settings.gamma)), settings.gamma))
 
 
-def naive_sync(settings: A3GT, t: int, start: int) -> bool:
+def naive_sync(settings: Scheduled, t: int, start: int) -> bool:
     after = t >= start if settings.inclusive else t > start
     counted = t if settings.count == "rounds" else t - start
     return settings.every is not None and after and counted % settings.every == 0
 
 
-def naive_kept(settings: A3GT, s: int, steps: int, start: int, d: float) -> float:
+def naive_kept(settings: Scheduled, s: int, steps: int, start: int, d: float) -> float:
     """Return what theta_g keeps of itself after step s; all of it where it is not updated."""
     t, last = s // steps + 1, s % steps == steps - 1
     if settings.global_from == "start" and t <= start:  # not formed yet: the mix at any time
@@ -192,7 +193,7 @@ def naive_kept(settings: A3GT, s: int, steps: int, start: int, d: float) -> floa
 
 
 def naively(
-    settings: A3GT, method: Method, model: nn.Module, rounds: int, start: int
+    settings: Scheduled, method: Method, model: nn.Module, rounds: int, start: int
 ) -> tuple[dict[str, State], int]:
     """Return the final weights, and how often the learners were handed the global ones."""
     clean, robust = (method.learners[name] for name in ("clean", "robust"))
@@ -755,7 +756,7 @@ def test_learners_that_do_not_exist_are_refused(make):
 
 # Interrupting and resuming
 
-RESUMED: list[A3GT | Method] = [
+RESUMED: list[Scheduled | Method] = [
     small(),
     small(source="average", granularity="step", momentum="zero"),
     small(batchnorm="estimate", every=1),
@@ -1279,8 +1280,7 @@ def test_patience_without_anything_to_wait_for_is_refused():
 
 def three_threats(attack: str) -> Any:
     tiny = {"attack": {"steps": 1}}
-    settings = {
-        "method": "a3gt",
+    settings = SCHEDULED | {
         "rounds": 2,
         "robust": {"norm": "l2", "eps": 0.5, **tiny},
         "more": {"linf": {"objective": "pgd-at", **tiny}},

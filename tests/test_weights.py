@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from blobs import SCHEDULED
 from equipoise import data
 from equipoise.errors import UserError
 from equipoise.evaluation.stored import Store
@@ -97,9 +98,8 @@ Run.write_state = write_state
 
 
 def test_without_averaging_the_learners_are_what_the_last_merge_was_made_of(small, tmp_path):
-    run = train(
-        parse(small | {"horizon": 0, "rounds": 2, "start": 1, "every": 1}), tmp_path / "run"
-    )
+    settings = {"gamma": [1, 0.4], "horizon": 0, "rounds": 2, "start": 1, "every": 1}
+    run = train(parse(small | SCHEDULED | settings), tmp_path / "run")
     line = json.loads((run.path / "log.jsonl").read_text().splitlines()[-1])
     assert not line["handover"]  # it would be due: nothing follows
     gamma = line["weights"]["robust"]
@@ -113,8 +113,7 @@ def test_without_averaging_the_learners_are_what_the_last_merge_was_made_of(smal
 
 
 def test_the_running_average_is_kept_where_that_is_merged(small, tmp_path):
-    settings = small | {"source": "average", "rounds": 1}
-    run = train(parse(settings), tmp_path / "run")
+    run = train(parse(small | {"rounds": 2}), tmp_path / "run")
     state = run.read_state(print)
     assert state is not None
     for name in ("clean", "robust"):

@@ -18,7 +18,7 @@ from equipoise.models import MODELS
 from equipoise.settings.explanation import price
 from equipoise.settings.methods import METHODS, MethodRow, Settings
 from equipoise.settings.presets import DATA, presets
-from equipoise.settings.recipe import Recipe, defaults
+from equipoise.settings.recipe import Recipe, defaults, method_named
 from equipoise.settings.schema import TAGS, WORDS, plain
 from equipoise.terminal.table import output, rich_table
 
@@ -90,10 +90,8 @@ def write_settings(method: str) -> None:
     Raises:
         UserError: If there is no such method.
     """
-    if method not in METHODS:
-        raise UserError(nearest(method, METHODS, "method"))
-    terminal = output()
-    terminal.print(METHODS[method].about + "\n")
+    row, terminal = method_named(method), output()
+    terminal.print(row.about + "\n")
     for path, title, rows in settings_groups(method):
         if rows:
             title = f"{path or 'settings'}: {title}".rstrip(": ")

@@ -47,8 +47,8 @@ REPRODUCE_EPILOG = """WHAT is one or several of:
   fig4      CMMR as a radar at eps .04, .08, .12, .16
   fig5      the ablation over gamma and c
   controls  does the round (epoch) t' of the first merge matter?
-  front     one a3gt-front run against one training for each trade-off
-  settings  do the defaults of a3gt-front suit other datasets and networks?
+  front     one a3gt run against one training for each trade-off
+  settings  do the defaults of a3gt suit other datasets and networks?
   all       everything, on one page
 
 Scales:

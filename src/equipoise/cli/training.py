@@ -116,7 +116,7 @@ def _recipe(
 
 EXPLAIN_EPILOG = (
     "Examples: equipoise explain trades beta=3 --data cifar10; "
-    "equipoise explain a3gt robust=mart every=1"
+    "equipoise explain a3gt trunk=gat clean.weight=0.1"
 )
 
 

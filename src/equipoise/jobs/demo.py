@@ -14,7 +14,7 @@ from equipoise.terminal.progress import Console
 
 RECIPES: dict[str, dict[str, Any]] = {
     "standard": {"method": "standard", "rounds": 15, "batch_size": 64},
-    "a3gt": {"method": "a3gt", "rounds": 30, "batch_size": 64, "horizon": 3.125, "every": 3},
+    "a3gt": {"method": "a3gt", "rounds": 30, "batch_size": 64},
 }
 EPS = (0.05, 0.1, 0.15, 0.2)
 ATTACKS = "fgsm,pgd-20,mi-fgsm-10,cw-inf-20"

@@ -80,10 +80,11 @@ def resume(path: str | Path, *, trust: bool = False, console: Console | None = N
         plugins.run_trusted(run.made_with(), console.warn)
     with run.lock():
         finished = run.read_json("summary.json").get("finished")
-        if "alpha" in recipes.read(run.path / "recipe.yaml") and not finished:
+        old = recipes.outdated(recipes.read(run.path / "recipe.yaml"))
+        if old and not finished:
             raise UserError(
-                f"{run.path} was begun by an earlier version (alpha in place of horizon): finish "
-                "it with that version, or train anew"
+                f"{run.path} was begun by an earlier version ({old}): finish it with that "
+                "version, or train anew"
             )
         job = _Job(run, recipes.stored(run), console)
         before = run.read_json("provenance.json")
@@ -127,6 +128,7 @@ def _resolve(recipe: Recipe) -> tuple[Recipe, Dataset, Method]:
         attack = {recipe.validation_attack: attacks.parse(recipe.validation_attack)}
         attacks.check_norms(attack, learner_threat.norm)
     robust = any(o.state.threat is not None for o in method.learners.values())
+    at_end = recipe.settings.chooses and recipe.patience is None
     device = choose_device(recipe.device)
     execution = recipe.execution.resolved(device, own=models.house(recipe.model))
     resolved = replace(
@@ -134,7 +136,7 @@ def _resolve(recipe: Recipe) -> tuple[Recipe, Dataset, Method]:
         data=_absolute(recipe.data) if own else recipe.data,
         data_dir=None if recipe.data_dir is None else _absolute(recipe.data_dir),
         eps=threat.eps,
-        keep=recipe.keep or ("balanced" if robust else "clean"),
+        keep=recipe.keep or ("last" if at_end else "balanced" if robust else "clean"),
         **asdict(execution),
     )
     if recipe.validation > max(len(dataset.train), Recipe.validation):
@@ -257,11 +259,11 @@ class _Job:
         training, recipe = self.training, self.recipe
         done, path = len(training.history), self.run.path
         self.run.write_lines("log.jsonl", training.history)
-        self.run.write_json("config.json", self._description())
         if training.over and self.run.read_json("summary.json").get("finished"):
             early = ", stopped early" if training.stopped_early else ""
             self.console.say(f"{path} is finished: {done} of {recipe.rounds} rounds{early}")
             return self.run
+        self.run.write_json("config.json", self._description())
         self._introduce(done)
         per_round = training.steps * recipe.batch_size
         begun = done * per_round + training.done * recipe.batch_size

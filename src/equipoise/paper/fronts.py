@@ -1,4 +1,4 @@
-"""The front of one run of a3gt-front and the fronts of a training for each point."""
+"""The front of one run of a3gt and the fronts of a training for each point."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Settings of a3gt-front: the front of each and that of the default, at equal clean accuracy.
+"""Settings of a3gt: the front of each and that of the default, at equal clean accuracy.
 
 A front as a curve: at a clean accuracy, the highest robust accuracy of the models that are at
 least as clean, straight between neighbours of which none is better in both.

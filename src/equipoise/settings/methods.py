@@ -4,14 +4,14 @@ The fields are the settings that a recipe or ``key=value`` on the command line m
 ``docs/decisions.md`` records how the gaps of the papers are read; every reading is a setting. A
 new objective is one file in ``objectives/`` and one line in the table: ``docs/adding.md``.
 
-A3GT-front trains the whole trade-off in one run: a trunk, then a clean and a robust branch of it.
+A3GT trains the whole trade-off in one run: a trunk, then a clean and a robust branch of it.
 Between learners that are trained separately there is a barrier in the loss; between branches that
 start late from a common trunk there is none, so that every
 
 .. math:: \theta(\gamma) = \gamma \, \bar\theta_r + (1 - \gamma) \, \bar\theta_n
 
-between their running averages is a good model, and gamma can be chosen after the training. Here
-the rule for t' decides when the branches start, not when learners are merged.
+between their running averages is a good model, and gamma is chosen after the training. In the
+paper gamma is on a schedule, and merged weights are handed back (:class:`Scheduled`).
 
 References:
     | A3GT (He et al., 2024), https://doi.org/10.3390/electronics13204052
@@ -24,7 +24,7 @@ References:
 import inspect
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, field, fields, replace
-from typing import Any, ClassVar, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, get_args, get_type_hints
 
 from equipoise import objectives
 from equipoise.errors import Part, UserError
@@ -46,10 +46,17 @@ class Settings(Merge):
     fixed: ClassVar[frozenset[str]] = frozenset()
     """The settings of the merge that are fixed for this method."""
 
+    def __post_init__(self) -> None:
+        taken = [*(k for k, value in vars(self).items() if isinstance(value, Objective)), "global"]
+        if set(getattr(self, "more", ())) & set(taken):
+            raise UserError(f"a further learner needs a name other than {', '.join(taken)}")
+        super().__post_init__()
+
     @property
     def learners(self) -> dict[str, Objective]:
         """Return the objectives of the learners by name, in the order in which they train."""
-        return {k: value for k, value in vars(self).items() if isinstance(value, Objective)}
+        own = {k: value for k, value in vars(self).items() if isinstance(value, Objective)}
+        return own | dict(getattr(self, "more", {}))
 
     def knots(self) -> dict[str, Knots]:
         """Return the weights of the learners over the progress; a single learner has 1."""
@@ -71,6 +78,11 @@ class Settings(Merge):
             except UserError as error:
                 problems.append(f"{name}: {error}")
         return problems
+
+    @property
+    def chooses(self) -> bool:
+        """Return whether gamma is chosen at the end, by measuring models."""
+        return self.gamma is None
 
     def build(self, threat: Threat) -> Method:
         """Return the method against a threat."""
@@ -119,11 +131,8 @@ class RobustOnly(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class A3GT(Settings):
-    """A clean and a robust learner, merged from the round on at which both have stabilised.
-
-    The default: a scale-free test of the held-out losses finds t', with a deadline, and gamma
-    runs from t' on, so that the first merge has the weights of the robust learner alone.
+class Scheduled(Settings):
+    """A clean and a robust learner that are merged: gamma and the hand-overs are scheduled.
 
     Arguments:
         clean: The clean learner.
@@ -137,8 +146,8 @@ class A3GT(Settings):
     more: Mapping[str, Robust] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if set(self.more) & {"clean", "robust", "global"}:
-            raise UserError("a further learner needs a name other than clean, robust and global")
+        if self.gamma is None:
+            raise UserError("gamma must be a number or a list: only a3gt chooses it at the end")
         if set(self.more) != set(self.more_gamma):
             name = next(iter(self.more), "l2")
             raise UserError(
@@ -148,11 +157,6 @@ class A3GT(Settings):
             )
         super().__post_init__()
 
-    @property
-    def learners(self) -> dict[str, Objective]:
-        """Return the clean learner, the robust one, and the further ones."""
-        return {**super().learners, **self.more}
-
     def unfit(self, norm: Norm, rounds: int) -> list[str]:
         """Return the reasons why the settings do not fit a training."""
         problems = super().unfit(norm, rounds)
@@ -161,48 +165,62 @@ class A3GT(Settings):
         return problems
 
 
-@dataclass(frozen=True, kw_only=True)
-class A3GTFront(Settings):
-    """One run, the whole front: a clean and a robust branch of one trunk, mixed at any gamma.
+DROP = 0.01  # of clean accuracy
 
-    The robust branch searches for adversarial inputs, and the clean branch is trained on the same
-    inputs with a small weight: 14 gradient evaluations instead of 12. `equipoise front` measures
-    the models between the two branches, `equipoise pick` chooses one of them.
+
+@dataclass(frozen=True, kw_only=True)
+class A3GT(Settings):
+    """One run, the whole front: a clean and a robust branch of one trunk, and gamma chosen last.
+
+    The clean branch is trained on the adversarial inputs of the robust one, with a small weight:
+    14 gradient evaluations instead of 12. At the end models between the branches are measured on
+    held-out images, and one is kept. `equipoise pick` takes another one of them.
 
     Arguments:
-        trunk_weight: w of the trunk, whose loss is that of ``mix-at``; it has the SGD and the
-            attack of the robust branch.
-        robust: The robust branch, of any objective (``robust.objective``).
+        trunk: The learner that is trained until t', of any robust objective.
+        robust: The robust branch, likewise (``robust.objective``).
         clean: The clean branch: ``following`` trains on the inputs of the robust branch;
             ``mix-at`` and ``standard`` do not need it (``clean.objective=mix-at``).
-        gamma: The weight of the robust branch in the model that is kept.
+        more: Further robust branches by name, each with an objective and, where it differs, a
+            threat of its own: ``more.l2.norm=l2 more.l2.eps=1.5``. They are trained and written,
+            and have no part in the model that is kept.
+        gamma: The weight of the robust branch in the kept model; None: it is chosen at the end.
+        max_clean_drop: For the choice: how much less clean accuracy than the trunk at t' the model
+            may have. Of such models the most robust one is kept.
+        min_clean: For the choice, instead: the clean accuracy that it must have.
         restart: Whether the schedule of the learning rate begins again for the branches.
         start: The rule for t', at which the branches start.
     """
 
     fixed: ClassVar[frozenset[str]] = frozenset(
-        MERGED - {"gamma", "horizon", "warmup", "every", "momentum", "batchnorm", "start"}
+        MERGED - {"gamma", "horizon", "warmup", "batchnorm", "start"}
     )
-    trunk_weight: Part = 0.5
+    trunk: Robust = field(default_factory=Mixed)
     robust: Robust = field(default_factory=lambda: Mixed(weight=0.9))
-    clean: Following | Mixed | Standard = field(default_factory=Following)
+    clean: Following | Mixed | Standard = field(default_factory=lambda: Following(weight=0.25))
+    more: Mapping[str, Robust] = field(default_factory=dict)
+    max_clean_drop: Annotated[float, "[0, 1)"] = DROP
+    min_clean: Part | None = None
     restart: bool = True
-    start: Stable | Fixed = field(default_factory=Stable)
+    start: Stable | Fixed = field(default_factory=lambda: Fixed(fraction=0.6))
 
     def __post_init__(self) -> None:
         if isinstance(self.gamma, tuple):
-            raise UserError(f"gamma must be one number in [0, 1], got {list(self.gamma)}")
+            raise UserError(
+                "gamma must be one number in [0, 1], or none to choose it at the end, got "
+                f"{list(self.gamma)}; generalist and a3gt-paper have a schedule of gamma"
+            )
+        bounds = {"max_clean_drop": self.max_clean_drop != DROP, "min_clean": self.min_clean}
+        given = [name for name, value in bounds.items() if value not in (None, False)]
+        if len(given) > (self.gamma is None):
+            raise UserError(f"give only one of gamma, max_clean_drop and min_clean, got {given}")
         super().__post_init__()
         if isinstance(self.clean, Following):
             check_leader("robust", self.robust)
 
-    @property
-    def learners(self) -> dict[str, Objective]:
-        """Return the trunk, and the two branches."""
-        shared = {f.name for f in fields(Mixed)} - {"objective", "weight"}
-        alike = {name: getattr(self.robust, name) for name in shared if hasattr(self.robust, name)}
-        trunk = Mixed(weight=self.trunk_weight, **alike)
-        return {"trunk": trunk, "robust": self.robust, "clean": self.clean}
+    def knots(self) -> dict[str, Knots]:
+        """Return the weights of the branches; further ones have none."""
+        return super().knots() | dict.fromkeys(self.more, Knots((0.0,)))
 
     def build(self, threat: Threat) -> Method:
         """Return the method against a threat, with the trunk that ends at t'."""
@@ -212,10 +230,10 @@ class A3GTFront(Settings):
         """Return the reasons why the settings do not fit a training."""
         problems, latest = super().unfit(norm, rounds), self.start.latest(rounds)
         if latest >= rounds:
-            how = "start.round" if isinstance(self.start, Fixed) else "start.deadline"
+            how = "start.deadline" if isinstance(self.start, Stable) else "start"
             problems.append(
                 f"the branches would start after round {latest} of {rounds}, so they would get "
-                f"no round: set a smaller {how}, or more rounds (at least 2)"
+                f"no round: set an earlier {how}, or more rounds (at least 2)"
             )
         return problems
 
@@ -337,7 +355,7 @@ METHODS: dict[str, MethodRow] = {
         "robust.beta",
     ),
     "generalist": MethodRow(
-        A3GT,
+        Scheduled,
         {
             "anchor": "clock",
             "count": "rounds",
@@ -351,7 +369,7 @@ METHODS: dict[str, MethodRow] = {
         text=GENERALIST,
     ),
     "a3gt-paper": MethodRow(
-        A3GT,
+        Scheduled,
         {
             "anchor": "clock",
             "count": "rounds",
@@ -366,12 +384,11 @@ METHODS: dict[str, MethodRow] = {
         shown=SHOWN,
         text=PAPER,
     ),
-    "a3gt": MethodRow(A3GT, paper="He et al., 2024, doi:10.3390/electronics13204052", shown=SHOWN),
-    "a3gt-front": MethodRow(
-        A3GTFront,
-        {"gamma": 0.5, "source": "average", "every": None},
+    "a3gt": MethodRow(
+        A3GT,
+        {"gamma": None, "source": "average", "every": None},
         paper="after He et al., 2024, doi:10.3390/electronics13204052",
-        shown=("start.rule", "clean.weight", "robust.weight", "gamma"),
+        shown=("trunk.objective", "robust.weight", "clean.weight", "gamma", "start.fraction"),
     ),
 }
 """The methods. An objective in a row may also be that of any robust learner."""

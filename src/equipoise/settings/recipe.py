@@ -21,9 +21,10 @@ from equipoise.data.core import Dataset, Images, stratified_split
 from equipoise.errors import Count, UserError, nearest, out_of_range, short
 from equipoise.execution.policy import Execution, Layout, Precision
 from equipoise.models import MODELS, WIDEST
+from equipoise.objectives.mixed import Mixed
 from equipoise.parsing import MOST, check_seed, mapping, number
 from equipoise.plugins import explained
-from equipoise.settings.methods import METHODS, Settings
+from equipoise.settings.methods import A3GT, METHODS, MethodRow, Scheduled, Settings
 from equipoise.settings.schema import (
     TEXT,
     collect,
@@ -39,6 +40,9 @@ from equipoise.threat import Norm, Threat
 from equipoise.training.learner import derived_seed
 
 Keep = Literal["balanced", "robust", "clean", "last"]
+
+FORMER = "a3gt-front"
+"""What ``a3gt`` was called in earlier versions, whose ``a3gt`` had a schedule of gamma."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +67,8 @@ class Recipe:
         validation_attack: The attack on them after each round.
         keep: Which round's model is kept: the one with the best mean of clean and robust
             validation accuracy (``balanced``), the best ``robust`` or ``clean`` one, or the
-            ``last``. None: ``clean`` for a method without a robust learner, else ``balanced``.
+            ``last``. None: ``clean`` for a method without a robust learner, else ``balanced``;
+            where gamma is chosen at the end it is the last round, and the rule is for patience.
         patience: The rounds without a better round by that rule after which the training ends;
             None: it never ends early.
         snapshots: The rounds between two copies of the global model in the run folder, like
@@ -127,6 +132,11 @@ class Recipe:
         attack = [self.validation_attack]
         collect(problems, lambda: attacks.check_norms(attacks.parse_list(attack), self.norm))
         collect(problems, lambda: self.threat(0.0))
+        if self.settings.chooses and self.keep not in (None, "last") and self.patience is None:
+            problems.append(
+                f"keep={self.keep} has no effect: gamma is chosen between branches of the last "
+                "round; choose keep=last, or give gamma"
+            )
         refuse(problems or self.settings.unfit(self.norm, self.rounds))
 
     @property
@@ -232,13 +242,32 @@ def stored(run: Run) -> Recipe:
         return parse(renewed(read(run.path / "recipe.yaml"), run))
 
 
+def outdated(given: Mapping[str, Any]) -> str:
+    """Return what shows that a run is of an earlier version, in words; empty: nothing does."""
+    if given.get("method") == FORMER:
+        return f"method {FORMER}, which is a3gt now"
+    if given.get("method") == "a3gt" and {"anchor", "granularity"} & {*given}:
+        return "an a3gt with a schedule of gamma; generalist and a3gt-paper have one"
+    return "alpha in place of horizon" if "alpha" in given else ""
+
+
 def renewed(given: Mapping[str, Any], run: Run) -> dict[str, Any]:
     """Return the recipe of a run, of an earlier version too, with the settings of this one.
 
     Earlier versions had ``alpha``, the decay a step of the weight average, in place of
-    ``horizon``.
+    ``horizon``. Their ``a3gt`` merged two learners with a schedule of gamma, as ``generalist``
+    does, and their ``a3gt-front`` is ``a3gt`` now.
     """
-    new, alpha = dict(given), given.get("alpha")
+    new, alpha, old = dict(given), given.get("alpha"), outdated(given)
+    if FORMER in old:
+        shared = {f.name for f in fields(Mixed)} - {"objective", "weight"}
+        trunk = {key: value for key, value in new["robust"].items() if key in shared}
+        weight = new.get("trunk_weight", Mixed.weight)
+        new.setdefault("trunk", {"objective": "mix-at", "weight": weight, **trunk})
+        new = {key: new[key] for key in new if key in (*OWN, "alpha", *A3GT.offered())}
+        new = plain(METHODS["a3gt"]().to_dict()) | new | {"method": "a3gt"}
+    elif "schedule" in old:
+        new = plain(Scheduled().to_dict()) | new | {"method": "generalist"}
     size = given.get("batch_size")
     if isinstance(alpha, int | float) and 0 <= alpha < 1 and isinstance(size, int) and size > 0:
         images = run.read_json("provenance.json").get("data", {}).get("train", 0)
@@ -303,13 +332,12 @@ def parse(given: Mapping[str, Any]) -> Recipe:
     method = given.get("method")
     if method is None:
         raise UserError(f"the recipe has no method (known: {', '.join(METHODS)})")
-    if not isinstance(method, str) or method not in METHODS:
-        raise UserError(nearest(str(method), METHODS, "method"))
+    row = method_named(method)
     common = {key: value for key, value in given.items() if key in OWN}
     special = {key: value for key, value in given.items() if key not in OWN}
     alpha = special.pop("alpha", None)
-    chosen, problems = settings_of(METHODS[method], special, OWN)
-    recipe = validate(Recipe, common | {"settings": chosen or METHODS[method]()}, problems)
+    chosen, problems = settings_of(row, special, OWN)
+    recipe = validate(Recipe, common | {"settings": chosen or row()}, problems)
     if "alpha" in given:
         problems.append(_instead_of(alpha, recipe))
     refuse(problems)
@@ -323,6 +351,19 @@ def _instead_of(alpha: Any, recipe: Recipe | None) -> str:
     if steps is None or not isinstance(decay, int | float) or not 0 <= decay < 1:
         return f"{remedy}S steps a round (0: no average)"
     return f"{remedy}S = {steps} steps a round: horizon={horizon_of(decay, steps):.6g}"
+
+
+def method_named(name: object) -> MethodRow:
+    """Return the method of a name.
+
+    Raises:
+        UserError: If there is none.
+    """
+    if name == FORMER:
+        raise UserError(f"{FORMER} is a3gt now: write a3gt, and trunk.weight=w for trunk_weight=w")
+    if not isinstance(name, str) or name not in METHODS:
+        raise UserError(nearest(str(name), METHODS, "method"))
+    return METHODS[name]
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:

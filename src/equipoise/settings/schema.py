@@ -16,9 +16,11 @@ from pydantic import TypeAdapter, ValidationError
 from equipoise.errors import FOREIGN, UserError, nearest, short
 from equipoise.objectives.robust import Robust
 from equipoise.parsing import number
-from equipoise.settings.methods import MethodRow, Settings, learners
+from equipoise.settings.methods import METHODS, MethodRow, Settings, learners
 
-TAGS = {"start": "rule", "clean": "objective", "robust": "objective"}
+ROLES = ("clean", "robust", "trunk")
+
+TAGS = {"start": "rule"} | dict.fromkeys(ROLES, "objective")
 """The groups with several kinds, and the setting that names the kind."""
 
 WORDS = {"rule": "rule for start", "objective": "objective"}
@@ -36,7 +38,8 @@ TEXT = (
 )
 """The settings that are text, even where it looks like a number."""
 
-ROLES = ("clean", "robust")
+UNLIKE = ("objective", "weight")
+"""The settings of learners that have no short form where several learners have them."""
 
 
 def settings_of(
@@ -111,7 +114,8 @@ def written_out(
     """Return settings with their short forms written out, so that layers can be combined.
 
     The name of a kind in place of its group becomes the group (``robust=trades``), and a setting
-    that only one of the method's learners has, or can have, is given to it (``beta=6``).
+    of the method's learners is given to all of them that have it (``lr=0.05``, ``beta=6``), or
+    else can have it; further learners (``more``) are left out.
 
     Arguments:
         given: The settings.
@@ -119,7 +123,7 @@ def written_out(
         names: The names that are not settings of a method.
 
     Raises:
-        UserError: If a setting is given in both forms, or may belong to two learners.
+        UserError: If a setting is given in both forms, or is one that differs between learners.
     """
     default = row()
     known = default.to_dict()
@@ -138,14 +142,17 @@ def written_out(
         able = [role for role in kinds if any(key in _names(k) for k in kinds[role].values())]
         having = [role for role in able if key in _names(kinds[role].get(chosen(role)))]
         roles = having or able
-        if len(roles) > 1:
+        if len(roles) > 1 and key in UNLIKE:
             either = " or ".join(f"{role}.{key}" for role in roles)
             raise UserError(f"{key!r} may be {either}: give the full name")
-        inner = result.setdefault(roles[0], {}) if roles else None
-        if isinstance(inner, dict):
+        groups = [result.setdefault(role, {}) for role in roles]
+        if not groups or not all(isinstance(inner, dict) for inner in groups):
+            continue
+        value = result.pop(key)
+        for role, inner in zip(roles, groups, strict=True):
             if key in inner:
-                raise UserError(f"{key} is given twice: as {key} and as {roles[0]}.{key}")
-            inner[key] = result.pop(key)
+                raise UserError(f"{key} is given twice: as {key} and as {role}.{key}")
+            inner[key] = value
     return result
 
 
@@ -207,12 +214,17 @@ def _hint(key: str, known: Mapping[str, Any], others: Sequence[str], path: str) 
     attacks = [group.get("attack") for group in (known, *groups)]
     if any(isinstance(attack, Mapping) and ours in attack for attack in attacks):
         return f"; did you mean {path}attack.{ours}?"
+    if key == "trunk_weight":
+        return "; it is trunk.weight now"
     if not path and key in ROLES:
         return f": this method has no {key} learner"
     owners = [name for name, kind in learners().items() if key in _names(kind)]
-    learner = path.startswith(("robust.", "clean.", "more.")) or bool(groups)
+    learner = path.partition(".")[0] in (*ROLES, "more") or bool(groups)
     if owners and learner and path.count(".") <= 2:
         return f": only {', '.join(owners) if len(owners) < 9 else 'robust learners'} have it"
+    merged = [name for name, row in METHODS.items() if key in row.settings.offered()]
+    if merged and not path:
+        return f": only {', '.join(merged)} {'has' if len(merged) == 1 else 'have'} it"
     inner = [name for group in groups for name in group if not path]
     close = get_close_matches(key, [*options, *inner], n=1, cutoff=0.5)
     return f"; did you mean {path}{close[0]}?" if close else f" (known: {', '.join(options)})"

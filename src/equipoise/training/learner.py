@@ -233,7 +233,8 @@ def check_finite(learners: Collection[Learner], where: str, *, weights: bool) ->
 
 def not_finite(learner: Learner, what: str, where: str) -> RunError:
     """Return the error with the name of the learner and the remedy."""
-    name = learner.name if learner.name in ("clean", "robust") else f"more.{learner.name}"
+    named = learner.name in ("clean", "robust", "trunk")
+    name = learner.name if named else f"more.{learner.name}"
     lr = learner.objective.lr / 3
     return RunError(
         f"the {what} not finite for the {learner.name} learner in {where}; the last saved state "

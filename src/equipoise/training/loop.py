@@ -164,8 +164,8 @@ class Training:
                 if learner in active:
                     self._train(learner, active[0].name, step, progress)
                 with self.stopwatch.part("averaging"):
-                    weight = weights.get(learner.name, 0.0)
-                    learner.share.add(learner.state, memory, weight, kept)
+                    past = memory if learner in active else 1.0  # a trunk's average ends at t'
+                    learner.share.add(learner.state, past, weights.get(learner.name, 0.0), kept)
             self.done = step + 1
             if each_step:
                 with self.stopwatch.part("averaging"):

@@ -41,7 +41,8 @@ class Merge:
     r"""The rule that makes one model of several learners, as a recipe sets it.
 
     Arguments:
-        gamma: The robust learner's weight at evenly spread places; one number: everywhere.
+        gamma: The robust learner's weight at evenly spread places; one number: everywhere; None:
+            1, as long as it is not chosen.
         more_gamma: The weights of further learners, likewise. The clean learner has the rest.
         anchor: Whether gamma runs from t' on (``start``: its progress is 0 up to t' and 1 at the
             end, so that with gamma(0) = 1 the first merge has the weights of the robust learner
@@ -74,7 +75,7 @@ class Merge:
         start: The rule for t'.
     """
 
-    gamma: Annotated[float | tuple[float, ...], "[0, 1]"] = (1.0, 1.0, 1.0, 0.4)
+    gamma: Annotated[float | tuple[float, ...], "[0, 1]"] | None = (1.0, 1.0, 1.0, 0.4)
     more_gamma: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     anchor: Literal["start", "clock"] = "start"
     horizon: Annotated[float, f"[0, {MOST}]"] = 2.5
@@ -132,7 +133,8 @@ class Merge:
     @property
     def gammas(self) -> tuple[float, ...]:
         """Return the values of gamma."""
-        return self.gamma if isinstance(self.gamma, tuple) else (self.gamma,)
+        gamma = 1.0 if self.gamma is None else self.gamma
+        return gamma if isinstance(gamma, tuple) else (gamma,)
 
     @property
     def averages(self) -> bool:

@@ -28,8 +28,8 @@ EXPERIMENTS = {
     "fig4": "CMMR as a radar at four radii",
     "fig5": "the ablation over gamma and c",
     "controls": "does the round t' of the first merge matter?",
-    "front": "one a3gt-front run against one training for each trade-off",
-    "settings": "do the defaults of a3gt-front suit other datasets and networks?",
+    "front": "one a3gt run against one training for each trade-off",
+    "settings": "do the defaults of a3gt suit other datasets and networks?",
 }
 SLICE = {"rounds": 2, "limit": 320, "validation": 64, "batch_size": 64, "width": 0.125}
 SLICE_N = 8
