@@ -7,8 +7,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from equipoise.evaluation.stored import summary_of
+from equipoise.store.scores import all_lines
 from equipoise.store.sealed import seal, stamped
-from equipoise.store.verdicts import all_lines, read
+from equipoise.store.verdicts import read
 
 VERSIONS = {"device": "cpu (an example)", "command": "equipoise evaluate r --attacks autoattack"}
 TOLD = {"ensemble": "", "settings": "", "notes": [], "finished": True, "forwards": 0}

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from equipoise.errors import UserError
-from equipoise.measures import cmmr, distortion
+from equipoise.measures import cmmr, distortion, over_attacks
 from equipoise.measures.cmmr import PSNR_SPAN, WEIGHT, Parts, largest_l2, measure, score, sweep
+from equipoise.measures.over_attacks import OverAttacks, attack_texts, members
 from equipoise.threat import Threat
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "cmmr.md").read_text(encoding="utf-8")
@@ -67,6 +68,39 @@ def test_the_score_is_the_mean_credit_and_bounded(seed):
     assert parts.accuracy <= parts.score <= parts.accuracy + WEIGHT * parts.success
     assert 0 <= parts.score <= 1
     assert parts.score == score(parts.accuracy, parts.success, parts.distortion)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_credits_of_the_examples_have_the_score_as_their_mean(seed):
+    given = drawn(seed)
+    parts = scored(given)
+    assert np.mean(parts.credits) == pytest.approx(parts.score, abs=1e-12)
+    for i, credit in enumerate(parts.credits):
+        one = {name: values[i : i + 1] for name, values in given.items()}
+        assert credit == pytest.approx(naive_score(one, 0.1), abs=1e-12)
+    kept = cmmr.unpack_credits(cmmr.pack_credits(parts.credits))
+    assert kept == pytest.approx(parts.credits, abs=1 / 131_070)
+
+
+def test_the_score_over_attacks_is_the_mean_of_the_mean_credits_with_its_spread():
+    names = ("pgd-20", "mi-fgsm-20", "autoattack")
+    attacks = {name: scored(drawn(seed)) for seed, name in enumerate(names)}
+    over = OverAttacks(attacks)
+    scores = [naive_score(drawn(seed), 0.1) for seed in range(3)]
+    content = json.loads(json.dumps(over.to_dict(), allow_nan=False))
+    assert content["version"] == "cmmr-2"
+    assert content["score"] == pytest.approx(np.mean(scores), abs=1e-12)
+    assert np.mean(over.credits) == pytest.approx(content["score"], abs=1e-12)
+    assert [content["lowest"], content["highest"]] == pytest.approx([min(scores), max(scores)])
+    assert content["attacks"] == {name: parts.to_dict() for name, parts in attacks.items()}
+    assert list(attack_texts(content)) == ["mean", *names]
+
+
+def test_one_attack_of_each_family_counts_that_with_the_most_steps():
+    named = ["pgd-100(restarts=2)", "pgd-20", "cw-inf-30", "mi-fgsm-5", "fgsm", "autoattack"]
+    assert members(named) == ("pgd-100(restarts=2)", "mi-fgsm-5", "autoattack")
+    assert members([*named[:-1], "autoattack-plus", "apgd-ce"]) == ()
+    assert members(["apgd-ce", "mi-fgsm-5", "autoattack"]) == ()
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -314,7 +348,7 @@ def test_a_dictionary_is_what_a_file_of_findings_holds():
 
 
 def test_neither_the_score_nor_the_metrics_need_torch():
-    code = "import sys, equipoise.measures.cmmr as a; sys.exit('torch' in sys.modules)"
+    code = "import sys, equipoise.store.scores as a; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -342,4 +376,5 @@ def test_the_code_of_the_document_runs(trained, tmp_path, monkeypatch, capsys):
 
 def test_doctests():
     assert doctest.testmod(cmmr).failed == 0
-    assert doctest.testmod(cmmr).attempted == 9
+    assert doctest.testmod(cmmr).attempted == 10
+    assert doctest.testmod(over_attacks) == (0, 1)

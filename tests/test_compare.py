@@ -13,6 +13,7 @@ import yaml
 
 from equipoise import data
 from equipoise.errors import UserError
+from equipoise.paper.results import ResultRow
 from equipoise.plans import engine
 from equipoise.plans.plan import parse, read
 from equipoise.plans.prepare import Datasets, tasks
@@ -284,6 +285,31 @@ def test_its_runs_are_runs_like_any_other(command, compared):
     assert "verified" in ended.err
     settings = recipe.read(run / "recipe.yaml")
     assert (settings["method"], settings["horizon"], settings["rounds"]) == ("pgd-at", 1.5, 2)
+
+
+@pytest.mark.slow
+def test_a_comparison_with_both_scores_stores_the_credits_of_the_images(command, tmp_path):
+    three = "pgd-3,mi-fgsm-3,autoattack"
+    given = {"attacks": three, "n": 10, "eps": [0, 0.1], "cmmr": True}
+    plan = changed(entries={"standard": {"rounds": 9}}, seeds=[0], evaluate=given, budget=None)
+    out = tmp_path / "out"
+    ended = command("compare", write(tmp_path, plan), "--out", out, "-q", before=FORKED)
+    assert ended.code == 0, ended.err
+    rows = json.loads((out / "results.json").read_text())["results"]
+    clean = next(row["correct"] / 10 for row in rows if row["attack"] == "clean")
+    found = {row["eps"]: ResultRow(**row) for row in rows if row["attack"] == "worst-case"}
+    for eps, row in found.items():
+        for credits_of, score in (("cmmr_credits", row.cmmr), ("cmmr2_credits", row.cmmr2)):
+            assert row.scores[credits_of].mean() == pytest.approx(score["score"], abs=1e-5)
+        assert list(row.cmmr2["attacks"]) == three.split(",")
+        assert (row.cmmr2["score"] == pytest.approx(clean)) == (eps == 0)
+    heads = (out / "table.csv").read_text().splitlines()[0]
+    assert {"cmmr", "cmmr-2"} <= set(heads.split(","))
+    line = records(out / "standard-seed0")["worst-case"]
+    assert {key: line[key] for key in ("cmmr", "cmmr2")} == {
+        "cmmr": found[0.1].cmmr,
+        "cmmr2": found[0.1].cmmr2,
+    }
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, flags=re.DOTALL | re.MULTILINE))
 NAMES_AS_KEYS = {"per_class", "learners", "measured", "parts", "described", "facts"}
-NAMES_AS_KEYS |= {"path", "cycles", "gamma", "weight_decay"}  # of a regime
+NAMES_AS_KEYS |= {"attacks", "path", "cycles", "gamma", "weight_decay"}  # of a regime
 """Objects whose keys are names of classes, learners and the like, not fields."""
 
 MODEL = "from torch import nn\ndef net(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
@@ -41,7 +41,7 @@ def folders(command, tmp_path_factory):
     base = tmp_path_factory.mktemp("formats")
     (base / "nets.py").write_text(MODEL)
     small = ("eps=0.1", "rounds=2", "width=0.25", "snapshots=1", "validation=60")
-    all_kinds = "pgd-2,autoattack,audited"
+    all_kinds = "pgd-2,mi-fgsm-2,autoattack,audited"
     for words in (
         ("train", "a3gt", "--data", "digits", "--out", "run", *small),
         ("evaluate", "run", "--attacks", all_kinds, "--eps", "0.1", "-n", "30", "--cmmr"),
@@ -91,7 +91,7 @@ def test_every_tensor_and_entry_of_an_evaluation_is_described(folders):
         tensors = {name for name in file.keys() if "." not in name}  # noqa: SIM118
         dotted = {name.partition(".")[0] for name in file.keys() if "." in name}  # noqa: SIM118
     known = described("evaluations/NAME.safetensors")
-    assert dotted == {"verdict", "attacked", "distortion"}
+    assert dotted == {"verdict", "attacked", "distortion", "own_distortion"}
     outcomes = [*json.loads(metadata["outcomes"]).values()]
     said = [json.loads(metadata["about"]), outcomes]
     assert sorted((tensors | set(metadata) | fields(said)) - known) == []

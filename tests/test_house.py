@@ -5,10 +5,10 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 40_651,
+    "lines of Python": 41_046,
     "lines of templates, scripts, styles and YAML": 2_153,
-    "classes": 235,
-    "dataclasses": 130,
+    "classes": 236,
+    "dataclasses": 131,
     "class names in several modules": 0,
     "modules beside packages": 12,
     "deepest import chain": 18,

@@ -20,8 +20,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 import findings as synthetic
 from browser import browser
 from equipoise.errors import UserError
+from equipoise.measures.cmmr import pack_credits
 from equipoise.measures.statistics import hypervolume, interval
-from equipoise.paper import ablation, claims, fronts, scores, settings
+from equipoise.paper import ablation, claims, fronts, measures, scores, settings
 from equipoise.paper import page as reproduction
 from equipoise.paper.claims import EXPERIMENTS
 from equipoise.paper.measures import Accuracies, accuracies, best_marks, group, paired, relation
@@ -408,6 +409,101 @@ def test_the_order_of_the_scores_is_compared_for_every_pair_and_weight(whole, gi
     text_of = text(whole / "fig3/fig3.md")
     assert "at eps 0.16, of 21: " in text_of
     assert (whole / "fig3/fig3-weights.svg").is_file()
+
+
+def credited(seed, entry, each, eps=0.1):
+    """A row with verdicts that the credits follow from: 1 where an image is robust."""
+    more = {"weights": "model", "attack": "worst-case", "sample": "", "n": len(each)}
+    flags = {"flags": each == 1, "accuracy": float((each == 1).mean())}
+    return {"seed": seed, "entry": entry, "eps": eps, **more, **flags, "cmmr_credits": each}
+
+
+def test_the_noise_of_credits_that_are_0_or_1_is_that_of_accuracies():
+    draw = np.random.default_rng(0)
+    models = [credited(0, entry, draw.integers(0, 2, 80).astype(float)) for entry in "ab"]
+    rows = pd.DataFrame(models, dtype=object)
+    rows = pd.concat([rows.assign(attack="pgd-20"), rows])
+    by_accuracy = scores.noise(rows.drop(columns="cmmr_credits"), "a", "b")
+    assert scores.noise(rows, "a", "b") == pytest.approx(by_accuracy)
+    assert by_accuracy.keys() == {0.1}
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_interval_of_a_score_difference_covers_the_difference_on_all_images(seeds):
+    """Models are fixed, images are drawn: 1.96 errors cover it in 95 of 100 draws."""
+    draw = np.random.default_rng(seeds)
+    images, n, draws = 200_000, 250, 800
+    hard = draw.random(images)  # shared by all models, so that their credits go together
+    pools = {}
+    for entry, shift in (("a", 0.0), ("b", 0.06)):
+        for seed in range(seeds):
+            level = hard + shift + 0.15 * draw.standard_normal(images)
+            took = 0.5 * draw.beta(5, 4, images)
+            pools[entry, seed] = np.select([level < 0.6, level < 0.85], [1.0, took], 0.0)
+    gaps = [pools["a", seed].mean() - pools["b", seed].mean() for seed in range(seeds)]
+    covered = 0
+    rows = pd.DataFrame([credited(s, entry, pool[:n]) for (entry, s), pool in pools.items()])
+    for _ in range(draws):
+        drawn = draw.integers(0, images, n)
+        rows["cmmr_credits"] = [pool[drawn] for pool in pools.values()]
+        a, b = (rows[rows["entry"] == entry] for entry in "ab")
+        width = measures.score_half_width(a, b, "cmmr_credits")
+        found = np.mean([*a["cmmr_credits"]]) - np.mean([*b["cmmr_credits"]])
+        covered += abs(found - np.mean(gaps)) <= width
+    assert 0.93 <= covered / draws <= 0.97
+
+
+def over_attacks(row, draw):
+    """The fields of a result with credits and a score over attacks that agree with its score."""
+    right = np.unpackbits(np.frombuffer(bytes.fromhex(row["bits"]), np.uint8))[: row["n"]] * 1.0
+    of_each = np.where(right == 1, 1.0, 0.4 * draw.random(row["n"]))
+    content = {**row["cmmr"], "score": float(of_each.mean())}
+    attacks = {
+        name: {**content, "score": content["score"] + more}
+        for name, more in (("pgd-20", 0.01), ("mi-fgsm-20", 0.02), ("autoattack", -0.03))
+    }
+    ends = [parts["score"] for parts in attacks.values()]
+    over = {"version": "cmmr-2", "score": content["score"], "accuracy": content["accuracy"]}
+    over |= {"lowest": min(ends), "highest": max(ends), "attacks": attacks}
+    packed = pack_credits(of_each)
+    return {"cmmr": content, "cmmr2": over, "credits": packed, "credits2": packed}
+
+
+def test_figures_3_and_4_show_both_scores_where_both_are_stored(given, tmp_path):
+    draw = np.random.default_rng(0)
+    for name in ("fig3", "fig4"):
+        content = synthetic.converted(given[name])
+        for row in content["results"]:
+            if row["attack"] == "worst-case":
+                row |= over_attacks(row, draw)
+        place = tmp_path / name
+        place.mkdir()
+        (place / "results.json").write_text(json.dumps(content), encoding="utf-8")
+    reproduction.build(tmp_path)
+    page = text(tmp_path / "fig3/fig3.md")
+    assert "from the credits of the images" in page
+    assert "credits of the images are not stored" not in page
+    mean = np.mean([r["cmmr2"]["score"] for r in content["results"] if r.get("cmmr2")])
+    assert 0 < mean < 1
+    for name in ("fig3", "fig4"):
+        assert (tmp_path / f"{name}/{name}-cmmr-2.svg").is_file()
+        found = records(tmp_path / f"{name}/{name}-cmmr-2-scores.csv")
+        assert [r["attack"] for r in found[:4]] == ["mean", "pgd-20", "mi-fgsm-20", "autoattack"]
+        assert len(found) == 4 * 7 * 17
+    row = next(r for r in content["results"] if r["eps"] == 0.16 and r.get("cmmr2"))
+    spread = f"{row['cmmr2']['lowest']:.3f} to {row['cmmr2']['highest']:.3f}"
+    assert f"{row['cmmr2']['score']:.3f} {spread}" in text(tmp_path / "fig4/fig4.md")
+    row["credits"] = row["credits"][4:] + "0000"
+    place = tmp_path / "fig4/results.json"
+    place.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match="the credits are not those of the score cmmr"):
+        read(place)
+
+
+def test_without_credits_the_noise_is_that_of_accuracies_and_the_page_says_so(whole):
+    page = text(whole / "fig3/fig3.md")
+    assert "since the credits of the images are not stored" in page
+    assert "cmmr-2" not in page
 
 
 # --- partial findings ------------------------------------------------------------------------

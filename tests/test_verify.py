@@ -25,8 +25,9 @@ from equipoise.measures.audits import most_failures
 from equipoise.report.runs_reader import read_run
 from equipoise.store.digests import model_digest
 from equipoise.store.runs import Run
+from equipoise.store.scores import all_lines
 from equipoise.store.sealed import read_arrays, seal, stamped, weights_digest
-from equipoise.store.verdicts import all_lines, read
+from equipoise.store.verdicts import read
 
 ATTACKS = "fgsm,pgd-8(restarts=2),apgd-t-5"
 N = 80

@@ -82,8 +82,9 @@ def evaluate(
         bool,
         typer.Option(
             "--cmmr",
-            help="Also show the composite score CMMR of accuracy and distortion at each radius "
-            "(docs/cmmr.md). Implies --strongest.",
+            help="Also show the composite scores CMMR of accuracy and distortion at each radius "
+            "(docs/cmmr.md): cmmr-1, and with --attacks pgd-20,mi-fgsm-20,autoattack cmmr-2. "
+            "Implies --strongest.",
         ),
     ] = False,
     checks: Annotated[

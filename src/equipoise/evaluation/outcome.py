@@ -49,6 +49,8 @@ class Outcome:
         seconds: The time it took.
         rejected: The number of its points outside the threat.
         nonfinite: The number of its points with outputs that are not finite.
+        distortion: The values of :data:`equipoise.measures.cmmr.RAW` of its own point for each
+            example that it fooled, else NaN, with shape (N, 4); None: not measured.
         made: The settings of the search (seed, precision, layout, compile, batch_size, strongest)
             and its machine (torch, device, threads): together with its name, everything that is
             needed to run it again.
@@ -65,6 +67,7 @@ class Outcome:
     seconds: float = 0.0
     rejected: int = 0
     nonfinite: int = 0
+    distortion: Tensor | None = None
     made: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -84,6 +87,7 @@ class Outcome:
 
     @property
     def plain(self) -> dict[str, Any]:
-        """All fields except the verdicts, by name, as JSON can hold them."""
-        names = (f.name for f in fields(self) if f.name not in ("verdict", "attacked"))
+        """All fields except the tensors, by name, as JSON can hold them."""
+        tensors = ("verdict", "attacked", "distortion")
+        names = (f.name for f in fields(self) if f.name not in tensors)
         return {name: getattr(self, name) for name in names}

@@ -21,6 +21,7 @@ from equipoise.execution.form import Fast, fast
 from equipoise.execution.passes import NoGradient
 from equipoise.execution.policy import Execution
 from equipoise.losses import margin
+from equipoise.measures.distortion import MEASURES, measured
 from equipoise.stopwatch import peak_memory
 from equipoise.store.audit import Audit
 from equipoise.store.finding import Finding
@@ -62,6 +63,7 @@ class Search:
         self.threat, self.seed, self.execution = threat, judge.seed, execution
         self.form: Fast = fast(judge.model, x, execution, passes=judge.passes)
         self.strongest = strongest or execution.compile
+        self.measures = strongest and x.ndim == 4  # the distortion of each attack's own points
         self.k = 0
         self.repeats = True  # whether the model gives the same output again
         self.clean_margin = torch.zeros(len(x), dtype=torch.float64, device=x.device)
@@ -234,8 +236,10 @@ class Search:
             "batch_size": self.judge.batch_size,
             "strongest": self.strongest,
         }
+        values = torch.full((len(self.y), len(MEASURES)), torch.nan, dtype=torch.float64)
         return Outcome.begun(
             self.correct,
+            distortion=values.to(self.x.device) if self.measures else None,
             ensemble=stage.ensemble,
             settings=self._settings(stage.attack),
             notes=tuple(notes),
@@ -280,8 +284,15 @@ class Search:
         self.x_adv[rows], self.margin[rows] = x_adv[better], margins[better]
         self.answer[rows] = ruling.answer[better]
         self.distance[rows] = self.threat.distance(self.x[rows], x_adv[better])
+        values = outcome.distortion
+        if values is not None:
+            values = values.clone()
+            values[index] = torch.nan
+            found = measured(x[fooled], x_adv[fooled])
+            values[index[fooled]] = torch.stack([*found.values()], 1)
         decided = replace(
             outcome,
+            distortion=values,
             verdict=verdict,
             attacked=attacked,
             rejected=outcome.rejected + int((~allowed).sum()),
@@ -347,6 +358,6 @@ def together(attack: Attack, classes: int, batch_size: int) -> int:
 
 
 def _moved(outcome: Outcome, device: torch.device) -> Outcome:
-    return replace(
-        outcome, verdict=outcome.verdict.to(device), attacked=outcome.attacked.to(device)
-    )
+    distortion = None if outcome.distortion is None else outcome.distortion.to(device)
+    verdict, attacked = outcome.verdict.to(device), outcome.attacked.to(device)
+    return replace(outcome, verdict=verdict, attacked=attacked, distortion=distortion)

@@ -28,6 +28,7 @@ from equipoise.store import verdicts
 from equipoise.store.audit import Audit
 from equipoise.store.finding import Finding
 from equipoise.store.runs import Run
+from equipoise.store.scores import all_lines
 from equipoise.store.sealed import file_digest, read_arrays, seal, stamped
 from equipoise.store.verdicts import FOLDER, RECORDS, UNREADABLE
 from equipoise.threat import Threat
@@ -149,7 +150,7 @@ class Store:
         summary = summary_of(verdicts.read(self.path), file_digest(self.path))
         self.run.write_json(f"{FOLDER}/{self.summary.name}", seal(summary))
         with self.run.lock("writing its records", "records", wait=60):
-            self.run.write_lines(RECORDS, verdicts.all_lines(self.run.path))
+            self.run.write_lines(RECORDS, all_lines(self.run.path))
 
     def _damaged(self, error: Exception) -> UserError:
         line = " ".join(str(error).split())[:200]
@@ -224,6 +225,8 @@ def tensors_of(result: Result) -> dict[str, Tensor]:
     }
     for name, outcome in result.outcomes.items():
         tensors |= {f"verdict.{name}": outcome.verdict, f"attacked.{name}": outcome.attacked}
+        if outcome.distortion is not None:
+            tensors[f"{verdicts.OWN}{name}"] = outcome.distortion
     return {key: value.contiguous() for key, value in tensors.items()}
 
 
@@ -248,6 +251,7 @@ def _result(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Resul
         name: Outcome(
             verdict=tensors[f"verdict.{name}"],
             attacked=tensors[f"attacked.{name}"],
+            distortion=tensors.get(f"{verdicts.OWN}{name}"),
             **{**plain, "notes": tuple(plain["notes"])},
         )
         for name, plain in json.loads(metadata["outcomes"]).items()

@@ -25,6 +25,7 @@ from equipoise.settings import recipe
 from equipoise.store import verdicts
 from equipoise.store.digests import model_digest, tensor_digest
 from equipoise.store.provenance import provenance
+from equipoise.store.scores import all_lines
 from equipoise.terminal.progress import Console, TimeUp
 from equipoise.threat import Threat
 from equipoise.version import __version__
@@ -104,7 +105,7 @@ def evaluate_run(
         except TimeUp:
             job.report(threat)
     names = list(stores)
-    lines = [line for line in verdicts.all_lines(subject.run.path) if line["evaluation"] in names]
+    lines = [line for line in all_lines(subject.run.path) if line["evaluation"] in names]
     return sorted(lines, key=lambda line: names.index(line["evaluation"]))
 
 

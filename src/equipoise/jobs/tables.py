@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from equipoise.measures import over_attacks
 from equipoise.measures.cmmr import SCORE_COLUMNS, VERSION, score_texts
+from equipoise.measures.over_attacks import NEEDED, attack_texts
 from equipoise.sample import Sample
 from equipoise.store.records import RESULT_COLUMNS, STAGE_COLUMNS, ResultColumn, shown
 from equipoise.terminal.table import output, rich_table
@@ -64,3 +66,12 @@ def write_scores(records: Sequence[Mapping[str, Any]]) -> None:
     output().print(
         rich_table(f"CMMR ({VERSION})", heads, rows, numbers=heads[1:], caption=caption)
     )
+    rows = [
+        [str(Threat(r["norm"], r["eps"])), name, *texts]
+        for r in sorted(scored, key=lambda r: (r["norm"], r["eps"]))
+        for name, texts in attack_texts(r.get("cmmr2")).items()
+    ]
+    heads, title = ["threat", "attack", *SCORE_COLUMNS], f"CMMR ({over_attacks.VERSION})"
+    if scored:
+        caption = "" if all("cmmr2" in record for record in scored) else NEEDED
+        output().print(rich_table(title, heads, rows, numbers=heads[2:], caption=caption))

@@ -18,17 +18,19 @@ from equipoise.attacks.core import Attack
 from equipoise.attacks.ensemble import Audited, Ensemble
 from equipoise.errors import UserError
 from equipoise.evaluation.audited import unfounded
-from equipoise.evaluation.outcome import TRANSFER
+from equipoise.evaluation.outcome import TRANSFER, Outcome
 from equipoise.evaluation.result import Result
 from equipoise.evaluation.stored import Store, summary_of, tensors_of
 from equipoise.measures import distortion
+from equipoise.measures.cmmr import RAW, largest_l2
 from equipoise.sample import Sample
 from equipoise.settings import recipe as recipes
 from equipoise.store.audit import evaluation_digest
 from equipoise.store.records import stage_of
 from equipoise.store.runs import Run
+from equipoise.store.scores import all_lines
 from equipoise.store.sealed import file_digest, is_sealed
-from equipoise.store.verdicts import FOLDER, RECORDS, UNREADABLE, all_lines, read
+from equipoise.store.verdicts import FOLDER, RECORDS, UNREADABLE, read
 from equipoise.threat import Norm, Threat
 from equipoise.version import __version__
 
@@ -199,11 +201,28 @@ def _derived(result: Result, tensors: Mapping[str, Tensor]) -> Iterator[str]:
         again = {f"distortion.{name}": value for name, value in values.items()}
         if stored.keys() != again.keys() or not all(_near(stored[k], again[k]) for k in again):
             yield "the distortions are not those of the examples"
+    for name, outcome in result.outcomes.items():
+        if outcome.distortion is not None and not _possible(outcome, result.threat, tensors["x"]):
+            yield f"the distortions of {name} are impossible"
     if bool(torch.isnan(result.margin).any()):
         yield "margins are NaN"
     own = int((result.correct & result.robust & (result.margin < 0)).sum())
     if own:
         yield f"{own} images count as robust and are fooled by their own example"
+
+
+def _possible(outcome: Outcome, threat: Threat, x: Tensor) -> bool:
+    """Return whether distortions can be those of points that fool: these are not stored."""
+    given, broken = outcome.distortion, outcome.broken
+    if given is None or given.shape != (len(x), len(RAW)) or given.dtype != torch.float64:
+        return False
+    ssim, mse, ald2, psnr = given[broken].T
+    length, size = x[broken].double().flatten(1).norm(dim=1), x[0].numel()
+    parts = torch.where(length > 0, (mse * size).sqrt() / length, (mse > 0).double())
+    most = largest_l2(threat.norm, threat.eps + 1e-6 * max(1.0, threat.eps), size) ** 2 / size
+    in_range = bool(((ssim.abs() <= 1 + CLOSE) & (mse >= 0) & (mse <= most + CLOSE)).all())
+    follow = _near(ald2, parts) and _near(psnr, -10 * mse.log10())
+    return in_range and follow and bool(torch.isnan(given[~broken]).all())
 
 
 def _near(a: Tensor, b: Tensor) -> bool:

@@ -10,11 +10,14 @@ much distortion it took, and :math:`w = 1/2`. Hence
 
 with the accuracy under attack :math:`A`, the share :math:`S` of examples that were right and
 fooled, and the mean :math:`D` of :math:`q` over those. docs/cmmr.md gives the reasons.
+
+``cmmr-1`` is the score of the worst case of several attacks; ``cmmr-2`` is in
+:mod:`equipoise.measures.over_attacks`.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import getitem
 from typing import Any
@@ -26,6 +29,9 @@ from equipoise.errors import UserError
 
 VERSION = "cmmr-1"
 
+RAW = ("ssim", "mse", "ald2", "psnr")
+"""The distortions of an example, as :func:`measure` takes them."""
+
 # The largest credit of a fooled example: half of that of a robust example.
 WEIGHT = 0.5
 
@@ -34,6 +40,8 @@ PSNR_SPAN = 40.0
 
 # What the judge of evaluations allows for the rounding of float32 (times eps above 1).
 _ROUNDING = 1e-6
+
+_MOST = 2**16 - 1
 
 _Array = NDArray[np.float64]
 
@@ -52,6 +60,7 @@ class Parts:
         ald2: Their mean ||x' - x|| / ||x||.
         psnr: Their mean PSNR, in dB; None also where it is infinite.
         parts: What each of the four counts, in [0, 1], more for more distortion; or None.
+        credits: The credit of each example, whose mean is the score.
     """
 
     n: int
@@ -63,6 +72,7 @@ class Parts:
     ald2: float | None = None
     psnr: float | None = None
     parts: Mapping[str, float] | None = None
+    credits: tuple[float, ...] = field(default=(), repr=False)
 
     @property
     def distortion(self) -> float | None:
@@ -104,6 +114,22 @@ def score_texts(content: Mapping[str, Any]) -> dict[str, str]:
     """
     values = {head: reduce(getitem, place, content) for head, place in SCORE_COLUMNS.items()}
     return {head: "–" if value is None else f"{value:.3f}" for head, value in values.items()}
+
+
+def pack_credits(values: Sequence[float]) -> str:
+    """Return credits as hexadecimal of 16 bits each, the largest for 1; see `unpack_credits`."""
+    packed: bytes = np.rint(np.asarray(values) * _MOST).astype(">u2").tobytes()
+    return packed.hex()
+
+
+def unpack_credits(text: str) -> _Array:
+    """Return the credits, of shape (n,), each to within 1 / 131070.
+
+    Example:
+        >>> unpack_credits(pack_credits([1.0, 0.0, 0.5])).round(4).tolist()
+        [1.0, 0.0, 0.5]
+    """
+    return np.frombuffer(bytes.fromhex(text), ">u2") / _MOST
 
 
 def score(accuracy: float, success: float, distortion: float | None) -> float:
@@ -190,15 +216,19 @@ def measure(
     hit = right & ~held
     n, fooled = len(right), int(hit.sum())
     accuracy, success = int(held.sum()) / n, fooled / n
+    of_each = held.astype(np.float64)
     if not fooled:
-        return Parts(n, fooled, accuracy, success)
+        return Parts(n, fooled, accuracy, success, credits=tuple(of_each.tolist()))
     raw = {name: values[hit] for name, values in raw.items()}
     _check_values(raw, norm, eps, dimensions)
     means = {name: float(raw[name].mean()) for name in ("mse", "ald2", "psnr")}
     finite = {name: mean if math.isfinite(mean) else None for name, mean in means.items()}
     ass, largest = float(raw["ssim"].mean()), largest_l2(norm, eps, dimensions)
-    parts = _parts(raw, largest**2 / dimensions)
-    return Parts(n, fooled, accuracy, success, ass, **finite, parts=parts)
+    each = _parts(raw, largest**2 / dimensions)
+    parts = {name: float(values.mean()) for name, values in each.items()}
+    of_each[hit] = WEIGHT * sum(each.values()) / len(each)
+    values = tuple(of_each.tolist())
+    return Parts(n, fooled, accuracy, success, ass, **finite, parts=parts, credits=values)
 
 
 def sweep(
@@ -250,17 +280,16 @@ def sweep(
     return scores
 
 
-def _parts(raw: Mapping[str, _Array], largest: float) -> dict[str, float]:
-    """Return the mean of each part; ``largest`` is the largest MSE that the threat allows."""
+def _parts(raw: Mapping[str, _Array], largest: float) -> dict[str, _Array]:
+    """Return each part of each example; ``largest`` is the largest MSE that the threat allows."""
     if largest == 0:  # nothing can be changed, so nothing was
-        return dict.fromkeys(("ass", "mse", "ald2", "psnr"), 0.0)
-    each = {
+        return dict.fromkeys(("ass", "mse", "ald2", "psnr"), np.zeros(len(raw["mse"])))
+    return {
         "ass": 1 - np.clip(raw["ssim"], 0, 1),
         "mse": np.clip(raw["mse"] / largest, 0, 1),
         "ald2": np.clip(raw["ald2"], 0, 1),
         "psnr": np.clip(1 - (raw["psnr"] + 10 * math.log10(largest)) / PSNR_SPAN, 0, 1),
     }
-    return {name: float(values.mean()) for name, values in each.items()}
 
 
 def _check(right: NDArray[np.bool_], held: NDArray[np.bool_], raw: Mapping[str, _Array]) -> None:

@@ -106,15 +106,18 @@ def paired(first: Rows | None, second: Rows | None, attack: str) -> pd.DataFrame
 
 
 def _same_images(
-    first: Rows | None, second: Rows | None, attack: str
-) -> list[tuple[int, NDArray[np.bool_], NDArray[np.bool_]]]:
-    """Return the seeds on which two entries have the same images, with the verdicts of both."""
-    if first is None or second is None:
+    first: Rows | None, second: Rows | None, attack: str, values: str = "flags"
+) -> list[tuple[int, NDArray[Any], NDArray[Any]]]:
+    """Return the seeds on which two entries have the same images, with the values of both."""
+    if first is None or second is None or values not in first:
         return []
     keys = ["seed", "sample", "n"]
-    a, b = (rows[rows["attack"] == attack][[*keys, "flags"]] for rows in (first, second))
+    a, b = (
+        rows[(rows["attack"] == attack) & rows[values].notna()][[*keys, values]]
+        for rows in (first, second)
+    )
     pairs = a.merge(b, on=keys)
-    return list(zip(pairs["seed"], pairs["flags_x"], pairs["flags_y"], strict=True))
+    return list(zip(pairs["seed"], pairs[f"{values}_x"], pairs[f"{values}_y"], strict=True))
 
 
 def differences(first: Rows | None, second: Rows | None, attack: str) -> Resampled:
@@ -177,6 +180,27 @@ def paired_half_width(pairs: pd.DataFrame) -> float:
     """
     discordant, n = pairs["only_first"] + pairs["only_second"], pairs["n"]
     return float((1.96 * (discordant - n * pairs["difference"] ** 2) ** 0.5 / n).mean())
+
+
+def score_half_width(first: Rows, second: Rows, credits_of: str) -> float | None:
+    """Return half the width of the 95 % interval of the difference of two scores.
+
+    It is 1.96 standard errors of the mean difference of credits on the same images, where an
+    image has its mean over the seeds. It is of these models on other images, not of other seeds.
+
+    Arguments:
+        first: The rows of an entry at one radius.
+        second: Those of another one.
+        credits_of: The column of the credits.
+
+    Returns:
+        Half the width; None if no seed has the credits of both on the same images.
+    """
+    gaps = [a - b for _, a, b in _same_images(first, second, WORST, credits_of)]
+    if not gaps:
+        return None
+    gap = np.mean([each for each in gaps if len(each) == len(gaps[0])], 0)
+    return float(1.96 * gap.std() / len(gap) ** 0.5)
 
 
 def points(rows: Rows, robust: str = AUTOATTACK) -> Rows:

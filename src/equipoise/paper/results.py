@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from equipoise.errors import UserError, short
+from equipoise.measures.cmmr import unpack_credits
 from equipoise.measures.regime import Regime
 from equipoise.parsing import read_mapping
 from equipoise.sample import Sample
@@ -79,6 +80,9 @@ class ResultRow(BaseModel):
     gamma: float | None = None
     seconds: float | None = None
     cmmr: dict[str, Any] | None = None
+    cmmr2: dict[str, Any] | None = None
+    credits: str = ""
+    credits2: str = ""
 
     @cached_property
     def flags(self) -> NDArray[np.bool_]:
@@ -91,6 +95,27 @@ class ResultRow(BaseModel):
         if int(flags.sum()) != self.correct:
             raise ValueError(f"{name}: {self.correct} correct, but bits of {flags.sum()}")
         return flags
+
+    @cached_property
+    def scores(self) -> Mapping[str, Any]:
+        """The numbers of its composite scores, and the credits of the images.
+
+        By ``cmmr_`` or ``cmmr2_`` and their names; the credits, of shape (n,), are
+        ``cmmr_credits`` and ``cmmr2_credits``. What is missing or infinite is left out.
+        """
+        found: dict[str, Any] = {}
+        named = {"cmmr": (self.cmmr, self.credits), "cmmr2": (self.cmmr2, self.credits2)}
+        for score, (content, packed) in named.items():
+            found |= {f"{score}_{name}": value for name, value in _finite(content or {}).items()}
+            if packed:
+                each = unpack_credits(packed)
+                if len(each) != self.n or abs(each.mean() - found[f"{score}_score"]) > 1e-5:
+                    where = f"{self.entry}, seed {self.seed}, eps {self.eps:g}"
+                    raise ValueError(f"{where}: the credits are not those of the score {score}")
+                found[f"{score}_credits"] = each
+        if self.cmmr2:
+            found["cmmr2_attacks"] = self.cmmr2["attacks"]
+        return found
 
 
 class Results(BaseModel):
@@ -112,8 +137,8 @@ class Results(BaseModel):
     def table(self) -> pd.DataFrame:
         """The long table: a row a model, radius and attack, with the fields of its training.
 
-        It also has ``flags`` (an array of n booleans), ``accuracy`` (a fraction) and the numbers
-        of ``cmmr`` (``cmmr_score``, ...). Rows are in the order of panels, entries and seeds.
+        It also has ``flags`` (an array of n booleans), ``accuracy`` (a fraction) and the fields of
+        :attr:`ResultRow.scores`. Rows are in the order of panels, entries and seeds.
         Missing values are None.
         """
         panels = [panel.name for panel in self.panels]
@@ -125,9 +150,9 @@ class Results(BaseModel):
             return panels.index(row.panel), entry, row.entry, row.seed, row.eps
 
         rows = [
-            row.model_dump(exclude={"bits", "cmmr"})
+            row.model_dump(exclude={"bits", "cmmr", "cmmr2", "credits", "credits2"})
             | {"flags": row.flags, "accuracy": row.correct / row.n}
-            | _finite(row.cmmr or {})
+            | dict(row.scores)
             for row in sorted(self.results, key=order)
         ]
         names = [*ResultRow.model_fields, "flags", "accuracy"]
@@ -158,7 +183,7 @@ class Results(BaseModel):
         if lost := {key[:3] for key in judged} - set(trained):
             raise ValueError(f"there are results, but no training, of {min(lost)}")
         for row in self.results:
-            row.flags  # noqa: B018 - checks that count and bits agree
+            row.flags, row.scores  # noqa: B018 - checks that counts and bits agree, and credits
         return self
 
 
@@ -192,7 +217,6 @@ def read(path: Path) -> Results:
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, float]:
-    """Return the finite numbers of a composite score by the names of their columns."""
+    """Return the finite numbers of a composite score by their names."""
     numbers = (int, float)
-    pairs = values.items()
-    return {f"cmmr_{k}": v for k, v in pairs if isinstance(v, numbers) and math.isfinite(v)}
+    return {k: v for k, v in values.items() if isinstance(v, numbers) and math.isfinite(v)}

@@ -12,8 +12,9 @@ from equipoise.paper.results import CLEAN, WORST, PanelInfo
 from equipoise.paper.tables import Line, table
 from equipoise.report.content import Block, Cell, Picture, Table
 
+TITLES = {"cmmr": "CMMR (cmmr-1)", "cmmr2": "CMMR (cmmr-2)"}
 PARTS = {
-    "score": "CMMR (cmmr-1)",
+    "score": TITLES["cmmr"],
     "accuracy": "accuracy under attack",
     "ass": "ASS (mean SSIM of the fooled)",
     "mse": "MSE of the fooled",
@@ -26,15 +27,14 @@ WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 Scores = dict[str, dict[float, dict[str, float]]]  # by entry, radius and part: means over seeds
 
 
-def entry_scores(rows: Rows) -> Scores:
+def entry_scores(rows: Rows, kind: str = "cmmr") -> Scores:
     """Return the scores of each entry at each radius: means over the seeds that have one."""
     scores: Scores = {}
-    every = (*PARTS, "distortion")
-    parts = {part: f"cmmr_{part}" for part in every if f"cmmr_{part}" in rows}
+    every = (*PARTS, "distortion", "lowest", "highest")
+    parts = {part: f"{kind}_{part}" for part in every if f"{kind}_{part}" in rows}
     if "score" not in parts:
         return scores
-    scored = rows[(rows["weights"] == "model") & (rows["attack"] == WORST)]
-    scored = scored[scored["cmmr_score"].notna()].sort_values("eps", kind="stable")
+    scored = _scored(rows, kind).sort_values("eps", kind="stable")
     for entry in dict.fromkeys(rows["entry"]):
         of_entry = scored[scored["entry"] == entry]
         for eps, models in measures.group(of_entry, "eps").items():
@@ -44,11 +44,16 @@ def entry_scores(rows: Rows) -> Scores:
     return scores
 
 
-def noise(rows: Rows, first: str, second: str) -> dict[float, float]:
+def _scored(rows: Rows, kind: str) -> Rows:
+    rows = rows[(rows["weights"] == "model") & (rows["attack"] == WORST)]
+    return rows[rows[f"{kind}_score"].notna()]
+
+
+def noise(rows: Rows, first: str, second: str, kind: str = "cmmr") -> dict[float, float]:
     """Return by radius the difference of two scores that is within the noise of the images.
 
-    It is half the 95 % interval of the difference of accuracies under attack on the same images: a
-    score moves with its accuracy, by less.
+    It is half the 95 % interval of the difference of credits on the same images. Where these are
+    not stored it is that of accuracies under attack: a score moves with its accuracy, by less.
     """
     widths = {}
     rows = rows[rows["weights"] == "model"]
@@ -60,11 +65,13 @@ def noise(rows: Rows, first: str, second: str) -> dict[float, float]:
             widths[eps] = accuracies.half_width if accuracies else 1.0
         if len(pairs):
             widths[eps] = measures.paired_half_width(pairs)
+        width = measures.score_half_width(a, b, f"{kind}_credits")
+        widths |= {} if width is None else {eps: width}
     return widths
 
 
 def curves(panel: PanelInfo, rows: Rows, name: str) -> list[Block]:
-    """Return Figure 3: the score against eps, its parts, a table and the ranking."""
+    """Return Figure 3: the scores against eps, parts, tables and rankings."""
     scores = entry_scores(rows)
     series: dict[str, dict[str, dict[float, float]]] = {part: {} for part in PARTS}
     for entry, by_eps in scores.items():
@@ -72,16 +79,8 @@ def curves(panel: PanelInfo, rows: Rows, name: str) -> list[Block]:
             for part in series.keys() & parts.keys():
                 series[part].setdefault(entry, {})[eps] = parts[part]
     small = {PARTS[part]: lines for part, lines in series.items() if part != "score" and lines}
-    widths = [noise(rows, "a3gt", entry) for entry in scores if entry != "a3gt"]
-    band = {eps: measures.average([w[eps] for w in widths]) for eps in (widths or [{}])[0]}
-    drawn = [
-        Picture(
-            name,
-            f"CMMR (cmmr-1) against eps, {panel.title}",
-            lambda palette: figures.against_eps(palette, series["score"], "a3gt", band),
-            prose("spoken_lines", lines=series["score"]),
-            prose("score_caption", seeds=len(panel.seeds)),
-        ),
+    drawn: list[Block] = [
+        _against_eps(panel, rows, name, "cmmr"),
         Picture(
             f"{name}-parts",
             f"Parts of the score, {panel.title}",
@@ -90,7 +89,28 @@ def curves(panel: PanelInfo, rows: Rows, name: str) -> list[Block]:
             prose("parts_caption"),
         ),
     ]
-    return _blocks(panel, scores, name, CURVE_RADII, [*drawn, *_weights(scores, panel, name)])
+    drawn += _weights(scores, panel, name)
+    blocks = _blocks(panel, rows, name, CURVE_RADII, drawn, "cmmr")
+    if not entry_scores(rows, "cmmr2"):
+        return blocks
+    second = [_against_eps(panel, rows, f"{name}-cmmr-2", "cmmr2")]
+    return blocks + _blocks(panel, rows, f"{name}-cmmr-2", CURVE_RADII, second, "cmmr2")
+
+
+def _against_eps(panel: PanelInfo, rows: Rows, name: str, kind: str) -> Picture:
+    """Return a picture of a score against eps, with the noise of the images."""
+    scores = entry_scores(rows, kind)
+    lines = {e: {eps: p["score"] for eps, p in by.items()} for e, by in scores.items()}
+    widths = [noise(rows, "a3gt", entry, kind) for entry in scores if entry != "a3gt"]
+    band = {eps: measures.average([w[eps] for w in widths]) for eps in (widths or [{}])[0]}
+    stored = f"{kind}_credits" in rows and not _scored(rows, kind)[f"{kind}_credits"].isna().any()
+    return Picture(
+        name,
+        f"{TITLES[kind]} against eps, {panel.title}",
+        lambda palette: figures.against_eps(palette, lines, "a3gt", band),
+        prose("spoken_lines", lines=lines),
+        prose("score_caption", kind=kind, seeds=len(panel.seeds), credits=stored),
+    )
 
 
 def weighted(parts: Mapping[str, float], weight: float) -> float:
@@ -149,7 +169,14 @@ def _weights(scores: Scores, panel: PanelInfo, name: str) -> list[Block]:
 
 def radars(panel: PanelInfo, rows: Rows, name: str) -> list[Block]:
     """Return Figure 4: radar charts at four radii, the same as a table and the ranking."""
-    scores = entry_scores(rows)
+    blocks = _radar(panel, rows, name, "cmmr")
+    if entry_scores(rows, "cmmr2"):
+        blocks += _radar(panel, rows, f"{name}-cmmr-2", "cmmr2")
+    return blocks
+
+
+def _radar(panel: PanelInfo, rows: Rows, name: str, kind: str) -> list[Block]:
+    scores = entry_scores(rows, kind)
     charts = {
         f"eps {eps:g}": {e: (p["score"], p.get("accuracy", 0.0)) for e, p in at_eps.items()}
         for eps in near(scores, RADII)
@@ -157,23 +184,32 @@ def radars(panel: PanelInfo, rows: Rows, name: str) -> list[Block]:
     }
     picture = Picture(
         name,
-        f"CMMR (cmmr-1) at {len(charts)} radii, {panel.title}",
+        f"{TITLES[kind]} at {len(charts)} radii, {panel.title}",
         lambda palette: figures.radar(palette, charts),
         prose("spoken_radar", charts=charts),
-        prose("radar_caption"),
+        prose("radar_caption", kind=kind),
     )
-    return _blocks(panel, scores, name, RADII, [picture] if charts else [])
+    return _blocks(panel, rows, name, RADII, [picture] if charts else [], kind)
 
 
 def _blocks(
-    panel: PanelInfo, scores: Scores, name: str, radii: Sequence[float], drawn: Sequence[Block]
+    panel: PanelInfo,
+    rows: Rows,
+    name: str,
+    radii: Sequence[float],
+    drawn: Sequence[Block],
+    kind: str,
 ) -> list[Block]:
+    scores = entry_scores(rows, kind)
     if not scores:
         return [prose("nothing", title=panel.title)]
-    return [*drawn, _table(scores, panel, radii, f"{name}-scores"), _ranking(scores, radii)]
+    table = _table(scores, rows, panel, radii, f"{name}-scores", kind)
+    return [*drawn, table, _ranking(scores, radii)]
 
 
-def _table(scores: Scores, panel: PanelInfo, radii: Sequence[float], name: str) -> Table:
+def _table(
+    scores: Scores, rows: Rows, panel: PanelInfo, radii: Sequence[float], name: str, kind: str
+) -> Table:
     entries = list(dict.fromkeys([*panel.entries, *scores]))
     lines: list[Line] = [{"entry": entry} for entry in entries]
     for eps in near(scores, radii):
@@ -182,17 +218,34 @@ def _table(scores: Scores, panel: PanelInfo, radii: Sequence[float], name: str) 
         for entry, line in zip(entries, lines, strict=True):
             parts, score = at_eps.get(entry, {}), at_eps.get(entry, {}).get("score")
             small = f"acc. {parts['accuracy']:.3f}" if "accuracy" in parts else ""
+            if "lowest" in parts:
+                small = f"{parts['lowest']:.3f} to {parts['highest']:.3f}"
             mark = "best" if score == highest and len(at_eps) > 1 else ""
             cell = Cell() if score is None else Cell(f"{score:.3f}", score, small, mark)
             line[f"eps {eps:g}"] = cell
-    data = [
+    data: list[tuple[Any, ...]] = [
         (entry, eps, *map(parts.get, PARTS))
         for entry in entries
         for eps, parts in scores.get(entry, {}).items()
     ]
     head = f"entry eps {' '.join(PARTS)}"
-    note = prose("scores_note", lost=[eps for eps in radii if not near(scores, [eps])])
-    return table(name, f"CMMR (cmmr-1), {panel.title}", lines, head, data, note)
+    if kind == "cmmr2":
+        head, data = f"entry seed eps attack {' '.join(PARTS)}", _by_attack(rows)
+    lost = [eps for eps in radii if not near(scores, [eps])]
+    note = prose("scores_note", kind=kind, lost=lost)
+    return table(name, f"{TITLES[kind]}, {panel.title}", lines, head, data, note)
+
+
+def _by_attack(rows: Rows) -> list[tuple[Any, ...]]:
+    """Return the numbers of cmmr-2 for programs: a row an entry, seed, radius and attack."""
+    data = list[tuple[Any, ...]]()
+    for row in _scored(rows, "cmmr2").to_dict("records"):
+        mean = row["cmmr2_score"], row["cmmr2_accuracy"]
+        where = row["entry"], row["seed"], row["eps"]
+        data.append((*where, "mean", *mean, *[None] * (len(PARTS) - len(mean))))
+        for attack, parts in row["cmmr2_attacks"].items():
+            data.append((*where, attack, *map(parts.get, PARTS)))
+    return data
 
 
 def near(scores: Scores, radii: Sequence[float]) -> list[float]:

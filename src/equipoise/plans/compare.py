@@ -157,6 +157,8 @@ def _lines(
             if row["attack"] == WORST:
                 if "cmmr" in row:
                     values["cmmr"].append(row["cmmr"]["score"])
+                if "cmmr2" in row:
+                    values["cmmr-2"].append(row["cmmr2"]["score"])
                 values["seed"].append(row["seed"])
                 values["rounds"].append(training["rounds"])
                 values["gradient_evaluations"].append(training["gradient_evaluations"])

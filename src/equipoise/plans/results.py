@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 
 from equipoise.attacks.ensemble import Ensemble
-from equipoise.measures.cmmr import Parts
+from equipoise.measures.cmmr import Parts, pack_credits
+from equipoise.measures.over_attacks import OverAttacks
 from equipoise.plans.plan import Plan
 from equipoise.plans.task import Counted, PlannedEvaluation, PlannedFront, Task, merged
 from equipoise.sample import Sample
 from equipoise.store import weight_names as names
 from equipoise.store.records import WORST
 from equipoise.store.runs import Run
-from equipoise.store.verdicts import scores
+from equipoise.store.scores import Scores, contents, scores
+from equipoise.store.verdicts import Flags
 
 FILE, FORMAT = "results.json", 2
 
@@ -192,7 +194,7 @@ def _training(panel: str, task: Task) -> Row:
 
 
 def _rows(
-    plan: Plan, task: Task, evaluation: PlannedEvaluation, score: Row | None
+    plan: Plan, task: Task, evaluation: PlannedEvaluation, score: Scores | None
 ) -> Iterator[Row]:
     """Yield the rows of one evaluation, also for radius 0 if the plan has it."""
     sample = _sample(evaluation)
@@ -214,9 +216,21 @@ def _rows(
                 if name == WORST and radius and audit is not None:
                     row["audit"] = audit.content() | {"near": list(audit.near)}
                 if name == WORST and score is not None:
-                    unattacked = Parts(len(clean), 0, float(clean.mean()), 0.0)
-                    row["cmmr"] = score if radius else unattacked.to_dict()
+                    row |= _scored(score if radius else _unattacked(clean, score[1]))
                 yield row
+
+
+def _unattacked(clean: Flags, over: OverAttacks | None) -> Scores:
+    """Return the scores at radius 0, where every attack leaves the clean accuracy."""
+    of_each = tuple(clean.astype(float).tolist())
+    parts = Parts(len(clean), 0, float(clean.mean()), 0.0, credits=of_each)
+    return parts, OverAttacks(dict.fromkeys(over.attacks, parts)) if over else None
+
+
+def _scored(score: Scores) -> Row:
+    """Return the fields of scores, with the credits of the images."""
+    named = zip(("credits", "credits2"), score, strict=True)
+    return {**contents(score), **{key: pack_credits(s.credits) for key, s in named if s}}
 
 
 def _origin_facts(origins: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -5,7 +5,6 @@ from itertools import compress
 from pathlib import Path
 
 from equipoise.errors import UserError
-from equipoise.measures.cmmr import SCORE_COLUMNS, VERSION, WEIGHT, score_texts
 from equipoise.plugins import command
 from equipoise.report import figures, wording
 from equipoise.report.checks import cautions, check_sections
@@ -23,9 +22,9 @@ from equipoise.report.results import (
     result_sections,
 )
 from equipoise.report.runs_reader import RunData, read_runs
+from equipoise.report.scores import score_section
 from equipoise.report.stages import stage_sections
 from equipoise.store.files import refuse_foreign, write
-from equipoise.store.verdicts import scores
 
 _MANY = 24  # classes; of more, those with the lowest accuracy are shown
 _MANY_RUNS = 6  # of more, the headline names the best, and what each run has of its own is folded
@@ -181,7 +180,7 @@ def _evaluations(
     checks = [section for run in runs for section in check_sections(run, shown[run.name])]
     return [
         *([Section("Results", [_SHARE, *results], id="results")] if results else []),
-        *([_scores(runs)] if cmmr else []),
+        *([score_section(runs)] if cmmr else []),
         *_folded(runs, "Ensembles, stage by stage", "stages", _STAGES, stages),
         *_folded(runs, "Checks and cost", "checks", _CHECKS, checks),
         *corruption_sections(runs),
@@ -203,34 +202,6 @@ _CHECKS = (
     "that stop too early, images outside the threat."
 )
 _EYE = "Chosen by a rule, not by eye. The class that the model predicts is below each image."
-
-
-def _scores(runs: Sequence[RunData]) -> Section:
-    """Return the composite scores of all evaluations that have a score, a row a radius."""
-    rows, blocks = [], list[Block]()
-    for run in runs:
-        by_name = scores(run.evaluations)
-        for each in sorted(run.evaluations, key=lambda e: (e.threat, -e.n)):
-            if each.name in by_name:
-                texts = score_texts(by_name[each.name]).values()
-                where = wording.threat_text(*each.threat)
-                images = wording.images_text(each.n, each.sample)
-                rows.append((Cell(run.name, small=images), Cell(where), *map(Cell, texts)))
-        if not by_name:
-            again = f"`{command('evaluate', run.path, '--cmmr')}`"
-            blocks.append(f"{run.name} has no score; measure its distortions with {again}.")
-    heads = ("run", "threat", *SCORE_COLUMNS)
-    columns = tuple(Column(head, i > 1) for i, head in enumerate(heads))
-    table = Table("cmmr", f"CMMR ({VERSION})", columns, tuple(rows))
-    return Section("Composite score", [_CMMR, *([table] if rows else []), *blocks], id="cmmr")
-
-
-_CMMR = (
-    f"CMMR ({VERSION}) = A + {WEIGHT:g} S D: the accuracy A under attack, the share S of images "
-    "that are classified correctly and fooled, and how much distortion D that took, the mean of "
-    "four parts. All are between 0 and 1. An image that is fooled at a small radius counts with "
-    "its distortion there at every larger radius."
-)
 
 
 def _training(runs: Sequence[RunData], *, pictures: bool) -> list[Section]:

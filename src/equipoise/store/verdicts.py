@@ -5,7 +5,7 @@ No torch is imported.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from equipoise.errors import UserError
-from equipoise.measures import cmmr
 from equipoise.sample import Sample
 from equipoise.store.audit import Audit
 from equipoise.store.finding import Finding
@@ -25,7 +23,11 @@ from equipoise.store.sealed import are_current, read_arrays
 FOLDER = "evaluations"
 RECORDS = "records.jsonl"
 _DISTORTION = "distortion."
-_COUNTED = ("y", "clean_prediction", "distance", "margin", "verdict.", "attacked.", _DISTORTION)
+OWN = "own_distortion."  # of the points of one attack
+_COUNTED = (
+    *("y", "clean_prediction", "distance", "margin"),
+    *("verdict.", "attacked.", _DISTORTION, OWN),
+)
 UNREADABLE = (
     OSError,
     SafetensorError,
@@ -213,6 +215,8 @@ class Evaluation:
         distance: The size of each perturbation in the norm of the threat, with shape (N,).
         distortion: The values of :mod:`equipoise.measures.distortion` for each perturbed image, by
             measure, each with shape (N,); empty if they were not measured.
+        own: The same of the points of single attacks where they fool, by attack, each with shape
+            (N, 4) in the order of :data:`equipoise.measures.cmmr.RAW`.
         dimensions: The number of values of an image; 0 if no distortion was measured.
     """
 
@@ -224,6 +228,7 @@ class Evaluation:
     memory: int
     distance: NDArray[Any]
     distortion: Mapping[str, NDArray[np.float64]]
+    own: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     dimensions: int = 0
 
     @property
@@ -299,14 +304,14 @@ class Evaluation:
         distances: NDArray[Any] = self.distance[broken & np.isfinite(self.distance)]
         return distances
 
-    def lines(self, score: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-        """Return its records for ``records.jsonl``; ``score`` is its composite score."""
+    def lines(self, scores: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        """Return its records for ``records.jsonl``; ``scores`` are its composite scores."""
         more = {**self.origin, "evaluation": self.name, "finished": self.finished}
         more["failed"] = self.failed
         lines = [{**record.content(), **more} for record in self.records]
         for line in lines:
-            if score is not None and line["attack"] == WORST:
-                line["cmmr"] = dict(score)
+            if line["attack"] == WORST:
+                line |= scores or {}
         return lines
 
 
@@ -343,55 +348,12 @@ def read(path: Path) -> Evaluation:
         findings=tuple(map(Finding.of, json.loads(metadata["findings"]))),
         memory=int(metadata["memory"]),
         distance=arrays["distance"],
-        distortion={
-            name.removeprefix(_DISTORTION): values
-            for name, values in arrays.items()
-            if name.startswith(_DISTORTION)
-        },
+        distortion=_of(arrays, _DISTORTION),
+        own=_of(arrays, OWN),
         dimensions=int(metadata.get("dimensions", 0)),
     )
 
 
-def scores(evaluations: Iterable[Evaluation]) -> dict[str, dict[str, Any]]:
-    """Return the composite scores of evaluations by their names, as plain values.
-
-    Evaluations of one model on the same images in one norm are a sweep: an adversarial example
-    within a small radius counts in the larger ones. Only finished evaluations whose distortions
-    were measured have a score.
-
-    Source: :mod:`equipoise.measures.cmmr`.
-    """
-    sweeps: dict[tuple[object, ...], list[Evaluation]] = {}
-    for each in evaluations:
-        if each.finished and each.distortion:
-            images = each.sample.sha256 if each.sample else each.about["data_sha256"]
-            same = each.weights, each.model_sha256, images, each.n, each.verdicts.norm
-            sweeps.setdefault(same, []).append(each)
-    by_name: dict[str, dict[str, Any]] = {}
-    for sweep in sweeps.values():
-        correct, norm = sweep[0].verdicts.correct.tolist(), sweep[0].verdicts.norm
-        radii = {
-            e.verdicts.eps: {"robust": e.verdicts.robust.tolist()}
-            | {name: values.tolist() for name, values in e.distortion.items()}
-            for e in sweep
-        }
-        try:
-            parts = cmmr.sweep(correct, radii, norm=norm, dimensions=sweep[0].dimensions)
-        except UserError:  # impossible values, which `equipoise verify` reports
-            continue
-        by_name |= {each.name: parts[each.verdicts.eps].to_dict() for each in sweep}
-    return by_name
-
-
-def all_lines(folder: Path) -> list[dict[str, Any]]:
-    """Return the records of all readable evaluations of a run folder, by evaluation and attack."""
-    evaluations: list[Evaluation] = []
-    for path in sorted((folder / FOLDER).glob("*.safetensors")):
-        try:
-            evaluation = read(path)
-            if evaluation.records:  # counted here, so that a damaged file is left out
-                evaluations.append(evaluation)
-        except UNREADABLE:
-            continue
-    by_name = scores(evaluations)
-    return [line for each in evaluations for line in each.lines(by_name.get(each.name))]
+def _of(arrays: Mapping[str, NDArray[Any]], start: str) -> dict[str, NDArray[Any]]:
+    """Return the arrays whose names begin with a text, by the rest of their names."""
+    return {n.removeprefix(start): values for n, values in arrays.items() if n.startswith(start)}
