@@ -12,13 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from equipoise.data.corruptions import (
-    SEVERITIES,
-    STRENGTHS,
-    check_images,
-    corrupted,
-    to_bytes,
-)
+from equipoise.data.corruptions import SEVERITIES, STRENGTHS, check_images, corrupted, to_bytes
 from equipoise.draws import KeyedDraws
 from equipoise.errors import RunError, UserError, one_line
 from equipoise.evaluation.judge import Judge, misfit
@@ -26,6 +20,7 @@ from equipoise.execution.passes import outside_inference, restored, seeded
 from equipoise.store.corruptions import NOT_DONE, NOT_FINITE, SHOWN, Corruptions
 
 SEED = 0
+_TOGETHER = 2**16  # numbers that are corrupted together: they stay in the cache
 CELLS = [(kind, severity) for kind in STRENGTHS for severity in SEVERITIES]
 Advance = Callable[[int], object]
 
@@ -114,10 +109,11 @@ def logits_on(
     draws, parts = KeyedDraws.of(x, SEED), []
     try:
         with outside_inference(), restored(judge.model), seeded(SEED, place[0]):
-            for first in range(0, len(x), judge.batch_size):
-                part = x[first : first + judge.batch_size]
-                rows = torch.arange(first, first + len(part))
-                made = corrupted(part, *cell, draws.select(rows)) if cell else part
+            for rows in torch.split(torch.arange(len(x)), judge.batch_size):
+                made = x[rows]
+                if cell:
+                    some = torch.split(rows, max(1, _TOGETHER // x[0].numel()))
+                    made = torch.cat([corrupted(x[i], *cell, draws.select(i)) for i in some])
                 parts.append(judge.logits(made.to(*place)).cpu())
                 advance(len(rows))
     except (UserError, MemoryError, torch.OutOfMemoryError):
