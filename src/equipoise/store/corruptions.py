@@ -72,10 +72,12 @@ class Corruptions:
         ):
             if part.dtype != np.int64 or part.shape != wanted or part.ndim not in (1, 3):
                 raise ValueError(f"expected whole numbers of shape {wanted}")
+        if min(self.y.min(), self.clean_prediction.min(), self.prediction.min() + 2) < 0:
+            raise ValueError("expected labels and classes from 0")
         pictures = len(self.strengths), len(SHOWN), *self.image.shape
-        if self.image.ndim != 3 or self.examples.shape != pictures:
+        if self.image.shape[:1] not in ((1,), (3,)) or self.examples.shape != pictures:
             raise ValueError("expected example images")
-        if self.image.dtype != np.uint8 or self.examples.dtype != np.uint8:
+        if {self.image.dtype, self.examples.dtype} != {np.dtype(np.uint8)} or not self.image.size:
             raise ValueError("expected example images as bytes")
 
     @property
@@ -225,6 +227,7 @@ class Corruptions:
             if metadata["format"] != str(FORMAT):
                 raise ValueError(f"expected format {FORMAT}, got {metadata['format']}")
             said = json.loads(metadata["corruptions"])
+            Sample.of_content(said["about"]["sample"])
             return cls(
                 **{name: arrays[name] for name in _ARRAYS},
                 strengths={str(k): tuple(map(float, v)) for k, v in said["strengths"].items()},
