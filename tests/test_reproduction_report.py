@@ -503,7 +503,8 @@ def test_figures_3_and_4_show_both_scores_where_both_are_stored(given, tmp_path)
 def test_without_credits_the_noise_is_that_of_accuracies_and_the_page_says_so(whole):
     page = text(whole / "fig3/fig3.md")
     assert "since the credits of the images are not stored" in page
-    assert "cmmr-2" not in page
+    assert "CMMR (cmmr-2)" not in page
+    assert not (whole / "fig3/fig3-cmmr-2.svg").exists()
 
 
 # --- partial findings ------------------------------------------------------------------------
