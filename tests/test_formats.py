@@ -45,7 +45,7 @@ def folders(command, tmp_path_factory):
     for words in (
         ("train", "a3gt", "--data", "digits", "--out", "run", *small),
         ("evaluate", "run", "--attacks", all_kinds, "--eps", "0.1", "-n", "30", "--cmmr"),
-        ("front", "run", "--points", "4"),
+        ("front", "run", "--points", "6"),
         ("pick", "run", "--gamma", "0.5", "--out", "picked"),
         ("evaluate", "nets:net", "--data", "digits", "--attacks", "pgd-2", "--eps", "0.1"),
     ):

@@ -325,7 +325,7 @@ def test_a_front_is_measured_drawn_and_said(command, run, tmp_path):
     assert len(record.points) == 6
     assert [p.gamma for p in record.points] == sorted(p.gamma for p in record.points)
     assert {-0.1, 0, 0.4, 0.5, 1, 1.1} == {p.gamma for p in record.points}
-    assert [p.gamma for p in record.points if p.mark] == [0.4]
+    assert [p.gamma for p in record.points if p.mark] == [0.4, 0.5]
     assert record.others[0].method == "a3gt"
     content = json.loads((run / "front.json").read_text())
     assert content["split"] == "validation"

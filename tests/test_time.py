@@ -25,7 +25,17 @@ NET = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
 @pytest.fixture(scope="module")
 def trained(command, small, tmp_path_factory):
     folder = tmp_path_factory.mktemp("time") / "run"
-    words = ("train", "a3gt", *small[1:7], "--data", "digits", "--out", folder, "eps=0.1")
+    words = (
+        "train",
+        "a3gt",
+        *small[1:7],
+        "--data",
+        "digits",
+        "--out",
+        folder,
+        "eps=0.1",
+        "gamma=0.5",
+    )
     assert command(*words).code == 0
     return folder
 

@@ -19,7 +19,7 @@ from equipoise.evaluation.stored import FRONT
 from equipoise.fronts.held_out import HeldOut, same_images
 from equipoise.fronts.line import BATCHNORMS, BatchNorms, Ends, model_at
 from equipoise.fronts.picking import Choice, Constraint, Kind, Picked, choose
-from equipoise.fronts.record import FrontRecord, Point
+from equipoise.fronts.record import FrontRecord, Point, initial
 from equipoise.fronts.survey import DEFAULT, FARTHEST, Survey, check
 from equipoise.parsing import lines
 from equipoise.plugins import command
@@ -31,6 +31,7 @@ from equipoise.terminal.progress import Console
 from equipoise.terminal.table import TextTable
 from equipoise.threat import Norm, Threat
 
+CHOSEN = "chosen at the end of the training"
 PAPER = 0.4  # gamma at the end of the paper's training
 
 
@@ -128,9 +129,17 @@ class Front:
 
     @property
     def marks(self) -> dict[float, str]:
-        """The values of gamma with a meaning: that of the run's last round, and the paper's."""
+        """The values of gamma that are measured first, with their meaning.
+
+        Those of the choice at the end of the training; without one that of the run's last round,
+        and the paper's.
+        """
         if not self.own:
             return {}
+        choice = self.run.read_json("summary.json").get("choice")
+        if choice:
+            gammas = [float(point["gamma"]) for point in choice["points"]]
+            return {gamma: CHOSEN if gamma == choice["gamma"] else "" for gamma in gammas}
         rounds = lines(
             self.run.path / "log.jsonl",
             lambda line: float((line.get("weights") or {}).get("robust", nan)),
@@ -147,6 +156,7 @@ class Front:
         points: int = 9,
         beyond: float = 0.0,
         others: Sequence[str | Path] = (),
+        gammas: Sequence[float] = (),
         console: Console | None = None,
         **fields: Any,
     ) -> tuple[Point, ...]:
@@ -158,6 +168,7 @@ class Front:
             points: The largest number of models to measure.
             beyond: How far to go beyond the ends; 0: not.
             others: Run folders whose kept models are also measured.
+            gammas: The models to measure, in this order, in place of ``points`` and ``beyond``.
             console: Where progress is shown; None: nowhere.
             fields: Fields of the protocol to replace: ``eps``, ``n``, ``attacks``, ...
 
@@ -179,7 +190,9 @@ class Front:
                 self.batchnorm,
                 console or Console(quiet=True),
             )
-            return survey.front(points, beyond, self.marks, runs).points
+            first = gammas or initial([*self.marks], beyond)
+            most = len(gammas) or points
+            return survey.front(first, most, {} if gammas else self.marks, runs).points
 
     def model(self, gamma: float) -> nn.Module:
         r"""Return the model at gamma, in eval mode, on the CPU.

@@ -21,7 +21,8 @@ from equipoise.evaluation.stored import FRONT, Store
 from equipoise.fronts.barrier import barrier
 from equipoise.fronts.held_out import HeldOut
 from equipoise.fronts.line import BatchNorms, Ends, model_at
-from equipoise.fronts.record import FILE, FrontRecord, Point, following, initial
+from equipoise.fronts.record import FILE, FrontRecord, Point, following
+from equipoise.settings.explanation import QUICK
 from equipoise.store.digests import model_digest, tensor_digest
 from equipoise.store.runs import Run
 from equipoise.terminal.progress import Console, TimeUp
@@ -30,7 +31,7 @@ from equipoise.terminal.progress import Console, TimeUp
 # runs the robust accuracy is 5.3, 17.0 and 36.0 % on MNIST (eps 0.3; under PGD-100 8.3, 31.3 and
 # 47.7, under AutoAttack 4.7, 13.7 and 32.0) and 57.3, 64.0 and 66.0 % on Fashion-MNIST (eps 0.1;
 # under PGD-100 60.0, 65.0 and 66.7), with 7 to 56 gradients an image; PGD-100 takes 83 to 93.
-DEFAULT = ("apgd-ce-20", "apgd-t-20(targets=3)")
+DEFAULT = QUICK
 FARTHEST = 1.0  # how far beyond an end a model may be
 SHOWN = 8  # images of a gallery
 PICTURES = f"{FRONT}/gallery.safetensors"
@@ -89,20 +90,24 @@ class Survey:
         self.digests: dict[float, str] = {}  # of the weights, by gamma
 
     def front(
-        self, points: int, beyond: float, marks: Mapping[float, str], others: Sequence[Run]
+        self,
+        gammas: Sequence[float],
+        points: int,
+        marks: Mapping[float, str],
+        others: Sequence[Run],
     ) -> FrontRecord:
         """Measure a front, and write it to the run folder.
 
         Arguments:
+            gammas: The models that are measured first.
             points: The largest number of models to measure.
-            beyond: How far to go beyond the ends; 0: not.
-            marks: Values of gamma that are always measured, with their meaning.
+            marks: Values of gamma with a meaning.
             others: Runs whose kept models are measured in the same way.
 
         Raises:
             TimeUp: If the time is over; the models that are measured are written.
         """
-        gammas = initial([*marks], beyond)
+        gammas = self._with_earlier(gammas, points)
         if len(gammas) > points:
             raise UserError(
                 f"points must be at least {len(gammas)}, for gamma = "
@@ -118,6 +123,33 @@ class Survey:
             stop.finished = len(self.results)
             raise
         return self._write(marks, compared)
+
+    def _with_earlier(self, gammas: Sequence[float], points: int) -> list[float]:
+        """Return the first models with those of an earlier front of these ends, if all fit in."""
+        earlier = FrontRecord.read(self.run.path)
+        known = self._conditions()
+        if earlier is None or any(getattr(earlier, key) != known[key] for key in known):
+            return [*gammas]
+        outside = max(max(gammas) - 1, 0.0)
+        inside = [p.gamma for p in earlier.points if -outside <= p.gamma <= 1 + outside]
+        every = dict.fromkeys([*gammas, *inside])
+        return [*every] if len(every) <= points else [*gammas]
+
+    def _conditions(self) -> Mapping[str, Any]:
+        """Return what models of a front have in common, as fields of its record."""
+        clean_digest, robust_digest = (end["sha256"] for end in self.ends.content())
+        return {
+            "ends": self.ends.names,
+            "sha256": (clean_digest, robust_digest),
+            "norm": self.protocol.threat.norm,
+            "eps": self.protocol.threat.eps,
+            "attacks": self.protocol.names,
+            "n": len(self.y),
+            "sample": self.sample,
+            "data": self.key["data_sha256"],
+            "batchnorm": self.batchnorm,
+            "seed": self.protocol.seed,
+        }
 
     def _measure_all(self, gammas: Sequence[float], points: int) -> None:
         """Measure the first models, and then between the neighbours that differ most."""
@@ -172,21 +204,11 @@ class Survey:
         return self._counted(self.results[gamma], self.digests[gamma], gamma, mark=mark)
 
     def _record(self, marks: Mapping[float, str], others: Sequence[Point]) -> FrontRecord:
-        clean_digest, robust_digest = (end["sha256"] for end in self.ends.content())
         correct = {gamma: result.correct.numpy() for gamma, result in self.results.items()}
         robust = {gamma: result.robust.numpy() for gamma, result in self.results.items()}
         gammas = sorted(self.results)
         return FrontRecord(
-            ends=self.ends.names,
-            sha256=(clean_digest, robust_digest),
-            norm=self.protocol.threat.norm,
-            eps=self.protocol.threat.eps,
-            attacks=self.protocol.names,
-            n=len(self.y),
-            sample=self.sample,
-            data=self.key["data_sha256"],
-            batchnorm=self.batchnorm,
-            seed=self.protocol.seed,
+            **self._conditions(),
             points=tuple(self._point(gamma, marks.get(gamma, "")) for gamma in gammas),
             others=tuple(others),
             clean_barrier=barrier(correct),

@@ -2,8 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from equipoise.objectives.core import Knots
 from equipoise.store.runs import Run
 from equipoise.store.weight_names import learner_name
 from equipoise.training.collapse import warnings
@@ -26,12 +28,15 @@ RULES: dict[str, tuple[str, Callable[[Mapping[str, float]], float]]] = {
 }
 
 
-def summary(training: Training, rule: str) -> dict[str, Any]:
+def summary(
+    training: Training, rule: str, choice: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the content of ``summary.json`` of a finished training, without checksums.
 
     Arguments:
         training: The training.
         rule: The rule for the kept round, in words.
+        choice: What gamma was chosen to be, if it was.
     """
     history = training.history
     handovers = [record["round"] for record in history if record["handover"]]
@@ -42,21 +47,32 @@ def summary(training: Training, rule: str) -> dict[str, Any]:
     )
     method, start = training.method, training.start.round
     merged = len(method.knots) > 1
+    kept = max(record["round"] for record in history if record["kept"])
+    if choice is not None:
+        gamma, kept = choice["gamma"], len(history)
+        rule = f"the branches of the last round at gamma = {gamma:g}: {choice['rule']}"
+        chosen = {"robust": gamma, "clean": 1 - gamma}
+        knots = {name: Knots((chosen.get(name, 0.0),)) for name in method.knots}
+        method = replace(method, knots=knots)
+    spent = choice or {"gradient_evaluations": 0, "seconds": 0.0, "warnings": []}
     regime = method.regime(training.rounds, training.steps, start, history) if merged else None
     return {
         "finished": True,
         "rounds": len(history),
         "stopped_early": training.stopped_early,
-        "kept_round": max(record["round"] for record in history if record["kept"]),
+        "kept_round": kept,
         "rule": rule,
         "start": history[-1]["start"],
         "handovers": handovers,
         "regime": regime.content() if regime else None,
-        "warnings": ([never] if separate else []) + warnings(history),
-        "gradient_evaluations": sum(record["gradient_evaluations"] for record in history),
-        "seconds": sum(sum(record["seconds"].values()) for record in history),
-        "parts": parts(history),
-    }
+        "warnings": ([never] if separate else [])
+        + warnings(history)
+        + (choice or {}).get("warnings", []),
+        "gradient_evaluations": spent["gradient_evaluations"]
+        + sum(record["gradient_evaluations"] for record in history),
+        "seconds": spent["seconds"] + sum(sum(record["seconds"].values()) for record in history),
+        "parts": parts(history) | ({"choice of gamma": spent["seconds"]} if choice else {}),
+    } | ({"choice": choice} if choice else {})
 
 
 def parts(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:

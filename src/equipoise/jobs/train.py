@@ -13,6 +13,7 @@ from equipoise.data.core import Dataset
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation.checks.inputs import in_range
 from equipoise.jobs import signals
+from equipoise.jobs.choice import UNCHOSEN, choose_gamma, in_lines
 from equipoise.jobs.device import choose_device, cuda_devices, deterministic
 from equipoise.jobs.summary import RULES, summary, where_time_went, write_learners
 from equipoise.measures.regime import Regime
@@ -299,7 +300,7 @@ class _Job:
         cut = f", a fifth of all: less than validation={recipe.validation}" if less else ""
         self.console.say(
             f"validation on {len(split.validation)} held-out training images{cut}; "
-            f"kept: {self.rule}"
+            f"kept: {UNCHOSEN if recipe.settings.chooses else self.rule}"
         )
 
     def _description(self) -> dict[str, Any]:
@@ -334,20 +335,27 @@ class _Job:
         self.saved = time.monotonic()
 
     def _finish(self) -> None:
-        content = summary(self.training, self.rule)
         write_learners(self.run, self.training)
-        run = self.run
+        run, choice = self.run, None
+        if self.recipe.settings.chooses:
+            choice = choose_gamma(run, self.training, self.recipe, self.console)
+        content = summary(self.training, self.rule, choice)
         content["sha256"] = {name: model_digest(run.model(name)) for name in run.weights()}
         self.run.write_json("summary.json", content)
         for warning in content["warnings"]:
             self.console.warn(warning)
         kept = content["kept_round"]
         best = self.training.history[kept - 1]["global"]
-        self.console.say(
+        round_ = (
             f"kept round {kept} ({self.rule}): clean {best['clean_accuracy']:.2%}, robust "
-            f"{best['robust_accuracy']:.2%} on validation; {self.run.path}/model.safetensors"
+            f"{best['robust_accuracy']:.2%} on validation"
         )
+        for line in in_lines(choice) if choice else [round_]:
+            self.console.say(line)
+        self.console.say(f"the model: {self.run.path}/model.safetensors")
         for line in Regime.of(content["regime"]).lines() if content["regime"] else ():
             self.console.say(line)
         self.console.say(where_time_went(content["parts"]))
+        if choice:
+            self.console.say(f"another one: {command('pick', self.run.path)} --min-clean 0.9")
         self.console.say(f"next: {command('evaluate', self.run.path)}")

@@ -4,17 +4,26 @@ import math
 
 import torch
 
+from equipoise.attacks import parse_list
+from equipoise.attacks.core import cost
 from equipoise.data import DATASETS
 from equipoise.errors import UserError
 from equipoise.models import house
 from equipoise.objectives.core import Objective
 from equipoise.parsing import MOST
-from equipoise.settings.methods import METHODS
+from equipoise.settings.methods import A3GT, METHODS
 from equipoise.settings.recipe import Recipe
-from equipoise.threat import Linf
+from equipoise.threat import Linf, Norm
 from equipoise.training.merge import Merge
 from equipoise.training.method import Method
 from equipoise.training.start import Never, Stable, Threshold
+
+GRID = (1.0, 0.0, 0.5, 0.25, 0.75)
+"""The values of gamma that a choice is made of, in the order in which they are measured."""
+QUICK = ("apgd-ce-20", "apgd-t-20(targets=3)")
+"""The attacks on these models, each on the images that are still robust."""
+MOST_IMAGES = 1000
+"""The most held-out images on which gamma is chosen."""
 
 LEGEND = (
     "x: an image, x' the adversarial one, y its label; f: logits, p: their softmax;",
@@ -46,9 +55,30 @@ def explain(recipe: Recipe) -> list[str]:
         lines += ["", *_learner(name, objective, recipe.rounds)]
     if len(method.learners) > 1 or method.merge.averages:
         lines += ["", *_merge(method, recipe.rounds, recipe.steps)]
-    if len(method.knots) > 1 and recipe.steps is not None:
+    if isinstance(recipe.settings, A3GT) and recipe.settings.chooses:
+        lines += _choice(recipe.settings, recipe.norm)
+    elif len(method.knots) > 1 and recipe.steps is not None:
         lines += ["", *_regime(method, recipe.rounds, recipe.steps)]
     return [*lines, "", _cost(method, recipe), _execution(recipe), *LEGEND]
+
+
+def choice_in_words(settings: A3GT) -> str:
+    """Return the rule by which gamma is chosen at the end of a training."""
+    if settings.min_clean is not None:
+        return f"the most robust model with at least {settings.min_clean:.4g} clean accuracy"
+    drop = f"at most {settings.max_clean_drop:.4g} of clean accuracy"
+    return f"the most robust model that has lost {drop} against the trunk at t'"
+
+
+def _choice(settings: A3GT, norm: Norm) -> list[str]:
+    """Return how gamma is chosen, and what that costs."""
+    gammas = ", ".join(f"{gamma:g}" for gamma in sorted(GRID))
+    most = sum(cost(attack, norm) for attack in parse_list(QUICK).values())
+    return [
+        f"  gamma is chosen at the end, of {gammas}: {choice_in_words(settings)};",
+        f"  measured on held-out images, {MOST_IMAGES:,} at most, under {', then '.join(QUICK)}:",
+        f"  at most {len(GRID) * most:,.0f} gradient evaluations for each of these images",
+    ]
 
 
 def _cost(method: Method, recipe: Recipe) -> str:
@@ -112,7 +142,9 @@ def _merge(method: Method, rounds: int, steps: int | None) -> list[str]:
         lines.append(f"  from t' on; up to then it is {parts} itself")
     if merge.batches == "shared":
         lines.append("  the learners are trained on the same augmented minibatches")
-    for name, knots in method.knots.items():
+    if merge.gamma is None:
+        lines.append("  g_robust = gamma, g_clean = 1 - gamma")
+    for name, knots in method.knots.items() if merge.gamma is not None else ():
         values = ", ".join(f"{value:.3g}" for value in knots.values)
         places = ", ".join(f"{place:.3g}" for place in knots.places)
         lines.append(

@@ -75,15 +75,15 @@ def gamma_of(which: str) -> float | None:
 
 
 def mixable(names: Sequence[str]) -> bool:
-    """Return whether the stored weights are those of exactly the two learners of a mix."""
-    return [name for name in names if name.startswith(LEARNER)] == [*PAIR]
+    """Return whether the two learners of a mix are among the stored weights."""
+    return {*PAIR} <= {*names}
 
 
 def refusal(which: str, names: Sequence[str]) -> str:
     """Return the message for weights that are not among the stored ones."""
     if which.startswith(GAMMA):
         return (
-            f"{which} is a mix of {' and '.join(PAIR)}, which only a finished run of exactly two "
+            f"{which} is a mix of {' and '.join(PAIR)}, which only a finished run of these "
             f"learners has; the run has {', '.join(names)}"
         )
     mixes = [f"{GAMMA}0.4"] if mixable(names) else []
