@@ -230,7 +230,8 @@ def verify(
     It needs forward passes only. Each example must be finite, in the range, in the ball (in
     float64), and misclassified by the float32 model, and every number must follow from the
     verdicts; otherwise the exit code is 1. This proves an upper bound on the robust accuracy.
-    --again attacks again images that are stored as robust, --audit repeats an audit.
+    --again attacks again images that are stored as robust, --audit repeats an audit. What was
+    measured with --corruptions is measured again.
 
     RUN may be the folder of a card (see equipoise card). Then its signature, checksums and counts
     are checked, and with --model (a run folder with the weights, or package.module:function) its
