@@ -94,21 +94,13 @@ def measure_run(
             return begun
         what = f"{run.path}, {sample.words('test images')}"
         console.say(f"corruptions of {what}" + (f": continued after {done}" if begun else ""))
-        job, where = _Measuring(path, run, console, begun), place_of(model, x)
-        total = len(y) * (len(CELLS) + 1)
-        with console.progress(total, len(y) * done), console.within(limit):
+        job, total = _Measuring(path, run, console, begun), len(y) * (len(CELLS) + 1)
+        given: dict[str, Any] = {"classes": subject.dataset.classes, "about": about}
+        given |= {"begun": begun, "advance": job.advance, "after": job.after}
+        passed = len(y) * (done + 1) if begun else 0
+        with console.progress(total, passed), console.within(limit):
             try:
-                result = measure(
-                    judge,
-                    x,
-                    y,
-                    place=where,
-                    classes=subject.dataset.classes,
-                    about=about,
-                    begun=begun,
-                    advance=job.advance,
-                    after=job.after,
-                )
+                result = measure(judge, x, y, place=place_of(model, x), **given)
             except BaseException as stop:
                 if job.latest is not None:
                     job.save(job.latest)
