@@ -152,6 +152,49 @@ def test_the_ends_are_those_of_a_loop_written_out(weight):
             assert torch.allclose(ours, value, rtol=1e-4, atol=1e-5), (name, key)
 
 
+def test_the_whole_training_is_a_plain_loop_bit_for_bit():
+    job = training(front(clean=Following(weight=0.25)), 4)
+    start = deepcopy(job.learners["trunk"].model)
+    noted = listening(job)
+    job.run()
+
+    def optimiser(model: nn.Module) -> torch.optim.SGD:
+        sgd = {"momentum": 0.9, "weight_decay": 5e-4, "nesterov": True, "fused": True}
+        return torch.optim.SGD(model.parameters(), lr=1.0, **sgd)
+
+    def trained(name: str, w: float, model: nn.Module, sgd: Any, average: State, s: int) -> None:
+        leader = "robust" if name == "clean" else name
+        for (batch, _), (_, found) in zip(noted[name], noted[leader], strict=True):
+            sgd.param_groups[0]["lr"] = job.learners[name].lr(s / (4 * STEPS))
+            clean, robust = model.train()(torch.cat((batch.x, found))).chunk(2)
+            ce = nn.functional.cross_entropy
+            loss = (1 - w) * ce(clean, batch.y) + w * ce(robust, batch.y)
+            sgd.zero_grad()
+            loss.backward()
+            sgd.step()
+            memory = min(0.8, (s + 1) / (s + 10))
+            for key, value in average.items():
+                value.lerp_(model.state_dict()[key], 1 - memory)
+            s += 1
+
+    sgd = optimiser(start)
+    average = {key: start.state_dict()[key].clone() for key in job.learners["trunk"].share.parts}
+    trained("trunk", 0.5, start, sgd, average, 0)
+    ends = {}
+    for name, w in (("robust", 0.9), ("clean", 0.25)):
+        branch = deepcopy(start)
+        own = optimiser(branch)
+        for here, there in zip(branch.parameters(), start.parameters(), strict=True):
+            own.state[here] = deepcopy(sgd.state[there])
+        ends[name] = {key: value.clone() for key, value in average.items()}
+        trained(name, w, branch, own, ends[name], 2 * STEPS)
+        for key, value in branch.state_dict().items():
+            assert torch.equal(job.learners[name].state[key], value), (name, key)
+    for name, mean in {"trunk": average, **ends}.items():
+        part = job.learners[name].merged_part()
+        assert all(torch.equal(part[key], value) for key, value in mean.items()), name
+
+
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
 def test_the_global_model_is_the_mix_of_the_two_averages(gamma):
     job = training(front(gamma=gamma), 4)

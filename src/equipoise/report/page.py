@@ -223,7 +223,7 @@ def _training_row(run: RunData) -> tuple[Cell, ...]:
         run.kept_round,
         run.gradient_evaluations or None,
         run.seconds or None,
-        run.start[0] if run.handovers else None,
+        run.start[0] if len(run.learners) > 1 else None,
         len(run.handovers) or None,
     )
     return (
