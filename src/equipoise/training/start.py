@@ -98,7 +98,8 @@ class Fixed(Rule):
 
     Arguments:
         round: The round; None takes ``fraction`` of all rounds.
-        fraction: The part of all rounds, rounded to whole rounds; Generalist has 75 of 120.
+        fraction: The part of all rounds, rounded to whole rounds, so that at least one is left;
+            Generalist has 75 of 120.
         losses: Not used by this rule: ``train`` or ``held-out``.
     """
 
@@ -114,7 +115,8 @@ class Fixed(Rule):
 
     def latest(self, rounds: int) -> int:
         """Return the round."""
-        return self.round or max(1, math.floor(self.fraction * rounds + 0.5))
+        rounded = math.floor(self.fraction * rounds + 0.5)
+        return self.round or max(1, min(rounded, rounds - (self.fraction < 1)))
 
 
 @dataclass(frozen=True, kw_only=True)
