@@ -5,7 +5,7 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 41_299,
+    "lines of Python": 41_314,
     "lines of templates, scripts, styles and YAML": 2_153,
     "classes": 236,
     "dataclasses": 131,

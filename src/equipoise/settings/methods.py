@@ -169,7 +169,7 @@ DROP = 0.01  # of clean accuracy
 
 
 def cheap_trunk() -> Mixed:
-    """Return the trunk of A3GT: half the cost of a step buys twice the rounds (docs/log.md, 21)."""
+    """Return the trunk of A3GT: at half the cost of a step, twice the rounds (docs/log.md, 21)."""
     return Mixed(weight=0.75, attack=inner_attack(steps=3))
 
 
