@@ -97,7 +97,7 @@ def front(
         protocol,
         ends=ends,
         others=others or (),
-        batchnorm=cast(Any, "average" if batchnorm is None else batchnorm),
+        batchnorm=cast(Any, batchnorm),
         data_dir=data_dir,
         device=device,
         console=console,

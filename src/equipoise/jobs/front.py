@@ -28,7 +28,7 @@ def measure_front(
     *,
     ends: Sequence[str] | None = None,
     others: Sequence[str | Path] = (),
-    batchnorm: BatchNorms = "average",
+    batchnorm: BatchNorms | None = None,
     data_dir: str | Path | None = None,
     device: str = "auto",
     console: Console | None = None,
@@ -47,7 +47,7 @@ def measure_front(
         protocol: As for :meth:`equipoise.fronts.front.Front.measure`, as are the last three.
         ends: As for :class:`equipoise.fronts.front.Front`; None: the run's learners.
         others: Run folders whose kept models are measured, too.
-        batchnorm: Statistics of BatchNorm: averaged, or estimated anew.
+        batchnorm: Statistics of BatchNorm: averaged, or estimated anew; None: as for the class.
         data_dir: The folder of the data; by default that of the training.
         device: ``auto``, ``cpu`` or ``cuda``.
         console: Where progress is shown; by default nowhere.
