@@ -565,7 +565,7 @@ def test_its_recipe_says_all_of_it_and_is_read_again():
     found = settings_of(clean={"weight": 0.2}, start=0.5)
     assert found.clean == Following(weight=0.2)
     assert found.start == Fixed(fraction=0.5)
-    assert settings_of().start == Fixed(fraction=0.8)
+    assert settings_of().start == Fixed(fraction=0.7)
     assert settings_of(clean={"objective": "mix-at"}).clean == Mixed()
     assert settings_of(trunk="gat", robust={"objective": "trades"}).trunk == GAT()
     assert settings_of().chooses
