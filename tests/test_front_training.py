@@ -246,7 +246,8 @@ def test_it_parts_in_the_round_after_the_rule_has_spoken(rule, parted):
     assert trained == [["trunk"]] * (parted - 1) + [["clean", "robust"]] * (7 - parted)
     assert any(f"round {parted}: " in line and "trunk" in line for line in said)
     assert any("the branches may start" in line for line in said)
-    assert any("the clean loss of the trunk counts as stable" in line for line in said)
+    stable = any("the clean loss of the trunk counts as stable" in line for line in said)
+    assert stable == isinstance(rule, Stable)
 
 
 def losses(clean: list[float], robust: list[float]) -> Any:

@@ -243,8 +243,7 @@ class _Search:
         """
         apart = float((now.x_adv[0] - self.result.x_adv[row]).abs().max())
         margins = abs(float(now.margin[0]) - float(self.result.margin[row]))
-        made = (outcome.made for outcome in self.result.outcomes.values())
-        low = any(each.get("precision") == "bfloat16" for each in made)
+        low = any(o.made.get("precision") == "bfloat16" for o in self.result.outcomes.values())
         return low and max(apart, margins) <= ROUNDED
 
     def _batch(self, name: str, row: int) -> Tensor:

@@ -178,9 +178,8 @@ class A3GT(Settings):
     """One run, the whole front: a clean and a robust branch of one trunk, and gamma chosen last.
 
     Trunk and robust branch attack with 3 steps, 5 gradient evaluations an image; the clean branch
-    is trained on the adversarial inputs of the robust one, 2 more. At the end models between the
-    branches are measured on held-out images, and one is kept. `equipoise pick` takes another one
-    of them.
+    is trained on the adversarial inputs of the robust one, 2 more. At the end models between them
+    are measured on held-out images, and one is kept; `equipoise pick` takes another one.
 
     Arguments:
         trunk: The learner that is trained until t', of any robust objective.

@@ -191,7 +191,7 @@ class Training:
             for learner in active:
                 if learner.name != trunk:
                     learner.continue_from(self.learners[trunk], since)
-            self.watch.announce(f"round {t}: the branches start from the trunk {trunk!r}")
+            self.watch.announce(f"round {t}: the branches start from the trunk")
         for learner in active:
             learner.begin_round(len(self.images))
 

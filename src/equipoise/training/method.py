@@ -10,7 +10,7 @@ from equipoise.measures.regime import Course, Regime, effective, paths
 from equipoise.objectives.core import Knots, Objective
 from equipoise.objectives.robust import Robust
 from equipoise.training.merge import Merge
-from equipoise.training.start import Never, Verdict
+from equipoise.training.start import Fixed, Never, Verdict
 
 
 def check_leader(name: str, objective: Objective) -> None:
@@ -155,9 +155,11 @@ class Method:
 
     def said(self, verdict: Verdict, t: int) -> list[str]:
         """Return a sentence for each learner that became stable in round ``t``, and for t'."""
+        then, of = "the branches may start", f"the {{}} loss of the {self.trunk}"
         if self.trunk is None:
-            return verdict.sentences(t, "hand-overs may begin", "the {} learner")
-        return verdict.sentences(t, "the branches may start", f"the {{}} loss of the {self.trunk}")
+            then, of = "hand-overs may begin", "the {} learner"
+        lines = verdict.sentences(t, then, of)
+        return lines[-1:] if isinstance(self.merge.start, Fixed) else lines
 
     def regime(
         self, rounds: int, steps: int, start: int | None, history: Sequence[Mapping[str, Any]] = ()
