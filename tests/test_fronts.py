@@ -25,7 +25,8 @@ from equipoise.evaluation.stored import Store
 from equipoise.execution import Execution
 from equipoise.fronts import picking, survey
 from equipoise.fronts.barrier import barrier, in_words
-from equipoise.fronts.picking import Constraint, bounds, choose, level
+from equipoise.fronts.constraint import Constraint
+from equipoise.fronts.picking import bounds, choose, level
 from equipoise.fronts.record import FINEST, FrontRecord, Point, following, initial
 from equipoise.jobs.front import measure_front
 from equipoise.jobs.train import train

@@ -5,10 +5,10 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 41_314,
+    "lines of Python": 41_928,
     "lines of templates, scripts, styles and YAML": 2_153,
-    "classes": 236,
-    "dataclasses": 131,
+    "classes": 237,
+    "dataclasses": 132,
     "class names in several modules": 0,
     "modules beside packages": 12,
     "deepest import chain": 19,

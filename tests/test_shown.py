@@ -11,7 +11,8 @@ import equipoise as eq
 from equipoise import data
 from equipoise.evaluation import Result
 from equipoise.evaluation.checks import Finding
-from equipoise.fronts.picking import Choice, Constraint, Picked
+from equipoise.fronts.constraint import Constraint
+from equipoise.fronts.picking import Choice, Picked
 from equipoise.fronts.record import FrontRecord, Point
 from equipoise.measures.statistics import interval
 from equipoise.sample import Sample

@@ -309,10 +309,9 @@ def _choices(
     held_out = (read_mapping(folder / "provenance.json").get("data") or {}).get("validation")
     picked = read_mapping(folder / "picked.json")
     if picked:
-        yield (
-            f"gamma {picked.get('gamma')} was picked on {picked.get('n')} held-out images: "
-            f"{picked.get('in_words')}"
-        )
+        three = "weights" in (picked.get("front") or {})
+        what = "a mix of three ends" if three else f"gamma {picked.get('gamma')}"
+        yield f"{what} was picked on {picked.get('n')} held-out images: {picked.get('in_words')}"
     elif not trained:
         yield "how this model was trained and chosen is not recorded"
     elif weights == "model" and summary:

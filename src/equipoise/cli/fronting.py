@@ -34,10 +34,19 @@ Ends = Annotated[
     ),
 ]
 
+Third = Annotated[
+    str | None,
+    typer.Option(
+        help="A third end, robust in another threat, that of its own training: given like an end. "
+        "Default: the first further learner of RUN (more.NAME), unless --ends are given."
+    ),
+]
+
 
 def front(
     run: options.RunFolder,
     ends: Ends = None,
+    third: Third = None,
     others: Annotated[
         list[Path] | None,
         typer.Option("--with", help="Also measure the model of this run; may be repeated."),
@@ -47,7 +56,12 @@ def front(
     attacks: options.Attacks = None,
     n: options.Size = None,
     first: options.First = False,
-    points: Annotated[int, typer.Option(help="The largest number of models to measure.")] = 9,
+    points: Annotated[
+        int | None,
+        typer.Option(
+            help="The largest number of models to measure. Default: 9; between three ends 15."
+        ),
+    ] = None,
     beyond: Annotated[
         float, typer.Option(help="How far beyond the ends gamma may go, below 0 and above 1.")
     ] = 0.0,
@@ -69,7 +83,8 @@ def front(
     Each model is a mix of the weights of two ends: gamma of the robust and 1 - gamma of the clean
     end. Further models are measured between the neighbours that differ most. The adversarial
     examples of neighbours are tried first. A table is printed; front.json, front.svg and front.png
-    are written to RUN.
+    are written to RUN. With a third end the models are the mixes of all three on an even grid, and
+    each is attacked in both threats.
     """
     from equipoise.fronts.survey import DEFAULT
     from equipoise.jobs.front import measure_front
@@ -95,7 +110,7 @@ def front(
     record = measure_front(
         run,
         protocol,
-        ends=ends,
+        ends=_ends(ends, third),
         others=others or (),
         batchnorm=cast(Any, batchnorm),
         data_dir=data_dir,
@@ -106,6 +121,13 @@ def front(
         limit=options.limit_of(time),
     )
     record.shown().show()
+
+
+def _ends(pair: tuple[str, str] | None, third: str | None) -> tuple[str, ...] | None:
+    """Return the ends by name; None: the usual ones."""
+    from equipoise.store.weight_names import PAIR
+
+    return pair if third is None else (*(pair or PAIR), third)
 
 
 def pick(
@@ -121,7 +143,11 @@ def pick(
         str | None, typer.Option(help="The smallest clean accuracy, like 0.88 or 88%.")
     ] = None,
     min_robust: Annotated[
-        str | None, typer.Option(help="The smallest robust accuracy, like 0.7 or 70%.")
+        str | None,
+        typer.Option(
+            help="The smallest robust accuracy, like 0.7 or 70%. Between three ends that in both "
+            "threats, or linf=0.5, l2=0.4, linf=0.5,l2=0.4 by threat; also with --min-clean."
+        ),
     ] = None,
     gamma: Annotated[
         float | None,
@@ -136,6 +162,7 @@ def pick(
         typer.Option(help="With --max-clean-drop: the clean accuracy that is the reference."),
     ] = None,
     ends: Ends = None,
+    third: Third = None,
     batchnorm: BatchNorm = None,
     data_dir: options.DataDir = None,
     device: options.Device = "auto",
@@ -153,7 +180,7 @@ def pick(
     job(
         run,
         out or run.resolve().with_name(f"{run.resolve().name}-picked"),
-        ends=ends,
+        ends=_ends(ends, third),
         batchnorm=cast(Any, batchnorm),
         data_dir=data_dir,
         device=device,

@@ -16,10 +16,11 @@ from equipoise.errors import UserError, nearest
 from equipoise.evaluation.judge import Judge
 from equipoise.evaluation.protocol import Protocol
 from equipoise.evaluation.stored import FRONT
+from equipoise.fronts.constraint import Constraint, Kind
 from equipoise.fronts.held_out import HeldOut, same_images
-from equipoise.fronts.line import BATCHNORMS, BatchNorms, Ends, model_at
-from equipoise.fronts.picking import Choice, Constraint, Kind, Picked, choose
-from equipoise.fronts.record import FrontRecord, Point, initial
+from equipoise.fronts.line import BATCHNORMS, BatchNorms, Ends, learners, model_at
+from equipoise.fronts.picking import Choice, Picked, choose
+from equipoise.fronts.record import FrontRecord, Place, Point, initial, lattice, shares
 from equipoise.fronts.survey import DEFAULT, FARTHEST, Survey, check
 from equipoise.parsing import lines
 from equipoise.plugins import command
@@ -48,8 +49,9 @@ class Front:
     Arguments:
         path: The run folder, whose held-out images and threat are used; the measurements are
             written to it.
-        ends: The clean and the robust end: run folders, .safetensors files in them, or weights of
-            ``path`` by name. None: those of the measured front, or else the run's learners.
+        ends: The clean and the robust end, and perhaps a third one, robust in the threat of its
+            own training: run folders, .safetensors files in them, or weights of ``path`` by name.
+            None: those of the measured front, or else the run's learners.
         batchnorm: Statistics of BatchNorm between the ends: ``"average"``, or ``"estimate"``
             on a mix of clean and adversarial training images. None: as in the measured front, or
             else averaged.
@@ -72,16 +74,20 @@ class Front:
         self.run = Run.open(path)
         self.data_dir, self.device = data_dir, torch.device(device)
         record = FrontRecord.read(self.run.path)
-        names = tuple(str(end) for end in ends or (record.ends if record else PAIR))
-        if len(names) != 2:
-            raise UserError(f"expected two ends, got {len(names)}")
+        usual = learners(self.run)
+        names = tuple(str(end) for end in ends or (record.ends if record else usual))
+        if len(names) not in (2, 3):
+            raise UserError(f"expected two ends or three, got {len(names)}")
         if batchnorm not in (None, *BATCHNORMS):
             raise UserError(nearest(str(batchnorm), BATCHNORMS, "value of batchnorm"))
-        self.own = names == PAIR
+        self.own = names == usual
         self.ends = Ends.of(self.run, names)
-        same_images(self.run, [self.ends.clean.run, self.ends.robust.run])
-        estimated = record is not None and record.batchnorm == "estimate"
+        same_images(self.run, [end.run for end in self.ends.all])
+        three = self.ends.third is not None
+        estimated = record is not None and record.batchnorm == "estimate" and not three
         self.batchnorm: BatchNorms = batchnorm or ("estimate" if estimated else "average")
+        if three and self.batchnorm == "estimate":
+            raise UserError("batchnorm=estimate is for two ends; between three use average")
 
     def __repr__(self) -> str:
         return self._shown().text()
@@ -115,7 +121,9 @@ class Front:
             raise UserError(f"{self.run.path} has no measured front; {again}")
         digests = tuple(end["sha256"] for end in self.ends.content())
         if (record.sha256, record.batchnorm) != (digests, self.batchnorm):
-            between = "" if self.own else f" --ends {' '.join(map(quote, self.ends.names))}"
+            clean, robust, *third = map(quote, self.ends.names)
+            between = "" if self.own else f" --ends {clean} {robust}"
+            between += "" if self.own or not third else f" --third {third[0]}"
             raise UserError(
                 f"{self.run.path} has the front of other ends (earlier weights of "
                 f"{' and '.join(record.ends)}, batchnorm={record.batchnorm}); {again}{between}"
@@ -134,7 +142,7 @@ class Front:
         Those of the choice at the end of the training; without one that of the run's last round,
         and the paper's.
         """
-        if not self.own:
+        if self.ends.names != PAIR:
             return {}
         choice = self.run.read_json("summary.json").get("choice")
         if choice:
@@ -153,7 +161,7 @@ class Front:
         self,
         protocol: Protocol | None = None,
         *,
-        points: int = 9,
+        points: int | None = None,
         beyond: float = 0.0,
         others: Sequence[str | Path] = (),
         gammas: Sequence[float] = (),
@@ -165,7 +173,7 @@ class Front:
         Arguments:
             protocol: How each model is attacked; None: by two short multi-step attacks, the second
                 one on images that are still robust, in the threat of the training.
-            points: The largest number of models to measure.
+            points: The largest number of models to measure; None: 9, between three ends 15.
             beyond: How far to go beyond the ends; 0: not.
             others: Run folders whose kept models are also measured.
             gammas: The models to measure, in this order, in place of ``points`` and ``beyond``.
@@ -175,34 +183,85 @@ class Front:
         Returns:
             The points, which are also stored in the run folder.
         """
-        check(points, beyond)
+        points = self.most(points, beyond)
         protocol = replace(protocol or Protocol(attacks=DEFAULT), **fields)
         runs = [Run.open(other) for other in others]
         same_images(self.run, runs)
         with Run(self.run.path / FRONT).lock("measuring the front"):
             images = self.images
             threat = images.recipe.threat(images.dataset.eps)
+            protocol, *also = self.complete(protocol, threat)
             survey = Survey(
                 self.run,
                 self.ends,
                 images,
-                protocol.complete(threat.norm, threat.eps),
+                protocol,
                 self.batchnorm,
                 console or Console(quiet=True),
+                *also,
             )
-            first = gammas or initial([*self.marks], beyond)
+            first: list[Place] = [(gamma,) for gamma in gammas or initial([*self.marks], beyond)]
+            if also:
+                first = lattice(points)
             most = len(gammas) or points
             return survey.front(first, most, {} if gammas else self.marks, runs).points
 
-    def model(self, gamma: float) -> nn.Module:
+    def most(self, points: int | None, beyond: float) -> int:
+        """Return the largest number of models to measure.
+
+        Raises:
+            UserError: If it, or the distance beyond the ends, is not valid.
+        """
+        three = self.ends.third is not None
+        points = (15 if three else 9) if points is None else points
+        check(points, beyond)
+        if three and beyond:
+            raise UserError("beyond is for two ends; between three there are only mixes of them")
+        return points
+
+    def complete(self, protocol: Protocol, usual: Threat) -> list[Protocol]:
+        """Return the protocol in the front's threat, and in that of a third end if there is one.
+
+        Arguments:
+            protocol: How each model is attacked.
+            usual: The threat of the run's training.
+
+        Raises:
+            UserError: If both threats are the same.
+        """
+        protocol, end = protocol.complete(usual.norm, usual.eps), self.ends.third
+        if end is None:
+            return [protocol]
+        threat = end.threat(self.images.dataset.eps)
+        also = replace(protocol, norm=threat.norm, eps=threat.eps)
+        if also.threat == protocol.threat:
+            raise UserError(
+                f"the third end, {end.name}, was trained in the threat of the front, "
+                f"{threat.norm}, eps = {threat.eps:g}: choose one of another threat, or measure "
+                "between two ends"
+            )
+        return [protocol, also]
+
+    def model(self, gamma: float | Place) -> nn.Module:
         r"""Return the model at gamma, in eval mode, on the CPU.
 
         Arguments:
-            gamma: 0 is the clean end, 1 the robust one; in [-1, 2].
+            gamma: 0 is the clean end, 1 the robust one; in [-1, 2]. Between three ends: the
+                weights of the robust and the third one.
 
         Raises:
             UserError: If gamma is outside.
         """
+        if self.ends.third is not None:
+            place = gamma if isinstance(gamma, tuple) else (gamma,)
+            if len(place) != 2 or min(shares(place)) < -1e-9:
+                raise UserError(
+                    "between three ends a model has the weights (robust, third), both at least 0 "
+                    f"and together at most 1, got {gamma}"
+                )
+            return self.ends.model(*place)
+        if isinstance(gamma, tuple):
+            raise UserError(f"between two ends a model has one gamma, got {gamma}")
         if not -FARTHEST <= gamma <= 1 + FARTHEST:
             raise UserError(
                 f"gamma must lie in [{-FARTHEST:g}, {1 + FARTHEST:g}] (0: the clean end, 1: the "
@@ -213,7 +272,7 @@ class Front:
         record = self.record
         threat = Threat(cast(Norm, record.norm), record.eps)
         train = self.images.train
-        return model_at(self.ends, gamma, self.batchnorm, train, threat, record.seed).cpu()
+        return model_at(self.ends, (gamma,), self.batchnorm, train, threat, record.seed).cpu()
 
     def pick(
         self,
@@ -231,7 +290,9 @@ class Front:
             max_clean_drop: The largest loss of clean accuracy against a reference: ``0.01`` or
                 ``"1%"``, like all accuracies here.
             min_clean: The smallest clean accuracy.
-            min_robust: The smallest robust accuracy.
+            min_robust: The smallest robust accuracy. Between three ends in all threats, or, like
+                ``"linf=0.5"`` or ``"linf=50%,l2=40%"``, by threat; then ``min_clean`` or
+                ``max_clean_drop`` may be given besides.
             gamma: The model at this gamma, without a constraint on its accuracy.
             reference: With ``max_clean_drop``: the clean accuracy that is the reference.
             standard: With ``max_clean_drop``: a run whose model is the reference. None: a
@@ -247,7 +308,12 @@ class Front:
             "min_robust": min_robust,
             "gamma": gamma,
         }
-        constraint = Constraint.of(options, reference, None if standard is None else str(standard))
+        versus = None if standard is None else str(standard)
+        if self.ends.third is None:
+            constraint = Constraint.of(options, reference, versus)
+        else:
+            threats = self.record.threats
+            constraint = Constraint.among_three(options, reference, versus, threats)
         if constraint.kind == "gamma":
             measured = FrontRecord.read(self.run.path) is not None
             points = self.points if measured else ()
@@ -258,21 +324,30 @@ class Front:
             if constraint.kind == "max_clean_drop" and constraint.reference is None:
                 constraint, paired = self._standard(constraint, record)
             models = [(point, self._verdicts(point)) for point in record.points]
-            choice = choose(constraint, models, paired)
+            third = [
+                self._verdicts(replace(point, file=point.third.file)).robust
+                for point in record.points
+                if point.third is not None
+            ]
+            choice = choose(constraint, models, paired, third)
         return self._picked(choice)
 
     def _picked(self, choice: Choice) -> Picked:
-        model, record = self.model(choice.gamma), FrontRecord.read(self.run.path)
+        record, point = FrontRecord.read(self.run.path), choice.point
+        model = self.model(choice.gamma if point is None or not point.third else point.place)
         if choice.point is not None and model_digest(model) != choice.point.sha256:
             raise UserError(
-                f"the model at gamma = {choice.gamma:g} has changed since it was measured; "
+                f"the model at {choice.point.where} has changed since it was measured; "
                 f"measure it again: {command('front', self.run.path)}"
             )
         origin: dict[str, Any] = {"ends": self.ends.content(), "batchnorm": self.batchnorm}
         if record is not None and choice.point is not None:
             content = record.content()
-            keys = ("norm", "eps", "attacks", "n", "sample", "seed", "data", "barrier")
-            origin |= {key: content[key] for key in keys}
+            keys = ("norm", "eps", "attacks", "n", "sample", "seed", "data", "barrier", "also")
+            origin |= {key: content[key] for key in keys if key in content}
+        if point is not None and point.third is not None:
+            named = zip(self.ends.names, shares(point.place), strict=True)
+            origin["weights"] = dict(named)
         return Picked(model, choice, self.run, origin)
 
     def _verdicts(self, point: Point) -> Verdicts:
@@ -283,7 +358,7 @@ class Front:
             evaluation = None
         if evaluation is None or evaluation.model_sha256 != point.sha256:
             raise UserError(
-                f"{path}, the evaluation at gamma = {point.gamma:g}, is damaged or missing; "
+                f"{path}, the evaluation at {point.where}, is damaged or missing; "
                 f"measure it again: {command('front', self.run.path)}"
             )
         return evaluation.verdicts

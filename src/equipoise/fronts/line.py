@@ -1,10 +1,14 @@
-r"""Two models of one architecture, and every model on the line between their weights.
+r"""Two or three models of one architecture, and every model between their weights.
 
 .. math:: \theta(\gamma) = (1 - \gamma) \, \theta_n + \gamma \, \theta_r
 
 with the clean end :math:`\theta_n` at 0 and the robust end :math:`\theta_r` at 1, as for
 ``--weights gamma-0.4`` (:mod:`equipoise.store.weight_names`). The line continues beyond the ends;
-a variance of BatchNorm that would fall below 0 there is set to 0.
+a variance of BatchNorm that would fall below 0 there is set to 0. With a third end
+:math:`\theta_3`, robust in another threat, it is the triangle of models
+
+.. math:: \theta(\gamma, w) = (1 - \gamma - w) \, \theta_n + \gamma \, \theta_r + w \, \theta_3,
+   \qquad \gamma, w \ge 0, \quad \gamma + w \le 1.
 
 References:
     | Robust Fine-tuning of Zero-shot Models, WiSE-FT (Wortsman et al., 2022)
@@ -14,6 +18,7 @@ References:
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,9 +29,12 @@ from equipoise.attacks.pgd import PGD
 from equipoise.data.core import Images
 from equipoise.draws import KeyedDraws
 from equipoise.errors import UserError
+from equipoise.fronts.record import Place, shares
+from equipoise.objectives.robust import Robust
+from equipoise.settings import recipe as recipes
 from equipoise.store.digests import model_digest
 from equipoise.store.runs import Run
-from equipoise.store.weight_names import PAIR, mix, mixable
+from equipoise.store.weight_names import PAIR, learner_name, mixable, weighted
 from equipoise.threat import Threat
 from equipoise.training.batchnorm import has_batchnorm, settle, some_batches
 from equipoise.training.learner import derived_seed
@@ -73,14 +81,34 @@ class End:
             return cls(spec, other, other.model(path.stem))
         return cls(spec, run, run.model(spec))
 
+    def threat(self, eps: float) -> Threat:
+        """Return the threat of its training, with ``eps`` where the recipe gives no radius."""
+        recipe = recipes.stored(self.run)
+        threat = recipe.threat(eps)
+        for name, objective in recipe.settings.learners.items():
+            if isinstance(objective, Robust) and learner_name(name) == Path(self.name).stem:
+                return objective.against(threat)
+        return threat
+
+
+def learners(run: Run) -> tuple[str, ...]:
+    """Return the names of a run's own ends: its clean and robust learner, and the first other one.
+
+    Other ones are those that the recipe names in ``more``; the weights of the first must be there.
+    """
+    more = getattr(recipes.stored(run).settings, "more", {})
+    further = [learner_name(name) for name in more]
+    return (*PAIR, *(name for name in further[:1] if name in run.weights()))
+
 
 @dataclass(frozen=True)
 class Ends:
-    """The clean and the robust end.
+    """The clean and the robust end, and perhaps a third one.
 
     Arguments:
         clean: The end at gamma = 0.
         robust: The end at gamma = 1.
+        third: An end that is robust in another threat; None: there are two ends.
 
     Raises:
         UserError: If they are not of one architecture, or are the same model.
@@ -88,80 +116,100 @@ class Ends:
 
     clean: End
     robust: End
+    third: End | None = None
 
     def __post_init__(self) -> None:
-        problems = _differences(self.clean, self.robust)
-        if problems:
-            raise UserError(
-                f"{self.clean.name} and {self.robust.name} are not of one architecture "
-                f"({'; '.join(problems)}): their weights cannot be mixed; choose two models that "
-                "differ only in their training"
-            )
-        if model_digest(self.clean.model) == model_digest(self.robust.model):
-            raise UserError(
-                f"{self.clean.name} and {self.robust.name} have the same weights: choose two "
-                "different models (after a hand-over in the last round, the learners are equal)"
-            )
+        for first, second in combinations(self.all, 2):
+            _check_pair(first, second)
 
     @classmethod
     def of(cls, run: Run, names: Sequence[str]) -> "Ends":
-        """Return two ends by name or path; :data:`PAIR` are the learners of the run.
+        """Return two or three ends by name or path; :data:`PAIR` are the learners of the run.
 
         Raises:
             UserError: If the learners are wanted, and the run does not have exactly these two.
         """
         weights = run.weights()
-        if tuple(names) == PAIR and not mixable(weights):
+        own = tuple(names[:2]) == PAIR
+        if own and not mixable(weights):
             stored = f"it has {', '.join(weights)}" if weights else "it has no weights yet"
             raise UserError(
                 f"{run.path} has no learners to measure a front between: a finished training of "
                 f"two learners has {' and '.join(PAIR)}, but {stored}; name two models with "
                 "--ends A B"
             )
-        if tuple(names) == PAIR:
-            return cls(*(End(name, run, run.model(name)) for name in PAIR))
-        clean, robust = (End.named(name, run) for name in names)
-        return cls(clean, robust)
+        return cls(
+            *(
+                End(name, run, run.model(name))
+                if own and name in weights
+                else End.named(name, run)
+                for name in names
+            )
+        )
 
     @property
-    def names(self) -> tuple[str, str]:
+    def all(self) -> tuple[End, ...]:
+        """The ends, the clean one first."""
+        return (self.clean, self.robust, *([self.third] if self.third else []))
+
+    @property
+    def names(self) -> tuple[str, ...]:
         """The names of the ends, the clean one first."""
-        return self.clean.name, self.robust.name
+        return tuple(end.name for end in self.all)
 
     def content(self) -> list[dict[str, str]]:
         """Return names and checksums of the ends as plain values."""
-        return [
-            {"name": end.name, "sha256": model_digest(end.model)}
-            for end in (self.clean, self.robust)
-        ]
+        return [{"name": end.name, "sha256": model_digest(end.model)} for end in self.all]
 
-    def model(self, gamma: float) -> nn.Module:
-        """Return a new model at gamma, in eval mode, on the CPU, its statistics averaged."""
+    def model(self, *place: float) -> nn.Module:
+        """Return a new model, in eval mode, on the CPU, its statistics averaged.
+
+        Arguments:
+            place: The weights of the ends but the clean one: gamma, and that of a third end.
+        """
         model = copy.deepcopy(self.robust.model)
-        state = mix(self.clean.model.state_dict(), model.state_dict(), gamma)
+        states = [end.model.state_dict() for end in self.all]
+        state = weighted(states, shares(place))
         for name, value in state.items():
             state[name] = value.clamp_min(0) if name.endswith(VARIANCE) else value
         model.load_state_dict(state)
         return model.eval()
 
 
+def _check_pair(first: End, second: End) -> None:
+    """Raise a UserError if two ends are not of one architecture, or are the same model."""
+    problems = _differences(first, second)
+    if problems:
+        raise UserError(
+            f"{first.name} and {second.name} are not of one architecture "
+            f"({'; '.join(problems)}): their weights cannot be mixed; choose two models that "
+            "differ only in their training"
+        )
+    if model_digest(first.model) == model_digest(second.model):
+        raise UserError(
+            f"{first.name} and {second.name} have the same weights: choose two "
+            "different models (after a hand-over in the last round, the learners are equal)"
+        )
+
+
 def model_at(
-    ends: Ends, gamma: float, batchnorm: BatchNorms, train: Images, threat: Threat, seed: int
+    ends: Ends, place: Place, batchnorm: BatchNorms, train: Images, threat: Threat, seed: int
 ) -> nn.Module:
-    r"""Return the model at gamma, on the device of the training images.
+    r"""Return the model at a place, on the device of the training images.
 
     BatchNorm statistics are estimated on a few batches. In each, a share :math:`\gamma` (in
     [0, 1]) of the images is under a PGD-10 attack on the model with averaged statistics.
 
     Arguments:
         ends: The ends.
-        gamma: The share of the robust end.
+        place: Gamma, the share of the robust end; with that of a third end where there is one,
+            and then the statistics are averaged.
         batchnorm: Statistics of BatchNorm between the ends: averaged, or estimated.
         train: The training images.
         threat: The threat of the attack.
         seed: Chooses the images and the attack's draws.
     """
-    model = ends.model(gamma).to(train.y.device)
+    model, gamma = ends.model(*place).to(train.y.device), place[0]
     if batchnorm == "average" or gamma in (0, 1) or not has_batchnorm(model):
         return model
     generator = torch.Generator(device=train.y.device).manual_seed(derived_seed(seed, "front"))

@@ -10,7 +10,8 @@ correlated. With :math:`R` the correlation of the models' verdicts over the imag
 
 .. math:: \alpha' = 1 - \Phi(q), \qquad P(\max_j Z_j \le q) = 0.95,
 
-limited to :math:`[0.05 / m, 0.05]`. At that level the bound of a model is
+limited to :math:`[0.05 / m, 0.05]`. With several constraints m counts the models times the
+constraints: then all these bounds hold together. At that level the bound of a model is
 
 * for an accuracy: the exact one of Clopper and Pearson;
 * for the difference to a reference model on the same n images, with b images that only the
@@ -34,97 +35,27 @@ References:
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import starmap
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
 from equipoise.errors import RunError, UserError
+from equipoise.fronts.constraint import Constraint, Kind
 from equipoise.fronts.record import Point
 from equipoise.measures.statistics import interval, outwards
-from equipoise.parsing import share
 from equipoise.plugins import command
 from equipoise.store.digests import model_digest
 from equipoise.store.runs import PICKED, Run, is_free
 from equipoise.store.verdicts import Flags, Verdicts
 
-Kind = Literal["max_clean_drop", "min_clean", "min_robust", "gamma"]
-
 ALPHA = 0.05  # the chance that any of the bounds is wrong
 DRAWS = 50_000  # of the largest of correlated normals
-
-
-@dataclass(frozen=True)
-class Constraint:
-    """The constraint that a picked model has to meet.
-
-    Arguments:
-        kind: The accuracy that is bounded, or ``"gamma"``: gamma is given.
-        value: The bound, as a fraction; or gamma.
-        reference: With ``"max_clean_drop"``: the clean accuracy that the drop is measured from.
-        standard: Or the run whose model is the reference, on the same images.
-    """
-
-    kind: Kind
-    value: float
-    reference: float | None = None
-    standard: str | None = None
-
-    @classmethod
-    def of(
-        cls,
-        options: Mapping[Kind, float | str | None],
-        reference: float | str | None = None,
-        standard: str | None = None,
-    ) -> Self:
-        """Return the one constraint that was given; accuracies as for :func:`share`.
-
-        Arguments:
-            options: Each kind with its value, or None.
-            reference: The accuracy that a drop is measured from.
-            standard: Or the run whose model is the reference.
-
-        Raises:
-            UserError: If there is none or more than one, or it can hold for no model.
-        """
-        given = {kind: value for kind, value in options.items() if value is not None}
-        if len(given) != 1:
-            expected = ", ".join(f"--{kind.replace('_', '-')}" for kind in options)
-            got = " and ".join(f"--{kind.replace('_', '-')}" for kind in given) or "none"
-            raise UserError(f"expected exactly one of {expected}; got {got}")
-        ((kind, value),) = given.items()
-        problems, values = [], dict[str, float]()
-        for name, number in (*given.items(), ("reference", reference)):
-            if number is not None and name != "gamma":
-                try:
-                    values[name] = share(number, f"--{name.replace('_', '-')}")
-                except UserError as error:
-                    problems.append(str(error))
-        if values.get("max_clean_drop") == 1:
-            problems.append(
-                "--max-clean-drop of 1 allows any accuracy; one percentage point is 0.01 or 1%"
-            )
-        if kind != "max_clean_drop" and (reference is not None or standard is not None):
-            problems.append("--reference and --standard need --max-clean-drop")
-        if reference is not None and standard is not None:
-            problems.append("give --reference or --standard, not both")
-        if problems:
-            raise UserError("; ".join(problems))
-        bound = float(value) if kind == "gamma" else values[kind]
-        return cls(kind, bound, values.get("reference"), standard)
-
-    def __str__(self) -> str:
-        if self.kind == "gamma":
-            return f"gamma = {self.value:g}"
-        if self.kind != "max_clean_drop":
-            what = self.kind.removeprefix("min_")
-            return f"{what} accuracy at least {100 * self.value:g} %"
-        source = self.standard or f"{100 * (self.reference or 0):g} %"
-        return f"at most {100 * self.value:g} points of clean accuracy less than {source}"
 
 
 @dataclass(frozen=True)
@@ -137,6 +68,7 @@ class Choice:
         point: The measurement of this model; None if it was not measured.
         bound: The lower bound that meets the constraint: of an accuracy, or of the difference
             to the reference (at least minus the allowed drop); None without a constraint.
+        also: The lower bounds of the further constraints.
         level: The level of that bound, such that the bounds of all models hold together with
             probability 0.95; None without a constraint.
         looked: The number of models it was chosen from.
@@ -148,32 +80,25 @@ class Choice:
     bound: float | None = None
     level: float | None = None
     looked: int = 0
+    also: tuple[float, ...] = ()
 
     def __str__(self) -> str:
         point = self.point
-        text = f"gamma = {self.gamma:g}"
         if point is None:
-            return f"{text}, which was not measured"
-        text += (
-            f": clean {point.clean_accuracy:.2%}, robust {point.robust_accuracy:.2%} on "
-            f"{point.n} held-out images"
-        )
+            return f"gamma = {self.gamma:g}, which was not measured"
+        text = f"{point.words} on {point.n} held-out images"
         if self.bound is None:
             return text
-        least, _ = outwards((self.bound, 1), 2)
-        if self.constraint.kind == "max_clean_drop" and self.constraint.standard is not None:
-            bound = f"{least:+.2f} points of clean accuracy against the reference"
-        else:
-            what = "robust" if self.constraint.kind == "min_robust" else "clean"
-            bound = f"{least:.2f}% {what}"
-        return f"{text}; 95 % lower bound {bound}"
+        found = zip(self.constraint.all, (self.bound, *self.also), strict=True)
+        return f"{text}; 95 % lower bound {', '.join(starmap(_in_words, found))}"
 
     def content(self) -> dict[str, Any]:
         """Return the choice as plain values."""
         return {
-            "constraint": {**asdict(self.constraint), "in_words": str(self.constraint)},
+            "constraint": self.constraint.content(),
             "gamma": self.gamma,
             "bound": self.bound,
+            **({"further_bounds": self.also} if self.also else {}),
             "confidence": None if self.bound is None else 1 - ALPHA,
             "level": self.level,
             "looked_at": self.looked,
@@ -184,39 +109,50 @@ class Choice:
         }
 
 
+def _in_words(constraint: Constraint, bound: float) -> str:
+    least, _ = outwards((bound, 1), 2)
+    if constraint.kind == "max_clean_drop" and constraint.standard is not None:
+        return f"{least:+.2f} points of clean accuracy against the reference"
+    return f"{least:.2f}% {constraint.named}"
+
+
 def choose(
     constraint: Constraint,
     measured: Sequence[tuple[Point, Verdicts]],
     reference: Flags | None = None,
+    third: Sequence[Flags] = (),
 ) -> Choice:
-    """Return the best model whose lower bound meets a constraint.
+    """Return the best model whose lower bound meets a constraint, or all of several ones.
 
     The best is the most robust one; if robust accuracy is what is bounded, the most accurate one.
     Of equally good ones it is the better one in the other accuracy, then the one with the larger
-    bound.
+    bound. Between three ends the most robust one is that in both threats; if clean accuracy and
+    robust accuracy in one threat are bounded, it is that in the other threat.
 
     Arguments:
         constraint: The constraint on an accuracy.
         measured: The measured models.
         reference: With a run as the reference: which images its model classifies correctly, with
             shape (n,).
+        third: Between three ends: which images are robust in the threat of the third one, by
+            model.
 
     Raises:
         RunError: If no model meets it; the message names the one with the largest bound.
     """
-    lower, alpha = bounds(constraint, [verdicts for _, verdicts in measured], reference)
-    allowed = (0.0 if reference is not None else constraint.reference or 0.0) - constraint.value
-    wanted = allowed if constraint.kind == "max_clean_drop" else constraint.value
+    models, m = [verdicts for _, verdicts in measured], len(measured)
+    lower, alpha = bounds(constraint, models, reference, third)
+    wanted = [_wanted(one, reference) for one in constraint.all]
+    found = [lower[i::m] for i in range(m)]  # by model, the bound of each constraint
+    margins = [min(b - w for b, w in zip(each, wanted, strict=True)) for each in found]
 
     def rank(i: int) -> tuple[int, int, float]:
-        clean, robust = measured[i][0].clean, measured[i][0].robust
-        first, second = (clean, robust) if constraint.kind == "min_robust" else (robust, clean)
-        return first, second, lower[i]
+        return *_worth(constraint, measured[i][0]), lower[i]
 
-    meeting = [i for i, bound in enumerate(lower) if bound >= wanted]
-    best = max(meeting, key=rank) if meeting else max(range(len(lower)), key=lower.__getitem__)
-    point = measured[best][0]
-    choice = Choice(constraint, point.gamma, point, lower[best], alpha, len(measured))
+    meeting = [i for i, margin in enumerate(margins) if margin >= 0]
+    best = max(meeting, key=rank) if meeting else max(range(m), key=margins.__getitem__)
+    point, (bound, *also) = measured[best][0], found[best]
+    choice = Choice(constraint, point.gamma, point, bound, alpha, m, tuple(also))
     if not meeting:
         raise RunError(
             f"{constraint} cannot be met; the nearest is {choice}. More held-out images or points "
@@ -225,23 +161,57 @@ def choose(
     return choice
 
 
+def _wanted(constraint: Constraint, reference: Flags | None) -> float:
+    """Return what the lower bound of one constraint has to reach."""
+    if constraint.kind != "max_clean_drop":
+        return constraint.value
+    return (0.0 if reference is not None else constraint.reference or 0.0) - constraint.value
+
+
+def _worth(constraint: Constraint, point: Point) -> tuple[int, int]:
+    """Return what makes a model the better one, the first count before the second."""
+    kinds = {one.kind for one in constraint.all}
+    if not kinds & {"max_clean_drop", "min_clean"}:
+        return point.clean, point.union
+    if point.third is not None and len(kinds & {"min_robust", "min_third"}) == 1:
+        other = point.third.robust if "min_robust" in kinds else point.robust
+        return other, point.union
+    return point.union, point.clean
+
+
 def bounds(
-    constraint: Constraint, models: Sequence[Verdicts], reference: Flags | None = None
+    constraint: Constraint,
+    models: Sequence[Verdicts],
+    reference: Flags | None = None,
+    third: Sequence[Flags] = (),
 ) -> tuple[list[float], float]:
     """Return each model's lower bound of the constrained accuracy or difference, and its level.
 
-    Together they hold with probability 0.95.
+    Those of the first constraint come first. Together all hold with probability 0.95.
     """
-    robust = constraint.kind == "min_robust"
-    correct = [model.robust if robust else model.correct for model in models]
-    values = np.stack(correct, 1).astype(np.float64)
-    if reference is not None:
-        values -= reference[:, None]
-    alpha = level(values)
-    if reference is not None:
-        return [_difference(column, alpha) for column in values.T], alpha
-    counts = [int(column.sum()) for column in values.T]
-    return [interval(count, len(values), 1 - 2 * alpha)[0] for count in counts], alpha
+    columns, paired = list[NDArray[np.float64]](), list[bool]()
+    for one in constraint.all:
+        drop = one.kind == "max_clean_drop" and reference is not None
+        for i, model in enumerate(models):
+            column = _flags(one.kind, model, third[i] if third else None).astype(np.float64)
+            columns.append(column - reference if drop and reference is not None else column)
+            paired.append(drop)
+    alpha = level(np.stack(columns, 1))
+    return [
+        _difference(column, alpha)
+        if drop
+        else interval(int(column.sum()), len(column), 1 - 2 * alpha)[0]
+        for column, drop in zip(columns, paired, strict=True)
+    ], alpha
+
+
+def _flags(kind: Kind, model: Verdicts, third: Flags | None) -> Flags:
+    """Return on which images a model is right in the sense of a constraint."""
+    if kind in ("max_clean_drop", "min_clean"):
+        return model.correct
+    if kind == "min_robust" or third is None:
+        return model.robust
+    return third if kind == "min_third" else model.robust & third
 
 
 def level(values: NDArray[np.float64]) -> float:

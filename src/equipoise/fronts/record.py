@@ -18,8 +18,44 @@ from equipoise.terminal.table import TextTable, accuracy
 
 FILE = "front.json"
 FORMAT = 2
+THREE = 3  # the format of a front between three ends
 FINEST = 1 / 64  # the smallest distance of two values of gamma
 LEAST = 0.01  # neighbours whose accuracies differ by less need no point between them
+
+
+Place = tuple[float, ...]  # the weights of the ends but the clean one: gamma, and of a third end
+
+
+def shares(place: Place) -> Place:
+    """Return the weights of all ends at a place, that of the clean end first."""
+    return (1 - sum(place), *place)
+
+
+def in_place(place: Place) -> str:
+    """Return a place in words."""
+    if len(place) == 1:
+        return f"gamma = {place[0]:g}"
+    clean, robust, third = shares(place)
+    return f"{clean:.3g} clean + {robust:.3g} robust + {third:.3g} third"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Third:
+    """What a point between three ends has besides.
+
+    Arguments:
+        weight: The share of the third end.
+        threat: The name of its threat: its norm, or ``third`` where that is the front's.
+        robust: How many images are classified correctly under every attack in this threat.
+        union: How many are under every attack in both threats.
+        file: The file of the verdicts in this threat, from the run folder.
+    """
+
+    weight: float
+    threat: str
+    robust: int
+    union: int
+    file: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +78,8 @@ class Point:
         mark: A meaning of gamma, like ``gamma of this run's last round``; usually empty.
         name: For the model of another run: its folder, as it was given.
         method: For the model of another run: its method.
+        third: Between three ends: its measurement in the threat of the third one. The costs are
+            then those of both threats together.
     """
 
     gamma: float
@@ -58,11 +96,46 @@ class Point:
     mark: str = ""
     name: str = ""
     method: str = ""
+    third: Third | None = None
 
     def __post_init__(self) -> None:
         """Raise a ValueError if the counts cannot be."""
-        if not 0 <= self.robust <= self.clean <= self.n or self.n < 1:
+        third = self.third
+        possible = 0 <= self.robust <= self.clean <= self.n and self.n >= 1
+        if third is not None:
+            least = min(self.robust, third.robust)
+            possible = possible and 0 <= third.union <= least and third.robust <= self.clean
+        if not possible:
             raise ValueError(f"the counts at gamma = {self.gamma} are not possible")
+
+    @property
+    def place(self) -> Place:
+        """Its weights of the ends but the clean one."""
+        return (self.gamma,) if self.third is None else (self.gamma, self.third.weight)
+
+    @property
+    def union(self) -> int:
+        """How many images are correct under every attack in all threats."""
+        return self.robust if self.third is None else self.third.union
+
+    @property
+    def where(self) -> str:
+        """Its place in words."""
+        return in_place(self.place)
+
+    @property
+    def words(self) -> str:
+        """Its place and its accuracies in words."""
+        return f"{self.where}: {self.accuracies}"
+
+    @property
+    def accuracies(self) -> str:
+        """Its accuracies in words."""
+        text = f"clean {self.clean_accuracy:.2%}, robust {self.robust_accuracy:.2%}"
+        if self.third is None:
+            return text
+        third, union = (count / self.n for count in (self.third.robust, self.third.union))
+        return f"{text}, robust ({self.third.threat}) {third:.2%}, against both {union:.2%}"
 
     @property
     def clean_accuracy(self) -> float:
@@ -87,7 +160,8 @@ class Point:
     def content(self) -> dict[str, Any]:
         """Return the point as plain values, with accuracies and intervals."""
         names = ("clean_accuracy", "clean_interval", "robust_accuracy", "robust_interval")
-        return asdict(self) | {name: getattr(self, name) for name in names}
+        content = asdict(self) | {name: getattr(self, name) for name in names}
+        return content if self.third else {k: v for k, v in content.items() if k != "third"}
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Self:
@@ -96,8 +170,25 @@ class Point:
         Raises:
             KeyError, TypeError, ValueError: If a value is missing or not valid.
         """
+        content = {"third": None, **content}
         given = {field.name: content[field.name] for field in fields(cls)}
         return TypeAdapter(cls).validate_python(given)
+
+
+def lattice(points: int) -> list[Place]:
+    r"""Return the places that are measured between three ends, the ends first.
+
+    With q the largest number for which :math:`(q + 1)(q + 2) / 2` is at most ``points``, they have
+    the weights :math:`(i/q, j/q, k/q)` with :math:`i + j + k = q`.
+
+    Arguments:
+        points: The largest number of places, at least 3.
+    """
+    q = 1
+    while (q + 2) * (q + 3) // 2 <= points:
+        q += 1
+    places = [(i / q, j / q) for i in range(q + 1) for j in range(q + 1 - i)]
+    return [*dict.fromkeys([(1.0, 0.0), (0.0, 0.0), (0.0, 1.0), *places])]
 
 
 def initial(marked: Sequence[float], beyond: float) -> list[float]:
@@ -159,10 +250,11 @@ class FrontRecord:
         robust_barrier: The barrier in robust accuracy.
         gallery: The file of a few images, from the run folder.
         classes: The names of the classes, by label.
+        also: Between three ends: norm and radius of the third one's threat.
     """
 
-    ends: tuple[str, str]
-    sha256: tuple[str, str]
+    ends: tuple[str, ...]
+    sha256: tuple[str, ...]
     norm: str
     eps: float
     attacks: tuple[str, ...]
@@ -177,6 +269,12 @@ class FrontRecord:
     robust_barrier: Barrier | None = None
     gallery: str = ""
     classes: tuple[str, ...] = ()
+    also: tuple[str, float] | None = None
+
+    @property
+    def threats(self) -> tuple[str, ...]:
+        """The names of the threats, as ``pick --min-robust`` takes them."""
+        return (self.norm, *({p.third.threat for p in self.points if p.third}))
 
     @property
     def images(self) -> str:
@@ -185,7 +283,10 @@ class FrontRecord:
 
     @property
     def words(self) -> str:
-        """The barrier in a sentence."""
+        """The barrier in a sentence; between three ends the best model in all threats."""
+        if self.also is not None and self.points:
+            best = max(self.points, key=lambda point: (point.union, point.clean))
+            return f"Of these models the most robust one against both threats: {best.words}."
         return in_words(self.clean_barrier, self.robust_barrier)
 
     @property
@@ -197,7 +298,8 @@ class FrontRecord:
         """Return the name of a point: an end, a mark, or the folder of another run."""
         if point.name:
             return point.name
-        end = dict(zip((0.0, 1.0), self.ends, strict=True)).get(point.gamma, "")
+        places = ((0.0,), (1.0,)) if self.also is None else ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0))
+        end = dict(zip(places, self.ends, strict=True)).get(point.place, "")
         return ", ".join(filter(None, [end, point.mark]))
 
     def __repr__(self) -> str:
@@ -208,6 +310,8 @@ class FrontRecord:
 
     def shown(self) -> TextTable:
         """Return the front as a table: a row for each point and each other model."""
+        if self.also is not None:
+            return self._shown_in_both(*self.also)
         rows = [
             (
                 "" if p.name else f"{p.gamma:g}",
@@ -225,6 +329,27 @@ class FrontRecord:
         header = ("gamma", *pair, "transferred", "searched", "")
         return TextTable(title, header, rows, (self.words,))
 
+    def _shown_in_both(self, norm: str, eps: float) -> TextTable:
+        rows = [
+            (
+                "" if p.name else " ".join(f"{share:.2f}" for share in shares(p.place)),
+                *accuracy(p.clean, p.n)[:2],
+                *(accuracy(count, p.n)[0] for count in (p.robust, p.third.robust)),
+                *accuracy(p.union, p.n)[:2],
+                self.label(p),
+            )
+            for p in (*self.points, *self.others)
+            if p.third is not None
+        ]
+        threats = f"{self.norm}, eps = {self.eps:g}; {norm}, eps = {eps:g}"
+        title = (
+            f"Front between {', '.join(self.ends)}: {threats}; {self.images}; {self.attack}; "
+            "weights in the order of the ends"
+        )
+        robust = (*self.threats, "both", "95 % interval")
+        header = ("weights", "clean", "95 % interval", *robust, "")
+        return TextTable(title, header, rows, (self.words,))
+
     def content(self) -> dict[str, Any]:
         """Return the record as plain values."""
         points = {
@@ -232,13 +357,17 @@ class FrontRecord:
             for name in ("points", "others")
         }
         head = {"format": FORMAT, "split": "validation", "barrier": self.words}
-        return head | asdict(self) | points
+        if self.also is not None:
+            head = {"format": THREE, "split": "validation", "in_words": self.words}
+        content = head | asdict(self) | points
+        return content if self.also else {k: v for k, v in content.items() if k != "also"}
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Self:
         """Return the record that plain values describe."""
-        if content["format"] != FORMAT:
-            raise ValueError(f"its format is {content['format']}, not {FORMAT}")
+        if content["format"] not in (FORMAT, THREE):
+            raise ValueError(f"its format is {content['format']}, not {FORMAT} or {THREE}")
+        content = {"also": None, **content}
         given = {field.name: content[field.name] for field in fields(cls)}
         points = {name: [*map(Point.of, given[name])] for name in ("points", "others")}
         return TypeAdapter(cls).validate_python(given | points)

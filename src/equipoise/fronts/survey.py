@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import dist
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,16 @@ from equipoise.evaluation.stored import FRONT, Store
 from equipoise.fronts.barrier import barrier
 from equipoise.fronts.held_out import HeldOut
 from equipoise.fronts.line import BatchNorms, Ends, model_at
-from equipoise.fronts.record import FILE, FrontRecord, Point, following
+from equipoise.fronts.record import (
+    FILE,
+    FrontRecord,
+    Place,
+    Point,
+    Third,
+    following,
+    in_place,
+    shares,
+)
 from equipoise.settings.explanation import QUICK
 from equipoise.store.digests import model_digest, tensor_digest
 from equipoise.store.runs import Run
@@ -57,6 +67,7 @@ class Survey:
         protocol: How each model is attacked, with its threat.
         batchnorm: Statistics of BatchNorm between the ends: averaged, or estimated.
         console: Where progress is shown.
+        also: With a third end: how each model is attacked besides, in the threat of that end.
 
     Raises:
         UserError: If the protocol does not fit the images.
@@ -70,6 +81,7 @@ class Survey:
         protocol: Protocol,
         batchnorm: BatchNorms,
         console: Console,
+        also: Protocol | None = None,
     ) -> None:
         self.run, self.ends, self.images = run, ends, images
         self.batchnorm, self.console = batchnorm, console
@@ -86,12 +98,14 @@ class Survey:
             "data_sha256": tensor_digest(self.x),
             "labels_sha256": tensor_digest(self.y),
         }
-        self.results: dict[float, Result] = {}  # by gamma
-        self.digests: dict[float, str] = {}  # of the weights, by gamma
+        self.results: dict[Place, Result] = {}
+        self.digests: dict[Place, str] = {}  # of the weights
+        parts = run, ends, images
+        self.also = None if also is None else Survey(*parts, also, batchnorm, console)
 
     def front(
         self,
-        gammas: Sequence[float],
+        places: Sequence[Place],
         points: int,
         marks: Mapping[float, str],
         others: Sequence[Run],
@@ -99,7 +113,7 @@ class Survey:
         """Measure a front, and write it to the run folder.
 
         Arguments:
-            gammas: The models that are measured first.
+            places: The models that are measured first; between three ends all.
             points: The largest number of models to measure.
             marks: Values of gamma with a meaning.
             others: Runs whose kept models are measured in the same way.
@@ -107,15 +121,15 @@ class Survey:
         Raises:
             TimeUp: If the time is over; the models that are measured are written.
         """
-        gammas = self._with_earlier(gammas, points)
-        if len(gammas) > points:
+        places = self._with_earlier(places, points)
+        if len(places) > points:
             raise UserError(
-                f"points must be at least {len(gammas)}, for gamma = "
-                f"{', '.join(f'{gamma:g}' for gamma in gammas)}, got {points}"
+                f"points must be at least {len(places)}, for gamma = "
+                f"{', '.join(f'{place[0]:g}' for place in places)}, got {points}"
             )
         compared: list[Point] = []
         try:
-            self._measure_all(gammas, points)
+            self._measure_all(places, points)
             compared += map(self._other, others)
         except TimeUp as stop:
             if self.results:
@@ -124,23 +138,26 @@ class Survey:
             raise
         return self._write(marks, compared)
 
-    def _with_earlier(self, gammas: Sequence[float], points: int) -> list[float]:
+    def _with_earlier(self, places: Sequence[Place], points: int) -> list[Place]:
         """Return the first models with those of an earlier front of these ends, if all fit in."""
         earlier = FrontRecord.read(self.run.path)
         known = self._conditions()
-        if earlier is None or any(getattr(earlier, key) != known[key] for key in known):
-            return [*gammas]
-        outside = max(max(gammas) - 1, 0.0)
-        inside = [p.gamma for p in earlier.points if -outside <= p.gamma <= 1 + outside]
-        every = dict.fromkeys([*gammas, *inside])
-        return [*every] if len(every) <= points else [*gammas]
+        if self.also is not None or earlier is None:  # between three ends it is an even grid
+            return [*places]
+        if any(getattr(earlier, key) != known[key] for key in known):
+            return [*places]
+        outside = max(max(places)[0] - 1, 0.0)
+        inside = [p.place for p in earlier.points if -outside <= p.gamma <= 1 + outside]
+        every = dict.fromkeys([*places, *inside])
+        return [*every] if len(every) <= points else [*places]
 
     def _conditions(self) -> Mapping[str, Any]:
         """Return what models of a front have in common, as fields of its record."""
-        clean_digest, robust_digest = (end["sha256"] for end in self.ends.content())
+        threat = None if self.also is None else self.also.protocol.threat
         return {
             "ends": self.ends.names,
-            "sha256": (clean_digest, robust_digest),
+            "sha256": tuple(end["sha256"] for end in self.ends.content()),
+            "also": None if threat is None else (threat.norm, threat.eps),
             "norm": self.protocol.threat.norm,
             "eps": self.protocol.threat.eps,
             "attacks": self.protocol.names,
@@ -151,44 +168,54 @@ class Survey:
             "seed": self.protocol.seed,
         }
 
-    def _measure_all(self, gammas: Sequence[float], points: int) -> None:
+    def _measure_all(self, places: Sequence[Place], points: int) -> None:
         """Measure the first models, and then between the neighbours that differ most."""
-        for gamma in gammas:
-            self._measure(gamma)
-        while len(self.results) < points:
-            following_gamma = following([self._point(gamma) for gamma in self.results])
+        for place in places:
+            self._measure(place)
+        while self.also is None and len(self.results) < points:
+            following_gamma = following([self._point(place) for place in self.results])
             if following_gamma is None:
                 self.console.say("no further points: the accuracies of neighbours hardly differ")
                 break
-            self._measure(following_gamma)
+            self._measure((following_gamma,))
 
     def _write(self, marks: Mapping[float, str], others: Sequence[Point]) -> FrontRecord:
         """Write the measured models as a front."""
-        for gamma in sorted(self.results):
-            self._retry(gamma)
+        for place in sorted(self.results):
+            self._retry(place)
         record = self._record(marks, others)
         self.run.write_json(FILE, record.content())
         return record
 
-    def _measure(self, gamma: float) -> None:
-        model, examples = self._model(gamma), self._neighbours(gamma)
-        self.digests[gamma] = digest = model_digest(model)
-        self.results[gamma] = self._evaluated(model, digest, examples, f"gamma = {gamma:g}")
+    def _measure(self, place: Place) -> None:
+        model, examples = self._model(place), self._neighbours(place)
+        self.digests[place] = digest = model_digest(model)
+        result = self._evaluated(model, digest, examples, self._name(place))
+        if self.also is not None:  # first: a point is there once it is measured in both threats
+            self.also._measure(place)
+        self.results[place] = result
 
-    def _retry(self, gamma: float) -> None:
-        """Try the adversarial examples of neighbours that were measured after this gamma."""
-        result, digest = self.results[gamma], self.digests[gamma]
+    def _name(self, place: Place) -> str:
+        threat = self.protocol.threat
+        besides = "" if len(place) == 1 else f", {threat.norm}, eps = {threat.eps:g}"
+        return f"{in_place(place)}{besides}"
+
+    def _retry(self, place: Place) -> None:
+        """Try the adversarial examples of neighbours that were measured after this place."""
+        if self.also is not None:
+            self.also._retry(place)
+        result, digest = self.results[place], self.digests[place]
         tried = evaluate_by(
             replace(self.protocol, attacks=()),
-            self._model(gamma),
+            self._model(place),
             self.x,
             self.y,
             begun=result,
-            others=self._neighbours(gamma),
+            others=self._neighbours(place),
             warm=True,
         )
         if not torch.equal(tried.robust, result.robust):
-            self.results[gamma] = tried
+            self.results[place] = tried
             about = {**self._about(digest), "finished": True}
             self._store(digest).write(tried, self.x, about, self.origin)
 
@@ -198,18 +225,41 @@ class Survey:
         digest = model_digest(model)
         result = self._evaluated(model, digest, {}, name)
         method = str(run.read_json("config.json").get("method", ""))
-        return self._counted(result, digest, name=name, method=method)
+        point = self._counted(result, digest, name=name, method=method)
+        if self.also is None:
+            return point
+        return self._joined(point, result, self.also._evaluated(model, digest, {}, name))
 
-    def _point(self, gamma: float, mark: str = "") -> Point:
-        return self._counted(self.results[gamma], self.digests[gamma], gamma, mark=mark)
+    def _point(self, place: Place, mark: str = "") -> Point:
+        result, digest = self.results[place], self.digests[place]
+        point = self._counted(result, digest, place[0], mark=mark)
+        if self.also is None:
+            return point
+        return self._joined(point, result, self.also.results[place], place[1])
+
+    def _joined(self, point: Point, result: Result, second: Result, weight: float = 0.0) -> Point:
+        """Return a point with its measurement in the threat of the third end."""
+        assert self.also is not None
+        there, here = self.also._counted(second, point.sha256), self.protocol.threat.norm
+        norm = self.also.protocol.threat.norm
+        third = Third(
+            weight=weight,
+            threat="third" if norm == here else norm,
+            robust=there.robust,
+            union=int((result.robust & second.robust).sum()),
+            file=there.file,
+        )
+        costs = ("transferred", "searched", "forwards", "backwards", "seconds")
+        both = {name: getattr(point, name) + getattr(there, name) for name in costs}
+        return replace(point, third=third, **both)
 
     def _record(self, marks: Mapping[float, str], others: Sequence[Point]) -> FrontRecord:
-        correct = {gamma: result.correct.numpy() for gamma, result in self.results.items()}
-        robust = {gamma: result.robust.numpy() for gamma, result in self.results.items()}
-        gammas = sorted(self.results)
+        line = {} if self.also else {place[0]: result for place, result in self.results.items()}
+        correct = {gamma: result.correct.numpy() for gamma, result in line.items()}
+        robust = {gamma: result.robust.numpy() for gamma, result in line.items()}
         return FrontRecord(
             **self._conditions(),
-            points=tuple(self._point(gamma, marks.get(gamma, "")) for gamma in gammas),
+            points=tuple(self._point(p, marks.get(p[0], "")) for p in sorted(self.results)),
             others=tuple(others),
             clean_barrier=barrier(correct),
             robust_barrier=barrier(robust),
@@ -217,16 +267,24 @@ class Survey:
             classes=self.images.dataset.classes,
         )
 
-    def _model(self, gamma: float) -> nn.Module:
+    def _model(self, place: Place) -> nn.Module:
         threat, seed = self.protocol.threat, self.protocol.seed
-        return model_at(self.ends, gamma, self.batchnorm, self.images.train, threat, seed)
+        return model_at(self.ends, place, self.batchnorm, self.images.train, threat, seed)
 
-    def _neighbours(self, gamma: float) -> dict[str, Tensor]:
-        """Return the adversarial examples of the nearest measured point on each side."""
-        below = max((g for g in self.results if g < gamma), default=None)
-        above = min((g for g in self.results if g > gamma), default=None)
-        near = sorted((g for g in (below, above) if g is not None), key=lambda g: abs(g - gamma))
-        return {f"gamma {g:g}": self.results[g].x_adv for g in near}
+    def _neighbours(self, place: Place) -> dict[str, Tensor]:
+        """Return the adversarial examples of the nearest measured models.
+
+        Between two ends that is one on each side, between three ends the three nearest ones.
+        """
+        if len(place) == 1:
+            below = max((p for p in self.results if p < place), default=None)
+            above = min((p for p in self.results if p > place), default=None)
+            sides = [p for p in (below, above) if p is not None]
+            near = sorted(sides, key=lambda p: dist(p, place))
+        else:
+            others = [p for p in sorted(self.results) if p != place]
+            near = sorted(others, key=lambda p: dist(shares(p), shares(place)))[:3]
+        return {f"gamma {' '.join(f'{w:g}' for w in p)}": self.results[p].x_adv for p in near}
 
     def _store(self, model: str) -> Store:
         return Store.by_key(self.run, self.key | {"model_sha256": model})
@@ -277,7 +335,7 @@ class Survey:
         model = {"weights": "model", "model_sha256": digest}
         return {**self.key, **sample, **model, "asked": self.protocol.content()}
 
-    def _counted(self, result: Result, digest: str, gamma: float = 0.0, **more: str) -> Point:
+    def _counted(self, result: Result, digest: str, gamma: float = 0.0, **more: Any) -> Point:
         outcomes = result.outcomes
         searches = [outcome for name, outcome in outcomes.items() if name != TRANSFER]
         warm = outcomes.get(TRANSFER)

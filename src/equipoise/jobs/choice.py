@@ -26,6 +26,7 @@ from equipoise.settings.methods import A3GT
 from equipoise.settings.recipe import Recipe
 from equipoise.store.digests import model_digest
 from equipoise.store.runs import Run
+from equipoise.store.weight_names import PAIR
 from equipoise.terminal.progress import Console
 from equipoise.training.learner import Learner
 from equipoise.training.loop import Training
@@ -76,7 +77,7 @@ def choose_gamma(
         console.warn("the branches have the same weights: there is no gamma to choose")
         return None
     device = training.images.x.device
-    front = Front(run.path, batchnorm=settings.batchnorm, device=device)
+    front = Front(run.path, ends=PAIR, batchnorm=settings.batchnorm, device=device)
     validation = front.images.validation
     protocol = Protocol(attacks=DEFAULT)
     if len(validation) > MOST_IMAGES:

@@ -8,17 +8,16 @@ from typing import Any
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation.protocol import Protocol
 from equipoise.fronts.front import Front
-from equipoise.fronts.line import BatchNorms
+from equipoise.fronts.line import BatchNorms, learners
 from equipoise.fronts.picking import Picked
 from equipoise.fronts.record import FILE, FrontRecord
-from equipoise.fronts.survey import DEFAULT, check
+from equipoise.fronts.survey import DEFAULT
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.estimate import about, pace, whole
 from equipoise.plugins import command, run_trusted
 from equipoise.report.front import write_picture
 from equipoise.store.runs import Run, is_free
-from equipoise.store.weight_names import PAIR
 from equipoise.terminal.progress import Console, TimeUp
 
 
@@ -32,7 +31,7 @@ def measure_front(
     data_dir: str | Path | None = None,
     device: str = "auto",
     console: Console | None = None,
-    points: int = 9,
+    points: int | None = None,
     beyond: float = 0.0,
     limit: float | None = None,
     **fields: Any,
@@ -51,7 +50,7 @@ def measure_front(
         data_dir: The folder of the data; by default that of the training.
         device: ``auto``, ``cpu`` or ``cuda``.
         console: Where progress is shown; by default nowhere.
-        points: The largest number of models that are measured.
+        points: The largest number of models that are measured; None: 9, between three ends 15.
         beyond: How far beyond the ends gamma may go.
         limit: The seconds after which it stops; None: no limit.
         fields: Other fields of the protocol.
@@ -63,16 +62,16 @@ def measure_front(
         UserError: If ends, images or settings are invalid, or another process measures there.
     """
     console = console or Console(quiet=True)
-    check(points, beyond)  # before anything is read
     asked = replace(protocol or Protocol(attacks=DEFAULT), **fields)
     deterministic()
     front = Front(
         path,
-        ends=PAIR if ends is None else ends,
+        ends=learners(Run.open(path)) if ends is None else ends,
         batchnorm=batchnorm,
         data_dir=data_dir,
         device=choose_device(device),
     )
+    points = front.most(points, beyond)  # before the images are read
     front.run.again = command("front", front.run.path)
     images = front.images
     console.say(
@@ -104,12 +103,12 @@ def _foreseen(
     """Say about how long a front will take; return its protocol, with a limit in small batches."""
     images, attacks = front.images, [*protocol.named.values()]
     usual = images.recipe.threat(images.dataset.eps)
-    threat = protocol.complete(usual.norm, usual.eps).threat
+    threat, *also = (one.threat for one in front.complete(protocol, usual))
     held_out = images.validation
     size = protocol.batch(held_out.x)
     some = held_out.take(slice(size))
     model = front.ends.robust.model.to(front.device)
-    n = points * (len(held_out) if protocol.n is None else protocol.n)
+    n = points * (len(held_out) if protocol.n is None else protocol.n) * (1 + len(also))
     most = whole(attacks, threat.norm, n)
     timed = pace(model, some.pixels(), some.y, threat, protocol.execution, most)
     if timed is None:

@@ -21,6 +21,7 @@ from equipoise.report.formats import environment
 from equipoise.report.gallery import image_uri
 from equipoise.report.palette import Palette, Style, style_of
 from equipoise.report.runs_reader import RunData
+from equipoise.report.triangles import section, triangles
 from equipoise.report.wording import interval, join, percent, threat_text
 from equipoise.store.files import write
 
@@ -30,6 +31,8 @@ _FRONT = Style(1, (), "o", 1.8)
 
 def picture(record: FrontRecord, *, halos: bool = False, name: str = "front") -> Picture:
     """Return the picture of a front, with ``halos`` a ring around each point: ``halo-0``, ..."""
+    if record.also is not None:
+        return triangles(record, name)
     threat = threat_text(record.norm, record.eps)
     caption = (
         f"Every point of the line is one model, measured on {record.images} "
@@ -143,6 +146,8 @@ def panel(run: RunData, identity: str) -> Section | None:
     record = FrontRecord.read(run.path)
     if record is None or not record.points:
         return None
+    if record.also is not None:
+        return section(run.name, record, identity)
     note = ""
     images: list[list[Card]] = [[] for _ in record.points]
     try:

@@ -188,7 +188,8 @@ class A3GT(Settings):
             ``mix-at`` and ``standard`` do not need it (``clean.objective=mix-at``).
         more: Further robust branches by name, each with an objective and, where it differs, a
             threat of its own: ``more.l2.norm=l2 more.l2.eps=1.5``. They are trained and written,
-            and have no part in the model that is kept.
+            and have no part in the model that is kept. `equipoise front` measures the mixes of the
+            clean, the robust and the first of these.
         gamma: The weight of the robust branch in the kept model; None: it is chosen at the end.
         max_clean_drop: For the choice: how much less clean accuracy than the trunk at t' the model
             may have. Of such models the most robust one is kept.

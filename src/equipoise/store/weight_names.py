@@ -12,6 +12,8 @@ gamma-0.4          0.4 of the learner robust and 0.6 of the learner clean
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import add
 from pathlib import Path
 from urllib.parse import quote
 
@@ -102,11 +104,30 @@ def mix(
         robust: The state of the robust learner, with the same entries.
         gamma: The share of the robust learner, in [0, 1].
     """
-    if gamma in (0, 1):  # -0.0 + 0.0 would lose its sign
-        return dict(robust if gamma else clean)
+    return weighted([clean, robust], [1 - gamma, gamma])
+
+
+def weighted(
+    states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]
+) -> dict[str, Tensor]:
+    r"""Return :math:`\sum_i w_i \theta_i`, summed in this order in float64.
+
+    A state with weight 0 has no part in it, so that a state alone is exact. Integers are those of
+    the last state that has a part.
+
+    Arguments:
+        states: The states, with the same entries.
+        weights: Their weights, with the sum 1.
+    """
+    used = [(state, weight) for state, weight in zip(states, weights, strict=True) if weight]
+    last, _ = used[-1]
+    if len(used) == 1:  # -0.0 + 0.0 would lose its sign
+        return dict(last)
     return {
-        name: ((1 - gamma) * clean[name].double() + gamma * value.double()).to(value.dtype)
+        name: reduce(add, (weight * state[name].double() for state, weight in used)).to(
+            value.dtype
+        )
         if value.is_floating_point()
         else value
-        for name, value in robust.items()
+        for name, value in last.items()
     }
