@@ -231,7 +231,8 @@ class PlannedFront(PlannedEvaluation):
 
     def words(self) -> list[str]:
         """Return the command that starts or continues it: the words after ``equipoise``."""
-        return ["front", str(self.folder), *self._protocol_words(), "--points", str(self.points)]
+        words = ["--ends", *PAIR, *self._protocol_words()]  # though a run may have a third end
+        return ["front", str(self.folder), *words, "--points", str(self.points)]
 
 
 @dataclass(frozen=True, kw_only=True)
