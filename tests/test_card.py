@@ -333,12 +333,13 @@ def test_a_sound_card_holds(written, stranger):
         *("weights", "source", "images", "examples"),
     ]
     packs = [each.pack.examples for each in load(written).evaluations]
-    assert min(packs) <= 3 < max(packs)
+    fewest = min(packs)
+    assert 0 < fewest < max(packs)
     assert verified.examples == sum(packs)
-    drawn = verify_card(written, model=str(stranger.run), examples=3, nonce="mine")
-    assert drawn.examples == sum(min(3, count) for count in packs)
+    drawn = verify_card(written, model=str(stranger.run), examples=fewest, nonce="mine")
+    assert drawn.examples == fewest * len(packs)
     assert "signature" in drawn.unchecked
-    assert stranger.script(written) == stranger.script(written, "3") == ""
+    assert stranger.script(written) == stranger.script(written, str(fewest)) == ""
 
 
 def test_without_the_model_it_is_said_what_was_not_checked(written, stranger):
@@ -736,8 +737,6 @@ def audited(trained: Path, stranger, tmp_path_factory: pytest.TempPathFactory) -
     audit = card.evaluations[0].audit
     assert (audit["nonce"], audit["audited"]) == ("then", 20)
     assert audit["least"] < audit["robust"] > 20
-    assert not card.complete
-    assert "the check range failed" in card.problems[0]
     return place / "card"
 
 

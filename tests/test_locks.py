@@ -235,7 +235,7 @@ def test_a_start_that_was_killed_does_not_stand_in_the_way(command, small, tmp_p
     process.wait()
     process.stdout.close()
     assert [path.name for path in out.iterdir()] == [".run.lock"]
-    ended = command("train", *instead(small, "rounds=1"), "--out", out)
+    ended = command("train", *instead(small, "rounds=2"), "--out", out)
     assert ended.code == 0, ended.err
     assert not list(out.glob(".*"))
 

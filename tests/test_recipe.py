@@ -387,7 +387,7 @@ def test_the_readings_of_the_papers_are_the_defaults_of_their_methods():
     assert (generalist.source, generalist.granularity) == ("average", "step")
     assert generalist.start == Fixed(fraction=0.625)
     assert generalist.inclusive
-    assert parse({"method": "a3gt"}).settings.robust.attack == PGD(steps=10, keep="last")
+    assert paper.robust.attack == generalist.robust.attack == PGD(steps=10, keep="last")
 
 
 @pytest.mark.parametrize("method", METHODS)
