@@ -235,8 +235,6 @@ SMALL = (
     "attack.steps=2",
     "validation_attack=pgd-2",
     "gamma=0.5",
-    "trunk.weight=0.5",
-    "start=0.6",
     "horizon=10/6",
 )
 
