@@ -27,6 +27,11 @@ def test_the_package_stays_within_its_limits(counts, name):
     assert counts[name] <= LIMITS[name]
 
 
+def test_no_file_is_longer_than_400_lines():
+    lengths = {path.name: len(path.read_text().splitlines()) for path in house.SRC.rglob("*.py")}
+    assert {name: n for name, n in lengths.items() if n > 400} == {}
+
+
 def test_circles_are_found_where_they_are_for_types_only(tmp_path):
     package = tmp_path / "p"
     package.mkdir()

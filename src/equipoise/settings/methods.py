@@ -6,12 +6,8 @@ new objective is one file in ``objectives/`` and one line in the table: ``docs/a
 
 A3GT trains the whole trade-off in one run: a trunk, then a clean and a robust branch of it.
 Between learners that are trained separately there is a barrier in the loss; between branches that
-start late from a common trunk there is none, so that every
-
-.. math:: \theta(\gamma) = \gamma \, \bar\theta_r + (1 - \gamma) \, \bar\theta_n
-
-between their running averages is a good model, and gamma is chosen after the training. In the
-paper gamma is on a schedule, and merged weights are handed back (:class:`Scheduled`).
+start late from one trunk there is none: every mix of their running averages is a good model, and
+gamma is chosen last. The paper has a schedule of gamma, and hand-overs (:class:`Scheduled`).
 
 References:
     | A3GT (He et al., 2024), https://doi.org/10.3390/electronics13204052
@@ -187,9 +183,8 @@ class A3GT(Settings):
         clean: The clean branch: ``following`` trains on the inputs of the robust branch;
             ``mix-at`` and ``standard`` do not need it (``clean.objective=mix-at``).
         more: Further robust branches by name, each with an objective and, where it differs, a
-            threat of its own: ``more.l2.norm=l2 more.l2.eps=1.5``. They are trained and written,
-            and have no part in the model that is kept. `equipoise front` measures the mixes of the
-            clean, the robust and the first of these.
+            threat of its own: ``more.l2.norm=l2 more.l2.eps=1.5``. They have no part in the kept
+            model; `equipoise front` measures mixes with the first of them.
         gamma: The weight of the robust branch in the kept model; None: it is chosen at the end.
         max_clean_drop: For the choice: how much less clean accuracy than the trunk at t' the model
             may have. Of such models the most robust one is kept.
@@ -212,10 +207,9 @@ class A3GT(Settings):
 
     def __post_init__(self) -> None:
         if isinstance(self.gamma, tuple):
-            raise UserError(
-                "gamma must be one number in [0, 1], or none to choose it at the end, got "
-                f"{list(self.gamma)}; generalist and a3gt-paper have a schedule of gamma"
-            )
+            only = f"none to choose it at the end, got {list(self.gamma)}"
+            schedules = "generalist and a3gt-paper have a schedule of gamma"
+            raise UserError(f"gamma must be one number in [0, 1], or {only}; {schedules}")
         bounds = {"max_clean_drop": self.max_clean_drop != DROP, "min_clean": self.min_clean}
         given = [name for name, value in bounds.items() if value not in (None, False)]
         if len(given) > (self.gamma is None):
