@@ -42,7 +42,6 @@ from equipoise.training import (
     Fixed,
     Interrupted,
     Method,
-    Stable,
     Training,
     Watch,
 )
@@ -234,9 +233,7 @@ def test_until_it_parts_the_global_model_is_the_average_of_the_trunk():
 # When it parts
 
 
-@pytest.mark.parametrize(
-    ("rule", "parted"), [(Fixed(round=3), 4), (Fixed(fraction=0.5), 4), (Stable(deadline=0.4), 3)]
-)
+@pytest.mark.parametrize(("rule", "parted"), [(Fixed(round=2), 3), (Fixed(fraction=0.5), 4)])
 def test_it_parts_in_the_round_after_the_rule_has_spoken(rule, parted):
     job = training(front(start=rule), 6)
     said: list[str] = []
@@ -246,42 +243,6 @@ def test_it_parts_in_the_round_after_the_rule_has_spoken(rule, parted):
     assert trained == [["trunk"]] * (parted - 1) + [["clean", "robust"]] * (7 - parted)
     assert any(f"round {parted}: " in line and "trunk" in line for line in said)
     assert any("the branches may start" in line for line in said)
-    stable = any("the clean loss of the trunk counts as stable" in line for line in said)
-    assert stable == isinstance(rule, Stable)
-
-
-def losses(clean: list[float], robust: list[float]) -> Any:
-    """Return a validation of which the losses are known."""
-    seen: list[int] = []
-
-    def validate(model: nn.Module, threat: Threat | None) -> dict[str, float]:
-        if threat is not None:  # that of a robust learner, once a round
-            seen.append(1)
-        t = max(len(seen) - 1, 0)
-        return {
-            "clean_accuracy": 0.5,
-            "robust_accuracy": 0.5,
-            "clean_loss": clean[min(t, len(clean) - 1)],
-            "robust_loss": robust[min(t, len(robust) - 1)],
-        }
-
-    return validate
-
-
-def test_the_stable_rule_waits_for_the_slower_of_the_two_losses():
-    flat = [3.0, 1.0, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9]
-    falling = [3.0, 2.7, 2.4, 2.1, 1.8, 1.5, 1.2, 0.9, 0.6, 0.3]
-    rule = Stable(window=2, deadline=0.9)
-
-    def parting(clean: list[float], robust: list[float]) -> int:
-        job = training(front(start=rule), 10, validate=losses(clean, robust))
-        job.run()
-        return next(r["round"] for r in job.history if "clean" in r["learners"])
-
-    soon = parting(flat, flat)
-    assert soon < 8
-    assert parting(flat, falling) == 10  # forced: the deadline is round 9
-    assert parting(falling, flat) == 10
 
 
 def test_a_restarted_schedule_begins_at_the_branch_and_ends_with_the_training():
@@ -405,7 +366,7 @@ def test_without_a_trunk_the_planned_cost_is_the_sum_over_the_learners():
 
 RESUMED = [
     front(),
-    front(start=Stable(window=1, deadline=0.5), restart=True),
+    front(start=Fixed(round=1), restart=True),
     front(gamma=None, trunk=GAT(), more={"l2": Mixed(norm="l2", eps=0.5, attack=QUICK)}),
     front(clean=Mixed(weight=0.1, attack=QUICK), batchnorm="estimate"),
 ]
@@ -472,13 +433,12 @@ def test_a_further_branch_starts_from_the_trunk_and_changes_no_other_one():
     ("settings", "rounds", "said"),
     [
         ({"start": Fixed(round=4)}, 4, "set an earlier start"),
-        ({"start": Stable(deadline=1.0)}, 4, "start.deadline"),
         ({"more": {"trunk": Mixed()}}, 4, "needs a name other than trunk, robust, clean, global"),
         ({"gamma": (1.0, 0.4)}, 4, "generalist and a3gt-paper have a schedule of gamma"),
         ({"max_clean_drop": 0.02}, 4, "give only one of gamma, max_clean_drop and min_clean"),
         ({"min_clean": 0.9}, 4, "give only one of"),
         ({"gamma": None, "min_clean": 0.9, "max_clean_drop": 0.02}, 4, "give only one of"),
-        ({"start": Stable()}, 1, "at least 2"),
+        ({}, 1, "at least 2"),
         ({"robust": YOPO()}, 4, "robust has no adversarial inputs"),
         ({"robust": Mixed(weight=0.0)}, 4, "robust has no adversarial inputs"),
         ({"robust": Adversarial(cutmix=0.5)}, 4, "robust changes its images"),
@@ -588,6 +548,7 @@ def test_a_setting_without_the_name_of_a_learner_is_that_of_all_that_have_it():
     ("given", "said"),
     [
         ({"method": "a3gt-front"}, "a3gt-front is a3gt now"),
+        ({"start": "stable"}, "unknown rule for start 'stable' .known: fixed."),
         ({"trunk_weight": 0.3}, "'trunk_weight'; it is trunk.weight now"),
         ({"anchor": "clock"}, "'anchor': only generalist, a3gt-paper have it"),
         ({"every": 5}, "'every': only generalist, a3gt-paper have it"),
@@ -604,11 +565,11 @@ def test_what_it_was_before_is_refused_with_what_to_write(given, said):
 
 
 def test_explain_says_what_parts_when_and_who_follows_whom():
-    given = {"method": "a3gt", "data": "digits", "start": "stable"}
+    given = {"method": "a3gt", "data": "digits", "start": 0.5}
     text = "\n".join(explain(recipe.parse(given)))
     assert "up to t' there is one learner, the trunk; then robust and clean go on" in text
     assert "clean is trained on the batches of robust, and on the x' found for it" in text
-    assert "t' is found by the rule 'stable'" in text
+    assert "t' = 10, which is fixed" in text
     assert "0.75 CE(f(x), y) + 0.25 CE(f(x'), y)" in text
 
 

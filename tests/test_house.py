@@ -5,7 +5,7 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 41_928,
+    "lines of Python": 41_942,
     "lines of templates, scripts, styles and YAML": 2_153,
     "classes": 237,
     "dataclasses": 132,

@@ -17,6 +17,7 @@ from equipoise.objectives.friendly import FAT
 from equipoise.objectives.trades import TRADES
 from equipoise.parsing import number
 from equipoise.settings import recipe
+from equipoise.settings.earlier import horizon_of
 from equipoise.settings.methods import METHODS, Scheduled, learners
 from equipoise.settings.recipe import (
     Recipe,
@@ -24,7 +25,6 @@ from equipoise.settings.recipe import (
     combine,
     defaults,
     differences,
-    horizon_of,
     overrides,
     parse,
     read,

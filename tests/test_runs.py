@@ -312,13 +312,18 @@ TINY = {"rounds": 2, "width": 0.25, "limit": 200, "validation": 40, "batch_size"
 TINY |= {"attack": {"steps": 1}, "validation_attack": "pgd-1", "precision": "float32"}
 
 
-@pytest.fixture(scope="module", params=["a3gt", "a3gt-front"])
+@pytest.fixture(scope="module", params=["a3gt", "a3gt-front", "start=stable"])
 def former(request, tmp_path_factory) -> Run:
     """Return a finished run of a method that an earlier version had."""
-    given = SCHEDULED | {"every": 1} if request.param == "a3gt" else {"method": "a3gt"}
-    gamma = {"gamma": [1, 0.4]} if request.param == "a3gt" else {"gamma": 0.5}
-    run = train(parse(given | TINY | gamma), tmp_path_factory.mktemp("former") / "run")
-    recipe = {**read(run.path / "recipe.yaml"), "method": request.param}
+    given = {"method": "a3gt", "gamma": 0.5, "start": 0.5}
+    if request.param == "a3gt":
+        given = SCHEDULED | {"every": 1, "gamma": [1, 0.4]}
+    run = train(parse(given | TINY), tmp_path_factory.mktemp("former") / "run")
+    recipe = {**read(run.path / "recipe.yaml")}
+    if request.param == "start=stable":
+        recipe["start"] = {"rule": "stable", "window": 3, "threshold": 0.1, "deadline": 0.75}
+    else:
+        recipe["method"] = request.param
     if request.param == "a3gt-front":
         recipe["trunk_weight"] = recipe.pop("trunk")["weight"]
         recipe |= {"every": None, "momentum": "keep"}

@@ -18,6 +18,7 @@ from equipoise.jobs.device import choose_device, cuda_devices, deterministic
 from equipoise.jobs.summary import RULES, summary, where_time_went, write_learners
 from equipoise.measures.regime import Regime
 from equipoise.plugins import command
+from equipoise.settings import earlier
 from equipoise.settings import recipe as recipes
 from equipoise.settings.recipe import Recipe, Split, proportional
 from equipoise.store.digests import model_digest
@@ -81,7 +82,7 @@ def resume(path: str | Path, *, trust: bool = False, console: Console | None = N
         plugins.run_trusted(run.made_with(), console.warn)
     with run.lock():
         finished = run.read_json("summary.json").get("finished")
-        old = recipes.outdated(recipes.read(run.path / "recipe.yaml"))
+        old = earlier.outdated(recipes.read(run.path / "recipe.yaml"))
         if old and not finished:
             raise UserError(
                 f"{run.path} was begun by an earlier version ({old}): finish it with that "
@@ -96,8 +97,8 @@ def resume(path: str | Path, *, trust: bool = False, console: Console | None = N
         if state is None:
             console.warn(f"{run.path} has no readable state: starting from the beginning")
         else:
-            trained = recipes.renewed(state["recipe"], run)
-            changed = recipes.differences(trained, job.recipe.to_dict())
+            trained = recipes.parse(earlier.renewed(state["recipe"], run))
+            changed = recipes.differences(trained.to_dict(), job.recipe.to_dict())
             if changed:
                 raise UserError(
                     f"recipe.yaml was changed after {run.path} was started ({'; '.join(changed)})"

@@ -16,7 +16,7 @@ from equipoise.settings.recipe import Recipe
 from equipoise.threat import Linf, Norm
 from equipoise.training.merge import Merge
 from equipoise.training.method import Method
-from equipoise.training.start import Never, Stable, Threshold
+from equipoise.training.start import Fixed, Never, Stable, Threshold
 
 GRID = (1.0, 0.0, 0.5, 0.25, 0.75)
 """The values of gamma that a choice is made of, in the order in which they are measured."""
@@ -150,7 +150,7 @@ def _merge(method: Method, rounds: int, steps: int | None) -> list[str]:
         lines.append(
             f"  g_{name} = ({values}) at ({places}) of the way from {since} to round {rounds}"
         )
-    return [*lines, *_branches(method), *_handover(merge, method.trunk is not None)]
+    return [*lines, *_branches(method), *_handover(merge, method.trunk is not None, rounds)]
 
 
 def _decay(merge: Merge, steps: int | None) -> str:
@@ -200,11 +200,13 @@ def _branches(method: Method) -> list[str]:
     return [*lines, f"  {schedules}"]
 
 
-def _handover(merge: Merge, branched: bool) -> list[str]:
+def _handover(merge: Merge, branched: bool, rounds: int) -> list[str]:
     rule = dict(vars(merge.start))
     name = rule.pop("rule")
     settings = ", ".join(f"{key} {value}" for key, value in rule.items() if value is not None)
     start = f"t' is found by the rule {name!r} ({settings})"
+    if isinstance(merge.start, Fixed):
+        start = f"t' = {merge.start.latest(rounds)}, which is fixed"
     if merge.every is None:
         shown = branched or merge.global_from == "start"
         return ["the learners are never handed the global weights", *[start] * shown]

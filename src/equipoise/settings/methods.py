@@ -32,7 +32,7 @@ from equipoise.objectives.standard import Standard
 from equipoise.threat import Norm, Threat
 from equipoise.training.merge import Merge
 from equipoise.training.method import Method, check_leader
-from equipoise.training.start import Fixed, Never, Stable, Threshold
+from equipoise.training.start import Fixed, Never, Threshold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +190,7 @@ class A3GT(Settings):
             may have. Of such models the most robust one is kept.
         min_clean: For the choice, instead: the clean accuracy that it must have.
         restart: Whether the schedule of the learning rate begins again for the branches.
-        start: The rule for t', at which the branches start.
+        start: t', at which the branches start: a part of all rounds (``start=0.5``), or a round.
     """
 
     fixed: ClassVar[frozenset[str]] = frozenset(
@@ -203,7 +203,7 @@ class A3GT(Settings):
     max_clean_drop: Annotated[float, "[0, 1)"] = DROP
     min_clean: Part | None = None
     restart: bool = True
-    start: Stable | Fixed = field(default_factory=lambda: Fixed(fraction=0.7))
+    start: Fixed = field(default_factory=lambda: Fixed(fraction=0.7))
 
     def __post_init__(self) -> None:
         if isinstance(self.gamma, tuple):
@@ -230,10 +230,9 @@ class A3GT(Settings):
         """Return the reasons why the settings do not fit a training."""
         problems, latest = super().unfit(norm, rounds), self.start.latest(rounds)
         if latest >= rounds:
-            how = "start.deadline" if isinstance(self.start, Stable) else "start"
             problems.append(
                 f"the branches would start after round {latest} of {rounds}, so they would get "
-                f"no round: set an earlier {how}, or more rounds (at least 2)"
+                "no round: set an earlier start, or more rounds (at least 2)"
             )
         return problems
 

@@ -21,10 +21,10 @@ from equipoise.data.core import Dataset, Images, stratified_split
 from equipoise.errors import Count, UserError, nearest, out_of_range, short
 from equipoise.execution.policy import Execution, Layout, Precision
 from equipoise.models import MODELS, WIDEST
-from equipoise.objectives.mixed import Mixed
 from equipoise.parsing import MOST, check_seed, mapping, number
 from equipoise.plugins import explained
-from equipoise.settings.methods import A3GT, METHODS, MethodRow, Scheduled, Settings
+from equipoise.settings.earlier import FORMER, horizon_of, renewed
+from equipoise.settings.methods import METHODS, MethodRow, Settings
 from equipoise.settings.schema import (
     TEXT,
     collect,
@@ -40,9 +40,6 @@ from equipoise.threat import Norm, Threat
 from equipoise.training.learner import derived_seed
 
 Keep = Literal["balanced", "robust", "clean", "last"]
-
-FORMER = "a3gt-front"
-"""What ``a3gt`` was called in earlier versions, whose ``a3gt`` had a schedule of gamma."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,45 +237,6 @@ def stored(run: Run) -> Recipe:
     """
     with explained(run.made_with()):
         return parse(renewed(read(run.path / "recipe.yaml"), run))
-
-
-def outdated(given: Mapping[str, Any]) -> str:
-    """Return what shows that a run is of an earlier version, in words; empty: nothing does."""
-    if given.get("method") == FORMER:
-        return f"method {FORMER}, which is a3gt now"
-    if given.get("method") == "a3gt" and {"anchor", "granularity"} & {*given}:
-        return "an a3gt with a schedule of gamma; generalist and a3gt-paper have one"
-    return "alpha in place of horizon" if "alpha" in given else ""
-
-
-def renewed(given: Mapping[str, Any], run: Run) -> dict[str, Any]:
-    """Return the recipe of a run, of an earlier version too, with the settings of this one.
-
-    Earlier versions had ``alpha``, the decay a step of the weight average, in place of
-    ``horizon``. Their ``a3gt`` merged two learners with a schedule of gamma, as ``generalist``
-    does, and their ``a3gt-front`` is ``a3gt`` now.
-    """
-    new, alpha, old = dict(given), given.get("alpha"), outdated(given)
-    if FORMER in old:
-        shared = {f.name for f in fields(Mixed)} - {"objective", "weight"}
-        trunk = {key: value for key, value in new["robust"].items() if key in shared}
-        weight = new.get("trunk_weight", Mixed.weight)
-        new.setdefault("trunk", {"objective": "mix-at", "weight": weight, **trunk})
-        new = {key: new[key] for key in new if key in (*OWN, "alpha", *A3GT.offered())}
-        new = plain(METHODS["a3gt"]().to_dict()) | new | {"method": "a3gt"}
-    elif "schedule" in old:
-        new = plain(Scheduled().to_dict()) | new | {"method": "generalist"}
-    size = given.get("batch_size")
-    if isinstance(alpha, int | float) and 0 <= alpha < 1 and isinstance(size, int) and size > 0:
-        images = run.read_json("provenance.json").get("data", {}).get("train", 0)
-        del new["alpha"]
-        new["horizon"] = horizon_of(alpha, int(images) // size or 1)
-    return new
-
-
-def horizon_of(alpha: float, steps: int) -> float:
-    """Return the averaging horizon, in rounds of so many steps, of a decay a step."""
-    return 1 / ((1 - alpha) * steps) if alpha else 0.0
 
 
 def overrides(items: Sequence[str]) -> dict[str, Any]:

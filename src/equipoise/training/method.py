@@ -124,26 +124,22 @@ class Method:
     def verdict(self, history: Sequence[Mapping[str, Any]], rounds: int) -> Verdict:
         """Apply the rule for t' to each learner that is merged.
 
-        As long as there is only the trunk, its losses count for each of them.
-
         Arguments:
             history: The records of the rounds so far.
             rounds: How many rounds the training has in all.
         """
         rule = self.merge.start
-        losses: dict[str, list[float]] = {name: [] for name in self.knots}
-        for name, values in losses.items():
+        losses: dict[str, list[float]] = {}
+        for name in self.knots:
             key = "loss" if rule.losses == "train" else self.learners[name].monitor
-            for record in history:
-                present = record["learners"]
-                values.append(present.get(name, next(iter(present.values())))[key])
+            present = (record["learners"] for record in history)
+            losses[name] = [learners[name][key] for learners in present if name in learners]
         return rule(losses, rounds)
 
     def cost(self, rounds: int) -> float:
         """Return the gradient evaluations that an image takes a round, at most.
 
-        With a trunk it is a mean over the rounds; the branches are assumed to start at the latest
-        possible round.
+        With a trunk it is a mean over the rounds.
 
         Arguments:
             rounds: How many rounds the training has in all.
@@ -155,10 +151,8 @@ class Method:
 
     def said(self, verdict: Verdict, t: int) -> list[str]:
         """Return a sentence for each learner that became stable in round ``t``, and for t'."""
-        then, of = "the branches may start", f"the {{}} loss of the {self.trunk}"
-        if self.trunk is None:
-            then, of = "hand-overs may begin", "the {} learner"
-        lines = verdict.sentences(t, then, of)
+        then = "hand-overs may begin" if self.trunk is None else "the branches may start"
+        lines = verdict.sentences(t, then)
         return lines[-1:] if isinstance(self.merge.start, Fixed) else lines
 
     def regime(

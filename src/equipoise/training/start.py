@@ -40,16 +40,15 @@ class Verdict:
         stable = [t for t in self.rounds.values() if t is not None]
         return max(stable) if stable and len(stable) == len(self.rounds) else None
 
-    def sentences(self, t: int, then: str, subject: str) -> list[str]:
+    def sentences(self, t: int, then: str) -> list[str]:
         """Return a sentence for each learner that is stable from round ``t`` on, and for t'.
 
         Arguments:
             t: The round.
             then: The event that follows t', in words.
-            subject: What is stable, with braces for the name of the learner.
         """
         lines = [
-            f"{SYMBOLS.get(name, 't')} = {t}: {subject.format(name)} counts as stable "
+            f"{SYMBOLS.get(name, 't')} = {t}: the {name} learner counts as stable "
             f"({self.reasons[name]})"
             for name, first in self.rounds.items()
             if first == t
