@@ -10,19 +10,22 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-extras quick check format docs pictures wheel-test bench clean
+.PHONY: demo test test-long test-extras quick check format docs pictures wheel-test bench clean
 
 demo: .venv/run ## train and attack two models on embedded data, write a report
 	$(BIN)/equipoise demo
 
-test: .venv/dev check ## lint, types, layers, all tests but those of heavy optional packages
-	$(PYTEST) -m "not extras"
+test: .venv/dev check ## lint, types, layers, all tests but the longest and those of heavy optional packages
+	$(PYTEST) -m "not long and not extras"
+
+test-long: .venv/dev ## the tests that take more than ten seconds each
+	$(PYTEST) -m "long and not extras"
 
 test-extras: .venv/extras ## the tests against other people's implementations, which must be there
 	EQUIPOISE_REQUIRE_PEERS=1 $(PYTEST) -m extras
 
 quick: .venv/dev check ## lint, types, layers and the fast tests: two minutes on two cores
-	$(PYTEST) -m "not slow and not extras"
+	$(PYTEST) -m "not slow and not long and not extras"
 
 check: .venv/dev
 	$(BIN)/ruff check .

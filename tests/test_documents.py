@@ -137,10 +137,12 @@ def test_test_workers_have_one_thread_and_every_test_runs_in_ci():
         )
         return [line for line in made.stdout.replace("\\\n", " ").splitlines() if "pytest" in line]
 
-    chosen = {"test": "not extras", "test-extras": "extras", "quick": "not slow and not extras"}
+    chosen = {"test": "not long and not extras", "test-long": "long and not extras"}
+    chosen |= {"test-extras": "extras", "quick": "not slow and not long and not extras"}
     for target, marks in chosen.items():
         (line,) = lines(target)
         assert "OMP_NUM_THREADS=1 " in line
         assert shlex.split(line)[-2:] == ["-m", marks]
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
-    assert ci[-4:] == ["make test", "make test-extras", "make docs", "make wheel-test"]
+    tests = ["make test", "make test-long", "make test-extras"]
+    assert ci[-5:] == [*tests, "make docs", "make wheel-test"]

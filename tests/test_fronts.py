@@ -722,7 +722,7 @@ def test_the_slider_moves_everything(run, tmp_path):
         assert view.console() == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_trials_of_pick_are_kept_and_counted(tmp_path):
     program = Path(__file__).parents[1] / "benchmarks" / "pick_trials.py"
     small = ("-n", "60", "limit=600", "validation=200", "rounds=2")

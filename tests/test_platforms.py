@@ -62,7 +62,7 @@ def test_import_and_evaluate(python):
     python(code=IN_PYTHON)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compare(python, tmp_path):
     (tmp_path / "plan.yaml").write_text(PLAN)
     for name in ("yaml", "torch", "typer", "rich", "safetensors"):  # not taken from where one is

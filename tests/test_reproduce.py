@@ -257,6 +257,7 @@ def test_a_repeated_command_does_nothing_again_and_runs_are_reused(command, made
 SOME = "trades,a3gt,start-at-1,gamma-0.5-c1,a3gt-front,mix-at-10"
 
 
+@pytest.mark.long
 def test_every_experiment_at_the_smallest_scale_from_recipe_to_page(command, made):
     folder, _ = made
     words = ("reproduce", "all", "--only", SOME, "--workers", 2)
@@ -309,6 +310,7 @@ def test_missing_data_are_said_and_the_rest_goes_on(command, tmp_path):
     assert "SVHN, eps 8/255 is left out" in done.line
 
 
+@pytest.mark.long
 def test_the_scale_of_the_paper_runs_as_a_slice(tmp_path):
     stand_ins = Path(__file__).with_name("stand_ins.py")
     words = ("reproduce", "table2", "--scale", "full", "--slice", "--only", "a3gt")
