@@ -357,7 +357,7 @@ def test_what_is_known_is_not_measured_again(measured, monkeypatch):
 
 def test_no_test_image_has_a_part_in_it(run, monkeypatch, tmp_path):
     real = data.load
-    monkeypatch.setattr(data, "load", lambda *a: replace(real(*a), test=None))
+    monkeypatch.setattr(data, "load", lambda *a, **k: replace(real(*a, **k), test=None))
     measure_front(run, **QUICK)
     eq.Front(run).pick(min_clean=0.01).write(tmp_path / "picked")
     train_y = real("digits").train.y

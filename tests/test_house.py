@@ -5,10 +5,10 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 41_942,
+    "lines of Python": 42_150,
     "lines of templates, scripts, styles and YAML": 2_153,
-    "classes": 237,
-    "dataclasses": 132,
+    "classes": 238,
+    "dataclasses": 133,
     "class names in several modules": 0,
     "modules beside packages": 12,
     "deepest import chain": 19,

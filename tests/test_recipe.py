@@ -21,7 +21,6 @@ from equipoise.settings.earlier import horizon_of
 from equipoise.settings.methods import METHODS, Scheduled, learners
 from equipoise.settings.recipe import (
     Recipe,
-    Split,
     combine,
     defaults,
     differences,
@@ -320,7 +319,7 @@ def test_an_unknown_method_is_refused_with_the_nearest():
         (["validation_attack=pgd-20(start=randm)"], "start"),
         (["validation_attack=pgd-20(restarts=1.5)"], "restarts"),
         (["validation_attack=mi-fgsm-5", "norm=l1"], "l1"),
-        (["data=x.csv"], "dataset"),
+        (["data=x.pdf"], "dataset"),
         (["foo.bar=3"], "foo"),
     ],
 )
@@ -453,7 +452,7 @@ def test_the_steps_of_a_round_are_known_without_the_data():
         if "batch_size" in changed:
             assert given.steps == 1
             continue
-        split = Split.of(given, load("digits"), torch.device("cpu"))
+        split = given.split(load("digits"), torch.device("cpu"))
         assert given.steps == len(split.train) // given.batch_size
     assert parse({"method": "standard", "data": "own.npz"}).steps is None
 

@@ -44,7 +44,7 @@ from equipoise.objectives.standard import Standard
 from equipoise.report.page import kept
 from equipoise.report.runs_reader import read_run
 from equipoise.settings.methods import Scheduled
-from equipoise.settings.recipe import Split, parse
+from equipoise.settings.recipe import parse
 from equipoise.terminal.progress import Console
 from equipoise.threat import L2, Linf, Threat
 from equipoise.training import (
@@ -927,7 +927,7 @@ def test_validation_never_overlaps_training_or_test(limit, validation):
     chosen = parse(
         {"method": "a3gt", "limit": limit, "validation": validation, "batch_size": 16, "seed": 3}
     )
-    split = Split.of(chosen, dataset, torch.device("cpu"))
+    split = chosen.split(dataset, torch.device("cpu"))
     train, held = identities(split.train), identities(split.validation)
     n = limit or len(dataset.train)
     assert not train & held
@@ -938,7 +938,7 @@ def test_validation_never_overlaps_training_or_test(limit, validation):
         counts = torch.bincount(split.validation.y, minlength=7)
         assert int(counts.max() - counts.min()) <= 1
     # the same for every seed and method: seeds of training are compared on the same images
-    other = Split.of(replace(chosen, seed=8), dataset, torch.device("cpu"))
+    other = replace(chosen, seed=8).split(dataset, torch.device("cpu"))
     assert identities(other.validation) == held
 
 
@@ -948,7 +948,7 @@ def test_a_subset_of_its_own_for_each_seed():
     def images(seed: int, subset: str) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
         given = {"method": "pgd-at", "limit": 300, "validation": 40, "batch_size": 16}
         recipe = parse({**given, "seed": seed, "subset": subset})
-        split = Split.of(recipe, dataset, torch.device("cpu"))
+        split = recipe.split(dataset, torch.device("cpu"))
         return identities(split.train), identities(split.validation)
 
     assert images(0, "seed") == images(0, "fixed") == images(1, "fixed")

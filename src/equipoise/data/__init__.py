@@ -10,6 +10,7 @@ __all__ = [
     "DATASETS",
     "Dataset",
     "Images",
+    "Reading",
     "Source",
     "Status",
     "crop_flip",
@@ -27,14 +28,18 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from equipoise.data import cifar, digits, mnist, npz, svhn
 from equipoise.data.core import Dataset, Images, crop_flip, stratified_split
 from equipoise.data.fetch import download
 from equipoise.data.published import Source
+from equipoise.data.reading import OWN, Reading, is_own
 from equipoise.data.sampling import draw, drawn_again, image_digests
 from equipoise.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from equipoise.terminal.progress import Console
 
 
 @dataclass(frozen=True)
@@ -75,24 +80,34 @@ def load(
     data_dir: str | Path | None = None,
     *,
     unverified: bool | None = None,
+    reading: Reading | None = None,
+    console: "Console | None" = None,
 ) -> Dataset:
     """Return a dataset.
 
     Arguments:
-        name_or_path: A name in ``DATASETS``, or the path of a ``.npz`` file
-            (see :mod:`equipoise.data.npz`).
+        name_or_path: A name in ``DATASETS``, the path of a ``.npz`` file (see
+            :mod:`equipoise.data.npz`), a folder of images or a ``.csv`` file (see
+            :mod:`equipoise.data.folder`), or ``hf-datasets:NAME``.
         data_dir: A folder that is searched first.
         unverified: Whether to accept a copy with unknown checksums, which ``Dataset.source`` then
             says; None: whether the environment variable ``EQUIPOISE_UNVERIFIED`` is set.
+        reading: How images in files are read.
+        console: Where progress is shown, and what was found; by default nowhere.
 
     Raises:
         UserError: If the dataset is unknown, absent, malformed or not the published one.
     """
-    name = str(name_or_path)
+    name, reading = str(name_or_path), reading or Reading()
+    if not is_own(name, DATASETS) and name not in DATASETS:
+        raise UserError(f"{nearest(name, DATASETS, 'dataset')}, or {OWN}")
+    pictures = name not in DATASETS and Path(name).suffix.lower() != ".npz"
+    if not pictures and reading.given():
+        raise UserError(f"{', '.join(reading.given())}: only for images in files, not for {name}")
+    if pictures:
+        raise UserError(f"{name}: folders of images cannot be read yet")
     if name not in DATASETS:
-        if Path(name).suffix != ".npz":
-            raise UserError(f"{nearest(name, DATASETS, 'dataset')}, or the path of a .npz file")
-        return npz.read(Path(name))
+        return npz.read(Path(name).expanduser())
     if unverified is None:
         unverified = os.environ.get("EQUIPOISE_UNVERIFIED", "") not in {"", "0"}
     return DATASETS[name].read(_complete(name, _places(name, data_dir)), unverified)

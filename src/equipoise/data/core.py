@@ -5,6 +5,7 @@ queues and no per-image Python. Randomness is an argument: a seed or a generator
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,7 +63,7 @@ class Images:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Dataset:
-    """A training and a test set, with their properties.
+    """A training, a validation and a test set, with their properties.
 
     Arguments:
         name: The name by which the dataset is loaded.
@@ -76,6 +77,10 @@ class Dataset:
         mean: Mean of each channel, in [0, 1]; by default that of the training images.
         std: Standard deviation of each channel, likewise.
         sha256: Fingerprints of the content, see :func:`fingerprint`; computed by default.
+        validation: The validation images, where the data have some of their own; None: they are
+            held out of the training images.
+        inputs: How pictures became these images (size, resize, channels, orientation, scale), for
+            whoever serves a model; empty: they were tensors already.
     """
 
     name: str
@@ -89,13 +94,15 @@ class Dataset:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     sha256: dict[str, str] = field(default_factory=dict)
+    validation: Images | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.mean:
             for name, values in zip(("mean", "std"), moments(self.train.x), strict=True):
                 object.__setattr__(self, name, values)
         if not self.sha256:
-            digests = fingerprint(self.train, self.test, len(self.classes))
+            digests = fingerprint(self.train, self.test, len(self.classes), self.validation)
             object.__setattr__(self, "sha256", digests)
 
     def __repr__(self) -> str:
@@ -228,14 +235,20 @@ def moments(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(means), tuple(stds)
 
 
-def fingerprint(train: Images, test: Images, classes: int) -> dict[str, str]:
+def fingerprint(
+    train: Images, test: Images, classes: int, validation: Images | None = None
+) -> dict[str, str]:
     """Return the SHA-256 of the content: ``train_x``, ``train_y``, ``test_x``, ``test_y``.
+
+    ``validation_x`` and ``validation_y`` are there where the data have validation images.
 
     Images are hashed as C-order bytes in (N, C, H, W), one byte or one ``float32`` for a value;
     labels as one byte each if there are at most 256 classes, as ``int64`` otherwise.
     """
     sums = {}
-    for name, part in (("train", train), ("test", test)):
+    for name, part in (("train", train), ("validation", validation), ("test", test)):
+        if part is None:
+            continue
         y = part.y.to(torch.uint8) if classes <= 256 else part.y
         for key, values in (("x", part.x), ("y", y)):
             content = values.contiguous().cpu().numpy().data

@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import torch
 
-from equipoise import data
 from equipoise.data.core import Dataset, Images
 from equipoise.errors import UserError
 from equipoise.settings import recipe as recipes
-from equipoise.settings.recipe import Recipe, Split
+from equipoise.settings.recipe import Recipe
 from equipoise.store.runs import Run
 
+CONTENT = ("train_x", "train_y", "validation_x", "validation_y")
 _SPLIT = ("data", "limit", "subset_seed", "validation")  # what decides which images are held out
 
 
@@ -32,14 +32,14 @@ class HeldOut(NamedTuple):
             UserError: If the data are missing, or are not those of the training.
         """
         recipe = recipes.stored(run)
-        dataset = data.load(recipe.data, data_dir or recipe.data_dir)
+        dataset = recipe.dataset(data_dir)
         trained = run.read_json("provenance.json").get("data", {}).get("sha256")
         if trained and trained != dataset.sha256:
             raise UserError(
                 f"{run.path} was trained on other data than those of {recipe.data} now (the "
                 "checksums differ)"
             )
-        split = Split.of(recipe, dataset, device)
+        split = recipe.split(dataset, device)
         return cls(recipe, dataset, split.train, split.validation)
 
 
@@ -79,5 +79,5 @@ def _split_of(run: Run) -> dict[str, object]:
     recipe = recipes.stored(run)
     digests = run.read_json("provenance.json").get("data", {}).get("sha256", {})
     split: dict[str, object] = {key: getattr(recipe, key) for key in _SPLIT}
-    checksums = {key: digests[key] for key in ("train_x", "train_y") if key in digests}
+    checksums = {key: digests[key] for key in CONTENT if key in digests}
     return split | {"checksums": checksums} if checksums else split

@@ -115,7 +115,7 @@ def of_run(
 def _trained(run: Run, which: str, data_dir: str | Path | None, console: Console) -> Subject:
     model, which = run.model(which), canonical(which)  # first: a wrong name loads no data
     settings = recipe.stored(run)
-    dataset = data.load(settings.data, data_dir or settings.data_dir)
+    dataset = settings.dataset(data_dir, console)
     trained = run.read_json("provenance.json").get("data", {}).get("sha256")
     if trained and trained != dataset.sha256:
         raise UserError(f"the data have changed since {run.path} was trained (checksums differ)")

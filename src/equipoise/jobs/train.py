@@ -10,6 +10,7 @@ import torch
 
 from equipoise import attacks, data, models, plugins
 from equipoise.data.core import Dataset
+from equipoise.data.reading import absolute, settled
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation.checks.inputs import in_range
 from equipoise.jobs import signals
@@ -20,7 +21,8 @@ from equipoise.measures.regime import Regime
 from equipoise.plugins import command
 from equipoise.settings import earlier
 from equipoise.settings import recipe as recipes
-from equipoise.settings.recipe import Recipe, Split, proportional
+from equipoise.settings.recipe import Recipe
+from equipoise.settings.split import proportional
 from equipoise.store.digests import model_digest
 from equipoise.store.provenance import provenance
 from equipoise.store.runs import FORMAT, PICKED, Run
@@ -57,7 +59,8 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
     _refuse_picked(out)
     job = _Job(Run(out), recipe, console or Console(quiet=True))  # before the folder: it may fail
     if (out / "recipe.yaml").is_file():
-        changed = recipes.differences(recipes.read(out / "recipe.yaml"), job.recipe.to_dict())
+        there = recipes.completed(recipes.read(out / "recipe.yaml"), job.run)
+        changed = recipes.differences(there.to_dict(), job.recipe.to_dict())
         if changed:
             raise UserError(
                 f"{out} belongs to another recipe ({'; '.join(changed)}): choose another"
@@ -97,7 +100,7 @@ def resume(path: str | Path, *, trust: bool = False, console: Console | None = N
         if state is None:
             console.warn(f"{run.path} has no readable state: starting from the beginning")
         else:
-            trained = recipes.parse(earlier.renewed(state["recipe"], run))
+            trained = recipes.completed(state["recipe"], run)
             changed = recipes.differences(trained.to_dict(), job.recipe.to_dict())
             if changed:
                 raise UserError(
@@ -120,10 +123,9 @@ def _refuse_picked(folder: Path) -> None:
         )
 
 
-def _resolve(recipe: Recipe) -> tuple[Recipe, Dataset, Method]:
+def _resolve(recipe: Recipe, console: Console) -> tuple[Recipe, Dataset, Method]:
     """Load the data; return the recipe with what depends on them filled in, and its method."""
-    own = recipe.data.endswith(".npz")
-    dataset = data.load(Path(recipe.data).expanduser() if own else recipe.data, recipe.data_dir)
+    dataset = recipe.dataset(console=console)
     threat = recipe.threat(dataset.eps)
     method = recipe.settings.build(threat)
     for learner_threat in _threats(method, threat):
@@ -135,13 +137,16 @@ def _resolve(recipe: Recipe) -> tuple[Recipe, Dataset, Method]:
     execution = recipe.execution.resolved(device, own=models.house(recipe.model))
     resolved = replace(
         recipe,
-        data=_absolute(recipe.data) if own else recipe.data,
-        data_dir=None if recipe.data_dir is None else _absolute(recipe.data_dir),
+        data=settled(recipe.data, data.DATASETS),
+        data_dir=None if recipe.data_dir is None else absolute(recipe.data_dir),
+        **vars(recipe.reading.settled()),
         eps=threat.eps,
         keep=recipe.keep or ("last" if at_end else "balanced" if robust else "clean"),
         **asdict(execution),
     )
-    if recipe.validation > max(len(dataset.train), Recipe.validation):
+    if dataset.validation is None and recipe.validation > max(
+        len(dataset.train), Recipe.validation
+    ):
         raise UserError(
             f"validation={recipe.validation} is more than the {len(dataset.train)} training "
             "images of the data; at most a fifth of them is held out"
@@ -156,21 +161,16 @@ def _threats(method: Method, threat: Threat) -> tuple[Threat, ...]:
     return tuple(sorted(different, key=lambda each: each != threat)) or (threat,)
 
 
-def _absolute(path: str) -> str:
-    """Return a path that means the same from every folder."""
-    return str(Path(path).expanduser().resolve())
-
-
 class _Job:
     """A training in its run folder."""
 
     def __init__(self, run: Run, recipe: Recipe, console: Console) -> None:
-        recipe, dataset, method = _resolve(recipe)
+        recipe, dataset, method = _resolve(recipe, console)
         self.run, self.recipe, self.dataset, self.console = run, recipe, dataset, console
         run.again = command("train", "--resume", run.path)
         deterministic()
         self.device = choose_device(recipe.device)
-        self.split = Split.of(recipe, dataset, self.device)
+        self.split = recipe.split(dataset, self.device)
         self.rule, value = RULES[str(recipe.keep)]
         self.config = dataset.settings | {"width": recipe.width}  # to build the model again
         self.saved = time.monotonic()
@@ -297,10 +297,13 @@ class _Job:
             )
             self.console.say(f"threats of the learners: {', '.join(each)}")
         self.console.say(f"runs with {self.training.execution}")
-        less = len(split.validation) < recipe.validation
-        cut = f", a fifth of all: less than validation={recipe.validation}" if less else ""
+        own, n = self.dataset.validation, len(split.validation)
+        cut = "" if n >= recipe.validation else f": less than validation={recipe.validation}"
+        held_out = f"held-out training images{cut and ', a fifth of all'}{cut}"
+        if own is not None:
+            held_out = f"of the {len(own):,} validation images of the data"
         self.console.say(
-            f"validation on {len(split.validation)} held-out training images{cut}; "
+            f"validation on {n} {held_out}; "
             f"kept: {UNCHOSEN if recipe.settings.chooses else self.rule}"
         )
 
@@ -314,6 +317,7 @@ class _Job:
             "data": self.dataset.name,
             "classes": list(self.dataset.classes),
             "threat": {"norm": self.recipe.norm, "eps": self.recipe.eps},
+            "inputs": dict(self.dataset.inputs),
             "input": "floats in [0, 1], shape (B, C, H, W); normalisation is the first layer",
         } | ({"threats": threats} if len(threats) > 1 else {})
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from equipoise import data, models
+from equipoise import models
 from equipoise.errors import RunError, UserError
 from equipoise.execution.form import fast, guest
 from equipoise.jobs import signals
@@ -279,7 +279,7 @@ def _work(tasks: Sequence[Task], workers: int) -> str:
 
 def _rate(recipe: Recipe) -> float:
     """Return the gradient evaluations per second of one thread with a model."""
-    dataset = data.load(Path(recipe.data).expanduser(), recipe.data_dir)
+    dataset = recipe.dataset()
     device = choose_device(recipe.device)
     config = dataset.settings | {"width": recipe.width}
     model = fast(models.build(recipe.model, config).to(device), execution=recipe.execution)

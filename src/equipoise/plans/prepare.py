@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from equipoise import data
+from equipoise.data.reading import settled
 from equipoise.errors import UserError
 from equipoise.jobs.device import choose_device
 from equipoise.plans.plan import MANY_ROUNDS, Entry, Plan
 from equipoise.plans.task import PlannedEvaluation, PlannedFront, Task
 from equipoise.sample import Sample
 from equipoise.settings import recipe as recipes
-from equipoise.settings.recipe import Recipe, Split
+from equipoise.settings.recipe import Recipe
 from equipoise.store.runs import is_free
 from equipoise.store.weight_names import round_name
 
@@ -26,9 +27,11 @@ class Datasets:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = None if folder is None else str(folder.expanduser().absolute())
-        self.load = cache(lambda name, place: data.load(Path(name).expanduser(), place))
+        self.load = cache(
+            lambda name, place, reading=None: data.load(name, place, reading=reading)
+        )
         self.sample = cache(
-            lambda name, place, n, first: data.draw(self.load(name, place).test, n, first=first)[1]
+            lambda n, first, *data_set: data.draw(self.load(*data_set).test, n, first=first)[1]
         )
 
 
@@ -60,9 +63,10 @@ def _task(plan: Plan, entry: Entry, out: Path, datasets: Datasets) -> Task:
     unbounded = plan.budget is not None and entry.rounds is None
     recipe = entry.recipe(rounds=MANY_ROUNDS if unbounded else None)
     recipe = replace(recipe, data_dir=datasets.folder or recipe.data_dir)
-    dataset = datasets.load(recipe.data, recipe.data_dir)
+    data_set = recipe.data, recipe.data_dir, recipe.reading
+    dataset = datasets.load(*data_set)
     choose_device(recipe.device)
-    images = len(Split.of(recipe, dataset, torch.device("cpu")).train)
+    images = len(recipe.split(dataset, torch.device("cpu")).train)
     images = (images // recipe.batch_size or 1) * recipe.batch_size
     threat = recipe.threat(dataset.eps)
     cost = entry.cost or recipe.settings.build(threat).cost(recipe.rounds)
@@ -71,7 +75,7 @@ def _task(plan: Plan, entry: Entry, out: Path, datasets: Datasets) -> Task:
         recipe = replace(recipe, rounds=max(1, math.floor(plan.budget / (cost * images) + 0.5)))
     n, first = plan.protocol.n, plan.protocol.first
     try:
-        sample = datasets.sample(recipe.data, recipe.data_dir, n, first)
+        sample = datasets.sample(n, first, *data_set)
     except UserError as error:
         raise UserError(f"evaluate.{error}") from None
     return Task(
@@ -119,7 +123,8 @@ def refuse_others(every: Sequence[Task]) -> None:
     for task in every:
         folder = task.run.path
         if task.begun:
-            changed = _differences(recipes.read(folder / "recipe.yaml"), task.recipe)
+            there = recipes.completed(recipes.read(folder / "recipe.yaml"), task.run)
+            changed = _differences(there.to_dict(), task.recipe)
             if changed:
                 other.setdefault("; ".join(changed), []).append(str(folder))
         elif not is_free(folder):
@@ -135,8 +140,7 @@ def _differences(there: Mapping[str, Any], recipe: Recipe) -> list[str]:
     Settings that the plan leaves open are filled in when a training begins.
     """
     here = recipe.to_dict()
-    if recipe.data.endswith(".npz"):
-        here["data"] = str(Path(recipe.data).expanduser().resolve())
+    here |= {"data": settled(recipe.data, data.DATASETS), **vars(recipe.reading.settled())}
     open_ = {key for key in ("eps", "keep") if here[key] is None} | {"data_dir"}
     open_ |= {key for key in ("precision", "update", "layout") if here[key] == "auto"}
     there, here = ({k: v for k, v in x.items() if k not in open_} for x in (there, here))

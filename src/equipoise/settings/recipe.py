@@ -8,16 +8,17 @@ key is named; numbers may be written as fractions, like ``8/255``.
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import torch
 import yaml
-from torch import Tensor
 
-from equipoise import attacks
+from equipoise import attacks, data
 from equipoise.attacks.core import refuse
 from equipoise.data import DATASETS
-from equipoise.data.core import Dataset, Images, stratified_split
+from equipoise.data.core import Dataset
+from equipoise.data.reading import LARGEST, SMALLEST, OnBadImage, Reading, Resize, is_own
+from equipoise.data.reading import OWN as OWN_DATA
 from equipoise.errors import Count, UserError, nearest, out_of_range, short
 from equipoise.execution.policy import Execution, Layout, Precision
 from equipoise.models import MODELS, WIDEST
@@ -35,9 +36,12 @@ from equipoise.settings.schema import (
     validate,
     written_out,
 )
+from equipoise.settings.split import Split, held_out
 from equipoise.store.runs import Run
 from equipoise.threat import Norm, Threat
-from equipoise.training.learner import derived_seed
+
+if TYPE_CHECKING:
+    from equipoise.terminal.progress import Console
 
 Keep = Literal["balanced", "robust", "clean", "last"]
 
@@ -48,8 +52,17 @@ class Recipe:
 
     Arguments:
         method: A name of ``equipoise list methods``.
-        data: A name of ``equipoise list data``, or the path of an .npz file.
+        data: A name of ``equipoise list data``, the path of an .npz file, a folder of images
+            (``CLASS/*`` or ``train/CLASS/*``, ``val/...``, ``test/...``), or hf-datasets:NAME.
         data_dir: The folder of the data; None looks in the usual places.
+        size: For images in files: their height and width in training; see
+            :class:`equipoise.data.Reading`, also for the next five.
+        resize: How they get this size: ``crop``, ``pad`` or ``stretch``.
+        channels: 1 for grey images, 3 for colour; None: 1 if all files are grey.
+        on_bad_image: Whether a file that cannot be read is refused (``refuse``) or left out
+            (``skip``).
+        labels: A CSV file with the columns path, label and perhaps split.
+        classes: A file with the names of the classes in the order of the model's outputs.
         model: A name of ``equipoise list models``.
         width: A factor on the model's number of features.
         norm: The norm of the threat.
@@ -60,7 +73,8 @@ class Recipe:
         limit: How many training images to use, in proportion to the classes; None: all.
         subset: Whether ``limit`` takes the same images for every seed (``fixed``), or others for
             each ``seed``, so that seeds also show what the choice of images changes.
-        validation: How many of them to hold out.
+        validation: How many of them to hold out; of the data's own validation images, where there
+            are some, how many to use.
         validation_attack: The attack on them after each round.
         keep: Which round's model is kept: the one with the best mean of clean and robust
             validation accuracy (``balanced``), the best ``robust`` or ``clean`` one, or the
@@ -87,6 +101,12 @@ class Recipe:
     method: str
     data: str = "digits"
     data_dir: str | None = None
+    size: Annotated[int, f"[{SMALLEST}, {LARGEST}]"] | None = None
+    resize: Resize = "crop"
+    channels: Literal[1, 3] | None = None
+    on_bad_image: OnBadImage = "refuse"
+    labels: str | None = None
+    classes: str | None = None
     model: str = "small-cnn"
     width: Annotated[float, f"(0, {WIDEST}]"] = 1
     norm: Norm = "linf"
@@ -121,9 +141,8 @@ class Recipe:
             )
         if self.device not in ("auto", "cpu") and not self.device.startswith("cuda"):
             problems.append(f"device must be auto, cpu or cuda, got {self.device!r}")
-        if self.data not in DATASETS and not self.data.endswith(".npz"):
-            unknown = nearest(self.data, DATASETS, "dataset")
-            problems.append(f"{unknown}, or the path of an .npz file")
+        if self.data not in DATASETS and not is_own(self.data, DATASETS):
+            problems.append(f"{nearest(self.data, DATASETS, 'dataset')}, or {OWN_DATA}")
         if self.model not in MODELS:
             problems.append(nearest(self.model, MODELS, "model"))
         attack = [self.validation_attack]
@@ -142,13 +161,35 @@ class Recipe:
         names = ("precision", "update", "layout", "compile")
         return Execution(**{name: getattr(self, name) for name in names})
 
+    @property
+    def reading(self) -> Reading:
+        """Return how images in files are read."""
+        return Reading(**{f.name: getattr(self, f.name) for f in fields(Reading)})
+
+    def dataset(
+        self, data_dir: str | Path | None = None, console: "Console | None" = None
+    ) -> Dataset:
+        """Return the data.
+
+        Arguments:
+            data_dir: Their folder; None: that of the recipe.
+            console: Where progress is shown, and what was found; by default nowhere.
+        """
+        place = data_dir or self.data_dir
+        return data.load(self.data, place, reading=self.reading, console=console)
+
     def threat(self, eps: float) -> Threat:
         """Return the threat, with ``eps`` where the recipe gives no radius."""
         return Threat(self.norm, eps if self.eps is None else self.eps)
 
-    def held_out(self, images: int) -> int:
-        """Return how many of so many images are held out."""
-        return max(min(self.validation, images // 5), 1)
+    def split(self, dataset: Dataset, device: torch.device) -> Split:
+        """Return the images to train on and those held out, on a device.
+
+        Raises:
+            UserError: If they are too few.
+        """
+        names = ("limit", "subset_seed", "validation", "batch_size")
+        return Split.of(dataset, device, **{name: getattr(self, name) for name in names})
 
     @property
     def subset_seed(self) -> int:
@@ -162,7 +203,7 @@ class Recipe:
         if images is None:
             return None
         images = min(images, self.limit or images)
-        return (images - self.held_out(images)) // self.batch_size or 1
+        return (images - held_out(self.validation, images)) // self.batch_size or 1
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as it is written: flat, plain values, fully resolved."""
@@ -173,47 +214,6 @@ class Recipe:
     def to_yaml(self) -> str:
         """Return the recipe as YAML that :func:`read` reads back."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None)
-
-
-class Split(NamedTuple):
-    """The training images, cut to the recipe's limit and split into two.
-
-    The held-out images are the same for every seed, unless ``subset=seed``.
-    """
-
-    train: Images
-    validation: Images
-
-    @classmethod
-    def of(cls, recipe: Recipe, dataset: Dataset, device: torch.device) -> "Split":
-        """Return the images of a recipe on a device.
-
-        Raises:
-            UserError: If they are too few for the recipe.
-        """
-        images = dataset.train
-        least = 2 * len(dataset.classes)
-        if recipe.limit is not None and recipe.limit < least:
-            raise UserError(
-                f"limit must be at least {least}, two images a class, got {recipe.limit}"
-            )
-        if recipe.limit is not None and recipe.limit < len(images):
-            classes, seed = len(dataset.classes), recipe.subset_seed
-            images = images.take(proportional(images, recipe.limit, classes, seed))
-        held_out = recipe.held_out(len(images))
-        rest, held = stratified_split(images.y, held_out, derived_seed(0, "validation"))
-        if len(rest) < recipe.batch_size:
-            raise UserError(
-                f"batch_size={recipe.batch_size} is more than the {len(rest)} training images"
-            )
-        return cls(images.take(rest).to(device), images.take(held).to(device))
-
-
-def proportional(images: Images, limit: int, classes: int, seed: int = 0) -> Tensor:
-    """Return the positions of ``limit`` images, in proportion to the classes."""
-    if limit > len(images) - classes:
-        return torch.arange(len(images))
-    return stratified_split(images.y, limit, derived_seed(seed, "limit"))[1]
 
 
 OWN = sorted({f.name for f in fields(Recipe)} - {"settings"})
@@ -237,6 +237,11 @@ def stored(run: Run) -> Recipe:
     """
     with explained(run.made_with()):
         return parse(renewed(read(run.path / "recipe.yaml"), run))
+
+
+def completed(given: Mapping[str, Any], run: Run) -> Recipe:
+    """Return the recipe of a run, of an earlier version too, with the settings that it lacks."""
+    return parse(renewed(given, run))
 
 
 def overrides(items: Sequence[str]) -> dict[str, Any]:
