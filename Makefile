@@ -21,7 +21,7 @@ test: .venv/dev check ## lint, types, layers, all tests but the longest and thos
 test-long: .venv/dev ## the tests that take more than ten seconds each
 	$(PYTEST) -m "long and not extras"
 
-test-extras: .venv/extras ## the tests against other people's implementations, which must be there
+test-extras: .venv/extras ## the tests with packages of others, which must be there
 	EQUIPOISE_REQUIRE_PEERS=1 $(PYTEST) -m extras
 
 quick: .venv/dev check ## lint, types, layers and the fast tests: two minutes on two cores
@@ -67,7 +67,7 @@ clean:
 
 # torchattacks asks for packages that break others, and needs none of them for what is compared.
 .venv/extras: .venv/dev
-	$(BIN)/pip install -q -e '.[peers]'
+	$(BIN)/pip install -q -e '.[peers,export]'
 	$(BIN)/pip install -q --no-deps torchattacks==3.5.1
 	@touch $@
 

@@ -31,10 +31,11 @@ from equipoise.card.pages import pages
 from equipoise.card.schema import load
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation.stored import Store
-from equipoise.jobs.card import _whole, write_card, write_excerpt
+from equipoise.jobs.card import write_card, write_excerpt
 from equipoise.jobs.evaluate import evaluate_run
 from equipoise.jobs.target_model import of_model
 from equipoise.jobs.verify_card import verify_card
+from equipoise.store.files import whole
 from equipoise.store.finding import Finding
 from equipoise.store.sealed import seal
 from equipoise.terminal.progress import Console
@@ -237,7 +238,7 @@ def test_a_full_disk_leaves_no_half_pair_of_keys(tmp_path, monkeypatch):
 
 
 def test_two_cards_at_once_are_not_mixed(judged, tmp_path):
-    with _whole(tmp_path / "card") as folder:
+    with whole(tmp_path / "card") as folder:
         folder.mkdir()
         (folder / "mine").touch()
         with pytest.raises(UserError, match="another process writes"):

@@ -5,9 +5,9 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 42_150,
+    "lines of Python": 42_752,
     "lines of templates, scripts, styles and YAML": 2_153,
-    "classes": 238,
+    "classes": 239,
     "dataclasses": 133,
     "class names in several modules": 0,
     "modules beside packages": 12,

@@ -19,6 +19,7 @@ __all__ = [
     "__version__",
     "attacks",
     "evaluate",
+    "export",
     "fast",
     "load",
     "scan",
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from equipoise.evaluation.scan import scan
     from equipoise.execution import fast
     from equipoise.fronts.front import Front
+    from equipoise.jobs.export import export
     from equipoise.jobs.train import train
     from equipoise.store.runs import load
     from equipoise.threat import L1, L2, Linf, Threat
@@ -48,6 +50,7 @@ _HOMES = {
     "Linf": "threat",
     "Threat": "threat",
     "evaluate": "evaluation",
+    "export": "jobs.export",
     "fast": "execution",
     "load": "store.runs",
     "scan": "evaluation.scan",

@@ -34,6 +34,14 @@ def pages(card: ModelCard) -> dict[str, bytes]:
     }
 
 
+def brief(card: ModelCard) -> str:
+    """Return the results of a card, how to read them and how the model was made, as Markdown."""
+    parts = [*_sections(card)]
+    kept = [part for part in parts if part.id in ("limits", "results", "training")]
+    problems = [plain(text) for text in card.problems]
+    return _markdown("", problems, _headline(card), kept)
+
+
 def plain(text: object) -> str:
     """Return a text of a card as one line, without control characters and backticks."""
     line = " ".join(str(text).split())
@@ -43,7 +51,7 @@ def plain(text: object) -> str:
 def _markdown(
     title: str, problems: Sequence[str], headline: Sequence[str], sections: Sequence[Section]
 ) -> str:
-    parts = [f"# {markdown_text(title)}\n"]
+    parts = [f"# {markdown_text(title)}\n"] if title else []
     if problems:
         lines = "".join(f"> - {markdown_text(text)}\n" for text in problems)
         parts.append(f"> **{NOT_COMPLETE}**\n>\n{lines}")

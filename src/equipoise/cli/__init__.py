@@ -17,6 +17,7 @@ from typer.main import get_command
 from equipoise.cli import (
     carding,
     evaluating,
+    exporting,
     fronting,
     gating,
     planning,
@@ -76,6 +77,7 @@ app.command(epilog=scanning.SCAN_EPILOG)(scanning.scan)
 app.command(epilog=evaluating.EVALUATE_EPILOG)(evaluating.evaluate)
 app.command()(evaluating.verify)
 app.command(epilog=carding.CARD_EPILOG)(carding.card)
+app.command(epilog=exporting.EXPORT_EPILOG)(exporting.export)
 app.command(epilog=gating.GATE_EPILOG)(gating.gate)
 app.command(epilog=fronting.FRONT_EPILOG)(fronting.front)
 app.command(epilog=fronting.PICK_EPILOG)(fronting.pick)

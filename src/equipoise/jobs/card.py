@@ -2,10 +2,8 @@
 
 import inspect
 import json
-import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,6 @@ from equipoise.plugins import command, source
 from equipoise.sample import digests
 from equipoise.store import files
 from equipoise.store.audit import check_nonce
-from equipoise.store.locks import locked
 from equipoise.store.runs import OWN, Run
 from equipoise.store.sealed import file_digest, weights_digest
 from equipoise.store.verdicts import UNREADABLE, Evaluation, read
@@ -70,35 +67,11 @@ def write_card(
     if not stores:
         again = command("evaluate", run.path, *(["--weights", which] if which != "model" else []))
         raise UserError(f"{run.path} holds no evaluation of its weights {which}; run: {again}")
-    with _whole(Path(out)) as folder:
+    with files.whole(Path(out)) as folder:
         card = _written(run, which, stores, folder, key, date, console)
     for problem in card.problems:
         console.warn(problem)
     return card
-
-
-@contextmanager
-def _whole(out: Path) -> Iterator[Path]:
-    """Make a new folder, which is there whole or not at all.
-
-    Raises:
-        UserError: If something is there, or no folder can be made there.
-    """
-    try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out} exists; choose another --out")
-        out = out.absolute()
-        work, lock = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.lock")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with locked(lock, f"another process writes {out}; choose another --out"):
-            shutil.rmtree(work, ignore_errors=True)
-            try:
-                yield work
-                work.replace(out)
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}; choose another --out") from None
 
 
 def _written(
@@ -158,7 +131,7 @@ def write_excerpt(
     if examples < 1:
         raise UserError(f"--examples must be at least 1, got {examples}")
     check_nonce(nonce)
-    with _whole(out) as folder:
+    with files.whole(out) as folder:
         for each in card.evaluations:
             every, _ = pack.read(path, each)
             if every.paths is not None:

@@ -3,12 +3,14 @@
 import errno
 import json
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from equipoise.errors import RunError, UserError
+from equipoise.store.locks import locked
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EEXIST}
@@ -53,6 +55,40 @@ def write(
         with suppress(OSError):  # its folder may be missing
             temporary.unlink()
         raise _failure(error, path, again) from None
+
+
+@contextmanager
+def whole(out: Path) -> Iterator[Path]:
+    """Make a new file or folder, which is there whole or not at all.
+
+    Yields:
+        The path at which the block makes it; it is renamed at the end, and removed after an error.
+
+    Raises:
+        UserError: If something is there, or nothing can be made there.
+    """
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out} exists; choose another --out")
+        out = out.absolute()
+        work, lock = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.lock")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with locked(lock, f"another process writes {out}; choose another --out"):
+            _remove(work)
+            try:
+                yield work
+                work.replace(out)
+            finally:
+                _remove(work)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}; choose another --out") from None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def refuse_foreign(path: Path, *begins: bytes) -> None:
