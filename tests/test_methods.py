@@ -30,6 +30,7 @@ BATCH, ROUNDS = 25, 2
 SHORT = {"attack.steps": 2}
 QUICK: dict[str, dict[str, Any]] = {
     "standard": {},
+    "corrupted": {},
     "yopo": {"replays": 2, "attack": {"steps": 2}},
     "sat": {"onset": 0.3, "attack": {"steps": 2}},
     "generalist": {"attack": {"steps": 2}, "every": 1, "horizon": 1.25},
@@ -45,6 +46,7 @@ THREE = SCHEDULED | {
     "horizon": 1.25,
 }
 ALL = [*METHODS, "three"]
+CLEAN = ("standard", "corrupted")  # without an attack
 FEWEST = {"a3gt": 2}  # rounds, of methods that need more than one
 
 
@@ -172,7 +174,7 @@ def test_channels_and_models_without_batchnorm(method, kind, channels):
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-@pytest.mark.parametrize("method", [name for name in ALL if name not in ("standard", "three")])
+@pytest.mark.parametrize("method", [name for name in ALL if name not in (*CLEAN, "three")])
 def test_bfloat16_is_close_to_float32(method):
     losses = {}
     for precision in ("float32", "bfloat16"):
@@ -251,7 +253,7 @@ def test_the_evaluations_that_are_logged_are_those_that_were_made(method):
     assert logged == sum(counted.values())
 
 
-@pytest.mark.parametrize("objective", [name for name in learners() if name != "standard"])
+@pytest.mark.parametrize("objective", [name for name in learners() if name not in CLEAN])
 def test_statistics_are_estimated_with_any_objective(objective):
     given = SCHEDULED | {"robust": {"objective": objective, "attack": {"steps": 2}}}
     more = {"batchnorm": "estimate", "rounds": 2, "start": 1, "every": 1, "gamma": [0.5]}
@@ -266,7 +268,7 @@ def test_explained_with_its_numbers(method):
     text = "\n".join(explain(given))
     assert METHODS[method].paper in text
     assert f"{given.rounds} rounds" in text
-    if method != "standard":
+    if method not in CLEAN:
         assert "8/255" in text
         changed = recipe(method, eps=4 / 255)
         assert "4/255" in "\n".join(explain(changed))

@@ -36,6 +36,7 @@ from typing import Any
 from equipoise.attacks.apgd import APGD, APGDCE, APGDDLR, APGDT
 from equipoise.attacks.carlini_wagner import CarliniWagnerL2
 from equipoise.attacks.core import Attack, cost
+from equipoise.attacks.corruptions import WorstCorruption
 from equipoise.attacks.ensemble import Audited, AutoAttack
 from equipoise.attacks.fab import FAB, FABT
 from equipoise.attacks.margin import MarginAscent, Noise
@@ -58,6 +59,7 @@ ATTACKS: dict[str, tuple[Callable[..., Attack], str]] = {
     "fab-t": (FABT, "the same towards each of the 9 nearest classes"),
     "square": (Square, "random squares, without gradients; square-K takes K queries (5000)"),
     "noise": (Noise, "random points at the full radius"),
+    "corruptions": (WorstCorruption, "the worst of noise, blur, JPEG, ...; corruptions-S (eps=1)"),
     "margin": (MarginAscent, "ascent on the margin, towards the nearest classes; margin-K"),
     "audited": (
         Audited,
@@ -74,7 +76,7 @@ ATTACKS: dict[str, tuple[Callable[..., Attack], str]] = {
     ),
 }
 
-_COUNTED = ("steps", "queries")  # what the number in a name counts
+_COUNTED = ("steps", "queries", "severity")  # what the number in a name counts
 
 _SPEC = re.compile(r"(?P<name>[a-z][a-z0-9-]*?)(-(?P<steps>\d+))?(\((?P<options>.*)\))?")
 

@@ -70,7 +70,7 @@ class Noise:
                 source = draws.child(f"try {number}").select(finds.open)
                 noise = source.uniform(x[finds.open])
                 signs = noise.round() if threat.norm == "linf" else noise
-                _noted(model, threat.start(x[finds.open], signs), y[finds.open], finds)
+                noted(model, threat.start(x[finds.open], signs), y[finds.open], finds)
         return finds.x_adv
 
 
@@ -137,7 +137,7 @@ class MarginAscent:
         project = threat.projector(rows.x)
         for taken in range(self.steps + 1):
             if taken == self.steps:
-                _noted(model, point, rows.y, finds)
+                noted(model, point, rows.y, finds)
                 break
             losses = _towards(rows.y, rows.target)
             logits, _, grad = input_gradient(model, point, losses)
@@ -193,7 +193,7 @@ def _towards(y: Tensor, target: Tensor | None) -> Callable[[Tensor], Tensor]:
     ).flatten()
 
 
-def _noted(model: Fast, point: Tensor, y: Tensor, finds: Finds) -> None:
+def noted(model: Fast, point: Tensor, y: Tensor, finds: Finds) -> None:
     """Record points that are not moved further; ``y`` has the label of each row."""
     logits = model(point)
     wrong = model.confirmed(point, logits.argmax(1) != y, y)

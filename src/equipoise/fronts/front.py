@@ -232,12 +232,11 @@ class Front:
         protocol, end = protocol.complete(usual.norm, usual.eps), self.ends.third
         if end is None:
             return [protocol]
-        threat = end.threat(self.images.dataset.eps)
-        also = replace(protocol, norm=threat.norm, eps=threat.eps)
+        also = end.against(protocol, self.images.dataset.eps)
         if also.threat == protocol.threat:
             raise UserError(
                 f"the third end, {end.name}, was trained in the threat of the front, "
-                f"{threat.norm}, eps = {threat.eps:g}: choose one of another threat, or measure "
+                f"{also.norm}, eps = {also.eps:g}: choose one of another threat, or measure "
                 "between two ends"
             )
         return [protocol, also]

@@ -17,7 +17,7 @@ References:
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -29,8 +29,9 @@ from equipoise.attacks.pgd import PGD
 from equipoise.data.core import Images
 from equipoise.draws import KeyedDraws
 from equipoise.errors import UserError
-from equipoise.fronts.record import Place, shares
-from equipoise.objectives.robust import Robust
+from equipoise.evaluation.protocol import Protocol
+from equipoise.fronts.record import CORRUPTIONS, Place, shares
+from equipoise.objectives.corrupted import Corrupted
 from equipoise.settings import recipe as recipes
 from equipoise.store.digests import model_digest
 from equipoise.store.runs import Run
@@ -81,14 +82,21 @@ class End:
             return cls(spec, other, other.model(path.stem))
         return cls(spec, run, run.model(spec))
 
-    def threat(self, eps: float) -> Threat:
-        """Return the threat of its training, with ``eps`` where the recipe gives no radius."""
+    def against(self, protocol: Protocol, eps: float) -> Protocol:
+        """Return a protocol with the threat of its training, or with corruptions.
+
+        Arguments:
+            protocol: How the models of a front are attacked.
+            eps: The radius where the recipe gives none.
+        """
         recipe = recipes.stored(self.run)
-        threat = recipe.threat(eps)
-        for name, objective in recipe.settings.learners.items():
-            if isinstance(objective, Robust) and learner_name(name) == Path(self.name).stem:
-                return objective.against(threat)
-        return threat
+        threat, every = recipe.threat(eps), recipe.settings.learners
+        named = {learner_name(name): objective for name, objective in every.items()}
+        objective = named.get(Path(self.name).stem, next(iter(every.values())))
+        if isinstance(objective, Corrupted):
+            return replace(protocol, norm="linf", eps=1.0, attacks=(CORRUPTIONS,))
+        own = objective.against(threat) or threat
+        return replace(protocol, norm=own.norm, eps=own.eps)
 
 
 def learners(run: Run) -> tuple[str, ...]:

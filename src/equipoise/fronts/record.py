@@ -19,6 +19,7 @@ from equipoise.terminal.table import TextTable, accuracy
 FILE = "front.json"
 FORMAT = 2
 THREE = 3  # the format of a front between three ends
+CORRUPTIONS = "corruptions-3"  # what models are measured on for an end that learned corruptions
 FINEST = 1 / 64  # the smallest distance of two values of gamma
 LEAST = 0.01  # neighbours whose accuracies differ by less need no point between them
 
@@ -45,7 +46,8 @@ class Third:
 
     Arguments:
         weight: The share of the third end.
-        threat: The name of its threat: its norm, or ``third`` where that is the front's.
+        threat: The name of its threat: its norm, or ``third`` where that is the front's, or
+            :data:`CORRUPTIONS`.
         robust: How many images are classified correctly under every attack in this threat.
         union: How many are under every attack in both threats.
         file: The file of the verdicts in this threat, from the run folder.
@@ -341,7 +343,8 @@ class FrontRecord:
             for p in (*self.points, *self.others)
             if p.third is not None
         ]
-        threats = f"{self.norm}, eps = {self.eps:g}; {norm}, eps = {eps:g}"
+        second = CORRUPTIONS if CORRUPTIONS in self.threats else f"{norm}, eps = {eps:g}"
+        threats = f"{self.norm}, eps = {self.eps:g}; {second}"
         title = (
             f"Front between {', '.join(self.ends)}: {threats}; {self.images}; {self.attack}; "
             "weights in the order of the ends"

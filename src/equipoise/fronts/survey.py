@@ -23,6 +23,7 @@ from equipoise.fronts.barrier import barrier
 from equipoise.fronts.held_out import HeldOut
 from equipoise.fronts.line import BatchNorms, Ends, model_at
 from equipoise.fronts.record import (
+    CORRUPTIONS,
     FILE,
     FrontRecord,
     Place,
@@ -196,9 +197,9 @@ class Survey:
         self.results[place] = result
 
     def _name(self, place: Place) -> str:
-        threat = self.protocol.threat
-        besides = "" if len(place) == 1 else f", {threat.norm}, eps = {threat.eps:g}"
-        return f"{in_place(place)}{besides}"
+        threat = f"{self.protocol.threat.norm}, eps = {self.protocol.threat.eps:g}"
+        which = CORRUPTIONS if CORRUPTIONS in self.protocol.names else threat
+        return in_place(place) if len(place) == 1 else f"{in_place(place)}, {which}"
 
     def _retry(self, place: Place) -> None:
         """Try the adversarial examples of neighbours that were measured after this place."""
@@ -241,7 +242,8 @@ class Survey:
         """Return a point with its measurement in the threat of the third end."""
         assert self.also is not None
         there, here = self.also._counted(second, point.sha256), self.protocol.threat.norm
-        norm = self.also.protocol.threat.norm
+        changed = CORRUPTIONS in self.also.protocol.names
+        norm = CORRUPTIONS if changed else str(self.also.protocol.threat.norm)
         third = Third(
             weight=weight,
             threat="third" if norm == here else norm,

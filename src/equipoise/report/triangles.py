@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from equipoise.fronts.record import FrontRecord, Point, shares
+from equipoise.fronts.record import CORRUPTIONS, FrontRecord, Point, shares
 from equipoise.report import pictures
 from equipoise.report.content import Block, Cell, Column, Figure, Picture, Section, Table
 from equipoise.report.palette import Palette
@@ -22,6 +22,7 @@ def triangles(record: FrontRecord, name: str = "front") -> Picture:
     """Return the picture of a front between three ends: the better a model, the darker."""
     assert record.also is not None
     first, second = (threat_text(*pair) for pair in ((record.norm, record.eps), record.also))
+    second = CORRUPTIONS if CORRUPTIONS in record.threats else second
     clean, robust, third = record.ends
     caption = (
         f"Every disc is one model, a mix of the three ends in the corners: {clean} (left), "

@@ -111,7 +111,7 @@ class CleanOnly(Settings):
     """
 
     fixed: ClassVar[frozenset[str]] = ONE
-    clean: Standard
+    clean: Standard | objectives.corrupted.Corrupted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,7 @@ class Scheduled(Settings):
 
     clean: Standard = field(default_factory=Standard)
     robust: Robust = field(default_factory=Adversarial)
-    more: Mapping[str, Robust] = field(default_factory=dict)
+    more: Mapping[str, Robust | objectives.corrupted.Corrupted] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.gamma is None:
@@ -182,9 +182,9 @@ class A3GT(Settings):
         robust: The robust branch, likewise (``robust.objective``).
         clean: The clean branch: ``following`` trains on the inputs of the robust branch;
             ``mix-at`` and ``standard`` do not need it (``clean.objective=mix-at``).
-        more: Further robust branches by name, each with an objective and, where it differs, a
-            threat of its own: ``more.l2.norm=l2 more.l2.eps=1.5``. They have no part in the kept
-            model; `equipoise front` measures mixes with the first of them.
+        more: Further branches by name, each with an objective and, where it differs, a threat of
+            its own: ``more.l2.norm=l2 more.l2.eps=1.5``, ``more.weather=corrupted``. They have no
+            part in the kept model; `equipoise front` measures mixes with the first of them.
         gamma: The weight of the robust branch in the kept model; None: it is chosen at the end.
         max_clean_drop: For the choice: how much less clean accuracy than the trunk at t' the model
             may have. Of such models the most robust one is kept.
@@ -199,7 +199,7 @@ class A3GT(Settings):
     trunk: Robust = field(default_factory=cheap)
     robust: Robust = field(default_factory=cheap)
     clean: Following | Mixed | Standard = field(default_factory=lambda: Following(weight=0.25))
-    more: Mapping[str, Robust] = field(default_factory=dict)
+    more: Mapping[str, Robust | objectives.corrupted.Corrupted] = field(default_factory=dict)
     max_clean_drop: Annotated[float, "[0, 1)"] = DROP
     min_clean: Part | None = None
     restart: bool = True
@@ -353,6 +353,7 @@ METHODS: dict[str, MethodRow] = {
         "robust.memory",
         "robust.beta",
     ),
+    "corrupted": one(objectives.corrupted.Corrupted, "", "clean.weight", "clean.severity"),
     "generalist": MethodRow(
         Scheduled,
         {

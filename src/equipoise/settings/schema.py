@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from equipoise.errors import FOREIGN, UserError, nearest, short
+from equipoise.objectives.corrupted import Corrupted
 from equipoise.objectives.robust import Robust
 from equipoise.parsing import number
 from equipoise.settings.methods import METHODS, MethodRow, Settings, learners
@@ -65,7 +66,8 @@ def settings_of(
             values[group] = value
     more = given.get("more")
     if "more" in known and isinstance(more, Mapping):
-        kinds = {name: kind for name, kind in learners().items() if issubclass(kind, Robust)}
+        able = (Robust, Corrupted)
+        kinds = {name: kind for name, kind in learners().items() if issubclass(kind, able)}
         first = asdict(next(iter(kinds.values()))())
         values["more"] = {
             name: _group(f"more.{name}", kinds, first, learner, problems)[0]
