@@ -5,10 +5,10 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 42_908,
+    "lines of Python": 44_075,
     "lines of templates, scripts, styles and YAML": 2_153,
-    "classes": 241,
-    "dataclasses": 135,
+    "classes": 244,
+    "dataclasses": 136,
     "class names in several modules": 0,
     "modules beside packages": 12,
     "deepest import chain": 19,

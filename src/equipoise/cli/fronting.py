@@ -73,6 +73,7 @@ def front(
     time: options.Time = None,
     data_dir: options.DataDir = None,
     device: options.Device = "auto",
+    model: options.AgainModel = None,
     trust: options.Trust = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -88,14 +89,13 @@ def front(
     """
     from equipoise.fronts.survey import DEFAULT
     from equipoise.jobs.front import measure_front
-    from equipoise.plugins import run_trusted
     from equipoise.store.runs import Run
 
     radii, console = options.radii_of(eps), Console(quiet=quiet)
     if len(radii) > 1:
         raise UserError(f"a front has one radius; got --eps {eps}")
-    for folder in (run, *(others or ())) if trust else ():  # first: its file may add attacks
-        run_trusted(Run.open(folder).made_with(), console.warn)
+    for folder in (run, *(others or ())):  # first: its file may add attacks
+        Run.open(folder).allow(model, trust=trust, warn=console.warn)
     protocol = options.protocol_of(
         attacks=DEFAULT if attacks is None else attacks,
         norm=norm,
@@ -166,6 +166,7 @@ def pick(
     batchnorm: BatchNorm = None,
     data_dir: options.DataDir = None,
     device: options.Device = "auto",
+    model: options.AgainModel = None,
     trust: options.Trust = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -184,6 +185,7 @@ def pick(
         batchnorm=cast(Any, batchnorm),
         data_dir=data_dir,
         device=device,
+        model=model,
         trust=trust,
         console=Console(quiet=quiet),
         max_clean_drop=max_clean_drop,

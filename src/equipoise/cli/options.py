@@ -70,6 +70,13 @@ OwnModel = Annotated[
         "it.",
     ),
 ]
+AgainModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="For a RUN that was trained on a model of your own: package.module:function again.",
+    ),
+]
 Time = Annotated[
     str | None,
     typer.Option(
@@ -122,6 +129,13 @@ Workers = Annotated[
 ]
 PlanOnly = Annotated[
     bool, typer.Option("--plan", help="Print which parts are done and which are left, and stop.")
+]
+Download = Annotated[
+    bool,
+    typer.Option(
+        "--download",
+        help="Get the weights of timm:NAME, hf:NAME or torchvision:NAME over the network first.",
+    ),
 ]
 Trust = Annotated[
     bool,
@@ -205,6 +219,14 @@ def subject_of(
         "expected a run folder, or --model package.module:function --data ... (with it "
         "--out, --normalise, --mean, --std; see --help)"
     )
+
+
+def fetch(download: bool, model: str | None) -> None:
+    """Download the weights of a library's model, if ``--download`` is given."""
+    from equipoise.models.library import download as get
+
+    if download:
+        get(model or "")
 
 
 def radii_of(eps: str | None) -> list[float]:

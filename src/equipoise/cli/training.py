@@ -37,8 +37,24 @@ def train(
     data: Annotated[str | None, typer.Option(help="Dataset, or the path of an .npz file.")] = None,
     data_dir: options.DataDir = None,
     model: Annotated[
-        str | None, typer.Option(help="Network; see `equipoise list models`.")
+        str | None,
+        typer.Option(
+            help="Network: a name of `equipoise list models`, package.module:function, "
+            "timm:NAME, hf:NAME (or a folder) or torchvision:NAME; also for a RUN that was "
+            "trained on a function.",
+        ),
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="The weights to start from: a file, FILE:KEY, or random; default: those of the "
+            "library or of the function."
+        ),
+    ] = None,
+    normalise: options.Normalise = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    download: options.Download = False,
     seed: Annotated[int | None, typer.Option(help="Random seed of the training.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; default: auto.")] = None,
     published: Annotated[
@@ -57,17 +73,21 @@ def train(
     Ctrl-C saves and stops. A resumed training ends with the weights of an uninterrupted one.
     """
     from equipoise.jobs import train as job
+    from equipoise.models.normalisation import Constants, asked_for
 
-    options = {"data": data, "model": model, "seed": seed, "device": device}
-    options["data_dir"] = str(data_dir) if data_dir else None
-    given = {key: value for key, value in options.items() if value is not None}
+    asked = asked_for(normalise, mean, std)
+    fields: dict[str, Any] = {"data": data, "seed": seed, "device": device, "weights": weights}
+    fields["normalise"] = normalise or (asked.content() if isinstance(asked, Constants) else None)
+    fields["data_dir"] = str(data_dir) if data_dir else None
+    given = {key: value for key, value in fields.items() if value is not None}
     if resume is None and what is not None and _is_run(what):
         resume, what = Path(what), None
     if resume is not None:
         if what is not None or settings or given or out or published:
             raise UserError("--resume uses the recipe of the folder: leave the other options out")
-        job.resume(resume, trust=trust, console=Console(quiet=quiet))
+        job.resume(resume, model=model, trust=trust, console=Console(quiet=quiet))
         return
+    given |= {"model": model} if model is not None else {}
     if trust:
         raise UserError("--trust is for a run folder: give --resume RUN with it")
     if what is None or out is None:
@@ -76,6 +96,7 @@ def train(
     console = Console(quiet=quiet)
     for line in remarks:
         console.say(line)
+    options.fetch(download, recipe.model)
     job.train(recipe, out, console=console)
 
 

@@ -17,12 +17,14 @@ __all__ = [
     "draw",
     "drawn_again",
     "get",
+    "give",
     "image_digests",
     "load",
     "status",
     "stratified_split",
 ]
 
+import hashlib
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -34,7 +36,7 @@ from equipoise.data import cifar, digits, mnist, npz, svhn
 from equipoise.data.core import Dataset, Images, crop_flip, stratified_split
 from equipoise.data.fetch import download
 from equipoise.data.published import Source
-from equipoise.data.reading import OWN, Reading, is_own
+from equipoise.data.reading import GIVEN, OWN, Reading, is_given, is_own
 from equipoise.data.sampling import draw, drawn_again, image_digests
 from equipoise.errors import UserError, nearest
 
@@ -65,6 +67,7 @@ class Status:
 
 
 CACHE = "~/.cache/equipoise"
+_given: dict[str, Dataset] = {}
 
 DATASETS: dict[str, Source] = {
     "digits": digits.DIGITS,
@@ -99,6 +102,10 @@ def load(
         UserError: If the dataset is unknown, absent, malformed or not the published one.
     """
     name, reading = str(name_or_path), reading or Reading()
+    if name in _given:
+        return _given[name]
+    if is_given(name):
+        raise UserError(f"the data {name} were given from Python: give them again, as dataset=")
     if not is_own(name, DATASETS) and name not in DATASETS:
         raise UserError(f"{nearest(name, DATASETS, 'dataset')}, or {OWN}")
     pictures = name not in DATASETS and Path(name).suffix.lower() != ".npz"
@@ -111,6 +118,14 @@ def load(
     if unverified is None:
         unverified = os.environ.get("EQUIPOISE_UNVERIFIED", "") not in {"", "0"}
     return DATASETS[name].read(_complete(name, _places(name, data_dir)), unverified)
+
+
+def give(dataset: Dataset) -> str:
+    """Allow data from Python to be loaded in this process; return the name for recipes."""
+    content = "".join(sorted(dataset.sha256.values()))
+    name = f"{GIVEN}{dataset.name}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+    _given[name] = dataset
+    return name
 
 
 def status(data_dir: str | Path | None = None) -> list[Status]:

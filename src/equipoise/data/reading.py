@@ -11,6 +11,9 @@ from equipoise.errors import UserError, out_of_range
 SMALLEST, LARGEST = 8, 512  # pixels a side
 MOST_CHANNELS = 16
 HUB = "hf-datasets:"
+GIVEN = "python:"
+"""What stands before the name of data that were given from Python."""
+
 OWN = "the path of an .npz or a .csv file, a folder of images, or hf-datasets:NAME"
 
 Resize = Literal["crop", "pad", "stretch"]
@@ -69,6 +72,11 @@ def is_own(name: str, known: Collection[str]) -> bool:
     if name.startswith(HUB) or path.suffix.lower() in {".npz", ".csv"}:
         return True
     return "/" in name or path.is_dir()
+
+
+def is_given(name: str) -> bool:
+    """Return whether a name in a recipe is that of data which were given from Python."""
+    return name.startswith(GIVEN)
 
 
 def settled(name: str, known: Collection[str]) -> str:

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation.protocol import Protocol
 from equipoise.fronts.front import Front
@@ -15,7 +17,7 @@ from equipoise.fronts.survey import DEFAULT
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.estimate import about, pace, whole
-from equipoise.plugins import command, run_trusted
+from equipoise.plugins import command
 from equipoise.report.front import write_picture
 from equipoise.store.runs import Run, is_free
 from equipoise.terminal.progress import Console, TimeUp
@@ -128,6 +130,7 @@ def pick(
     batchnorm: BatchNorms | None = None,
     data_dir: str | Path | None = None,
     device: str = "auto",
+    model: nn.Module | str | None = None,
     trust: bool = False,
     console: Console | None = None,
     **constraint: Any,
@@ -141,7 +144,8 @@ def pick(
         batchnorm: Statistics of BatchNorm; None: as measured.
         data_dir: The folder of the data; by default that of the training.
         device: ``auto``, ``cpu`` or ``cuda``.
-        trust: Whether to run the file of ``--import`` that the folder names.
+        model: For a model of the user's own: the model, or ``package.module:function``.
+        trust: Whether to run the code that the folder names.
         console: Where the choice is shown; by default nowhere.
         constraint: As for :meth:`equipoise.fronts.front.Front.pick`.
 
@@ -157,8 +161,7 @@ def pick(
     if not is_free(place):
         raise UserError(f"{place} exists; choose another --out, or remove it")
     deterministic()
-    if trust:
-        run_trusted(Run.open(path).made_with(), console.warn)
+    Run.open(path).allow(model, trust=trust, warn=console.warn)
     front = Front(
         path, ends=ends, batchnorm=batchnorm, data_dir=data_dir, device=choose_device(device)
     )

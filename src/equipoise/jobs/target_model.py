@@ -77,8 +77,9 @@ def of_run(
     data_dir: str | Path | None,
     console: Console,
     *,
-    model: str | None = None,
+    model: nn.Module | str | None = None,
     trust: bool = False,
+    dataset: Dataset | None = None,
 ) -> Subject:
     """Return the model of a folder of a training or of an earlier evaluation.
 
@@ -89,8 +90,9 @@ def of_run(
         which: The weights, by a name as for :meth:`equipoise.store.runs.Run.model`.
         data_dir: The folder of the data; None: that of the training.
         console: Where warnings are shown.
-        model: For evaluations of a model of the user's own: ``package.module:function`` again.
+        model: For a model of the user's own: ``package.module:function``, or the model, again.
         trust: Whether to run the code that the folder names instead.
+        dataset: For a training on data that were given from Python: the data.
 
     Raises:
         UserError: If there is no model, its data are missing or have changed, or the folder needs
@@ -98,18 +100,20 @@ def of_run(
     """
     run = open_folder(path)
     made = run.made_with()
+    if dataset is not None:
+        data.give(dataset)
+    if (run.path / "recipe.yaml").is_file():
+        run.allow(model, trust=trust, warn=console.warn)
+        return _trained(run, which, data_dir, console)
     if trust:
         plugins.run_trusted(made, console.warn)
-    if (run.path / "recipe.yaml").is_file():
-        if model is not None:
-            raise UserError(f"{run.path} has a model of its own: leave --model out")
-        return _trained(run, which, data_dir, console)
     if which != "model":
         raise UserError(
             f"{run.path} holds evaluations of a model of your own: it has no weights {which!r}"
         )
+    spec = None if model is None else str(model)
     with plugins.explained(made):
-        return _again(run, data_dir, console, model, trust)
+        return _again(run, data_dir, console, spec, trust)
 
 
 def _trained(run: Run, which: str, data_dir: str | Path | None, console: Console) -> Subject:

@@ -2,22 +2,24 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import torch
+from torch import nn
 
-from equipoise import attacks, data, models, plugins
+from equipoise import attacks, data, plugins
 from equipoise.data.core import Dataset
-from equipoise.data.reading import absolute, settled
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation.checks.inputs import in_range
 from equipoise.jobs import signals
 from equipoise.jobs.choice import UNCHOSEN, choose_gamma, in_lines
-from equipoise.jobs.device import choose_device, cuda_devices, deterministic
+from equipoise.jobs.device import choose_device, deterministic
+from equipoise.jobs.initial import initial_model, resolve, threats_of
 from equipoise.jobs.summary import RULES, summary, where_time_went, write_learners
 from equipoise.measures.regime import Regime
+from equipoise.models import origin
 from equipoise.plugins import command
 from equipoise.settings import earlier
 from equipoise.settings import recipe as recipes
@@ -28,11 +30,9 @@ from equipoise.store.provenance import provenance
 from equipoise.store.runs import FORMAT, PICKED, Run
 from equipoise.store.weight_names import round_name
 from equipoise.terminal.progress import Console
-from equipoise.threat import Threat
 from equipoise.training.collapse import Probe
-from equipoise.training.learner import Augment, derived_seed
+from equipoise.training.learner import Augment
 from equipoise.training.loop import Training
-from equipoise.training.method import Method
 from equipoise.training.validation import Validator
 from equipoise.training.watch import Interrupted, Watch
 
@@ -40,12 +40,22 @@ SAVE_SECONDS = 300.0
 PROBED = 256  # held-out images
 
 
-def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) -> Run:
+def train(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    model: nn.Module | None = None,
+    dataset: Dataset | None = None,
+    console: Console | None = None,
+) -> Run:
     """Train what a recipe describes, in a new run folder.
 
     Arguments:
         recipe: What to train.
         out: The run folder; it must not exist, or be empty.
+        model: The model to start from, in place of the recipe's; it is copied. Its folder cannot
+            build it again: whoever reads the folder later gives the model again.
+        dataset: The data in place of the recipe's, likewise.
         console: Where progress is shown; by default nowhere.
 
     Returns:
@@ -57,7 +67,13 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
     """
     out = Path(out)
     _refuse_picked(out)
-    job = _Job(Run(out), recipe, console or Console(quiet=True))  # before the folder: it may fail
+    recipe = replace(
+        recipe,
+        model=recipe.model if model is None else origin.name_of(model),
+        data=recipe.data if dataset is None else data.give(dataset),
+    )
+    console = console or Console(quiet=True)
+    job = _Job(Run(out), recipe, console, model)  # before the folder: it may fail
     if (out / "recipe.yaml").is_file():
         there = recipes.completed(recipes.read(out / "recipe.yaml"), job.run)
         changed = recipes.differences(there.to_dict(), job.recipe.to_dict())
@@ -71,18 +87,28 @@ def train(recipe: Recipe, out: str | Path, *, console: Console | None = None) ->
         return job.run_to_end()
 
 
-def resume(path: str | Path, *, trust: bool = False, console: Console | None = None) -> Run:
+def resume(
+    path: str | Path,
+    *,
+    model: nn.Module | str | None = None,
+    dataset: Dataset | None = None,
+    trust: bool = False,
+    console: Console | None = None,
+) -> Run:
     """Continue an interrupted training; it ends with the weights of an uninterrupted one.
 
     Arguments:
         path: The run folder.
-        trust: Whether to run the file of ``--import`` that the folder names.
+        model: For a training on a model of the user's own: the model, or package.module:function.
+        dataset: For a training on data that were given from Python: the data.
+        trust: Whether to run the code that the folder names.
         console: Where progress is shown; by default nowhere.
     """
     run, console = Run.open(path), console or Console(quiet=True)
     _refuse_picked(run.path)
-    if trust:
-        plugins.run_trusted(run.made_with(), console.warn)
+    run.allow(model, trust=trust, warn=console.warn)
+    if dataset is not None:
+        data.give(dataset)
     with run.lock():
         finished = run.read_json("summary.json").get("finished")
         old = earlier.outdated(recipes.read(run.path / "recipe.yaml"))
@@ -91,12 +117,13 @@ def resume(path: str | Path, *, trust: bool = False, console: Console | None = N
                 f"{run.path} was begun by an earlier version ({old}): finish it with that "
                 "version, or train anew"
             )
-        job = _Job(run, recipes.stored(run), console)
+        state = run.read_state(console.warn)
+        begun = {} if state is None else run.read_json("config.json")
+        job = _Job(run, recipes.stored(run), console, None, begun)
         before = run.read_json("provenance.json")
         if not before:
             run.write_json("provenance.json", job.provenance())
         job.compare(before)
-        state = run.read_state(console.warn)
         if state is None:
             console.warn(f"{run.path} has no readable state: starting from the beginning")
         else:
@@ -123,68 +150,35 @@ def _refuse_picked(folder: Path) -> None:
         )
 
 
-def _resolve(recipe: Recipe, console: Console) -> tuple[Recipe, Dataset, Method]:
-    """Load the data; return the recipe with what depends on them filled in, and its method."""
-    dataset = recipe.dataset(console=console)
-    threat = recipe.threat(dataset.eps)
-    method = recipe.settings.build(threat)
-    for learner_threat in _threats(method, threat):
-        attack = {recipe.validation_attack: attacks.parse(recipe.validation_attack)}
-        attacks.check_norms(attack, learner_threat.norm)
-    robust = any(o.state.threat is not None for o in method.learners.values())
-    at_end = recipe.settings.chooses and recipe.patience is None
-    device = choose_device(recipe.device)
-    execution = recipe.execution.resolved(device, own=models.house(recipe.model))
-    resolved = replace(
-        recipe,
-        data=settled(recipe.data, data.DATASETS),
-        data_dir=None if recipe.data_dir is None else absolute(recipe.data_dir),
-        **vars(recipe.reading.settled()),
-        eps=threat.eps,
-        keep=recipe.keep or ("last" if at_end else "balanced" if robust else "clean"),
-        **asdict(execution),
-    )
-    if dataset.validation is None and recipe.validation > max(
-        len(dataset.train), Recipe.validation
-    ):
-        raise UserError(
-            f"validation={recipe.validation} is more than the {len(dataset.train)} training "
-            "images of the data; at most a fifth of them is held out"
-        )
-    return resolved, dataset, method
-
-
-def _threats(method: Method, threat: Threat) -> tuple[Threat, ...]:
-    """Return the different threats of a method's objectives, that of the recipe first."""
-    threats = [objective.state.threat for objective in method.learners.values()]
-    different = dict.fromkeys(each for each in threats if each is not None)
-    return tuple(sorted(different, key=lambda each: each != threat)) or (threat,)
-
-
 class _Job:
     """A training in its run folder."""
 
-    def __init__(self, run: Run, recipe: Recipe, console: Console) -> None:
-        recipe, dataset, method = _resolve(recipe, console)
+    def __init__(
+        self,
+        run: Run,
+        recipe: Recipe,
+        console: Console,
+        model: nn.Module | None = None,
+        begun: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        recipe, dataset, method = resolve(recipe, console)
         self.run, self.recipe, self.dataset, self.console = run, recipe, dataset, console
-        run.again = command("train", "--resume", run.path)
+        self.words = origin.words(recipe.model)
+        run.again = command("train", "--resume", run.path, *self.words)
         deterministic()
         self.device = choose_device(recipe.device)
         self.split = recipe.split(dataset, self.device)
         self.rule, value = RULES[str(recipe.keep)]
-        self.config = dataset.settings | {"width": recipe.width}  # to build the model again
         self.saved = time.monotonic()
         self.signal = ""  # that asked for a stop
         self.threat = recipe.threat(recipe.eps or 0)
-        self.threats = _threats(method, self.threat)
+        self.threats = threats_of(method, self.threat)
         x, y = self.split.validation.pixels(), self.split.validation.y
         probed = proportional(self.split.validation, PROBED, len(dataset.classes)).to(self.device)
-        with torch.random.fork_rng(cuda_devices()):
-            torch.manual_seed(derived_seed(recipe.seed, "model"))
-            model = models.build(recipe.model, self.config)
+        initial, self.config = initial_model(recipe, dataset, model, begun, console.say)
         self.training = Training(
             method=method,
-            model=model,
+            model=initial,
             images=self.split.train,
             rounds=recipe.rounds,
             batch_size=recipe.batch_size,
@@ -312,7 +306,7 @@ class _Job:
         return {
             "format": FORMAT,
             "model": self.recipe.model,
-            "settings": self.config,
+            **self.config,
             "method": self.recipe.method,
             "data": self.dataset.name,
             "classes": list(self.dataset.classes),
@@ -362,5 +356,6 @@ class _Job:
             self.console.say(line)
         self.console.say(where_time_went(content["parts"]))
         if choice:
-            self.console.say(f"another one: {command('pick', self.run.path)} --min-clean 0.9")
-        self.console.say(f"next: {command('evaluate', self.run.path)}")
+            pick = command("pick", self.run.path, *self.words)
+            self.console.say(f"another one: {pick} --min-clean 0.9")
+        self.console.say(f"next: {command('evaluate', self.run.path, *self.words)}")

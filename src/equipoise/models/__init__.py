@@ -68,7 +68,7 @@ def build(name: str, settings: Mapping[str, Any]) -> Classifier:
 
 def house(name: str) -> bool:
     """Return whether a model belongs to the project, rather than to a file of the user."""
-    make = MODELS[name][0]
+    make = MODELS[name][0] if name in MODELS else object
     return getattr(make, "func", make).__module__.startswith(f"{__name__}.")
 
 

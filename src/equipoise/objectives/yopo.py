@@ -185,6 +185,7 @@ def _parted(model: nn.Module) -> Parted:
     """Return a model that has a stem and a trunk, or raise a UserError."""
     if not isinstance(model, Parted):
         raise UserError(
-            f"YOPO needs a model with .stem and .trunk, and {type(model).__name__} has none"
+            "YOPO needs a model with .stem and .trunk, as those of `equipoise list models` have: "
+            "choose another method for this one"
         )
     return model

@@ -17,11 +17,14 @@ from equipoise import attacks, data
 from equipoise.attacks.core import refuse
 from equipoise.data import DATASETS
 from equipoise.data.core import Dataset
-from equipoise.data.reading import LARGEST, SMALLEST, OnBadImage, Reading, Resize, is_own
+from equipoise.data.reading import LARGEST, SMALLEST, OnBadImage, Reading, Resize, is_given, is_own
 from equipoise.data.reading import OWN as OWN_DATA
 from equipoise.errors import Count, UserError, nearest, out_of_range, short
 from equipoise.execution.policy import Execution, Layout, Precision
-from equipoise.models import MODELS, WIDEST
+from equipoise.models import WIDEST
+from equipoise.models.foreign import Asked
+from equipoise.models.normalisation import Constants, asked_for
+from equipoise.models.origin import problem
 from equipoise.parsing import MOST, check_seed, mapping, number
 from equipoise.plugins import explained
 from equipoise.settings.earlier import FORMER, horizon_of, renewed
@@ -63,7 +66,12 @@ class Recipe:
             (``skip``).
         labels: A CSV file with the columns path, label and perhaps split.
         classes: A file with the names of the classes in the order of the model's outputs.
-        model: A name of ``equipoise list models``.
+        model: A name of ``equipoise list models``, or ``package.module:function``, ``timm:NAME``,
+            ``hf:NAME`` (also a folder), ``torchvision:NAME``.
+        weights: A file of weights to start from, or FILE:KEY; ``random``: new ones; None: those
+            of the library, those that the function gives, or new ones.
+        normalise: The normalisation in front of the model: the name of its constants, ``mean`` and
+            ``std``, or ``none``; None: that of the weights, or for a model by name of the data.
         width: A factor on the model's number of features.
         norm: The norm of the threat.
         eps: Its radius; None: the usual radius of the dataset.
@@ -108,6 +116,8 @@ class Recipe:
     labels: str | None = None
     classes: str | None = None
     model: str = "small-cnn"
+    weights: str | None = None
+    normalise: str | Mapping[str, tuple[float, ...]] | None = None
     width: Annotated[float, f"(0, {WIDEST}]"] = 1
     norm: Norm = "linf"
     eps: float | None = None
@@ -141,10 +151,10 @@ class Recipe:
             )
         if self.device not in ("auto", "cpu") and not self.device.startswith("cuda"):
             problems.append(f"device must be auto, cpu or cuda, got {self.device!r}")
-        if self.data not in DATASETS and not is_own(self.data, DATASETS):
+        if not (self.data in DATASETS or is_own(self.data, DATASETS) or is_given(self.data)):
             problems.append(f"{nearest(self.data, DATASETS, 'dataset')}, or {OWN_DATA}")
-        if self.model not in MODELS:
-            problems.append(nearest(self.model, MODELS, "model"))
+        problems += filter(None, [problem(self.model)])
+        collect(problems, lambda: self.asked)
         attack = [self.validation_attack]
         collect(problems, lambda: attacks.check_norms(attacks.parse_list(attack), self.norm))
         collect(problems, lambda: self.threat(0.0))
@@ -154,6 +164,12 @@ class Recipe:
                 "round; choose keep=last, or give gamma"
             )
         refuse(problems or self.settings.unfit(self.norm, self.rounds))
+
+    @property
+    def asked(self) -> Asked:
+        """Return the normalisation as :func:`equipoise.models.foreign.load_weights` takes it."""
+        named = self.normalise
+        return Constants.of(named) if isinstance(named, Mapping) else asked_for(named, None, None)
 
     @property
     def execution(self) -> Execution:

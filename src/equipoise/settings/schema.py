@@ -31,6 +31,7 @@ TEXT = (
     "data",
     "data_dir",
     "model",
+    "normalise",
     "norm",
     "validation_attack",
     "keep",

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +21,9 @@ from torch import Tensor, nn
 
 from equipoise import models
 from equipoise.errors import RunError, UserError
+from equipoise.models.origin import Origin, allow, is_own
 from equipoise.parsing import read_mapping
-from equipoise.plugins import command, explained
+from equipoise.plugins import command, explained, run_trusted
 from equipoise.store import files
 from equipoise.store import weight_names as names
 from equipoise.store.digests import model_digest
@@ -137,6 +139,33 @@ class Run:
                 return source
         return None
 
+    def allow(
+        self,
+        model: nn.Module | str | None = None,
+        *,
+        trust: bool = False,
+        warn: Callable[[str], None],
+    ) -> None:
+        """Allow the code of the user's own that the folder needs, in this process.
+
+        Arguments:
+            model: The model that was trained on, or ``package.module:function``; None: not given.
+            trust: Whether all code that the folder names may be run.
+            warn: Shows a line if code has changed since.
+
+        Raises:
+            UserError: If a model is given that the folder does not need, or another one.
+        """
+        if trust:
+            run_trusted(self.made_with(), warn)
+        written = self.read_json("config.json").get("origin")
+        own = isinstance(written, dict) and is_own(str(written.get("model", "small-cnn")))
+        if not own:
+            if model is not None:
+                raise UserError(f"{self.path} has a model of its own: leave --model out")
+        elif line := allow(Origin.of(written), model, trust=trust):
+            warn(f"{self.path}: {line}")
+
     def read_state(self, announce: Callable[[str], None]) -> dict[str, Any] | None:
         """Return the state of the training; if it is damaged, announce it and use the previous."""
         for name in ("state.pt", "state.previous.pt"):
@@ -186,8 +215,10 @@ class Run:
 
     def write_model(self, name: str, state: Mapping[str, Tensor]) -> None:
         """Write weights as safetensors."""
-        data = save({key: value.detach().cpu().contiguous() for key, value in state.items()})
-        self.write(name, data)
+        values = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+        places = Counter(value.data_ptr() for value in values.values())  # of tied weights: copies
+        tied = {key: v.clone() for key, v in values.items() if places[v.data_ptr()] > 1}
+        self.write(name, save(values | tied))
 
     # The model
 
@@ -256,6 +287,8 @@ class Run:
         if not isinstance(settings, dict):
             raise UserError(f"{self.path}/config.json: settings must be a mapping")
         try:
+            if ":" in str(config["model"]):
+                return Origin.of(config.get("origin")).build()
             return models.build(config["model"], settings)
         except UserError as error:
             raise UserError(f"{self.path}/config.json: {error}") from None
@@ -279,14 +312,21 @@ class Run:
                 raise RuntimeError(f"the shape of {name} does not fit config.json")
 
 
-def load(path: str | Path, which: str = "model") -> nn.Module:
+def load(
+    path: str | Path, which: str = "model", *, model: nn.Module | str | None = None
+) -> nn.Module:
     """Return a trained model of a run folder, in eval mode, on the CPU.
 
     Arguments:
         path: The run folder.
         which: The name of the weights, as for :meth:`Run.model`.
+        model: For a training on a model of the user's own: the model, or
+            ``package.module:function``, again; neither is changed.
     """
-    return Run.open(path).model(which)
+    run = Run.open(path)
+    if model is not None:
+        run.allow(model, warn=warnings.warn)
+    return run.model(which)
 
 
 def is_free(path: Path) -> bool:

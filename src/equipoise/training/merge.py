@@ -220,7 +220,8 @@ def averaged_names(model: nn.Module) -> list[str]:
         for key, buffer in module.named_buffers(recurse=False)
         if buffer.is_floating_point()
     }
-    return [*(name for name, _ in model.named_parameters()), *sorted(statistics)]
+    weights = model.named_parameters(remove_duplicate=False)  # tied ones under all their names
+    return [*(name for name, _ in weights), *sorted(statistics)]
 
 
 class Share:
