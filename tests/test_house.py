@@ -5,9 +5,9 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 44_075,
+    "lines of Python": 44_316,
     "lines of templates, scripts, styles and YAML": 2_153,
-    "classes": 244,
+    "classes": 249,
     "dataclasses": 136,
     "class names in several modules": 0,
     "modules beside packages": 12,

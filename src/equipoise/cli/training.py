@@ -65,6 +65,12 @@ def train(
             "METHOD`.",
         ),
     ] = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also log each round with tensorboard, wandb, mlflow or trackio; may be repeated."
+        ),
+    ] = None,
     trust: options.Trust = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -85,7 +91,9 @@ def train(
     if resume is not None:
         if what is not None or settings or given or out or published:
             raise UserError("--resume uses the recipe of the folder: leave the other options out")
-        job.resume(resume, model=model, trust=trust, console=Console(quiet=quiet))
+        job.resume(
+            resume, model=model, trust=trust, console=Console(quiet=quiet), track=track or ()
+        )
         return
     given |= {"model": model} if model is not None else {}
     if trust:
@@ -97,7 +105,7 @@ def train(
     for line in remarks:
         console.say(line)
     options.fetch(download, recipe.model)
-    job.train(recipe, out, console=console)
+    job.train(recipe, out, console=console, track=track or ())
 
 
 def _is_run(what: str) -> bool:

@@ -1,7 +1,7 @@
 """Training as a job: from a recipe to a run folder that can be interrupted and resumed."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +18,7 @@ from equipoise.jobs.choice import UNCHOSEN, choose_gamma, in_lines
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.initial import initial_model, resolve, threats_of
 from equipoise.jobs.summary import RULES, summary, where_time_went, write_learners
+from equipoise.jobs.trackers import Rounds, Tracker
 from equipoise.measures.regime import Regime
 from equipoise.models import origin
 from equipoise.plugins import command
@@ -36,6 +37,7 @@ from equipoise.training.loop import Training
 from equipoise.training.validation import Validator
 from equipoise.training.watch import Interrupted, Watch
 
+OnRound = Callable[[Mapping[str, Any]], object]
 SAVE_SECONDS = 300.0
 PROBED = 256  # held-out images
 
@@ -47,6 +49,8 @@ def train(
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
     console: Console | None = None,
+    track: Sequence[str | Tracker] = (),
+    on_round: OnRound | None = None,
 ) -> Run:
     """Train what a recipe describes, in a new run folder.
 
@@ -57,6 +61,8 @@ def train(
             build it again: whoever reads the folder later gives the model again.
         dataset: The data in place of the recipe's, likewise.
         console: Where progress is shown; by default nowhere.
+        track: Trackers, by name or as objects: see :mod:`equipoise.jobs.trackers`.
+        on_round: Called with the record of each round (epoch), a line of ``log.jsonl``.
 
     Returns:
         The run, with the kept model and all its records.
@@ -65,7 +71,7 @@ def train(
         UserError: If the recipe, the data or the folder does not fit; nothing was started.
         RunError: If the training failed or was interrupted; the folder can be resumed.
     """
-    out = Path(out)
+    out, rounds = Path(out), Rounds(track, on_round)
     _refuse_picked(out)
     recipe = replace(
         recipe,
@@ -84,7 +90,7 @@ def train(
     with job.run.lock():
         Run.create(out, job.recipe.to_yaml())
         job.run.write_json("provenance.json", job.provenance())
-        return job.run_to_end()
+        return job.run_to_end(rounds)
 
 
 def resume(
@@ -94,6 +100,8 @@ def resume(
     dataset: Dataset | None = None,
     trust: bool = False,
     console: Console | None = None,
+    track: Sequence[str | Tracker] = (),
+    on_round: OnRound | None = None,
 ) -> Run:
     """Continue an interrupted training; it ends with the weights of an uninterrupted one.
 
@@ -103,8 +111,11 @@ def resume(
         dataset: For a training on data that were given from Python: the data.
         trust: Whether to run the code that the folder names.
         console: Where progress is shown; by default nowhere.
+        track: Trackers, which may be others than before.
+        on_round: Called with the record of each further round.
     """
     run, console = Run.open(path), console or Console(quiet=True)
+    rounds = Rounds(track, on_round)
     _refuse_picked(run.path)
     run.allow(model, trust=trust, warn=console.warn)
     if dataset is not None:
@@ -138,7 +149,7 @@ def resume(
         if line:
             console.warn(f"{run.path}: {line}")
             run.write_json("provenance.json", {**before, "resumed_with": plugins.imported()})
-        return job.run_to_end()
+        return job.run_to_end(rounds)
 
 
 def _refuse_picked(folder: Path) -> None:
@@ -250,8 +261,9 @@ class _Job:
                     "last bits from that of an uninterrupted run"
                 )
 
-    def run_to_end(self) -> Run:
+    def run_to_end(self, rounds: Rounds) -> Run:
         """Train until the last round, and write the summary."""
+        self.rounds = rounds
         training, recipe = self.training, self.recipe
         done, path = len(training.history), self.run.path
         self.run.write_lines("log.jsonl", training.history)
@@ -264,7 +276,8 @@ class _Job:
         per_round = training.steps * recipe.batch_size
         begun = done * per_round + training.done * recipe.batch_size
         bar = self.console.progress(recipe.rounds * per_round, begun, text="training")
-        with signals.handled(self._heard), bar:
+        tracked = rounds.running(self.run, recipe.to_dict(), done + 1, self.console.warn)
+        with signals.handled(self._heard), bar, tracked:
             try:
                 training.run()
             except Interrupted as error:
@@ -331,6 +344,7 @@ class _Job:
         if finished_round:
             self.run.append_line("log.jsonl", training.history[-1])
             self.console.round(training.history[-1])
+            self.rounds.pass_on(training.history[-1])
         self.saved = time.monotonic()
 
     def _finish(self) -> None:
