@@ -256,10 +256,10 @@ def test_unknown_models_are_refused_with_the_nearest():
         build("wrn-34", {})
 
 
-@pytest.mark.parametrize("size", [(7, 32), (32, 7), (225, 32), (0, 0)])
+@pytest.mark.parametrize("size", [(7, 32), (32, 7), (513, 32), (0, 0)])
 @pytest.mark.parametrize("name", MODELS)
 def test_images_of_other_sizes_are_refused(name, size):
-    with pytest.raises(UserError, match="8 to 224 pixels"):
+    with pytest.raises(UserError, match="8 to 512 pixels"):
         build(name, {"size": size})
 
 

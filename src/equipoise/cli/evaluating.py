@@ -46,6 +46,12 @@ def evaluate(
     time: options.Time = None,
     model: options.OwnModel = None,
     data: options.OwnData = None,
+    size: options.ImageSize = None,
+    resize: options.Resize = None,
+    channels: options.Channels = None,
+    labels: options.Labels = None,
+    classes: options.Classes = None,
+    on_bad_image: options.OnBadImage = None,
     out: Annotated[
         Path | None, typer.Option(help="With MODEL: the folder of the results.")
     ] = None,

@@ -1,7 +1,7 @@
 """Options and checks that several commands share."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +10,7 @@ import typer
 from equipoise.errors import RunError, UserError
 
 if TYPE_CHECKING:
+    from equipoise.data.reading import Reading
     from equipoise.evaluation.protocol import Protocol
     from equipoise.jobs.target_model import Subject
     from equipoise.terminal.progress import Console
@@ -95,8 +96,45 @@ What = Annotated[
     ),
 ]
 OwnData = Annotated[
-    str | None, typer.Option("--data", help="With MODEL: a dataset, or the path of an .npz file.")
+    str | None,
+    typer.Option(
+        "--data",
+        help="With MODEL: a dataset, an .npz file, a folder of images (CLASS/*, or test/CLASS/*), "
+        "or hf-datasets:NAME.",
+    ),
 ]
+ImageSize = Annotated[
+    int | None, typer.Option("--size", help="Of images in files: their height and width here.")
+]
+Resize = Annotated[
+    str | None,
+    typer.Option(
+        help="How images in files get this size: crop (the default: the middle), pad (a black "
+        "border) or stretch."
+    ),
+]
+Channels = Annotated[
+    int | None,
+    typer.Option(help="Of images in files: 1 (grey) or 3 (colour); default: 1 if all are grey."),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        help="Of images in a folder: a CSV file with the columns path, label and perhaps split."
+    ),
+]
+Classes = Annotated[
+    str | None,
+    typer.Option(
+        help="Of images in files: a file with the names of the classes in the order of the "
+        "model's outputs, one a line or JSON; default: the names of the folders, sorted."
+    ),
+]
+OnBadImage = Annotated[
+    str | None,
+    typer.Option(help="Whether an image that cannot be read is refused (the default) or skipped."),
+]
+READING = ("size", "resize", "channels", "labels", "classes", "on_bad_image")
 Normalise = Annotated[
     str | None,
     typer.Option(
@@ -198,8 +236,10 @@ def subject_of(
     given = context.params
     data, weights, data_dir = given["data"], given["weights"], given["data_dir"]
     run, spec = run_or_model(given["what"], given["model"])
+    reading = {name: given[name] for name in READING if given.get(name) is not None}
     asked = asked_for(given["normalise"], given["mean"], given["std"])
     for_model = any(each is not None for each in (data, None if anywhere else out, asked))
+    for_model = for_model or bool(reading)
     if run is not None and not for_model:
         kept = "model" if weights is None else weights
         return of_run(run, kept, data_dir, console, model=spec, trust=given["trust"])
@@ -211,13 +251,14 @@ def subject_of(
             data_dir=data_dir,
             out=out,
             normalise=asked,
-            say=console.say,
+            reading=reading_of(reading),
+            console=console,
         )
         console.say(f"results go to {subject.run.path}")
         return subject
     raise UserError(
         "expected a run folder, or --model package.module:function --data ... (with it "
-        "--out, --normalise, --mean, --std; see --help)"
+        "--out, --normalise, --mean, --std, --size, --labels; see --help)"
     )
 
 
@@ -227,6 +268,25 @@ def fetch(download: bool, model: str | None) -> None:
 
     if download:
         get(model or "")
+
+
+def reading_of(given: Mapping[str, Any]) -> "Reading":
+    """Return how images in files are read, from the options.
+
+    Raises:
+        UserError: If one is wrong.
+    """
+    from typing import get_args
+
+    from equipoise.data.reading import OnBadImage, Reading, Resize
+    from equipoise.parsing import choice
+
+    words = {"resize": get_args(Resize), "on_bad_image": get_args(OnBadImage)}
+    for name in words.keys() & given.keys():
+        choice(given[name], f"--{name.replace('_', '-')}", words[name])
+    if given.get("channels", 1) not in (1, 3):
+        raise UserError(f"--channels must be 1 or 3, got {given['channels']}")
+    return Reading(**given)
 
 
 def radii_of(eps: str | None) -> list[float]:

@@ -20,6 +20,7 @@ TRAIN_EPILOG = (
 
 
 def train(
+    context: typer.Context,
     what: Annotated[
         str | None,
         typer.Argument(
@@ -34,8 +35,20 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(help="Resume the training in this run folder.")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="Dataset, or the path of an .npz file.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Dataset, .npz file, folder of images (CLASS/*, or train/CLASS/*, val/..., "
+            "test/...), or hf-datasets:NAME."
+        ),
+    ] = None,
     data_dir: options.DataDir = None,
+    size: options.ImageSize = None,
+    resize: options.Resize = None,
+    channels: options.Channels = None,
+    labels: options.Labels = None,
+    classes: options.Classes = None,
+    on_bad_image: options.OnBadImage = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -85,6 +98,7 @@ def train(
     fields: dict[str, Any] = {"data": data, "seed": seed, "device": device, "weights": weights}
     fields["normalise"] = normalise or (asked.content() if isinstance(asked, Constants) else None)
     fields["data_dir"] = str(data_dir) if data_dir else None
+    fields |= {name: context.params[name] for name in options.READING}
     given = {key: value for key, value in fields.items() if value is not None}
     if resume is None and what is not None and _is_run(what):
         resume, what = Path(what), None

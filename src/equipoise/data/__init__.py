@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from equipoise.data import cifar, digits, mnist, npz, svhn
+from equipoise.data import cifar, collection, digits, mnist, npz, svhn
 from equipoise.data.core import Dataset, Images, crop_flip, stratified_split
 from equipoise.data.fetch import download
 from equipoise.data.published import Source
@@ -112,7 +112,7 @@ def load(
     if not pictures and reading.given():
         raise UserError(f"{', '.join(reading.given())}: only for images in files, not for {name}")
     if pictures:
-        raise UserError(f"{name}: folders of images cannot be read yet")
+        return collection.read(name, reading, console)
     if name not in DATASETS:
         return npz.read(Path(name).expanduser())
     if unverified is None:

@@ -35,7 +35,7 @@ def parse(
         x, y = batch(content, file)
         batches.append(images(x.reshape(-1, 3, 32, 32), y, file, 10))
     *train, test = batches
-    return Images(torch.cat([b.x for b in train]), torch.cat([b.y for b in train])), test
+    return Images(torch.cat([b.x[:] for b in train]), torch.cat([b.y for b in train])), test
 
 
 def parse_binary(content: bytes, file: str) -> tuple[Bytes, Bytes]:

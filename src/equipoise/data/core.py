@@ -1,7 +1,7 @@
 """Images as tensors, datasets, splits and augmentation.
 
-All images of a dataset are one ``uint8`` tensor that fits on the device: there are no workers, no
-queues and no per-image Python. Randomness is an argument: a seed or a generator.
+All images of a dataset are one ``uint8`` tensor, or rows of a file of them: there are no workers,
+no queues and no per-image Python. Randomness is an argument: a seed or a generator.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the customary name)
 from torch import Tensor
 
+from equipoise.data.rows import Rows, fits, pieces
 from equipoise.errors import UserError
 
 
@@ -22,11 +23,12 @@ class Images:
     """Images and their labels.
 
     Arguments:
-        x: ``uint8`` of shape (N, C, H, W), or ``float32`` in [0, 1] of that shape.
+        x: ``uint8`` of shape (N, C, H, W), or ``float32`` in [0, 1] of that shape; or rows of a
+            tensor that is too large to be copied.
         y: Labels, ``int64`` of shape (N,).
     """
 
-    x: Tensor
+    x: Tensor | Rows
     y: Tensor
 
     def __post_init__(self) -> None:
@@ -49,12 +51,16 @@ class Images:
         return f"Images({' x '.join(map(str, self.x.shape))}, {kind})"
 
     def to(self, device: torch.device | str) -> "Images":
-        """Return the images on ``device``."""
-        return Images(self.x.to(device), self.y.to(device))
+        """Return the images on ``device``; those that do not fit go there batch by batch."""
+        device, x = torch.device(device), self.x
+        if isinstance(x, Tensor) and x.device.type == "cpu" and not fits(x.nbytes, device):
+            x = Rows(x)
+        return Images(x.to(device), self.y.to(device))
 
     def take(self, index: Tensor | slice) -> "Images":
-        """Return the images at ``index``: positions, a mask or a slice."""
-        return Images(self.x[index], self.y[index])
+        """Return the images at ``index``: positions, a mask or a slice; rows are not copied."""
+        x = self.x.take(index) if isinstance(self.x, Rows) else self.x[index]
+        return Images(x, self.y[index])
 
     def pixels(self, index: Tensor | slice = slice(None)) -> Tensor:
         """Return the images at ``index`` as ``float32`` in [0, 1]; a byte is divided by 255."""
@@ -164,7 +170,7 @@ def stratified_split(y: Tensor, held_out: int, seed: int) -> tuple[Tensor, Tenso
             f"held_out must lie in [0, {total - len(classes)}] ({total} examples, each of "
             f"{len(classes)} classes keeps one for training), got {held_out}"
         )
-    shares = _largest_remainder([int(n) for n in counts], held_out)
+    shares = largest_remainder([int(n) for n in counts], held_out)
     keys = _hashes(total, seed)
     out = np.zeros(total, dtype=bool)
     for label, share in zip(classes, shares, strict=True):
@@ -213,7 +219,7 @@ def crop_flip(x: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Te
     return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def moments(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def moments(x: Tensor | Rows) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel, in [0, 1].
 
     A constant channel has the standard deviation 1 here, so that dividing by it is possible.
@@ -221,18 +227,18 @@ def moments(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     Arguments:
         x: Images of shape (N, C, H, W), ``uint8`` or ``float32``.
     """
-    means, stds = [], []
-    for channel in x.unbind(1):
-        if channel.dtype == torch.uint8:
-            counts = torch.bincount(channel.reshape(-1), minlength=256).double()
-            values = torch.arange(256, dtype=torch.float64, device=counts.device) / 255
-            mean = (counts * values).sum() / counts.sum()
-            std = ((counts * (values - mean) ** 2).sum() / counts.sum()).sqrt()
-        else:
-            mean, std = channel.double().mean(), channel.double().std(correction=0)
-        means.append(float(mean))
-        stds.append(float(std) or 1.0)
-    return tuple(means), tuple(stds)
+    if isinstance(x, Tensor) and x.dtype != torch.uint8:
+        channels = [channel.double() for channel in x.unbind(1)]
+        stds = [float(channel.std(correction=0)) or 1.0 for channel in channels]
+        return tuple(float(channel.mean()) for channel in channels), tuple(stds)
+    counts = torch.zeros(x.shape[1], 256, dtype=torch.float64)
+    for _, part in pieces(x):
+        for row, channel in zip(counts, part.unbind(1), strict=True):
+            row += torch.bincount(channel.reshape(-1), minlength=256).cpu()
+    values, total = torch.arange(256, dtype=torch.float64) / 255, counts.sum(1)
+    means = (counts * values).sum(1) / total
+    variances = (counts * (values - means[:, None]) ** 2).sum(1) / total
+    return tuple(means.tolist()), tuple(float(std) or 1.0 for std in variances.sqrt())
 
 
 def fingerprint(
@@ -249,14 +255,22 @@ def fingerprint(
     for name, part in (("train", train), ("validation", validation), ("test", test)):
         if part is None:
             continue
-        y = part.y.to(torch.uint8) if classes <= 256 else part.y
-        for key, values in (("x", part.x), ("y", y)):
-            content = values.contiguous().cpu().numpy().data
-            sums[f"{name}_{key}"] = hashlib.sha256(content).hexdigest()
+        digest = hashlib.sha256()
+        for _, images in pieces(part.x):
+            digest.update(images.contiguous().cpu().numpy().data)
+        sums[f"{name}_x"] = digest.hexdigest()
+        sums[f"{name}_y"] = labels_digest(part.y, classes)
     return sums
 
 
-def _largest_remainder(counts: list[int], seats: int) -> list[int]:
+def labels_digest(y: Tensor, classes: int) -> str:
+    """Return the SHA-256 of labels; see :func:`fingerprint`."""
+    y = y.to(torch.uint8) if classes <= 256 else y
+    return hashlib.sha256(y.contiguous().cpu().numpy().data).hexdigest()
+
+
+def largest_remainder(counts: list[int], seats: int) -> list[int]:
+    """Return how many of each class are taken, in proportion; every class keeps one."""
     total = max(sum(counts), 1)
     shares = [seats * n // total for n in counts]
     order = sorted(range(len(counts)), key=lambda k: (-(seats * counts[k] % total), k))

@@ -1,10 +1,10 @@
 """How images of a user's own are read: the settings, and the names under which data are found."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from equipoise.errors import UserError, out_of_range
 
@@ -47,6 +47,16 @@ class Reading:
     def __post_init__(self) -> None:
         if problems := out_of_range(self):
             raise UserError("; ".join(problems))
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Any]) -> "Reading":
+        """Return the way in which ``inputs`` of a ``config.json`` were made from pictures."""
+        if not inputs:
+            return cls()
+        channels: Any = 1 if inputs.get("mode") == "L" else 3
+        size = inputs.get("size")
+        side = size[0] if isinstance(size, list) and len({*size}) == 1 else None
+        return cls(size=side, resize=inputs.get("resize", "crop"), channels=channels)
 
     def settled(self) -> "Reading":
         """Return the same with paths that mean the same from every folder."""

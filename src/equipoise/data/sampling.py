@@ -14,12 +14,14 @@ References:
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterator
 from heapq import heappop, heappush
 
 import torch
 from torch import Tensor
 
-from equipoise.data.core import Images
+from equipoise.data.core import Images, to_unit
+from equipoise.data.rows import pieces
 from equipoise.errors import UserError
 from equipoise.sample import Sample, digests
 
@@ -49,7 +51,7 @@ def draw(
     first = first and n < total  # all images are a stratified sample, too
     rows = torch.arange(n) if first else _order(images, seed)[:n]
     drawn = images.take(rows.to(images.y.device))
-    named = zip(image_digests(drawn.pixels()), drawn.y.tolist(), strict=True)
+    named = zip(_digests(drawn), drawn.y.tolist(), strict=True)
     digest = hashlib.sha256(b"".join(sorted(d + b"%d\n" % label for d, label in named)))
     chosen = None if first else seed
     return drawn, Sample(n=n, of=total, seed=chosen, sha256=digest.hexdigest())
@@ -100,10 +102,13 @@ def _keys(images: Images, seed: int) -> list[bytes]:
     """
     copies: Counter[tuple[bytes, int]] = Counter()
     keys = []
-    for start in range(0, len(images), 1000):  # images that are float32 at a time
-        rows = slice(start, start + 1000)
-        named = zip(image_digests(images.pixels(rows)), images.y[rows].tolist(), strict=True)
-        for pair in named:
-            keys.append(hashlib.sha256(b"%d %d " % (seed, copies[pair]) + pair[0]).digest())
-            copies[pair] += 1
+    for pair in zip(_digests(images), images.y.tolist(), strict=True):
+        keys.append(hashlib.sha256(b"%d %d " % (seed, copies[pair]) + pair[0]).digest())
+        copies[pair] += 1
     return keys
+
+
+def _digests(images: Images) -> Iterator[bytes]:
+    """Yield the SHA-256 of each image, as for :func:`image_digests`."""
+    for _, part in pieces(images.x):
+        yield from image_digests(to_unit(part))

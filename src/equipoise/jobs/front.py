@@ -107,7 +107,7 @@ def _foreseen(
     usual = images.recipe.threat(images.dataset.eps)
     threat, *also = (one.threat for one in front.complete(protocol, usual))
     held_out = images.validation
-    size = protocol.batch(held_out.x)
+    size = protocol.batch(held_out.x[:1])
     some = held_out.take(slice(size))
     model = front.ends.robust.model.to(front.device)
     n = points * (len(held_out) if protocol.n is None else protocol.n) * (1 + len(also))

@@ -11,6 +11,7 @@ from torch import nn
 
 from equipoise import data, plugins
 from equipoise.data.core import Dataset
+from equipoise.data.reading import HUB, Reading
 from equipoise.errors import UserError
 from equipoise.models.foreign import (
     MUTE,
@@ -143,27 +144,32 @@ def of_model(
     data_dir: str | Path | None,
     out: Path | None,
     normalise: Asked = None,
-    say: Callable[[str], None] = MUTE,
+    reading: Reading | None = None,
+    console: Console | None = None,
 ) -> Subject:
     """Return a model of the user's own, with a folder for its results.
 
     Arguments:
         spec: ``package.module:function``.
         weights: A file of weights, or FILE:KEY; None: the function loads them itself.
-        data_name: A dataset's name, or the path of an .npz file.
+        data_name: A dataset's name, or another one for :func:`equipoise.data.load`.
         data_dir: The folder of the data.
         out: The folder of the results; by default ``runs/`` with the function's name.
         normalise: As for :func:`equipoise.models.foreign.load_weights`.
-        say: Called with lines about how weights and normalisation were read; the folder's
-            ``own-model.json`` has these lines, too.
+        reading: How images in files are read.
+        console: Shows how data, weights and normalisation were read; the folder's
+            ``own-model.json`` has the lines on the last two, too.
 
     Raises:
         UserError: If model, weights or data are invalid, or the folder holds something else.
     """
     file, key = (None, "") if weights is None else weights_of(weights)
     remarks: list[str] = []
-    model, dataset = own_model(spec, weights, normalise, data_name, data_dir, remarks.append)
+    console, reading = console or Console(quiet=True), (reading or Reading()).settled()
+    how: dict[str, Any] = {"reading": reading, "console": console, "say": remarks.append}
+    model, dataset = own_model(spec, weights, normalise, data_name, data_dir, **how)
     folder = Path("runs") / spec.replace(":", ".").replace("/", ".") if out is None else out
+    named = data_name in data.DATASETS or data_name.startswith(HUB)
     about = {
         "format": 1,
         "model": spec,
@@ -171,9 +177,9 @@ def of_model(
         "weights_key": key,
         "weights_sha256": file_digest(file) if file else None,
         "normalise": normalise.content() if isinstance(normalise, Constants) else normalise,
-        "data": data_name if data_name in data.DATASETS else str(Path(data_name).absolute()),
+        "data": data_name if named else str(Path(data_name).absolute()),
         "data_dir": str(data_dir) if data_dir else None,
-    }
+    } | ({"reading": reading.given()} if reading.given() else {})
     source = plugins.source(spec.partition(":")[0])
     run = Run(folder)
     with run.lock("making it ready", "own", wait=WAIT_SECONDS):
@@ -181,10 +187,10 @@ def of_model(
             code = {"source": source, "import": plugins.imported()}
             run.write_json(OWN, {**about, **code, "remarks": remarks})
         stored = run.read_json(OWN)
-    if not stored or any(stored.get(key) != about[key] for key in about):
+    if not stored or any(stored.get(key) != about.get(key) for key in {*about, "reading"}):
         raise UserError(f"{folder} holds something else; choose another --out")
     for line in filter(None, [*remarks, plugins.changed(stored.get("source"), source)]):
-        say(line)
+        console.say(line)
     given = ("--model", spec)
     return Subject(run, model, dataset, "linf", dataset.eps, source=source, given=given)
 
@@ -204,12 +210,20 @@ def _again(
     normalise = Constants.of(asked) if isinstance(asked, dict) else asked
     file = f"{weights}:{about['weights_key']}" if about.get("weights_key") else weights
     place = data_dir or about["data_dir"]
-    model, dataset = own_model(spec, file, normalise, about["data"], place, load=load)
+    how: dict[str, Any] = {"reading": _reading(run, about), "console": console, "load": load}
+    model, dataset = own_model(spec, file, normalise, about["data"], place, **how)
     source = plugins.source(spec.partition(":")[0])
     if line := plugins.changed(about.get("source"), source):
         console.warn(f"{run.path}: {line}")
     options = ("--trust",) if given is None else ("--model", spec)
     return Subject(run, model, dataset, "linf", dataset.eps, source=source, given=options)
+
+
+def _reading(run: Run, about: Mapping[str, Any]) -> Reading:
+    try:
+        return Reading(**about.get("reading", {}))
+    except TypeError:
+        raise UserError(f"{run.path / OWN} is damaged: {about['reading']!r:.100}") from None
 
 
 def _trusted(run: Run, about: Mapping[str, Any], trust: bool) -> tuple[str, Load]:
@@ -235,9 +249,12 @@ def own_model(
     data_dir: Any,
     say: Callable[[str], None] = MUTE,
     load: Load = from_here,
+    reading: Reading | None = None,
+    console: Console | None = None,
 ) -> tuple[nn.Module, Dataset]:
     """Return a model of the user's own, and its data; the arguments are those of `of_model`."""
-    model, dataset = import_model(spec, load), data.load(data_name, data_dir)
+    model = import_model(spec, load)
+    dataset = data.load(data_name, data_dir, reading=reading, console=console)
     how: dict[str, Any] = {"shape": (dataset.channels, *dataset.size), "say": say}
     if weights is not None:
         model = load_weights(model, weights, normalise=normalise, **how)

@@ -22,6 +22,7 @@ from equipoise.card.pack import Pack
 from equipoise.card.pages import pages
 from equipoise.card.schema import FILE, CardEvaluation, ModelCard, load
 from equipoise.data.core import Dataset, Images
+from equipoise.data.reading import Reading, is_own
 from equipoise.data.sampling import drawn_again
 from equipoise.errors import RunError, UserError, short
 from equipoise.evaluation.judge import Judge, ties
@@ -262,8 +263,10 @@ def _given(
                 f"{model} was made with a model of its owner ({made}), and no code is run because "
                 f"a folder names it: look at it, then give --model {short(own.get('model'))}{file}"
             )
-        loaded, dataset = run.model(card.model.weights), data.load(name, data_dir)
         config = run.read_json("config.json")
+        reading = Reading.of(config.get("inputs", {})) if is_own(name, data.DATASETS) else None
+        loaded = run.model(card.model.weights)
+        dataset = data.load(name, data_dir, reading=reading)
         source = _network(card, config.get("model"), config.get("settings"))
     else:
         if not re.fullmatch(r"[\w.]+:\w+", model):

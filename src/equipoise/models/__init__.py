@@ -20,7 +20,7 @@ MODELS: dict[str, tuple[Callable[..., Classifier], str]] = {
     "wrn-34-10": (partial(WideResNet, depth=34), "WideResNet-34-10"),
 }
 
-SMALLEST, LARGEST = 8, 224
+SMALLEST, LARGEST = 8, 512
 MOST_CHANNELS, MOST_CLASSES, WIDEST = 64, 100_000, 64
 SETTINGS = ("channels", "size", "classes", "width", "mean", "std")
 DEFAULT_CHANNELS = {name: 1 if name == "small-cnn" else 3 for name in MODELS}
