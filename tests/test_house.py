@@ -5,10 +5,10 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 45_670,
+    "lines of Python": 46_812,
     "lines of templates, scripts, styles and YAML": 2_153,
-    "classes": 256,
-    "dataclasses": 141,
+    "classes": 260,
+    "dataclasses": 143,
     "class names in several modules": 0,
     "modules beside packages": 12,
     "deepest import chain": 19,

@@ -21,6 +21,7 @@ __all__ = [
     "evaluate",
     "export",
     "fast",
+    "harden",
     "load",
     "scan",
     "train",
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from equipoise.execution import fast
     from equipoise.fronts.front import Front
     from equipoise.jobs.export import export
+    from equipoise.jobs.from_python import harden
     from equipoise.jobs.train import train
     from equipoise.store.runs import load
     from equipoise.threat import L1, L2, Linf, Threat
@@ -52,6 +54,7 @@ _HOMES = {
     "evaluate": "evaluation",
     "export": "jobs.export",
     "fast": "execution",
+    "harden": "jobs.from_python",
     "load": "store.runs",
     "scan": "evaluation.scan",
     "train": "jobs.train",

@@ -20,6 +20,7 @@ from equipoise.cli import (
     exporting,
     fronting,
     gating,
+    hardening,
     planning,
     reporting,
     scanning,
@@ -73,6 +74,7 @@ def _root(
 
 app.command(epilog=training.TRAIN_EPILOG)(training.train)
 app.command(epilog=training.EXPLAIN_EPILOG)(training.explain)
+app.command(epilog=hardening.HARDEN_EPILOG)(hardening.harden)
 app.command(epilog=scanning.SCAN_EPILOG)(scanning.scan)
 app.command(epilog=evaluating.EVALUATE_EPILOG)(evaluating.evaluate)
 app.command()(evaluating.verify)

@@ -56,6 +56,7 @@ def read(path: Path) -> Dataset:
         eps=eps,
         pad=int(pad),
         flip=bool(flip),
+        validation=_images(arrays["x_val"], arrays["y_val"], "val") if "x_val" in arrays else None,
         source=f"{len(train)} training and {len(test)} test images from {path}{how}",
     )
 
@@ -67,7 +68,7 @@ def _arrays(path: Path) -> dict[str, Array]:
             file = np.load(stream, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise UserError(f"{path} holds a single array; expected a .npz file")
-            wanted = [*_names(file.files, path), *OPTIONAL]
+            wanted = [*_names(file.files, path), "x_val", "y_val", *OPTIONAL]
             return {name: np.asarray(file[name]) for name in wanted if name in file.files}
     except UserError:
         raise

@@ -281,7 +281,8 @@ class Front:
         min_robust: float | str | None = None,
         gamma: float | None = None,
         reference: float | str | None = None,
-        standard: str | Path | None = None,
+        standard: str | Path | nn.Module | None = None,
+        nearest: bool = False,
     ) -> Picked:
         """Return the best measured model that meets a constraint: see :func:`choose`.
 
@@ -294,8 +295,9 @@ class Front:
                 ``max_clean_drop`` may be given besides.
             gamma: The model at this gamma, without a constraint on its accuracy.
             reference: With ``max_clean_drop``: the clean accuracy that is the reference.
-            standard: With ``max_clean_drop``: a run whose model is the reference. None: a
-                standard model that was measured with the front.
+            standard: With ``max_clean_drop``: a run whose model is the reference, or a model.
+                None: a standard model that was measured with the front.
+            nearest: Whether to return the nearest model if none meets the constraint.
 
         Raises:
             UserError: If not exactly one of the first four is given, or the reference is missing.
@@ -307,7 +309,8 @@ class Front:
             "min_robust": min_robust,
             "gamma": gamma,
         }
-        versus = None if standard is None else str(standard)
+        given = isinstance(standard, nn.Module)
+        versus = "the given model" if given else None if standard is None else str(standard)
         if self.ends.third is None:
             constraint = Constraint.of(options, reference, versus)
         else:
@@ -321,14 +324,14 @@ class Front:
         else:
             record, paired = self.record, None
             if constraint.kind == "max_clean_drop" and constraint.reference is None:
-                constraint, paired = self._standard(constraint, record)
+                constraint, paired = self._standard(constraint, record, standard)
             models = [(point, self._verdicts(point)) for point in record.points]
             third = [
                 self._verdicts(replace(point, file=point.third.file)).robust
                 for point in record.points
                 if point.third is not None
             ]
-            choice = choose(constraint, models, paired, third)
+            choice = choose(constraint, models, paired, third, nearest=nearest)
         return self._picked(choice)
 
     def _picked(self, choice: Choice) -> Picked:
@@ -362,7 +365,9 @@ class Front:
             )
         return evaluation.verdicts
 
-    def _standard(self, constraint: Constraint, record: FrontRecord) -> tuple[Constraint, Flags]:
+    def _standard(
+        self, constraint: Constraint, record: FrontRecord, standard: object
+    ) -> tuple[Constraint, Flags]:
         """Return the constraint with the reference, and which images that classifies correctly."""
         if constraint.standard is None:
             other = next((o for o in record.others if o.method == "standard"), None)
@@ -372,13 +377,16 @@ class Front:
                     "--standard runs/standard, or its accuracy with --reference 0.93"
                 )
             return replace(constraint, standard=other.name), self._verdicts(other).correct
-        run = Run.open(constraint.standard)
-        same_images(self.run, [run])
+        model = standard
+        if not isinstance(model, nn.Module):
+            run = Run.open(constraint.standard)
+            same_images(self.run, [run])
+            model = run.model()
         held_out, _ = drawn_again(self.images.validation, record.n, record.sample)
         if tensor_digest(held_out.pixels()) != record.data:
             raise UserError(
                 f"the front in {self.run.path} was measured on other held-out images; measure it "
                 f"again: {command('front', self.run.path)}"
             )
-        logits = Judge(run.model().to(self.device)).logits(held_out.pixels())
+        logits = Judge(model.to(self.device)).logits(held_out.pixels())
         return constraint, (logits.argmax(1) == held_out.y).cpu().numpy()

@@ -36,7 +36,7 @@ References:
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import starmap
 from pathlib import Path
 from typing import Any
@@ -68,10 +68,13 @@ class Choice:
         point: The measurement of this model; None if it was not measured.
         bound: The lower bound that meets the constraint: of an accuracy, or of the difference
             to the reference (at least minus the allowed drop); None without a constraint.
-        also: The lower bounds of the further constraints.
         level: The level of that bound, such that the bounds of all models hold together with
             probability 0.95; None without a constraint.
         looked: The number of models it was chosen from.
+        also: The lower bounds of the further constraints.
+        met: Whether the bounds meet the constraint; else it is the model that is nearest to that.
+        needed: If not, for a paired difference: about how many held-out images would do; see
+            :func:`images_needed`.
     """
 
     constraint: Constraint
@@ -81,6 +84,8 @@ class Choice:
     level: float | None = None
     looked: int = 0
     also: tuple[float, ...] = ()
+    met: bool = True
+    needed: int | None = None
 
     def __str__(self) -> str:
         point = self.point
@@ -90,7 +95,8 @@ class Choice:
         if self.bound is None:
             return text
         found = zip(self.constraint.all, (self.bound, *self.also), strict=True)
-        return f"{text}; 95 % lower bound {', '.join(starmap(_in_words, found))}"
+        missed = "" if self.met else "; floor not promised"
+        return f"{text}; 95 % lower bound {', '.join(starmap(_in_words, found))}{missed}"
 
     def content(self) -> dict[str, Any]:
         """Return the choice as plain values."""
@@ -104,6 +110,7 @@ class Choice:
             "looked_at": self.looked,
             "n": None if self.point is None else self.point.n,
             "split": "validation",
+            **({} if self.met else {"met": False, "needed": self.needed}),
             "point": None if self.point is None else self.point.content(),
             "in_words": str(self),
         }
@@ -121,6 +128,8 @@ def choose(
     measured: Sequence[tuple[Point, Verdicts]],
     reference: Flags | None = None,
     third: Sequence[Flags] = (),
+    *,
+    nearest: bool = False,
 ) -> Choice:
     """Return the best model whose lower bound meets a constraint, or all of several ones.
 
@@ -136,6 +145,7 @@ def choose(
             shape (n,).
         third: Between three ends: which images are robust in the threat of the third one, by
             model.
+        nearest: Whether to return the model with the largest bound if no model meets it.
 
     Raises:
         RunError: If no model meets it; the message names the one with the largest bound.
@@ -153,12 +163,43 @@ def choose(
     best = max(meeting, key=rank) if meeting else max(range(m), key=margins.__getitem__)
     point, (bound, *also) = measured[best][0], found[best]
     choice = Choice(constraint, point.gamma, point, bound, alpha, m, tuple(also))
-    if not meeting:
-        raise RunError(
-            f"{constraint} cannot be met; the nearest is {choice}. More held-out images or points "
-            "make bounds tighter: equipoise front --points, validation= in the recipe"
-        )
-    return choice
+    if meeting:
+        return choice
+    needed = None
+    if reference is not None and constraint.kind == "max_clean_drop":
+        columns = [model.correct.astype(np.float64) - reference for model in models]
+        needed = images_needed(columns, constraint.value, alpha)
+    choice = replace(choice, met=False, needed=needed)
+    if nearest:
+        return choice
+    raise RunError(
+        f"{constraint} cannot be met; the nearest is {choice}. More held-out images "
+        f"{f'(about {needed:,}) ' if needed else ''}or points make bounds tighter: equipoise "
+        "front --points, validation= in the recipe"
+    )
+
+
+def images_needed(columns: Sequence[NDArray[np.float64]], drop: float, alpha: float) -> int | None:
+    """Return about how many images would do for one of some models to meet a paired constraint.
+
+    The models are taken to differ from the reference on the same shares of more images.
+
+    Arguments:
+        columns: For each model its difference to the reference on each image: -1, 0 or 1.
+        drop: The largest allowed drop.
+        alpha: The level of the bound.
+
+    Returns:
+        The number of images; None if no number would do: all models lost more than ``drop``.
+    """
+    from scipy.special import ndtri
+
+    z, found = float(ndtri(alpha)), []
+    for column in columns:
+        room = float(column.mean()) + drop
+        if room > 0:
+            found.append(math.ceil(z**2 * float(column.var()) / room**2))
+    return max(min(found), len(columns[0]) + 1) if found else None
 
 
 def _wanted(constraint: Constraint, reference: Flags | None) -> float:

@@ -109,8 +109,9 @@ def _title(runs: Sequence[RunData]) -> str:
 
 def _headline(runs: Sequence[RunData], rows: Mapping[str, EvaluatedRun]) -> list[str]:
     sentences = (best if len(runs) > _MANY_RUNS else headline)(list(rows.values()))
+    fronts = {Path(str(run.picked["from"])).resolve() for run in runs if "from" in run.picked}
     for run in runs:
-        if run.name not in rows:
+        if run.name not in rows and run.path.resolve() not in fronts:
             trained = f"was trained for {len(run.rounds)} of {run.planned} rounds"
             if not run.rounds:
                 trained = "has not logged a round" if run.trained else "was not trained here"

@@ -18,6 +18,7 @@ from equipoise.store.verdicts import FOLDER, RECORDS, UNREADABLE, Evaluation, re
 
 _OWN = "own-model.json"  # describes a model that was not trained here
 _PICKED = "picked.json"  # states from which front a model was picked, and why
+_HARDENING, _HARDENED = "harden.json", "hardened"  # of a hardening: its record, its model
 _SIGNS = ("recipe.yaml", "log.jsonl", _OWN)
 
 
@@ -168,7 +169,8 @@ def read_runs(folders: Sequence[Path]) -> tuple[RunData, ...]:
     """
     if not folders:
         raise UserError("no run to report on; give at least one folder, e.g. runs/a3gt")
-    unique = list({folder.resolve(): folder for folder in map(Path, folders)}.values())
+    inner = (f / _HARDENED if (f / _HARDENING).is_file() else f for f in map(Path, folders))
+    unique = list({folder.resolve(): folder for folder in inner}.values())
     runs = [read_run(folder) for folder in unique]
     depth = 1
     while len({run.name for run in runs}) < len(runs):

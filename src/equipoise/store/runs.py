@@ -34,6 +34,7 @@ MAGIC = b"equipoise-state-1\n"
 FORMAT = 1
 PICKED = "picked.json"
 OWN = "own-model.json"  # describes a model that was not trained here
+HARDENING, HARDENED = "harden.json", "hardened"  # of a hardening: its record, and its model
 
 
 class Run:
@@ -73,7 +74,7 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path, signs: Sequence[str] = ("recipe.yaml",)) -> "Run":
-        """Open a run folder.
+        """Open a run folder; of a hardening that of its model.
 
         Arguments:
             path: The folder.
@@ -85,6 +86,8 @@ class Run:
         run = cls(path)
         if not run.path.is_dir():
             raise UserError(f"no run folder at {path}")
+        if (run.path / HARDENING).is_file():
+            return cls.open(run.path / HARDENED, signs)
         if not any((run.path / sign).is_file() for sign in signs):
             raise UserError(f"{path} is not a run folder: it has no {' and no '.join(signs)}")
         return run
