@@ -12,10 +12,11 @@ from equipoise.attacks import PGD
 from equipoise.data import Images
 from equipoise.execution import Execution
 from equipoise.objectives.adversarial import Adversarial
+from equipoise.objectives.core import Knots, Objective
 from equipoise.objectives.standard import Standard
 from equipoise.settings.methods import METHODS, Scheduled, Settings
 from equipoise.threat import Linf, Threat
-from equipoise.training import Fixed, Method, Training
+from equipoise.training import Fixed, Merge, Method, Training
 
 CLASSES, SIDE, COUNT, BATCH = 4, 8, 70, 16
 STEPS = COUNT // BATCH
@@ -64,6 +65,32 @@ def small(method: str = "", **settings: Any) -> Any:
         "start": Fixed(round=2),
     }
     return (METHODS[method] if method else Scheduled)(**usual | settings)
+
+
+def branched(trunk: str, round_: int, *, last_lr: float = 1.0, source: str = "weights") -> Method:
+    sgd: dict[str, Any] = {
+        "lr": 0.05,
+        "lr_factors": (1.0, 1.0, last_lr, last_lr),
+        "lr_at": (0.0, 0.5, 0.5, 1.0),
+    }
+
+    def robust() -> Objective:
+        return Adversarial(attack=PGD(steps=2, keep="last"), **sgd).bind(THREAT)
+
+    learners: dict[str, Objective] = {
+        "clean": Standard(**sgd).bind(THREAT),
+        "robust": robust(),
+    }
+    if trunk not in learners:
+        learners[trunk] = robust()
+    merge: dict[str, Any] = {"horizon": 1.25, "source": source, "every": None}
+    merge["start"] = Fixed(round=round_)
+    return Method(
+        learners=learners,
+        knots={"clean": Knots((0.4,)), "robust": Knots((0.6,))},
+        merge=Merge(**merge),
+        trunk=trunk,
+    )
 
 
 def constant(model: nn.Module, threat: Threat | None = None) -> dict[str, float]:

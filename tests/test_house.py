@@ -5,10 +5,10 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 46_812,
+    "lines of Python": 47_355,
     "lines of templates, scripts, styles and YAML": 2_153,
-    "classes": 260,
-    "dataclasses": 143,
+    "classes": 261,
+    "dataclasses": 144,
     "class names in several modules": 0,
     "modules beside packages": 12,
     "deepest import chain": 19,

@@ -21,6 +21,7 @@ from blobs import (
     THREAT,
     State,
     blobs,
+    branched,
     constant,
     finished,
     measured,
@@ -636,32 +637,6 @@ def test_the_model_that_is_saved_is_the_one_that_was_validated(batchnorm):
 
 
 # Branches
-
-
-def branched(trunk: str, round_: int, *, last_lr: float = 1.0, source: str = "weights") -> Method:
-    sgd: dict[str, Any] = {
-        "lr": 0.05,
-        "lr_factors": (1.0, 1.0, last_lr, last_lr),
-        "lr_at": (0.0, 0.5, 0.5, 1.0),
-    }
-
-    def robust() -> Objective:
-        return Adversarial(attack=PGD(steps=2, keep="last"), **sgd).bind(THREAT)
-
-    learners: dict[str, Objective] = {
-        "clean": Standard(**sgd).bind(THREAT),
-        "robust": robust(),
-    }
-    if trunk not in learners:
-        learners[trunk] = robust()
-    merge: dict[str, Any] = {"horizon": 1.25, "source": source, "every": None}
-    merge["start"] = Fixed(round=round_)
-    return Method(
-        learners=learners,
-        knots={"clean": Knots((0.4,)), "robust": Knots((0.6,))},
-        merge=Merge(**merge),
-        trunk=trunk,
-    )
 
 
 @pytest.mark.parametrize("source", ["weights", "average"])

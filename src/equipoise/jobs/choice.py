@@ -17,6 +17,7 @@ from equipoise.errors import RunError
 from equipoise.evaluation.judge import Judge
 from equipoise.evaluation.protocol import Protocol
 from equipoise.fronts.front import CHOSEN, Front
+from equipoise.fronts.line import BatchNorms
 from equipoise.fronts.record import FILE, Point
 from equipoise.fronts.survey import DEFAULT
 from equipoise.jobs import signals
@@ -77,7 +78,8 @@ def choose_gamma(
         console.warn("the branches have the same weights: there is no gamma to choose")
         return None
     device = training.images.x.device
-    front = Front(run.path, ends=PAIR, batchnorm=settings.batchnorm, device=device)
+    batchnorm: BatchNorms = "estimate" if settings.batchnorm == "estimate" else "average"
+    front = Front(run.path, ends=PAIR, batchnorm=batchnorm, device=device)
     validation = front.images.validation
     protocol = Protocol(attacks=DEFAULT)
     if len(validation) > MOST_IMAGES:

@@ -207,6 +207,7 @@ class _Job:
             on_collapse=recipe.on_collapse,
             patience=recipe.patience,
             execution=recipe.execution,
+            updates=recipe.updates,
             watch=Watch(
                 step=console.advance,
                 announce=console.say,

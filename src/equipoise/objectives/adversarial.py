@@ -33,7 +33,7 @@ class Adversarial(Robust):
     def loss(self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws) -> Loss:
         """Search for adversarial inputs; return the mean cross-entropy on them."""
         x_adv = self.search(model, batch, labels, draws)
-        return lambda: labels.cross_entropy(model(x_adv)).mean()
+        return lambda: labels.mean(labels.cross_entropy(model(x_adv)))
 
     def terms(self) -> list[str]:
         """Return the loss."""

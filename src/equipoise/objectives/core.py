@@ -33,10 +33,13 @@ class Knots:
     Arguments:
         values: The values at the knots; one value is a constant.
         at: Where the knots are, from 0 to 1; evenly spread by default.
+        curve: How it goes from one knot to the next: on a straight line (``linear``), or on half a
+            wave of a cosine.
     """
 
     values: tuple[float, ...]
     at: tuple[float, ...] | None = None
+    curve: Literal["linear", "cosine"] = "linear"
 
     def __post_init__(self) -> None:
         if not self.values:
@@ -65,6 +68,8 @@ class Knots:
             return self.values[max(right - 1, 0)]
         start, end = places[right - 1], places[right]
         part = (progress - start) / (end - start)
+        if self.curve == "cosine":
+            part = (1 - math.cos(math.pi * part)) / 2
         return (1 - part) * self.values[right - 1] + part * self.values[right]
 
 
@@ -82,6 +87,7 @@ class Batch(NamedTuple):
         progress: The part of the training that is done, in [0, 1).
         adversarial: For a learner that follows another learner: the adversarial inputs on which
             that learner has just trained, with the shape of ``x``; else None.
+        weight: The weight of each example in the loss, with shape (B,); None: all have the same.
     """
 
     x: Tensor
@@ -89,6 +95,18 @@ class Batch(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which is not used
     progress: float
     adversarial: Tensor | None = None
+    weight: Tensor | None = None
+
+    def take(self, index: Tensor | slice) -> "Batch":
+        """Return the examples at some positions."""
+        return Batch(
+            self.x[index],
+            self.y[index],
+            self.index[index],
+            self.progress,
+            None if self.adversarial is None else self.adversarial[index],
+            None if self.weight is None else self.weight[index],
+        )
 
 
 class State(nn.Module):
@@ -104,6 +122,7 @@ class State(nn.Module):
     def __init__(self, threat: Threat | None) -> None:
         super().__init__()
         self.threat = threat
+        self.reach = 1.0  # the part of the radius that attacks have in an update: see eps_ramp
         self.level = 0  # how often the attack was made stronger
         self.execution = Execution(precision="float32")  # the form in which attacks search
         self.stopwatch = Stopwatch()  # counts the part "attack"
@@ -122,18 +141,24 @@ class State(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Objective(ABC):
-    """A loss with its attack, its settings, and the SGD of its learner.
+    """A loss with its attack, its settings, and the optimiser of its learner.
 
     The fields of a subclass are the settings that a recipe may give; the first line of its
     docstring says what it is. :meth:`bind` makes an objective ready for a training.
 
     Arguments:
-        lr: The largest learning rate.
+        lr: The largest learning rate. The default is that of new weights and ``sgd``; with
+            ``adamw`` it is 0.001, and from given weights 0.01 (``sgd``) or 0.0001 (``adamw``).
         lr_factors: The factors on it at the places ``lr_at``.
         lr_at: The places, as progress from 0 to 1; None spreads them evenly.
-        momentum: The momentum.
-        nesterov: Whether the momentum looks ahead.
-        weight_decay: The factor of the L2 penalty.
+        lr_curve: How the rate goes from one place to the next: on a straight line (``linear``), or
+            on half a wave of a ``cosine``. ``schedule=cosine`` is short for a cosine through the
+            factors (0.1, 1, 0) at (0, 0.1, 1), ``schedule=piecewise`` for the default.
+        optimizer: The optimiser, of torch: ``sgd`` or ``adamw``.
+        momentum: The momentum; for AdamW its first beta.
+        nesterov: Whether the momentum of SGD looks ahead.
+        weight_decay: The factor of the L2 penalty; for AdamW, whose decay is apart from the
+            gradient, the default is 0.01.
         label_smoothing: The part of a label that is spread evenly over all classes.
         objective: The objective's name in recipes.
     """
@@ -144,9 +169,14 @@ class Objective(ABC):
     follows: ClassVar[str | None] = None
     """The learner whose batches and adversarial inputs it uses; None: it has its own."""
 
+    divisible: ClassVar[bool] = True
+    """Whether a part of the weights may be updated, and parts of a batch one after the other."""
+
     lr: Annotated[float, "(0, inf)"] = 0.05
     lr_factors: Annotated[tuple[float, ...], "[0, inf)"] = (0.1, 1.0, 0.1, 0.005)
     lr_at: tuple[float, ...] | None = (0.0, 0.1, 0.667, 1.0)
+    lr_curve: Literal["linear", "cosine"] = "linear"
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: Annotated[float, "[0, 1)"] = 0.9
     nesterov: bool = True
     weight_decay: NotNegative = 5e-4
@@ -167,7 +197,7 @@ class Objective(ABC):
     @property
     def schedule(self) -> Knots:
         """Return the factor on the learning rate over the progress of the training."""
-        return scheduled("lr", self.lr_factors, self.lr_at)
+        return scheduled("lr", self.lr_factors, self.lr_at, self.lr_curve)
 
     @property
     def step_size(self) -> float:
@@ -263,10 +293,15 @@ class Objective(ABC):
         return f"the inner attack is at level {self.level} from here on"
 
 
-def scheduled(name: str, factors: tuple[float, ...], at: tuple[float, ...] | None) -> Knots:
+def scheduled(
+    name: str,
+    factors: tuple[float, ...],
+    at: tuple[float, ...] | None,
+    curve: Literal["linear", "cosine"] = "linear",
+) -> Knots:
     """Return the factors on a setting at the places of its recipe, or raise a UserError."""
     try:
-        return Knots(factors, at)
+        return Knots(factors, at, curve)
     except UserError as error:
         raise UserError(
             f"{name}_at must name a rising place in [0, 1] for each of the {len(factors)} "

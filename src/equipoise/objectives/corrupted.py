@@ -37,9 +37,9 @@ class Corrupted(Objective):
 
     def losses(self, model: nn.Module, batch: Batch, draws: Draws) -> Iterator[Tensor]:
         """Yield the loss; clean and corrupted images pass forward as one batch."""
-        labels = Labels(batch.y, smoothing=self.label_smoothing)
+        labels = Labels(batch.y, smoothing=self.label_smoothing, weight=batch.weight)
         both = exact(model(torch.cat((batch.x, self.attacked(model, batch, draws)))))
-        clean, changed = (labels.cross_entropy(z).mean() for z in both.chunk(2))
+        clean, changed = (labels.mean(labels.cross_entropy(z)) for z in both.chunk(2))
         yield (1 - self.weight) * clean + self.weight * changed
 
     def attacked(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:

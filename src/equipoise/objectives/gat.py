@@ -97,7 +97,7 @@ class GAT(TwoSided):
         def loss() -> Tensor:
             clean, robust = self.logits(model, batch.x, x_adv)
             apart = distance(robust.softmax(1), clean.softmax(1))
-            return (labels.cross_entropy(clean) + weight * apart).mean()
+            return labels.mean(labels.cross_entropy(clean) + weight * apart)
 
         return loss
 

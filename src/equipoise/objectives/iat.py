@@ -72,7 +72,7 @@ class IAT(TwoSided):
 
         def loss(logits: Tensor) -> Tensor:
             own, other = labels.cross_entropy(logits), others.cross_entropy(logits)
-            return (share * own + (1 - share) * other).mean()
+            return labels.mean(share * own + (1 - share) * other)
 
         return mixed, loss
 
@@ -94,4 +94,4 @@ class IAT(TwoSided):
 
 
 def _mean(labels: Labels) -> Callable[[Tensor], Tensor]:
-    return lambda logits: labels.cross_entropy(logits).mean()
+    return lambda logits: labels.mean(labels.cross_entropy(logits))

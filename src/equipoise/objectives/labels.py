@@ -32,12 +32,18 @@ class Labels:
         other: The labels of the smaller parts, with shape (B,); None for whole images.
         share: The part :math:`a` that ``y`` has, with shape (B,).
         smoothing: The part :math:`s` that is spread evenly over all classes.
+        weight: The weights of the images in the loss, with shape (B,); None: all have the same.
     """
 
     y: Tensor
     other: Tensor | None = None
     share: Tensor | None = None
     smoothing: float = 0.0
+    weight: Tensor | None = None
+
+    def mean(self, losses: Tensor) -> Tensor:
+        """Return the mean of the images' losses, with shape (B,), with their weights."""
+        return (losses if self.weight is None else self.weight.to(losses) * losses).mean()
 
     def sharp(self) -> "Labels":
         """Return the labels without smoothing, which attacks use."""
@@ -47,7 +53,8 @@ class Labels:
         """Return the labels at some positions."""
         other = None if self.other is None else self.other[index]
         share = None if self.share is None else self.share[index]
-        return Labels(self.y[index], other, share, self.smoothing)
+        weight = None if self.weight is None else self.weight[index]
+        return Labels(self.y[index], other, share, self.smoothing, weight)
 
     def target(self, classes: int) -> Tensor:
         """Return the labels as probabilities, with shape (B, K)."""
@@ -109,6 +116,7 @@ def cut(x: Tensor, labels: Labels, chance: float, draws: Draws) -> tuple[Tensor,
         torch.where(major, other, y),
         torch.where(major, kept, 1 - kept),
         labels.smoothing,
+        labels.weight,
     )
     return mixed, whole
 

@@ -48,13 +48,13 @@ class MART(TwoSided):
         """Search for adversarial inputs; return the loss on both."""
         x_adv = self.search(model, batch, labels, draws)
         if self.beta == 0:
-            return lambda: labels.boosted(exact(model(x_adv))).mean()
+            return lambda: labels.mean(labels.boosted(exact(model(x_adv))))
 
         def loss() -> Tensor:
             clean, robust = self.logits(model, batch.x, x_adv)
             right = clean.softmax(1).gather(1, labels.y[:, None])[:, 0]
             divergence = kl(clean, robust) * (1.0000001 - right)
-            return labels.boosted(robust).mean() + self.beta * divergence.mean()
+            return labels.mean(labels.boosted(robust)) + self.beta * labels.mean(divergence)
 
         return loss
 

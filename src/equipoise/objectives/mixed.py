@@ -45,14 +45,14 @@ class Mixed(TwoSided):
     def loss(self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws) -> Loss:
         """Search for adversarial inputs; return the mean of both losses."""
         if self.weight == 0:
-            return lambda: labels.cross_entropy(model(batch.x)).mean()
+            return lambda: labels.mean(labels.cross_entropy(model(batch.x)))
         x_adv = self.search(model, batch, labels, draws)
         if self.weight == 1:
-            return lambda: labels.cross_entropy(model(x_adv)).mean()
+            return lambda: labels.mean(labels.cross_entropy(model(x_adv)))
 
         def loss() -> Tensor:
             clean, robust = self.logits(model, batch.x, x_adv)
-            lost, lost_adv = (labels.cross_entropy(z).mean() for z in (clean, robust))
+            lost, lost_adv = (labels.mean(labels.cross_entropy(z)) for z in (clean, robust))
             return (1 - self.weight) * lost + self.weight * lost_adv
 
         return loss
@@ -78,13 +78,13 @@ class Following(Objective):
     def losses(self, model: nn.Module, batch: Batch, draws: Draws) -> Iterator[Tensor]:
         """Yield the loss; clean and adversarial inputs pass forward as one batch."""
         del draws
-        labels = Labels(batch.y, smoothing=self.label_smoothing)
+        labels = Labels(batch.y, smoothing=self.label_smoothing, weight=batch.weight)
         if self.weight == 0:
-            yield labels.cross_entropy(exact(model(batch.x))).mean()
+            yield labels.mean(labels.cross_entropy(exact(model(batch.x))))
             return
         assert batch.adversarial is not None, "the batch has no adversarial inputs"
         both = exact(model(torch.cat((batch.x, batch.adversarial))))
-        clean, robust = (labels.cross_entropy(z).mean() for z in both.chunk(2))
+        clean, robust = (labels.mean(labels.cross_entropy(z)) for z in both.chunk(2))
         yield (1 - self.weight) * clean + self.weight * robust
 
     @property

@@ -107,9 +107,9 @@ class Robust(Objective):
     @property
     def threat(self) -> Threat:
         """Return the threat of the adversarial inputs."""
-        threat = self.state.threat
+        threat, reach = self.state.threat, self.state.reach
         assert threat is not None
-        return threat
+        return threat if reach == 1 else replace(threat, eps=reach * threat.eps)
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws) -> Loss:
@@ -159,7 +159,7 @@ class Robust(Objective):
 
     def changed(self, batch: Batch, draws: Draws) -> tuple[Tensor, Labels]:
         """Return the inputs and labels of a batch with smoothing, CutMix and erasing applied."""
-        x, labels = batch.x, Labels(batch.y, smoothing=self.label_smoothing)
+        x, labels = batch.x, Labels(batch.y, smoothing=self.label_smoothing, weight=batch.weight)
         if self.cutmix:
             x, labels = cut(x, labels, self.cutmix, draws)
         if self.erasing:

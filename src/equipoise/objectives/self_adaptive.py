@@ -74,7 +74,7 @@ class SelfAdaptive(TRADES):
                 soft[index] = learned[0]
             weights = learned[0].amax(1)
             weights = weights / weights.mean()
-            return (weights.to(logits) * cross_entropy(logits, learned[0].to(logits))).mean()
+            return labels.mean(weights.to(logits) * cross_entropy(logits, learned[0].to(logits)))
 
         return loss
 

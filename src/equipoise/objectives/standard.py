@@ -19,8 +19,8 @@ class Standard(Objective):
     def losses(self, model: nn.Module, batch: Batch, draws: Draws) -> Iterator[Tensor]:
         """Yield the mean cross-entropy on clean inputs."""
         del draws
-        labels = Labels(batch.y, smoothing=self.label_smoothing)
-        yield labels.cross_entropy(model(batch.x)).mean()
+        labels = Labels(batch.y, smoothing=self.label_smoothing, weight=batch.weight)
+        yield labels.mean(labels.cross_entropy(model(batch.x)))
 
     def formula(self) -> list[str]:
         """Return the loss."""

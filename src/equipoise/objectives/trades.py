@@ -78,14 +78,14 @@ class TRADES(TwoSided):
 
         def loss() -> Tensor:
             clean, robust = self.logits(model, batch.x, x_adv)
-            return on_clean(clean) + self.beta * kl(clean, robust).mean()
+            return on_clean(clean) + self.beta * labels.mean(kl(clean, robust))
 
         return loss
 
     def clean(self, batch: Batch, labels: Labels) -> Callable[[Tensor], Tensor]:
         """Return the part of the loss on clean inputs, as a function of their logits."""
         del batch
-        return lambda logits: labels.cross_entropy(logits).mean()
+        return lambda logits: labels.mean(labels.cross_entropy(logits))
 
     @property
     def kind(self) -> Literal["clean", "adversarial", "both"]:

@@ -27,7 +27,7 @@ References:
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,7 @@ class YOPO(Robust):
         attack: Its ``steps`` are n, the steps through the stem in each pass.
     """
 
+    divisible: ClassVar[bool] = False  # one pass serves the search and the update of all weights
     objective: str = "yopo"
     replays: Count = 5
     stem: Literal["both", "loss"] = "both"
@@ -97,7 +98,7 @@ class YOPO(Robust):
         for replay in range(self.passes):
             hidden = parted.stem(x_adv)
             hidden.retain_grad()
-            loss = labels.cross_entropy(parted.trunk(hidden)).mean()
+            loss = labels.mean(labels.cross_entropy(parted.trunk(hidden)))
             # With more passes each gradient has less weight, but the reported loss is the same.
             yield loss.detach() + (loss - loss.detach()) / self._surplus
             assert hidden.grad is not None
@@ -125,7 +126,7 @@ class YOPO(Robust):
     def loss(self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws) -> Loss:
         """Return the loss at the end of the passes; an update uses the losses of all passes."""
         x_adv = self.search(model, batch, labels, draws)
-        return lambda: labels.cross_entropy(model(x_adv)).mean()
+        return lambda: labels.mean(labels.cross_entropy(model(x_adv)))
 
     def search(self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws) -> Tensor:
         """Return the result of the passes, for a model that is not changed."""

@@ -11,13 +11,16 @@ from equipoise.errors import UserError
 from equipoise.models import house
 from equipoise.objectives.core import Objective
 from equipoise.parsing import MOST
+from equipoise.settings import usual
 from equipoise.settings.methods import A3GT, METHODS
 from equipoise.settings.recipe import Recipe
 from equipoise.threat import Linf, Norm
 from equipoise.training.merge import Merge
 from equipoise.training.method import Method
 from equipoise.training.start import Fixed, Never, Stable, Threshold
+from equipoise.training.updates import BETA
 
+NAMES = {"sgd": "SGD", "adamw": "AdamW"}
 GRID = (1.0, 0.0, 0.5, 0.25, 0.75)
 """The values of gamma that a choice is made of, in the order in which they are measured."""
 QUICK = ("apgd-ce-20", "apgd-t-20(targets=3)")
@@ -53,6 +56,7 @@ def explain(recipe: Recipe) -> list[str]:
         lines.append(f"  paper: {row.paper}")
     for name, objective in method.learners.items():
         lines += ["", *_learner(name, objective, recipe.rounds)]
+    lines += _updates(recipe)
     if len(method.learners) > 1 or method.merge.averages:
         lines += ["", *_merge(method, recipe.rounds, recipe.steps)]
     if isinstance(recipe.settings, A3GT) and recipe.settings.chooses:
@@ -79,6 +83,39 @@ def _choice(settings: A3GT, norm: Norm) -> list[str]:
         f"  measured on held-out images, {MOST_IMAGES:,} at most, under {', then '.join(QUICK)}:",
         f"  at most {len(GRID) * most:,.0f} gradient evaluations for each of these images",
     ]
+
+
+def _updates(recipe: Recipe) -> list[str]:
+    """Return what of the steps differs from the plain ones, a line each."""
+    u, lines = recipe.updates, []
+    if u.eps_ramp:
+        lines.append(
+            f"the radius of training attacks grows from 0 to eps over the first "
+            f"{u.eps_ramp * recipe.rounds:.3g} of {recipe.rounds} rounds; validation uses eps"
+        )
+    if u.probe:
+        lines.append(
+            f"in the first {u.probe} round{'s' * (u.probe > 1)} only the head is trained, on "
+            "fixed features"
+        )
+    if u.backbone_lr != 1:
+        lines.append(f"all weights but those of the head have {u.backbone_lr:g} x the rate")
+    if recipe.settings.batchnorm == "frozen":
+        lines.append("BatchNorm uses the statistics it was given, in training too")
+    if u.accumulate > 1:
+        lines.append(f"a batch passes in {u.accumulate} parts, whose gradients are summed")
+    if u.clip is not None:
+        lines.append(f"a gradient longer than {u.clip:g} is scaled to this length")
+    if u.balance == "loss":
+        lines.append("an image weighs N / (K n) in the mean: N images, K classes, n in its class")
+    if u.balance == "sampling":
+        lines.append("images are drawn with replacement, of all classes equally often")
+    if usual.from_weights({"weights": recipe.weights, "model": recipe.model}):
+        lines.append(
+            "the training starts from given weights: where no lr is given it is lower than for "
+            "new ones, so that what they have learned is not lost in the first rounds"
+        )
+    return ["", "steps:", *(f"  {line}" for line in lines)] if lines else []
 
 
 def _cost(method: Method, recipe: Recipe) -> str:
@@ -109,15 +146,19 @@ def price(method: str) -> int:
 def _learner(name: str, objective: Objective, rounds: int) -> list[str]:
     nesterov = ", Nesterov" if objective.nesterov and objective.momentum else ""
     rest = f"momentum {objective.momentum:g}{nesterov}, weight decay {objective.weight_decay:g}"
+    if objective.optimizer == "adamw":
+        betas = f"betas ({objective.momentum:g}, {BETA:g})"
+        rest = f"{betas}, weight decay {objective.weight_decay:g} apart from the gradient"
     factors, places = objective.schedule.values, objective.schedule.places
     schedule = ", ".join(f"{value:g}" for value in factors)
     if len(factors) > 1:
         reached = ", ".join(f"{place * rounds:.3g}" for place in places)
-        schedule = f"({schedule}) at rounds ({reached})"
+        curve = ", a cosine between them" * (objective.lr_curve == "cosine")
+        schedule = f"({schedule}) at rounds ({reached}){curve}"
     return [
         f"the {name} learner minimises",
         *(f"  {line}" for line in objective.formula()),
-        f"  by SGD: lr {objective.step_size:g} x {schedule}, {rest}",
+        f"  by {NAMES[objective.optimizer]}: lr {objective.step_size:g} x {schedule}, {rest}",
     ]
 
 

@@ -98,7 +98,7 @@ class Settings(Merge):
 
 
 MERGED = frozenset(f.name for f in fields(Merge))
-ONE = MERGED - {"horizon", "warmup"}
+ONE = MERGED - {"horizon", "warmup", "batchnorm"}
 """The settings of the merge that have no effect on a single learner."""
 
 

@@ -19,7 +19,7 @@ from equipoise.data import DATASETS
 from equipoise.data.core import Dataset
 from equipoise.data.reading import LARGEST, SMALLEST, OnBadImage, Reading, Resize, is_given, is_own
 from equipoise.data.reading import OWN as OWN_DATA
-from equipoise.errors import Count, UserError, nearest, out_of_range, short
+from equipoise.errors import Count, Part, UserError, nearest, out_of_range, short
 from equipoise.execution.policy import Execution, Layout, Precision
 from equipoise.models import WIDEST
 from equipoise.models.foreign import Asked
@@ -27,9 +27,11 @@ from equipoise.models.normalisation import Constants, asked_for
 from equipoise.models.origin import problem
 from equipoise.parsing import MOST, check_seed, mapping, number
 from equipoise.plugins import explained
+from equipoise.settings import usual
 from equipoise.settings.earlier import FORMER, horizon_of, renewed
 from equipoise.settings.methods import METHODS, MethodRow, Settings
 from equipoise.settings.schema import (
+    ROLES,
     TEXT,
     collect,
     lay,
@@ -42,6 +44,7 @@ from equipoise.settings.schema import (
 from equipoise.settings.split import Split, held_out
 from equipoise.store.runs import Run
 from equipoise.threat import Norm, Threat
+from equipoise.training.updates import Balance, Updates
 
 if TYPE_CHECKING:
     from equipoise.terminal.progress import Console
@@ -96,6 +99,15 @@ class Recipe:
         on_collapse: What to do when a probe shows catastrophic overfitting to a weak inner
             attack: ``announce`` it, or ``rollback`` to the round before and continue with a
             stronger attack.
+        eps_ramp: The part of all steps over which the radius of training attacks grows from 0 to
+            eps, for a start from weights that are not robust; 0: not at all. See
+            :class:`equipoise.training.updates.Updates`, also for the next five.
+        probe: The first rounds in which only the head is trained.
+        backbone_lr: A factor on the learning rate of all weights but those of the head.
+        accumulate: Into how many parts a batch is cut, to save memory; their gradients are summed.
+        clip: The largest length of the gradient; a longer one is scaled to it. None: no limit.
+        balance: For classes of unequal size: ``none``; ``loss`` weighs each image by the inverse
+            size of its class; ``sampling`` draws images of all classes equally often.
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: The arithmetic of the inner attacks' search; ``auto``: the fastest on the
             device. See :class:`equipoise.execution.Execution`, also for the next three.
@@ -132,6 +144,12 @@ class Recipe:
     patience: Count | None = None
     snapshots: Count | None = None
     on_collapse: Literal["announce", "rollback"] = "announce"
+    eps_ramp: Part = 0.0
+    probe: Annotated[int, f"[0, {MOST}]"] = 0
+    backbone_lr: Annotated[float, "(0, inf)"] = 1.0
+    accumulate: Count = 1
+    clip: Annotated[float, "(0, inf)"] | None = None
+    balance: Balance = "none"
     device: str = "auto"
     precision: Precision = "auto"
     update: Precision = "float32"
@@ -163,6 +181,8 @@ class Recipe:
                 f"keep={self.keep} has no effect: gamma is chosen between branches of the last "
                 "round; choose keep=last, or give gamma"
             )
+        learners, fit = self.settings.learners, (self.rounds, self.batch_size)
+        collect(problems, lambda: refuse(self.updates.unfit(learners, *fit)))
         refuse(problems or self.settings.unfit(self.norm, self.rounds))
 
     @property
@@ -176,6 +196,11 @@ class Recipe:
         """Return how models are run."""
         names = ("precision", "update", "layout", "compile")
         return Execution(**{name: getattr(self, name) for name in names})
+
+    @property
+    def updates(self) -> Updates:
+        """Return how learners take their steps."""
+        return Updates(**{f.name: getattr(self, f.name) for f in fields(Updates)})
 
     @property
     def reading(self) -> Reading:
@@ -315,6 +340,10 @@ def parse(given: Mapping[str, Any]) -> Recipe:
     common = {key: value for key, value in given.items() if key in OWN}
     special = {key: value for key, value in given.items() if key not in OWN}
     alpha = special.pop("alpha", None)
+    roles = tuple(role for role in ROLES if role in row().to_dict())
+    trained = usual.from_weights(common)
+    special = written_out(special, row, OWN)
+    usual.complete(special, roles, trained=trained)
     chosen, problems = settings_of(row, special, OWN)
     recipe = validate(Recipe, common | {"settings": chosen or row()}, problems)
     if "alpha" in given:

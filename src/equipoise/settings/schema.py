@@ -17,6 +17,7 @@ from equipoise.errors import FOREIGN, UserError, nearest, short
 from equipoise.objectives.corrupted import Corrupted
 from equipoise.objectives.robust import Robust
 from equipoise.parsing import number
+from equipoise.settings import usual
 from equipoise.settings.methods import METHODS, MethodRow, Settings, learners
 
 ROLES = ("clean", "robust", "trunk")
@@ -37,6 +38,7 @@ TEXT = (
     "keep",
     "device",
     "on_collapse",
+    "balance",
 )
 """The settings that are text, even where it looks like a number."""
 
@@ -156,12 +158,14 @@ def written_out(
             if key in inner:
                 raise UserError(f"{key} is given twice: as {key} and as {role}.{key}")
             inner[key] = value
+    for learner in usual.groups(result, ROLES):
+        usual.scheduled(learner)
     return result
 
 
 def _names(kind: type | None) -> set[str]:
     """Return the names of the settings of a kind."""
-    return set() if kind is None else {f.name for f in fields(kind)}
+    return set() if kind is None else {f.name for f in fields(kind)} | {"schedule"}
 
 
 def tag_of(path: Sequence[str]) -> str | None:

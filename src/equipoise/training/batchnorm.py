@@ -9,15 +9,14 @@ from equipoise.data.core import Images
 from equipoise.draws import Draws
 from equipoise.objectives.core import Batch
 from equipoise.training.learner import Learner
-
-Norm = nn.modules.batchnorm._BatchNorm
+from equipoise.training.updates import BatchNorm
 
 MOST = 20  # batches
 
 
 def has_batchnorm(model: nn.Module) -> bool:
     """Return whether a model has running statistics of its batches."""
-    return any(isinstance(m, Norm) and m.track_running_stats for m in model.modules())
+    return any(isinstance(m, BatchNorm) and m.track_running_stats for m in model.modules())
 
 
 def some_batches(
@@ -67,7 +66,8 @@ def estimate(
             begin += weight
             if part.start < part.stop:
                 sub = Batch(batch.x[part], batch.y[part], batch.index[part], batch.progress)
-                inputs.append(learners[name].objective.inputs(model, sub, draws))
+                with learners[name].ramped(batch.progress):
+                    inputs.append(learners[name].objective.inputs(model, sub, draws))
         return torch.cat(inputs)
 
     # All inputs first: an attack needs a model with statistics.
@@ -82,7 +82,7 @@ def settle(model: nn.Module, inputs: Sequence[Tensor]) -> None:
         model: The model, changed in place.
         inputs: The batches, each with shape (B, C, H, W) and of equal weight.
     """
-    norms = [module for module in model.modules() if isinstance(module, Norm)]
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

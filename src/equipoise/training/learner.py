@@ -1,6 +1,7 @@
 """One learner: a model with its objective, optimiser and randomness."""
 
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from equipoise.execution.policy import Execution
 from equipoise.objectives.core import Batch, Objective
 from equipoise.stopwatch import Stopwatch
 from equipoise.training.merge import Share, averaged_names
+from equipoise.training.method import Method
+from equipoise.training.updates import BatchNorm, Updates, without_momentum
 
 NEVER = 2.0**31  # larger than the number of any step
 
@@ -45,6 +48,9 @@ class Learner:
         classes: The number of classes.
         execution: The form in which it is searched and updated, resolved.
         stopwatch: Measures the time of the parts.
+        updates: How it takes its steps.
+        head: The weights of the model's head, where ``updates`` treats them differently.
+        frozen: Whether the statistics of BatchNorm stay as they are, and are used in training.
     """
 
     def __init__(
@@ -59,6 +65,9 @@ class Learner:
         classes: int,
         execution: Execution,
         stopwatch: Stopwatch,
+        updates: Updates = Updates(),  # noqa: B008  # frozen
+        head: Collection[nn.Parameter] = (),
+        frozen: bool = False,
     ) -> None:
         device = y.device
         self.name = name
@@ -69,14 +78,14 @@ class Learner:
         objective.state.execution, objective.state.stopwatch = execution, stopwatch
         self.schedule = objective.schedule
         self.execution = execution
-        self.optimizer = torch.optim.SGD(
-            [*model.parameters(), *objective.state.parameters()],
-            lr=objective.step_size,
-            momentum=objective.momentum,
-            weight_decay=objective.weight_decay,
-            nesterov=objective.nesterov and objective.momentum > 0,
-            fused=True,
-        )
+        self.updates = updates
+        self.optimizer = updates.optimizer(objective, model, head)
+        chosen = {id(weight) for weight in head}
+        self.body = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
+        self.probing = False  # whether only the head is trained
+        self.still = [m for m in model.modules() if frozen and isinstance(m, BatchNorm)]
+        self.y = y
+        self.weights = updates.weights(y)
         self.generator = torch.Generator(device).manual_seed(derived_seed(seed, name))
         self.draws = GeneratorDraws(self.generator)
         self.state = model.state_dict()  # the tensors themselves: they change in place
@@ -90,8 +99,7 @@ class Learner:
 
     def begin_round(self, n: int) -> None:
         """Draw the order of ``n`` images for a new round and reset the round's sums."""
-        device = self.generator.device
-        self.order = torch.randperm(n, generator=self.generator, device=device)
+        self.order = self.updates.order(self.y[:n], self.generator)
         self.loss_sum.zero_()
         self.broken.fill_(NEVER)
         self.spent.zero_()
@@ -101,25 +109,62 @@ class Learner:
         """Return the augmented batch of a step, ``at`` a progress."""
         index = self.order[step * size : (step + 1) * size]
         x = crop_flip(images.x[index], augment.pad, augment.flip, self.generator)
-        return Batch(to_unit(x), images.y[index], index, at)
+        weight = None if self.weights is None else self.weights[index]
+        return Batch(to_unit(x), images.y[index], index, at, None, weight)
+
+    def probe(self, probing: bool) -> None:
+        """Train only the head from now on, or everything again."""
+        if probing != self.probing:
+            self.probing = probing
+            for weight in self.body:
+                weight.requires_grad_(not probing)
+
+    @contextmanager
+    def ramped(self, progress: float) -> Iterator[None]:
+        """Let the attacks in a block have the radius of a progress."""
+        if not self.updates.eps_ramp:
+            yield
+            return
+        state = self.objective.state
+        state.reach = self.updates.reach(progress)
+        try:
+            yield
+        finally:
+            state.reach = 1.0
 
     def step(self, batch: Batch) -> None:
         """Take one step of the optimiser; add the reported loss to the round's sum."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr(batch.progress)
-        self.model.train()
-        reported: Tensor | None = None
-        for loss in self._losses(batch):
-            loss.backward()  # type: ignore[no-untyped-call]
-            reported = loss.detach() if reported is None else reported
+            group["lr"] = self.lr(batch.progress) * group.get("scale", 1.0)
+        self.model.train(not self.probing)
+        for norm in self.still:
+            norm.eval()
+        reports, found = list[Tensor](), list[Tensor]()
+        for part, share in self.updates.parts(batch):
+            reports.append(self._add_gradient(part, share))
+            self.spent += self.objective.evaluations(len(part.y))
+            found += [x for x in [self.objective.state.adversarial] if x is not None]
+        if len(reports) > 1 and found:  # another learner may follow
+            self.objective.state.adversarial = torch.cat(found)
+        self.updates.clipped(self.optimizer)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        assert reported is not None
+        reported = reports[0] if len(reports) == 1 else torch.stack(reports).sum()
         self.loss_sum += reported
-        self.spent += self.objective.evaluations(len(batch.y))
         self.steps += 1
         bad = torch.where(torch.isfinite(reported), NEVER, float(self.steps))
         self.broken = torch.minimum(self.broken, bad)
+
+    def _add_gradient(self, batch: Batch, share: float) -> Tensor:
+        """Add the gradient of a part of a batch; return its share of the reported loss."""
+        reported: Tensor | None = None
+        with self.ramped(batch.progress):
+            for loss in self._losses(batch):
+                part = loss if share == 1 else share * loss
+                part.backward()  # type: ignore[no-untyped-call]
+                reported = part.detach() if reported is None else reported
+        assert reported is not None
+        return reported
 
     def _losses(self, batch: Batch) -> Iterator[Tensor]:
         """Yield the objective's losses, computed in the arithmetic of updates."""
@@ -162,8 +207,8 @@ class Learner:
     def continue_from(self, other: "Learner", since: float = 0.0) -> None:
         """Continue as a branch from another learner's weights, running average and momentum.
 
-        The settings of its SGD stay its own. Its attack is made as strong as the other's was at
-        the end.
+        The settings of its optimiser stay its own. Its attack is made as strong as the other's
+        was at the end.
 
         Arguments:
             other: The trunk, of the same architecture.
@@ -172,7 +217,8 @@ class Learner:
         self.model.load_state_dict(other.model.state_dict())
         weights = list(self.model.parameters())
         for here, there in zip(weights, other.model.parameters(), strict=True):
-            self.optimizer.state[here] = deepcopy(other.optimizer.state[there])
+            if there in other.optimizer.state:  # not before its first step
+                self.optimizer.state[here] = deepcopy(other.optimizer.state[there])
         self.objective.state.level = max(self.objective.level, other.objective.level)
         self.since = since
         self.share.average = {name: value.clone() for name, value in other.share.average.items()}
@@ -181,10 +227,7 @@ class Learner:
         """Continue from the global weights: the hand-over."""
         self.model.load_state_dict(state)
         if momentum == "zero":
-            for state_of_parameter in self.optimizer.state.values():
-                buffer = state_of_parameter.get("momentum_buffer")
-                if buffer is not None:
-                    buffer.zero_()
+            without_momentum(self.optimizer)
 
     def merged_part(self) -> dict[str, Tensor]:
         """Return its part in the merge: its weights, or its running average.
@@ -219,6 +262,47 @@ class Learner:
 
 _TENSORS = ("order", "loss_sum", "broken", "spent")
 _PLAIN = ("steps", "since")
+
+
+def learners_of(
+    method: Method,
+    model: nn.Module,
+    images: Images,
+    *,
+    seed: int,
+    execution: Execution,
+    stopwatch: Stopwatch,
+    updates: Updates,
+) -> dict[str, Learner]:
+    """Return the learners of a method, each with a copy of the initial model.
+
+    Arguments:
+        method: The method.
+        model: The initial model.
+        images: The training images, on the device.
+        seed: See :class:`Learner`, also for the next three.
+        execution: The form in which they are searched and updated.
+        stopwatch: Measures the time of the parts.
+        updates: How they take their steps.
+    """
+    classes, head, learners = width(model, images), updates.head(model, images), {}
+    for name, objective in method.learners.items():
+        own = deepcopy(model)
+        learners[name] = Learner(
+            name,
+            objective,
+            own,
+            seed=seed,
+            average=method.merge.source == "average",
+            y=images.y,
+            classes=classes,
+            execution=execution,
+            stopwatch=stopwatch,
+            updates=updates,
+            head=[own.get_parameter(path) for path in head],
+            frozen=method.merge.batchnorm == "frozen",
+        )
+    return learners
 
 
 def check_finite(learners: Collection[Learner], where: str, *, weights: bool) -> None:

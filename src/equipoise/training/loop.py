@@ -24,20 +24,22 @@ from equipoise.execution.policy import Execution
 from equipoise.objectives.core import Batch
 from equipoise.stopwatch import Stopwatch
 from equipoise.threat import Threat
-from equipoise.training import batchnorm, collapse
+from equipoise.training import batchnorm, collapse, ending
 from equipoise.training.collapse import Probe, Probes, described
 from equipoise.training.learner import (
     Augment,
     Learner,
     check_finite,
     derived_seed,
+    learners_of,
     not_finite,
-    width,
 )
 from equipoise.training.merge import State, total
 from equipoise.training.method import Method
 from equipoise.training.randomness import GlobalRandom
 from equipoise.training.start import Verdict
+from equipoise.training.updates import Updates
+from equipoise.training.validation import METRICS
 from equipoise.training.watch import Interrupted, Watch
 
 Metrics = dict[str, float]
@@ -66,6 +68,7 @@ class Training:
         on_collapse: What follows a collapse: ``"announce"`` only reports it, ``"rollback"`` also
             restores the round before and makes the attack stronger, at most three times.
         execution: The form in which models are searched and updated.
+        updates: How the learners take their steps.
         patience: The rounds without a larger value after which the training ends; None: never.
             Rounds before the first hand-over, or before the branches start, do not count. The
             schedules stay those of ``rounds``.
@@ -85,28 +88,22 @@ class Training:
     on_collapse: Literal["announce", "rollback"] = "announce"
     patience: int | None = None
     execution: Execution = field(default_factory=Execution)
+    updates: Updates = field(default_factory=Updates)
 
     def __post_init__(self, model: nn.Module) -> None:
         device = self.images.x.device
         self.execution = self.execution.resolved(device, own=own(model))
         self.stopwatch = Stopwatch(device)
         model = model.to(device).to(memory_format=self.execution.memory_format)  # type: ignore[call-overload]
-        classes = width(model, self.images)
-        average = self.method.merge.source == "average"
-        self.learners = {
-            name: Learner(
-                name,
-                objective,
-                deepcopy(model),
-                seed=self.seed,
-                average=average,
-                y=self.images.y,
-                classes=classes,
-                execution=self.execution,
-                stopwatch=self.stopwatch,
-            )
-            for name, objective in self.method.learners.items()
-        }
+        self.learners = learners_of(
+            self.method,
+            model,
+            self.images,
+            seed=self.seed,
+            execution=self.execution,
+            stopwatch=self.stopwatch,
+            updates=self.updates,
+        )
         self.batches: dict[str, Batch] = {}  # of the current step
         self.learners[self.method.carrier].share.carry(model.state_dict())
         self.done = 0
@@ -151,8 +148,9 @@ class Training:
     def steps_of_round(self, t: int) -> Iterator[None]:
         """Take the remaining steps of round ``t``, one for each item of the iterator."""
         start = self.start.round
-        weights = self.method.weights(t, self.rounds, start)
-        active = self._active(t)
+        weights, active = self._weights(t), self._active(t)
+        for learner in active:
+            learner.probe(t <= self.updates.probe)
         each_step = self.method.due(t, "step", start)
         if self.done == 0:
             self._begin_round(t, active)
@@ -186,6 +184,7 @@ class Training:
 
     def _begin_round(self, t: int, active: list[Learner]) -> None:
         trunk, start = self.method.trunk, self.start.round
+        added = ending.before(self.history, self.rounds)
         if trunk is not None and start == t - 1:
             since = start / self.rounds if self.method.restart else 0.0
             for learner in active:
@@ -193,6 +192,8 @@ class Training:
                     learner.continue_from(self.learners[trunk], since)
             self.watch.announce(f"round {t}: the branches start from the trunk")
         for learner in active:
+            if added and added == t - 1:
+                learner.since = added / self.rounds  # its schedule begins anew
             learner.begin_round(len(self.images))
 
     def _after_step(self, t: int, began: float) -> None:
@@ -215,11 +216,13 @@ class Training:
     def _close_round(self, t: int, probes: Probes) -> dict[str, Any]:
         """Validate, decide on t', hand over, and return the record of the round."""
         began, before = time.perf_counter(), self.start
-        weights = self.method.weights(t, self.rounds, before.round)
+        weights = self._weights(t)
         learners = {x.name: self._learner_record(x, t, probes) for x in self._active(t)}
         merged = self.merged(weights, t)
-        alone = len(self.learners) == 1 and not self.method.merge.averages
-        same = {k: next(iter(learners.values()))[k] for k in _METRICS} if alone else None
+        merge = self.method.merge
+        alone = len(self.learners) == 1 and not merge.averages and merge.batchnorm != "estimate"
+        only = next(iter(learners.values()))
+        same = {k: only[k] for k in METRICS if k in only} if alone else None
         record: dict[str, Any] = {
             "round": t,
             "rounds": self.rounds,
@@ -243,7 +246,8 @@ class Training:
             },
             "handover": due or self.method.due(t, "step", before.round),
             # at least as good as all before: of equal rounds the latest is kept
-            "kept": self.value(record["global"]) >= self._best(set(learners)),
+            "kept": self.value(record["global"])
+            >= ending.best(self.history, self.value, set(learners)),
             "gradient_evaluations": sum(x["gradient_evaluations"] for x in learners.values()),
             "seconds": {
                 "train": self.seconds + sum(back["train"] for back in lost),
@@ -286,18 +290,8 @@ class Training:
     @property
     def stopped_early(self) -> bool:
         """Return whether the training ended after ``patience`` rounds without improvement."""
-        t = len(self.history)
-        settled = self.method.settled(t, self.start.round)
-        if self.patience is None or settled is None or t >= self.rounds:
-            return False
-        values = [self.value(record["global"]) for record in self.history]
-        best = values.index(max(values)) + 1 if t else 0
-        return t - max(best, settled) >= self.patience
-
-    def _best(self, learners: set[str]) -> float:
-        """Return the largest value of the rounds so far in which these learners trained."""
-        records = (record for record in self.history if set(record["learners"]) == learners)
-        return max((self.value(record["global"]) for record in records), default=-math.inf)
+        settled = self.method.settled(len(self.history), self.start.round)
+        return ending.stopped_early(self.history, self.rounds, self.value, self.patience, settled)
 
     @property
     def _rollbacks(self) -> int:
@@ -338,6 +332,11 @@ class Training:
     def start(self) -> Verdict:
         """Return the verdict of the rule for t' on the rounds so far."""
         return self.method.verdict(self.history, self.rounds)
+
+    def _weights(self, t: int) -> dict[str, float]:
+        """Return the weight of each learner in round ``t``."""
+        start = self.start.round
+        return self.method.weights(t, ending.planned(self.history, self.rounds, start), start)
 
     def _hand_over(self, weights: Mapping[str, float], t: int) -> None:
         state = self.merged(weights, t).state_dict()
@@ -397,4 +396,3 @@ class Training:
 
 
 _PLAIN = ("done", "history", "seconds", "taken_back", "sound")
-_METRICS = ("clean_accuracy", "robust_accuracy", "clean_loss", "robust_loss")

@@ -70,8 +70,8 @@ class Merge:
         granularity: Hand over at the end of a ``round`` (the paper) or after every ``step`` of it
             (the Generalist code).
         momentum: Whether the optimisers ``keep`` their momentum at a hand-over or ``zero`` it.
-        batchnorm: ``average`` the statistics, or ``estimate`` them on a mix of the learners'
-            inputs, in proportion to their weights.
+        batchnorm: ``average`` the statistics, ``estimate`` them on a mix of the learners' inputs,
+            in proportion to their weights, or train with those that are given, ``frozen``.
         start: The rule for t'.
     """
 
@@ -89,7 +89,7 @@ class Merge:
     inclusive: bool = True
     granularity: Literal["round", "step"] = "round"
     momentum: Literal["keep", "zero"] = "keep"
-    batchnorm: Literal["average", "estimate"] = "average"
+    batchnorm: Literal["average", "estimate", "frozen"] = "average"
     start: AnyStart = field(default_factory=Stable)
 
     def __post_init__(self) -> None:

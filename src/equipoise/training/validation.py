@@ -13,6 +13,10 @@ from equipoise.execution.policy import Execution
 from equipoise.losses import cross_entropy
 from equipoise.threat import Threat
 
+METRICS: tuple[str, ...] = ("clean_accuracy", "robust_accuracy", "clean_loss", "robust_loss")
+METRICS += ("clean_balanced", "robust_balanced", "clean_worst_class", "robust_worst_class")
+"""The names of what is measured: balanced accuracy is the mean of the classes' accuracies."""
+
 FLOAT32 = Execution(precision="float32")
 
 
@@ -47,7 +51,7 @@ class Validator:
             raise UserError("expected at least one threat for the validation, got none")
 
     def __call__(self, model: nn.Module, threat: Threat | None = None) -> dict[str, float]:
-        """Return ``clean_accuracy``, ``robust_accuracy``, ``clean_loss`` and ``robust_loss``.
+        """Return the :data:`METRICS` of a model.
 
         Arguments:
             model: The model.
@@ -55,6 +59,7 @@ class Validator:
         """
         threats = self.threats if threat is None else (threat,)
         sums = torch.zeros(4, dtype=torch.float64)
+        right = torch.zeros(2, int(self.y.max()) + 1 if len(self.y) else 1, dtype=torch.float64)
         search = fast(model, execution=replace(self.execution, compile=False))
         with guest(model), torch.no_grad():
             for first in range(0, len(self.y), self.batch_size):
@@ -70,8 +75,22 @@ class Validator:
                     robust, robust_loss = robust * correct_adv, robust_loss.maximum(loss_adv)
                 values = (correct, robust, loss, robust_loss)
                 sums += torch.stack([value.sum() for value in values]).cpu()
-        names = ("clean_accuracy", "robust_accuracy", "clean_loss", "robust_loss")
-        return dict(zip(names, (sums / max(len(self.y), 1)).tolist(), strict=True))
+                for row, value in zip(right, (correct, robust), strict=True):
+                    row += y.bincount(value, len(row)).cpu()
+        means = (sums / max(len(self.y), 1)).tolist()
+        return dict(zip(METRICS, means + self._of_classes(right), strict=True))
+
+    def _of_classes(self, right: Tensor) -> list[float]:
+        """Return the mean and the lowest accuracy over the classes that have images.
+
+        Arguments:
+            right: The clean and the robust images of each class, with shape (2, K).
+        """
+        sizes = self.y.bincount(minlength=right.shape[1]).cpu()
+        parts = (right / sizes)[:, sizes > 0]
+        if not parts.shape[1]:
+            return [0.0] * 4
+        return [*parts.mean(1).tolist(), *parts.amin(1).tolist()]
 
 
 def _correct_and_loss(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
