@@ -14,6 +14,7 @@ from equipoise.errors import UserError
 from equipoise.fronts.picking import images_needed
 from equipoise.jobs.harden_plan import PhaseTimes, plan_for
 from equipoise.jobs.hardened import Hardened
+from equipoise.settings.recipe import parse
 
 SETTINGS = (
     "rounds=2",
@@ -245,3 +246,39 @@ def test_objects_of_python_are_hardened_and_the_same_call_goes_on(standard, digi
         eq.harden(net, parts["val"], **given)
     with pytest.raises(UserError, match="a folder or a file has its own"):
         eq.harden(net, digits, parts["val"], **given)
+
+
+def test_a_method_by_name_needs_no_recipe(digits, standard, tmp_path):
+    given = {"rounds": 1, "batch_size": 40, "validation": 20}
+    run = eq.train("standard", model=eq.load(standard), data=digits, out=tmp_path / "x", **given)
+    assert run.read_json("summary.json")["finished"]
+    with pytest.raises(UserError, match="unknown setting 'round'"):
+        eq.train("standard", data=digits, out=tmp_path / "y", round=1)
+    recipe = parse({"method": "standard"})
+    with pytest.raises(UserError, match="rounds: settings go with the name of a method"):
+        eq.train(recipe, tmp_path / "y", rounds=1)
+
+
+NETS = """
+from torch import nn
+def net(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+def more(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 12))
+"""
+
+
+@pytest.mark.long
+def test_a_function_and_a_run_are_hardened(command, digits, standard, tmp_path):
+    (tmp_path / "nets.py").write_text(NETS)
+    small = ("rounds=2", "batch_size=40", "attack.steps=2", *FEW, "--max-clean-drop", "50%")
+    given = ("harden", "nets:net", "--data", digits, *small, "--out", "own")
+    killed = STOP.format(text="round   1/2", name="SIGKILL")
+    assert command(*given, cwd=tmp_path, before=killed).code == -9
+    ended = command(*given, cwd=tmp_path)
+    assert ended.code in (0, 1), ended.err
+    assert (tmp_path / "own" / "report.html").is_file()
+    ended = command("harden", "nets:more", "--data", digits, *small, "--out", "m", cwd=tmp_path)
+    assert (ended.code, "no accuracy to keep" in ended.err) == (2, True)
+    ended = command("harden", standard, *small, "--out", tmp_path / "run")
+    assert ended.code in (0, 1), ended.err
+    asked = json.loads((tmp_path / "run" / "harden.json").read_text())["asked"]["recipe"]
+    assert (asked["model"], asked["data"]) == ("small-cnn", str(digits))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from equipoise.attacks.core import examples
-from equipoise.data.core import scrambled, stratified_split
+from equipoise.data.core import Dataset, scrambled, stratified_split
 from equipoise.errors import UserError
 from equipoise.jobs.harden import harden_recipe
 from equipoise.jobs.hardened import DATA, Hardened
@@ -47,7 +47,8 @@ def harden(
         model: The trained model, from images in [0, 1] to logits; or as ``equipoise harden``
             takes it.
         train: The training images: a torch Dataset or DataLoader of images in [0, 1] and labels,
-            a pair of arrays (x, y), or the path of a folder of images or of an .npz file.
+            a pair of arrays (x, y), the path of a folder of images or of an .npz file, or a
+            :class:`equipoise.data.Dataset`.
             Without random augmentation: images are read once, and kept in ``out``.
         validation: Images that the model was not trained on, for the clean floor; None: they are
             held out of the training images.
@@ -76,11 +77,14 @@ def harden(
         if (threat.low, threat.high) != (0.0, 1.0):
             raise UserError(f"images lie in [0, 1]; the threat has {threat.low}..{threat.high}")
         given |= {"norm": threat.norm, "eps": threat.eps}
-    given["data"] = _data(train, validation, test, Path(out))
+    dataset = train if isinstance(train, Dataset) else None
+    if dataset is None:
+        given["data"] = _data(train, validation, test, Path(out))
     return harden_recipe(
         given,
         out,
         model=None if isinstance(model, str) else model,
+        dataset=dataset,
         max_clean_drop=max_clean_drop,
         points=points,
         n=n,

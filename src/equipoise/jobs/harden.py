@@ -20,6 +20,7 @@ from typing import Any
 
 from torch import nn
 
+from equipoise.data import give
 from equipoise.data.core import Dataset
 from equipoise.data.sampling import draw
 from equipoise.errors import RunError, UserError
@@ -110,7 +111,7 @@ def harden_recipe(
     if points is not None and points < FEWEST:
         raise UserError(f"points must be at least {FEWEST}, got {points}")
     named = {} if model is None else {"model": origin.name_of(model)}
-    named |= {} if dataset is None else {"data": f"{origin.PYTHON}{dataset.name}"}
+    named |= {} if dataset is None else {"data": give(dataset)}
     if given.get("method", METHOD) != METHOD:
         raise UserError(f"a hardening trains with the method {METHOD}, not {given['method']}")
     recipe = recipes.parse(recipes.combine(USUAL, {**given, **named, "method": METHOD}))

@@ -43,26 +43,32 @@ PROBED = 256  # held-out images
 
 
 def train(
-    recipe: Recipe,
+    recipe: Recipe | str,
     out: str | Path,
     *,
-    model: nn.Module | None = None,
+    model: nn.Module | str | None = None,
     dataset: Dataset | None = None,
     console: Console | None = None,
     track: Sequence[str | Tracker] = (),
     on_round: OnRound | None = None,
+    **settings: Any,
 ) -> Run:
     """Train what a recipe describes, in a new run folder.
 
+    Example:
+        >>> run = eq.train("a3gt", "runs/x", model=net, data="photos/", rounds=20)
+
     Arguments:
-        recipe: What to train.
+        recipe: What to train; or the name of a method, with settings of a recipe.
         out: The run folder; it must not exist, or be empty.
         model: The model to start from, in place of the recipe's; it is copied. Its folder cannot
-            build it again: whoever reads the folder later gives the model again.
+            build it again: whoever reads the folder later gives the model again. With the name of
+            a method also the name of a model.
         dataset: The data in place of the recipe's, likewise.
         console: Where progress is shown; by default nowhere.
         track: Trackers, by name or as objects: see :mod:`equipoise.jobs.trackers`.
         on_round: Called with the record of each round (epoch), a line of ``log.jsonl``.
+        settings: With the name of a method: data, weights and other settings of a recipe.
 
     Returns:
         The run, with the kept model and all its records.
@@ -73,6 +79,9 @@ def train(
     """
     out, rounds = Path(out), Rounds(track, on_round)
     _refuse_picked(out)
+    if isinstance(model, str):
+        model, settings = None, {**settings, "model": model}
+    recipe = recipes.of(recipe, settings)
     recipe = replace(
         recipe,
         model=recipe.model if model is None else origin.name_of(model),

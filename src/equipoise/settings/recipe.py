@@ -352,6 +352,20 @@ def parse(given: Mapping[str, Any]) -> Recipe:
     return cast(Recipe, recipe)
 
 
+def of(recipe: Recipe | str, settings: Mapping[str, Any]) -> Recipe:
+    """Return a recipe; of the name of a method the one with these settings.
+
+    Raises:
+        UserError: If settings are given with a recipe, or are wrong.
+    """
+    if isinstance(recipe, str):
+        texts = {key: str(value) for key, value in settings.items() if isinstance(value, Path)}
+        return parse(combine({"method": recipe}, {**settings, **texts}))
+    if settings:
+        raise UserError(f"{', '.join(settings)}: settings go with the name of a method")
+    return recipe
+
+
 def _instead_of(alpha: Any, recipe: Recipe | None) -> str:
     """Return what to write instead of ``alpha``, the decay a step."""
     decay, steps = number(alpha), recipe.steps if recipe else None
