@@ -15,12 +15,15 @@ from torch import nn
 
 import equipoise as eq
 from equipoise import data
+from equipoise.data import Reading
 from equipoise.errors import RunError, UserError
 from equipoise.jobs.evaluate import evaluate_run
+from equipoise.jobs.hub_folder import processor
 from equipoise.jobs.target_model import of_model
-from equipoise.models import exported
+from equipoise.models import exported, origin
 from equipoise.models.core import Normalize
 from equipoise.models.normalisation import Constants, in_front
+from equipoise.settings import recipe
 from equipoise.store.digests import model_digest
 from equipoise.store.verdicts import read
 
@@ -107,14 +110,11 @@ def test_only_classes_around_modules_are_taken_out_of_names():
     assert (type(inner), front) == (Wrapped, HALF)
     content = exported.weights(inner, {})
     copy = exported.of_weights(content, inner)
-    assert {key: value.shape for key, value in Wrapped().state_dict().items()} == {
-        key: value.shape for key, value in copy.state_dict().items()
-    }
     assert set(exported.load(content)) == {
         f"{layer}.{name}" for layer in ("module", "last") for name in ("weight", "bias")
     }
     for key, value in inner.state_dict().items():
-        assert torch.equal(value, copy.state_dict()[key])
+        assert torch.equal(value, copy.network.state_dict()[key])
     twice = nn.Sequential(Normalize((0.5,), (0.5,)), nn.Identity(), nn.Flatten())
     assert exported.without_front(twice) == (twice, None)
 
@@ -139,7 +139,7 @@ def test_an_export_that_differs_is_not_written(tmp_path, monkeypatch):
     before = set(tmp_path.iterdir())
     with pytest.raises(RunError, match="labels changed"):
         eq.export(**given, out="net.pt2")
-    with pytest.raises(RunError, match="labels changed"):
+    with pytest.raises(RunError, match="other answers"):
         eq.export(**given, out="folder", to="hf")
     assert set(tmp_path.iterdir()) == before
 
@@ -228,6 +228,29 @@ def test_the_page_on_serving_gives_the_same_label_without_equipoise(served):
     assert run_alone(folder, "torch", "state-dict", "hf") == [label] * 3
 
 
+@pytest.mark.parametrize("resize", ["crop", "pad", "stretch"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_served_picture_is_prepared_as_the_judged_ones(resize, mode, tmp_path, monkeypatch):
+    monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path / "cache"))
+    draws, files = np.random.default_rng(0), []
+    for number, (name, split) in enumerate([(n, s) for n in "ab" for s in ("train", "test")] * 2):
+        shape = (30 + number, 25, *([3] if mode == "RGB" else []))
+        image = Image.fromarray(draws.integers(0, 256, shape).astype(np.uint8))
+        exif = image.getexif()
+        exif[0x0112] = number % 8 + 1  # turned in each of the eight ways
+        files.append(tmp_path / "photos" / split / name / f"{number}.jpg")
+        files[-1].parent.mkdir(parents=True, exist_ok=True)
+        image.save(files[-1], exif=exif)
+    dataset = data.load(tmp_path / "photos", reading=Reading(size=16, resize=resize))
+    place = {"picture": None}
+    exec(BLOCKS["prepare"].partition("\npicture = ")[0], place)  # noqa: S102 - it is our own page
+    inputs = {"shape": [dataset.channels, *dataset.size], **dataset.inputs}
+    served = {place["prepared"](Image.open(path), inputs).tobytes() for path in files}
+    judged = [*dataset.train.pixels(), *dataset.test.pixels()]
+    assert {image.numpy().tobytes() for image in judged} == served
+    assert len(judged) == 8
+
+
 @pytest.mark.slow
 def test_a_model_card_has_the_counts_of_the_stored_verdicts(served):
     import yaml
@@ -242,18 +265,93 @@ def test_a_model_card_has_the_counts_of_the_stored_verdicts(served):
     assert [metric["value"] for metric in metrics] == pytest.approx(wanted)
     assert "at most" in metrics[1]["name"]
     assert "50" in metrics[1]["name"]
-    about = json.loads((folder / "hf" / "config.json").read_text())
+    about = json.loads((folder / "hf" / "equipoise.json").read_text())
     assert about["sha256"] in text
     assert about["classes"] == list(data.load("digits").classes)
     assert sorted(p.name for p in (folder / "hf").iterdir()) == [
         "README.md",
-        "config.json",
+        "equipoise.json",
         "model.pt2",
         "model.safetensors",
     ]
     section = FORMATS.partition("## Exports\n")[2].partition("\n## ")[0]
     for field in (*about, *about["inputs"]):
         assert f"`{field}`" in section
+
+
+class Net(nn.Module):
+    """A net whose weights a training starts from."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 4, 3, stride=2), nn.Linear(36, 10)
+
+    def forward(self, x):
+        return {"logits": self.head(self.conv(x).relu().view(-1, 36))}
+
+
+SMALL = {"method": "standard", "data": "digits", "rounds": 1, "limit": 200, "validation": 20}
+
+
+@pytest.mark.slow
+def test_a_training_of_an_own_model_gives_weights_for_its_own_class(tmp_path):
+    net, folder = Net(), tmp_path / "run"
+    given = recipe.parse(SMALL | {"normalise": "half-grey"})
+    run = eq.train(given, folder, model=net)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(origin, "_given", {})  # as in a new process
+        with pytest.raises(UserError, match="model"):
+            eq.export(folder, tmp_path / "no.safetensors")
+    eq.export(folder, tmp_path / "net.safetensors", model=net)
+    eq.export(folder, tmp_path / "net.pt2", model=net)
+    with safe_open(tmp_path / "net.safetensors", "pt") as file:
+        about = json.loads(file.metadata()["equipoise"])
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert set(state) == set(net.state_dict())
+    assert about["normalise"] == {"mean": [0.5], "std": [0.5]}
+    assert about["normalised"] == "in front of the model"
+    net.load_state_dict(state)
+    x, y = labels(run.model())
+    assert torch.equal(net.eval()((x - 0.5) / 0.5)["logits"].argmax(1), y)
+    graph = torch.export.load(tmp_path / "net.pt2").module()
+    assert torch.equal(graph(x).argmax(1), y)
+
+
+@pytest.mark.slow
+def test_a_model_of_transformers_is_loaded_by_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        image_size=8, patch_size=4, num_channels=1, num_labels=10,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    net = transformers.ViTForImageClassification(config)
+    given = recipe.parse(SMALL | {"normalise": "half-grey"})
+    run = eq.train(given, tmp_path / "run", model=net)
+    found = eq.export(run.path, tmp_path / "hf", to="hf", model=net)
+    assert (found["changed"], found["difference"]) == (0, 0)
+    kind = transformers.AutoModelForImageClassification
+    again = kind.from_pretrained(tmp_path / "hf", local_files_only=True)
+    assert again.config.id2label == {i: str(i) for i in range(10)}
+    prepared = json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())
+    assert prepared["do_normalize"]
+    mean, std = prepared["image_mean"][0], prepared["image_std"][0]
+    x, y = labels(run.model())
+    assert torch.equal(again.eval()((x - mean) / std).logits.argmax(1), y)
+    text = (tmp_path / "hf" / "README.md").read_text()
+    assert "library_name: transformers" in text
+    assert "not evaluated" in text
+
+
+def test_transformers_is_told_how_pictures_are_prepared():
+    inputs = {"shape": [3, 96, 96], "scale": 255, "interpolation": "bilinear"}
+    crop = processor(inputs | {"resize": "crop"}, Constants((0.1,) * 3, (0.2,) * 3))
+    assert (crop["size"], crop["crop_size"]["width"]) == ({"shortest_edge": 96}, 96)
+    assert (crop["resample"], crop["do_center_crop"], crop["do_resize"]) == (2, True, True)
+    assert crop["image_mean"] == [0.1, 0.1, 0.1]
+    stretch = processor(inputs | {"resize": "stretch"}, None)
+    assert (stretch["size"], stretch["do_normalize"]) == ({"height": 96, "width": 96}, False)
+    assert not processor(inputs, None)["do_resize"]
 
 
 @pytest.mark.extras

@@ -11,30 +11,43 @@ from equipoise.card.pages import brief, plain
 from equipoise.card.schema import ModelCard
 from equipoise.report.formats import markdown_text
 
-_USE = """\
+_USE = {
+    "pytorch": """\
+`model.pt2` needs torch alone, `model.safetensors` the class of the network:
+
 ```python
 import json
 import torch
 
-extra = {"equipoise.json": ""}
-graph = torch.export.load("model.pt2", extra_files=extra)
-about = json.loads(extra["equipoise.json"])
-model = graph.module()
+about = json.load(open("equipoise.json"))
+model = torch.export.load("model.pt2").module()
 images = torch.rand(1, *about["inputs"]["shape"])  # yours: see the inputs above
 print(about["classes"][int(model(images).argmax(1))])
 ```
-"""
+""",
+    "transformers": """\
+```python
+from transformers import pipeline
+
+print(pipeline("image-classification", model=".")("picture.png"))
+```
+
+It was judged on pictures that Pillow had prepared, as above; what the library makes of pictures of
+another size may differ slightly.
+""",
+}
 
 
-def readme(about: Mapping[str, Any], card: ModelCard | None) -> str:
+def readme(about: Mapping[str, Any], card: ModelCard | None, *, library: str = "pytorch") -> str:
     """Return the text of the file.
 
     Arguments:
         about: The description of an export, see :func:`equipoise.jobs.export.description`.
         card: The card of the model's evaluations; None: it was not evaluated.
+        library: Whose code loads the model: ``pytorch`` or ``transformers``.
     """
     head: dict[str, Any] = {
-        "library_name": "pytorch",
+        "library_name": library,
         "pipeline_tag": "image-classification",
         "tags": ["adversarial-robustness", "equipoise"],
     }
@@ -46,8 +59,7 @@ def readme(about: Mapping[str, Any], card: ModelCard | None) -> str:
         brief(card) if card else "> **The model was not evaluated: its accuracy is not known.**\n",
         "## How to use it\n",
         "".join(f"- **{markdown_text(k)}**: {markdown_text(v)}\n" for k, v in _facts(about)),
-        "`model.pt2` needs torch alone, `model.safetensors` the class of the network:\n",
-        _USE,
+        _USE[library],
     ]
     return "\n".join(parts)
 

@@ -1,6 +1,5 @@
 """Exports: a model as a file or a folder for serving, checked on real images."""
 
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,15 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equipoise.card.model_card import readme
 from equipoise.card.schema import ModelCard
+from equipoise.data.core import Dataset
 from equipoise.errors import RunError, UserError, nearest
 from equipoise.evaluation.stored import Store
 from equipoise.execution.outputs import ask
 from equipoise.jobs.card import write_card
+from equipoise.jobs.hub_folder import folder, is_of_transformers, of_transformers
 from equipoise.jobs.target_model import Subject, of_run
 from equipoise.models import exported
-from equipoise.models.normalisation import in_front
+from equipoise.models.core import Classifier, Normalize
 from equipoise.plugins import command
 from equipoise.store import files
 from equipoise.store.digests import model_digest
@@ -30,7 +30,6 @@ KINDS = {"onnx": ".onnx", "torch": ".pt2", "state-dict": ".safetensors", "hf": "
 
 FEW = 64
 TOLERANCE = 1e-3  # of the largest logit, at least of 1: float32 in another order of sums
-WEIGHTS, GRAPH = "model.safetensors", "model.pt2"
 
 
 def export(
@@ -40,7 +39,8 @@ def export(
     to: str | None = None,
     which: str = "model",
     images: int = FEW,
-    model: str | None = None,
+    model: nn.Module | str | None = None,
+    dataset: Dataset | None = None,
     trust: bool = False,
     data_dir: str | Path | None = None,
     console: Console | None = None,
@@ -56,7 +56,8 @@ def export(
         to: ``onnx``, ``torch``, ``state-dict`` or ``hf``; None: what the ending of ``out`` says.
         which: The weights, by a name as for :meth:`equipoise.store.runs.Run.model`.
         images: On how many test images it is compared.
-        model: ``package.module:function`` again, for a model of the user's own.
+        model: For a model of the user's own: ``package.module:function``, or the model, again.
+        dataset: For a training on data that were given from Python: the data.
         trust: Whether to run the code that the folder names instead.
         data_dir: The folder of the data; None: that of the training.
         console: Where remarks are shown; by default nowhere.
@@ -74,7 +75,8 @@ def export(
     kind = _kind(to, out)
     if kind == "onnx":
         exported.needs_onnx()
-    subject = of_run(path, which, data_dir, console, model=model, trust=trust)
+    given: Any = {"model": model, "trust": trust, "dataset": dataset}
+    subject = of_run(path, which, data_dir, console, **given)
     about = description(subject)
     test = subject.dataset.test
     if images < 2:
@@ -90,9 +92,8 @@ def description(subject: Subject) -> Mapping[str, Any]:
     """Return how a model is to be used: inputs, classes and origin, as plain values."""
     run, dataset = subject.run, subject.dataset
     config = run.read_json("config.json")
-    settings = config.get("settings") or {}
     _, front = exported.without_front(subject.model)
-    held = {"mean": settings["mean"], "std": settings["std"]} if "mean" in settings else None
+    held = held_by(subject.model)
     return {
         "format": 1,
         "model": config.get("model") or run.read_json(OWN).get("model"),
@@ -114,7 +115,15 @@ def description(subject: Subject) -> Mapping[str, Any]:
     }
 
 
-def compared(judged: nn.Module, served: exported.Logits, x: Tensor) -> Mapping[str, Any]:
+def held_by(model: nn.Module) -> Mapping[str, Any] | None:
+    """Return the normalisation inside a network of the project; None: none, or another network."""
+    first = model.normalize if isinstance(model, Classifier) else None
+    if not isinstance(first, Normalize):
+        return None
+    return {"mean": first.mean.flatten().tolist(), "std": first.std.flatten().tolist()}
+
+
+def compared(judged: nn.Module, served: exported.Serving, x: Tensor) -> Mapping[str, Any]:
     """Return the largest difference of logits, and for how many images the label changed.
 
     The first image goes alone and the others together, so that any number is seen to be taken.
@@ -161,7 +170,7 @@ def _written(
     x: Tensor,
     work: Path,
     console: Console,
-) -> exported.Logits:
+) -> exported.Serving:
     """Write an export, read it, and return the model in it."""
     model = subject.model
     if kind == "onnx":
@@ -174,12 +183,15 @@ def _written(
         return exported.of_pt2(content)
     if kind == "state-dict":
         return _weights(model, about, work, console)
-    return _folder(subject, about, x, work, console)
+    card = _card(subject, console)
+    if is_of_transformers(exported.without_front(model)[0]):
+        return of_transformers(model, about, card, work)
+    return folder(model, about, card, x, work)
 
 
 def _weights(
     model: nn.Module, about: Mapping[str, Any], work: Path, console: Console
-) -> exported.Logits:
+) -> exported.Serving:
     inner, front = exported.without_front(model)
     if front is not None:
         console.say(
@@ -188,31 +200,16 @@ def _weights(
         )
     content = exported.weights(inner, about)
     files.write(work, content)
-    copy = exported.of_weights(content, inner)
-    again = in_front(copy, front).eval() if front else copy
-    return lambda images: ask(again, images)
-
-
-def _folder(
-    subject: Subject, about: Mapping[str, Any], x: Tensor, work: Path, console: Console
-) -> exported.Logits:
-    """Write a folder for Hugging Face: both forms of the model, its description, its card."""
-    model = subject.model
-    weights = _weights(model, about, work / WEIGHTS, console)
-    graph = exported.pt2(exported.graph_of(model, x[:2]), about)
-    files.write(work / GRAPH, graph)
-    compared(model, weights, x)
-    files.write(work / "config.json", json.dumps(about, indent=2) + "\n")
-    files.write(work / "README.md", readme(about, _card(subject, console)))
-    return exported.of_pt2(graph)
+    return exported.of_weights(content, inner, front)
 
 
 def _card(subject: Subject, console: Console) -> ModelCard | None:
     """Return the card of the model's evaluations, counted from verdicts; None: there are none."""
     run, which = subject.run, subject.which
     if not any(store.about()["weights"] == which for store in Store.all(run)):
-        again = command("evaluate", run.path, *(["--weights", which] if which != "model" else []))
+        named = () if which == "model" else ("--weights", which)
+        again = command("evaluate", run.path, *subject.given, *named)
         console.warn(f"the model card has no accuracies: there is no evaluation; run: {again}")
         return None
-    with tempfile.TemporaryDirectory(prefix="equipoise-") as folder:
-        return write_card(run.path, Path(folder) / "card", which=which, console=console)
+    with tempfile.TemporaryDirectory(prefix="equipoise-") as place:
+        return write_card(run.path, Path(place) / "card", which=which, console=console)

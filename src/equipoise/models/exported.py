@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from equipoise.errors import RunError, UserError, one_line
-from equipoise.execution.outputs import ask
 from equipoise.models.core import Normalize
 from equipoise.models.normalisation import Constants
+from equipoise.models.origin import Logits
 
 ABOUT = "equipoise"
 """The key of the description in a file; in one of ``torch.export`` with the ending ``.json``."""
@@ -37,24 +37,8 @@ HOLDERS = {
 }
 """Classes around a model, and the part of names that each adds."""
 
-Logits = Callable[[Tensor], Tensor]
+Serving = Callable[[Tensor], Tensor]
 """From images, with shape (B, C, H, W), to logits, with shape (B, K)."""
-
-
-class Served(nn.Module):
-    """A model that returns its logits as a tensor, whatever it returned before.
-
-    Arguments:
-        model: The model.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits, with shape (B, K), of images with shape (B, C, H, W)."""
-        return ask(self.model, images)
 
 
 def graph_of(model: nn.Module, x: Tensor) -> ExportedProgram:
@@ -70,7 +54,7 @@ def graph_of(model: nn.Module, x: Tensor) -> ExportedProgram:
     shapes = ({0: Dim("batch")},)
     try:
         with _quiet(), torch.no_grad():
-            graph = torch.export.export(Served(model).eval(), (x,), dynamic_shapes=shapes)
+            graph = torch.export.export(Logits(model).eval(), (x,), dynamic_shapes=shapes)
     except Exception as error:  # of whatever kind, from the model or from torch
         fixed = "batch" in str(error) and "Constraints violated" in str(error)
         why = "its forward pass fixes the number of images" if fixed else one_line(error)
@@ -90,9 +74,9 @@ def pt2(graph: ExportedProgram, about: Mapping[str, Any]) -> bytes:
     return file.getvalue()
 
 
-def of_pt2(content: bytes) -> Logits:
+def of_pt2(content: bytes) -> Serving:
     """Return the model in a file of ``torch.export``."""
-    loaded: Logits = torch.export.load(io.BytesIO(content)).module()
+    loaded: Serving = torch.export.load(io.BytesIO(content)).module()
     return loaded
 
 
@@ -139,7 +123,7 @@ def onnx(graph: ExportedProgram, x: Tensor, about: Mapping[str, Any]) -> bytes:
     return content
 
 
-def of_onnx(content: bytes) -> Logits:
+def of_onnx(content: bytes) -> Serving:
     """Return the model in an ONNX file, run by onnxruntime on the CPU."""
     import onnxruntime
 
@@ -157,13 +141,23 @@ def without_front(model: nn.Module) -> tuple[nn.Module, Constants | None]:
     """Return a model without what stands around it, and the normalisation that stood in front."""
     constants = None
     while True:
-        if type(model).__name__ in HOLDERS:
-            model = getattr(model, HOLDERS[type(model).__name__])
-        elif (first := _front(model)) and constants is None:
-            constants = Constants(*(tuple(v.flatten().tolist()) for v in (first.mean, first.std)))
-            model = model[1]  # type: ignore[index]
-        else:
+        inner, first = _inside(model)
+        if inner is None or (first is not None and constants is not None):
             return model, constants
+        if first is not None:
+            constants = Constants(*(tuple(v.flatten().tolist()) for v in (first.mean, first.std)))
+        model = inner
+
+
+def _inside(model: nn.Module) -> tuple[nn.Module | None, Normalize | None]:
+    """Return the model that another one only stands around, and its normalisation, if any."""
+    if type(model).__name__ in HOLDERS:
+        return getattr(model, HOLDERS[type(model).__name__]), None
+    if isinstance(model, Logits):
+        return model.network, model.normalize if isinstance(model.normalize, Normalize) else None
+    if type(model) is nn.Sequential and len(model) == 2 and type(model[0]) is Normalize:
+        return model[1], model[0]
+    return None, None
 
 
 def weights(model: nn.Module, about: Mapping[str, Any]) -> bytes:
@@ -173,26 +167,25 @@ def weights(model: nn.Module, about: Mapping[str, Any]) -> bytes:
     return save(tensors, {"format": "pt", ABOUT: json.dumps(about)})
 
 
-def of_weights(content: bytes, model: nn.Module) -> nn.Module:
-    """Return a copy of a model with the weights of a file in the place of its own."""
+def of_weights(content: bytes, model: nn.Module, front: Constants | None = None) -> Serving:
+    """Return a copy of a model with the weights of a file in the place of its own.
+
+    Arguments:
+        content: The file.
+        model: The model.
+        front: The normalisation to apply first; None: none.
+    """
     copy, state = deepcopy(model), load(content)
     with torch.no_grad():
         for value in _tensors(copy).values():
             value.zero_()
     named = {key: state[_own_name(model, key)] for key in _tensors(copy)}
     copy.load_state_dict(named, strict=False)  # what is no tensor is not in a file
-    return copy.eval()
+    return Logits(copy, front and Normalize(*front)).eval()
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
-
-
-def _front(model: nn.Module) -> Normalize | None:
-    """Return the normalisation in front of a model; see `normalisation.in_front`."""
-    if type(model) is nn.Sequential and len(model) == 2 and type(model[0]) is Normalize:
-        return model[0]
-    return None
 
 
 def _own_name(model: nn.Module, key: str) -> str:
