@@ -18,6 +18,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -721,7 +722,8 @@ def test_npz_with_a_test_set(tmp_path, keys, layout, kind):
     stored = first if layout == "NCHW" else x
     stored = stored / 255 if kind == "float64" else stored
     values = (stored[:12], y[:12].astype(np.int32), stored[12:], y[12:, None].astype(np.uint8))
-    path = saved(tmp_path, **dict(zip(keys, values, strict=True)), other=np.zeros(3))
+    names = [key.format(part) for part in ("train", "test") for key in keys]
+    path = saved(tmp_path, **dict(zip(names, values, strict=True)), other=np.zeros(3))
     dataset = load(path)
     expected = torch.from_numpy(np.ascontiguousarray(first))
     if kind == "float64":
@@ -734,6 +736,49 @@ def test_npz_with_a_test_set(tmp_path, keys, layout, kind):
     mean = dataset.train.pixels().double().mean((0, 2, 3))
     assert dataset.mean == pytest.approx(mean.tolist())
     assert str(path) in dataset.source
+
+
+@pytest.mark.parametrize("keys", [*npz.SPLIT, ("{}_X", "{}_Y")], ids=" ".join)
+@pytest.mark.parametrize("name", npz.PARTS["validation"])
+def test_npz_with_validation_images(tmp_path, keys, name):
+    x, y = pictures()
+    parts = {"train": slice(8), name: slice(8, 14), "test": slice(14, 20)}
+    arrays = {
+        key.format(part): values[rows]
+        for part, rows in parts.items()
+        for key, values in zip(keys, (x, y), strict=True)
+    }
+    dataset = load(saved(tmp_path, **arrays))
+    assert torch.equal(dataset.validation.y, torch.from_numpy(y[8:14]))
+    assert dataset.sha256["validation_x"] == sha256(dataset.validation.x.numpy().tobytes())
+
+
+def test_npz_with_test_images_alone_is_for_judging(tmp_path):
+    x, y = pictures()
+    dataset = load(saved(tmp_path, x_test=x, y_test=y))
+    assert (len(dataset.train), len(dataset.test), dataset.channels) == (0, 20, 3)
+    assert len(dataset.classes) == 4
+
+
+def test_npz_of_16_bits_is_scaled_and_that_is_said(tmp_path):
+    x, y = pictures()
+    said = []
+    deep = np.minimum(x.astype(np.uint32) * 257 + 100, 65535).astype(np.uint16)
+    path = saved(tmp_path, x=deep, y=y)
+    console = SimpleNamespace(say=said.append)
+    dataset = load(path, console=console)
+    assert torch.equal(dataset.train.x, load(saved(tmp_path, x=x, y=y)).train.x)
+    assert "16 bits a value, divided by 257; the highest is" in said[0]
+    assert "a fifth of the images" in said[1]
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels"),
+    [((9, 20, 20), 9), ((20, 20, 16), 16), ((8, 8, 4), 4), ((5, 12, 12), 5), ((12, 12, 2), 2)],
+)
+def test_npz_of_many_channels(tmp_path, shape, channels):
+    x = np.zeros((20, *shape), np.uint8)
+    assert load(saved(tmp_path, x=x, y=np.arange(20) % 4)).channels == channels
 
 
 @pytest.mark.parametrize("keys", npz.WHOLE, ids=" ".join)
@@ -767,7 +812,7 @@ def with_nan(x):
         ({"x": lambda x: with_nan(x)}, "3 values of the images are not finite"),
         ({"x": lambda x: x.astype(np.float32)}, r"0\.\.255: divide by 255"),
         ({"x": lambda x: x / 128 - 1}, "normalised: undo that"),
-        ({"x": lambda x: x.astype(np.int64)}, "must be uint8 or floating"),
+        ({"x": lambda x: x.astype(np.int64)}, "must be uint8, uint16 or floating"),
         ({"x": lambda x: x[:, :, :, :2]}, "which axis"),
         ({"x": lambda x: x.reshape(20, 3, 10, 3)}, "which axis"),
         ({"x": lambda x: x.reshape(20, -1)}, r"\(20, 90\)"),

@@ -114,7 +114,7 @@ def load(
     if pictures:
         return collection.read(name, reading, console)
     if name not in DATASETS:
-        return npz.read(Path(name).expanduser())
+        return npz.read(Path(name).expanduser(), console)
     if unverified is None:
         unverified = os.environ.get("EQUIPOISE_UNVERIFIED", "") not in {"", "0"}
     return DATASETS[name].read(_complete(name, _places(name, data_dir)), unverified)

@@ -1,44 +1,66 @@
 """Any images in a NumPy ``.npz`` file.
 
-Images and labels are arrays ``train_x``, ``train_y``, ``test_x`` and ``test_y`` (or ``x_train``,
-...); or ``x`` and ``y`` (or ``images`` and ``labels``), of which a fifth is held out for testing,
-stratified by class and always the same. Images are ``uint8``, or floating in [0, 1], of shape
-(N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3; labels are integers 0..K-1. Optional:
-``classes`` (K names), ``eps`` (customary Linf radius, default 8/255), ``pad`` and ``flip``
-(augmentation, default none). Other arrays are ignored, and nothing is unpickled.
+Images and labels are arrays ``train_x``, ``train_y``, ``test_x`` and ``test_y``, and perhaps
+``val_x`` and ``val_y`` (or ``x_train``, ..., or ``train_images``, ``train_labels``, ...); or ``x``
+and ``y`` (or ``images`` and ``labels``). Without test images a fifth of the others is held out for
+testing, stratified by class and always the same; test images alone are for judging. Images are
+``uint8``, ``uint16`` (divided by 257), or floating in [0, 1], of shape (N, H, W), (N, H, W, C) or
+(N, C, H, W) with C of 1 to 16; labels are integers 0..K-1. Optional: ``classes`` (K names),
+``eps`` (customary Linf radius, default 8/255), ``pad`` and ``flip`` (augmentation, default none).
+Other arrays are ignored, and nothing is unpickled.
 """
 
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from equipoise.data.core import Dataset, Images, scrambled, stratified_split
+from equipoise.data.pictures import scaled
+from equipoise.data.reading import MOST_CHANNELS
 from equipoise.errors import UserError
 from equipoise.threat import ROUNDING, SLIGHT
 
+if TYPE_CHECKING:
+    from equipoise.terminal.progress import Console
+
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
-SPLIT = (("train_x", "train_y", "test_x", "test_y"), ("x_train", "y_train", "x_test", "y_test"))
+SPLIT: tuple[tuple[str, str], ...] = (("{}_x", "{}_y"), ("x_{}", "y_{}"))
+SPLIT += (("{}_images", "{}_labels"), ("images_{}", "labels_{}"))
 WHOLE = (("x", "y"), ("images", "labels"))
+PARTS = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error)
 OPTIONAL = ("classes", "eps", "pad", "flip")
 
 
-def read(path: Path) -> Dataset:
+def read(path: Path, console: "Console | None" = None) -> Dataset:
     """Return the dataset in the file ``path``.
+
+    Arguments:
+        path: The file.
+        console: Where it is said how the file was read; by default nowhere.
 
     Raises:
         UserError: If the file cannot be read, or does not hold images and labels.
     """
     arrays = _arrays(path)
-    train, test, how = _parts(arrays, path)
-    classes = _classes(arrays, train, test, path)
+    parts, how = _parts(arrays, path)
+    train, validation, test = (parts.get(name) for name in PARTS)
+    assert test is not None
+    moments: dict[str, Any] = {}
+    if train is None:
+        train, channels = test.take(slice(0, 0)), test.x.shape[1]
+        moments = dict.fromkeys(("mean", "std"), (0.5,) * channels)
+    classes = _classes(arrays, parts, path)
+    for remark in how:
+        if console is not None:
+            console.say(f"{path}: {remark}")
     eps, pad = _scalar(arrays, "eps", 8 / 255, path), _scalar(arrays, "pad", 0, path)
     if not 0 < eps <= 1 or not 0 <= pad <= min(train.x.shape[2:]) or pad != int(pad):
         raise UserError(
@@ -56,8 +78,10 @@ def read(path: Path) -> Dataset:
         eps=eps,
         pad=int(pad),
         flip=bool(flip),
-        validation=_images(arrays["x_val"], arrays["y_val"], "val") if "x_val" in arrays else None,
-        source=f"{len(train)} training and {len(test)} test images from {path}{how}",
+        validation=validation,
+        source=f"{len(train)} training and {len(test)} test images from {path}"
+        + "".join(f" ({remark})" for remark in how),
+        **moments,
     )
 
 
@@ -68,8 +92,10 @@ def _arrays(path: Path) -> dict[str, Array]:
             file = np.load(stream, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise UserError(f"{path} holds a single array; expected a .npz file")
-            wanted = [*_names(file.files, path), "x_val", "y_val", *OPTIONAL]
-            return {name: np.asarray(file[name]) for name in wanted if name in file.files}
+            names = {name.lower(): name for name in file.files}
+            pairs = _names(names, path).values()
+            wanted = [*(name for pair in pairs for name in pair), *OPTIONAL]
+            return {name: np.asarray(file[names[name]]) for name in wanted if name in names}
     except UserError:
         raise
     except OSError as error:
@@ -78,37 +104,59 @@ def _arrays(path: Path) -> dict[str, Array]:
         raise UserError(f"{path} is cut short or no .npz file of plain arrays: {error}") from error
 
 
-def _names(there: list[str], path: Path) -> tuple[str, ...]:
-    for names in (*SPLIT, *WHOLE):
-        if set(names) <= set(there):
-            return names
-    wanted = "; or ".join(", ".join(names) for names in (*SPLIT, *WHOLE))
+def _names(there: Collection[str], path: Path) -> dict[str, tuple[str, str]]:
+    """Return the names of images and labels of each part; those of ``train`` may be all."""
+    for x, y in SPLIT:
+        pairs = {
+            part: (x.format(name), y.format(name))
+            for part, names in PARTS.items()
+            for name in names
+            if {x.format(name), y.format(name)} <= set(there)
+        }
+        if pairs.keys() & {"train", "test"}:
+            return pairs
+    for x, y in WHOLE:
+        if {x, y} <= set(there):
+            return {"train": (x, y)}
+    styles = [", ".join(each.format(p) for p in ("train", "test") for each in s) for s in SPLIT]
+    wanted = "; or ".join([*styles[:2], *(", ".join(names) for names in WHOLE)])
     raise UserError(
         f"{path} lacks images or labels: expected {wanted}; there are "
         f"{', '.join(sorted(there)) or 'no arrays'}"
     )
 
 
-def _parts(arrays: Mapping[str, Array], path: Path) -> tuple[Images, Images, str]:
-    names = _names(list(arrays), path)
-    parts = [
-        _images(arrays[x], arrays[y], f"{path}, {x} and {y}")
-        for x, y in zip(names[::2], names[1::2], strict=True)
-    ]
-    if len(parts) == 2:
-        train, test = parts
-        if train.x.shape[1:] != test.x.shape[1:] or train.x.dtype != test.x.dtype:
+def _parts(arrays: Mapping[str, Array], path: Path) -> tuple[dict[str, Images], list[str]]:
+    """Return the images of each part, those for testing always, and remarks."""
+    names, remarks = _names(arrays, path), list[str]()
+    parts = {
+        part: _images(arrays[x], arrays[y], f"{path}, {x} and {y}")
+        for part, (x, y) in names.items()
+    }
+    if deep := [x for x, _ in names.values() if arrays[x].dtype == np.uint16]:
+        highest = max(int(arrays[x].max()) for x in deep)
+        remarks.append(f"16 bits a value, divided by 257; the highest is {highest} of 65535")
+    first, *others = parts
+    for other in others:
+        a, b = parts[first].x, parts[other].x
+        if a.shape[1:] != b.shape[1:] or a.dtype != b.dtype:
             raise UserError(
-                f"{path}: training and test images differ in shape or type: "
-                f"{tuple(train.x.shape[1:])} {train.x.dtype} and "
-                f"{tuple(test.x.shape[1:])} {test.x.dtype}"
+                f"{path}: {WORDS[first]} and {WORDS[other]} images differ in shape or type: "
+                f"{tuple(a.shape[1:])} {a.dtype} and {tuple(b.shape[1:])} {b.dtype}"
             )
-        return train, test, ""
-    (every,) = parts
-    train_index, test_index = stratified_split(every.y, max(1, round(len(every) / 5)), seed=0)
-    how = " (test: a fifth of the images, stratified by class, seed 0, in a fixed random order)"
-    # Many datasets are sorted by class: their first images would all be of one class.
-    return every.take(train_index), every.take(test_index[scrambled(len(test_index), 1)]), how
+    if "test" not in parts:
+        every = parts["train"]
+        train_index, test_index = stratified_split(every.y, max(1, round(len(every) / 5)), seed=0)
+        # Many datasets are sorted by class: their first images would all be of one class.
+        parts["test"] = every.take(test_index[scrambled(len(test_index), 1)])
+        parts["train"] = every.take(train_index)
+        remarks.append(
+            "test: a fifth of the images, stratified by class, seed 0, in a fixed random order"
+        )
+    return parts, remarks
+
+
+WORDS = {"train": "training", "validation": "validation", "test": "test"}
 
 
 def _images(x: Array, y: Array, where: str) -> Images:
@@ -136,8 +184,12 @@ def _labels(y: Array, where: str) -> np.ndarray[tuple[int, ...], np.dtype[np.int
 def _checked(x: Array, where: str) -> Array:
     if x.dtype == np.uint8:
         return x
+    if x.dtype == np.uint16:
+        return scaled(x)
     if x.dtype.kind != "f":
-        raise UserError(f"{where}: images must be uint8 or floating in [0, 1], got {x.dtype}")
+        raise UserError(
+            f"{where}: images must be uint8, uint16 or floating in [0, 1], got {x.dtype}"
+        )
     if not np.isfinite(x).all():
         raise UserError(
             f"{where}: {int((~np.isfinite(x)).sum())} values of the images are not finite"
@@ -162,18 +214,22 @@ def _checked(x: Array, where: str) -> Array:
 def _channels_first(x: Array, where: str) -> Array:
     if x.ndim == 3:
         return x[:, None]
-    first, last = x.shape[1] in {1, 3}, x.shape[3] in {1, 3}
-    if first == last:
-        raise UserError(
-            f"{where}: cannot tell which axis of {x.shape} holds the channels (1 or 3 of them)"
-        )
-    return x if first else x.transpose(0, 3, 1, 2)
+    _, a, b, c = x.shape
+    few = a <= MOST_CHANNELS, c <= MOST_CHANNELS
+    square = (b == c, a == b) if all(few) else few
+    for first, last in ((a in {1, 3}, c in {1, 3}), few, square):
+        if first != last:
+            return x if first else x.transpose(0, 3, 1, 2)
+    raise UserError(
+        f"{where}: cannot tell which axis of {x.shape} holds the channels (1 to {MOST_CHANNELS})"
+    )
 
 
 def _classes(
-    arrays: Mapping[str, Array], train: Images, test: Images, path: Path
+    arrays: Mapping[str, Array], parts: Mapping[str, Images], path: Path
 ) -> tuple[str, ...]:
-    highest = int(max(train.y.max(), test.y.max()))
+    highest = max(int(part.y.max()) for part in parts.values())
+    train = parts.get("train", parts["test"])
     if "classes" in arrays:
         names = tuple(str(name) for name in arrays["classes"].reshape(-1))
         if highest >= len(names):
