@@ -208,7 +208,7 @@ def _step(recipe: Recipe, model: nn.Module, dataset: Dataset, train: Images, siz
             rounds=rounds,
             batch_size=size,
             seed=0,
-            augment=Augment(dataset.pad, dataset.flip),
+            augment=Augment.named(recipe.augment, dataset),
             validate=nothing,
             value=nothing,
             execution=replace(recipe.execution, compile=False),

@@ -203,7 +203,7 @@ class _Job:
             rounds=recipe.rounds,
             batch_size=recipe.batch_size,
             seed=recipe.seed,
-            augment=Augment(dataset.pad, dataset.flip),
+            augment=Augment.named(recipe.augment, dataset),
             validate=Validator(
                 x=x,
                 y=y,

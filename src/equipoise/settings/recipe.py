@@ -44,6 +44,7 @@ from equipoise.settings.schema import (
 from equipoise.settings.split import Split, held_out
 from equipoise.store.runs import Run
 from equipoise.threat import Norm, Threat
+from equipoise.training.learner import changes
 from equipoise.training.updates import Balance, Updates
 
 if TYPE_CHECKING:
@@ -84,6 +85,9 @@ class Recipe:
         limit: How many training images to use, in proportion to the classes; None: all.
         subset: Whether ``limit`` takes the same images for every seed (``fixed``), or others for
             each ``seed``, so that seeds also show what the choice of images changes.
+        augment: How training images are changed at random: as the ``data`` have it, ``none``,
+            ``small`` (crop with a border, mirrored), ``large`` (random resized crop, mirrored,
+            colours), or some of crop, resized-crop, flip, jitter, with commas between them.
         validation: How many of them to hold out; of the data's own validation images, where there
             are some, how many to use.
         validation_attack: The attack on them after each round.
@@ -138,6 +142,7 @@ class Recipe:
     seed: int = 0
     limit: Count | None = None
     subset: Literal["fixed", "seed"] = "fixed"
+    augment: str = "data"
     validation: Count = 1000
     validation_attack: str = "pgd-10"
     keep: Keep | None = None
@@ -176,6 +181,7 @@ class Recipe:
         attack = [self.validation_attack]
         collect(problems, lambda: attacks.check_norms(attacks.parse_list(attack), self.norm))
         collect(problems, lambda: self.threat(0.0))
+        collect(problems, lambda: changes(self.augment))
         if self.settings.chooses and self.keep not in (None, "last") and self.patience is None:
             problems.append(
                 f"keep={self.keep} has no effect: gamma is chosen between branches of the last "
