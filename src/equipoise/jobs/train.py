@@ -90,7 +90,7 @@ def train(
     console = console or Console(quiet=True)
     job = _Job(Run(out), recipe, console, model)  # before the folder: it may fail
     if (out / "recipe.yaml").is_file():
-        there = recipes.completed(recipes.read(out / "recipe.yaml"), job.run)
+        there = recipes.parse(earlier.renewed(recipes.read(out / "recipe.yaml"), job.run))
         changed = recipes.differences(there.to_dict(), job.recipe.to_dict())
         if changed:
             raise UserError(
@@ -147,7 +147,7 @@ def resume(
         if state is None:
             console.warn(f"{run.path} has no readable state: starting from the beginning")
         else:
-            trained = recipes.completed(state["recipe"], run)
+            trained = recipes.parse(earlier.renewed(state["recipe"], run))
             changed = recipes.differences(trained.to_dict(), job.recipe.to_dict())
             if changed:
                 raise UserError(

@@ -17,6 +17,7 @@ from equipoise.plans.plan import MANY_ROUNDS, Entry, Plan
 from equipoise.plans.task import PlannedEvaluation, PlannedFront, Task
 from equipoise.sample import Sample
 from equipoise.settings import recipe as recipes
+from equipoise.settings.earlier import renewed
 from equipoise.settings.recipe import Recipe
 from equipoise.store.runs import is_free
 from equipoise.store.weight_names import round_name
@@ -123,7 +124,7 @@ def refuse_others(every: Sequence[Task]) -> None:
     for task in every:
         folder = task.run.path
         if task.begun:
-            there = recipes.completed(recipes.read(folder / "recipe.yaml"), task.run)
+            there = recipes.parse(renewed(recipes.read(folder / "recipe.yaml"), task.run))
             changed = _differences(there.to_dict(), task.recipe)
             if changed:
                 other.setdefault("; ".join(changed), []).append(str(folder))

@@ -286,11 +286,6 @@ def stored(run: Run) -> Recipe:
         return parse(renewed(read(run.path / "recipe.yaml"), run))
 
 
-def completed(given: Mapping[str, Any], run: Run) -> Recipe:
-    """Return the recipe of a run, of an earlier version too, with the settings that it lacks."""
-    return parse(renewed(given, run))
-
-
 def overrides(items: Sequence[str]) -> dict[str, Any]:
     """Return ``a.b=c`` items as a nested mapping.
 
