@@ -182,12 +182,12 @@ def test_weights_are_loaded_with_their_own_head(tmp_path, monkeypatch):
     assert model.network.fc.out_features == 3
     assert about.heads == ("fc",)
     assert about.weights["file"] == file
-    assert [line for line in said if "the head fc is new and untrained" in line]
+    assert [line for line in said if "the head (fc) is new and untrained" in line]
     model, about, said = begun(tmp_path, monkeypatch, "three", weights=file)  # the other way
     assert torch.equal(model.network.norm.weight, net.norm.weight)
     assert model.network.fc.out_features == 3
     assert about.heads == ()
-    assert "the head fc of" in said[-1]
+    assert "the head (fc) of" in said[-1]
     assert "has 7 outputs and that of the model 3" in said[-1]
 
 
@@ -364,7 +364,7 @@ def own(command, tmp_path_factory):
         cwd=home,
     )
     assert ended.code == 0, ended.err
-    assert "the head fc is new and untrained" in ended.out + ended.err
+    assert "the head (fc) is new and untrained" in ended.out + ended.err
     assert "--model mynets:seven" in ended.out + ended.err  # in the command that comes next
     return home / "run"
 

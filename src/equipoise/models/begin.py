@@ -138,7 +138,7 @@ def load(
     if former:
         head.restore(network, names, former)
         say(
-            f"the head {' and '.join(names)} of {path} has {outputs.pop()} outputs and that of "
+            f"the head ({', '.join(names)}) of {path} has {outputs.pop()} outputs and that of "
             f"the model {_rows_of(network, names[0])}: the model's own, untrained, is used"
         )
     return _front_of(loaded, network)

@@ -36,9 +36,11 @@ def logits_of(network: nn.Module, x: Tensor, name: str) -> Tensor:
         raise
     except Exception as error:
         shape = " x ".join(map(str, x.shape[1:]))
+        side = _side(network)
+        remedy = f"; it is made for {side} x {side} pixels: size={side}" if side else ""
         raise UserError(
             f"{name} cannot be run on images of {shape} (channels, height, width): "
-            f"{one_line(error, 200)}"
+            f"{one_line(error, 200)}{remedy}"
         ) from error
     if logits.ndim != 2 or len(logits) != len(x):
         raise UserError(
@@ -46,6 +48,13 @@ def logits_of(network: nn.Module, x: Tensor, name: str) -> Tensor:
             f"{tuple(logits.shape)}"
         )
     return logits
+
+
+def _side(network: nn.Module) -> int | None:
+    """Return the height and width of images that a model of a library is made for, if it says."""
+    owners = (network, getattr(network, "config", None))
+    sides = [getattr(owner, "image_size", None) for owner in owners if owner is not None]
+    return next((side for side in sides if isinstance(side, int)), None)
 
 
 def heads(network: nn.Module, x: Tensor, name: str) -> list[str]:
@@ -187,7 +196,7 @@ def fit(network: nn.Module, x: Tensor, classes: int, name: str) -> tuple[list[st
             if logits_of(network, x, name).shape[1] == classes:
                 new, old = _shown(network.get_submodule(names[0])), _shown(former[0])
                 return names, (
-                    f"the head {' and '.join(names)} is new and untrained: {new} in place of "
+                    f"the head ({', '.join(names)}) is new and untrained: {new} in place of "
                     f"{old}, because there are {classes} classes"
                 )
         restore(network, names, former)

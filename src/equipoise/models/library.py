@@ -5,14 +5,14 @@ transformers: a name of the Hugging Face hub, or a folder of ``save_pretrained``
 from the folder or the libraries' caches. :func:`download` alone uses the network.
 """
 
-import os
+import io
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlparse
 
 import torch
 from torch import nn
@@ -24,7 +24,13 @@ PACKAGES = {"timm": "timm", "hf": "transformers", "torchvision": "torchvision"}
 """The libraries by the text before the colon, and the packages that have them."""
 
 RESCALED = 1 / 255  # what transformers multiplies bytes by, where it scales them to [0, 1]
-_UNSAFE = ("auto_map", "attn_implementation", "experts_implementation", "quantization_config")
+_LEFT_OUT: tuple[str, ...] = (
+    "auto_map",
+    "attn_implementation",
+    "experts_implementation",
+    "quantization_config",
+)
+_LEFT_OUT += ("id2label", "label2id")  # num_labels is enough
 
 
 class Made(NamedTuple):
@@ -136,24 +142,28 @@ def _package(library: str) -> Any:
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Keep the libraries from the network."""
-    held, before = os.environ.get("HF_HUB_OFFLINE"), None
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    constants = None
-    try:
-        constants = import_module("huggingface_hub.constants")
-        before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True  # type: ignore[attr-defined]
-    except ImportError:
-        pass
+    """Keep the libraries from the network: that of the hub, and torch's own downloads."""
+
+    def refuse(url: str, *rest: Any, **more: Any) -> None:
+        raise FileNotFoundError(f"there is no copy of {url}")
+
+    with ExitStack() as stack:
+        stack.enter_context(redirect_stderr(io.StringIO()))  # it says that it downloads
+        stack.enter_context(_swapped(torch.hub, "download_url_to_file", refuse))
+        if find_spec("huggingface_hub") is not None:
+            constants = import_module("huggingface_hub.constants")
+            stack.enter_context(_swapped(constants, "HF_HUB_OFFLINE", True))
+        yield
+
+
+@contextmanager
+def _swapped(owner: Any, name: str, value: object) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        if constants is not None:
-            constants.HF_HUB_OFFLINE = before  # type: ignore[attr-defined]
-        if held is None:
-            del os.environ["HF_HUB_OFFLINE"]
-        else:
-            os.environ["HF_HUB_OFFLINE"] = held
+        setattr(owner, name, before)
 
 
 @contextmanager
@@ -162,27 +172,30 @@ def _explained(model: str, pretrained: bool) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except OSError as error:
+        raise UserError(
+            f"the weights of {model} are not on this computer: --download gets them, --weights "
+            "FILE gives others, and weights=random new ones"
+            if pretrained
+            else f"{model} cannot be made: {one_line(error, 200)}"
+        ) from error
     except Exception as error:
-        remedy = f"; {_remedy(model)}" if pretrained else ""
-        raise UserError(f"{model} cannot be made: {one_line(error, 200)}{remedy}") from None
-
-
-def _remedy(model: str) -> str:
-    folder = Path(model.partition(":")[2]).expanduser()
-    fetch = "" if folder.is_dir() else "if its weights are not here, --download gets them; "
-    return f"{fetch}--weights FILE gives others, and weights=random new ones"
+        raise UserError(f"{model} cannot be made: {one_line(error, 200)}") from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep transformers from telling what is said here in other words."""
     logging = import_module("transformers").logging
-    before = logging.get_verbosity()
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _place(name: str) -> str:
@@ -196,14 +209,20 @@ def _place(name: str) -> str:
 
 
 def _is_safe(key: str) -> bool:
-    """Return whether a setting of transformers never loads code."""
-    return not key.startswith("_") and key not in _UNSAFE
+    """Return whether a setting of transformers is needed, and never loads code."""
+    return not key.startswith("_") and key not in _LEFT_OUT
 
 
 def _of_transformers(package: Any, name: str, pretrained: bool) -> Made:
     how: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     with _quiet():
-        config = package.AutoConfig.from_pretrained(name, **how)
+        try:
+            config = package.AutoConfig.from_pretrained(name, **how)
+        except OSError as error:
+            where = (
+                "" if Path(name).is_dir() else " in the cache of transformers; --download gets it"
+            )
+            raise UserError(f"hf:{name}: there is no such model{where}") from error
         kind = package.AutoModelForImageClassification
         if pretrained:
             network = kind.from_pretrained(name, dtype=torch.float32, **how)
@@ -211,7 +230,8 @@ def _of_transformers(package: Any, name: str, pretrained: bool) -> Made:
             network = kind.from_config(config, trust_remote_code=False)
         constants = _of_processor(name)
     written = {key: value for key, value in config.to_diff_dict().items() if _is_safe(key)}
-    return Made(network, constants, written | {"model_type": config.model_type})
+    written |= {"model_type": config.model_type, "num_labels": config.num_labels}
+    return Made(network, constants, written)
 
 
 def _of_processor(name: str) -> Constants | None:
@@ -238,25 +258,15 @@ def _of_timm(package: Any, name: str, shape: tuple[int, int, int], pretrained: b
     config: dict[str, Any] = {} if shape[0] == 3 else {"in_chans": shape[0]}
     if getattr(about, "fixed_input_size", False) and tuple(about.input_size[1:]) != shape[1:]:
         config["img_size"] = list(shape[1:])
-    if pretrained:
-        _refuse_absent(getattr(about, "url", "") or "", bool(getattr(about, "hf_hub_id", None)))
     network = package.create_model(name, pretrained=pretrained, **config)
     constants = Constants(tuple(about.mean), tuple(about.std)) if shape[0] == 3 else None
     return Made(network, constants, config)
 
 
 def _of_torchvision(package: Any, name: str, pretrained: bool) -> Made:
+    if name not in package.models.list_models(module=package.models):
+        raise UserError(f"torchvision has no classifier {name!r}; models.list_models() names them")
     weights = package.models.get_model_weights(name).DEFAULT
-    if pretrained:
-        _refuse_absent(weights.url)
     network = package.models.get_model(name, weights=weights if pretrained else None)
     preset = weights.transforms()
-    constants = Constants(tuple(preset.mean), tuple(preset.std))
-    return Made(network, constants, {})
-
-
-def _refuse_absent(url: str, hub: bool = False) -> None:
-    """Raise an error if a file of weights is not in torch's cache; the hub's has its own."""
-    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
-    if not hub and not (url and file.is_file()):
-        raise FileNotFoundError(f"there is no {file}")
+    return Made(network, Constants(tuple(preset.mean), tuple(preset.std)), {})
