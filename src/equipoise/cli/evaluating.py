@@ -58,6 +58,7 @@ def evaluate(
     normalise: options.Normalise = None,
     mean: options.Mean = None,
     std: options.Std = None,
+    download: options.Download = False,
     seed: Annotated[
         int | None, typer.Option(help="Random seed of the attacks; default: 0.")
     ] = None,

@@ -67,8 +67,8 @@ OwnModel = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="A model of your own: package.module:function; also for a RUN with evaluations of "
-        "it.",
+        help="A model of your own, like MODEL; also for a RUN that was trained on it or has "
+        "evaluations of it.",
     ),
 ]
 AgainModel = Annotated[
@@ -92,7 +92,8 @@ What = Annotated[
     typer.Argument(
         metavar="RUN|MODEL",
         help="The run folder; or a model of your own: package.module:function, where the "
-        "function returns an nn.Module.",
+        "function returns an nn.Module; timm:NAME, hf:NAME (or a folder), torchvision:NAME; with "
+        "--trust a file of torch.export (.pt2) or TorchScript.",
     ),
 ]
 OwnData = Annotated[
@@ -179,8 +180,8 @@ Trust = Annotated[
     bool,
     typer.Option(
         "--trust",
-        help="Run the Python file that the folder was made with; without this option, no code "
-        "that a folder names is run.",
+        help="Run the code that the folder was made with, or read a model from a file that can "
+        "run code; without this option, no code that a folder names is run.",
     ),
 ]
 
@@ -208,7 +209,11 @@ def protocol_of(
 
 def run_or_model(what: str | None, model: str | None) -> tuple[Path | None, str | None]:
     """Return the run folder and the model that are named, by position or by --model."""
-    if what is None or Path(what).is_dir() or not re.fullmatch(r"[\w.]+:\w+", what):
+    from equipoise.models.library import library_of
+    from equipoise.models.programs import is_program
+
+    own = what and (re.fullmatch(r"[\w.]+:\w+", what) or library_of(what) or is_program(what))
+    if what is None or Path(what).is_dir() or not own:
         return None if what is None else Path(what), model
     if model is not None:
         raise UserError(f"the model is given twice: {what} and --model {model}")
@@ -244,6 +249,7 @@ def subject_of(
         kept = "model" if weights is None else weights
         return of_run(run, kept, data_dir, console, model=spec, trust=given["trust"])
     if run is None and spec is not None and data is not None:
+        fetch(given.get("download", False), spec)
         subject = of_model(
             spec,
             weights=weights,
@@ -251,6 +257,7 @@ def subject_of(
             data_dir=data_dir,
             out=out,
             normalise=asked,
+            trust=given["trust"],
             reading=reading_of(reading),
             console=console,
         )

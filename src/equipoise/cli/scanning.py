@@ -52,6 +52,7 @@ def scan(
     normalise: options.Normalise = None,
     mean: options.Mean = None,
     std: options.Std = None,
+    download: options.Download = False,
     out: Annotated[
         Path | None,
         typer.Option(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from equipoise.data.reading import absolute, settled
 from equipoise.errors import UserError
 from equipoise.jobs.device import choose_device, cuda_devices
 from equipoise.models import MODELS, begin, origin
+from equipoise.models.foreign import MUTE
 from equipoise.models.normalisation import Constants
 from equipoise.models.origin import Origin
 from equipoise.settings.recipe import Recipe
@@ -66,9 +68,9 @@ def threats_of(method: Method, threat: Threat) -> tuple[Threat, ...]:
 def initial_model(
     recipe: Recipe,
     dataset: Dataset,
-    given: nn.Module | None,
-    begun: Mapping[str, Any],
-    say: Callable[[str], None],
+    given: nn.Module | None = None,
+    begun: Mapping[str, Any] = MappingProxyType({}),
+    say: Callable[[str], None] = MUTE,
 ) -> tuple[nn.Module, Mapping[str, Any]]:
     """Return the model that a training starts from, and what ``config.json`` says of it.
 

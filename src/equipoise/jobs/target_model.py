@@ -13,6 +13,7 @@ from equipoise import data, plugins
 from equipoise.data.core import Dataset
 from equipoise.data.reading import HUB, Reading
 from equipoise.errors import UserError
+from equipoise.models import begin, library, origin
 from equipoise.models.foreign import (
     MUTE,
     Asked,
@@ -22,7 +23,9 @@ from equipoise.models.foreign import (
     put_in_front,
     weights_of,
 )
+from equipoise.models.library import library_of, package_versions
 from equipoise.models.normalisation import Constants
+from equipoise.models.programs import is_program, read_program
 from equipoise.plugins import command
 from equipoise.settings import recipe
 from equipoise.store.runs import OWN, Run, is_free
@@ -144,18 +147,22 @@ def of_model(
     data_dir: str | Path | None,
     out: Path | None,
     normalise: Asked = None,
+    trust: bool = False,
     reading: Reading | None = None,
     console: Console | None = None,
 ) -> Subject:
     """Return a model of the user's own, with a folder for its results.
 
     Arguments:
-        spec: ``package.module:function``.
-        weights: A file of weights, or FILE:KEY; None: the function loads them itself.
+        spec: ``package.module:function``, ``timm:NAME``, ``hf:NAME``, ``torchvision:NAME``, or
+            the path of a program of ``torch.export`` or TorchScript.
+        weights: A file of weights, or FILE:KEY; None: the function loads them itself, or they are
+            those of the library.
         data_name: A dataset's name, or another one for :func:`equipoise.data.load`.
         data_dir: The folder of the data.
         out: The folder of the results; by default ``runs/`` with the function's name.
         normalise: As for :func:`equipoise.models.foreign.load_weights`.
+        trust: Whether a program, which can run code while it is read, may be read.
         reading: How images in files are read.
         console: Shows how data, weights and normalisation were read; the folder's
             ``own-model.json`` has the lines on the last two, too.
@@ -164,11 +171,13 @@ def of_model(
         UserError: If model, weights or data are invalid, or the folder holds something else.
     """
     file, key = (None, "") if weights is None else weights_of(weights)
+    spec = origin.absolute(str(Path(spec).expanduser().resolve()) if is_program(spec) else spec)
     remarks: list[str] = []
     console, reading = console or Console(quiet=True), (reading or Reading()).settled()
     how: dict[str, Any] = {"reading": reading, "console": console, "say": remarks.append}
+    how["trust"] = trust
     model, dataset = own_model(spec, weights, normalise, data_name, data_dir, **how)
-    folder = Path("runs") / spec.replace(":", ".").replace("/", ".") if out is None else out
+    folder = Path("runs") / re.sub(r"[^\w.-]+", ".", spec).strip(".") if out is None else out
     named = data_name in data.DATASETS or data_name.startswith(HUB)
     about = {
         "format": 1,
@@ -180,18 +189,19 @@ def of_model(
         "data": data_name if named else str(Path(data_name).absolute()),
         "data_dir": str(data_dir) if data_dir else None,
     } | ({"reading": reading.given()} if reading.given() else {})
-    source = plugins.source(spec.partition(":")[0])
+    source = _source(spec)
     run = Run(folder)
     with run.lock("making it ready", "own", wait=WAIT_SECONDS):
         if is_free(folder):
             code = {"source": source, "import": plugins.imported()}
+            code |= {"packages": package_versions(spec)} if library_of(spec) else {}
             run.write_json(OWN, {**about, **code, "remarks": remarks})
         stored = run.read_json(OWN)
     if not stored or any(stored.get(key) != about.get(key) for key in {*about, "reading"}):
         raise UserError(f"{folder} holds something else; choose another --out")
     for line in filter(None, [*remarks, plugins.changed(stored.get("source"), source)]):
         console.say(line)
-    given = ("--model", spec)
+    given = ("--model", spec, *(["--trust"] if is_program(spec) else []))
     return Subject(run, model, dataset, "linf", dataset.eps, source=source, given=given)
 
 
@@ -211,11 +221,13 @@ def _again(
     file = f"{weights}:{about['weights_key']}" if about.get("weights_key") else weights
     place = data_dir or about["data_dir"]
     how: dict[str, Any] = {"reading": _reading(run, about), "console": console, "load": load}
+    how["trust"] = trust
     model, dataset = own_model(spec, file, normalise, about["data"], place, **how)
-    source = plugins.source(spec.partition(":")[0])
+    source = _source(spec)
     if line := plugins.changed(about.get("source"), source):
         console.warn(f"{run.path}: {line}")
-    options = ("--trust",) if given is None else ("--model", spec)
+    options: tuple[str, ...] = ("--trust",) if given is None else ("--model", spec)
+    options = () if given is None and library_of(spec) else options
     return Subject(run, model, dataset, "linf", dataset.eps, source=source, given=options)
 
 
@@ -229,7 +241,9 @@ def _reading(run: Run, about: Mapping[str, Any]) -> Reading:
 def _trusted(run: Run, about: Mapping[str, Any], trust: bool) -> tuple[str, Load]:
     """Return the name of the model that a trusted folder names, and a function to import it."""
     spec, made = str(about["model"]), about.get("source")
-    if not re.fullmatch(r"[\w.]+:\w+", spec):
+    if library_of(spec) or (trust and is_program(spec)):
+        return spec, from_here
+    if not is_program(spec) and not re.fullmatch(r"[\w.]+:\w+", spec):
         raise UserError(f"{run.path / OWN} is damaged: its model is no package.module:function")
     if not trust:
         raise UserError(
@@ -249,15 +263,32 @@ def own_model(
     data_dir: Any,
     say: Callable[[str], None] = MUTE,
     load: Load = from_here,
+    trust: bool = False,
     reading: Reading | None = None,
     console: Console | None = None,
 ) -> tuple[nn.Module, Dataset]:
     """Return a model of the user's own, and its data; the arguments are those of `of_model`."""
-    model = import_model(spec, load)
     dataset = data.load(data_name, data_dir, reading=reading, console=console)
-    how: dict[str, Any] = {"shape": (dataset.channels, *dataset.size), "say": say}
+    shape, first = (dataset.channels, *dataset.size), None
+    how: dict[str, Any] = {"shape": shape, "say": say}
+    if library_of(spec):
+        made = library.make(spec, shape, pretrained=weights is None)
+        network, first = made.network.eval(), made.constants
+    elif is_program(spec):
+        network = read_program(Path(spec).expanduser(), trust=trust)
+    else:
+        network = import_model(spec, load)
+    model = network
     if weights is not None:
-        model = load_weights(model, weights, normalise=normalise, **how)
+        model = load_weights(network, weights, normalise=normalise, **how)
     elif isinstance(normalise, Constants):
-        model = put_in_front(model, normalise, **how)
-    return model.cpu(), dataset
+        model = put_in_front(network, normalise, **how)
+    front = begin.of_library(first, normalise, shape, say) if model is network else None
+    return (model if front is None else nn.Sequential(front, model).eval()).cpu(), dataset
+
+
+def _source(spec: str) -> dict[str, str] | None:
+    """Return the file that a model's code is in, and its SHA-256; None: no file of the user's."""
+    if is_program(spec):
+        return {"file": spec, "sha256": file_digest(Path(spec).expanduser())}
+    return None if library_of(spec) else plugins.source(spec.partition(":")[0])

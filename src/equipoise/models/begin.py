@@ -87,12 +87,8 @@ def begin(
         first = load(network, str(weights), x, model, normalise, tell)
     elif isinstance(normalise, Constants):
         first = _front_of(put_in_front(network, normalise, shape, tell), network)
-    if first is None and normalise is None and constants and len(constants.mean) == shape[0]:
-        first = Normalize(*constants)
-        tell(
-            f"the model's first layer is the normalisation by {constants}, that of its library; "
-            "normalise=none leaves it out"
-        )
+    if first is None:
+        first = of_library(constants, normalise, shape, tell)
     heads, line = head.fit(network, x, classes, model)
     if line:
         tell(line)
@@ -108,6 +104,19 @@ def begin(
         remarks=tuple(remarks),
     )
     return Logits(network, first), origin
+
+
+def of_library(
+    constants: Constants | None, normalise: Asked, shape: tuple[int, ...], say: Say
+) -> nn.Module | None:
+    """Return the normalisation of a library's model, unless another one or none is wanted."""
+    if normalise is not None or constants is None or len(constants.mean) != shape[0]:
+        return None
+    say(
+        f"the model's first layer is the normalisation by {constants}, that of its library; "
+        "normalise=none leaves it out"
+    )
+    return Normalize(*constants)
 
 
 def load(

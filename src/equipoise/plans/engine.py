@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from equipoise import models
 from equipoise.errors import RunError, UserError
 from equipoise.execution.form import fast, guest
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device
+from equipoise.jobs.initial import initial_model
 from equipoise.plans.executor import Executor, LocalProcesses
 from equipoise.plans.prepare import refuse_others
 from equipoise.plans.results import Experiment, Row
@@ -281,8 +281,8 @@ def _rate(recipe: Recipe) -> float:
     """Return the gradient evaluations per second of one thread with a model."""
     dataset = recipe.dataset()
     device = choose_device(recipe.device)
-    config = dataset.settings | {"width": recipe.width}
-    model = fast(models.build(recipe.model, config).to(device), execution=recipe.execution)
+    initial, _ = initial_model(recipe, dataset)
+    model = fast(initial.to(device), execution=recipe.execution)
     x = dataset.train.take(slice(recipe.batch_size)).to(device).pixels().requires_grad_()
     passes, began, threads = 0, 0.0, torch.get_num_threads()
     torch.set_num_threads(1)

@@ -14,6 +14,7 @@ from equipoise.errors import UserError
 from equipoise.evaluation.protocol import STAGED, Protocol
 from equipoise.evaluation.stored import FRONT, Store
 from equipoise.fronts.record import FrontRecord, following
+from equipoise.models.origin import words
 from equipoise.parsing import lines
 from equipoise.sample import Sample
 from equipoise.settings.recipe import Recipe
@@ -296,11 +297,13 @@ class Task:
         folder = self.run.path
         if not self.trained:
             new = [str(self.out / "recipes" / f"{folder.name}.yaml"), "--out", str(folder)]
-            return ["train", *(["--resume", str(folder)] if self.begun else new)]
+            own = words(self.recipe.model)
+            return ["train", *(["--resume", str(folder), *own] if self.begun else new)]
         evaluation = next((each for each in self.evaluations if not each.finished), None)
         if evaluation is None:
             return None
         place = [] if self.recipe.data_dir is None else ["--data-dir", self.recipe.data_dir]
+        place += words(self.recipe.model)
         return [*evaluation.words(), "--device", self.recipe.device, *place]
 
     def prepare(self) -> None:
