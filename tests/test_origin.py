@@ -398,4 +398,4 @@ def test_no_folder_of_a_training_makes_its_model_by_itself(command, own, tmp_pat
     assert ended.code == 0, ended.err
     ended = command("evaluate", own, *quick, "--model", "mynets:other", cwd=own.parent)
     assert ended.code == 2
-    assert "cannot read the weights" in ended.err
+    assert "not the model that had its head replaced" in ended.err

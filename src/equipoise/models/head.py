@@ -127,8 +127,14 @@ def replace(network: nn.Module, names: Sequence[str], classes: int) -> list[nn.M
         network: The model, changed in place.
         names: The names of the layers.
         classes: The number of outputs.
+
+    Raises:
+        UserError: If the model has no such layers.
     """
-    former = [network.get_submodule(name) for name in names]
+    try:
+        former = [network.get_submodule(name) for name in names]
+    except AttributeError as error:
+        raise UserError(f"this is not the model that had its head replaced: {error}") from None
     for old in former:
         _put(network, old, _resized(old, classes))
     _note(network, classes)
