@@ -625,6 +625,24 @@ def test_a_drop_is_counted_from_a_standard_model_on_the_same_images(measured, tm
     assert front.pick(max_clean_drop=0.9, reference=0.95).choice.constraint.standard is None
 
 
+def test_the_clean_accuracies_are_compared_on_all_held_out_images(run):
+    front, standard = eq.Front(run), Run.open(run).model("learner-robust")
+    front.measure(n=30, **{**QUICK, "points": 4})
+    choice = front.pick(max_clean_drop=0.5, standard=standard).choice
+    assert choice.point is not None
+    assert (choice.point.n, choice.compared, choice.looked) == (30, 60, 4)
+    assert "on 60 held-out images" in str(choice)
+    images = front.images.validation
+    with torch.no_grad():
+        right = [
+            (model(images.pixels()).argmax(1) == images.y).double()
+            for model in (front.model(choice.gamma), standard)
+        ]
+    difference = (right[0] - right[1]).numpy()
+    assert choice.level is not None
+    assert choice.bound == pytest.approx(picking._difference(difference, choice.level))
+
+
 def test_a_place_can_be_picked_without_a_front(run, tmp_path):
     with pytest.raises(UserError, match="has no measured front; measure it: equipoise front"):
         eq.Front(run).pick(min_clean=0.5)

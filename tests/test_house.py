@@ -5,7 +5,7 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 47_850,
+    "lines of Python": 47_897,
     "lines of templates, scripts, styles and YAML": 2_153,
     "classes": 261,
     "dataclasses": 144,

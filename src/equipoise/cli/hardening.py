@@ -19,6 +19,7 @@ HARDEN_EPILOG = (
 
 
 def harden(
+    context: typer.Context,
     what: Annotated[
         str,
         typer.Argument(
@@ -35,7 +36,10 @@ def harden(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="A dataset, a folder of images, or the path of an .npz file."),
+        typer.Option(
+            help="Dataset, .npz file, folder of images (train/CLASS/*, val/..., test/..., or "
+            "CLASS/*), or hf-datasets:NAME."
+        ),
     ] = None,
     weights: Annotated[
         str | None, typer.Option(help="The file of the model's weights, or FILE:KEY.")
@@ -69,6 +73,13 @@ def harden(
         int | None, typer.Option(help="The most models of the front; default: 9.")
     ] = None,
     data_dir: options.DataDir = None,
+    size: options.ImageSize = None,
+    resize: options.Resize = None,
+    channels: options.Channels = None,
+    labels: options.Labels = None,
+    classes: options.Classes = None,
+    on_bad_image: options.OnBadImage = None,
+    download: options.Download = False,
     seed: Annotated[int | None, typer.Option(help="Random seed of the training.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; default: auto.")] = None,
     trust: options.Trust = False,
@@ -97,6 +108,7 @@ def harden(
         "data_dir": str(data_dir) if data_dir else None,
         "seed": seed,
         "device": device,
+        **{name: context.params[name] for name in options.READING},
     }
     console = Console(quiet=quiet)
     named = {key: value for key, value in options_.items() if value is not None}
@@ -108,6 +120,7 @@ def harden(
         first = _of_run(Path(what), trust, console)
     elif "data" not in {**named, **changed}:
         raise UserError("expected --data: a dataset, a folder of images, or an .npz file")
+    options.fetch(download, what)
     result = harden_recipe(
         {**first, **named, **changed},
         out,

@@ -13,11 +13,10 @@ from torch import nn
 
 from equipoise.data.sampling import drawn_again
 from equipoise.errors import UserError, nearest
-from equipoise.evaluation.judge import Judge
 from equipoise.evaluation.protocol import Protocol
 from equipoise.evaluation.stored import FRONT
 from equipoise.fronts.constraint import Constraint, Kind
-from equipoise.fronts.held_out import HeldOut, same_images
+from equipoise.fronts.held_out import HeldOut, right, same_images
 from equipoise.fronts.line import BATCHNORMS, BatchNorms, Ends, learners, model_at
 from equipoise.fronts.picking import Choice, Picked, choose
 from equipoise.fronts.record import FrontRecord, Place, Point, initial, lattice, shares
@@ -322,16 +321,16 @@ class Front:
             point = next((p for p in points if abs(p.gamma - constraint.value) < 1e-9), None)
             choice = Choice(constraint, constraint.value, point)
         else:
-            record, paired = self.record, None
+            record, paired, clean = self.record, None, list[Flags]()
             if constraint.kind == "max_clean_drop" and constraint.reference is None:
-                constraint, paired = self._standard(constraint, record, standard)
+                constraint, paired, clean = self._standard(constraint, record, standard)
             models = [(point, self._verdicts(point)) for point in record.points]
             third = [
                 self._verdicts(replace(point, file=point.third.file)).robust
                 for point in record.points
                 if point.third is not None
             ]
-            choice = choose(constraint, models, paired, third, nearest=nearest)
+            choice = choose(constraint, models, paired, third, clean=clean, nearest=nearest)
         return self._picked(choice)
 
     def _picked(self, choice: Choice) -> Picked:
@@ -367,8 +366,11 @@ class Front:
 
     def _standard(
         self, constraint: Constraint, record: FrontRecord, standard: object
-    ) -> tuple[Constraint, Flags]:
-        """Return the constraint with the reference, and which images that classifies correctly."""
+    ) -> tuple[Constraint, Flags, list[Flags]]:
+        """Return the constraint with the reference, and which images that classifies correctly.
+
+        If a sample of the held-out images was attacked: all of them, and the same of each model.
+        """
         if constraint.standard is None:
             other = next((o for o in record.others if o.method == "standard"), None)
             if other is None:
@@ -376,17 +378,20 @@ class Front:
                     "--max-clean-drop needs a reference: give a standard model with "
                     "--standard runs/standard, or its accuracy with --reference 0.93"
                 )
-            return replace(constraint, standard=other.name), self._verdicts(other).correct
+            return replace(constraint, standard=other.name), self._verdicts(other).correct, []
         model = standard
         if not isinstance(model, nn.Module):
             run = Run.open(constraint.standard)
             same_images(self.run, [run])
             model = run.model()
-        held_out, _ = drawn_again(self.images.validation, record.n, record.sample)
+        every = self.images.validation
+        held_out, _ = drawn_again(every, record.n, record.sample)
         if tensor_digest(held_out.pixels()) != record.data:
             raise UserError(
                 f"the front in {self.run.path} was measured on other held-out images; measure it "
                 f"again: {command('front', self.run.path)}"
             )
-        logits = Judge(model.to(self.device)).logits(held_out.pixels())
-        return constraint, (logits.argmax(1) == held_out.y).cpu().numpy()
+        if self.ends.third is not None or len(held_out) == len(every):
+            return constraint, right(model, held_out), []
+        models = (self.model(point.gamma) for point in record.points)
+        return constraint, right(model, every), [right(each, every) for each in models]

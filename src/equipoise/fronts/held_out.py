@@ -5,15 +5,28 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 from equipoise.data.core import Dataset, Images
 from equipoise.errors import UserError
+from equipoise.evaluation.judge import Judge
 from equipoise.settings import recipe as recipes
 from equipoise.settings.recipe import Recipe
 from equipoise.store.runs import Run
+from equipoise.store.verdicts import Flags
 
+BATCH = 500  # images that are floats at a time
 CONTENT = ("train_x", "train_y", "validation_x", "validation_y")
 _SPLIT = ("data", "limit", "subset_seed", "validation")  # what decides which images are held out
+
+
+def right(model: nn.Module, images: Images) -> Flags:
+    """Return which images a model classifies correctly; it is moved to their device."""
+    judge, parts = Judge(model.to(images.y.device)), list[Tensor]()
+    for first in range(0, len(images), BATCH):
+        some = images.take(slice(first, first + BATCH))
+        parts.append((judge.logits(some.pixels()).argmax(1) == some.y).cpu())
+    return torch.cat(parts).numpy()
 
 
 class HeldOut(NamedTuple):

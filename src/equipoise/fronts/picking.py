@@ -73,6 +73,7 @@ class Choice:
         looked: The number of models it was chosen from.
         also: The lower bounds of the further constraints.
         met: Whether the bounds meet the constraint; else it is the model that is nearest to that.
+        compared: On how many images it was compared with a reference; None: there is none.
         needed: If not, for a paired difference: about how many held-out images would do; see
             :func:`images_needed`.
     """
@@ -85,6 +86,7 @@ class Choice:
     looked: int = 0
     also: tuple[float, ...] = ()
     met: bool = True
+    compared: int | None = None
     needed: int | None = None
 
     def __str__(self) -> str:
@@ -95,8 +97,10 @@ class Choice:
         if self.bound is None:
             return text
         found = zip(self.constraint.all, (self.bound, *self.also), strict=True)
+        more = self.compared if self.compared != point.n else None
+        where = f" on {more} held-out images" if more else ""
         missed = "" if self.met else "; floor not promised"
-        return f"{text}; 95 % lower bound {', '.join(starmap(_in_words, found))}{missed}"
+        return f"{text}; 95 % lower bound {', '.join(starmap(_in_words, found))}{where}{missed}"
 
     def content(self) -> dict[str, Any]:
         """Return the choice as plain values."""
@@ -110,6 +114,7 @@ class Choice:
             "looked_at": self.looked,
             "n": None if self.point is None else self.point.n,
             "split": "validation",
+            **({} if self.compared is None else {"compared": self.compared}),
             **({} if self.met else {"met": False, "needed": self.needed}),
             "point": None if self.point is None else self.point.content(),
             "in_words": str(self),
@@ -129,6 +134,7 @@ def choose(
     reference: Flags | None = None,
     third: Sequence[Flags] = (),
     *,
+    clean: Sequence[Flags] = (),
     nearest: bool = False,
 ) -> Choice:
     """Return the best model whose lower bound meets a constraint, or all of several ones.
@@ -145,13 +151,16 @@ def choose(
             shape (n,).
         third: Between three ends: which images are robust in the threat of the third one, by
             model.
+        clean: If the reference was run on more images than the models were attacked on: which of
+            these each model classifies correctly.
         nearest: Whether to return the model with the largest bound if no model meets it.
 
     Raises:
         RunError: If no model meets it; the message names the one with the largest bound.
     """
     models, m = [verdicts for _, verdicts in measured], len(measured)
-    lower, alpha = bounds(constraint, models, reference, third)
+    clean = clean or [model.correct for model in models]
+    lower, alpha = bounds(constraint, models, reference, third, clean)
     wanted = [_wanted(one, reference) for one in constraint.all]
     found = [lower[i::m] for i in range(m)]  # by model, the bound of each constraint
     margins = [min(b - w for b, w in zip(each, wanted, strict=True)) for each in found]
@@ -163,11 +172,12 @@ def choose(
     best = max(meeting, key=rank) if meeting else max(range(m), key=margins.__getitem__)
     point, (bound, *also) = measured[best][0], found[best]
     choice = Choice(constraint, point.gamma, point, bound, alpha, m, tuple(also))
+    choice = choice if reference is None else replace(choice, compared=len(reference))
     if meeting:
         return choice
     needed = None
     if reference is not None and constraint.kind == "max_clean_drop":
-        columns = [model.correct.astype(np.float64) - reference for model in models]
+        columns = [flags.astype(np.float64) - reference for flags in clean]
         needed = images_needed(columns, constraint.value, alpha)
     choice = replace(choice, met=False, needed=needed)
     if nearest:
@@ -225,6 +235,7 @@ def bounds(
     models: Sequence[Verdicts],
     reference: Flags | None = None,
     third: Sequence[Flags] = (),
+    clean: Sequence[Flags] = (),
 ) -> tuple[list[float], float]:
     """Return each model's lower bound of the constrained accuracy or difference, and its level.
 
@@ -234,7 +245,10 @@ def bounds(
     for one in constraint.all:
         drop = one.kind == "max_clean_drop" and reference is not None
         for i, model in enumerate(models):
-            column = _flags(one.kind, model, third[i] if third else None).astype(np.float64)
+            flags = clean[i] if drop and clean else None
+            if flags is None:
+                flags = _flags(one.kind, model, third[i] if third else None)
+            column = flags.astype(np.float64)
             columns.append(column - reference if drop and reference is not None else column)
             paired.append(drop)
     alpha = level(np.stack(columns, 1))

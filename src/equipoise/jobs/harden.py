@@ -31,7 +31,7 @@ from equipoise.jobs.device import choose_device
 from equipoise.jobs.estimate import Clock
 from equipoise.jobs.evaluate import evaluate_run
 from equipoise.jobs.front import measure_front, pick
-from equipoise.jobs.harden_plan import ATTACKS, Planned, plan_for, timed
+from equipoise.jobs.harden_plan import ATTACKED, ATTACKS, Planned, plan_for, timed
 from equipoise.jobs.hardened import (
     DATA,
     ORIGINAL,
@@ -295,7 +295,7 @@ class _Hardening:
                 images=len(self.data.test),
                 limit=None if limit is None else limit - (self.clock() - self.began),
             )
-            self._note(plan=plan.content())
+            self._note(plan=plan.content(), held_out=held_out)
             if self.data.validation is None:
                 self.console.say(
                     f"the floor is judged on {held_out:,} images held out of the training images: "
@@ -320,6 +320,7 @@ class _Hardening:
         if not (self.run.path / HARDENED / "summary.json").is_file():
             measure_front(
                 self.run.path / TRAINING,
+                n=None if self.record["held_out"] <= ATTACKED else ATTACKED,
                 device=self.recipe.device,
                 points=plan.points,
                 console=self.console,

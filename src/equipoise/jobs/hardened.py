@@ -110,7 +110,7 @@ def promise(picked: Mapping[str, Any], drop: float) -> str:
         picked: The content of ``picked.json``.
         drop: The largest allowed loss of clean accuracy.
     """
-    n, floor = picked["n"], f"a loss of at most {100 * drop:g} points of clean accuracy"
+    n, floor = picked["compared"], f"a loss of at most {100 * drop:g} points of clean accuracy"
     if picked.get("met", True):
         return f"{floor} is promised with 95 % confidence, from {n:,} held-out images"
     needed = picked.get("needed")
