@@ -23,11 +23,11 @@ from equipoise.settings.recipe import (
     Recipe,
     combine,
     defaults,
-    differences,
     overrides,
     parse,
     read,
 )
+from equipoise.settings.schema import differences
 from equipoise.threat import L2, Linf
 from equipoise.training import Fixed, Never, Stable, Threshold
 

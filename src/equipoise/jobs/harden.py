@@ -52,6 +52,7 @@ from equipoise.parsing import share
 from equipoise.report.page import build
 from equipoise.settings import recipe as recipes
 from equipoise.settings.recipe import Recipe
+from equipoise.settings.schema import differences
 from equipoise.store.digests import model_digest
 from equipoise.store.runs import HARDENED, HARDENING, OWN, PICKED, Run
 from equipoise.store.verdicts import read
@@ -206,7 +207,7 @@ class _Hardening:
         if not self.record:
             self.record = {"format": FORMAT, "asked": self.asked}
             self.run.write_json(HARDENING, self.record)
-        changed = recipes.differences(self.record.get("asked", {}), self.asked)
+        changed = differences(self.record.get("asked", {}), self.asked)
         if changed:
             raise UserError(
                 f"{path} belongs to another hardening ({'; '.join(changed)}): choose another --out"

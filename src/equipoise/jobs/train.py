@@ -25,6 +25,7 @@ from equipoise.plugins import command
 from equipoise.settings import earlier
 from equipoise.settings import recipe as recipes
 from equipoise.settings.recipe import Recipe
+from equipoise.settings.schema import differences
 from equipoise.settings.split import proportional
 from equipoise.store.digests import model_digest
 from equipoise.store.provenance import provenance
@@ -91,7 +92,7 @@ def train(
     job = _Job(Run(out), recipe, console, model)  # before the folder: it may fail
     if (out / "recipe.yaml").is_file():
         there = recipes.parse(earlier.renewed(recipes.read(out / "recipe.yaml"), job.run))
-        changed = recipes.differences(there.to_dict(), job.recipe.to_dict())
+        changed = differences(there.to_dict(), job.recipe.to_dict())
         if changed:
             raise UserError(
                 f"{out} belongs to another recipe ({'; '.join(changed)}): choose another"
@@ -148,7 +149,7 @@ def resume(
             console.warn(f"{run.path} has no readable state: starting from the beginning")
         else:
             trained = recipes.parse(earlier.renewed(state["recipe"], run))
-            changed = recipes.differences(trained.to_dict(), job.recipe.to_dict())
+            changed = differences(trained.to_dict(), job.recipe.to_dict())
             if changed:
                 raise UserError(
                     f"recipe.yaml was changed after {run.path} was started ({'; '.join(changed)})"

@@ -25,6 +25,7 @@ from equipoise.measures import distortion
 from equipoise.measures.cmmr import RAW, largest_l2
 from equipoise.sample import Sample
 from equipoise.settings import recipe as recipes
+from equipoise.settings.schema import differences
 from equipoise.store.audit import evaluation_digest
 from equipoise.store.records import stage_of
 from equipoise.store.runs import Run
@@ -87,7 +88,7 @@ def _recipe(run: Run) -> Iterator[str]:
     except (*UNREADABLE, RuntimeError, UnpicklingError):
         yield "the state of the training cannot be read"
         return
-    changed = recipes.differences(trained, recipes.read(path))
+    changed = differences(trained, recipes.read(path))
     if changed:
         yield f"recipe.yaml is not the one that was trained ({'; '.join(changed)})"
 

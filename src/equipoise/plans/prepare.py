@@ -19,6 +19,7 @@ from equipoise.sample import Sample
 from equipoise.settings import recipe as recipes
 from equipoise.settings.earlier import renewed
 from equipoise.settings.recipe import Recipe
+from equipoise.settings.schema import differences
 from equipoise.store.runs import is_free
 from equipoise.store.weight_names import round_name
 
@@ -145,4 +146,4 @@ def _differences(there: Mapping[str, Any], recipe: Recipe) -> list[str]:
     open_ = {key for key in ("eps", "keep") if here[key] is None} | {"data_dir"}
     open_ |= {key for key in ("precision", "update", "layout") if here[key] == "auto"}
     there, here = ({k: v for k, v in x.items() if k not in open_} for x in (there, here))
-    return recipes.differences(there, here)
+    return differences(there, here)

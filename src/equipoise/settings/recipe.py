@@ -389,18 +389,6 @@ def method_named(name: object) -> MethodRow:
     return METHODS[name]
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
-    """Return the differences between two recipes, a line each."""
-    lines = []
-    for key in sorted({*old, *new}):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            lines += differences(a, b, f"{path}{key}.")
-        elif a != b:
-            lines.append(f"{path}{key}: {a} there, {b} here")
-    return lines
-
-
 def defaults(method: str) -> dict[str, Any]:
     """Return the settings of a method with their defaults, those of all methods first."""
     own = {
