@@ -5,15 +5,15 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 47_897,
+    "lines of Python": 48_316,
     "lines of templates, scripts, styles and YAML": 2_153,
-    "classes": 261,
+    "classes": 263,
     "dataclasses": 144,
     "class names in several modules": 0,
     "modules beside packages": 12,
     "deepest import chain": 19,
     "import circles": 0,
-    "dict[str, Any] in signatures": 85,
+    "dict[str, Any] in signatures": 87,
 }
 
 

@@ -13,6 +13,7 @@ from equipoise.store.files import refuse_foreign
 from equipoise.terminal.progress import Console
 
 if TYPE_CHECKING:
+    from equipoise.jobs.shards import Shard
     from equipoise.store.corruptions import Corruptions
 
 EVALUATE_EPILOG = (
@@ -43,6 +44,14 @@ def evaluate(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted evaluation.")
     ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K/N",
+            help="Attack only part K of N of the images, here or on another machine; "
+            "`equipoise join RUN` joins the parts. Under torchrun each process has a part.",
+        ),
+    ] = None,
     time: options.Time = None,
     model: options.OwnModel = None,
     data: options.OwnData = None,
@@ -128,6 +137,7 @@ def evaluate(
     """
     from equipoise.jobs.corruptions import measure_run
     from equipoise.jobs.evaluate import evaluate_run
+    from equipoise.jobs.join import join_run, together
     from equipoise.jobs.tables import write_scores, write_table
     from equipoise.jobs.target_model import open_folder
     from equipoise.plugins import run_trusted
@@ -158,6 +168,7 @@ def evaluate(
             "--resume continues attacks: leave --corruptions out, or leave --resume out, and what "
             "is missing of the corruptions is measured"
         )
+    part = _part(shard, numbers=corruptions or json is not None or cmmr or strict)
     subject, until = options.subject_of(context, console, out=out), options.limit_of(time)
     common: dict[str, Any] = {"eps": radii, "device": device, "console": console}
     measured: list[Corruptions] = []
@@ -172,10 +183,16 @@ def evaluate(
             protocol,
             transfer=transfer or (),
             resume=resume,
+            shard=part,
             limit=until,
             given=given,
             **common,
         )
+    if part is not None and (shard is not None or not together()):
+        return
+    one: dict[str, Any] = {"device": device, "console": console}
+    joined = part is not None
+    records = join_run(subject.run.path, lambda which: subject, **one) if joined else records
     if json is not None:  # first: a closed pipe ends the table
         write_json(json, [*records, *({"corruptions": each.content()} for each in measured)])
     write_table(records)
@@ -184,6 +201,58 @@ def evaluate(
     if cmmr:
         write_scores(records)
     options.refuse(strict, (f"{r['evaluation']}: {name}" for r in records for name in r["failed"]))
+
+
+def _part(shard: str | None, *, numbers: bool) -> "Shard | None":
+    """Return the shard that is asked for, or that of a process of torchrun; None: there is none.
+
+    Arguments:
+        shard: The text of ``--shard``.
+        numbers: Whether another option asks for numbers.
+    """
+    from equipoise.jobs.shards import Shard
+
+    if shard is None:
+        return Shard.here()
+    if numbers:
+        raise UserError(
+            "a shard has no numbers of its own: leave --corruptions, --json, --cmmr and --strict "
+            "to the evaluation that `equipoise join` makes of all"
+        )
+    return Shard.parse(shard)
+
+
+def join(
+    run: options.RunFolder,
+    model: options.OwnModel = None,
+    json: options.Records = None,
+    trust: options.Trust = False,
+    data_dir: options.DataDir = None,
+    device: options.Device = "auto",
+    quiet: options.Quiet = False,
+) -> None:
+    """Join the shards of an evaluation that were made with evaluate --shard K/N.
+
+    Copy the files of evaluations/shards of all machines into that folder of one run. The checks
+    run here, on all images, and so does the audit of an audited search. The result is that of one
+    evaluation on one machine.
+    """
+    from equipoise.jobs.join import join_run
+    from equipoise.jobs.tables import write_table
+    from equipoise.jobs.target_model import of_run
+
+    if json is not None:
+        check_json(json)
+    console = Console(quiet=quiet)
+    records = join_run(
+        run,
+        lambda which: of_run(run, which, data_dir, console, model=model, trust=trust),
+        device=device,
+        console=console,
+    )
+    if json is not None:
+        write_json(json, records)
+    write_table(records)
 
 
 def verify(

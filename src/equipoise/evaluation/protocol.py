@@ -49,6 +49,8 @@ class Protocol:
             :func:`equipoise.evaluate`.
         checks: Whether to check for what would make the numbers untrustworthy.
         nonce: The text that determines which images an audit draws; None: the seed.
+        part: Whether the inputs are a part of those that the verdicts are about; what looks at all
+            of them, checks and audits, is then left out.
 
     Raises:
         UserError: If an attack does not exist or is not defined for the norm, or a value is
@@ -70,6 +72,7 @@ class Protocol:
     strongest: bool = False
     checks: bool = True
     nonce: str | None = None
+    part: bool = False
 
     def __post_init__(self) -> None:
         if self.attacks is not None and not isinstance(self.attacks, Mapping):
@@ -139,6 +142,8 @@ class Protocol:
             for part, stage in parts.items():
                 after = () if self.individual else tuple(before)
                 fewer = isinstance(attack, Audited) and part == f"{name}/restarts"
+                if fewer and self.part:
+                    continue  # it attacks the weakest of all
                 share = WEAKEST if fewer else 1.0
                 stages.append(Stage(part, stage, ensemble, after, share))
                 before.append(part)
@@ -148,7 +153,7 @@ class Protocol:
     def audited(self) -> tuple[str, str, Audited] | None:
         """Return name, ensemble and settings of the audited search; None: there is none."""
         for name, attack in self.named.items():
-            if isinstance(attack, Audited):
+            if isinstance(attack, Audited) and not self.part:
                 return name, STAGED if self.individual is False else name, attack
         return None
 
@@ -191,7 +196,8 @@ class Protocol:
 
     def content(self) -> dict[str, Any]:
         """Return the protocol as plain values, which :meth:`of` reads."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "execution"}
+        apart = ("execution", "part")
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
         search = {name: getattr(self.execution, name) for name in _SEARCH}
         return values | search | {"attacks": list(self.names)}
 

@@ -20,6 +20,7 @@ from equipoise.evaluation.stored import Store, left
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.estimate import about, pace, whole
+from equipoise.jobs.shards import Shard
 from equipoise.jobs.target_model import Subject, of_run, open_folder
 from equipoise.settings import recipe
 from equipoise.store import verdicts
@@ -39,6 +40,7 @@ def evaluate_run(
     eps: Sequence[float] = (),
     transfer: Sequence[str | Path] = (),
     resume: bool = False,
+    shard: Shard | None = None,
     limit: float | None = None,
     device: str = "auto",
     console: Console | None = None,
@@ -59,6 +61,7 @@ def evaluate_run(
         transfer: Folders of other evaluations; their adversarial examples are tried, too.
         resume: Whether to continue an interrupted evaluation, with its attacks, threat, images
             and seed.
+        shard: The part of the images that is attacked here, or continued; None: all images.
         limit: The seconds after which it stops, with what is known so far; None: no limit.
         device: ``auto``, ``cpu`` or ``cuda``.
         console: Where progress is shown; by default nowhere.
@@ -75,6 +78,8 @@ def evaluate_run(
         RunError: If the model or an attack failed.
     """
     console, radii = console or Console(quiet=True), eps
+    if shard is not None and resume:
+        raise UserError("a shard is continued by the command that began it: leave --resume out")
     protocol = replace(protocol or Protocol(), **fields)
     subject = what if isinstance(what, Subject) else of_run(what, which, None, console)
     subject.run.again = subject.resuming
@@ -90,7 +95,7 @@ def evaluate_run(
         protocol = protocol.complete(subject.norm, subject.eps)
         radii = radii or [protocol.threat.eps]
     threats = [Threat(protocol.threat.norm, eps) for eps in radii]
-    job = _Evaluations(subject, protocol, threats, console, transfer, resume, device)
+    job = Evaluations(subject, protocol, threats, console, transfer, resume, device, shard)
     with ExitStack() as locks:
         stores = {store.name: store for store in map(job.store, threats)}
         for store in stores.values():  # all of them, before anything is read
@@ -105,6 +110,8 @@ def evaluate_run(
         except TimeUp:
             job.report(threat)
     names = list(stores)
+    if shard is not None and all(store.finished for store in stores.values()):
+        console.say(f"{shard} is done; then: {plugins.command('join', subject.run.path)}")
     lines = [line for line in all_lines(subject.run.path) if line["evaluation"] in names]
     return sorted(lines, key=lambda line: names.index(line["evaluation"]))
 
@@ -158,7 +165,7 @@ _FIXED = ("attacks", "individual", "seed", "passes", "nonce")
 _AS_BEGUN = (*_FIXED, "norm", "eps", "n", "first")
 
 
-class _Evaluations:
+class Evaluations:
     """Evaluates a subject under one threat after the other."""
 
     def __init__(
@@ -170,7 +177,9 @@ class _Evaluations:
         transfer: Sequence[str | Path],
         resume: bool,
         device: str,
+        shard: Shard | None = None,
     ) -> None:
+        self.shard = shard
         self.subject, self.protocol, self.console = subject, protocol, console
         self.threats, self.transfer, self.resume = threats, transfer, resume
         test = subject.dataset.test
@@ -198,6 +207,10 @@ class _Evaluations:
             "labels_sha256": tensor_digest(self.y),
             "version": __version__,
         }
+        if shard is not None:
+            shard.check(len(self.y))
+            self.x, self.y = self.x[shard.rows], self.y[shard.rows]
+            self.about["shard"] = [*shard]
         self.origin = {
             "split": "test",
             **shared,
@@ -224,6 +237,9 @@ class _Evaluations:
 
     def report(self, threat: Threat) -> None:
         """Say how far an evaluation has come that has used up its time."""
+        if self.shard is not None:
+            self.console.say(f"the time is over: {self.shard} is not finished")
+            return
         known = verdicts.read(self.store(threat).path).verdicts
         if known.audit is not None and known.audit.rounds:
             self.console.say(f"the time is over: {known.audit.sentence}")
@@ -236,35 +252,47 @@ class _Evaluations:
 
     def store(self, threat: Threat) -> Store:
         """Return the place of an evaluation."""
-        return Store.of(self.subject.run, threat, self.sample, self.subject.which)
+        whole = Store.of(self.subject.run, threat, self.sample, self.subject.which)
+        return whole if self.shard is None else self.shard.store(whole)
+
+    def identity(self, threat: Threat) -> dict[str, Any]:
+        """Return what an evaluation is of: model, images and threat."""
+        return {"norm": threat.norm, "eps": repr(threat.eps), **self.about}
 
     def evaluate(self, threat: Threat) -> None:
         """Evaluate under one threat; earlier verdicts on the same points are kept."""
         names, protocol = list(self.protocol.names), self.protocol.under(threat)
         run, subject, store = self.subject.run, self.subject, self.store(threat)
         which = "" if subject.which == "model" else f", {subject.which}"
-        what = f"{run.path}{which}, {threat}, {self.sample.words('test images')}"
+        part = "" if self.shard is None else f"{self.shard} of "
+        what = f"{run.path}{which}, {threat}, {part}{self.sample.words('test images')}"
         self.console.say(f"evaluating {what}: {', '.join(names) or 'clean'}")
-        identity = {"norm": threat.norm, "eps": repr(threat.eps), **self.about}
+        identity = self.identity(threat)
         asked = {"radii": [t.eps for t in self.threats], "import": plugins.imported()}
         asked |= protocol.content()
-        before = self._before(store, identity)
-        others, control = self._others(threat, None if self.resume else before)
+        about = {**identity, "asked": asked, "described": run.described()}
+        if self.shard is not None and self.shard.done(store, about):
+            self.console.say(f"{self.shard} was finished before")
+            return
+        before = self.before(store, identity)
+        checked = protocol.checks and bool(names)
+        going_on = self.resume or (self.shard is not None and before is not None)
+        others, control = self._others(threat, None if going_on else before)
         with self.console.progress():
             result = evaluate_and_save(
-                replace(protocol, checks=protocol.checks and bool(names)),
+                replace(protocol, checks=checked and not part, part=bool(part)),
                 self.model,
                 self.x,
                 self.y,
                 store=store,
-                about={**identity, "asked": asked, "described": run.described()},
+                about=about,
                 origin=self.origin,
                 console=self.console,
                 before=before,
-                resume=self.resume,
-                again=subject.resuming,
+                resume=going_on,
+                again="the same command" if part else subject.resuming,
                 others=others,
-                warm=protocol.audited is not None,
+                warm=protocol.audited is not None and not part,
                 control=control,
                 classes=subject.dataset.classes,
             )
@@ -279,7 +307,7 @@ class _Evaluations:
             shown = ", ".join(f"{count} {status}" for status, count in counts.items())
             self.console.say(f"checks of the evaluation: {shown}")
 
-    def _before(self, store: Store, identity: Mapping[str, Any]) -> Result | None:
+    def before(self, store: Store, identity: Mapping[str, Any]) -> Result | None:
         """Return the stored result of the same model on the same points, if there is one."""
         if not store.path.exists():
             if self.resume:
@@ -299,7 +327,7 @@ class _Evaluations:
                 f"cannot continue {store.path}: it was begun with another {names}; start a new "
                 "evaluation without --resume"
             )
-        if not differs and not about.get("finished") and not self.resume:
+        if not (differs or about.get("finished") or self.resume or self.shard):
             self.console.warn(
                 "an earlier evaluation was interrupted and can be continued: "
                 f"{self.subject.resuming}"
@@ -313,7 +341,8 @@ class _Evaluations:
 
         The second value is which images stay correct on an undefended model among them, or None.
         """
-        others = self._kin(threat) if self.protocol.audited else {}
+        kin = self.protocol.audited and not self.shard
+        others = self._kin(threat) if kin else {}
         if self.protocol.audited and earlier is not None and earlier.outcomes:
             others = {"an earlier evaluation": earlier.x_adv, **others}
         control = None
