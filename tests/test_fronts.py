@@ -36,7 +36,7 @@ from equipoise.store.digests import model_digest
 from equipoise.store.runs import Run
 from equipoise.store.verdicts import Verdicts
 from equipoise.store.weight_names import mix
-from equipoise.training.merge import averaged_names
+from equipoise.training.shares import averaged_names
 from problems import held_out, linear_problem, small_net
 
 FULL = Execution(precision="float32")

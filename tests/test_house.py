@@ -5,9 +5,9 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 48_316,
+    "lines of Python": 48_549,
     "lines of templates, scripts, styles and YAML": 2_153,
-    "classes": 263,
+    "classes": 264,
     "dataclasses": 144,
     "class names in several modules": 0,
     "modules beside packages": 12,

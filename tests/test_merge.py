@@ -8,8 +8,8 @@ import torch
 from equipoise.errors import UserError
 from equipoise.objectives.standard import Standard
 from equipoise.training import Knots, Merge
-from equipoise.training.merge import Share, State, total
 from equipoise.training.method import Method, check_weights
+from equipoise.training.shares import Share, State, total
 from naive import bound
 
 GAMMA = {"robust": Knots((1.0, 1.0, 1.0, 0.4)), "clean": Knots((0.0, 0.0, 0.0, 0.6))}

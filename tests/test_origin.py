@@ -19,7 +19,7 @@ from equipoise.models import begin, head, origin
 from equipoise.models.normalisation import Constants
 from equipoise.settings import recipe as recipes
 from equipoise.terminal.progress import Console
-from equipoise.training.merge import averaged_names
+from equipoise.training.shares import averaged_names
 
 NETS = """
 import torch

@@ -13,6 +13,7 @@ __all__ = [
     "L2",
     "Front",
     "Linf",
+    "Merge",
     "RunError",
     "Threat",
     "UserError",
@@ -44,12 +45,14 @@ if TYPE_CHECKING:
     from equipoise.jobs.train import train
     from equipoise.store.runs import load
     from equipoise.threat import L1, L2, Linf, Threat
+    from equipoise.training.merge import Merge
 
 _HOMES = {
     "Front": "fronts.front",
     "L1": "threat",
     "L2": "threat",
     "Linf": "threat",
+    "Merge": "training.merge",
     "Threat": "threat",
     "evaluate": "evaluation",
     "export": "jobs.export",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.attacks.core import refuse
-from equipoise.draws import Draws
+from equipoise.draws import Draws, GeneratorDraws
 from equipoise.errors import NotNegative, UserError, out_of_range
 from equipoise.execution.policy import Execution
 from equipoise.stopwatch import Stopwatch
@@ -257,6 +257,48 @@ class Objective(ABC):
     def losses(self, model: nn.Module, batch: Batch, draws: Draws) -> Iterator[Tensor]:
         """Yield the losses whose gradients are summed in one update; the first is reported."""
 
+    @property
+    def several(self) -> bool:
+        """Whether an update has several losses, or one at other weights than the present ones."""
+        return False
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        progress: float = 0.0,
+        index: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss on a batch, for a training loop of your own: ``backward()`` follows.
+
+        Random numbers come from torch's generator of the inputs' device.
+
+        Arguments:
+            model: The model, from inputs to logits; it is put into training mode.
+            x: The inputs in [0, 1], with shape (B, C, H, W).
+            y: The labels, with shape (B,).
+            progress: The part of the training that is done, in [0, 1).
+            index: The positions of the examples in the training set, with shape (B,); only ``sat``
+                needs them, and :meth:`prepare` before.
+
+        Raises:
+            UserError: If the objective is not bound to a threat, or has several losses an update.
+        """
+        if "_state" not in vars(self):
+            raise UserError(f"bind {self.objective} to a threat first: .bind(eq.Linf(8 / 255))")
+        if self.several:
+            raise UserError(
+                f"an update of {self.objective} with these settings has several losses: for loss "
+                "in objective.losses(model, batch, draws): loss.backward()"
+            )
+        model.train()
+        index = torch.arange(len(y), device=y.device) if index is None else index
+        batch = Batch(x, y, index, progress)
+        (loss,) = self.losses(model, batch, GeneratorDraws(_generator(x.device)))
+        return loss
+
     def inputs(self, model: nn.Module, batch: Batch, draws: Draws) -> Tensor:
         """Return the inputs of the loss: ``batch.x``, or the results of the inner attack."""
         return self.attacked(model, batch, draws)
@@ -312,3 +354,11 @@ def scheduled(
 def smoothing_line(part: float) -> list[str]:
     """Return the line of a formula for smoothed labels; none without smoothing."""
     return [f"labels: {1 - part:g} of y, the rest spread evenly"] if part else []
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    """Return torch's own generator of a device."""
+    if device.type == "cuda":
+        place = torch.cuda.current_device() if device.index is None else device.index
+        return torch.cuda.default_generators[place]
+    return torch.default_generator

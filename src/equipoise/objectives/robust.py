@@ -146,6 +146,11 @@ class Robust(Objective):
         sharp = labels.sharp()
         return lambda logits, index: sharp.take(index).cross_entropy(logits)
 
+    @property
+    def several(self) -> bool:
+        """Whether the loss is taken at perturbed weights."""
+        return self.awp > 0
+
     def losses(self, model: nn.Module, batch: Batch, draws: Draws) -> Iterator[Tensor]:
         """Yield the loss, with ``awp`` on perturbed weights."""
         x, labels = self.changed(batch, draws)

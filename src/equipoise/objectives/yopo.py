@@ -123,6 +123,11 @@ class YOPO(Robust):
                     x_adv = self.threat.project(x, x_adv - step)
         return x_adv.detach()
 
+    @property
+    def several(self) -> bool:
+        """Whether an update has several losses: it always has."""
+        return True
+
     def loss(self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws) -> Loss:
         """Return the loss at the end of the passes; an update uses the losses of all passes."""
         x_adv = self.search(model, batch, labels, draws)

@@ -17,8 +17,8 @@ from equipoise.execution.form import guest
 from equipoise.execution.policy import Execution
 from equipoise.objectives.core import Batch, Objective
 from equipoise.stopwatch import Stopwatch
-from equipoise.training.merge import Share, averaged_names
 from equipoise.training.method import Method
+from equipoise.training.shares import Share, averaged_names
 from equipoise.training.updates import BatchNorm, Updates, without_momentum
 
 NEVER = 2.0**31  # larger than the number of any step

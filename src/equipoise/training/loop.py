@@ -34,9 +34,9 @@ from equipoise.training.learner import (
     learners_of,
     not_finite,
 )
-from equipoise.training.merge import State, total
 from equipoise.training.method import Method
 from equipoise.training.randomness import GlobalRandom
+from equipoise.training.shares import State, total
 from equipoise.training.start import Verdict
 from equipoise.training.updates import Updates
 from equipoise.training.validation import METRICS

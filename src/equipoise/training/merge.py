@@ -20,20 +20,19 @@ References:
     | https://arxiv.org/abs/2303.13813
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from equipoise.attacks.core import refuse
 from equipoise.errors import Count, UserError, out_of_range
 from equipoise.objectives.core import Knots
 from equipoise.parsing import MOST
+from equipoise.training.shares import Share, averaged_names, total
 from equipoise.training.start import AnyStart, Stable
-
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,86 +206,165 @@ class Merge:
         first = self.global_from == "first-step"
         return self.memory(update, updates) if first else self.decay(updates)
 
-
-def averaged_names(model: nn.Module) -> list[str]:
-    """Return the names in a model's state that are merged: parameters and BatchNorm statistics.
-
-    Other buffers are constants, like the normalisation's, or counters: they are copied.
-    """
-    statistics = {
-        f"{name}.{key}".lstrip(".")
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        for key, buffer in module.named_buffers(recurse=False)
-        if buffer.is_floating_point()
-    }
-    weights = model.named_parameters(remove_duplicate=False)  # tied ones under all their names
-    return [*(name for name, _ in weights), *sorted(statistics)]
-
-
-class Share:
-    """One learner's part of the global weights, and its running average if that is merged.
-
-    Arguments:
-        start: The learner's initial state.
-        names: The entries of it that are merged.
-        average: Whether the running average is merged rather than the weights.
-    """
-
-    def __init__(self, start: Mapping[str, Tensor], names: Sequence[str], average: bool) -> None:
-        self.parts = {name: torch.zeros_like(start[name]) for name in names}
-        self.average = {name: start[name].clone() for name in names} if average else {}
-
-    @torch.no_grad()
-    def carry(self, start: Mapping[str, Tensor]) -> None:
-        """Start from the initial weights; exactly one share does."""
-        for name, part in self.parts.items():
-            part.copy_(start[name])
-
-    @torch.no_grad()
-    def add(
-        self, state: Mapping[str, Tensor], memory: float, weight: float, kept: float | None
-    ) -> None:
-        """Take one step of the moving averages with the learner's current state.
+    def over(
+        self,
+        learners: Mapping[str, nn.Module],
+        *,
+        rounds: int,
+        steps: int,
+        trunk: str | None = None,
+    ) -> "Merging":
+        """Return the merge of learners that are trained in a loop of your own.
 
         Arguments:
-            state: That state.
-            memory: The decay of the running average, if there is any.
-            weight: The weight of the learner.
-            kept: The decay of the part; None: it stays as it is.
+            learners: The models by name: ``clean``, ``robust``, those of ``more_gamma``, and the
+                trunk; all of one architecture, and the same weights.
+            rounds: How many rounds (epochs) the training has in all.
+            steps: The steps of a round.
+            trunk: The learner that trains alone until t'; then the others start from it. None: all
+                train from the start.
+
+        Raises:
+            UserError: If the names do not fit, or the rule needs the training images.
         """
-        parts, values = list(self.parts.values()), [state[name] for name in self.parts]
-        if self.average:
-            average = list(self.average.values())
-            torch._foreach_lerp_(average, values, 1 - memory)
-            values = average
-        if kept is None:
-            return
-        torch._foreach_mul_(parts, kept)
-        torch._foreach_add_(parts, values, alpha=(1 - kept) * weight)
-
-    def state_dict(self) -> dict[str, State]:
-        """Return what a resumed run needs."""
-        return {"parts": dict(self.parts), "average": dict(self.average)}
-
-    def load_state_dict(self, state: Mapping[str, State]) -> None:
-        """Restore a saved share."""
-        for name, part in self.parts.items():
-            part.copy_(state["parts"][name])
-        for name, value in self.average.items():
-            value.copy_(state["average"][name])
+        return Merging(self, learners, rounds, steps, trunk)
 
 
-def total(shares: Iterable[Share], others: Mapping[str, Tensor]) -> State:
-    """Return the global weights: the sum of every learner's share.
+class Merging:
+    """A global model of learners that are trained in a loop of your own.
+
+    It is made by :meth:`Merge.over`, and gives the weights that a training of equipoise gives.
 
     Arguments:
-        shares: The shares of the learners.
-        others: A state with all entries; those in no share are copied from it.
+        rule: The rule; the next arguments are those of :meth:`Merge.over`.
     """
-    first, *rest = shares
-    parts = {name: part.clone() for name, part in first.parts.items()}
-    for share in rest:
-        for name, part in share.parts.items():
-            parts[name].add_(part)
-    return {name: parts[name] if name in parts else v.clone() for name, v in others.items()}
+
+    def __init__(
+        self,
+        rule: Merge,
+        learners: Mapping[str, nn.Module],
+        rounds: int,
+        steps: int,
+        trunk: str | None,
+    ) -> None:
+        self.rule, self.rounds, self.steps, self.trunk = rule, rounds, steps, trunk
+        self.knots, self.learners = rule.knots(), dict(learners)
+        wanted = {*self.knots, *([trunk] if trunk else [])}
+        if set(self.learners) != wanted:
+            raise UserError(f"expected learners {sorted(wanted)}, got {sorted(self.learners)}")
+        if rule.batchnorm == "estimate" or rounds < 1 or steps < 1:
+            raise UserError(
+                "expected a round and a step at least, and batchnorm=average or frozen"
+            )
+        average = rule.source == "average"
+        self.shares = {
+            name: Share(model.state_dict(), averaged_names(model), average)
+            for name, model in self.learners.items()
+        }
+        carrier = trunk or max(self.knots, key=lambda name: self.knots[name](0.0))
+        self.shares[carrier].carry(self.learners[carrier].state_dict())
+        self.done = 0
+        self.losses: dict[str, list[float]] = {name: [] for name in self.knots}
+        self.start = rule.start(self.losses, rounds).round
+
+    @property
+    def round(self) -> int:
+        """The round of the next step, from 1."""
+        return self.done // self.steps + 1
+
+    @property
+    def active(self) -> list[str]:
+        """The names of the learners to train in the round of the next step."""
+        names = [name for name in self.learners if name in self.knots]
+        return [str(self.trunk)] if self._alone else names
+
+    @property
+    def _alone(self) -> bool:
+        """Whether only the trunk is trained."""
+        return self.trunk is not None and (self.start is None or self.round <= self.start)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each learner in the round of the next step."""
+        if self._alone:
+            return {str(self.trunk): 1.0}
+        progress = self.rule.progress(self.round, self.rounds, self.start)
+        return {name: knots(progress) for name, knots in self.knots.items()}
+
+    def update(self) -> None:
+        """Take a step of the averages: to be called when all active learners have taken theirs."""
+        t, step, active, weights = self.round, self.done % self.steps, self.active, self.weights
+        memory = self.rule.memory(self.done, self.steps)
+        once = self.trunk is not None and self.rule.source == "average"
+        kept = 0.0 if once else self.rule.kept(t, step, self.steps, self.start)
+        for name, share in self.shares.items():
+            state = self.learners[name].state_dict()
+            share.add(state, memory if name in active else 1.0, weights.get(name, 0.0), kept)
+        if self.rule.granularity == "step" and self.rule.due(t, self.start):
+            self._hand_over(active)
+        self.done += 1
+
+    def end_round(self, losses: Mapping[str, float] | None = None) -> bool:
+        """End a round: find t', hand the global weights over, or let the branches start.
+
+        Arguments:
+            losses: The loss of each learner in this round, for rules that look at it.
+
+        Returns:
+            Whether learners got other weights. Their optimisers are yours: the momentum stays, or
+            is that of the trunk, if you carry it over.
+
+        Raises:
+            UserError: If it is not called after the last step of a round.
+        """
+        t, rest = divmod(self.done, self.steps)
+        if rest or not t:
+            raise UserError(f"a round has {self.steps} steps, and {rest} of this one were taken")
+        for name, loss in (losses or {}).items():
+            if name in self.losses:
+                self.losses[name].append(loss)
+        self.start = self.rule.start(self.losses, self.rounds).round
+        if self.trunk is not None and self.start == t < self.rounds:
+            for name in self.active:
+                self.learners[name].load_state_dict(self.learners[self.trunk].state_dict())
+                self.shares[name].average = deepcopy(self.shares[self.trunk].average)
+            return True
+        due = self.rule.granularity == "round" and self.rule.due(t, self.start)
+        if due and t < self.rounds:
+            self._hand_over(self.active)
+        return due and t < self.rounds
+
+    def _hand_over(self, names: Collection[str]) -> None:
+        state = self._state()
+        for name in names:
+            self.learners[name].load_state_dict(state)
+
+    def _state(self) -> Mapping[str, Tensor]:
+        first = next(iter(self.learners.values()))
+        return total(self.shares.values(), first.state_dict())
+
+    @property
+    def model(self) -> nn.Module:
+        """The global model, a new one in eval mode."""
+        model = deepcopy(next(iter(self.learners.values())))
+        model.load_state_dict(self._state())
+        return model.eval()
+
+    def learner(self, name: str) -> nn.Module:
+        """Return a learner as it is merged, in eval mode: with its running average, if any."""
+        model = deepcopy(self.learners[name])
+        model.load_state_dict(model.state_dict() | self.shares[name].average)
+        return model.eval()
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return what a loop needs to go on, without the learners."""
+        shares = {name: share.state_dict() for name, share in self.shares.items()}
+        return {"shares": shares, "done": self.done, "losses": self.losses}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a saved state."""
+        for name, share in self.shares.items():
+            share.load_state_dict(state["shares"][name])
+        self.done = state["done"]
+        self.losses = {name: [*losses] for name, losses in state["losses"].items()}
+        self.start = self.rule.start(self.losses, self.rounds).round
