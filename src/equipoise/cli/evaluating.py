@@ -291,7 +291,10 @@ def verify(
         ),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="Of a card, with --model: the file of its weights.")
+        str | None,
+        typer.Option(
+            help="Of a card, with --model: the file of its weights, or the folder of a training."
+        ),
     ] = None,
     data: Annotated[
         str | None,

@@ -20,6 +20,7 @@ from equipoise.evaluation.stored import Store
 from equipoise.jobs import verify_stored
 from equipoise.jobs.target_model import open_folder
 from equipoise.models import MODELS
+from equipoise.models.origin import is_own
 from equipoise.plugins import command, source
 from equipoise.sample import digests
 from equipoise.store import files
@@ -197,6 +198,7 @@ def _model(run: Run, which: str, evaluations: list[Evaluation]) -> dict[str, Any
     weights = Path(str(own.get("weights"))) if own.get("weights") else None
     name, spec = str(config.get("model")), str(own.get("model"))
     versions = evaluations[-1].versions
+    code, function = versions.get("source"), not trained or is_own(name)
     return {
         "weights": which,
         "sha256": evaluated.pop(),
@@ -204,10 +206,10 @@ def _model(run: Run, which: str, evaluations: list[Evaluation]) -> dict[str, Any
         "file_sha256": (file_digest(file) if file.is_file() else None)
         if trained
         else own.get("weights_sha256"),
-        "kind": "registered" if trained else "function",
+        "kind": "function" if function else "registered",
         "source": name if trained else spec,
-        "settings": config.get("settings") if trained else None,
-        "code": code_of(name) if trained else _recorded(versions.get("source")),
+        "settings": None if function else config.get("settings"),
+        "code": _recorded(code) if function else code_of(name),
         "package": f"equipoise {__version__}",
     }
 

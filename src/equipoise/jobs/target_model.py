@@ -108,7 +108,9 @@ def of_run(
         data.give(dataset)
     if (run.path / "recipe.yaml").is_file():
         run.allow(model, trust=trust, warn=console.warn)
-        return _trained(run, which, data_dir, console)
+        given: tuple[str, ...] = ("--trust",) if trust else ()
+        given = ("--model", model) if isinstance(model, str) else given
+        return _trained(run, which, data_dir, console, given)
     if trust:
         plugins.run_trusted(made, console.warn)
     if which != "model":
@@ -120,7 +122,13 @@ def of_run(
         return _again(run, data_dir, console, spec, trust)
 
 
-def _trained(run: Run, which: str, data_dir: str | Path | None, console: Console) -> Subject:
+def _trained(
+    run: Run,
+    which: str,
+    data_dir: str | Path | None,
+    console: Console,
+    given: tuple[str, ...],
+) -> Subject:
     model, which = run.model(which), canonical(which)  # first: a wrong name loads no data
     settings = recipe.stored(run)
     dataset = settings.dataset(data_dir, console)
@@ -131,12 +139,15 @@ def _trained(run: Run, which: str, data_dir: str | Path | None, console: Console
         this = "its best model so far" if which == "model" else which
         console.warn(
             f"the training {run.path} is not finished; this is {this}. "
-            f"Continue with: {command('train', '--resume', run.path)}"
+            f"Continue with: {command('train', '--resume', run.path, *given)}"
         )
     if line := plugins.changed(run.made_with(), plugins.imported()):
         console.warn(f"{run.path}: {line}")
     threat = settings.threat(dataset.eps)
-    return Subject(run, model, dataset, threat.norm, threat.eps, which)
+    spec = given[1] if given[1:] else settings.model
+    own = origin.is_own(settings.model)
+    source = plugins.source(spec.partition(":")[0]) if own else None
+    return Subject(run, model, dataset, threat.norm, threat.eps, which, source, given)
 
 
 def of_model(

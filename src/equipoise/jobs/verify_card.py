@@ -7,6 +7,7 @@ again as in :mod:`equipoise.jobs.verify`.
 
 import re
 import secrets
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -273,7 +274,12 @@ def _given(
             raise UserError(f"expected a run folder or package.module:function, got {model!r}")
         asked = card.inputs.normalise
         normalise = Constants.of(asked) if isinstance(asked, dict) else asked
-        loaded, dataset = own_model(model, weights, normalise, name, data_dir)
+        if weights is not None and Path(weights).is_dir():  # trained here, on this function
+            run = Run.open(weights, ("config.json",))
+            run.allow(model, warn=warnings.warn)
+            loaded, dataset = run.model(card.model.weights), data.load(name, data_dir)
+        else:
+            loaded, dataset = own_model(model, weights, normalise, name, data_dir)
         source = _function(card, plugins.source(model.partition(":")[0]))
     return Given(loaded.to(device), dataset, device, batch_size, [*source])
 

@@ -36,11 +36,9 @@ def logits_of(network: nn.Module, x: Tensor, name: str) -> Tensor:
         raise
     except Exception as error:
         shape = " x ".join(map(str, x.shape[1:]))
-        side = _side(network)
-        remedy = f"; it is made for {side} x {side} pixels: size={side}" if side else ""
         raise UserError(
             f"{name} cannot be run on images of {shape} (channels, height, width): "
-            f"{one_line(error, 200)}{remedy}"
+            f"{one_line(error, 200)}{_remedy(network)}"
         ) from error
     if logits.ndim != 2 or len(logits) != len(x):
         raise UserError(
@@ -50,11 +48,15 @@ def logits_of(network: nn.Module, x: Tensor, name: str) -> Tensor:
     return logits
 
 
-def _side(network: nn.Module) -> int | None:
-    """Return the height and width of images that a model of a library is made for, if it says."""
+def _remedy(network: nn.Module) -> str:
+    """Return why a model may have failed, as the end of a sentence: arithmetic or size."""
+    kinds = {weight.dtype for weight in network.parameters() if weight.is_floating_point()}
+    if others := [str(kind).removeprefix("torch.") for kind in kinds - {torch.float32}]:
+        return f"; its weights are {', '.join(others)}: return it as model.float()"
     owners = (network, getattr(network, "config", None))
     sides = [getattr(owner, "image_size", None) for owner in owners if owner is not None]
-    return next((side for side in sides if isinstance(side, int)), None)
+    side = next((side for side in sides if isinstance(side, int)), None)
+    return f"; it is made for {side} x {side} pixels: size={side}" if side else ""
 
 
 def heads(network: nn.Module, x: Tensor, name: str) -> list[str]:

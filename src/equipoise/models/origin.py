@@ -17,7 +17,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from equipoise import plugins
 from equipoise.errors import UserError, nearest, one_line
@@ -126,10 +128,12 @@ class Origin:
         return Logits(network, self.normalise and Normalize(*self.normalise)).eval()
 
 
-def problem(model: str) -> str:
-    """Return what is wrong with the name of a model in a recipe; empty: nothing."""
-    if model in MODELS or _is_function(model) or library.library_of(model):
+def problem(model: str, width: float) -> str:
+    """Return what is wrong with a model and its width in a recipe; empty: nothing."""
+    if model in MODELS:
         return ""
+    if _is_function(model) or library.library_of(model):
+        return f"width is for models by name, not for {model}" if width != 1 else ""
     if model.endswith((".pt2", ".pt", ".pth", ".safetensors")):
         return f"{model} is a file: give its weights as weights=FILE, with model={FORMS}"
     return f"{nearest(model, MODELS, 'model')}, or {FORMS}"
@@ -185,7 +189,8 @@ def name_of(model: nn.Module) -> str:
     kind = type(model)
     digest = hashlib.sha256(f"{kind.__module__}.{kind.__qualname__}\n{model!r}".encode())
     for name, value in model.state_dict().items():
-        digest.update(f"\n{name} {tuple(getattr(value, 'shape', ()))}".encode())
+        shape = "" if is_lazy(value) else tuple(getattr(value, "shape", ()))
+        digest.update(f"\n{name} {shape}".encode())
     return f"{PYTHON}{kind.__name__}-{digest.hexdigest()[:12]}"
 
 
@@ -255,11 +260,16 @@ def copied(model: nn.Module, name: str) -> nn.Module:
     """Return a copy of a model; every learner needs its own.
 
     Raises:
-        UserError: If it cannot be copied.
+        UserError: If it cannot be copied, or trained.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UserError(f"{name} is TorchScript: train the model that it was made of")
+    if any(map(is_lazy, model.parameters())):
+        raise UserError(f"{name} has lazy layers: run it once on an image before it is given")
     try:
         return deepcopy(model)
     except Exception as error:
         raise UserError(
-            f"{name} cannot be copied, and every learner needs a copy: {one_line(error, 200)}"
+            f"{name} cannot be copied, and every learner needs a copy: its weights have to be "
+            f"plain parameters (prune.remove, remove_weight_norm): {one_line(error, 120)}"
         ) from None

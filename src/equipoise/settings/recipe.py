@@ -176,7 +176,7 @@ class Recipe:
             problems.append(f"device must be auto, cpu or cuda, got {self.device!r}")
         if not (self.data in DATASETS or is_own(self.data, DATASETS) or is_given(self.data)):
             problems.append(f"{nearest(self.data, DATASETS, 'dataset')}, or {OWN_DATA}")
-        problems += filter(None, [problem(self.model)])
+        problems += filter(None, [problem(self.model, self.width)])
         collect(problems, lambda: self.asked)
         attack = [self.validation_attack]
         collect(problems, lambda: attacks.check_norms(attacks.parse_list(attack), self.norm))
