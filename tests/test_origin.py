@@ -231,6 +231,16 @@ def test_what_does_not_fit_a_model_is_one_line(tmp_path, monkeypatch, name):
     assert "\n" not in str(error.value)
 
 
+class Moody(nn.Linear):
+    def __init__(self):
+        super().__init__(64, 3)
+
+    def forward(self, x):
+        if self.training:
+            raise ValueError("not in the mood")
+        return super().forward(x.flatten(1))
+
+
 class TwoInputs(nn.Module):
     def forward(self, x, y):
         return x.flatten(1) + y
@@ -243,6 +253,10 @@ class TwoInputs(nn.Module):
         (nn.Conv2d(3, 4, 3), "cannot be run on images of 1 x 8 x 8"),
         (nn.Conv2d(1, 4, 3), r"expected logits of shape \(2, K\)"),
         (nn.Sequential(nn.Flatten(), nn.Softmax(1)), "has 64 outputs for 3 classes"),
+        (View().double(), r"its weights are float64: return it as model\.float\(\)"),
+        (nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), "has lazy layers: run it once"),
+        (View(3).requires_grad_(False), "has no weight that can be trained"),
+        (Moody(), "fails in training mode: ValueError: not in the mood"),
     ],
 )
 def test_what_is_no_classifier_of_the_images_is_refused_before_a_folder_is_made(
@@ -251,6 +265,46 @@ def test_what_is_no_classifier_of_the_images_is_refused_before_a_folder_is_made(
     with pytest.raises(UserError, match=message):
         train(recipe(), tmp_path / "run", model=model, dataset=images)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchscript_is_evaluated_and_not_trained(images, tmp_path):
+    traced = torch.jit.trace(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), torch.rand(2, 1, 8, 8))
+    with pytest.raises(UserError, match="is TorchScript: train the model that it was made of"):
+        train(recipe(), tmp_path / "run", model=traced, dataset=images)
+
+
+DAMAGED = {
+    "no mapping": "here",
+    "lacks fields": {"model": "nets:make"},
+    "classes": {"classes": 10**9},
+    "config": {"config": 3},
+    "normalise": {"normalise": {"mean": "x"}},
+    "heads": {"heads": 3},
+    "layers that are not there": {"heads": ["nowhere"]},
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_origin_is_one_line(images, tmp_path, name):
+    run = train(recipe(rounds=1), tmp_path / "run", model=View(), dataset=images)
+    config = json.loads((run.path / "config.json").read_text())
+    change = DAMAGED[name]
+    whole = isinstance(change, str) or name == "lacks fields"
+    config["origin"] = change if whole else config["origin"] | change
+    (run.path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError) as error:
+        run.model()
+    assert "\n" not in str(error.value)
+
+
+def test_another_version_of_a_library_is_said():
+    kept = {"model": "hf:x", "classes": 3, "packages": {"transformers": "0.1"}}
+    said = origin.allow(origin.Origin(**kept), None, trust=False)
+    assert said.startswith("transformers was 0.1 and is ") or not origin.library.package_versions(
+        "hf:x"
+    )
+    assert "--trust" not in said
 
 
 def test_models_that_a_recipe_cannot_have_are_named():

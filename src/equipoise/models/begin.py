@@ -92,6 +92,7 @@ def begin(
     heads, line = head.fit(network, x, classes, model)
     if line:
         tell(line)
+    head.check_trainable(network, x, model)
     origin = Origin(
         model=model,
         classes=classes,

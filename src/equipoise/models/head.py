@@ -48,6 +48,28 @@ def logits_of(network: nn.Module, x: Tensor, name: str) -> Tensor:
     return logits
 
 
+def check_trainable(network: nn.Module, x: Tensor, name: str) -> None:
+    """Run a model once as in training, and leave it as it was, in eval mode.
+
+    Arguments:
+        network: The model.
+        x: Two images, with shape (2, C, H, W).
+        name: The model in messages.
+
+    Raises:
+        UserError: If it fails in training mode, or none of its weights can be trained.
+    """
+    try:
+        with restored(network):
+            logits = ask(network.train(), x)
+    except Exception as error:
+        raise UserError(f"{name} fails in training mode: {one_line(error, 200)}") from error
+    finally:
+        network.eval()
+    if not logits.requires_grad:
+        raise UserError(f"{name} has no weight that can be trained: no gradient reaches any")
+
+
 def _remedy(network: nn.Module) -> str:
     """Return why a model may have failed, as the end of a sentence: arithmetic or size."""
     kinds = {weight.dtype for weight in network.parameters() if weight.is_floating_point()}

@@ -91,13 +91,14 @@ def again(model: str, config: Mapping[str, Any]) -> nn.Module:
     with _offline(), _explained(model, False):
         network: nn.Module
         if library == "hf":
-            kept = {key: value for key, value in config.items() if _is_safe(key)}
-            config = package.AutoConfig.for_model(kept.pop("model_type", name), **kept)
+            safe = {key: value for key, value in config.items() if _is_safe(key)}
+            config = package.AutoConfig.for_model(safe.pop("model_type", name), **safe)
             network = package.AutoModelForImageClassification.from_config(
                 config, trust_remote_code=False
             )
         elif library == "timm":
-            network = package.create_model(name, pretrained=False, **config)
+            kept = {key: config[key] for key in ("in_chans", "img_size") if key in config}
+            network = package.create_model(name, pretrained=False, **kept)
         else:
             network = package.models.get_model(name, weights=None)
     return network
@@ -116,8 +117,7 @@ def download(model: str) -> None:
     try:
         if library == "hf":
             package.AutoModelForImageClassification.from_pretrained(name, trust_remote_code=False)
-            with _quiet():
-                package.AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+            _of_processor(name, offline=False)
         elif library == "timm":
             package.create_model(name, pretrained=True)
         else:
@@ -234,11 +234,11 @@ def _of_transformers(package: Any, name: str, pretrained: bool) -> Made:
     return Made(network, constants, written)
 
 
-def _of_processor(name: str) -> Constants | None:
+def _of_processor(name: str, *, offline: bool = True) -> Constants | None:
     """Return the normalisation of transformers' file on how images are prepared."""
     kind = import_module("transformers.image_processing_base").ImageProcessingMixin
     try:
-        given, _ = kind.get_image_processor_dict(name, local_files_only=True)
+        given, _ = kind.get_image_processor_dict(name, local_files_only=offline)
     except Exception:  # there is no such file
         return None
     scaled = given.get("do_rescale", True) and given.get("rescale_factor", RESCALED)

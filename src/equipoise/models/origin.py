@@ -224,6 +224,11 @@ def allow(origin: Origin, model: nn.Module | str | None, *, trust: bool) -> str:
             raise UserError(f"the model of the folder is {origin.model}, and this is {name}")
         give(origin.model, lambda: model)
         return ""
+    if not is_own(origin.model):
+        now = library.package_versions(origin.model)
+        before = {key: origin.packages.get(key, "unknown") for key in now}
+        changed = [f"{key} was {before[key]} and is {now[key]}" for key in now]
+        return "" if now == before else f"{'; '.join(changed)}: the model may be another"
     load: Callable[[str], ModuleType] = from_here
     spec = model
     if spec is None:

@@ -162,11 +162,10 @@ class Run:
         if trust:
             run_trusted(self.made_with(), warn)
         written = self.read_json("config.json").get("origin")
-        own = isinstance(written, dict) and is_own(str(written.get("model", "small-cnn")))
-        if not own:
-            if model is not None:
-                raise UserError(f"{self.path} has a model of its own: leave --model out")
-        elif line := allow(Origin.of(written), model, trust=trust):
+        origin = Origin.of(written) if isinstance(written, dict) and "model" in written else None
+        if model is not None and not (origin and is_own(origin.model)):
+            raise UserError(f"{self.path} has a model of its own: leave --model out")
+        if origin and (line := allow(origin, model, trust=trust)):
             warn(f"{self.path}: {line}")
 
     def read_state(self, announce: Callable[[str], None]) -> dict[str, Any] | None:
