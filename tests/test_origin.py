@@ -274,6 +274,19 @@ def test_torchscript_is_evaluated_and_not_trained(images, tmp_path):
         train(recipe(), tmp_path / "run", model=traced, dataset=images)
 
 
+def test_a_recipe_in_a_folder_runs_nothing(tmp_path, monkeypatch):
+    """A stranger's folder may have a recipe alone: no state, no config.json."""
+    (tmp_path / "trapnets.py").write_text("raise SystemExit('the trap was run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "run").mkdir()
+    text = recipe(model="trapnets:net", data="digits").to_yaml()
+    (tmp_path / "run" / "recipe.yaml").write_text(text)
+    for trust in (False, True):
+        with pytest.raises(UserError, match="no code is run because a folder names it"):
+            resume(tmp_path / "run", trust=trust)
+    assert "trapnets" not in sys.modules
+
+
 DAMAGED = {
     "no mapping": "here",
     "lacks fields": {"model": "nets:make"},

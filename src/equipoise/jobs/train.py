@@ -140,7 +140,9 @@ def resume(
             )
         state = run.read_state(console.warn)
         begun = {} if state is None else run.read_json("config.json")
-        job = _Job(run, recipes.stored(run), console, None, begun)
+        recipe = recipes.stored(run)
+        origin.check_given(recipe.model)
+        job = _Job(run, recipe, console, None, begun)
         before = run.read_json("provenance.json")
         if not before:
             run.write_json("provenance.json", job.provenance())

@@ -169,6 +169,15 @@ def is_own(model: str) -> bool:
     return model not in MODELS and not library.library_of(model)
 
 
+def check_given(model: str) -> None:
+    """Raise a UserError for a model of the user's own that was not given in this process.
+
+    To be called where a recipe comes from a folder: what it names is not run.
+    """
+    if is_own(model) and model not in _given:
+        raise UserError(refusal(model, None))
+
+
 def words(model: str) -> tuple[str, ...]:
     """Return the options of a command that needs a recipe's model again."""
     return ("--model", model) if is_own(model) and not given(model) else ()
@@ -198,12 +207,12 @@ def refusal(model: str, source: Mapping[str, Any] | None) -> str:
     """Return why a model of the user's own is not made because a folder names it."""
     if given(model):
         return (
-            f"its model was given from Python ({model.removeprefix(PYTHON)}): give it again, as "
-            "model=..., or as --model package.module:function"
+            f"the folder's model was given from Python ({model.removeprefix(PYTHON)}): give it "
+            "again, as model=..., or as --model package.module:function"
         )
     return (
-        f"its model is {model} ({plugins.in_words(source)}), and no code is run because a folder "
-        f"names it: look at it, then add --trust, or --model {model}"
+        f"the folder's model is {model} ({plugins.in_words(source)}), and no code is run "
+        f"because a folder names it: look at it, then add --trust, or --model {model}"
     )
 
 
