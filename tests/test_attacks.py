@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+import equipoise as eq
+import zoo
 from equipoise.attacks import ATTACKS, FGSM, MIFGSM, PGD, Attack, CWInf, parse, parse_list
 from equipoise.attacks.core import check_inputs
 from equipoise.draws import GeneratorDraws, KeyedDraws
 from equipoise.errors import UserError
 from equipoise.threat import L1, L2, Linf, Threat
-from problems import held_out, linear_problem, small_layers, small_net
+from problems import digits, held_out, linear_problem, small_layers, small_net
 
 THREATS = [Linf(0.02), Linf(0.1), L2(0.2), L2(0.6), L1(0.5), L1(2.0)]
 SMALL = {"linf": Linf(0.1), "l2": L2(0.7), "l1": L1(3.0)}
@@ -70,6 +72,32 @@ def counted(model: nn.Module) -> list[int]:
 def losses_at(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     with torch.no_grad():
         return F.cross_entropy(model(x).double(), y, reduction="none")
+
+
+class Refusing(nn.Module):
+    """A model that fails for a batch without images, as `x.view(x.size(0), -1)` does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = zoo.undefended()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.view(x.size(0), -1).view(x.shape))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "threat"), [case for case in CASES if "audited" not in case.id])
+def test_no_model_is_asked_about_no_images(name, threat):
+    x, y = digits()
+    x, y = x[zoo.TRAINED_ON :][:8], y[zoo.TRAINED_ON :][:8]
+    model, attack, short = Refusing(), quick(name), 0.02 if threat.norm == "linf" else 0.1
+    with pytest.raises(RuntimeError, match="0 elements"):
+        model(x[:0])
+    for eps in (short / 20, short):
+        for labels in (y, (y + 1) % 10):  # all are right, and all are wrong
+            within, attacks = replace(threat, eps=eps), {name: attack}
+            found = eq.evaluate(model, x, labels, threat=within, attacks=attacks, checks=False)
+            assert found.finished
 
 
 # --- exact answers ---

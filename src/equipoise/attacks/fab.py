@@ -265,6 +265,8 @@ class _BoundarySearch:
             return rows
         least, which = rows.size.min(1)
         near = (least <= _NEAR_MISS * self.threat.eps).nonzero()[:, 0]
+        if not len(near):
+            return rows
         search = copy(self)  # with the same results
         search.model = exact = Fast(model.exact, model.exact, "float32")
         with guest(model.exact):
