@@ -1,7 +1,9 @@
 """Loops of a user's own: losses, the search form and the merge, held to the training loop."""
 
+import re
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -195,3 +197,75 @@ def test_what_has_no_single_loss_is_refused():
             objective(new_model(), x, y)
     with pytest.raises(UserError, match="prepare"):
         replace(SelfAdaptive(), onset=0.0).bind(THREAT)(new_model(), x, y, progress=0.5)
+
+
+# --- the page ---
+
+PAGE = (Path(__file__).resolve().parent.parent / "docs" / "own-loops.md").read_text("utf-8")
+BLOCKS = dict(re.findall(r"```python\n# (\S+)\n(.*?)```", PAGE, flags=re.DOTALL))
+MODELS = {"plain", "attack", "merge", "accelerate", "fabric"}
+
+
+def run(block, **more):
+    """Run a block of the page; return what it leaves, with the model that it began with."""
+    images, first = blobs(count=64), new_model()
+    pairs = torch.utils.data.TensorDataset(images.pixels(), images.y)
+    loader = torch.utils.data.DataLoader(pairs, batch_size=16)
+    place = {"model": deepcopy(first), "loader": loader, "epochs": 4, **more}
+    torch.manual_seed(0)
+    exec(BLOCKS[block], place)  # noqa: S102 - it is our own page
+    return place, first
+
+
+def accuracy(model):
+    images = blobs(1, 60)
+    with torch.no_grad():
+        return float((model.eval()(images.pixels()).argmax(1) == images.y).float().mean())
+
+
+def test_every_block_of_the_page_is_run():
+    assert set(BLOCKS) == MODELS | {"trainer"}
+
+
+@pytest.mark.parametrize("block", ["plain", "attack", "merge"])
+def test_the_loops_of_the_page_train(block):
+    place, first = run(block)
+    assert not same(place["model"].state_dict(), first.state_dict())
+    assert accuracy(place["model"]) > accuracy(first)
+
+
+@pytest.mark.extras
+@pytest.mark.filterwarnings("ignore")  # of the libraries' own
+@pytest.mark.parametrize("block", ["accelerate", "fabric"])
+def test_a_loop_of_a_library_trains_the_same_weights(block):
+    wanted, first = (each.state_dict() for each in (run("plain")[0]["model"], new_model()))
+    found = run(block)[0]["model"]
+    found = getattr(found, "module", found).state_dict()
+    if block == "accelerate":
+        assert same(found, wanted)
+    for key in wanted:  # Fabric wraps the model: its search form rounds in another order
+        assert (found[key] - wanted[key]).abs().max() < 0.05
+        moved = (found[key] - first[key]).abs().max()
+        assert (moved > 0) == (not torch.equal(wanted[key], first[key]))
+
+
+@pytest.mark.extras
+@pytest.mark.filterwarnings("ignore")  # of the library's own
+def test_the_trainer_of_transformers_trains(tmp_path, monkeypatch):
+    import transformers
+
+    monkeypatch.chdir(tmp_path)
+    images = blobs(count=64)
+    pairs = zip(images.pixels(), images.y.tolist(), strict=True)
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        image_size=8, patch_size=4, num_channels=1, num_labels=4,
+    )  # fmt: skip
+    net = transformers.ViTForImageClassification(config)
+    before = deepcopy(net.state_dict())
+    dataset = [{"pixel_values": x, "labels": y} for x, y in pairs]
+    place, _ = run("trainer", model=net, dataset=dataset)
+    assert not same(net.state_dict(), before)
+    losses = [line["train_loss"] for line in place["trainer"].state.log_history[-1:]]
+    assert all(loss > 0 for loss in losses)
