@@ -79,7 +79,7 @@ def trial(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     if not images.is_file():
         draw(options, seed, images)
     common = {"data": str(images), "model": options.model, "seed": seed}
-    before = {"method": "standard", "rounds": options.before, "validation": 500}
+    before = {"method": "standard", "rounds": options.before, "validation": 500, "keep": "last"}
     trained(parse(common | before), folder / "standard")
     weights = {"weights": str(folder / "standard" / "model.safetensors")}
     began = time.monotonic()

@@ -172,14 +172,14 @@ def test_the_number_of_images_is_that_of_the_issue_of_power():
     assert images_needed([column - 1], 0.01, 0.05) is None
 
 
-PACE = PhaseTimes(round=60, choice=0, point=20, image=0.5)
+PACE = PhaseTimes(round=60, choice=0, point=20, gradient=4e-4)
 
 
 def test_a_plan_fits_the_time_and_says_when_nothing_does():
     free = {"rounds": None, "points": None, "n": None, "images": 10_000}
     usual = plan_for(PACE, **free, limit=None)
     assert (usual.rounds, usual.points, usual.n) == (10, 9, 1000)
-    for limit in (400, 1000, 3600, 7200):
+    for limit in (700, 1000, 3600, 7200):
         plan = plan_for(PACE, **free, limit=limit)
         assert 2 <= plan.rounds <= 40
         assert plan.seconds <= limit
@@ -187,7 +187,7 @@ def test_a_plan_fits_the_time_and_says_when_nothing_does():
     fixed = plan_for(PACE, **{**free, "rounds": 3, "points": 5, "n": 200}, limit=1000)
     assert (fixed.rounds, fixed.points, fixed.n) == (3, 5, 200)
     with pytest.raises(UserError, match="the smallest hardening takes about"):
-        plan_for(PACE, **free, limit=100)
+        plan_for(PACE, **free, limit=300)
 
 
 WRONG = (

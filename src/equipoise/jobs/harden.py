@@ -31,6 +31,7 @@ from equipoise.jobs.device import choose_device
 from equipoise.jobs.estimate import Clock
 from equipoise.jobs.evaluate import evaluate_run
 from equipoise.jobs.front import measure_front, pick
+from equipoise.jobs.harden_original import held_out_of, original_of
 from equipoise.jobs.harden_plan import ATTACKED, ATTACKS, Planned, plan_for, timed
 from equipoise.jobs.hardened import (
     DATA,
@@ -54,14 +55,14 @@ from equipoise.settings import recipe as recipes
 from equipoise.settings.recipe import Recipe
 from equipoise.settings.schema import differences
 from equipoise.store.digests import model_digest
-from equipoise.store.runs import HARDENED, HARDENING, OWN, PICKED, Run
+from equipoise.store.runs import HARDENED, HARDENING, PICKED, Run
 from equipoise.store.verdicts import read
 from equipoise.terminal.progress import Console
 
 METHOD = "a3gt"
 USUAL: Mapping[str, Any] = {"validation_attack": "fgsm", "gamma": 1, "keep": "last"}
 """No gamma is chosen at the end of the training: the floor is judged against the original."""
-HELD_OUT = 5000  # the most images on which the floor is judged, where nothing else is asked for
+LR = 0.05  # of SGD: more robust at the same clean accuracy than the usual 0.01 (docs/harden.md)
 FEWEST = 4  # points of the front
 FORMAT = 1
 
@@ -115,7 +116,8 @@ def harden_recipe(
     named |= {} if dataset is None else {"data": give(dataset)}
     if given.get("method", METHOD) != METHOD:
         raise UserError(f"a hardening trains with the method {METHOD}, not {given['method']}")
-    recipe = recipes.parse(recipes.combine(USUAL, {**given, **named, "method": METHOD}))
+    usual = USUAL if _names(given, "optimizer") else {**USUAL, "lr": LR}
+    recipe = recipes.parse(recipes.combine(usual, {**given, **named, "method": METHOD}))
     job = _Hardening(
         recipe,
         Run(out),
@@ -151,7 +153,7 @@ class _Hardening:
         self.given, self.model, self.dataset = given, model, dataset
         self.data = dataset or recipe.dataset(console=console)
         if "validation" not in given:
-            recipe = replace(recipe, validation=_held_out(recipe, self.data))
+            recipe = replace(recipe, validation=held_out_of(recipe, self.data))
         self.recipe = recipe
         self.threat = recipe.threat(self.data.eps)
         remarks: list[str] = []
@@ -233,26 +235,8 @@ class _Hardening:
     # The phases
 
     def _subject(self) -> Subject:
-        """Return the model as it was given, with the folder of its results."""
         run = Run(self.run.path / ORIGINAL)
-        if not (run.path / OWN).is_file():
-            recipe = self.recipe
-            content = {
-                "format": 1,
-                "model": recipe.model,
-                "weights": recipe.weights,
-                "weights_key": "",
-                "weights_sha256": None,
-                "normalise": recipe.normalise,
-                "data": recipe.data,
-                "data_dir": recipe.data_dir,
-                "source": None,
-                "import": None,
-                "remarks": self.remarks,
-            }
-            run.write_json(OWN, content)
-        norm, eps = self.threat.norm, self.threat.eps
-        return Subject(run, self.original, self.data, norm, eps)
+        return original_of(run, self.recipe, self.data, self.original, self.remarks)
 
     def _hardened(self) -> Subject:
         subject = of_run(self.run.path / HARDENED, "model", None, self.console)
@@ -393,9 +377,7 @@ class _Hardening:
         return Hardened(self.run.path)
 
 
-def _held_out(recipe: Recipe, dataset: Dataset) -> int:
-    """Return how many images the floor is judged on by default: as many as there are."""
-    if dataset.validation is not None:
-        return min(HELD_OUT, len(dataset.validation))
-    images = min(len(dataset.train), recipe.limit or len(dataset.train))
-    return max(min(HELD_OUT, images // 5), 1)
+def _names(given: Mapping[str, Any], key: str) -> bool:
+    """Return whether settings have a key, or one of their groups has."""
+    groups = [value for value in given.values() if isinstance(value, Mapping)]
+    return any(key in group for group in (given, *groups))

@@ -14,12 +14,12 @@ from equipoise.attacks import parse, parse_list
 from equipoise.attacks.core import cost
 from equipoise.data.core import Dataset, Images
 from equipoise.errors import UserError
-from equipoise.evaluation.protocol import Protocol
 from equipoise.fronts.survey import DEFAULT
 from equipoise.jobs.device import cuda_devices
 from equipoise.jobs.estimate import LONG, about, pace, whole
 from equipoise.settings.explanation import GRID, MOST_IMAGES
 from equipoise.settings.recipe import Recipe
+from equipoise.threat import Norm
 from equipoise.training.learner import Augment
 from equipoise.training.loop import Training
 
@@ -43,13 +43,19 @@ class PhaseTimes:
         round: A round (epoch) of the training with its validation.
         choice: The choice of gamma at its end.
         point: A model of the front.
-        image: The evaluation of a test image, for both models together.
+        gradient: A gradient evaluation of an image in both evaluations together.
+        norm: The norm of the threat.
     """
 
     round: float
     choice: float
     point: float
-    image: float
+    gradient: float
+    norm: Norm = "linf"
+
+    def evaluation(self, n: int) -> float:
+        """Return the time of both evaluations on n test images."""
+        return self.gradient * whole(parse_list([ATTACKS]).values(), self.norm, n)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +142,7 @@ def plan_for(
     sizes = [(p, t if n is None else n) for p, t in sizes if t >= few]
     sizes.append((points or FEWEST_POINTS, few))
     for most, test in sizes:
-        besides = pace.choice + most * pace.point + test * pace.image
+        besides = pace.choice + most * pace.point + pace.evaluation(test)
         if besides <= time / 2:
             break
     fits = int((time - besides) / pace.round)
@@ -157,7 +163,7 @@ def _planned(pace: PhaseTimes, rounds: int, points: int, n: int) -> Planned:
         n=n,
         training=round(rounds * pace.round + pace.choice, 1),
         front=round(points * pace.point, 1),
-        evaluation=round(n * pace.image, 1),
+        evaluation=round(pace.evaluation(n), 1),
     )
 
 
@@ -186,14 +192,13 @@ def timed(
     per_image = method.cost(recipe.rounds) * step / first
     validated = held_out * (cost(parse(recipe.validation_attack), norm) + 1) * gradient
     quick = [*parse_list(DEFAULT).values()]
-    protocol = Protocol(attacks=ATTACKS)
-    audited = whole(protocol.named.values(), norm, 1)
     chosen = min(held_out, MOST_IMAGES) * len(GRID) if recipe.settings.chooses else 0
     return PhaseTimes(
         round=len(train) * per_image + (len(method.learners) - 0.5) * validated,
         choice=SHARE * gradient * whole(quick, norm, chosen),
         point=gradient * (SHARE * whole(quick, norm, min(held_out, ATTACKED)) + held_out / 3),
-        image=(SHARE + robust) * gradient * audited,
+        gradient=(SHARE + robust) * gradient,
+        norm=norm,
     )
 
 
