@@ -1,6 +1,7 @@
 """Models of the user's own in a training: where they come from, their heads, and their return."""
 
 import json
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from equipoise.jobs.train import resume, train
 from equipoise.models import begin, head, origin
 from equipoise.models.normalisation import Constants
 from equipoise.settings import recipe as recipes
+from equipoise.store.runs import Run
 from equipoise.terminal.progress import Console
 from equipoise.training.shares import averaged_names
 
@@ -298,16 +300,23 @@ DAMAGED = {
 }
 
 
+@pytest.fixture(scope="module")
+def python_run(images, tmp_path_factory):
+    """Return the folder of a training on an object of Python."""
+    where = tmp_path_factory.mktemp("python") / "run"
+    return train(recipe(rounds=1), where, model=View(), dataset=images).path
+
+
 @pytest.mark.parametrize("name", DAMAGED)
-def test_a_damaged_origin_is_one_line(images, tmp_path, name):
-    run = train(recipe(rounds=1), tmp_path / "run", model=View(), dataset=images)
-    config = json.loads((run.path / "config.json").read_text())
-    change = DAMAGED[name]
+def test_a_damaged_origin_is_one_line(python_run, tmp_path, name):
+    shutil.copytree(python_run, tmp_path / "run")
+    file = tmp_path / "run" / "config.json"
+    config, change = json.loads(file.read_text()), DAMAGED[name]
     whole = isinstance(change, str) or name == "lacks fields"
     config["origin"] = change if whole else config["origin"] | change
-    (run.path / "config.json").write_text(json.dumps(config))
+    file.write_text(json.dumps(config))
     with pytest.raises(UserError) as error:
-        run.model()
+        eq.load(tmp_path / "run", model=View())
     assert "\n" not in str(error.value)
 
 
@@ -369,10 +378,12 @@ def test_yopo_says_what_it_needs(images, tmp_path):
         train(recipe("yopo"), tmp_path / "run", model=View(), dataset=images)
 
 
-def test_a_model_of_python_is_given_again_to_read_its_folder(images, tmp_path, monkeypatch):
-    run = train(recipe(), tmp_path / "run", model=View(), dataset=images)
+def test_a_model_of_python_is_given_again_to_read_its_folder(
+    images, python_run, tmp_path, monkeypatch
+):
+    run = Run(shutil.copytree(python_run, tmp_path / "run"))
     x = images.test.pixels()
-    expected = run.model()(x)
+    expected = eq.load(run.path, model=View())(x)
     monkeypatch.setattr(origin, "_given", {})
     monkeypatch.setattr("equipoise.data._given", {})
     with pytest.raises(UserError, match=r"given from Python .* give it again, as model="):

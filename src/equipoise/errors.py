@@ -42,7 +42,7 @@ _ADDED = {
     "objective": _OF_YOUR_OWN,
     "attack": _OF_YOUR_OWN,
     "dataset": _OF_YOUR_OWN,
-    "model": f"{_OF_YOUR_OWN}, or to evaluate it: equipoise evaluate package.module:function",
+    "model": "; one of your own: package.module:function, timm:NAME, hf:NAME or torchvision:NAME",
 }
 
 

@@ -136,7 +136,7 @@ def problem(model: str, width: float) -> str:
         return f"width is for models by name, not for {model}" if width != 1 else ""
     if model.endswith((".pt2", ".pt", ".pth", ".safetensors")):
         return f"{model} is a file: give its weights as weights=FILE, with model={FORMS}"
-    return f"{nearest(model, MODELS, 'model')}, or {FORMS}"
+    return nearest(model, MODELS, "model")
 
 
 def given(name: str) -> bool:
