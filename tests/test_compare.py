@@ -201,6 +201,18 @@ def test_an_entry_lies_over_the_base_group_by_group():
     assert (parsed.settings.robust.lr, parsed.settings.robust.momentum) == (0.1, 0.5)
 
 
+def test_commands_of_a_plan_give_a_network_of_ones_own_again(tmp_path, monkeypatch):
+    plan = changed(budget=None, base={"model": "nets:make", "width": 1}, entries={"standard": {}})
+    (task, *_) = tasks(parse(plan), tmp_path, Datasets())
+    assert "--model" not in task.step()  # the recipe names it, which is the plan's
+    monkeypatch.setattr(type(task), "begun", True)
+    assert task.step()[-2:] == ["--model", "nets:make"]
+    monkeypatch.setattr(type(task), "trained", True)
+    words = task.step()
+    assert words[:1] == ["evaluate"]
+    assert words[words.index("--model") + 1] == "nets:make"
+
+
 def test_everything_in_a_list_of_models_is_judged_and_grids_are_written_out(tmp_path):
     plan = changed(budget=None, evaluate={"eps": [0, 0.1, "1/5"], "weights": ["model", "rounds"]})
     plan["base"] |= {"snapshots": 2, "rounds": 5}
