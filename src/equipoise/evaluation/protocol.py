@@ -158,7 +158,16 @@ class Protocol:
         return None
 
     def under(self, threat: Threat) -> Self:
-        """Return the same protocol with another threat."""
+        """Return the same protocol with another threat.
+
+        Raises:
+            UserError: If it is of a class of the user's own, which is not stored.
+        """
+        if type(threat) is not Threat:
+            raise UserError(
+                f"an evaluation takes Linf, L2 or L1, not {type(threat).__name__}: attack the "
+                "model with it, and count what threat.contains confirms"
+            )
         return replace(self, **asdict(threat))
 
     def complete(self, norm: Norm, eps: float) -> Self:

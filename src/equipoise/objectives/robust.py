@@ -100,7 +100,7 @@ class Robust(Objective):
         if self.norm not in (None, threat.norm) and self.eps is None:
             raise UserError(f"norm={self.norm} of a learner needs a radius of its own: eps")
         eps = threat.eps if self.eps is None else self.eps
-        own = Threat(self.norm or threat.norm, eps, threat.low, threat.high)
+        own = replace(threat, norm=self.norm or threat.norm, eps=eps)  # of its own class
         check_threat(self.attack, own)
         return own
 
