@@ -69,3 +69,11 @@ result = eq.harden(
 print("floor promised:", result.promised)
 print(f"clean {result.clean_accuracy:.1%}, robust {result.robust_accuracy:.1%} at most")
 print("report:", OUT / "report.html")
+
+# %% [markdown]
+# A file to serve: how pictures are prepared is in it. docs/serving.md loads it without equipoise.
+
+# %%
+exported = eq.export(OUT, OUT / "net.pt2", model=net)
+print("logits differ by at most", exported["difference"])
+print(exported["about"]["inputs"])

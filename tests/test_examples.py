@@ -61,6 +61,8 @@ def test_photos_are_hardened(tmp_path, monkeypatch):
     place = run("harden_photos", tmp_path, monkeypatch)
     assert (tmp_path / "runs" / "hard" / "report.html").is_file()
     assert 0 <= place["result"].robust_accuracy <= place["result"].clean_accuracy <= 1
+    assert place["exported"]["changed"] == 0
+    assert place["exported"]["about"]["inputs"]["orientation"] == "exif"
 
 
 def run(name, folder, monkeypatch):
