@@ -545,19 +545,6 @@ def test_what_the_search_form_finds_fools_the_model(norm, attack):
     assert (net(points).argmax(1) != y)[distances.isfinite()].all()
 
 
-def test_a_model_is_never_given_a_batch_of_no_images():
-    net, (x, y) = small_net(), held_out(20)
-
-    class Viewed(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            assert len(x)
-            return net(x)
-
-    form = fast(Viewed(), x, Execution(precision="bfloat16"))
-    form.search = copy.deepcopy(form.search)  # whose near misses the model itself would refine
-    assert FABT(steps=3)(form, x, y, Linf(1e-6)).shape == x.shape
-
-
 def test_a_search_form_that_is_wrong_is_not_believed():
     class Wrong(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

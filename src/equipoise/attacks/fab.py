@@ -249,9 +249,9 @@ class _BoundarySearch:
     def _run(self, rows: _BoundaryRows, steps: int) -> _BoundaryRows:
         """Take steps; return the rows of the examples that are still searched."""
         for _ in range(steps):
-            if not len(rows.index):  # many models fail on a batch of no images
-                break
             rows = self._judged(*self._moved(rows))
+            if not len(rows.index):
+                break
         return rows
 
     def _refined(self, rows: _BoundaryRows) -> _BoundaryRows:
