@@ -231,7 +231,7 @@ def join(
     device: options.Device = "auto",
     quiet: options.Quiet = False,
 ) -> None:
-    """Join the shards of an evaluation that were made with evaluate --shard K/N.
+    """Join the shards of an evaluation (evaluate --shard K/N).
 
     Copy the files of evaluations/shards of all machines into that folder of one run. The checks
     run here, on all images, and so does the audit of an audited search. The result is that of one

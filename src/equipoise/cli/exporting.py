@@ -39,8 +39,9 @@ def export(
     trust: options.Trust = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Export a model: it then runs without equipoise, and gives the same answers.
+    """Export a model to ONNX, a graph, weights or Hugging Face.
 
+    It then runs without equipoise, and gives the same answers.
     What was written is read again and compared with the model on test images of the run's data:
     the largest difference of logits is printed. If a label changes, nothing is written and the
     exit code is 1. How inputs are prepared, and the names of the classes, are in every export.
