@@ -152,7 +152,9 @@ def test_a_floor_that_cannot_be_promised_is_said_with_what_would_do(command, wor
     assert "floor not promised" in picked["in_words"]
     result = Hardened(out)
     assert not result.promised
-    assert "floor not promised" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "Clean floor not promised" in page.partition('id="results"')[0]
+    assert "floor not promised" in page
     ended = command(*words(out, "--max-clean-drop", "2%", "--eps", "0.3"))
     assert ended.code == 2
     assert "belongs to another hardening (max_clean_drop: 0.01 there, 0.02 here)" in ended.err

@@ -169,6 +169,11 @@ def _check_cautions(run: RunData, shown: Threat | None) -> Iterator[_Caution]:
 
 
 def _training(run: RunData) -> Iterator[_Caution]:
+    if run.picked.get("met") is False:
+        needed = run.picked.get("needed")
+        more = f"; about {needed:,} held-out images would do" if isinstance(needed, int) else ""
+        text = f"this is the nearest model: {run.picked.get('in_words')}{more}."
+        yield run.name, "Clean floor not promised", text
     if run.trained and not run.finished:
         logged = f"{len(run.rounds)} of {run.planned} rounds are logged"
         what = logged if run.rounds else "no round is logged yet"
