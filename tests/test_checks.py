@@ -219,7 +219,7 @@ def test_no_two_stages_of_an_evaluation_use_the_same_name():
         [transfer(model, x, y, zoo.THREAT, {"twin": x}, all_true)[0]],
     ]
     names = [each.check for stage in stages for each in stage]
-    of_the_evaluation = ["outputs", "search-form", "screens"]
+    of_the_evaluation = ["outputs", "search-form", "screens", "class-order"]
     assert sorted(names + of_the_evaluation) == sorted(CHECKS)
 
 

@@ -577,3 +577,68 @@ def test_a_killed_decoding_continues_and_memory_stays_low(tmp_path, cache):
     assert "decoding 120 images" not in said.text
     shutil.rmtree(cache / "images")
     assert load(root, size=32).sha256 == killed.sha256
+
+
+def test_classes_in_another_order_than_the_outputs_are_found():
+    from equipoise.evaluation.checks.outputs import class_order
+
+    draws = torch.Generator().manual_seed(0)
+    y = torch.randint(10, (200,), generator=draws)
+    logits = torch.nn.functional.one_hot(y, 10).float()
+    logits += 0.4 * torch.randn(200, 10, generator=draws)  # right in about two thirds
+    assert class_order(logits, y) == []
+    assert (
+        class_order(torch.randn(200, 10, generator=draws), y) == []
+    )  # a model that knows nothing
+    order = torch.tensor([3, 1, 2, 0, 5, 4, 9, 8, 7, 6])
+    (found,) = class_order(logits, order[y])
+    assert found.status == "failed"
+    assert "label 0 is output 3, 3 is output 0" in found.message
+    assert "--classes FILE" in found.remedy
+
+
+@pytest.mark.extras
+@pytest.mark.parametrize("saved", ["splits", "one"])
+def test_data_sets_of_the_hub_library(tmp_path, saved):
+    datasets = pytest.importorskip("datasets")
+    root = classes(tmp_path / "photos", 10)
+    files = sorted(root.rglob("*.*"))
+    part = datasets.Dataset.from_dict(
+        {
+            "picture": [*map(str, files)],
+            "label": [int("dog" in p.parts) for p in files],
+        },
+        features=datasets.Features(
+            {"picture": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
+        ),
+    )
+    whole = datasets.DatasetDict(train=part, validation=part, other=part)
+    (part if saved == "one" else whole).save_to_disk(tmp_path / "saved")
+    said = Said()
+    dataset = data.load(f"hf-datasets:{tmp_path / 'saved'}", console=said)
+    assert dataset.classes == ("cat", "dog")
+    assert len(dataset.train) == 16
+    assert (dataset.validation is None) == (saved == "one")
+    bright = dataset.train.x.float().mean((1, 2, 3))
+    assert (bright[dataset.train.y == 1] > bright[dataset.train.y == 0].max()).all()
+    with pytest.raises(UserError, match=r"cannot be read on this computer .* --yes"):
+        data.load("hf-datasets:nobody/nothing")
+
+
+def test_what_would_be_read_can_be_seen(tmp_path, capsys):
+    from equipoise.jobs.show_data import show_data
+
+    root = classes(tmp_path / "photos", 5)
+    (root / "cat" / "empty.png").touch()
+    shutil.copy(root / "cat" / "0.png", root / "cat" / "copy.png")
+    out = tmp_path / "sheet.png"
+    show_data(str(root), Reading(size=32), augment="large", out=out, console=Said())
+    text = capsys.readouterr().out
+    assert "sizes of the files: 11 of 16 x 12" in text
+    assert "files that cannot be read: 1\n  'cat/empty.png': an empty file" in text
+    assert "copies in" in text
+    sheet = np.asarray(Image.open(out).convert("L"))
+    assert sheet.shape == (2 * (64 + 4), 120 + 8 * (64 + 4))
+    assert len({sheet[10, 130 + 68 * k] for k in range(8)}) > 4  # images, not one colour
+    show_data("digits", Reading(), console=Said())
+    assert "1,297" in capsys.readouterr().out

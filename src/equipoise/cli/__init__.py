@@ -91,6 +91,7 @@ app.command("list")(reporting.list_)
 data_app = typer.Typer(help="List datasets, and download them.", invoke_without_command=True)
 data_app.callback()(reporting.data)
 data_app.command("get")(reporting.data_get)
+data_app.command("show")(reporting.data_show)
 app.add_typer(data_app, name="data")
 app.command()(reporting.demo)
 

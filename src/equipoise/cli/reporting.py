@@ -65,6 +65,42 @@ def data(context: typer.Context, data_dir: options.DataDir = None) -> None:
         write_data(data_dir)
 
 
+def data_show(
+    context: typer.Context,
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A dataset, an .npz file, a folder of images, a CSV file or hf-datasets:NAME."
+        ),
+    ],
+    size: options.ImageSize = None,
+    resize: options.Resize = None,
+    channels: options.Channels = None,
+    labels: options.Labels = None,
+    classes: options.Classes = None,
+    on_bad_image: options.OnBadImage = None,
+    augment: Annotated[
+        str,
+        typer.Option(
+            help="Augmentation in the picture: data, none, small, large, or some of crop, "
+            "resized-crop, flip, jitter, with commas between them."
+        ),
+    ] = "data",
+    out: Annotated[
+        Path | None, typer.Option(help="Write a picture of some images of each class, .png.")
+    ] = None,
+    data_dir: options.DataDir = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Show what would be read: splits, classes, sizes, copies, files that cannot be read."""
+    from equipoise.jobs.show_data import show_data
+
+    given = {key: context.params[key] for key in options.READING}
+    reading = options.reading_of({key: value for key, value in given.items() if value is not None})
+    console = Console(quiet=quiet)
+    show_data(name, reading, data_dir=data_dir, augment=augment, out=out, console=console)
+
+
 def data_get(
     name: Annotated[str, typer.Argument(help="The dataset.")],
     yes: Annotated[bool, typer.Option("--yes", help="Agree to the download.")] = False,
@@ -79,7 +115,18 @@ def data_get(
     A download that was interrupted continues.
     """
     from equipoise.data import DATASETS, get, load
+    from equipoise.data.reading import HUB
 
+    if name.startswith(HUB):
+        from equipoise.data.hub import download
+
+        if not yes:
+            raise UserError(
+                f"this downloads {name} from the hub of Hugging Face, under its own licence; "
+                f"agree with: equipoise data get {name} --yes"
+            )
+        download(name.removeprefix(HUB))
+        return
     if name in DATASETS and not yes:
         source = DATASETS[name]
         place = base or (source.remote.base if source.remote else "nowhere")

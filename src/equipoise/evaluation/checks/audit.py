@@ -16,8 +16,14 @@ from torch import Tensor, nn
 
 from equipoise.attacks.core import Attack
 from equipoise.draws import KeyedDraws
-from equipoise.evaluation.checks.finding import CHECKS, attempts, finding, plural, skipped
-from equipoise.evaluation.checks.inputs import sign_test
+from equipoise.evaluation.checks.finding import (
+    CHECKS,
+    attempts,
+    finding,
+    plural,
+    sign_test,
+    skipped,
+)
 from equipoise.evaluation.checks.model import Divided, preserved, sampled
 from equipoise.evaluation.judge import correct_of, exact_of, logits_of
 from equipoise.losses import margin

@@ -60,6 +60,7 @@ def before(
         if k < 2 or int(labels.max()) >= k:
             return findings
         findings.append(outputs.few_classes(k))
+        findings += attempts({"class-order": lambda: outputs.class_order(out, labels)})
         if bool(some.isfinite().all()):
             given = findings[0]
             scaled = {"range": lambda: inputs.scaling(model, some, labels, threat, given)}

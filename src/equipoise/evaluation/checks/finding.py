@@ -22,6 +22,7 @@ CHECKS: dict[str, str] = {
     "repeatable": "C2",
     "logits": "C3",
     "range": "C4",
+    "class-order": "C27",
     "outputs": "C3",
     "search-form": "C25",
     "gradients": "C6",
@@ -117,6 +118,12 @@ def graded(count: int, n: int, *, amber: float, red: float = 1.0) -> Status:
     if least > red:
         return "failed"
     return "warning" if least > amber else "ok"
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Return the probability of so many wins if wins and losses are equally likely."""
+    n = wins + losses
+    return float(sum(math.comb(n, k) for k in range(wins, n + 1)) / 2**n)
 
 
 def plural(n: int, noun: str = "example") -> str:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from equipoise.attacks.pgd import PGD
 from equipoise.draws import KeyedDraws
-from equipoise.evaluation.checks.finding import finding, plural
+from equipoise.evaluation.checks.finding import finding, plural, sign_test
 from equipoise.evaluation.judge import correct_of, logits_of
 from equipoise.models.core import Normalize
 from equipoise.models.normalisation import NAMED
@@ -111,12 +111,6 @@ def _scalings(
     std = unit.std(axes, correction=0, keepdim=True).clamp_min(1e-3)
     rest = {"-1..1": 2 * unit - 1, "0..255": 255 * unit, "mean 0, std 1": (unit - mean) / std}
     return scalings | {n: (v, first.format(n)) for n, v in rest.items() if n not in scalings}
-
-
-def sign_test(wins: int, losses: int) -> float:
-    """Return the probability of so many wins if wins and losses are equally likely."""
-    n = wins + losses
-    return float(sum(math.comb(n, k) for k in range(wins, n + 1)) / 2**n)
 
 
 def eps_zero(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> Finding:

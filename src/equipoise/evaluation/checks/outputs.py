@@ -6,13 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.errors import one_line
-from equipoise.evaluation.checks.finding import finding, listed, plural, skipped
+from equipoise.evaluation.checks.finding import finding, listed, plural, sign_test, skipped
 from equipoise.evaluation.judge import logits_of, misfit
 from equipoise.execution.form import guest
 from equipoise.store.finding import Finding, Status
 
 PASSES = 5  # forward passes over the same inputs
 ALONE = 8  # inputs that are passed one at a time
+FITS = 0.5  # the least accuracy of another order of the outputs that is reported
+UNLIKELY = 0.001
 CLOSE = 1e-4  # the rounding of float32, relative to the largest logit
 CLOSE_SHORT = 1e-2  # the same where kernels depend on the size of the batch
 PROBABLE = 1e-5  # the largest difference of outputs from probabilities
@@ -143,6 +145,39 @@ def dynamic(model: nn.Module, x: Tensor, changed: Callable[[], set[str]]) -> Fin
     remedy = "attack the loop itself (differentiate through it, or adapt to its fixed point)"
     measured = {"saved": len(saved), "used": len(used), "changed": len(parameters)}
     return finding("dynamic", status, message, remedy, **measured)
+
+
+def class_order(logits: Tensor, y: Tensor) -> list[Finding]:
+    """C27: whether the labels are numbered in another order than the outputs.
+
+    The order of the outputs that fits best is found on every second example, and tried on the
+    others; there is a finding only where it is right far more often.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    predicted, k = logits.argmax(1).cpu(), logits.shape[1]
+    labels = y.cpu()
+    counts = torch.zeros(k, k, dtype=torch.int64)
+    ones = torch.ones(len(labels[::2]), dtype=torch.int64)
+    counts.index_put_((labels[::2], predicted[::2]), ones, accumulate=True)
+    _, outputs = linear_sum_assignment(counts.numpy(), maximize=True)
+    order, rest = torch.from_numpy(outputs), labels[1::2]
+    here, there = predicted[1::2] == rest, predicted[1::2] == order[rest]
+    won, lost = int((there & ~here).sum()), int((here & ~there).sum())
+    right, wrong = float(there.double().mean()), float(here.double().mean())
+    if right < FITS or wrong > right / 2 or sign_test(won, lost) >= UNLIKELY:
+        return []
+    present = sorted(set(labels.tolist()))
+    moved = [
+        f"{label} is output {int(order[label])}" for label in present if order[label] != label
+    ]
+    message = (
+        f"accuracy is {wrong:.0%} with the classes as they are numbered, and {right:.0%} in "
+        f"another order of the outputs: label {listed(moved)}"
+    )
+    remedy = "number the classes as the model does: --classes FILE has their names in its order"
+    measured = {"accuracy": wrong, "reordered": right, "won": won}
+    return [finding("class-order", "failed", message, remedy, **measured)]
 
 
 def _apart(a: Tensor, b: Tensor) -> float:
