@@ -5,7 +5,7 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 49_004,
+    "lines of Python": 49_252,
     "lines of templates, scripts, styles and YAML": 2_153,
     "classes": 264,
     "dataclasses": 144,

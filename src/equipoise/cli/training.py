@@ -90,6 +90,7 @@ def train(
     """Train a method or a recipe in a new run folder, or resume.
 
     Ctrl-C saves and stops. A resumed training ends with the weights of an uninterrupted one.
+    `--resume RUN rounds=40` trains a finished run longer; the finished model stays in a folder.
     """
     from equipoise.jobs import train as job
     from equipoise.models.normalisation import Constants, asked_for
@@ -103,10 +104,20 @@ def train(
     if resume is None and what is not None and _is_run(what):
         resume, what = Path(what), None
     if resume is not None:
-        if what is not None or settings or given or out or published:
-            raise UserError("--resume uses the recipe of the folder: leave the other options out")
+        changed = [*([what] if what else []), *(settings or [])]
+        rounds = _rounds(changed)
+        if (changed and rounds is None) or given or out or published:
+            raise UserError(
+                "--resume uses the recipe of the folder: leave the other options out, but for "
+                "rounds=N, which trains a finished run longer"
+            )
         job.resume(
-            resume, model=model, trust=trust, console=Console(quiet=quiet), track=track or ()
+            resume,
+            rounds=rounds,
+            model=model,
+            trust=trust,
+            console=Console(quiet=quiet),
+            track=track or (),
         )
         return
     given |= {"model": model} if model is not None else {}
@@ -120,6 +131,19 @@ def train(
         console.say(line)
     options.fetch(download, recipe.model)
     job.train(recipe, out, console=console, track=track or ())
+
+
+def _rounds(settings: list[str]) -> int | None:
+    """Return the number of rounds if that is the only setting."""
+    from equipoise.settings import recipe as recipes
+
+    key, _, value = settings[0].partition("=") if len(settings) == 1 else ("", "", "")
+    if key != "rounds":
+        return None
+    rounds = recipes.overrides(settings)["rounds"]
+    if not isinstance(rounds, int) or rounds < 1:
+        raise UserError(f"rounds must be a whole number of 1 or more, got {value}")
+    return rounds
 
 
 def _is_run(what: str) -> bool:

@@ -55,7 +55,11 @@ def summary(
         knots = {name: Knots((chosen.get(name, 0.0),)) for name in method.knots}
         method = replace(method, knots=knots)
     spent = choice or {"gradient_evaluations": 0, "seconds": 0.0, "warnings": []}
-    regime = method.regime(training.rounds, training.steps, start, history) if merged else None
+    ends = [record["rounds"] for record in history]
+    longer = sorted({t for t, end in enumerate(ends) if t and end != ends[t - 1]})
+    regime = None  # of a longer training: its schedules began anew
+    if merged and not longer:
+        regime = method.regime(training.rounds, training.steps, start, history)
     return {
         "finished": True,
         "rounds": len(history),
@@ -72,7 +76,7 @@ def summary(
         + sum(record["gradient_evaluations"] for record in history),
         "seconds": spent["seconds"] + sum(sum(record["seconds"].values()) for record in history),
         "parts": parts(history) | ({"choice of gamma": spent["seconds"]} if choice else {}),
-    } | ({"choice": choice} if choice else {})
+    } | {k: v for k, v in {"choice": choice, "prolonged": longer}.items() if v}
 
 
 def parts(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:

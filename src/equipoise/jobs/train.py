@@ -17,6 +17,7 @@ from equipoise.jobs import signals
 from equipoise.jobs.choice import UNCHOSEN, choose_gamma, in_lines
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.initial import initial_model, resolve, threats_of
+from equipoise.jobs.prolong import prolong, settle
 from equipoise.jobs.summary import RULES, summary, where_time_went, write_learners
 from equipoise.jobs.trackers import Rounds, Tracker
 from equipoise.measures.regime import Regime
@@ -106,6 +107,7 @@ def train(
 def resume(
     path: str | Path,
     *,
+    rounds: int | None = None,
     model: nn.Module | str | None = None,
     dataset: Dataset | None = None,
     trust: bool = False,
@@ -117,6 +119,8 @@ def resume(
 
     Arguments:
         path: The run folder.
+        rounds: For a finished training: the new number of rounds, those that are done included.
+            See :mod:`equipoise.settings.longer`.
         model: For a training on a model of the user's own: the model, or package.module:function.
         dataset: For a training on data that were given from Python: the data.
         trust: Whether to run the code that the folder names.
@@ -125,7 +129,7 @@ def resume(
         on_round: Called with the record of each further round.
     """
     run, console = Run.open(path), console or Console(quiet=True)
-    rounds = Rounds(track, on_round)
+    trackers = Rounds(track, on_round)
     _refuse_picked(run.path)
     run.allow(model, trust=trust, warn=console.warn)
     if dataset is not None:
@@ -138,9 +142,11 @@ def resume(
                 f"{run.path} was begun by an earlier version ({old}): finish it with that "
                 "version, or train anew"
             )
+        if rounds is not None:
+            prolong(run, rounds, console.say)
         state = run.read_state(console.warn)
         begun = {} if state is None else run.read_json("config.json")
-        recipe = recipes.stored(run)
+        recipe = settle(run, state or {})
         origin.check_given(recipe.model)
         job = _Job(run, recipe, console, None, begun)
         before = run.read_json("provenance.json")
@@ -161,7 +167,7 @@ def resume(
         if line:
             console.warn(f"{run.path}: {line}")
             run.write_json("provenance.json", {**before, "resumed_with": plugins.imported()})
-        return job.run_to_end(rounds)
+        return job.run_to_end(trackers)
 
 
 def _refuse_picked(folder: Path) -> None:
