@@ -142,6 +142,9 @@ def pick(
     min_clean: Annotated[
         str | None, typer.Option(help="The smallest clean accuracy, like 0.88 or 88%.")
     ] = None,
+    min_worst_class: Annotated[
+        str | None, typer.Option(help="The smallest clean accuracy of every class, like 80%.")
+    ] = None,
     min_robust: Annotated[
         str | None,
         typer.Option(
@@ -190,6 +193,7 @@ def pick(
         console=Console(quiet=quiet),
         max_clean_drop=max_clean_drop,
         min_clean=min_clean,
+        min_worst_class=min_worst_class,
         min_robust=min_robust,
         gamma=gamma,
         standard=standard,

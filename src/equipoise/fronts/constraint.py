@@ -7,7 +7,15 @@ from typing import Any, Literal
 from equipoise.errors import UserError
 from equipoise.parsing import share
 
-Kind = Literal["max_clean_drop", "min_clean", "min_robust", "gamma", "min_third", "min_union"]
+Kind = Literal[
+    "max_clean_drop",
+    "min_clean",
+    "min_worst_class",
+    "min_robust",
+    "gamma",
+    "min_third",
+    "min_union",
+]
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,8 @@ class Constraint:
         """The accuracy that is bounded."""
         if self.kind in ("max_clean_drop", "min_clean"):
             return "clean"
+        if self.kind == "min_worst_class":
+            return "clean in every class"
         return f"robust ({self.threat})" if self.threat else "robust"
 
     def content(self) -> Mapping[str, Any]:
@@ -130,6 +140,8 @@ class Constraint:
             return " and ".join(str(replace(one, also=())) for one in self.all)
         if self.kind == "gamma":
             return f"gamma = {self.value:g}"
+        if self.kind == "min_worst_class":
+            return f"clean accuracy of every class at least {100 * self.value:g} %"
         if self.kind != "max_clean_drop":
             clean, _, threat = self.named.partition(" ")
             what = " ".join(filter(None, [clean, "accuracy", threat]))

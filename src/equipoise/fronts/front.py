@@ -277,6 +277,7 @@ class Front:
         *,
         max_clean_drop: float | str | None = None,
         min_clean: float | str | None = None,
+        min_worst_class: float | str | None = None,
         min_robust: float | str | None = None,
         gamma: float | None = None,
         reference: float | str | None = None,
@@ -289,6 +290,7 @@ class Front:
             max_clean_drop: The largest loss of clean accuracy against a reference: ``0.01`` or
                 ``"1%"``, like all accuracies here.
             min_clean: The smallest clean accuracy.
+            min_worst_class: The smallest clean accuracy of every class.
             min_robust: The smallest robust accuracy. Between three ends in all threats, or, like
                 ``"linf=0.5"`` or ``"linf=50%,l2=40%"``, by threat; then ``min_clean`` or
                 ``max_clean_drop`` may be given besides.
@@ -299,12 +301,13 @@ class Front:
             nearest: Whether to return the nearest model if none meets the constraint.
 
         Raises:
-            UserError: If not exactly one of the first four is given, or the reference is missing.
+            UserError: If not exactly one of the first five is given, or the reference is missing.
             RunError: If no measured model meets the constraint; the message names the nearest one.
         """
         options: dict[Kind, float | str | None] = {
             "max_clean_drop": max_clean_drop,
             "min_clean": min_clean,
+            "min_worst_class": min_worst_class,
             "min_robust": min_robust,
             "gamma": gamma,
         }

@@ -222,7 +222,7 @@ def _wanted(constraint: Constraint, reference: Flags | None) -> float:
 def _worth(constraint: Constraint, point: Point) -> tuple[int, int]:
     """Return what makes a model the better one, the first count before the second."""
     kinds = {one.kind for one in constraint.all}
-    if not kinds & {"max_clean_drop", "min_clean"}:
+    if not kinds & {"max_clean_drop", "min_clean", "min_worst_class"}:
         return point.clean, point.union
     if point.third is not None and len(kinds & {"min_robust", "min_third"}) == 1:
         other = point.third.robust if "min_robust" in kinds else point.robust
@@ -241,6 +241,8 @@ def bounds(
 
     Those of the first constraint come first. Together all hold with probability 0.95.
     """
+    if constraint.kind == "min_worst_class":
+        return _of_worst_classes(models)
     columns, paired = list[NDArray[np.float64]](), list[bool]()
     for one in constraint.all:
         drop = one.kind == "max_clean_drop" and reference is not None
@@ -258,6 +260,22 @@ def bounds(
         else interval(int(column.sum()), len(column), 1 - 2 * alpha)[0]
         for column, drop in zip(columns, paired, strict=True)
     ], alpha
+
+
+def _of_worst_classes(models: Sequence[Verdicts]) -> tuple[list[float], float]:
+    """Return each model's lower bound of the clean accuracy of every class, and their level.
+
+    A class without held-out images has the bound 0.
+    """
+    y, names = models[0].y, len(models[0].classes)
+    labels = range(max(names, int(y.max()) + 1))
+    alpha = ALPHA / (len(models) * len(labels))
+
+    def bound(model: Verdicts, label: int) -> float:
+        right = model.correct[y == label]
+        return interval(int(right.sum()), len(right), 1 - 2 * alpha)[0]
+
+    return [min(bound(model, label) for label in labels) for model in models], alpha
 
 
 def _flags(kind: Kind, model: Verdicts, third: Flags | None) -> Flags:

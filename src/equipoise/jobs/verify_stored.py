@@ -27,7 +27,7 @@ from equipoise.sample import Sample
 from equipoise.settings import recipe as recipes
 from equipoise.settings.schema import differences
 from equipoise.store.audit import evaluation_digest
-from equipoise.store.records import stage_of
+from equipoise.store.records import BALANCED, stage_of
 from equipoise.store.runs import Run
 from equipoise.store.scores import all_lines
 from equipoise.store.sealed import file_digest, is_sealed
@@ -300,6 +300,8 @@ def _difference(a: Any, b: Any, where: str = "") -> str:
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         for key in [*b, *(key for key in a if key not in b)]:
             missing = key not in a or key not in b
+            if key == BALANCED and key not in a:
+                continue
             path = f"{where}.{key}" if where else str(key)
             if text := _difference(a.get(key), b.get(key), path):
                 return text

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from equipoise.measures.statistics import interval, outwards
 
 WORST = "worst-case"
+BALANCED = "balanced"  # a field that records of earlier versions lack
 _STAGE = re.compile(r"(.+)/([a-z][a-z0-9-]*)")
 
 Flags = NDArray[np.bool_]
@@ -105,6 +106,11 @@ class Record:
     def per_class(self) -> dict[str, float]:
         """The accuracy by class."""
         return {name: correct / n for name, (n, correct) in self.counts.items()}
+
+    @property
+    def balanced(self) -> float:
+        """The mean over the classes of their accuracies: each class counts the same."""
+        return sum(self.per_class.values()) / max(len(self.per_class), 1)
 
     @property
     def worst_class(self) -> tuple[str, float] | None:
@@ -247,6 +253,7 @@ RESULT_COLUMNS: list[ResultColumn] = [
     *map(ResultColumn, ("settings", "norm", "eps", "n", "robust")),
     ResultColumn("accuracy", "accuracy", lambda r: f"{r['accuracy']:.2%}"),
     ResultColumn("interval", "95 % interval", _interval_text),
+    ResultColumn(BALANCED, BALANCED, lambda r: f"{r[BALANCED]:.2%}" if BALANCED in r else ""),
     ResultColumn("per_class", value=_per_class),
     ResultColumn(
         "worst_class",
