@@ -42,7 +42,7 @@ _ADDED = {
     "objective": _OF_YOUR_OWN,
     "attack": _OF_YOUR_OWN,
     "dataset": _OF_YOUR_OWN,
-    "model": "; one of your own: package.module:function, timm:NAME, hf:NAME or torchvision:NAME",
+    "model": f"; or package.module:function, timm:NAME, hf:NAME, torchvision:NAME{_OF_YOUR_OWN}",
 }
 
 

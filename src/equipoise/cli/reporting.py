@@ -92,7 +92,7 @@ def data_show(
     data_dir: options.DataDir = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Show what would be read: splits, classes, sizes, copies, files that cannot be read."""
+    """Show what would be read: splits, classes, sizes, copies, bad files."""
     from equipoise.jobs.show_data import show_data
 
     given = {key: context.params[key] for key in options.READING}

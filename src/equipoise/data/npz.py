@@ -58,9 +58,6 @@ def read(path: Path, console: "Console | None" = None) -> Dataset:
         train, channels = test.take(slice(0, 0)), test.x.shape[1]
         moments = dict.fromkeys(("mean", "std"), (0.5,) * channels)
     classes = _classes(arrays, parts, path)
-    for remark in how:
-        if console is not None:
-            console.say(f"{path}: {remark}")
     eps, pad = _scalar(arrays, "eps", 8 / 255, path), _scalar(arrays, "pad", 0, path)
     if not 0 < eps <= 1 or not 0 <= pad <= min(train.x.shape[2:]) or pad != int(pad):
         raise UserError(
@@ -70,6 +67,9 @@ def read(path: Path, console: "Console | None" = None) -> Dataset:
     flip = _scalar(arrays, "flip", False, path)
     if flip not in (0, 1):
         raise UserError(f"{path}: flip must be true or false, got {flip:g}")
+    if console is not None:
+        for remark in how:
+            console.say(f"{path}: {remark}")
     return Dataset(
         name=path.stem,
         train=train,
