@@ -99,6 +99,10 @@ def test_a_model_is_hardened_and_everything_is_said(command, words, hardened):
     page = (hardened / "report.html").read_text()
     assert "original" in page
     assert "has not been evaluated" not in page
+    top = page.partition('id="results"')[0]
+    assert "hardened was picked for at most 30 points of clean accuracy less than the given" in top
+    assert "promised with 95 % confidence, from 60 held-out images" in top
+    assert "No undefended model" not in top
     result = Hardened(hardened)
     assert result.front is not None
     assert len(result.front.points) == 4
@@ -154,6 +158,7 @@ def test_a_floor_that_cannot_be_promised_is_said_with_what_would_do(command, wor
     assert not result.promised
     page = (out / "report.html").read_text()
     assert "Clean floor not promised" in page.partition('id="results"')[0]
+    assert "less than the given model: not promised, from 60 held-out images" in page
     assert "floor not promised" in page
     ended = command(*words(out, "--max-clean-drop", "2%", "--eps", "0.3"))
     assert ended.code == 2

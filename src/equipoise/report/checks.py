@@ -240,7 +240,8 @@ def _evaluation(run: RunData, row: EvaluatedRun | None) -> Iterator[_Caution]:
 def _together(runs: Sequence[RunData], rows: Mapping[str, EvaluatedRun]) -> Iterator[_Caution]:
     if not rows:
         return
-    if not any(run.undefended for run in runs):
+    versus = (run.picked.get("constraint") or {} for run in runs)
+    if not any(run.undefended for run in runs) and not any(c.get("standard") for c in versus):
         word = "train `standard`" if any(run.trained for run in runs) else "evaluate one"
         text = f"{word} on the same data: it shows what the defence costs and gains."
         yield "", "No undefended model to compare with", text

@@ -117,7 +117,17 @@ def _headline(runs: Sequence[RunData], rows: Mapping[str, EvaluatedRun]) -> list
                 trained = "has not logged a round" if run.trained else "was not trained here"
             text = f"{run.name} {trained} and has not been evaluated; evaluate it with"
             sentences.append(f"{text} `{command('evaluate', run.path)}`.")
-    return sentences
+    return [*sentences, *filter(None, map(_promise, runs if len(runs) <= _MANY_RUNS else ()))]
+
+
+def _promise(run: RunData) -> str:
+    """Return what a picked model promises on images like those that it was picked by."""
+    constraint, bound = run.picked.get("constraint") or {}, run.picked.get("bound")
+    if bound is None or "in_words" not in constraint:
+        return ""
+    n = run.picked.get("compared") or run.picked.get("n")
+    how = "promised with 95 % confidence" if run.picked.get("met", True) else "not promised"
+    return f"{run.name} was picked for {constraint['in_words']}: {how}, from {n} held-out images."
 
 
 def _folded(
