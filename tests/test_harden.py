@@ -12,6 +12,7 @@ import equipoise as eq
 from equipoise.data import load
 from equipoise.errors import UserError
 from equipoise.fronts.picking import images_needed
+from equipoise.jobs import from_python
 from equipoise.jobs.harden_plan import PhaseTimes, plan_for
 from equipoise.jobs.hardened import Hardened
 from equipoise.settings.recipe import parse
@@ -253,6 +254,17 @@ def test_objects_of_python_are_hardened_and_the_same_call_goes_on(standard, digi
         eq.harden(net, parts["val"], **given)
     with pytest.raises(UserError, match="a folder or a file has its own"):
         eq.harden(net, digits, parts["val"], **given)
+
+
+def test_images_in_another_order_are_the_same_and_others_with_these_labels_are_not(tmp_path):
+    random = np.random.default_rng(0)
+    x, y = random.random((40, 1, 8, 8), np.float32), np.arange(40) % 4
+    first = from_python._data((x, y), None, None, tmp_path)
+    order = random.permutation(40)
+    assert from_python._data((x[order], y[order]), None, None, tmp_path) == first
+    for other in ((1 - x, y), (x, (y + 1) % 4), (x[:-1], y[:-1])):
+        with pytest.raises(UserError, match="holds other images"):
+            from_python._data(other, None, None, tmp_path)
 
 
 def test_a_method_by_name_needs_no_recipe(digits, standard, tmp_path):

@@ -1,5 +1,6 @@
 """``eq.harden``: a hardening of a model and images that are objects of Python."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from equipoise.errors import UserError
 from equipoise.jobs.harden import harden_recipe
 from equipoise.jobs.hardened import DATA, Hardened
 from equipoise.parsing import seconds
+from equipoise.sample import digests
 from equipoise.store import files
 from equipoise.terminal.progress import Console
 from equipoise.threat import Threat
@@ -154,13 +156,20 @@ def _halves(
 
 
 def _refuse_other(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Raise a UserError if a file has other images, by their shapes and labels."""
+    """Raise a UserError if a file has other images than these, in whatever order."""
     with np.load(path, allow_pickle=False) as stored:
-        names = [name for name in arrays if name[:2] in ("x_", "y_")]
-        same = set(names) == {name for name in stored.files if name[:2] in ("x_", "y_")} and all(
-            stored[name].shape == arrays[name].shape
-            and (name[0] == "x" or np.array_equal(np.sort(stored[name]), np.sort(arrays[name])))
-            for name in names
-        )
+        same = _counts(stored) == _counts(arrays)
     if not same:
-        raise UserError(f"{path} holds other images: choose another out, or remove it")
+        raise UserError(
+            f"{path} holds other images: choose another out, or remove it (random augmentation "
+            "gives other images each time)"
+        )
+
+
+def _counts(arrays: Mapping[str, NDArray[Any]]) -> Counter[tuple[bytes, int]]:
+    """Return how often each image is there with each label; a loader may shuffle the parts."""
+    found = Counter[tuple[bytes, int]]()
+    for name in (name for name in arrays if name.startswith("x_")):
+        labels = arrays[f"y_{name[2:]}"].tolist()
+        found.update(zip(digests(arrays[name]), labels, strict=True))
+    return found
