@@ -234,8 +234,8 @@ def join(
     """Join the shards of an evaluation (evaluate --shard K/N).
 
     Copy the files of evaluations/shards of all machines into that folder of one run. The checks
-    run here, on all images, and so does the audit of an audited search. The result is that of one
-    evaluation on one machine.
+    run here, on all images, and so does the audit of an audited search. The verdicts are those
+    of one evaluation on one machine.
     """
     from equipoise.jobs.join import join_run
     from equipoise.jobs.tables import write_table

@@ -42,8 +42,8 @@ def join_run(
 ) -> list[dict[str, Any]]:
     """Join the shards in a run folder to whole evaluations, check them, and audit where asked.
 
-    The result is that of one evaluation of all images. The shards stay; joining them again changes
-    nothing.
+    The verdicts are those of one evaluation of all images. The shards stay; joining them again
+    changes nothing.
 
     Arguments:
         folder: The run folder.
