@@ -5,7 +5,7 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 49_318,
+    "lines of Python": 49_325,
     "lines of templates, scripts, styles and YAML": 2_153,
     "classes": 264,
     "dataclasses": 144,

@@ -642,3 +642,12 @@ def test_what_would_be_read_can_be_seen(tmp_path, capsys):
     assert len({sheet[10, 130 + 68 * k] for k in range(8)}) > 4  # images, not one colour
     show_data("digits", Reading(), console=Said())
     assert "1,297" in capsys.readouterr().out
+
+
+def test_the_font_of_the_picture_has_letters_with_accents():
+    from equipoise.jobs.show_data import font
+
+    drawn = {bytes(font().getmask(letter)) for letter in "eéñßЖλ"}
+    missing = bytes(font().getmask("\uffff"))
+    assert len(drawn) == 6
+    assert missing not in drawn

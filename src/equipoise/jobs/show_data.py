@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
+from matplotlib import get_data_path
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from equipoise import data
@@ -107,7 +108,8 @@ def sheet(dataset: Dataset, augment: Augment) -> Image.Image:
     draw = ImageDraw.Draw(picture)
     for row, k in enumerate(labels):
         index = (part.y == k).nonzero()[:COLUMNS, 0]
-        draw.text((4, row * high + high // 2 - 6), dataset.classes[k][:18], fill="black")
+        place = 4, row * high + high // 2 - 6
+        draw.text(place, dataset.classes[k][:18], fill="black", font=font())
         as_read = part.pixels(index)
         changed = augment(part.x[index], torch.Generator().manual_seed(k))
         for column, x in enumerate([*_padded(as_read), *_padded(changed)]):
@@ -115,6 +117,11 @@ def sheet(dataset: Dataset, augment: Augment) -> Image.Image:
                 tile = _tile(x).resize((width * scale, height * scale), Image.Resampling.NEAREST)
                 picture.paste(tile, (edge + column * wide, row * high + 2))
     return picture
+
+
+def font() -> ImageFont.FreeTypeFont:
+    """Return a font with accents, Greek and Cyrillic, which that of Pillow does not have."""
+    return ImageFont.truetype(Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf", 11)
 
 
 def _padded(x: Tensor) -> list[Tensor | None]:
