@@ -16,7 +16,7 @@ demo: .venv/run ## train and attack two models on embedded data, write a report
 	$(BIN)/equipoise demo
 
 test: .venv/dev check ## lint, types, layers, all tests but the longest and those of heavy optional packages
-	$(PYTEST) -m "not long and not extras"
+	$(PYTEST) -m "not long and not extras and not cuda"
 
 test-long: .venv/dev ## the tests that take more than ten seconds each
 	$(PYTEST) -m "long and not extras"
@@ -25,7 +25,7 @@ test-extras: .venv/extras ## the tests with packages of others, which must be th
 	EQUIPOISE_REQUIRE_PEERS=1 $(PYTEST) -m extras
 
 quick: .venv/dev check ## lint, types, layers and the fast tests: two minutes on two cores
-	$(PYTEST) -m "not slow and not long and not extras"
+	$(PYTEST) -m "not slow and not long and not extras and not cuda"
 
 check: .venv/dev
 	$(BIN)/ruff check .

@@ -22,7 +22,8 @@ EPILOG = """The benchmarks:
 \b
   attack    PGD() on eq.fast(model), on the model itself and in eq.evaluate, the bare
             passes of it, torchattacks, foolbox
-  train     a step of A3GT: ours, and a plain loop with torchattacks
+  train     a step of A3GT or, with --learners 1, of PGD-AT: ours, also compiled, and a
+            plain loop with torchattacks, also in bfloat16
   evaluate  standard AutoAttack: ours with and without checks, and pyautoattack;
             verdicts are compared image by image
   growth    time and memory of our PGD against batch size, images, steps, classes
@@ -77,6 +78,9 @@ def bench(
         int | None, _option("Images at a time; 64, growth 16, evaluate as eq.evaluate.")
     ] = None,
     steps: Annotated[int | None, _option("Steps of PGD; 10, for growth 2.")] = None,
+    learners: Annotated[
+        int | None, _option("With --what train: 2 (A3GT as published) or 1 (PGD-AT); 2.")
+    ] = None,
     eps: Annotated[
         str | None, _option("The radius; 0.1 for small-cnn, else 8/255; evaluate: the run's.")
     ] = None,
@@ -160,6 +164,7 @@ def bench(
         "classes": classes,
         "batch_size": batch_size,
         "steps": steps,
+        "learners": learners,
         "eps": _radius(eps),
         "norm": None if norm is None else choice(norm, "--norm", NORMS),
         "images": images,

@@ -62,6 +62,7 @@ class Case:
         batch_size: The images that pass at a time.
         images: The number of images; None: one batch.
         steps: The steps of the attack.
+        learners: Those of a training: 2 are A3GT as published, 1 is PGD-AT.
         eps: The Linf radius, in [0, 1].
         device: ``auto``, ``cpu`` or ``cuda``.
         execution: How our sides run it; as plain values, too.
@@ -76,6 +77,7 @@ class Case:
     batch_size: int = 64
     images: int | None = None
     steps: int = 10
+    learners: int = 2
     eps: float = 0.1
     device: str = "auto"
     execution: Execution = field(default_factory=Execution)
@@ -101,7 +103,9 @@ class Case:
         return cls(model=model, **(SMALL if model == "small-cnn" else LARGE) | given)
 
     def execution_of(self, side: str) -> Execution:
-        """Return how one of our sides runs it: in float32 where its name says so."""
+        """Return how one of our sides runs it: in float32, or compiled, where its name says so."""
+        if side == "ours-compiled":
+            return replace(self.execution, compile=True)
         if side != "ours-float32":
             return self.execution
         return replace(self.execution, precision="float32", update="float32")

@@ -89,7 +89,8 @@ def plan(what: str | None = None, sides: Sequence[str] = (), **given: Any) -> li
         for model in _models(what, name, given):
             small = {} if what or model == "small-cnn" else {"batch_size": SUITE_BATCH}
             case = Case.of(model, **small | {k: v for k, v in given.items() if k != "model"})
-            step = "" if name == "attack" else "a step of A3GT, "
+            method = "A3GT" if case.learners == 2 else "PGD-AT"
+            step = "" if name == "attack" else f"a step of {method}, "
             title = f"{step}PGD-{case.steps}, {case.title}, batch {case.batch_size}"
             case = train.case_of(case) if name == "train" else case
             benches.append(Bench(what=name, title=title, case=case, sides=taking_part))
@@ -113,6 +114,8 @@ def _check(what: str | None, sides: Sequence[str], given: Mapping[str, Any]) -> 
         raise UserError(nearest(model, MODELS, "model"))
     if model == STRANGER and what not in ("attack", "growth"):
         raise UserError(f"--model {STRANGER} needs --what attack or growth: it is not trained")
+    if given.get("learners", 2) not in (1, 2):
+        raise UserError(f"--learners must be 1 or 2, got {given['learners']}")
     for name in ("run", "norm", "images"):
         if name in given and what not in (None, "evaluate"):
             option = "RUN" if name == "run" else f"--{name}"

@@ -1,4 +1,4 @@
-"""A step of A3GT side by side: ours, and the loop that one would write with torchattacks."""
+"""A step of A3GT or PGD-AT side by side: ours, and the loop that one would write oneself."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -21,7 +21,8 @@ from equipoise.execution import Execution
 from equipoise.settings import recipe
 from equipoise.training import Training
 
-SIDES = ("ours", "ours-float32", "plain loop")
+PLAIN = ("plain loop", "plain loop bfloat16")
+SIDES = ("ours", "ours-float32", "ours-compiled", *PLAIN)
 ALPHA = 0.995
 GAMMA = 0.7
 BATCHES = 8  # batches of different images, which come again and again
@@ -47,18 +48,21 @@ def sides(
         names: Some of :data:`SIDES`.
         flops: What a pass is credited with, see :func:`benchmarks.work.useful_flops`.
     """
-    modules, absent = peers.found(["torchattacks"] if "plain loop" in names else [])
-    gradients = case.batch_size * (case.steps + 2)  # of the attack, and one of each network
+    modules, absent = peers.found(["torchattacks"] if {*PLAIN} & {*names} else [])
+    gradients = case.batch_size * (case.steps + case.learners)  # of the attack, and of updates
     work = None
     if flops is not None:
-        image = case.steps * flops["attacking"] + 2 * flops["training"]
+        image = case.steps * flops["attacking"] + case.learners * flops["training"]
         work = round(case.batch_size * image)
     made = []
     for name in names:
-        if name == "plain loop":
+        if name in PLAIN:
             how = "torchattacks.PGD" if modules else "PGD written out"
-            run: Callable[[], None] = plain_loop(case, problem, modules).step
-            about = f"{how}, float32, averages in a Python loop"
+            short = name.endswith("bfloat16")
+            run: Callable[[], None] = plain_loop(case, problem, modules, short=short).step
+            arithmetic = "autocast to bfloat16" if short else "float32"
+            about = f"{how}, {arithmetic}"
+            about += ", averages in a Python loop" if case.learners == 2 else ""
         else:
             execution = case.execution_of(name)
             run = partial(next, steps(training(case, problem, execution)))
@@ -68,9 +72,10 @@ def sides(
 
 
 def training(case: Case, problem: Problem, execution: Execution) -> Training:
-    """Return our training, at its beginning: A3GT with a learning rate that stays."""
+    """Return our training, at its beginning, with a learning rate that stays."""
     sgd = SGD | {"lr_factors": [1.0], "lr_at": None}
-    settings = {
+    attack = {"steps": case.steps}
+    two = {
         "method": "generalist",
         "source": "weights",
         "granularity": "round",
@@ -80,7 +85,9 @@ def training(case: Case, problem: Problem, execution: Execution) -> Training:
         "warmup": False,
         "gamma": [GAMMA],
         "clean": dict(sgd),
-        "robust": {"objective": "pgd-at", "attack": {"steps": case.steps}, **sgd},
+        "robust": {"objective": "pgd-at", "attack": attack, **sgd},
+    }
+    settings = (two if case.learners == 2 else {"method": "pgd-at", "attack": attack, **sgd}) | {
         "rounds": 1_000_000,  # more than anybody waits for
         "batch_size": case.batch_size,
         "seed": case.seed,
@@ -106,14 +113,18 @@ def steps(trained: Training) -> Iterator[None]:
         trained.done = 0
 
 
-def plain_loop(case: Case, problem: Problem, modules: Mapping[str, ModuleType]) -> "PlainLoop":
+def plain_loop(
+    case: Case, problem: Problem, modules: Mapping[str, ModuleType], *, short: bool = False
+) -> "PlainLoop":
     """Return the plain loop, with torchattacks where it is installed."""
     make = plain_pgd
     if "torchattacks" in modules:
         make = partial(peers.torchattacks_pgd, modules["torchattacks"])
     step_size = 2.5 * problem.threat.eps / case.steps
     attack = partial(make, threat=problem.threat, steps=case.steps, step_size=step_size)
-    return PlainLoop(problem.model, problem.images, attack, case.batch_size, case.seed)
+    images, model = problem.images, problem.model
+    how = attack, case.batch_size, case.seed
+    return PlainLoop(model, images, *how, learners=case.learners, short=short)
 
 
 class PlainLoop:
@@ -125,7 +136,8 @@ class PlainLoop:
     .. math:: \theta_g \leftarrow \alpha \theta_g
               + (1 - \alpha) (\gamma \theta_r + (1 - \gamma) \theta_n).
 
-    Everything is in float32, in the layout that torch has by default.
+    With one learner there is the robust network alone. Everything is in the layout that torch has
+    by default.
 
     Arguments:
         model: Where all three start; it is not changed.
@@ -134,6 +146,8 @@ class PlainLoop:
             adversarial images.
         batch_size: The images of a step.
         seed: Of the order of the images.
+        learners: 2, or 1.
+        short: Whether torch's autocast to bfloat16 is on; else all is in float32.
         alpha: The memory of the average, a step.
         gamma: The weight of the robust network.
     """
@@ -146,6 +160,8 @@ class PlainLoop:
         batch_size: int,
         seed: int = 0,
         *,
+        learners: int = 2,
+        short: bool = False,
         alpha: float = ALPHA,
         gamma: float = GAMMA,
     ) -> None:
@@ -156,6 +172,7 @@ class PlainLoop:
         self.robust_sgd = torch.optim.SGD(self.robust.parameters(), **sgd)
         self.clean_sgd = torch.optim.SGD(self.clean.parameters(), **sgd)
         self.attack = attack(self.robust)
+        self.learners, self.short = learners, short
         self.generator = torch.Generator().manual_seed(seed)
         self.rest = torch.empty(0, dtype=torch.int64)
 
@@ -163,10 +180,13 @@ class PlainLoop:
         """Take one step of both networks, and average."""
         index = self._next()
         x, y = self.images.pixels(index), self.images.y[index]
-        x_adv = self.attack(x, y)
-        _update(self.robust, self.robust_sgd, x_adv, y)
-        _update(self.clean, self.clean_sgd, x, y)
-        self.merge()
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.short):
+            x_adv = self.attack(x, y)
+            _update(self.robust, self.robust_sgd, x_adv, y)
+            if self.learners == 2:
+                _update(self.clean, self.clean_sgd, x, y)
+        if self.learners == 2:
+            self.merge()
 
     @torch.no_grad()
     def merge(self) -> None:

@@ -137,8 +137,8 @@ def test_test_workers_have_one_thread_and_every_test_runs_in_ci():
         )
         return [line for line in made.stdout.replace("\\\n", " ").splitlines() if "pytest" in line]
 
-    chosen = {"test": "not long and not extras", "test-long": "long and not extras"}
-    chosen |= {"test-extras": "extras", "quick": "not slow and not long and not extras"}
+    chosen = {"test": "not long and not extras and not cuda", "test-long": "long and not extras"}
+    chosen |= {"test-extras": "extras", "quick": f"not slow and {chosen['test']}"}
     for target, marks in chosen.items():
         (line,) = lines(target)
         assert "OMP_NUM_THREADS=1 " in line
