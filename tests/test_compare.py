@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 from equipoise import data
+from equipoise.cli import options
 from equipoise.errors import UserError
 from equipoise.paper.results import ResultRow
-from equipoise.plans import engine
+from equipoise.plans import engine, executor
 from equipoise.plans.plan import parse, read
 from equipoise.plans.prepare import Datasets, tasks
 from equipoise.plans.task import merged
@@ -528,16 +529,24 @@ def test_a_signal_saves_every_run_and_says_how_to_go_on(command, undisturbed, tm
 
 
 @pytest.mark.slow
-def test_two_comparisons_do_not_work_in_one_folder(command, tmp_path):
+def test_two_comparisons_in_one_folder_share_the_work(command, undisturbed, tmp_path):
     plan, out = write(tmp_path, longer()), tmp_path / "out"
-    running = command.start("compare", plan, "--out", out, before=FORKED)
+    quick = f"{FORKED}\nengine.AGAIN_SECONDS = 0.1"
+    first = command.start("compare", plan, "--out", out, before=quick)
     wait_for(lambda: lines(out / "standard-seed0" / "log.jsonl") >= 1)
-    now = f"{FORKED}\nengine.WAIT_SECONDS = 0"
-    ended = command("compare", plan, "--out", out, "-q", before=now)
-    assert ended.code == 2
-    assert str(out) in ended.line
-    running.signal(signal.SIGTERM)
-    assert running.wait().code == 1
+    second = command("compare", plan, "--out", out, before=quick)
+    assert second.code == 0, second.err
+    assert f"another process works in {out}, too: each run is done once" in second.err
+    ended = first.wait()
+    assert ended.code == 0, ended.err
+    assert results(out) == undisturbed
+    for name in ("standard", "averaged"):
+        text = (out / "logs" / f"{name}-seed0.log").read_text()
+        assert [line.split()[2] for line in text.splitlines() if line.startswith("$ ")] == [
+            "train",
+            "evaluate",
+        ]
+    assert not [*out.rglob(".*.lock")]
 
 
 @pytest.mark.slow
@@ -578,8 +587,8 @@ class AtOnce:
     def __init__(self):
         self.started = []
 
-    def submit(self, task, words):
-        self.started.append(task.name)
+    def submit(self, name, words, log, environment):
+        self.started.append(name)
 
     def poll(self):
         ended, self.started = dict.fromkeys(self.started, 1), []
@@ -592,7 +601,7 @@ class AtOnce:
 @pytest.mark.timeout(60)
 def test_an_error_after_two_commands_have_ended_together_ends_the_plan(tmp_path, monkeypatch):
     planned = tasks(parse(changed(seeds=[0])), tmp_path, Datasets())
-    scheduler = engine.Scheduler(AtOnce(), planned, [], Console(quiet=True))
+    scheduler = engine.Scheduler(AtOnce(), planned, [], tmp_path, Console(quiet=True))
 
     def full(task, code):
         raise OSError(28, "No space left on device")
@@ -601,3 +610,18 @@ def test_an_error_after_two_commands_have_ended_together_ends_the_plan(tmp_path,
     with pytest.raises(OSError, match="No space left"):
         scheduler.work()
     assert scheduler.running == {}
+
+
+@pytest.mark.parametrize(
+    ("on", "workers", "text"),
+    [
+        ("local:2", 2, "--workers 2 is --on local:2: give one of them"),
+        ("local:0", None, "expected at least one process in --on, like local:2, got 'local:0'"),
+        ("local", None, "expected --on local:N, like local:2, got 'local'"),
+        ("clowd:2", None, "expected --on local:N, like local:2, got 'clowd:2'"),
+    ],
+)
+def test_a_place_that_is_none_is_refused_in_words(on, workers, text):
+    with pytest.raises(UserError, match=text):
+        executor.of(options.place(on, workers))
+    assert executor.of(options.place(None, 3)).slots == executor.of("local:3").slots == 3

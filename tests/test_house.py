@@ -5,9 +5,9 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 49_325,
+    "lines of Python": 49_459,
     "lines of templates, scripts, styles and YAML": 2_153,
-    "classes": 264,
+    "classes": 265,
     "dataclasses": 144,
     "class names in several modules": 0,
     "modules beside packages": 12,

@@ -163,8 +163,19 @@ Weights = Annotated[
 Records = Annotated[
     Path | None, typer.Option("--json", help="Also write the results to this JSON file.")
 ]
+On = Annotated[
+    str | None,
+    typer.Option(
+        "--on",
+        metavar="WHERE",
+        help="Where commands run: local:N (N processes); default: local:1.",
+    ),
+]
 Workers = Annotated[
-    int, typer.Option(help="Number of parallel processes, which share the threads.")
+    int | None,
+    typer.Option(
+        metavar="N", help="The same as --on local:N: parallel processes, which share the threads."
+    ),
 ]
 PlanOnly = Annotated[
     bool, typer.Option("--plan", help="Print which parts are done and which are left, and stop.")
@@ -294,6 +305,19 @@ def reading_of(given: Mapping[str, Any]) -> "Reading":
     if given.get("channels", 1) not in (1, 3):
         raise UserError(f"--channels must be 1 or 3, got {given['channels']}")
     return Reading(**given)
+
+
+def place(on: str | None, workers: int | None) -> str:
+    """Return where commands run, from ``--on`` and ``--workers``.
+
+    Raises:
+        UserError: If both are given, or the number of workers is wrong.
+    """
+    if on is not None and workers is not None:
+        raise UserError(f"--workers {workers} is --on local:{workers}: give one of them, not both")
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers must be at least 1, got {workers}")
+    return on or f"local:{workers or 1}"
 
 
 def radii_of(eps: str | None) -> list[float]:

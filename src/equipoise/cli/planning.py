@@ -70,7 +70,8 @@ def compare(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="The folder of the runs and the table.")
     ],
-    workers: options.Workers = 1,
+    on: options.On = None,
+    workers: options.Workers = None,
     data_dir: options.DataDir = None,
     plan: options.PlanOnly = False,
     quiet: options.Quiet = False,
@@ -85,7 +86,7 @@ def compare(
     job(
         what,
         out,
-        workers=workers,
+        on=options.place(on, workers),
         data_dir=data_dir,
         plan_only=plan,
         command=shlex.join(["equipoise", *sys.argv[1:]]),
@@ -112,7 +113,8 @@ def reproduce(
             help="Use an .npz file as this dataset, like cifar10=mine.npz; may be repeated.",
         ),
     ] = None,
-    workers: options.Workers = 1,
+    on: options.On = None,
+    workers: options.Workers = None,
     data_dir: options.DataDir = None,
     slice_: Annotated[
         bool,
@@ -143,7 +145,7 @@ def reproduce(
         out,
         only=names,
         files=_files(data or ()),
-        workers=workers,
+        on=options.place(on, workers),
         data_dir=data_dir,
         slice_=slice_,
         plan_only=plan,

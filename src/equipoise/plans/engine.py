@@ -5,6 +5,8 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +17,13 @@ from equipoise.execution.form import fast, guest
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device
 from equipoise.jobs.initial import initial_model
-from equipoise.plans.executor import Executor, LocalProcesses
+from equipoise.plans import executor as executors
+from equipoise.plans.executor import BUSY, Executor
 from equipoise.plans.prepare import refuse_others
 from equipoise.plans.results import Experiment, Row
 from equipoise.plans.task import Task, merged
 from equipoise.settings.recipe import Recipe
+from equipoise.store.locks import Busy
 from equipoise.store.runs import Run
 from equipoise.terminal.progress import Console
 from equipoise.terminal.table import output, rich_table
@@ -30,7 +34,8 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 0.1
 SHOW_SECONDS = 1.0
 MEASURED_SECONDS = 0.5
-WAIT_SECONDS = 20.0  # for the processes of a plan that was killed
+AGAIN_SECONDS = 2.0  # until a task that another process had is looked at again
+WAIT_SECONDS = 600.0  # for the results that another process writes
 RUN_SECONDS = 6.0  # what a training and its evaluation take to begin and end
 
 
@@ -39,7 +44,7 @@ def run_plans(
     folder: Path,
     *,
     title: str,
-    workers: int,
+    on: str,
     plan_only: bool,
     console: Console,
     ended: Callable[[bool], object],
@@ -47,10 +52,10 @@ def run_plans(
     """Show the plan, run what is not finished yet, and write the results.
 
     Arguments:
-        experiments: The experiments; they share the folder, its lock and their trainings.
+        experiments: The experiments; they share the folder and their trainings.
         folder: The folder of all runs and results.
         title: The title of the plan.
-        workers: How many tasks run at a time.
+        on: Where tasks run: :func:`equipoise.plans.executor.of`.
         plan_only: Whether only the plan is shown.
         console: Where progress is shown.
         ended: Called at the end, also if tasks failed; with whether a signal stopped it.
@@ -60,25 +65,21 @@ def run_plans(
         RunError: If tasks failed or a signal stopped it; all results are kept.
     """
     tasks = merged(task for each in experiments for task in each.tasks)
-    if workers < 1:
-        raise UserError(f"--workers must be at least 1, got {workers}")
+    executor = executors.of(on)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is not a folder; choose another --out")
     refuse_others(tasks)
     if plan_only or not console.quiet:
         single = not experiments[0].scale
         output().print(_runs(title, tasks) if single else _experiments(title, experiments))
-        output().print(f"{_work(tasks, workers)}. Runs and results: {folder}", soft_wrap=True)
+        output().print(
+            f"{_work(tasks, executor.slots)}. Runs and results: {folder}", soft_wrap=True
+        )
     if plan_only:
         return
-    busy = f"another plan runs in {folder}: waiting until it has saved and stopped"
-    lock = Run(folder).lock(
-        "running a plan", "comparison", WAIT_SECONDS, lambda: console.say(busy)
-    )
-    with lock as handles:
-        refuse_others(tasks)  # again: another command may have made them meanwhile
-        scheduler = Scheduler(LocalProcesses(workers, handles), tasks, experiments, console)
-        scheduler.work()
+    scheduler = Scheduler(executor, tasks, experiments, folder, console)
+    scheduler.work()
+    with scheduler.writing():
         for experiment in experiments:
             experiment.failures = scheduler.failures
             experiment.write()
@@ -101,7 +102,8 @@ def run_plans(
 class Scheduler:
     """Runs the commands of tasks with an executor, several tasks at a time.
 
-    When a task is finished, the results of its experiments are written.
+    When a task is finished, the results of its experiments are written. Other schedulers may work
+    on the same tasks: each task has a lock, which the one that runs it holds.
     """
 
     def __init__(
@@ -109,15 +111,18 @@ class Scheduler:
         executor: Executor,
         tasks: Sequence[Task],
         experiments: Sequence[Experiment],
+        folder: Path,
         console: Console,
     ) -> None:
-        self.executor, self.experiments = executor, experiments
+        self.executor, self.experiments, self.folder = executor, experiments, folder
         self.console, self.every = console, len(tasks)
         self.waiting = deque(task for task in tasks if task.step() is not None)
         self.finished = self.every - len(self.waiting)
         self.total = sum(task.cost for task in tasks)
         self.done = self.total - sum(task.cost for task in self.waiting)
         self.running: dict[str, tuple[Task, list[str]]] = {}
+        self.claims: dict[str, ExitStack] = {}
+        self.elsewhere: dict[str, float] = {}  # when tasks of other processes are looked at again
         self.failures: dict[str, str] = {}
         self.stopped, self.killed = "", False
 
@@ -134,8 +139,8 @@ class Scheduler:
         with signals.handled(self._signal), bar as show:
             try:
                 while self.running or (self.waiting and not self.stopped):
-                    while self.waiting and self._free() and not self.stopped:
-                        self._start(self.waiting.popleft())
+                    while not self.stopped and self._free() and (task := self._next()):
+                        self._start(task)
                     for task, words, code in self._ended():
                         self._follow(task, words, code)
                     if self.stopped:
@@ -149,20 +154,54 @@ class Scheduler:
                 while self.running:
                     self._ended()
                     time.sleep(LOOK_SECONDS)
+                for claim in self.claims.values():
+                    claim.close()
         if self.killed:
             raise KeyboardInterrupt
+
+    def writing(self) -> AbstractContextManager[object]:
+        """Lock the results of the folder while they are written."""
+        line = f"another process writes results in {self.folder}: waiting for it"
+        waiting = partial(self.console.say, line)
+        return Run(self.folder).lock("writing results", "comparison", WAIT_SECONDS, waiting)
 
     def _free(self) -> bool:
         return len(self.running) < self.executor.slots
 
+    def _next(self) -> Task | None:
+        """Return a task to start, which no longer waits; None: there is none now."""
+        now = time.monotonic()
+        due = (task for task in self.waiting if self.elsewhere.get(task.name, now) <= now)
+        task = next(due, None)
+        if task is not None:
+            self.waiting.remove(task)
+        return task
+
     def _start(self, task: Task) -> None:
+        """Start the next command of a task, unless another process has the task."""
+        if task.name not in self.claims:
+            claim = ExitStack()
+            try:
+                claim.enter_context(Run(task.out).lock(name=f"{task.run.path.name}.claim"))
+            except Busy:
+                self._set_aside(task)
+                return
+            self.claims[task.name] = claim
         words = task.step()
-        if words is not None:
-            task.prepare()
-            with task.log.open("a", encoding="utf-8") as log:
-                log.write(f"$ {shlex.join(['equipoise', *words])}\n")
-            self.executor.submit(task, words)
-            self.running[task.name] = task, words
+        if words is None:  # another process has finished it
+            self._finish(task)
+            return
+        task.prepare()
+        place = task.recipe.data_dir  # also if the run was begun with another folder
+        environment = {} if place is None else {"EQUIPOISE_DATA": place}
+        self.executor.submit(task.name, words, task.log, environment)
+        self.running[task.name] = task, words
+
+    def _set_aside(self, task: Task) -> None:
+        if not self.elsewhere:
+            self.console.say(f"another process works in {self.folder}, too: each run is done once")
+        self.elsewhere[task.name] = time.monotonic() + AGAIN_SECONDS
+        self.waiting.append(task)
 
     def _ended(self) -> list[tuple[Task, list[str], int]]:
         """Return the commands that have ended, with their exit codes; none of them runs."""
@@ -172,17 +211,28 @@ class Scheduler:
         """Continue a task whose command has ended."""
         following = task.step()
         if following is None:
-            self.done += task.done()
-            self.finished += 1
-            self._write(task)
+            self._finish(task)
         elif self.stopped:
-            self.done += task.done()
+            self._leave(task)
+        elif code == BUSY:
+            self._set_aside(task)
         elif code or following == words:
-            self.done += task.done()
             self.failures[task.name] = f"{_phase(words)} failed: {_last_line(task, code)}"
             self.console.say(f"FAILED: {task.name}: {self.failures[task.name]}")
+            self._leave(task)
         else:
             self._start(task)
+
+    def _finish(self, task: Task) -> None:
+        self.finished += 1
+        with self.writing():
+            self._write(task)
+        self._leave(task)
+
+    def _leave(self, task: Task) -> None:
+        """Count what is done of a task, and leave it to others."""
+        self.done += task.done()
+        self.claims.pop(task.name).close()
 
     def _write(self, task: Task) -> None:
         """Write the results of the experiments that a task belongs to, and show them in a line."""
@@ -210,8 +260,8 @@ class Scheduler:
     def _working(self) -> str:
         if self.stopped:
             return "saving"
-        names = ", ".join(f"{name} ({_phase(words)})" for name, (_, words) in self.running.items())
-        return f"{names}, {len(self.waiting)} waiting" if self.waiting else names
+        names = [f"{name} ({_phase(words)})" for name, (_, words) in self.running.items()]
+        return ", ".join([*names, *([f"{len(self.waiting)} waiting"] if self.waiting else [])])
 
 
 def _is_of(row: Row, task: Task) -> bool:
@@ -251,7 +301,7 @@ def _experiments(title: str, experiments: Sequence[Experiment]) -> "Table":
     return rich_table(title, heads, rows, numbers=heads[2:])
 
 
-def _work(tasks: Sequence[Task], workers: int) -> str:
+def _work(tasks: Sequence[Task], slots: int) -> str:
     """Return how many runs are done, and the cost of the others in gradient evaluations and time.
 
     The time is estimated from a short measurement of each kind of model.
@@ -268,12 +318,12 @@ def _work(tasks: Sequence[Task], workers: int) -> str:
         if kind not in rates:
             rates[kind] = _rate(recipe)
         total, seconds = total + work, seconds + RUN_SECONDS + work / rates[kind]
-    minutes = max(1, round(seconds / min(workers, len(unfinished)) / 60))
+    minutes = max(1, round(seconds / min(slots, len(unfinished)) / 60))
     hours, rest = divmod(minutes, 60)
     roughly = f"{hours} h {rest:02d} min" if hours else f"{rest} min"
     return (
         f"{line}; the others take about {total:,.0f} gradient evaluations, roughly {roughly} with "
-        f"{workers} at a time"
+        f"{slots} at a time"
     )
 
 

@@ -24,6 +24,11 @@ LOOK_SECONDS = 0.05
 SOFT_SECONDS = 0.2  # the file of a dead process is removed at the second look
 WITHOUT_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # some network file systems
 
+
+class Busy(UserError):
+    """Another process has the lock."""
+
+
 _Held = tuple[tuple[int, ...], Callable[[], object]]
 
 
@@ -43,12 +48,13 @@ def locked(
         Handles for child processes, which then hold the lock, too; empty on systems without them.
 
     Raises:
-        UserError: If another process has the lock, or the file cannot be made.
+        Busy: If another process has the lock.
+        UserError: If the file cannot be made.
     """
     until = time.monotonic() + wait
     while (held := _take(path)) is None:
         if time.monotonic() >= until:
-            raise UserError(busy)
+            raise Busy(busy)
         if waiting is not None:
             waiting()
             waiting = None
