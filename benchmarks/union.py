@@ -97,6 +97,7 @@ def main() -> None:
         sys.stdout.write(f"{name}: {rounds} rounds, {spent} gradient evaluations\n")
     three, *rivals = paths.values()
     record = measure_front(three, others=rivals, console=Console(quiet=True))
+    assert record is not None, "all held-out images were measured"
     record.shown().show()
 
 

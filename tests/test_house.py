@@ -5,7 +5,7 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 49_459,
+    "lines of Python": 49_776,
     "lines of templates, scripts, styles and YAML": 2_153,
     "classes": 265,
     "dataclasses": 144,

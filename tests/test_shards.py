@@ -228,7 +228,7 @@ def test_a_folder_without_shards_says_how_to_make_them(command, trained, tmp_pat
     assert "--shard 1/2" in done.line
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_of_torchrun_have_a_part_each_and_the_first_one_joins(whole, trained, tmp_path):
     folder = Path(shutil.copytree(trained, tmp_path / "run"))
     start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]

@@ -44,14 +44,7 @@ def evaluate(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted evaluation.")
     ] = False,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            metavar="K/N",
-            help="Attack only part K of N of the images, here or on another machine; "
-            "`equipoise join RUN` joins the parts. Under torchrun each process has a part.",
-        ),
-    ] = None,
+    shard: options.ShardText = None,
     time: options.Time = None,
     model: options.OwnModel = None,
     data: options.OwnData = None,
@@ -231,19 +224,29 @@ def join(
     device: options.Device = "auto",
     quiet: options.Quiet = False,
 ) -> None:
-    """Join the shards of an evaluation (evaluate --shard K/N).
+    """Join the shards of an evaluation or a front (--shard K/N).
 
-    Copy the files of evaluations/shards of all machines into that folder of one run. The checks
-    run here, on all images, and so does the audit of an audited search. The verdicts are those
-    of one evaluation on one machine.
+    Copy the files of evaluations/shards, or of front/shards, of all machines into that folder of
+    one run. The checks run here, on all images, and so does the audit of an audited search. The
+    verdicts are those of one evaluation on one machine.
     """
+    from equipoise.jobs.front import drawn
+    from equipoise.jobs.front_shards import join_front
     from equipoise.jobs.join import join_run
+    from equipoise.jobs.shards import are_there
     from equipoise.jobs.tables import write_table
     from equipoise.jobs.target_model import of_run
+    from equipoise.store.runs import Run
 
     if json is not None:
         check_json(json)
-    console = Console(quiet=quiet)
+    console, folder = Console(quiet=quiet), Run.open(run)
+    folder.allow(model, trust=trust, warn=console.warn)
+    front = join_front(run, data_dir=data_dir, device=device, console=console)
+    if front is not None:
+        drawn(front, folder, console).shown().show()
+        if not are_there(folder):
+            return
     records = join_run(
         run,
         lambda which: of_run(run, which, data_dir, console, model=model, trust=trust),

@@ -71,6 +71,7 @@ def front(
     batch_size: options.BatchSize = None,
     precision: options.Precision = "auto",
     time: options.Time = None,
+    shard: options.ShardText = None,
     data_dir: options.DataDir = None,
     device: options.Device = "auto",
     model: options.AgainModel = None,
@@ -85,10 +86,13 @@ def front(
     end. Further models are measured between the neighbours that differ most. The adversarial
     examples of neighbours are tried first. A table is printed; front.json, front.svg and front.png
     are written to RUN. With a third end the models are the mixes of all three on an even grid, and
-    each is attacked in both threats.
+    each is attacked in both threats. In shards (--shard) further models lie in the widest gaps.
     """
     from equipoise.fronts.survey import DEFAULT
-    from equipoise.jobs.front import measure_front
+    from equipoise.jobs.front import drawn, measure_front
+    from equipoise.jobs.front_shards import join_front
+    from equipoise.jobs.join import together
+    from equipoise.jobs.shards import Shard
     from equipoise.store.runs import Run
 
     radii, console = options.radii_of(eps), Console(quiet=quiet)
@@ -119,8 +123,13 @@ def front(
         points=points,
         beyond=beyond,
         limit=options.limit_of(time),
+        shard=Shard.here() if shard is None else Shard.parse(shard),
     )
-    record.shown().show()
+    if record is None and shard is None and together():
+        joined = join_front(run, data_dir=data_dir, device=device, console=console)
+        record = joined and drawn(joined, Run.open(run), console)
+    if record is not None:
+        record.shown().show()
 
 
 def _ends(pair: tuple[str, str] | None, third: str | None) -> tuple[str, ...] | None:

@@ -87,6 +87,15 @@ Time = Annotated[
         "continued later.",
     ),
 ]
+ShardText = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="K/N",
+        help="Attack only part K of N of the images, here or on another machine; "
+        "`equipoise join RUN` joins the parts. Under torchrun each process has a part.",
+    ),
+]
 What = Annotated[
     str | None,
     typer.Argument(

@@ -175,6 +175,21 @@ class Result:
         pairs += [(own[k].attacked, others[k].attacked) for k in stages]
         return audit if all(torch.equal(a, b) for a, b in pairs) else None
 
+    def at(self, rows: slice) -> "Result":
+        """Return the verdicts on some of the images; costs stay those of all."""
+        parts = ("y", "prediction", "x_adv", "margin", "adversarial_prediction", "distance")
+        outcomes = {
+            name: replace(
+                o,
+                verdict=o.verdict[rows],
+                attacked=o.attacked[rows],
+                distortion=None if o.distortion is None else o.distortion[rows],
+            )
+            for name, o in self.outcomes.items()
+        }
+        some: dict[str, Any] = {name: getattr(self, name)[rows] for name in parts}
+        return replace(self, **some, outcomes=outcomes)
+
     def recounted(self) -> "Result":
         """Return the same with the counts of the audit that follow from the verdicts."""
         if self.audit is None:

@@ -1,6 +1,6 @@
 """The front between two ends as one object: it measures models and picks one of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from math import nan
@@ -186,24 +186,27 @@ class Front:
         protocol = replace(protocol or Protocol(attacks=DEFAULT), **fields)
         runs = [Run.open(other) for other in others]
         same_images(self.run, runs)
+        survey = self.survey(protocol, console or Console(quiet=True))
         with Run(self.run.path / FRONT).lock("measuring the front"):
-            images = self.images
-            threat = images.recipe.threat(images.dataset.eps)
-            protocol, *also = self.complete(protocol, threat)
-            survey = Survey(
-                self.run,
-                self.ends,
-                images,
-                protocol,
-                self.batchnorm,
-                console or Console(quiet=True),
-                *also,
-            )
-            first: list[Place] = [(gamma,) for gamma in gammas or initial([*self.marks], beyond)]
-            if also:
-                first = lattice(points)
+            first = [(gamma,) for gamma in gammas] or self.first(points, beyond)
             most = len(gammas) or points
             return survey.front(first, most, {} if gammas else self.marks, runs).points
+
+    def survey(
+        self, protocol: Protocol, console: Console, part: Mapping[str, Any] | None = None
+    ) -> Survey:
+        """Return what measures the front; ``part`` is as for :class:`Survey`."""
+        images = self.images
+        threat = images.recipe.threat(images.dataset.eps)
+        protocol, *also = self.ends.protocols(protocol, threat, images.dataset.eps)
+        ends = self.run, self.ends
+        return Survey(*ends, images, protocol, self.batchnorm, console, *also, part=part)
+
+    def first(self, points: int, beyond: float) -> list[Place]:
+        """Return the models that are measured first; between three ends all."""
+        if self.ends.third is not None:
+            return lattice(points)
+        return [(gamma,) for gamma in initial([*self.marks], beyond)]
 
     def most(self, points: int | None, beyond: float) -> int:
         """Return the largest number of models to measure.
@@ -217,28 +220,6 @@ class Front:
         if three and beyond:
             raise UserError("beyond is for two ends; between three there are only mixes of them")
         return points
-
-    def complete(self, protocol: Protocol, usual: Threat) -> list[Protocol]:
-        """Return the protocol in the front's threat, and in that of a third end if there is one.
-
-        Arguments:
-            protocol: How each model is attacked.
-            usual: The threat of the run's training.
-
-        Raises:
-            UserError: If both threats are the same.
-        """
-        protocol, end = protocol.complete(usual.norm, usual.eps), self.ends.third
-        if end is None:
-            return [protocol]
-        also = end.against(protocol, self.images.dataset.eps)
-        if also.threat == protocol.threat:
-            raise UserError(
-                f"the third end, {end.name}, was trained in the threat of the front, "
-                f"{also.norm}, eps = {also.eps:g}: choose one of another threat, or measure "
-                "between two ends"
-            )
-        return [protocol, also]
 
     def model(self, gamma: float | Place) -> nn.Module:
         r"""Return the model at gamma, in eval mode, on the CPU.

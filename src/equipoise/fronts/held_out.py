@@ -1,21 +1,26 @@
-"""The images of a run, and the check that other runs have held out the same images."""
+"""The images of a run, a few of them for pictures, and the check that other runs held them out."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from safetensors.numpy import save
 from torch import Tensor, nn
 
 from equipoise.data.core import Dataset, Images
 from equipoise.errors import UserError
 from equipoise.evaluation.judge import Judge
+from equipoise.evaluation.stored import FRONT
 from equipoise.settings import recipe as recipes
 from equipoise.settings.recipe import Recipe
 from equipoise.store.runs import Run
 from equipoise.store.verdicts import Flags
 
 BATCH = 500  # images that are floats at a time
+SHOWN = 8  # images of a gallery
+PICTURES = f"{FRONT}/gallery.safetensors"
 CONTENT = ("train_x", "train_y", "validation_x", "validation_y")
 _SPLIT = ("data", "limit", "subset_seed", "validation")  # what decides which images are held out
 
@@ -94,3 +99,14 @@ def _split_of(run: Run) -> dict[str, object]:
     split: dict[str, object] = {key: getattr(recipe, key) for key in _SPLIT}
     checksums = {key: digests[key] for key in CONTENT if key in digests}
     return split | {"checksums": checksums} if checksums else split
+
+
+def gallery(run: Run, x: Tensor, y: Tensor) -> str:
+    """Write a few images of different classes for the report of a front; return the file."""
+    images, labels = x.cpu().numpy(), y.cpu().numpy().astype(np.int64)
+    turn = np.array([int((labels[:i] == label).sum()) for i, label in enumerate(labels)])
+    rows = np.lexsort((np.arange(len(labels)), labels, turn))[:SHOWN].copy()
+    content = {"rows": rows, "x": np.ascontiguousarray(images[rows]), "y": labels[rows].copy()}
+    payload = save(content)
+    run.write(PICTURES, lambda file: file.write(payload))
+    return PICTURES

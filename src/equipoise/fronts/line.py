@@ -169,6 +169,29 @@ class Ends:
         """Return names and checksums of the ends as plain values."""
         return [{"name": end.name, "sha256": model_digest(end.model)} for end in self.all]
 
+    def protocols(self, protocol: Protocol, usual: Threat, eps: float) -> list[Protocol]:
+        """Return the protocol in the front's threat, and in that of a third end if there is one.
+
+        Arguments:
+            protocol: How each model is attacked.
+            usual: The threat of the run's training.
+            eps: The radius of the third end where its recipe gives none.
+
+        Raises:
+            UserError: If both threats are the same.
+        """
+        protocol, end = protocol.complete(usual.norm, usual.eps), self.third
+        if end is None:
+            return [protocol]
+        also = end.against(protocol, eps)
+        if also.threat == protocol.threat:
+            raise UserError(
+                f"the third end, {end.name}, was trained in the threat of the front, "
+                f"{also.norm}, eps = {also.eps:g}: choose one of another threat, or measure "
+                "between two ends"
+            )
+        return [protocol, also]
+
     def model(self, *place: float) -> nn.Module:
         """Return a new model, in eval mode, on the CPU, its statistics averaged.
 

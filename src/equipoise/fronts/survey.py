@@ -5,9 +5,7 @@ from dataclasses import replace
 from math import dist
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.numpy import save
 from torch import Tensor, nn
 
 from equipoise.attacks.core import refuse
@@ -20,7 +18,7 @@ from equipoise.evaluation.result import Result
 from equipoise.evaluation.saving import evaluate_and_save
 from equipoise.evaluation.stored import FRONT, Store
 from equipoise.fronts.barrier import barrier
-from equipoise.fronts.held_out import HeldOut
+from equipoise.fronts.held_out import HeldOut, gallery
 from equipoise.fronts.line import BatchNorms, Ends, model_at
 from equipoise.fronts.record import (
     CORRUPTIONS,
@@ -44,8 +42,7 @@ from equipoise.terminal.progress import Console, TimeUp
 # under PGD-100 60.0, 65.0 and 66.7), with 7 to 56 gradients an image; PGD-100 takes 83 to 93.
 DEFAULT = QUICK
 FARTHEST = 1.0  # how far beyond an end a model may be
-SHOWN = 8  # images of a gallery
-PICTURES = f"{FRONT}/gallery.safetensors"
+PARTS = f"{FRONT}/shards"  # the folder of what is measured on parts of the images
 
 
 def check(points: int, beyond: float) -> None:
@@ -69,6 +66,8 @@ class Survey:
         batchnorm: Statistics of BatchNorm between the ends: averaged, or estimated.
         console: Where progress is shown.
         also: With a third end: how each model is attacked besides, in the threat of that end.
+        part: For a part of the images what its files say of it: ``shard``, its number and that of
+            the parts, and ``front``, what the front is of; None: all images.
 
     Raises:
         UserError: If the protocol does not fit the images.
@@ -83,8 +82,10 @@ class Survey:
         batchnorm: BatchNorms,
         console: Console,
         also: Protocol | None = None,
+        *,
+        part: Mapping[str, Any] | None = None,
     ) -> None:
-        self.run, self.ends, self.images = run, ends, images
+        self.run, self.ends, self.images, self.part = run, ends, images, part
         self.batchnorm, self.console = batchnorm, console
         self.protocol = replace(protocol, individual=False, strongest=True, checks=False)
         held_out = images.validation
@@ -93,16 +94,42 @@ class Survey:
         if protocol.n is not None and protocol.n > len(held_out):
             raise UserError(f"n must lie in 1..{len(held_out)} held-out images, got {protocol.n}")
         drawn, self.sample = draw(held_out, protocol.n, first=protocol.first)
-        self.x, self.y = drawn.pixels(), drawn.y
+        self.x, self.y, self.n = drawn.pixels(), drawn.y, len(drawn)
         self.origin = {"split": "validation", "sample": self.sample.content()}
         self.key = self.protocol.key(self.x.device) | {
             "data_sha256": tensor_digest(self.x),
             "labels_sha256": tensor_digest(self.y),
         }
+        if part is not None:  # checks and audits are of all images
+            self.protocol = replace(self.protocol, part=True)
+            number, of = part["shard"]
+            self.x, self.y = self.x[number - 1 :: of], self.y[number - 1 :: of]
         self.results: dict[Place, Result] = {}
         self.digests: dict[Place, str] = {}  # of the weights
         parts = run, ends, images
-        self.also = None if also is None else Survey(*parts, also, batchnorm, console)
+        self.also = None if also is None else Survey(*parts, also, batchnorm, console, part=part)
+
+    def measure(self, places: Sequence[Place], others: Sequence[Run]) -> None:
+        """Measure models in this order, and those of other runs; nothing is counted or written.
+
+        Raises:
+            TimeUp: If the time is over; the models that are measured are stored.
+        """
+        try:
+            for place in places:
+                self._measure(place)
+            for run in others:
+                self._other(run)
+        except TimeUp as stop:
+            stop.finished = len(self.results)
+            raise
+
+    def stores(self, places: Sequence[Place], others: Sequence[Run]) -> list[Store]:
+        """Return the places of the evaluations of models, in both threats where there are two."""
+        models = [*map(self._model, places), *(run.model() for run in others)]
+        digests = dict.fromkeys(map(model_digest, models))
+        every = [self] if self.also is None else [self, self.also]
+        return [survey._store(digest) for survey in every for digest in digests]
 
     def front(
         self,
@@ -265,7 +292,7 @@ class Survey:
             others=tuple(others),
             clean_barrier=barrier(correct),
             robust_barrier=barrier(robust),
-            gallery=self._gallery(),
+            gallery=gallery(self.run, self.x, self.y),
             classes=self.images.dataset.classes,
         )
 
@@ -289,22 +316,39 @@ class Survey:
         return {f"gamma {' '.join(f'{w:g}' for w in p)}": self.results[p].x_adv for p in near}
 
     def _store(self, model: str) -> Store:
-        return Store.by_key(self.run, self.key | {"model_sha256": model})
+        whole = Store.by_key(self.run, self.key | {"model_sha256": model})
+        if self.part is None:
+            return whole
+        number, of = self.part["shard"]
+        return Store(self.run, f"{whole.name}-{number}-of-{of}", PARTS)
+
+    def _measured(self, store: Store) -> tuple[bool, Result] | None:
+        """Return a stored result, and whether it is finished; None: there is no sound one."""
+        try:
+            about, result, _ = store.read()
+        except UserError as error:
+            if store.path.exists():
+                self.console.warn(f"{error}: the model is measured again")
+            return None
+        return bool(about["finished"]), result
+
+    def _whole(self, model: str) -> Result | None:
+        """Return what an earlier front of all images has of a part of them; None: nothing."""
+        if self.part is None:
+            return None
+        stored = self._measured(Store.by_key(self.run, self.key | {"model_sha256": model}))
+        number, of = self.part["shard"]
+        return stored[1].at(slice(number - 1, None, of)) if stored and stored[0] else None
 
     def _evaluated(
         self, model: nn.Module, digest: str, neighbours: Mapping[str, Tensor], name: str
     ) -> Result:
         """Return the stored result of a model, or evaluate it; neighbours' examples come first."""
-        store, finished = self._store(digest), False
-        before: Result | None = None
-        if store.path.is_file():
-            try:
-                about, before, _ = store.read()
-                finished = bool(about["finished"])
-            except UserError as error:
-                self.console.warn(f"{error}: the model is measured again")
-        if before is not None and finished:
-            result, how = before, "stored"
+        store = self._store(digest)
+        finished, before = self._measured(store) or (False, None)
+        known = before if finished else self._whole(digest)
+        if known is not None:
+            result, how = known, "stored"
         else:
             result = evaluate_and_save(
                 self.protocol,
@@ -333,7 +377,7 @@ class Survey:
 
     def _about(self, digest: str) -> dict[str, Any]:
         """Return what identifies the evaluation of a model."""
-        sample = {"n": len(self.y), "sample": self.sample.content()}
+        sample = {"n": self.n, "sample": self.sample.content(), **(self.part or {})}
         model = {"weights": "model", "model_sha256": digest}
         return {**self.key, **sample, **model, "asked": self.protocol.content()}
 
@@ -355,12 +399,3 @@ class Survey:
             file=str(self._store(digest).path.relative_to(self.run.path)),
             **more,
         )
-
-    def _gallery(self) -> str:
-        """Write a few images of different classes for the report; return the file."""
-        x, y = self.x.cpu().numpy(), self.y.cpu().numpy().astype(np.int64)
-        turn = np.array([int((y[:i] == label).sum()) for i, label in enumerate(y)])
-        rows = np.lexsort((np.arange(len(y)), y, turn))[:SHOWN].copy()
-        payload = save({"rows": rows, "x": np.ascontiguousarray(x[rows]), "y": y[rows].copy()})
-        self.run.write(PICTURES, lambda file: file.write(payload))
-        return PICTURES

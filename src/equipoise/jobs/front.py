@@ -17,6 +17,8 @@ from equipoise.fronts.survey import DEFAULT
 from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.estimate import about, pace, whole
+from equipoise.jobs.front_shards import measure_part
+from equipoise.jobs.shards import Shard
 from equipoise.plugins import command
 from equipoise.report.front import write_picture
 from equipoise.store.runs import Run, is_free
@@ -36,8 +38,9 @@ def measure_front(
     points: int | None = None,
     beyond: float = 0.0,
     limit: float | None = None,
+    shard: Shard | None = None,
     **fields: Any,
-) -> FrontRecord:
+) -> FrontRecord | None:
     """Measure the front of a run on its held-out images, and draw it.
 
     Each finished point is kept, so that an interruption loses at most one point; the same call
@@ -55,10 +58,12 @@ def measure_front(
         points: The largest number of models that are measured; None: 9, between three ends 15.
         beyond: How far beyond the ends gamma may go.
         limit: The seconds after which it stops; None: no limit.
+        shard: The part of the held-out images on which models are measured here, for
+            :func:`equipoise.jobs.front_shards.join_front`; None: all.
         fields: Other fields of the protocol.
 
     Returns:
-        The front, as in ``front.json``.
+        The front, as in ``front.json``; None: a part of the images was measured.
 
     Raises:
         UserError: If ends, images or settings are invalid, or another process measures there.
@@ -76,41 +81,58 @@ def measure_front(
     points = front.most(points, beyond)  # before the images are read
     front.run.again = command("front", front.run.path)
     images = front.images
+    part = "" if shard is None else f"{shard} of "
     console.say(
-        f"the front of {front.run.path} between {' and '.join(front.ends.names)}, on held-out "
-        f"images ({len(images.validation)} of {len(images.train) + len(images.validation)}); "
-        "no test images are used"
+        f"{part}the front of {front.run.path} between {' and '.join(front.ends.names)}, on "
+        f"held-out images ({len(images.validation)} of "
+        f"{len(images.train) + len(images.validation)}); no test images are used"
     )
-    asked = _foreseen(front, asked, points, limit, console)
+    asked = _foreseen(front, asked, points, limit, 1 if shard is None else shard.of, console)
     kept = f"the finished points are kept; {front.run.again} with the same options continues"
     with signals.interrupting(), console.progress(), console.within(limit):
         try:
-            front.measure(asked, points=points, beyond=beyond, others=others, console=console)
+            given: dict[str, Any] = {"points": points, "beyond": beyond, "others": others}
+            if shard is not None:
+                measure_part(front, shard, asked, **given, console=console)
+                return None
+            front.measure(asked, **given, console=console)
         except TimeUp as stop:
             if not stop.finished:
                 raise RunError(f"the time was over before a point was measured; {kept}") from None
             console.say(f"the time is over after {stop.finished} points; {kept}")
+            if shard is not None:
+                return None
         except KeyboardInterrupt:
             console.say(kept)
             raise
-    record = front.record
-    files = write_picture(record, front.run.path)
-    console.say(f"written: {front.run.path / FILE}, {', '.join(map(str, files))}")
+    return drawn(front.record, front.run, console)
+
+
+def drawn(record: FrontRecord, run: Run, console: Console) -> FrontRecord:
+    """Draw a measured front, and say where it is written; return it."""
+    files = write_picture(record, run.path)
+    console.say(f"written: {run.path / FILE}, {', '.join(map(str, files))}")
     return record
 
 
 def _foreseen(
-    front: Front, protocol: Protocol, points: int, limit: float | None, console: Console
+    front: Front,
+    protocol: Protocol,
+    points: int,
+    limit: float | None,
+    parts: int,
+    console: Console,
 ) -> Protocol:
     """Say about how long a front will take; return its protocol, with a limit in small batches."""
     images, attacks = front.images, [*protocol.named.values()]
     usual = images.recipe.threat(images.dataset.eps)
-    threat, *also = (one.threat for one in front.complete(protocol, usual))
+    every = front.ends.protocols(protocol, usual, images.dataset.eps)
+    threat = every[0].threat
     held_out = images.validation
     size = protocol.batch(held_out.x[:1])
     some = held_out.take(slice(size))
     model = front.ends.robust.model.to(front.device)
-    n = points * (len(held_out) if protocol.n is None else protocol.n) * (1 + len(also))
+    n = points * (protocol.n or len(held_out)) * len(every) // parts
     most = whole(attacks, threat.norm, n)
     timed = pace(model, some.pixels(), some.y, threat, protocol.execution, most)
     if timed is None:

@@ -8,7 +8,7 @@ left: both follow when the shards are joined.
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -106,6 +106,11 @@ class Part(NamedTuple):
     result: Result
 
 
+def are_there(run: Run) -> bool:
+    """Return whether a run folder has shards of an evaluation."""
+    return any((run.path / SHARDS).glob("*.safetensors"))
+
+
 def stored(folder: Path) -> dict[str, list[Part]]:
     """Return the complete sets of shards in a run folder, by the name of the evaluation.
 
@@ -126,7 +131,7 @@ def stored(folder: Path) -> dict[str, list[Part]]:
     if not found:
         raise UserError(
             f"there are no shards in {run.path / SHARDS}; make them with: "
-            f"{command('evaluate', run.path, '--shard', '1/2')}, or copy them there"
+            f"{command('evaluate', run.path, '--shard', '1/2')} (or front), or copy them there"
         )
     for name, parts in found.items():
         _check(run, name, parts)
@@ -148,14 +153,21 @@ def _check(run: Run, name: str, parts: Sequence[Part]) -> None:
                 f"another {names}"
             )
     done = {part.shard.number for part in parts if part.about["finished"]}
-    lacking = [k for k in range(1, first.shard.of + 1) if k not in done]
-    if lacking:
-        begun = {part.shard.number for part in parts}
-        states = (f"{k} ({'not finished' if k in begun else 'missing'})" for k in lacking[:20])
-        raise RunError(
-            f"{name}: of {first.shard.of} shards there are {len(done)}; {', '.join(states)}: "
-            f"repeat the command of these with --shard {lacking[0]}/{first.shard.of}"
-        )
+    begun = {part.shard.number for part in parts}
+    if message := lacking(done, begun, first.shard.of):
+        raise RunError(f"{name}: {message}")
+
+
+def lacking(done: Set[int], begun: Set[int], of: int) -> str:
+    """Return in words which of so many shards are missing or not finished; empty: none."""
+    left = [k for k in range(1, of + 1) if k not in done]
+    if not left:
+        return ""
+    states = (f"{k} ({'not finished' if k in begun else 'missing'})" for k in left[:20])
+    return (
+        f"of {of} shards there are {len(done)}; {', '.join(states)}: "
+        f"repeat the command of these with --shard {left[0]}/{of}"
+    )
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
