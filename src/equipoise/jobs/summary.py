@@ -6,10 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from equipoise.objectives.core import Knots
+from equipoise.settings.split import Split
 from equipoise.store.runs import Run
 from equipoise.store.weight_names import learner_name
 from equipoise.training.collapse import warnings
 from equipoise.training.loop import Training
+from equipoise.training.validation import Validator
 
 RULES: dict[str, tuple[str, Callable[[Mapping[str, float]], float]]] = {
     "balanced": (
@@ -94,6 +96,25 @@ def where_time_went(sums: Mapping[str, float]) -> str:
     whole = sum(sums.values()) or 1.0
     shares = (f"{name} {seconds / whole:.0%}" for name, seconds in sums.items())
     return f"{whole:.0f} s: {', '.join(shares)}"
+
+
+def measured(run: Run, validate: Validator, split: Split) -> dict[str, dict[str, int]]:
+    """Return how many images the kept model classifies correctly, clean and under the attack.
+
+    The validation images chose the model; those of the reserve chose nothing.
+
+    Arguments:
+        run: The folder with the kept model.
+        validate: Measures models on the validation images.
+        split: Has both.
+    """
+    model, counts = run.model().to(validate.x.device), {}
+    for name, images in {"validation": split.validation, "reserve": split.reserve}.items():
+        metrics, n = replace(validate, x=images.pixels(), y=images.y)(model), len(images)
+        counts[name] = {"n": n} | {
+            key: round(n * metrics[f"{key}_accuracy"]) for key in ("clean", "robust")
+        }
+    return counts
 
 
 def write_learners(run: Run, training: Training) -> None:

@@ -18,7 +18,7 @@ from equipoise.jobs.choice import UNCHOSEN, choose_gamma, in_lines
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.initial import initial_model, resolve, threats_of
 from equipoise.jobs.prolong import prolong, settle
-from equipoise.jobs.summary import RULES, summary, where_time_went, write_learners
+from equipoise.jobs.summary import RULES, measured, summary, where_time_went, write_learners
 from equipoise.jobs.trackers import Rounds, Tracker
 from equipoise.measures.regime import Regime
 from equipoise.models import origin
@@ -204,6 +204,13 @@ class _Job:
         self.threats = threats_of(method, self.threat)
         x, y = self.split.validation.pixels(), self.split.validation.y
         probed = proportional(self.split.validation, PROBED, len(dataset.classes)).to(self.device)
+        self.validate = Validator(
+            x=x,
+            y=y,
+            threats=self.threats,
+            attack=attacks.parse(recipe.validation_attack),
+            execution=recipe.execution,
+        )
         initial, self.config = initial_model(recipe, dataset, model, begun, console.say)
         self.training = Training(
             method=method,
@@ -213,13 +220,7 @@ class _Job:
             batch_size=recipe.batch_size,
             seed=recipe.seed,
             augment=Augment.named(recipe.augment, dataset),
-            validate=Validator(
-                x=x,
-                y=y,
-                threats=self.threats,
-                attack=attacks.parse(recipe.validation_attack),
-                execution=recipe.execution,
-            ),
+            validate=self.validate,
             value=value,
             probe=Probe(x=x[probed], y=y[probed]),
             on_collapse=recipe.on_collapse,
@@ -372,6 +373,8 @@ class _Job:
         if self.recipe.settings.chooses:
             choice = choose_gamma(run, self.training, self.recipe, self.console)
         content = summary(self.training, self.rule, choice)
+        if self.recipe.reserve:
+            content["measured"] = measured(run, self.validate, self.split)
         content["sha256"] = {name: model_digest(run.model(name)) for name in run.weights()}
         self.run.write_json("summary.json", content)
         for warning in content["warnings"]:

@@ -91,6 +91,8 @@ class Recipe:
         validation: How many of them to hold out; of the data's own validation images, where there
             are some, how many to use.
         validation_attack: The attack on them after each round.
+        reserve: How many further training images to hold out that choose nothing, not even the
+            kept round: the final model is measured on them, with the same attack.
         keep: Which round's model is kept: the one with the best mean of clean and robust
             validation accuracy (``balanced``), the best ``robust`` or ``clean`` one, or the
             ``last``. None: ``clean`` for a method without a robust learner, else ``balanced``;
@@ -145,6 +147,7 @@ class Recipe:
     augment: str = "data"
     validation: Count = 1000
     validation_attack: str = "pgd-10"
+    reserve: Annotated[int, "[0, inf)"] = 0
     keep: Keep | None = None
     patience: Count | None = None
     snapshots: Count | None = None
@@ -200,8 +203,7 @@ class Recipe:
     @property
     def execution(self) -> Execution:
         """Return how models are run."""
-        names = ("precision", "update", "layout", "compile")
-        return Execution(**{name: getattr(self, name) for name in names})
+        return Execution(**{f.name: getattr(self, f.name) for f in fields(Execution)})
 
     @property
     def updates(self) -> Updates:
@@ -230,12 +232,8 @@ class Recipe:
         return Threat(self.norm, eps if self.eps is None else self.eps)
 
     def split(self, dataset: Dataset, device: torch.device) -> Split:
-        """Return the images to train on and those held out, on a device.
-
-        Raises:
-            UserError: If they are too few.
-        """
-        names = ("limit", "subset_seed", "validation", "batch_size")
+        """Return the images to train on and those held out, on a device: see :meth:`Split.of`."""
+        names = ("limit", "subset_seed", "validation", "reserve", "batch_size")
         return Split.of(dataset, device, **{name: getattr(self, name) for name in names})
 
     @property
@@ -250,7 +248,8 @@ class Recipe:
         if images is None:
             return None
         images = min(images, self.limit or images)
-        return (images - held_out(self.validation, images)) // self.batch_size or 1
+        held = held_out(self.validation, images) + held_out(self.reserve, images)
+        return (images - held) // self.batch_size or 1
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as it is written: flat, plain values, fully resolved."""

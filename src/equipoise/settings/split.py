@@ -14,11 +14,13 @@ class Split(NamedTuple):
     """The training images, cut to the recipe's limit, and the held-out ones.
 
     These are the data's own validation images, as many as the recipe holds out, or else a part of
-    the training images: the same for every seed, unless ``subset=seed``.
+    the training images: the same for every seed, unless ``subset=seed``. The reserve is always a
+    part of the training images; without one, the other images are the same.
     """
 
     train: Images
     validation: Images
+    reserve: Images
 
     @classmethod
     def of(
@@ -30,6 +32,7 @@ class Split(NamedTuple):
         subset_seed: int,
         validation: int,
         batch_size: int,
+        reserve: int = 0,
     ) -> "Split":
         """Return the images of a recipe on a device; the settings are those of the recipe.
 
@@ -46,21 +49,26 @@ class Split(NamedTuple):
             classes = len(dataset.classes)
             images = images.take(proportional(images, limit, classes, subset_seed))
         seed, own = derived_seed(0, "validation"), dataset.validation
+        reserve = held_out(reserve, len(images))
         if own is None:
             rest, held = stratified_split(images.y, held_out(validation, len(images)), seed)
             images, own = images.take(rest), images.take(held)
         elif validation < len(own):
             own = own.take(proportional(own, validation, len(dataset.classes)))
+        reserved = images.take(slice(0))
+        if reserve:
+            rest, kept = stratified_split(images.y, reserve, derived_seed(0, "reserve"))
+            images, reserved = images.take(rest), images.take(kept)
         if len(images) < batch_size:
             raise UserError(
                 f"batch_size={batch_size} is more than the {len(images)} training images"
             )
-        return cls(images.to(device), own.to(device))
+        return cls(images.to(device), own.to(device), reserved.to(device))
 
 
 def held_out(validation: int, images: int) -> int:
     """Return how many of so many images are held out, where ``validation`` are asked for."""
-    return max(min(validation, images // 5), 1)
+    return max(min(validation, images // 5), min(validation, 1))
 
 
 def proportional(images: Images, limit: int, classes: int, seed: int = 0) -> Tensor:
