@@ -5,15 +5,15 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 49_776,
+    "lines of Python": 51_020,
     "lines of templates, scripts, styles and YAML": 2_153,
-    "classes": 265,
-    "dataclasses": 144,
+    "classes": 271,
+    "dataclasses": 147,
     "class names in several modules": 0,
     "modules beside packages": 12,
     "deepest import chain": 19,
     "import circles": 0,
-    "dict[str, Any] in signatures": 87,
+    "dict[str, Any] in signatures": 86,
 }
 
 

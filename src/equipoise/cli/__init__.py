@@ -24,6 +24,7 @@ from equipoise.cli import (
     planning,
     reporting,
     scanning,
+    sweeping,
     training,
 )
 from equipoise.errors import FOREIGN, RunError, UserError
@@ -85,6 +86,7 @@ app.command(epilog=gating.GATE_EPILOG)(gating.gate)
 app.command(epilog=fronting.FRONT_EPILOG)(fronting.front)
 app.command(epilog=fronting.PICK_EPILOG)(fronting.pick)
 app.command(epilog=planning.COMPARE_EPILOG)(planning.compare)
+app.command(epilog=sweeping.SWEEP_EPILOG)(sweeping.sweep)
 app.command(epilog=planning.REPRODUCE_EPILOG)(planning.reproduce)
 app.command()(reporting.report)
 app.command("list")(reporting.list_)

@@ -1,5 +1,6 @@
 """The commands ``train`` and ``explain``."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -154,13 +155,31 @@ def _is_run(what: str) -> bool:
 
 
 def _recipe(
-    what: str, given: dict[str, Any], settings: list[str] | None, published: bool
+    what: str, given: Mapping[str, Any], settings: list[str] | None, published: bool
 ) -> "tuple[Recipe, list[str]]":
     """Return a recipe, and the lines about its published settings.
 
     In ascending priority: published settings, a method or a file, options, key=value.
     """
     from equipoise.settings import presets
+    from equipoise.settings import recipe as recipes
+
+    layered = layers(what, given, settings)
+    if not published:
+        return recipes.parse(layered), []
+    if "method" not in layered:
+        recipes.parse(layered)  # raises the error
+    name = layered.get("data", recipes.Recipe.data)
+    preset = presets.published(str(layered.get("method")), str(name))
+    return recipes.parse(preset.under(layered)), list(preset.lines())
+
+
+def layers(what: str, given: Mapping[str, Any], settings: list[str] | None) -> Mapping[str, Any]:
+    """Return the settings of a recipe: a method or a file, then options, then key=value.
+
+    Raises:
+        UserError: If something is given twice, or cannot be read.
+    """
     from equipoise.settings import recipe as recipes
 
     changed = recipes.overrides(settings or [])
@@ -171,14 +190,7 @@ def _recipe(
     base: dict[str, Any] = {"method": what}
     if what.endswith((".yaml", ".yml")):
         base = recipes.read(Path(what))
-    layers = recipes.combine(base, given, changed)
-    if not published:
-        return recipes.parse(layers), []
-    if "method" not in layers:
-        recipes.parse(layers)  # raises the error
-    name = layers.get("data", recipes.Recipe.data)
-    preset = presets.published(str(layers.get("method")), str(name))
-    return recipes.parse(preset.under(layers)), list(preset.lines())
+    return recipes.combine(base, given, changed)
 
 
 EXPLAIN_EPILOG = (

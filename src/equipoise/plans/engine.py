@@ -73,7 +73,7 @@ def run_plans(
         single = not experiments[0].scale
         output().print(_runs(title, tasks) if single else _experiments(title, experiments))
         output().print(
-            f"{_work(tasks, executor.slots)}. Runs and results: {folder}", soft_wrap=True
+            f"{work_left(tasks, executor.slots)}. Runs and results: {folder}", soft_wrap=True
         )
     if plan_only:
         return
@@ -138,7 +138,7 @@ class Scheduler:
         bar = self.console.progress(self.total, self._work(), unit="", period=whole)
         with signals.handled(self._signal), bar as show:
             try:
-                while self.running or (self.waiting and not self.stopped):
+                while self.running or (not self.stopped and self._more()):
                     while not self.stopped and self._free() and (task := self._next()):
                         self._start(task)
                     for task, words, code in self._ended():
@@ -164,6 +164,10 @@ class Scheduler:
         line = f"another process writes results in {self.folder}: waiting for it"
         waiting = partial(self.console.say, line)
         return Run(self.folder).lock("writing results", "comparison", WAIT_SECONDS, waiting)
+
+    def _more(self) -> bool:
+        """Return whether there are tasks to start, now or later."""
+        return bool(self.waiting)
 
     def _free(self) -> bool:
         return len(self.running) < self.executor.slots
@@ -301,7 +305,7 @@ def _experiments(title: str, experiments: Sequence[Experiment]) -> "Table":
     return rich_table(title, heads, rows, numbers=heads[2:])
 
 
-def _work(tasks: Sequence[Task], slots: int) -> str:
+def work_left(tasks: Sequence[Task], slots: int) -> str:
     """Return how many runs are done, and the cost of the others in gradient evaluations and time.
 
     The time is estimated from a short measurement of each kind of model.
