@@ -7,14 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from equipoise.data import load
 from equipoise.errors import RunError
 from equipoise.fronts.constraint import Constraint
 from equipoise.fronts.picking import choose
 from equipoise.fronts.record import Point
 from equipoise.jobs.evaluate import evaluate_run
 from equipoise.jobs.verify import verify_run
+from equipoise.measures.by_class import by_class, unequal
 from equipoise.measures.statistics import interval
-from equipoise.store.verdicts import Verdicts
+from equipoise.store.verdicts import Verdicts, read
+from equipoise.terminal.progress import round_line
 
 SIZES = (300, 150, 50)
 Y = np.repeat(np.arange(3), SIZES)
@@ -117,3 +120,64 @@ def test_the_command_line_picks_by_it(trained, tmp_path, command):
     done = command("pick", folder, "--min-worst-class", "99%", "--out", tmp_path / "other")
     assert done.code == 1
     assert "clean accuracy of every class at least 99 % cannot be met" in done.line
+
+
+@pytest.fixture(scope="module")
+def lopsided(command, tmp_path_factory):
+    """Return a run on classes of unequal size, and what its training said."""
+    folder, data = tmp_path_factory.mktemp("unequal"), load("digits")
+    arrays = {}
+    parts = {"train": (data.train, (90, 50, 25)), "test": (data.test, (9, 5, 3))}
+    for name, (images, sizes) in parts.items():
+        rows = [np.flatnonzero(images.y == k)[:n] for k, n in enumerate(sizes)]
+        kept = np.concatenate(rows)
+        arrays |= {f"x_{name}": images.x.numpy()[kept], f"y_{name}": images.y.numpy()[kept]}
+    np.savez(folder / "three.npz", eps=0.05, classes=["nought", "one", "two"], **arrays)
+    small = ("rounds=2", "width=0.25", "batch_size=33", "attack.steps=1", "validation=33")
+    done = command(
+        "train", "a3gt", "--data", folder / "three.npz", *small, "--out", folder / "run"
+    )
+    assert done.code == 0, done.err
+    return folder / "run", done.err
+
+
+def test_where_classes_are_unequal_rounds_choices_and_fronts_say_both(lopsided, command):
+    run, said = lopsided
+    rounds = [line for line in said.splitlines() if line.startswith("round ")]
+    last = json.loads((run / "log.jsonl").read_text().splitlines()[-1])["global"]
+    assert "worst class" in rounds[-1]
+    assert f"balanced {last['clean_balanced']:.2%} / {last['robust_balanced']:.2%}" in rounds[-1]
+    front = json.loads((run / "front.json").read_text())
+    for point in front["points"]:
+        clean, *_, under_attack = read(run / point["file"]).verdicts.records()
+        for name, record in (("clean", clean), ("robust", under_attack)):
+            shares = [*record.per_class.values()]
+            assert point["by_class"][f"{name}_balanced"] == pytest.approx(np.mean(shares))
+            assert point["by_class"][f"{name}_worst_class"] == pytest.approx(min(shares))
+    choice = json.loads((run / "summary.json").read_text())["choice"]["points"]
+    places = {point["gamma"]: point["by_class"] for point in front["points"]}
+    assert all(places[point["gamma"]].items() <= point.items() for point in choice)
+    picked = command("pick", run, "--min-clean", "0", "--out", run.parent / "picked")
+    assert picked.code == 0, picked.err
+    assert "balanced " in picked.err
+
+
+def test_where_classes_are_unequal_scans_and_pages_say_both(lopsided, command):
+    run, _ = lopsided
+    scanned = command("scan", run, "-n", "17")
+    assert scanned.code == 0, scanned.err
+    assert "balanced" in scanned.out
+    assert "worst class" in scanned.out
+    assert command("evaluate", run, "--attacks", "pgd-1", "--no-checks").code == 0
+    page = run.parent / "page.html"
+    assert command("report", run, "--out", page).code == 0
+    assert "; balanced " in page.read_text()
+
+
+def test_where_classes_are_of_equal_size_nothing_is_added(trained):
+    assert not by_class(np.arange(30) % 3, np.ones(30, bool), np.ones(30, bool))
+    assert not unequal([3, 2, 0])
+    assert unequal([300, 199])
+    line = json.loads((Path(trained) / "log.jsonl").read_text().splitlines()[-1])
+    assert "balanced" in round_line(line, classes=True)
+    assert "balanced" not in round_line(line)

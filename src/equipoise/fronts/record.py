@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from equipoise.errors import UserError, one_line
 from equipoise.fronts.barrier import Barrier, in_words
+from equipoise.measures.by_class import classes_in_words, pairs
 from equipoise.measures.statistics import interval
 from equipoise.plugins import command
 from equipoise.sample import Sample
@@ -82,6 +83,7 @@ class Point:
         method: For the model of another run: its method.
         third: Between three ends: its measurement in the threat of the third one. The costs are
             then those of both threats together.
+        by_class: Where classes differ in size: :data:`equipoise.measures.by_class.BY_CLASS`.
     """
 
     gamma: float
@@ -99,6 +101,7 @@ class Point:
     name: str = ""
     method: str = ""
     third: Third | None = None
+    by_class: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raise a ValueError if the counts cannot be."""
@@ -133,7 +136,8 @@ class Point:
     @property
     def accuracies(self) -> str:
         """Its accuracies in words."""
-        text = f"clean {self.clean_accuracy:.2%}, robust {self.robust_accuracy:.2%}"
+        both = f"clean {self.clean_accuracy:.2%}, robust {self.robust_accuracy:.2%}"
+        text = ", ".join(filter(None, [both, classes_in_words(self.by_class)]))
         if self.third is None:
             return text
         third, union = (count / self.n for count in (self.third.robust, self.third.union))
@@ -163,7 +167,7 @@ class Point:
         """Return the point as plain values, with accuracies and intervals."""
         names = ("clean_accuracy", "clean_interval", "robust_accuracy", "robust_interval")
         content = asdict(self) | {name: getattr(self, name) for name in names}
-        return content if self.third else {k: v for k, v in content.items() if k != "third"}
+        return {k: v for k, v in content.items() if v or k not in ("third", "by_class")}
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Self:
@@ -172,8 +176,8 @@ class Point:
         Raises:
             KeyError, TypeError, ValueError: If a value is missing or not valid.
         """
-        content = {"third": None, **content}
-        given = {field.name: content[field.name] for field in fields(cls)}
+        content = {"third": None, "by_class": {}, **content}
+        given = {f.name: content[f.name] for f in fields(cls)}
         return TypeAdapter(cls).validate_python(given)
 
 
@@ -314,11 +318,13 @@ class FrontRecord:
         """Return the front as a table: a row for each point and each other model."""
         if self.also is not None:
             return self._shown_in_both(*self.also)
+        more = ("balanced", "worst class") if any(p.by_class for p in self.points) else ()
         rows = [
             (
                 "" if p.name else f"{p.gamma:g}",
                 *accuracy(p.clean, p.n)[:2],
                 *accuracy(p.robust, p.n)[:2],
+                *(pairs(p.by_class) if more else ()),
                 str(p.transferred),
                 str(p.searched),
                 self.label(p),
@@ -328,7 +334,7 @@ class FrontRecord:
         threat = f"{self.norm}, eps = {self.eps:g}, {self.images}; {self.attack}"
         title = f"Front between {' and '.join(self.ends)}: {threat}"
         pair = ("clean", "95 % interval", "robust", "95 % interval")
-        header = ("gamma", *pair, "transferred", "searched", "")
+        header = ("gamma", *pair, *more, "transferred", "searched", "")
         return TextTable(title, header, rows, (self.words,))
 
     def _shown_in_both(self, norm: str, eps: float) -> TextTable:
@@ -371,7 +377,7 @@ class FrontRecord:
         if content["format"] not in (FORMAT, THREE):
             raise ValueError(f"its format is {content['format']}, not {FORMAT} or {THREE}")
         content = {"also": None, **content}
-        given = {field.name: content[field.name] for field in fields(cls)}
+        given = {f.name: content[f.name] for f in fields(cls)}
         points = {name: [*map(Point.of, given[name])] for name in ("points", "others")}
         return TypeAdapter(cls).validate_python(given | points)
 

@@ -31,6 +31,7 @@ from equipoise.fronts.record import (
     in_place,
     shares,
 )
+from equipoise.measures.by_class import by_class
 from equipoise.settings.explanation import QUICK
 from equipoise.store.digests import model_digest, tensor_digest
 from equipoise.store.runs import Run
@@ -390,6 +391,7 @@ class Survey:
             n=len(result.y),
             clean=int(result.correct.sum()),
             robust=int(result.robust.sum()),
+            by_class=by_class(result.y.numpy(), result.correct.numpy(), result.robust.numpy()),
             transferred=int(warm.broken.sum()) if warm else 0,
             searched=int(searches[0].attacked.sum()) if searches else 0,
             forwards=sum(outcome.forwards for outcome in searches),

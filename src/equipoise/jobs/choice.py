@@ -21,6 +21,7 @@ from equipoise.fronts.line import BatchNorms
 from equipoise.fronts.record import FILE, Point
 from equipoise.fronts.survey import DEFAULT
 from equipoise.jobs import signals
+from equipoise.measures.by_class import classes_in_words
 from equipoise.report.front import write_picture
 from equipoise.settings.explanation import GRID, MOST_IMAGES, choice_in_words
 from equipoise.settings.methods import A3GT
@@ -119,6 +120,7 @@ def choose_gamma(
                 "gamma": point.gamma,
                 "clean_accuracy": point.clean_accuracy,
                 "robust_accuracy": point.robust_accuracy,
+                **point.by_class,
             }
             for point in points
         ],
@@ -155,6 +157,7 @@ def in_lines(choice: Mapping[str, Any]) -> list[str]:
     """Return the measured models as the lines of a small table, and the rule."""
     rows = [
         f"  {p['gamma']:<5g}  {p['clean_accuracy']:7.2%}  {p['robust_accuracy']:7.2%}"
+        + (f"  {of_classes}" if (of_classes := classes_in_words(p)) else "")
         + ("  kept" if p["gamma"] == choice["gamma"] else "")
         for p in choice["points"]
     ]

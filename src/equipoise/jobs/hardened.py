@@ -9,6 +9,7 @@ from torch import nn
 
 from equipoise.errors import UserError
 from equipoise.fronts.record import FrontRecord
+from equipoise.measures.by_class import by_class, classes_in_words
 from equipoise.measures.statistics import outwards
 from equipoise.store.runs import HARDENED, HARDENING, Run
 from equipoise.store.scan import Scan
@@ -86,7 +87,9 @@ class Hardened:
         _, most = outwards((0, max(result["drop_at_most"], 0)), 2)
         header = ("", "clean", "95 % interval", "robust", "95 % interval", "at least", "")
         lost, gained = result["lost"], result["gained"]
+        classes = [(name, classes_in_words(result[name])) for name in (ORIGINAL, HARDENED)]
         notes = (
+            *(f"{name}, clean / robust: {words}." for name, words in classes if words),
             f"{result['promise']}.",
             (
                 f"On test images: {lost} lost and {gained} gained, a loss of "
@@ -142,4 +145,5 @@ def counted(verdicts: Verdicts) -> Mapping[str, Any]:
         "clean": int(verdicts.correct.sum()),
         "robust": int(verdicts.robust.sum()),
         "robust_at_least": None if audit is None else audit.lower,
+        **by_class(verdicts.y, verdicts.correct, verdicts.robust),
     }

@@ -20,6 +20,7 @@ from equipoise.jobs.initial import initial_model, resolve, threats_of
 from equipoise.jobs.prolong import prolong, settle
 from equipoise.jobs.summary import RULES, measured, summary, where_time_went, write_learners
 from equipoise.jobs.trackers import Rounds, Tracker
+from equipoise.measures.by_class import classes_in_words, unequal
 from equipoise.measures.regime import Regime
 from equipoise.models import origin
 from equipoise.plugins import command
@@ -197,6 +198,7 @@ class _Job:
         deterministic()
         self.device = choose_device(recipe.device)
         self.split = recipe.split(dataset, self.device)
+        self.unequal = unequal(self.split.validation.y.bincount().tolist())
         self.rule, value = RULES[str(recipe.keep)]
         self.saved = time.monotonic()
         self.signal = ""  # that asked for a stop
@@ -363,7 +365,7 @@ class _Job:
         self.run.write_state(training.state_dict() | {"recipe": self.recipe.to_dict()})
         if finished_round:
             self.run.append_line("log.jsonl", training.history[-1])
-            self.console.round(training.history[-1])
+            self.console.round(training.history[-1], classes=self.unequal)
             self.rounds.pass_on(training.history[-1])
         self.saved = time.monotonic()
 
@@ -384,6 +386,7 @@ class _Job:
         round_ = (
             f"kept round {kept} ({self.rule}): clean {best['clean_accuracy']:.2%}, robust "
             f"{best['robust_accuracy']:.2%} on validation"
+            + (f"; {classes_in_words(best)}" if self.unequal else "")
         )
         for line in in_lines(choice) if choice else [round_]:
             self.console.say(line)

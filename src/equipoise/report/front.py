@@ -14,6 +14,7 @@ from matplotlib.figure import Figure as Canvas
 from safetensors import SafetensorError, safe_open
 
 from equipoise.fronts.record import FrontRecord, Point
+from equipoise.measures.by_class import pairs
 from equipoise.parsing import reason
 from equipoise.report import pictures
 from equipoise.report.content import Block, Card, Cell, Column, Picture, Section, Shot, Table
@@ -180,16 +181,19 @@ def panel(run: RunData, identity: str) -> Section | None:
 
 
 def _table(name: str, record: FrontRecord) -> Table:
+    unequal = any(point.by_class for point in record.points)
+    more = ("balanced, clean / robust", "worst class, clean / robust") if unequal else ()
     rows = (
         (
             Cell(f"{point.gamma:g}", point.gamma),
             _accuracy(point.robust_accuracy, point.robust_interval),
             _accuracy(point.clean_accuracy, point.clean_interval),
+            *(map(Cell, pairs(point.by_class)) if more else ()),
         )
         for point in record.points
     )
-    columns = (Column("gamma"), Column("robust"), Column("clean"))
-    return Table("front", f"Measured models of {name}", columns, tuple(rows))
+    columns = map(Column, ("gamma", "robust", "clean", *more))
+    return Table("front", f"Measured models of {name}", tuple(columns), tuple(rows))
 
 
 def _accuracy(value: float, bounds: tuple[float, float]) -> Cell:

@@ -128,20 +128,23 @@ def _table(title: str, rows: Sequence[EvaluatedRun]) -> Table:
     attacks = [name for name in (WORST, CLEAN) if name in names]
     attacks += [name for name in names if name not in attacks]
     columns = [_column([row.records.get(name) for row in rows]) for name in attacks]
-    heads = ["run", *attacks, "n", "worst class"]
+    unequal = any(record.unequal for row in rows for record in row.records.values())
+    heads = ["run", *attacks, "n", *(["balanced"] if unequal else []), "worst class"]
     shown = tuple(Column(head, number=head not in ("run", "worst class")) for head in heads)
-    cells = map(_row, rows, zip(*columns, strict=True))
+    cells = (_row(*each, unequal) for each in zip(rows, zip(*columns, strict=True), strict=True))
     return Table("results", f"Accuracy, {title}", shown, tuple(cells))
 
 
-def _row(row: EvaluatedRun, accuracies: Sequence[Cell]) -> tuple[Cell, ...]:
+def _row(row: EvaluatedRun, accuracies: Sequence[Cell], unequal: bool) -> tuple[Cell, ...]:
     run, n, split = row.run, row.evaluation.n, row.evaluation.split
     record = row.attacked or row.clean
     name, accuracy = (record and record.worst_class) or (MISSING, None)
+    balanced = record.balanced if record else None
     return (
         Cell(run.name, small=run.method if run.method != run.name else ""),
         *accuracies,
         Cell(count(n), n, "" if split == "test" else split),
+        *([Cell(percent(balanced), balanced)] if unequal else []),
         Cell(name, accuracy, "" if accuracy is None else percent(accuracy)),
     )
 
@@ -290,7 +293,8 @@ def _sentence(row: EvaluatedRun) -> str:
 
 
 def _written(record: Record) -> str:
-    return f"{percent(record.accuracy)} ({interval(record.interval)})"
+    balanced = f"; balanced {percent(record.balanced)}" if record.unequal else ""
+    return f"{percent(record.accuracy)} ({interval(record.interval)}{balanced})"
 
 
 def _attacks(row: EvaluatedRun) -> str:

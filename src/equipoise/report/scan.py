@@ -152,11 +152,13 @@ def _sections(scan: Scan) -> list[Section]:
 
 
 def _radii(scan: Scan) -> Table:
-    heads = (Column("eps", number=False), Column("accuracy"), Column("images left"))
+    more = ("balanced",) if scan.unequal else ()
+    heads = Column("eps", number=False), *map(Column, ("accuracy", *more, "images left"))
     rows = (
         (
             Cell(wording.eps_text(eps) if eps else "clean", eps),
             Cell(wording.percent(r.accuracy), r.accuracy, wording.interval(r.interval)),
+            *(Cell(wording.percent(r.balanced), r.balanced) for _ in more),
             Cell(wording.count(r.robust), r.robust, f"of {wording.count(scan.n)}"),
         )
         for eps, r in scan.records.items()

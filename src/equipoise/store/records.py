@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from equipoise.measures.by_class import unequal
 from equipoise.measures.statistics import interval, outwards
 
 WORST = "worst-case"
@@ -111,6 +112,11 @@ class Record:
     def balanced(self) -> float:
         """The mean over the classes of their accuracies: each class counts the same."""
         return sum(self.per_class.values()) / max(len(self.per_class), 1)
+
+    @property
+    def unequal(self) -> bool:
+        """Whether the classes differ so much in size that the balanced accuracy is shown, too."""
+        return unequal(n for n, _ in self.counts.values())
 
     @property
     def worst_class(self) -> tuple[str, float] | None:

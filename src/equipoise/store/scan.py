@@ -17,7 +17,7 @@ from equipoise.errors import UserError
 from equipoise.parsing import reason
 from equipoise.sample import Sample
 from equipoise.store.finding import Finding
-from equipoise.store.records import Record
+from equipoise.store.records import BALANCED, RESULT_COLUMNS, Record
 from equipoise.store.sealed import read_arrays
 from equipoise.store.verdicts import UNREADABLE
 from equipoise.terminal.table import TextTable, accuracy
@@ -139,6 +139,11 @@ class Scan:
         }
 
     @property
+    def unequal(self) -> bool:
+        """Whether the classes differ in size."""
+        return self.records[0.0].unequal
+
+    @property
     def worst_classes(self) -> list[tuple[str, int, int]]:
         """The classes of which most is lost at ``eps``: name, correct images, images left."""
         before, after = self.records[0.0].counts, self.records[self.eps].counts
@@ -160,11 +165,19 @@ class Scan:
 
     def shown(self) -> TextTable:
         """Return the scan as a table: a row for each radius."""
+        more = RESULT_COLUMNS if self.unequal else []
+        columns = [column for column in more if column.name in (BALANCED, "worst_class")]
         rows = [
-            (f"{eps:.4g}" if eps else "clean", *accuracy(record.robust, self.n))
+            (
+                f"{eps:.4g}" if eps else "clean",
+                *accuracy(record.robust, self.n)[:2],
+                *(column.text(record.content()) for column in columns),
+                f"{record.robust} of {self.n}",
+            )
             for eps, record in self.records.items()
         ]
-        header = ("eps", "accuracy", "95 % interval", "images")
+        heads = (column.title for column in columns)
+        header = ("eps", "accuracy", "95 % interval", *heads, "images")
         title = f"Scan: {self.norm}, {self.images}"
         return TextTable(title, header, rows, tuple(self.notes))
 

@@ -9,6 +9,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from equipoise.measures.by_class import classes_in_words
+
 if TYPE_CHECKING:
     from rich.progress import ProgressColumn
 
@@ -83,9 +85,9 @@ class Console:
             if error.errno != errno.EIO:  # the terminal was closed: a signal will follow
                 raise
 
-    def round(self, record: Mapping[str, Any]) -> None:
-        """Show the line of a round."""
-        self.say(round_line(record))
+    def round(self, record: Mapping[str, Any], *, classes: bool = False) -> None:
+        """Show the line of a round; ``classes``: with balanced accuracy and worst class."""
+        self.say(round_line(record, classes=classes))
 
     @contextmanager
     def within(
@@ -205,13 +207,14 @@ def _columns(unit: str) -> "tuple[ProgressColumn, ...]":
     )
 
 
-def round_line(record: Mapping[str, Any]) -> str:
+def round_line(record: Mapping[str, Any], *, classes: bool = False) -> str:
     """Return one line for a round (epoch): clean and robust validation accuracy of each learner.
 
     With a check for catastrophic overfitting it also has the accuracy on the probe.
 
     Arguments:
         record: A line of ``log.jsonl``.
+        classes: Whether to add the balanced accuracy and the worst class of the global model.
     """
 
     def pair(metrics: Mapping[str, float]) -> str:
@@ -219,7 +222,8 @@ def round_line(record: Mapping[str, Any]) -> str:
         return f"{metrics['clean_accuracy']:6.2%} / {metrics['robust_accuracy']:6.2%}{probe}"
 
     parts = [f"{name} {pair(metrics)}" for name, metrics in record["learners"].items()]
-    parts.append(f"global {pair(record['global'])}")
+    of_classes = classes_in_words(record["global"]) if classes else ""
+    parts.append(", ".join(filter(None, [f"global {pair(record['global'])}", of_classes])))
     if len(record["weights"]) > 1:
         parts.append(
             "weights " + ", ".join(f"{name} {w:.2f}" for name, w in record["weights"].items())

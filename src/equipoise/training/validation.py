@@ -11,11 +11,11 @@ from equipoise.errors import UserError
 from equipoise.execution.form import fast, guest
 from equipoise.execution.policy import Execution
 from equipoise.losses import cross_entropy
+from equipoise.measures.by_class import BY_CLASS
 from equipoise.threat import Threat
 
-METRICS: tuple[str, ...] = ("clean_accuracy", "robust_accuracy", "clean_loss", "robust_loss")
-METRICS += ("clean_balanced", "robust_balanced", "clean_worst_class", "robust_worst_class")
-"""The names of what is measured: balanced accuracy is the mean of the classes' accuracies."""
+METRICS = ("clean_accuracy", "robust_accuracy", "clean_loss", "robust_loss", *BY_CLASS)
+"""The names of what is measured."""
 
 FLOAT32 = Execution(precision="float32")
 
