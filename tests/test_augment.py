@@ -7,6 +7,7 @@ from equipoise.data import load
 from equipoise.data.augment import RATIO, jitter, resized_crop
 from equipoise.data.core import crop_flip, to_unit
 from equipoise.errors import UserError
+from equipoise.report.page import build
 from equipoise.settings.recipe import parse
 from equipoise.training.learner import CHANGES, PRESETS, Augment
 
@@ -82,3 +83,21 @@ def test_the_usual_augmentation_is_that_of_the_data():
 def test_words_that_name_no_change_are_refused():
     with pytest.raises(UserError, match=r"unknown augmentation 'flop'; did you mean 'flip'"):
         parse({"method": "standard", "augment": "crop,flop"})
+
+
+def test_the_report_of_a_training_shows_its_augmentation_once(command, tmp_path):
+    few = ("rounds=1", "width=0.25", "limit=60", "batch_size=24", "--data", "digits")
+    for name, words in (("a", "small"), ("b", "small"), ("none", "none")):
+        ended = command("train", "standard", *few, f"augment={words}", "--out", tmp_path / name)
+        assert ended.code == 0, ended.err
+    drawn = tmp_path / "a/augmentation.png"
+    assert not (tmp_path / "none/augmentation.png").exists()
+    assert drawn.read_bytes() == (tmp_path / "b/augmentation.png").read_bytes()
+
+    def page(*names: str) -> str:
+        return build([tmp_path / name for name in names], tmp_path / "r.html").read_text()
+
+    assert page("a", "b").count("as the training sees them") == 1
+    assert "as the training sees them" not in page("none")
+    drawn.write_bytes(b"no picture")
+    assert "augmentation.png cannot be read" in page("a")

@@ -5,7 +5,7 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 51_125,
+    "lines of Python": 51_178,
     "lines of templates, scripts, styles and YAML": 2_153,
     "classes": 271,
     "dataclasses": 147,

@@ -15,7 +15,9 @@ from equipoise.data import collection
 from equipoise.data.core import Dataset, Images
 from equipoise.data.decoded import decoded
 from equipoise.data.reading import Reading, is_own
+from equipoise.report.runs_reader import AUGMENTED
 from equipoise.store import files
+from equipoise.store.runs import Run
 from equipoise.terminal.progress import Console
 from equipoise.terminal.table import output, rich_table
 from equipoise.training.learner import Augment
@@ -24,6 +26,7 @@ ROWS, COLUMNS = 10, 4  # classes and images of each in the picture
 TILE = 64  # pixels: smaller images are enlarged to about this
 SHOWN = 5  # sizes and modes that are named
 NAMES = 20  # files that are listed
+FEW, SMALL = 3, 640  # classes and largest side of the picture in a run folder
 
 
 def show_data(
@@ -97,13 +100,21 @@ def _lines(dataset: Dataset, name: str, reading: Reading) -> Iterator[str]:
         yield f"  {file!r}: {why}"
 
 
-def sheet(dataset: Dataset, augment: Augment) -> Image.Image:
+def keep_sheet(run: Run, dataset: Dataset, augment: Augment) -> None:
+    """Write a small picture of augmented training images to a run folder, for its report."""
+    if augment != Augment():
+        picture = sheet(dataset, augment, FEW)
+        picture.thumbnail((SMALL, SMALL))
+        run.write(AUGMENTED, lambda file: picture.save(file, format="PNG"))
+
+
+def sheet(dataset: Dataset, augment: Augment, rows: int = ROWS) -> Image.Image:
     """Return a picture: for each class some images, and the same images augmented."""
     part = dataset.train if len(dataset.train) else dataset.test
     height, width = dataset.size
     scale = max(1, TILE // max(height, width))
     high, wide, edge = height * scale + 4, width * scale + 4, 120
-    labels = [k for k in range(len(dataset.classes)) if bool((part.y == k).any())][:ROWS]
+    labels = [k for k in range(len(dataset.classes)) if bool((part.y == k).any())][:rows]
     picture = Image.new("RGB", (edge + wide * 2 * COLUMNS, high * len(labels)), "white")
     draw = ImageDraw.Draw(picture)
     for row, k in enumerate(labels):

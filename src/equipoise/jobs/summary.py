@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from equipoise.measures.by_class import classes_in_words
 from equipoise.objectives.core import Knots
 from equipoise.settings.split import Split
 from equipoise.store.runs import Run
@@ -79,6 +80,14 @@ def summary(
         "seconds": spent["seconds"] + sum(sum(record["seconds"].values()) for record in history),
         "parts": parts(history) | ({"choice of gamma": spent["seconds"]} if choice else {}),
     } | {k: v for k, v in {"choice": choice, "prolonged": longer}.items() if v}
+
+
+def kept_in_words(record: Mapping[str, Any], rule: str, *, classes: bool) -> str:
+    """Return which round was kept and its accuracies; ``classes``: also those by class."""
+    best, of_classes = record["global"], classes_in_words(record["global"]) if classes else ""
+    both = f"clean {best['clean_accuracy']:.2%}, robust {best['robust_accuracy']:.2%}"
+    more = f"; {of_classes}" if of_classes else ""
+    return f"kept round {record['round']} ({rule}): {both} on validation{more}"
 
 
 def parts(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:

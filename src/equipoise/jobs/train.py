@@ -18,9 +18,17 @@ from equipoise.jobs.choice import UNCHOSEN, choose_gamma, in_lines
 from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.initial import initial_model, resolve, threats_of
 from equipoise.jobs.prolong import prolong, settle
-from equipoise.jobs.summary import RULES, measured, summary, where_time_went, write_learners
+from equipoise.jobs.show_data import keep_sheet
+from equipoise.jobs.summary import (
+    RULES,
+    kept_in_words,
+    measured,
+    summary,
+    where_time_went,
+    write_learners,
+)
 from equipoise.jobs.trackers import Rounds, Tracker
-from equipoise.measures.by_class import classes_in_words, unequal
+from equipoise.measures.by_class import unequal
 from equipoise.measures.regime import Regime
 from equipoise.models import origin
 from equipoise.plugins import command
@@ -102,6 +110,7 @@ def train(
     with job.run.lock():
         Run.create(out, job.recipe.to_yaml())
         job.run.write_json("provenance.json", job.provenance())
+        keep_sheet(job.run, job.dataset, job.training.augment)
         return job.run_to_end(rounds)
 
 
@@ -381,13 +390,8 @@ class _Job:
         self.run.write_json("summary.json", content)
         for warning in content["warnings"]:
             self.console.warn(warning)
-        kept = content["kept_round"]
-        best = self.training.history[kept - 1]["global"]
-        round_ = (
-            f"kept round {kept} ({self.rule}): clean {best['clean_accuracy']:.2%}, robust "
-            f"{best['robust_accuracy']:.2%} on validation"
-            + (f"; {classes_in_words(best)}" if self.unequal else "")
-        )
+        kept = self.training.history[content["kept_round"] - 1]
+        round_ = kept_in_words(kept, self.rule, classes=self.unequal)
         for line in in_lines(choice) if choice else [round_]:
             self.console.say(line)
         self.console.say(f"the model: {self.run.path}/model.safetensors")

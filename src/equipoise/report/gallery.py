@@ -11,6 +11,7 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import safe_open
@@ -18,7 +19,7 @@ from safetensors import safe_open
 from equipoise.parsing import reason
 from equipoise.report.content import LARGE, Block, Card, Section, Shot
 from equipoise.report.results import Threat
-from equipoise.report.runs_reader import RunData
+from equipoise.report.runs_reader import AUGMENTED, RunData
 from equipoise.report.wording import count, join, norm_text, threat_text
 from equipoise.store.records import stage_of
 from equipoise.store.sealed import read_arrays
@@ -225,6 +226,32 @@ def _scale(stored: _Stored, indices: Sequence[int]) -> float:
     largest = max((float(np.abs(stored.difference(i)).max()) for i in indices), default=0.0)
     reach = eps if norm == "linf" else largest
     return 0.5 / reach if reach > 0 else 1.0
+
+
+# Training images
+
+
+def augmented(runs: Sequence[RunData]) -> list[Section]:
+    """Return the pictures of augmented training images that run folders hold, each once."""
+    shown: dict[str, Section] = {}
+    for run in runs:
+        file = run.path / AUGMENTED
+        if not file.is_file():
+            continue
+        try:
+            uri = _uri(np.asarray(Image.open(file).convert("RGB")))
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            shown[""] = Section("Augmentation", [f"{file} cannot be read ({reason(error)})."])
+            continue
+        words = f"Training images of {run.recipe.get('data')}"
+        html = Markup(  # escapes what it is given
+            '<figure class="figure"><img src="{}" alt="{}" style="max-width:100%"><figcaption>'
+            "{}: on the left as they are read, on the right as the training sees them, with other "
+            "random changes in each round (augment={}).</figcaption></figure>"
+        )
+        html = html.format(uri, words, words, run.recipe.get("augment", "data"))
+        shown.setdefault(uri, Section("Augmentation", [html], small=run.name))
+    return [*shown.values()]
 
 
 # Images as data

@@ -12,7 +12,7 @@ from equipoise.report.content import Block, Cell, Column, Section, Table
 from equipoise.report.corruptions import corruption_sections
 from equipoise.report.formats import environment, markdown_sections, markdown_text
 from equipoise.report.front import panel
-from equipoise.report.gallery import gallery
+from equipoise.report.gallery import augmented, gallery
 from equipoise.report.results import (
     EvaluatedRun,
     Threat,
@@ -225,7 +225,8 @@ def _training(runs: Sequence[RunData], *, pictures: bool) -> list[Section]:
     curves = [_curves(run, f"fig-curves-{i}") for i, run in enumerate(trained)] if pictures else []
     if len(runs) > _MANY_RUNS and curves:
         curves = [Section(f"All {len(runs)} runs", curves, folded=True)]
-    return [Section("Training", [table, *curves], id="training")]
+    images = augmented(trained) if pictures else []
+    return [Section("Training", [table, *curves, *images], id="training")]
 
 
 def _training_row(run: RunData) -> tuple[Cell, ...]:

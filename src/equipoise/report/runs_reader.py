@@ -19,6 +19,7 @@ from equipoise.store.verdicts import FOLDER, RECORDS, UNREADABLE, Evaluation, re
 _OWN = "own-model.json"  # describes a model that was not trained here
 _PICKED = "picked.json"  # states from which front a model was picked, and why
 _HARDENING, _HARDENED = "harden.json", "hardened"  # of a hardening: its record, its model
+AUGMENTED = "augmentation.png"  # some training images, as read and as augmented
 _SIGNS = ("recipe.yaml", "log.jsonl", _OWN)
 
 
