@@ -5,10 +5,10 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 51_178,
+    "lines of Python": 51_549,
     "lines of templates, scripts, styles and YAML": 2_153,
-    "classes": 271,
-    "dataclasses": 147,
+    "classes": 272,
+    "dataclasses": 148,
     "class names in several modules": 0,
     "modules beside packages": 12,
     "deepest import chain": 19,

@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from equipoise.errors import RunError, UserError
+from equipoise.evaluation.ahead import AHEAD
+from equipoise.evaluation.search import Search
 from equipoise.evaluation.stored import Store
 from equipoise.execution import Execution
+from equipoise.jobs.audit_shards import audit_part
 from equipoise.jobs.evaluate import evaluate_run
 from equipoise.jobs.join import join_run
 from equipoise.jobs.shards import SHARDS, Shard, stored
@@ -107,20 +110,61 @@ def test_earlier_verdicts_on_all_images_count_too(copy):
     assert not (joined.robust & fooled).any()
 
 
-def test_an_audit_follows_when_they_are_joined(trained, tmp_path):
-    folders = [Path(shutil.copytree(trained, tmp_path / name)) for name in ("whole", "parts")]
-    words = WORDS | EXACT | {"attacks": "audited(within=10%)", "n": 40}
-    evaluate_run(folders[0], **words)
+AUDITED = {"attacks": "audited(within=10%)", "n": 40}
+
+
+@pytest.fixture(scope="module")
+def audited(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A run with an audited evaluation of all images, and one with its two shards."""
+    base = tmp_path_factory.mktemp("audited")
+    folders = [Path(shutil.copytree(trained, base / name)) for name in ("whole", "parts")]
+    evaluate_run(folders[0], **WORDS | EXACT | AUDITED)
     for number in (1, 2):
-        part(folders[1], number, 2, **words)
-    (shards,) = stored(folders[1]).values()
+        part(folders[1], number, 2, **AUDITED)
+    return folders
+
+
+@pytest.mark.long
+def test_an_audit_follows_when_they_are_joined(audited, tmp_path):
+    folder = Path(shutil.copytree(audited[1], tmp_path / "parts"))
+    (shards,) = stored(folder).values()
     assert all(p.result.audit is None for p in shards)
-    join(folders[1])
-    one, other = (read(folder)[1] for folder in folders)
+    join(folder)
+    _same_audit(folder, audited[0])
+
+
+def _same_audit(folder: Path, other: Path) -> None:
+    """Compare an audit with another one: rounds, verdicts and which images were attacked."""
+    one, two = (read(each)[1] for each in (folder, other))
     assert one.audit is not None
-    assert other.audit is not None
-    assert (one.audit.least, one.audit.most) == (other.audit.least, other.audit.most)
-    assert torch.equal(one.robust, other.robust)
+    assert two.audit is not None
+    assert one.audit.rounds == two.audit.rounds
+    assert one.outcomes.keys() == two.outcomes.keys()
+    for name, outcome in one.outcomes.items():
+        assert torch.equal(outcome.verdict, two.outcomes[name].verdict), name
+        assert torch.equal(outcome.attacked, two.outcomes[name].attacked), name
+    torch.testing.assert_close(one.margin, two.margin, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_an_audit_is_attacked_in_shards_before_they_are_joined(audited, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(audited[1], tmp_path / "parts"))
+    subject = lambda which: of_run(folder, which, None, Console(quiet=True))  # noqa: E731
+    asked = [audit_part(folder, subject, Shard(number, 2)) for number in (2, 1, 2, 1)]
+    assert asked[0]
+    assert not asked[-1]
+    files = sorted((folder / AHEAD).glob("*.safetensors"))
+    stages = {Store(Run(folder), f.stem, AHEAD).about()["stage"] for f in files}
+    assert {name.partition("/")[2] for name in stages} >= {"restarts", "apgd-t", "square"}
+    attack, ran = Search._attack, []
+    with monkeypatch.context() as patch:  # joining attacks nothing
+        patch.setattr(Search, "_attack", lambda *words: ran.append(1) or attack(*words))
+        join(folder)
+    assert not ran
+    _same_audit(folder, audited[0])
+    for name, outcome in read(folder)[1].outcomes.items():
+        assert outcome.backwards == read(audited[0])[1].outcomes[name].backwards, name
+    assert verify_run(folder)
 
 
 # What is missing or does not fit

@@ -1,5 +1,6 @@
 """``equipoise evaluate`` and ``verify``: attack a model, and check the results again."""
 
+from functools import partial
 from json import dumps
 from pathlib import Path
 from time import monotonic
@@ -128,9 +129,10 @@ def evaluate(
     --resume continues inside the running attack. --time stops in the same way after a time, prints
     what is known by then, and ends with exit code 0.
     """
+    from equipoise.jobs.audit_shards import audit_parts
     from equipoise.jobs.corruptions import measure_run
     from equipoise.jobs.evaluate import evaluate_run
-    from equipoise.jobs.join import join_run, together
+    from equipoise.jobs.join import join_run
     from equipoise.jobs.tables import write_scores, write_table
     from equipoise.jobs.target_model import open_folder
     from equipoise.plugins import run_trusted
@@ -170,6 +172,7 @@ def evaluate(
         began = monotonic()
         measured.append(measure_run(subject, protocol, limit=until, **common))
         until = None if until is None else max(until - (monotonic() - began), 0.0)
+    start = monotonic()
     if all(each.finished for each in measured):
         records = evaluate_run(
             subject,
@@ -181,11 +184,13 @@ def evaluate(
             given=given,
             **common,
         )
-    if part is not None and (shard is not None or not together()):
-        return
+    of: Any = subject.run.path, lambda which: subject
     one: dict[str, Any] = {"device": device, "console": console}
     joined = part is not None
-    records = join_run(subject.run.path, lambda which: subject, **one) if joined else records
+    audited: dict[str, Any] = {"alone": shard is not None, "limit": until, "since": start}
+    if part is not None and not audit_parts(subject.run.path, of[1], part, **audited, **one):
+        return
+    records = join_run(*of, **one) if joined else records
     if json is not None:  # first: a closed pipe ends the table
         write_json(json, [*records, *({"corruptions": each.content()} for each in measured)])
     write_table(records)
@@ -231,7 +236,7 @@ def join(
     verdicts are those of one evaluation on one machine.
     """
     from equipoise.jobs.front import drawn
-    from equipoise.jobs.front_shards import join_front
+    from equipoise.jobs.front_shards import front_is_there, join_front
     from equipoise.jobs.join import join_run
     from equipoise.jobs.shards import are_there
     from equipoise.jobs.tables import write_table
@@ -242,20 +247,24 @@ def join(
         check_json(json)
     console, folder = Console(quiet=quiet), Run.open(run)
     folder.allow(model, trust=trust, warn=console.warn)
-    front = join_front(run, data_dir=data_dir, device=device, console=console)
-    if front is not None:
-        drawn(front, folder, console).shown().show()
-        if not are_there(folder):
-            return
-    records = join_run(
-        run,
-        lambda which: of_run(run, which, data_dir, console, model=model, trust=trust),
-        device=device,
-        console=console,
-    )
-    if json is not None:
-        write_json(json, records)
-    write_table(records)
+    one: dict[str, Any] = {"device": device, "console": console}
+    there, missing = front_is_there(folder), list[RunError]()
+    if are_there(folder) or not there:
+        subject_of = partial(
+            of_run, run, data_dir=data_dir, console=console, model=model, trust=trust
+        )
+        try:
+            records = join_run(run, subject_of, **one)
+        except RunError as error:  # a front may be complete nevertheless
+            missing.append(error)
+        else:
+            if json is not None:
+                write_json(json, records)
+            write_table(records)
+    if there:
+        drawn(join_front(run, data_dir=data_dir, **one), folder, console).shown().show()
+    if missing:
+        raise missing[0]
 
 
 def verify(

@@ -127,7 +127,7 @@ def front(
     )
     if record is None and shard is None and together():
         joined = join_front(run, data_dir=data_dir, device=device, console=console)
-        record = joined and drawn(joined, Run.open(run), console)
+        record = drawn(joined, Run.open(run), console)
     if record is not None:
         record.shown().show()
 

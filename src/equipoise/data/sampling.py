@@ -72,6 +72,24 @@ def image_digests(x: Tensor) -> list[bytes]:
     return digests(x.detach().cpu().numpy())
 
 
+def rows_among(x: Tensor, y: Tensor, others: Tensor, labels: Tensor) -> Tensor | None:
+    """Return the rows of images with labels among others; None: some are missing.
+
+    Arguments:
+        x: The images, ``float32`` of shape (N, ...).
+        y: Their labels, of shape (N,).
+        others: The images among which they are looked for, of shape (M, ...).
+        labels: The labels of these.
+    """
+    ours, theirs = (
+        zip(image_digests(images), some.tolist(), strict=True)
+        for images, some in ((x, y), (others, labels))
+    )
+    places = {pair: row for row, pair in enumerate(theirs)}
+    rows = [places.get(pair, -1) for pair in ours]
+    return None if -1 in rows else torch.tensor(rows)
+
+
 def _order(images: Images, seed: int) -> Tensor:
     """Return the positions of all images in the order of the samples."""
     labels = images.y.tolist()

@@ -22,7 +22,7 @@ from equipoise.evaluation.corruptions import measure
 from equipoise.evaluation.judge import Judge
 from equipoise.evaluation.outcome import TRANSFER, Stage
 from equipoise.evaluation.protocol import Protocol
-from equipoise.evaluation.result import Result
+from equipoise.evaluation.result import Ahead, Result
 from equipoise.evaluation.search import Search
 from equipoise.execution.outputs import as_module
 from equipoise.execution.passes import NoGradient, outside_inference, restored, seeded
@@ -148,6 +148,8 @@ def evaluate_by(
     control: Tensor | None = None,
     classes: Sequence[str] = (),
     begun: Result | None = None,
+    ahead: Mapping[str, Sequence[Ahead]] | None = None,
+    wanting: dict[str, list[int]] | None = None,
     advance: Callable[[AttackProgress], None] | None = None,
     after: Callable[[Result], None] | None = None,
 ) -> Result:
@@ -165,6 +167,9 @@ def evaluate_by(
             are still robust: for models that are nearly the same; with an audited search they are
             its first stage. Otherwise they are tried last.
         begun: The result of an interrupted evaluation of the same points; it is continued.
+        ahead: By stage what was found ahead of an audit, which takes over what it asks for.
+        wanting: Where it is noted by stage which examples would be attacked, in place of attacks;
+            what is unknown counts as robust.
         advance: Called after every batch with the progress.
         after: Called after every batch with the result so far; saving it makes a resume possible.
 
@@ -188,6 +193,7 @@ def evaluate_by(
     with outside_inference(), restored(model), seeded(protocol.seed, device):
         threat, execution = protocol.threat, protocol.execution
         search = Search(judge, x, y, threat, execution, protocol.strongest, classes)
+        search.ahead, search.wanting = ahead or {}, wanting
 
         def save() -> None:
             if after is not None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from equipoise.attacks.core import Attack
 
+COSTS = ("forwards", "backwards", "seconds", "rejected", "nonfinite")  # sums over the images
 TRANSFER = "transfer"  # the outcome of adversarial examples of other models or evaluations
 
 

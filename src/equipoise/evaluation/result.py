@@ -175,7 +175,7 @@ class Result:
         pairs += [(own[k].attacked, others[k].attacked) for k in stages]
         return audit if all(torch.equal(a, b) for a, b in pairs) else None
 
-    def at(self, rows: slice) -> "Result":
+    def at(self, rows: slice | Tensor) -> "Result":
         """Return the verdicts on some of the images; costs stay those of all."""
         parts = ("y", "prediction", "x_adv", "margin", "adversarial_prediction", "distance")
         outcomes = {
@@ -251,3 +251,24 @@ class Result:
         See :meth:`equipoise.store.verdicts.Verdicts.records`.
         """
         return [record.content() for record in self.counted.records()]
+
+
+@dataclass(frozen=True, eq=False)
+class Ahead:
+    """What one attack found on some of the images, ahead of an audit.
+
+    Arguments:
+        rows: The positions of these images, with shape (M,).
+        result: The verdicts on them, of this attack alone.
+        outcome: Its outcome.
+    """
+
+    rows: Tensor
+    result: Result
+    outcome: Outcome
+
+    def fits(self, begun: Outcome) -> bool:
+        """Return whether it is the same attack, searched in the same way."""
+        how = ("seed", "precision", "strongest")
+        same = all(self.outcome.made.get(key) == begun.made.get(key) for key in how)
+        return same and self.outcome.settings == begun.settings

@@ -1,7 +1,7 @@
 """An evaluation that is stored while it runs, and whose findings are shown."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from equipoise.evaluation.protocol import Protocol
 from equipoise.evaluation.result import Result
 from equipoise.evaluation.stored import Store
 from equipoise.store.finding import Finding
-from equipoise.terminal.progress import Console
+from equipoise.terminal.progress import AttackProgress, Console
 
 SAVE_SECONDS = 5.0
 SAVE_SHARE = 20  # a save may cost a twentieth of the time
@@ -32,6 +32,7 @@ def evaluate_and_save(
     before: Result | None = None,
     resume: bool = False,
     again: str = "",
+    advance: Callable[[AttackProgress], None] | None = None,
     **given: Any,
 ) -> Result:
     """Evaluate a model as :func:`evaluate_by` does, and save the result while it runs.
@@ -49,7 +50,9 @@ def evaluate_and_save(
             result.
         resume: Whether ``before`` is continued.
         again: The command that continues after an interruption; empty: it is not shown.
-        given: ``others``, ``warm``, ``control`` and ``classes``, as for :func:`evaluate_by`.
+        advance: Called with the progress in place of ``console.attack``.
+        given: ``others``, ``warm``, ``ahead``, ``control`` and ``classes``, as for
+            :func:`evaluate_by`.
 
     Returns:
         The result that is stored.
@@ -61,7 +64,14 @@ def evaluate_and_save(
     begun = before if resume else None
     try:
         result = evaluate_by(
-            protocol, model, x, y, begun=begun, advance=console.attack, after=saver.after, **given
+            protocol,
+            model,
+            x,
+            y,
+            begun=begun,
+            advance=advance or console.attack,
+            after=saver.after,
+            **given,
         )
     except BaseException:
         if saver.latest is not None and saver.latest.outcomes:

@@ -15,8 +15,8 @@ from equipoise.draws import KeyedDraws
 from equipoise.errors import RunError, UserError, one_line
 from equipoise.evaluation.checks.finding import finding
 from equipoise.evaluation.judge import Judge, Ruling, misfit
-from equipoise.evaluation.outcome import TRANSFER, Outcome, Stage
-from equipoise.evaluation.result import Result
+from equipoise.evaluation.outcome import COSTS, TRANSFER, Outcome, Stage
+from equipoise.evaluation.result import Ahead, Result
 from equipoise.execution.form import Fast, fast
 from equipoise.execution.passes import NoGradient
 from equipoise.execution.policy import Execution
@@ -76,6 +76,9 @@ class Search:
         self.findings: dict[str, Finding] = {}
         self.skipped: list[str] = []  # attacks that need gradients where there are none
         self.audit: Audit | None = None
+        self.ahead: Mapping[str, Sequence[Ahead]] = {}  # what is taken over, by stage
+        self.taken: set[Ahead] = set()
+        self.wanting: dict[str, list[int]] | None = None  # in place of attacks, what they are for
         self.bfloat16 = self.form.precision != "float32"
 
     def look(self, begun: Result | None) -> None:
@@ -156,6 +159,14 @@ class Search:
         total = int(wanted.sum())
         if outcome.finished:  # margins are others by now, so that a share would be another one
             wanted = torch.zeros_like(wanted)
+        for ahead in self.ahead.get(stage.name, ()):
+            if ahead.fits(outcome):
+                outcome, wanted = self._take(ahead, wanted, outcome)
+                self.outcomes[stage.name] = outcome
+        if self.wanting is not None:
+            rows = (wanted & ~outcome.attacked).nonzero()[:, 0].tolist()
+            self.wanting.setdefault(stage.name, []).extend(rows)
+            wanted = torch.zeros_like(wanted)
         for index, form in self._batches(stage, wanted):
             if len(index):
                 outcome = self._attack(stage.attack, index, form, outcome)
@@ -163,6 +174,27 @@ class Search:
                 yield self._progress(stage.name, int((wanted & outcome.attacked).sum()), total)
         self.outcomes[stage.name] = replace(outcome, finished=last or outcome.finished)
         yield self._progress(stage.name, total, total)
+
+    def _take(self, ahead: Ahead, wanted: Tensor, outcome: Outcome) -> tuple[Outcome, Tensor]:
+        """Take over what was found ahead on the wanted examples; return which are left."""
+        rows, own = ahead.rows.to(wanted.device), _moved(ahead.outcome, wanted.device)
+        new = own.attacked & wanted[rows] & ~outcome.attacked[rows]
+        index, found = rows[new], ahead.result.at(new.cpu())
+        answer, margins = found.adversarial_prediction.to(index), found.margin.to(index.device)
+        self._keep(index, found.x_adv.to(self.x), margins, answer)
+        parts = {}
+        for name in ("verdict", "attacked", "distortion"):
+            mine, theirs = getattr(outcome, name), getattr(own, name)
+            if mine is not None and theirs is not None:
+                parts[name] = mine.index_copy(0, index, theirs[new])
+        outcome = replace(outcome, **parts)
+        if ahead not in self.taken:  # its costs count once
+            costs = {key: getattr(outcome, key) + getattr(own, key) for key in COSTS}
+            outcome = replace(outcome, **costs)
+        self.taken.add(ahead)
+        left = wanted.clone()
+        left[rows[own.attacked]] = False
+        return outcome, left
 
     def _wanted(self, stage: Stage) -> Tensor:
         """Return which examples an attack attacks, with shape (N,)."""
@@ -279,11 +311,7 @@ class Search:
         verdict[index] = ~fooled
         attacked[index] = True
         margins = torch.where(allowed, ruling.margin, torch.inf)
-        better = margins < self.margin[index]
-        rows = index[better]
-        self.x_adv[rows], self.margin[rows] = x_adv[better], margins[better]
-        self.answer[rows] = ruling.answer[better]
-        self.distance[rows] = self.threat.distance(self.x[rows], x_adv[better])
+        self._keep(index, x_adv, margins, ruling.answer)
         values = outcome.distortion
         if values is not None:
             values = values.clone()
@@ -299,6 +327,14 @@ class Search:
             nonfinite=outcome.nonfinite + int((allowed & ~ruling.finite).sum()),
         )
         return decided, ruling
+
+    def _keep(self, index: Tensor, x_adv: Tensor, margins: Tensor, answer: Tensor) -> None:
+        """Keep points that have a smaller margin than those so far."""
+        better = margins < self.margin[index]
+        rows = index[better]
+        self.x_adv[rows], self.margin[rows] = x_adv[better], margins[better]
+        self.answer[rows] = answer[better]
+        self.distance[rows] = self.threat.distance(self.x[rows], x_adv[better])
 
     def _propose(self, attack: Attack, index: Tensor, form: Fast) -> Tensor:
         """Return the points of an attack for some examples, in the judge's dtype.

@@ -55,10 +55,12 @@ class Store:
         return cls(run, f"{threat.norm}-{threat.eps:.6g}-n{sample.n}-{sample.short}{ending}")
 
     @classmethod
-    def by_key(cls, run: Run, key: Mapping[str, Any]) -> "Store":
+    def by_key(
+        cls, run: Run, key: Mapping[str, Any], folder: str = FRONT, begins: str = ""
+    ) -> "Store":
         """Return the store of a model of a front; the key has all that its verdicts depend on."""
         digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
-        return cls(run, digest[:24], FRONT)
+        return cls(run, begins + digest[:24], folder)
 
     @classmethod
     def all(cls, run: Run) -> list["Store"]:

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from equipoise import plugins
-from equipoise.data.sampling import draw, image_digests
+from equipoise.data.sampling import draw, rows_among
 from equipoise.errors import UserError
+from equipoise.evaluation.ahead import read
 from equipoise.evaluation.protocol import Protocol
 from equipoise.evaluation.result import Result
 from equipoise.evaluation.saving import evaluate_and_save
@@ -110,7 +110,8 @@ def evaluate_run(
         except TimeUp:
             job.report(threat)
     names = list(stores)
-    if shard is not None and all(store.finished for store in stores.values()):
+    done = all(store.finished for store in stores.values())
+    if shard is not None and done and protocol.audited is None:
         console.say(f"{shard} is done; then: {plugins.command('join', subject.run.path)}")
     lines = [line for line in all_lines(subject.run.path) if line["evaluation"] in names]
     return sorted(lines, key=lambda line: names.index(line["evaluation"]))
@@ -277,7 +278,9 @@ class Evaluations:
         before = self.before(store, identity)
         checked = protocol.checks and bool(names)
         going_on = self.resume or (self.shard is not None and before is not None)
-        others, control = self._others(threat, None if going_on else before)
+        others, control = self.others(threat, None if going_on else before)
+        audit = protocol.audited is not None and not part
+        found = read(run, store.name, identity, self.console.warn) if audit else {}
         with self.console.progress():
             result = evaluate_and_save(
                 replace(protocol, checks=checked and not part, part=bool(part)),
@@ -292,7 +295,8 @@ class Evaluations:
                 resume=going_on,
                 again="the same command" if part else subject.resuming,
                 others=others,
-                warm=protocol.audited is not None and not part,
+                warm=audit,
+                ahead=found,
                 control=control,
                 classes=subject.dataset.classes,
             )
@@ -334,7 +338,7 @@ class Evaluations:
             )
         return None if differs else result
 
-    def _others(
+    def others(
         self, threat: Threat, earlier: Result | None
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         """Return adversarial examples of other evaluations for the same images, by their source.
@@ -389,11 +393,4 @@ class Evaluations:
         """
         if result.threat.norm != threat.norm or result.threat.eps > threat.eps:
             return None
-        y = result.y
-        ours, theirs = (
-            zip(image_digests(images), labels.tolist(), strict=True)
-            for images, labels in ((self.x, self.y), (x, y))
-        )
-        places = {pair: row for row, pair in enumerate(theirs)}
-        rows = [places.get(pair, -1) for pair in ours]
-        return None if -1 in rows else torch.tensor(rows)
+        return rows_among(self.x, self.y, x, result.y)

@@ -102,30 +102,38 @@ def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     return " and ".join(sorted(key for key in keys if first.get(key) != second.get(key)))
 
 
+def front_is_there(run: Run) -> bool:
+    """Return whether a run folder has shards of a front."""
+    return bool(_files(run))
+
+
 def join_front(
     folder: str | Path,
     *,
     data_dir: str | Path | None = None,
     device: str = "auto",
     console: Console | None = None,
-) -> FrontRecord | None:
+) -> FrontRecord:
     """Join the shards of a front in a run folder, and write the front.
 
     The shards stay; joining them again changes nothing.
 
     Returns:
-        The front; None: there are no shards of one.
+        The front.
 
     Raises:
-        UserError: If shards are damaged or not of one front, or ends or images are not those that
-            they are of.
+        UserError: If there are no shards, they are damaged or not of one front, or ends or images
+            are not those that they are of.
         RunError: If shards are missing or not finished; the message names them.
     """
     console = console or Console(quiet=True)
     run = Run.open(folder)
     files = [(store, store.about()) for store in _files(run)]
     if not files:
-        return None
+        raise UserError(
+            f"there are no shards in {run.path / PARTS}; make them with: "
+            f"{command('front', run.path, '--shard', '1/2')}, or copy them there"
+        )
     plan, (number, of) = files[0][1]["front"], files[0][1]["shard"]
     for store, about in files:
         if about["shard"][1] != of:

@@ -2,8 +2,8 @@
 
 Shard k of N has every N-th image of the sample, from the k-th on, and a file of its own: no two
 shards share a lock. Randomness is keyed by the image, so an image gets the verdict that it gets in
-one evaluation of all (in float32). Checks look at all images, and audits draw from all that are
-left: both follow when the shards are joined.
+one evaluation of all (in float32). Checks look at all images: they follow when the shards are
+joined. Audits draw from all that are left (:mod:`equipoise.jobs.audit_shards`).
 """
 
 import os
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from equipoise.errors import RunError, UserError
-from equipoise.evaluation.outcome import Outcome
+from equipoise.evaluation.outcome import COSTS, Outcome
 from equipoise.evaluation.result import Result
 from equipoise.evaluation.stored import Store
 from equipoise.plugins import command
@@ -28,7 +28,6 @@ SHARDS = f"{FOLDER}/shards"
 MOST = 10_000
 _OWN = ("shard", "finished", "asked", "batch_size")  # what need not be the same in all shards
 _PARTS = ("y", "prediction", "x_adv", "margin", "adversarial_prediction", "distance")
-_SUMS = ("forwards", "backwards", "seconds", "rejected", "nonfinite")
 
 
 class Shard(NamedTuple):
@@ -204,7 +203,7 @@ def joined(parts: Sequence[Part]) -> Result:
             distortion=whole(drawn) if len(drawn) == len(begun) else None,
             finished=all(o.finished for o in begun),
             notes=tuple(dict.fromkeys(chain.from_iterable(o.notes for o in begun))),
-            **{key: sum(getattr(o, key) for o in begun) for key in _SUMS},
+            **{key: sum(getattr(o, key) for o in begun) for key in COSTS},
         )
 
     names = dict.fromkeys(chain.from_iterable(r.outcomes for r in results))
