@@ -5,7 +5,7 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 51_549,
+    "lines of Python": 51_546,
     "lines of templates, scripts, styles and YAML": 2_153,
     "classes": 272,
     "dataclasses": 148,

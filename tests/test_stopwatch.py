@@ -5,7 +5,7 @@ import time
 import pytest
 
 from equipoise import stopwatch
-from equipoise.jobs.summary import parts, where_time_went
+from equipoise.jobs.summary import cost_lines, parts
 from equipoise.stopwatch import Stopwatch
 
 
@@ -83,4 +83,6 @@ def test_what_a_training_spent_its_time_on():
     ]
     found = parts(rounds)
     assert list(found.items()) == [("attack", 6.0), ("validation", 3.0), ("update", 1.0)]
-    assert where_time_went(found) == "10 s: attack 60%, validation 30%, update 10%"
+    assert cost_lines({"parts": found, "regime": None}) == [
+        "10 s: attack 60%, validation 30%, update 10%"
+    ]

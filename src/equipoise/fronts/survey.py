@@ -31,7 +31,6 @@ from equipoise.fronts.record import (
     in_place,
     shares,
 )
-from equipoise.measures.by_class import by_class
 from equipoise.settings.explanation import QUICK
 from equipoise.store.digests import model_digest, tensor_digest
 from equipoise.store.runs import Run
@@ -309,8 +308,7 @@ class Survey:
         if len(place) == 1:
             below = max((p for p in self.results if p < place), default=None)
             above = min((p for p in self.results if p > place), default=None)
-            sides = [p for p in (below, above) if p is not None]
-            near = sorted(sides, key=lambda p: dist(p, place))
+            near = sorted(filter(None, (below, above)), key=lambda p: dist(p, place))
         else:
             others = [p for p in sorted(self.results) if p != place]
             near = sorted(others, key=lambda p: dist(shares(p), shares(place)))[:3]
@@ -383,20 +381,19 @@ class Survey:
         return {**self.key, **sample, **model, "asked": self.protocol.content()}
 
     def _counted(self, result: Result, digest: str, gamma: float = 0.0, **more: Any) -> Point:
-        outcomes = result.outcomes
-        searches = [outcome for name, outcome in outcomes.items() if name != TRANSFER]
-        warm = outcomes.get(TRANSFER)
+        searches = [one for name, one in result.outcomes.items() if name != TRANSFER]
+        warm = result.outcomes.get(TRANSFER)
         return Point(
             gamma=gamma,
             n=len(result.y),
             clean=int(result.correct.sum()),
             robust=int(result.robust.sum()),
-            by_class=by_class(result.y.numpy(), result.correct.numpy(), result.robust.numpy()),
+            by_class=result.counted.by_class,
             transferred=int(warm.broken.sum()) if warm else 0,
             searched=int(searches[0].attacked.sum()) if searches else 0,
             forwards=sum(outcome.forwards for outcome in searches),
             backwards=sum(outcome.backwards for outcome in searches),
-            seconds=sum(outcome.seconds for outcome in outcomes.values()),
+            seconds=sum(outcome.seconds for outcome in result.outcomes.values()),
             sha256=digest,
             file=str(self._store(digest).path.relative_to(self.run.path)),
             **more,

@@ -9,7 +9,7 @@ from torch import nn
 
 from equipoise.errors import UserError
 from equipoise.fronts.record import FrontRecord
-from equipoise.measures.by_class import by_class, classes_in_words
+from equipoise.measures.by_class import classes_in_words
 from equipoise.measures.statistics import outwards
 from equipoise.store.runs import HARDENED, HARDENING, Run
 from equipoise.store.scan import Scan
@@ -145,5 +145,5 @@ def counted(verdicts: Verdicts) -> Mapping[str, Any]:
         "clean": int(verdicts.correct.sum()),
         "robust": int(verdicts.robust.sum()),
         "robust_at_least": None if audit is None else audit.lower,
-        **by_class(verdicts.y, verdicts.correct, verdicts.robust),
+        **verdicts.by_class,
     }

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from equipoise.measures.by_class import classes_in_words
+from equipoise.measures.regime import Regime
 from equipoise.objectives.core import Knots
 from equipoise.settings.split import Split
 from equipoise.store.runs import Run
@@ -82,7 +83,7 @@ def summary(
     } | {k: v for k, v in {"choice": choice, "prolonged": longer}.items() if v}
 
 
-def kept_in_words(record: Mapping[str, Any], rule: str, *, classes: bool) -> str:
+def kept_line(record: Mapping[str, Any], rule: str, *, classes: bool) -> str:
     """Return which round was kept and its accuracies; ``classes``: also those by class."""
     best, of_classes = record["global"], classes_in_words(record["global"]) if classes else ""
     both = f"clean {best['clean_accuracy']:.2%}, robust {best['robust_accuracy']:.2%}"
@@ -100,11 +101,13 @@ def parts(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return dict(sorted(sums.items(), key=lambda part: -part[1]))
 
 
-def where_time_went(sums: Mapping[str, float]) -> str:
-    """Return the share of each part in the time of a training, as text."""
+def cost_lines(content: Mapping[str, Any]) -> list[str]:
+    """Return of a summary the regime in words, and the share of each part in the time."""
+    sums, regime = content["parts"], content["regime"]
     whole = sum(sums.values()) or 1.0
     shares = (f"{name} {seconds / whole:.0%}" for name, seconds in sums.items())
-    return f"{whole:.0f} s: {', '.join(shares)}"
+    lines = Regime.of(regime).lines() if regime else []
+    return [*lines, f"{whole:.0f} s: {', '.join(shares)}"]
 
 
 def measured(run: Run, validate: Validator, split: Split) -> dict[str, dict[str, int]]:

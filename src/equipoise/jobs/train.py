@@ -19,17 +19,9 @@ from equipoise.jobs.device import choose_device, deterministic
 from equipoise.jobs.initial import initial_model, resolve, threats_of
 from equipoise.jobs.prolong import prolong, settle
 from equipoise.jobs.show_data import keep_sheet
-from equipoise.jobs.summary import (
-    RULES,
-    kept_in_words,
-    measured,
-    summary,
-    where_time_went,
-    write_learners,
-)
+from equipoise.jobs.summary import RULES, cost_lines, kept_line, measured, summary, write_learners
 from equipoise.jobs.trackers import Rounds, Tracker
 from equipoise.measures.by_class import unequal
-from equipoise.measures.regime import Regime
 from equipoise.models import origin
 from equipoise.plugins import command
 from equipoise.settings import earlier
@@ -391,13 +383,12 @@ class _Job:
         for warning in content["warnings"]:
             self.console.warn(warning)
         kept = self.training.history[content["kept_round"] - 1]
-        round_ = kept_in_words(kept, self.rule, classes=self.unequal)
+        round_ = kept_line(kept, self.rule, classes=self.unequal)
         for line in in_lines(choice) if choice else [round_]:
             self.console.say(line)
         self.console.say(f"the model: {self.run.path}/model.safetensors")
-        for line in Regime.of(content["regime"]).lines() if content["regime"] else ():
+        for line in cost_lines(content):
             self.console.say(line)
-        self.console.say(where_time_went(content["parts"]))
         if choice:
             pick = command("pick", self.run.path, *self.words)
             self.console.say(f"another one: {pick} --min-clean 0.9")

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from equipoise.measures.by_class import by_class
 from equipoise.sample import Sample
 from equipoise.store.audit import Audit
 from equipoise.store.finding import Finding
@@ -90,6 +91,11 @@ class Verdicts:
     def robust(self) -> Flags:
         """Return which images are classified correctly under every attack, with shape (N,)."""
         return self._all(self.verdict)
+
+    @property
+    def by_class(self) -> dict[str, float]:
+        """Return accuracies by class, where classes differ in size."""
+        return by_class(self.y, self.correct, self.robust)
 
     @property
     def ensembles(self) -> tuple[str, ...]:
