@@ -9,7 +9,7 @@ from equipoise.data.core import crop_flip, to_unit
 from equipoise.errors import UserError
 from equipoise.report.page import build
 from equipoise.settings.recipe import parse
-from equipoise.training.learner import CHANGES, PRESETS, Augment
+from equipoise.training.augment import CHANGES, PRESETS, Augment
 
 
 def draws(seed=0):

@@ -29,6 +29,7 @@ from equipoise.data import Images
 from equipoise.draws import KeyedDraws
 from equipoise.execution import Execution
 from equipoise.jobs import train as job_module
+from equipoise.jobs import training_job
 from equipoise.objectives import Batch
 from equipoise.objectives.adversarial import Adversarial
 from equipoise.objectives.standard import Standard
@@ -511,7 +512,7 @@ def test_a_run_folder_tells_of_a_collapse(tmp_path, monkeypatch, capsys):
             low = progress > 1 / 3 and objective.level == 0
             return dict(zip(("probe", "probe_own"), LOW if low else (0.6, 0.7), strict=True))
 
-    monkeypatch.setattr(job_module, "Probe", Falling)
+    monkeypatch.setattr(training_job, "Probe", Falling)
     given = {"method": "pgd-at", "limit": 120, "batch_size": 16, "rounds": 3, "width": 0.25}
     settings = {"robust": {"attack": {"steps": 1}}, "validation_attack": "pgd-1"}
     console = job_module.Console()

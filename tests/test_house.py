@@ -5,9 +5,9 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 51_546,
+    "lines of Python": 52_732,
     "lines of templates, scripts, styles and YAML": 2_153,
-    "classes": 272,
+    "classes": 283,
     "dataclasses": 148,
     "class names in several modules": 0,
     "modules beside packages": 12,

@@ -22,9 +22,15 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from equipoise.errors import UserError
+
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
 _MIX = ((30, -4658895280553007687), (27, -7723592293110705685))  # shifts, multipliers
 _LAST_SHIFT = 31
+_OTHERS = (
+    "an objective draws random numbers for some images of its batch: train it in one process, or "
+    "with --parallel learners"
+)
 
 
 class GeneratorDraws:
@@ -48,6 +54,31 @@ class GeneratorDraws:
     def select(self, index: Tensor) -> Self:
         """Return this source itself; its stream continues."""
         return self
+
+
+class PartDraws(GeneratorDraws):
+    """Draws for a part of a batch: the numbers that its images have in a draw for all.
+
+    Arguments:
+        generator: The generator.
+        n: The images of the whole batch.
+        rows: Which of them are in the part.
+    """
+
+    def __init__(self, generator: torch.Generator, n: int, rows: slice) -> None:
+        super().__init__(generator)
+        self.n, self.rows = n, rows
+
+    def uniform(self, x: Tensor) -> Tensor:
+        """Return numbers in [0, 1) with shape, device and dtype of ``x``, a part of a batch."""
+        if len(x) != self.rows.stop - self.rows.start:
+            raise UserError(_OTHERS)
+        return super().uniform(x.new_empty(()).expand(self.n, *x.shape[1:]))[self.rows]
+
+    def select(self, index: Tensor) -> Self:
+        """Return a source that has no numbers: how many are used in other parts is not known."""
+        del index
+        return type(self)(self.generator, 0, slice(0, 0))
 
 
 class KeyedDraws:

@@ -85,53 +85,67 @@ def train(
             help="Also log each round with tensorboard, wandb, mlflow or trackio; may be repeated."
         ),
     ] = None,
+    parallel: Annotated[
+        str,
+        typer.Option(
+            help="Under torchrun: its processes share each batch (data), or the learners of the "
+            "method, with the bits of one process (learners); auto: data where it is possible."
+        ),
+    ] = "auto",
     trust: options.Trust = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Train a method or a recipe in a new run folder, or resume.
 
-    Ctrl-C saves and stops. A resumed training ends with the weights of an uninterrupted one.
+    Ctrl-C, SIGTERM and SIGUSR1 save and stop. A resumed training ends with the weights of an
+    uninterrupted one. Under torchrun several processes share it: see docs/scaling.md.
     `--resume RUN rounds=40` trains a finished run longer; the finished model stays in a folder.
     """
     from equipoise.jobs import train as job
+    from equipoise.jobs.together import terminal
     from equipoise.models.normalisation import Constants, asked_for
+    from equipoise.training.processes import together
 
-    asked = asked_for(normalise, mean, std)
-    fields: dict[str, Any] = {"data": data, "seed": seed, "device": device, "weights": weights}
-    fields["normalise"] = normalise or (asked.content() if isinstance(asked, Constants) else None)
-    fields["data_dir"] = str(data_dir) if data_dir else None
-    fields |= {name: context.params[name] for name in options.READING}
-    given = {key: value for key, value in fields.items() if value is not None}
-    if resume is None and what is not None and _is_run(what):
-        resume, what = Path(what), None
-    if resume is not None:
-        changed = [*([what] if what else []), *(settings or [])]
-        rounds = _rounds(changed)
-        if (changed and rounds is None) or given or out or published:
-            raise UserError(
-                "--resume uses the recipe of the folder: leave the other options out, but for "
-                "rounds=N, which trains a finished run longer"
-            )
-        job.resume(
-            resume,
-            rounds=rounds,
-            model=model,
-            trust=trust,
-            console=Console(quiet=quiet),
-            track=track or (),
+    with together() as ranks:  # of torchrun, so that an error of all of them is said once
+        console = terminal(Console(quiet=quiet), ranks)
+        asked = asked_for(normalise, mean, std)
+        fields: dict[str, Any] = {"data": data, "seed": seed, "device": device, "weights": weights}
+        fields["normalise"] = normalise or (
+            asked.content() if isinstance(asked, Constants) else None
         )
-        return
-    given |= {"model": model} if model is not None else {}
-    if trust:
-        raise UserError("--trust is for a run folder: give --resume RUN with it")
-    if what is None or out is None:
-        raise UserError("expected METHOD or RECIPE.yaml, and --out runs/NAME (or --resume)")
-    recipe, remarks = _recipe(what, given, settings, published)
-    console = Console(quiet=quiet)
-    for line in remarks:
-        console.say(line)
-    options.fetch(download, recipe.model)
-    job.train(recipe, out, console=console, track=track or ())
+        fields["data_dir"] = str(data_dir) if data_dir else None
+        fields |= {name: context.params[name] for name in options.READING}
+        given = {key: value for key, value in fields.items() if value is not None}
+        if resume is None and what is not None and _is_run(what):
+            resume, what = Path(what), None
+        if resume is not None:
+            changed = [*([what] if what else []), *(settings or [])]
+            rounds = _rounds(changed)
+            if (changed and rounds is None) or given or out or published:
+                raise UserError(
+                    "--resume uses the recipe of the folder: leave the other options out, but for "
+                    "rounds=N, which trains a finished run longer"
+                )
+            job.resume(
+                resume,
+                rounds=rounds,
+                model=model,
+                trust=trust,
+                console=console,
+                track=track or (),
+                parallel=parallel,
+            )
+            return
+        given |= {"model": model} if model is not None else {}
+        if trust:
+            raise UserError("--trust is for a run folder: give --resume RUN with it")
+        if what is None or out is None:
+            raise UserError("expected METHOD or RECIPE.yaml, and --out runs/NAME (or --resume)")
+        recipe, remarks = _recipe(what, given, settings, published)
+        for line in remarks:
+            console.say(line)
+        options.fetch(download, recipe.model)
+        job.train(recipe, out, console=console, track=track or (), parallel=parallel)
 
 
 def _rounds(settings: list[str]) -> int | None:

@@ -34,10 +34,6 @@ from equipoise.training.learner import Learner
 from equipoise.training.loop import Training
 
 FEW = 100  # images with which a choice is coarse
-UNCHOSEN = (
-    "the branches of the last round, mixed at a gamma that is chosen at the end (in the rounds "
-    "before, the global model is the robust branch: gamma = 1)"
-)
 
 
 def best(points: Sequence[Point], least: float) -> Point:

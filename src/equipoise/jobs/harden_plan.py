@@ -20,7 +20,7 @@ from equipoise.jobs.estimate import LONG, about, pace, whole
 from equipoise.settings.explanation import GRID, MOST_IMAGES
 from equipoise.settings.recipe import Recipe
 from equipoise.threat import Norm
-from equipoise.training.learner import Augment
+from equipoise.training.augment import Augment
 from equipoise.training.loop import Training
 
 ATTACKS = "audited"

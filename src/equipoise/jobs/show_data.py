@@ -20,7 +20,7 @@ from equipoise.store import files
 from equipoise.store.runs import Run
 from equipoise.terminal.progress import Console
 from equipoise.terminal.table import output, rich_table
-from equipoise.training.learner import Augment
+from equipoise.training.augment import Augment
 
 ROWS, COLUMNS = 10, 4  # classes and images of each in the picture
 TILE = 64  # pixels: smaller images are enlarged to about this

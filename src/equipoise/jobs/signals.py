@@ -1,4 +1,7 @@
-"""Ctrl-C, SIGTERM and SIGHUP (a closed terminal): requests to save and stop."""
+"""Ctrl-C, SIGTERM, SIGHUP (a closed terminal) and SIGUSR1: requests to save and stop.
+
+SLURM can send SIGUSR1 some time before it ends a job: ``sbatch --signal=USR1@90``.
+"""
 
 import os
 import signal
@@ -7,7 +10,8 @@ from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
-ENDING = (signal.SIGTERM, *([] if HANGUP is None else [HANGUP]))
+WARNING = getattr(signal, "SIGUSR1", None)
+ENDING = (signal.SIGTERM, *(number for number in (HANGUP, WARNING) if number is not None))
 ALL = (signal.SIGINT, *ENDING)
 
 
@@ -45,7 +49,7 @@ def handled(
 
 
 def interrupting() -> AbstractContextManager[None]:
-    """End the block as Ctrl-C does, by a KeyboardInterrupt, on SIGTERM and SIGHUP too."""
+    """End the block as Ctrl-C does, by a KeyboardInterrupt, on SIGTERM and others too."""
 
     def interrupt(name: str) -> None:
         del name

@@ -31,6 +31,11 @@ RULES: dict[str, tuple[str, Callable[[Mapping[str, float]], float]]] = {
     "last": ("the last round", lambda m: 0.0),
 }
 
+UNCHOSEN = (
+    "the branches of the last round, mixed at a gamma that is chosen at the end (in the rounds "
+    "before, the global model is the robust branch: gamma = 1)"
+)
+
 
 def summary(
     training: Training, rule: str, choice: Mapping[str, Any] | None = None

@@ -1,48 +1,36 @@
 """Training as a job: from a recipe to a run folder that can be interrupted and resumed."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
-from equipoise import attacks, data, plugins
+from equipoise import data, plugins
 from equipoise.data.core import Dataset
-from equipoise.errors import RunError, UserError
-from equipoise.evaluation.checks.inputs import in_range
-from equipoise.jobs import signals
-from equipoise.jobs.choice import UNCHOSEN, choose_gamma, in_lines
-from equipoise.jobs.device import choose_device, deterministic
-from equipoise.jobs.initial import initial_model, resolve, threats_of
+from equipoise.errors import UserError
+from equipoise.jobs.choice import choose_gamma, in_lines
 from equipoise.jobs.prolong import prolong, settle
 from equipoise.jobs.show_data import keep_sheet
-from equipoise.jobs.summary import RULES, cost_lines, kept_line, measured, summary, write_learners
+from equipoise.jobs.summary import cost_lines, kept_line, measured, summary, write_learners
+from equipoise.jobs.together import again, folder, terminal
 from equipoise.jobs.trackers import Rounds, Tracker
-from equipoise.measures.by_class import unequal
+from equipoise.jobs.training_job import TrainingJob
 from equipoise.models import origin
 from equipoise.plugins import command
 from equipoise.settings import earlier
 from equipoise.settings import recipe as recipes
 from equipoise.settings.recipe import Recipe
 from equipoise.settings.schema import differences
-from equipoise.settings.split import proportional
 from equipoise.store.digests import model_digest
-from equipoise.store.provenance import provenance
-from equipoise.store.runs import FORMAT, PICKED, Run
-from equipoise.store.weight_names import round_name
+from equipoise.store.runs import PICKED, Run
 from equipoise.terminal.progress import Console
-from equipoise.training.collapse import Probe
-from equipoise.training.learner import Augment
-from equipoise.training.loop import Training
-from equipoise.training.validation import Validator
-from equipoise.training.watch import Interrupted, Watch
+from equipoise.training import processes
+from equipoise.training.ranks import Ranks
 
 OnRound = Callable[[Mapping[str, Any]], object]
-SAVE_SECONDS = 300.0
-PROBED = 256  # held-out images
 
 
 def train(
@@ -54,6 +42,7 @@ def train(
     console: Console | None = None,
     track: Sequence[str | Tracker] = (),
     on_round: OnRound | None = None,
+    parallel: str = "auto",
     **settings: Any,
 ) -> Run:
     """Train what a recipe describes, in a new run folder.
@@ -71,6 +60,7 @@ def train(
         console: Where progress is shown; by default nowhere.
         track: Trackers, by name or as objects: see :mod:`equipoise.jobs.trackers`.
         on_round: Called with the record of each round (epoch), a line of ``log.jsonl``.
+        parallel: Under torchrun, what its processes divide: ``data``, ``learners`` or ``auto``.
         settings: With the name of a method: data, weights and other settings of a recipe.
 
     Returns:
@@ -80,30 +70,79 @@ def train(
         UserError: If the recipe, the data or the folder does not fit; nothing was started.
         RunError: If the training failed or was interrupted; the folder can be resumed.
     """
-    out, rounds = Path(out), Rounds(track, on_round)
+    out, trackers = Path(out), Rounds(track, on_round)
     _refuse_picked(out)
     if isinstance(model, str):
         model, settings = None, {**settings, "model": model}
     recipe = recipes.of(recipe, settings)
-    recipe = replace(
-        recipe,
-        model=recipe.model if model is None else origin.name_of(model),
-        data=recipe.data if dataset is None else data.give(dataset),
-    )
-    console = console or Console(quiet=True)
-    job = _Job(Run(out), recipe, console, model)  # before the folder: it may fail
-    if (out / "recipe.yaml").is_file():
-        there = recipes.parse(earlier.renewed(recipes.read(out / "recipe.yaml"), job.run))
+    with processes.together() as ranks, ExitStack() as held:
+        console, run = terminal(console, ranks), folder(out, ranks)
+        if again(run):
+            if dataset is not None:
+                data.give(dataset)
+            run.allow(model, warn=console.warn)
+            job = _continued(run, console, ranks, held, parallel=parallel)
+        else:
+            recipe = replace(
+                recipe,
+                model=recipe.model if model is None else origin.name_of(model),
+                data=recipe.data if dataset is None else data.give(dataset),
+            )
+            # before the folder: it may fail
+            job = ranks.meet(lambda: TrainingJob(run, recipe, console, ranks, parallel, model))
+            ranks.compare(job.facts)
+            ranks.lead(lambda: _begin(job, held))
+        return _trained(job, trackers)
+
+
+def _trained(job: TrainingJob, trackers: Rounds) -> Run:
+    """Train to the end, and return the run."""
+    if job.run_to_end(trackers if job.ranks.first else Rounds()):
+        job.ranks.lead(lambda: _finish(job))
+    return job.run
+
+
+def _finish(job: TrainingJob) -> None:
+    """Write the summary, the learners and the choice of gamma; say what there is."""
+    write_learners(job.run, job.training)
+    run, choice = job.run, None
+    if job.recipe.settings.chooses:
+        choice = choose_gamma(run, job.training, job.recipe, job.console)
+    content = summary(job.training, job.rule, choice)
+    if job.recipe.reserve:
+        alone = replace(job.validate, ranks=Ranks())
+        content["measured"] = measured(run, alone, job.split)
+    content["sha256"] = {name: model_digest(run.model(name)) for name in run.weights()}
+    job.run.write_json("summary.json", content)
+    for warning in content["warnings"]:
+        job.console.warn(warning)
+    kept = job.training.history[content["kept_round"] - 1]
+    round_ = kept_line(kept, job.rule, classes=job.unequal)
+    for line in in_lines(choice) if choice else [round_]:
+        job.console.say(line)
+    job.console.say(f"the model: {job.run.path}/model.safetensors")
+    for line in cost_lines(content):
+        job.console.say(line)
+    if choice:
+        pick = command("pick", job.run.path, *job.words)
+        job.console.say(f"another one: {pick} --min-clean 0.9")
+    job.console.say(f"next: {command('evaluate', job.run.path, *job.words)}")
+
+
+def _begin(job: TrainingJob, held: ExitStack) -> None:
+    """Make the folder of a new training, and lock it."""
+    path = job.run.path
+    if (path / "recipe.yaml").is_file():
+        there = recipes.parse(earlier.renewed(recipes.read(path / "recipe.yaml"), job.run))
         changed = differences(there.to_dict(), job.recipe.to_dict())
         if changed:
             raise UserError(
-                f"{out} belongs to another recipe ({'; '.join(changed)}): choose another"
+                f"{path} belongs to another recipe ({'; '.join(changed)}): choose another"
             )
-    with job.run.lock():
-        Run.create(out, job.recipe.to_yaml())
-        job.run.write_json("provenance.json", job.provenance())
-        keep_sheet(job.run, job.dataset, job.training.augment)
-        return job.run_to_end(rounds)
+    held.enter_context(job.run.lock())
+    Run.create(path, job.recipe.to_yaml())
+    job.run.write_json("provenance.json", job.provenance())
+    keep_sheet(job.run, job.dataset, job.training.augment)
 
 
 def resume(
@@ -116,6 +155,7 @@ def resume(
     console: Console | None = None,
     track: Sequence[str | Tracker] = (),
     on_round: OnRound | None = None,
+    parallel: str = "auto",
 ) -> Run:
     """Continue an interrupted training; it ends with the weights of an uninterrupted one.
 
@@ -129,47 +169,75 @@ def resume(
         console: Where progress is shown; by default nowhere.
         track: Trackers, which may be others than before.
         on_round: Called with the record of each further round.
+        parallel: Under torchrun, what its processes divide; it may be others than before.
     """
-    run, console = Run.open(path), console or Console(quiet=True)
-    trackers = Rounds(track, on_round)
-    _refuse_picked(run.path)
-    run.allow(model, trust=trust, warn=console.warn)
-    if dataset is not None:
-        data.give(dataset)
-    with run.lock():
-        finished = run.read_json("summary.json").get("finished")
-        old = earlier.outdated(recipes.read(run.path / "recipe.yaml"))
-        if old and not finished:
+    path, trackers = Run.open(path).path, Rounds(track, on_round)
+    _refuse_picked(path)
+    with processes.together() as ranks, ExitStack() as held:
+        console, run = terminal(console, ranks), folder(path, ranks)
+        run.allow(model, trust=trust, warn=console.warn)
+        if dataset is not None:
+            data.give(dataset)
+        job = _continued(run, console, ranks, held, rounds, parallel)
+        return _trained(job, trackers)
+
+
+def _continued(
+    run: Run,
+    console: Console,
+    ranks: Ranks,
+    held: ExitStack,
+    rounds: int | None = None,
+    parallel: str = "auto",
+) -> TrainingJob:
+    """Return a training in the state that was saved; its folder is locked."""
+    ranks.lead(lambda: _prepare(run, rounds, console, held))
+    job = ranks.meet(lambda: _restored(run, console, ranks, parallel))
+    ranks.compare(job.facts)
+    return job
+
+
+def _prepare(run: Run, rounds: int | None, console: Console, held: ExitStack) -> None:
+    """Lock a folder whose training goes on, and give it more rounds if that is asked for."""
+    held.enter_context(run.lock())
+    finished = run.read_json("summary.json").get("finished")
+    old = earlier.outdated(recipes.read(run.path / "recipe.yaml"))
+    if old and not finished:
+        raise UserError(
+            f"{run.path} was begun by an earlier version ({old}): finish it with that "
+            "version, or train anew"
+        )
+    if rounds is not None:
+        prolong(run, rounds, console.say)
+    settle(run, run.read_state(lambda line: None) or {})
+
+
+def _restored(run: Run, console: Console, ranks: Ranks, parallel: str) -> TrainingJob:
+    """Return a training with its saved state; without a readable one it begins anew."""
+    state = run.read_state(console.warn)
+    begun = {} if state is None else run.read_json("config.json")
+    recipe = recipes.stored(run)
+    origin.check_given(recipe.model)
+    job = TrainingJob(run, recipe, console, ranks, parallel, None, begun)
+    before = run.read_json("provenance.json")
+    if not before:
+        run.write_json("provenance.json", job.provenance())
+    job.compare(before)
+    if state is None:
+        console.warn(f"{run.path} has no readable state: starting from the beginning")
+    else:
+        trained = recipes.parse(earlier.renewed(state["recipe"], run))
+        changed = differences(trained.to_dict(), job.recipe.to_dict())
+        if changed:
             raise UserError(
-                f"{run.path} was begun by an earlier version ({old}): finish it with that "
-                "version, or train anew"
+                f"recipe.yaml was changed after {run.path} was started ({'; '.join(changed)})"
             )
-        if rounds is not None:
-            prolong(run, rounds, console.say)
-        state = run.read_state(console.warn)
-        begun = {} if state is None else run.read_json("config.json")
-        recipe = settle(run, state or {})
-        origin.check_given(recipe.model)
-        job = _Job(run, recipe, console, None, begun)
-        before = run.read_json("provenance.json")
-        if not before:
-            run.write_json("provenance.json", job.provenance())
-        job.compare(before)
-        if state is None:
-            console.warn(f"{run.path} has no readable state: starting from the beginning")
-        else:
-            trained = recipes.parse(earlier.renewed(state["recipe"], run))
-            changed = differences(trained.to_dict(), job.recipe.to_dict())
-            if changed:
-                raise UserError(
-                    f"recipe.yaml was changed after {run.path} was started ({'; '.join(changed)})"
-                )
-            job.training.load_state_dict(state)
-        line = plugins.changed(before.get("import"), plugins.imported())
-        if line:
-            console.warn(f"{run.path}: {line}")
-            run.write_json("provenance.json", {**before, "resumed_with": plugins.imported()})
-        return job.run_to_end(trackers)
+        job.training.load_state_dict(state)
+    line = plugins.changed(before.get("import"), plugins.imported())
+    if line:
+        console.warn(f"{run.path}: {line}")
+        run.write_json("provenance.json", {**before, "resumed_with": plugins.imported()})
+    return job
 
 
 def _refuse_picked(folder: Path) -> None:
@@ -179,217 +247,3 @@ def _refuse_picked(folder: Path) -> None:
             f"{folder} holds a model that was picked from a front (see {PICKED}), not a training: "
             "train with another --out, or pick again"
         )
-
-
-class _Job:
-    """A training in its run folder."""
-
-    def __init__(
-        self,
-        run: Run,
-        recipe: Recipe,
-        console: Console,
-        model: nn.Module | None = None,
-        begun: Mapping[str, Any] = MappingProxyType({}),
-    ) -> None:
-        recipe, dataset, method = resolve(recipe, console)
-        self.run, self.recipe, self.dataset, self.console = run, recipe, dataset, console
-        self.words = origin.words(recipe.model)
-        run.again = command("train", "--resume", run.path, *self.words)
-        deterministic()
-        self.device = choose_device(recipe.device)
-        self.split = recipe.split(dataset, self.device)
-        self.unequal = unequal(self.split.validation.y.bincount().tolist())
-        self.rule, value = RULES[str(recipe.keep)]
-        self.saved = time.monotonic()
-        self.signal = ""  # that asked for a stop
-        self.threat = recipe.threat(recipe.eps or 0)
-        self.threats = threats_of(method, self.threat)
-        x, y = self.split.validation.pixels(), self.split.validation.y
-        probed = proportional(self.split.validation, PROBED, len(dataset.classes)).to(self.device)
-        self.validate = Validator(
-            x=x,
-            y=y,
-            threats=self.threats,
-            attack=attacks.parse(recipe.validation_attack),
-            execution=recipe.execution,
-        )
-        initial, self.config = initial_model(recipe, dataset, model, begun, console.say)
-        self.training = Training(
-            method=method,
-            model=initial,
-            images=self.split.train,
-            rounds=recipe.rounds,
-            batch_size=recipe.batch_size,
-            seed=recipe.seed,
-            augment=Augment.named(recipe.augment, dataset),
-            validate=self.validate,
-            value=value,
-            probe=Probe(x=x[probed], y=y[probed]),
-            on_collapse=recipe.on_collapse,
-            patience=recipe.patience,
-            execution=recipe.execution,
-            updates=recipe.updates,
-            watch=Watch(
-                step=console.advance,
-                announce=console.say,
-                warn=console.warn,
-                save=self._save,
-                stop=self._stop,
-                save_due=lambda: time.monotonic() - self.saved > SAVE_SECONDS,
-            ),
-        )
-
-    def _stop(self) -> bool:
-        if self.signal:
-            self.console.say(f"{self.signal}: saving and stopping")
-        return bool(self.signal)
-
-    def _heard(self, name: str) -> None:
-        """Note a signal, to stop after the step; the second signal stops at once."""
-        if self.signal:
-            raise KeyboardInterrupt
-        self.signal = name
-
-    def provenance(self) -> dict[str, Any]:
-        """Return the machine, the versions and the data of the run."""
-        return provenance(str(self.device), self.recipe.seed) | {
-            "data": {
-                "name": self.dataset.name,
-                "source": self.dataset.source,
-                "classes": list(self.dataset.classes),
-                "train": len(self.split.train),
-                "validation": len(self.split.validation),
-                "test": len(self.dataset.test),
-                "sha256": self.dataset.sha256,
-            }
-        }
-
-    def compare(self, before: Mapping[str, Any]) -> None:
-        """Refuse other data than the run started with; warn of what may change the last bits."""
-        now = self.provenance()
-        old = dict(before.get("data", {}).get("sha256", {}))
-        if old and old != now["data"]["sha256"]:
-            raise UserError(f"{self.run.path} was started on other data (checksums differ)")
-        device, there = str(self.device), str(before.get("device", self.device))
-        if device.partition(":")[0] not in there.split(" ")[0]:
-            raise UserError(
-                f"{self.run.path} was started on {there}, and its random numbers continue only "
-                f"there; this is {device}"
-            )
-        for key in ("torch", "threads", "device"):
-            if key in before and before[key] != now[key]:
-                self.console.warn(
-                    f"{key} was {before[key]} and is {now[key]}: the result may differ in its "
-                    "last bits from that of an uninterrupted run"
-                )
-
-    def run_to_end(self, rounds: Rounds) -> Run:
-        """Train until the last round, and write the summary."""
-        self.rounds = rounds
-        training, recipe = self.training, self.recipe
-        done, path = len(training.history), self.run.path
-        self.run.write_lines("log.jsonl", training.history)
-        if training.over and self.run.read_json("summary.json").get("finished"):
-            early = ", stopped early" if training.stopped_early else ""
-            self.console.say(f"{path} is finished: {done} of {recipe.rounds} rounds{early}")
-            return self.run
-        self.run.write_json("config.json", self._description())
-        self._introduce(done)
-        per_round = training.steps * recipe.batch_size
-        begun = done * per_round + training.done * recipe.batch_size
-        bar = self.console.progress(recipe.rounds * per_round, begun, text="training")
-        tracked = rounds.running(self.run, recipe.to_dict(), done + 1, self.console.warn)
-        with signals.handled(self._heard), bar, tracked:
-            try:
-                training.run()
-            except Interrupted as error:
-                message = f"{self.signal}: {error}; continue with: {self.run.again}"
-                raise RunError(message) from None
-        self._finish()
-        return self.run
-
-    def _introduce(self, done: int) -> None:
-        recipe, split = self.recipe, self.split
-        again = f"; continuing after round {done}" if done or self.training.done else ""
-        self.console.say(
-            f"{recipe.method} on {recipe.data}: {len(split.train)} images, {recipe.rounds} rounds "
-            f"(epochs) of {self.training.steps} steps, {recipe.model}, {self.threat}, "
-            f"{self.device}{again}"
-        )
-        finding = in_range(split.validation.pixels(), self.threat)
-        if finding.status != "ok":
-            self.console.warn(f"{finding.check}: {finding.message}; {finding.remedy}")
-        if len(self.threats) > 1:
-            each = (
-                f"{name} {objective.state.threat or 'on clean images'}"
-                for name, objective in self.training.method.learners.items()
-            )
-            self.console.say(f"threats of the learners: {', '.join(each)}")
-        self.console.say(f"runs with {self.training.execution}")
-        own, n = self.dataset.validation, len(split.validation)
-        cut = "" if n >= recipe.validation else f": less than validation={recipe.validation}"
-        held_out = f"held-out training images{cut and ', a fifth of all'}{cut}"
-        if own is not None:
-            held_out = f"of the {len(own):,} validation images of the data"
-        self.console.say(
-            f"validation on {n} {held_out}; "
-            f"kept: {UNCHOSEN if recipe.settings.chooses else self.rule}"
-        )
-
-    def _description(self) -> dict[str, Any]:
-        threats = [{"norm": threat.norm, "eps": threat.eps} for threat in self.threats]
-        return {
-            "format": FORMAT,
-            "model": self.recipe.model,
-            **self.config,
-            "method": self.recipe.method,
-            "data": self.dataset.name,
-            "classes": list(self.dataset.classes),
-            "threat": {"norm": self.recipe.norm, "eps": self.recipe.eps},
-            "inputs": dict(self.dataset.inputs),
-            "input": "floats in [0, 1], shape (B, C, H, W); normalisation is the first layer",
-        } | ({"threats": threats} if len(threats) > 1 else {})
-
-    def _save(self, finished_round: bool) -> None:
-        """Save the state; after a round also the models and the log."""
-        training = self.training
-        if finished_round:
-            record = training.history[-1]
-            weights = training.merged(record["weights"], record["round"]).state_dict()
-            self.run.write_model("last.safetensors", weights)
-            if record["kept"]:
-                self.run.write_model("model.safetensors", weights)
-            every, t = self.recipe.snapshots, record["round"]
-            if every is not None and (t % every == 0 or training.over):
-                self.run.write_model(f"{round_name(t)}.safetensors", weights)
-        self.run.write_state(training.state_dict() | {"recipe": self.recipe.to_dict()})
-        if finished_round:
-            self.run.append_line("log.jsonl", training.history[-1])
-            self.console.round(training.history[-1], classes=self.unequal)
-            self.rounds.pass_on(training.history[-1])
-        self.saved = time.monotonic()
-
-    def _finish(self) -> None:
-        write_learners(self.run, self.training)
-        run, choice = self.run, None
-        if self.recipe.settings.chooses:
-            choice = choose_gamma(run, self.training, self.recipe, self.console)
-        content = summary(self.training, self.rule, choice)
-        if self.recipe.reserve:
-            content["measured"] = measured(run, self.validate, self.split)
-        content["sha256"] = {name: model_digest(run.model(name)) for name in run.weights()}
-        self.run.write_json("summary.json", content)
-        for warning in content["warnings"]:
-            self.console.warn(warning)
-        kept = self.training.history[content["kept_round"] - 1]
-        round_ = kept_line(kept, self.rule, classes=self.unequal)
-        for line in in_lines(choice) if choice else [round_]:
-            self.console.say(line)
-        self.console.say(f"the model: {self.run.path}/model.safetensors")
-        for line in cost_lines(content):
-            self.console.say(line)
-        if choice:
-            pick = command("pick", self.run.path, *self.words)
-            self.console.say(f"another one: {pick} --min-clean 0.9")
-        self.console.say(f"next: {command('evaluate', self.run.path, *self.words)}")

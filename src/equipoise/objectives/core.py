@@ -240,6 +240,11 @@ class Objective(ABC):
         return state.level if isinstance(state, State) else 0
 
     @property
+    def undivided(self) -> str:
+        """Return why a batch cannot be divided between processes; empty: it can."""
+        return "" if self.divisible else f"{self.objective} trains with the passes that search"
+
+    @property
     def varies(self) -> bool:
         """Return whether an update may take fewer passes than its cost."""
         return False

@@ -35,6 +35,11 @@ class Corrupted(Objective):
     weight: Part = 0.5
     severity: Annotated[int, "[1, 5]"] = 5
 
+    @property
+    def undivided(self) -> str:
+        """Return why a batch cannot be divided between processes: kinds are drawn together."""
+        return "random numbers are drawn for all images of a batch with one kind of corruption"
+
     def losses(self, model: nn.Module, batch: Batch, draws: Draws) -> Iterator[Tensor]:
         """Yield the loss; clean and corrupted images pass forward as one batch."""
         labels = Labels(batch.y, smoothing=self.label_smoothing, weight=batch.weight)

@@ -87,6 +87,12 @@ class Friendly(Robust):
         """Return the standard deviation of the noise that is added to each step."""
         return 0.0
 
+    @property
+    def undivided(self) -> str:
+        """Return why a batch cannot be divided between processes; empty: it can."""
+        drawn = "omega draws noise for the images of a batch that are still searched"
+        return drawn if self.noise else super().undivided
+
     def budget(self, progress: float) -> int:
         """Return the steps after the first success at a progress."""
         place = bisect_right(self.places, progress + 1e-9)

@@ -47,6 +47,11 @@ class IAT(TwoSided):
     mixup: NotNegative = 1.0
     attack: PGD = field(default_factory=lambda: inner_attack(steps=7, step_factor=1.75))
 
+    @property
+    def undivided(self) -> str:
+        """Return why a batch cannot be divided between processes; empty: it can."""
+        return "mixup mixes the images of a batch" if self.mixup else super().undivided
+
     def loss(self, model: nn.Module, batch: Batch, labels: Labels, draws: Draws) -> Loss:
         """Search for adversarial inputs; return the mean loss on both kinds, mixed."""
         x_adv = self.search(model, batch, labels, draws)

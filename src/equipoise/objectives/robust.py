@@ -147,6 +147,17 @@ class Robust(Objective):
         return lambda logits, index: sharp.take(index).cross_entropy(logits)
 
     @property
+    def undivided(self) -> str:
+        """Return why a batch cannot be divided between processes; empty: it can."""
+        if self.cutmix:
+            return "cutmix mixes the images of a batch"
+        if self.awp:
+            return "awp perturbs the weights by the gradient of a whole batch"
+        if self.attack.restarts > 1:
+            return "attack.restarts draws for the images of a batch that are not yet fooled"
+        return super().undivided
+
+    @property
     def several(self) -> bool:
         """Whether the loss is taken at perturbed weights."""
         return self.awp > 0

@@ -49,6 +49,11 @@ class SelfAdaptive(TRADES):
         return super().problems() + [whole] * bool(self.cutmix)
 
     @property
+    def undivided(self) -> str:
+        """Return why a batch cannot be divided between processes: its labels are state."""
+        return "the labels that learn are kept by one process"
+
+    @property
     def soft(self) -> Tensor:
         """Return the soft labels of the training set, with shape (N, K)."""
         if "soft" not in dict(self.state.named_buffers()):

@@ -44,7 +44,7 @@ from equipoise.settings.schema import (
 from equipoise.settings.split import Split, held_out
 from equipoise.store.runs import Run
 from equipoise.threat import Norm, Threat
-from equipoise.training.learner import changes
+from equipoise.training.augment import changes
 from equipoise.training.updates import Balance, Updates
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ __all__ = [
 ]
 
 from equipoise.objectives.core import Knots
+from equipoise.training.augment import Augment
 from equipoise.training.collapse import Probe
-from equipoise.training.learner import Augment, Learner
+from equipoise.training.learner import Learner
 from equipoise.training.loop import Training
 from equipoise.training.merge import Merge
 from equipoise.training.method import Method

@@ -4,91 +4,25 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from equipoise.data.augment import jitter, resized_crop
-from equipoise.data.core import Dataset, Images, crop_flip, to_unit
+from equipoise.data.core import Images
 from equipoise.draws import GeneratorDraws
-from equipoise.errors import RunError, UserError, nearest
+from equipoise.errors import RunError
 from equipoise.execution.form import guest
 from equipoise.execution.policy import Execution
 from equipoise.objectives.core import Batch, Objective
 from equipoise.stopwatch import Stopwatch
+from equipoise.training.augment import Augment
 from equipoise.training.method import Method
+from equipoise.training.ranks import Crew, Ranks
 from equipoise.training.shares import Share, averaged_names
 from equipoise.training.updates import BatchNorm, Updates, without_momentum
 
 NEVER = 2.0**31  # larger than the number of any step
-
-
-class Augment(NamedTuple):
-    """The random augmentation of training images.
-
-    Arguments:
-        pad: The largest shift of a crop, in pixels.
-        flip: Whether images are mirrored at random.
-        scale: The least share of the area that a random resized crop keeps; 1: there is none.
-        jitter: How far factors of brightness, contrast and saturation are from 1 at most.
-    """
-
-    pad: int = 0
-    flip: bool = False
-    scale: float = 1.0
-    jitter: float = 0.0
-
-    @classmethod
-    def named(cls, words: str, dataset: Dataset) -> "Augment":
-        """Return the augmentation that a recipe names.
-
-        Arguments:
-            words: ``data`` (as the dataset has it), ``none``, ``small``, ``large``, or some of
-                :data:`CHANGES` with commas between them.
-            dataset: The data.
-
-        Raises:
-            UserError: If there is no such change.
-        """
-        if words == "data":
-            return cls(dataset.pad, dataset.flip)
-        chosen = changes(words)
-        pad = dataset.pad or max(1, min(dataset.size) // 8)
-        return cls(
-            pad if "crop" in chosen else 0,
-            "flip" in chosen,
-            LEAST_AREA if "resized-crop" in chosen else 1.0,
-            JITTER if "jitter" in chosen else 0.0,
-        )
-
-    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Return a batch of images, bytes or floats, as augmented floats in [0, 1]."""
-        x = to_unit(crop_flip(x, self.pad, self.flip, generator))
-        if self.scale < 1:
-            x = resized_crop(x, self.scale, generator)
-        return jitter(x, self.jitter, generator) if self.jitter else x
-
-
-CHANGES = ("crop", "resized-crop", "flip", "jitter")
-PRESETS = {"none": "", "small": "crop,flip", "large": "resized-crop,flip,jitter"}
-"""What is usual for small images, like CIFAR-10, and for photos of 64 pixels and more."""
-
-LEAST_AREA = 0.25  # of the random resized crop
-JITTER = 0.4
-
-
-def changes(words: str) -> list[str]:
-    """Return the changes of :data:`CHANGES` that words for :meth:`Augment.named` name.
-
-    Raises:
-        UserError: If there is no such change.
-    """
-    chosen = [word.strip() for word in PRESETS.get(words, words).split(",") if word.strip()]
-    for word in chosen:
-        if word not in CHANGES and words != "data":
-            raise UserError(nearest(word, [*CHANGES, *PRESETS, "data"], "augmentation"))
-    return chosen
 
 
 class Learner:
@@ -107,6 +41,7 @@ class Learner:
         updates: How it takes its steps.
         head: The weights of the model's head, where ``updates`` treats them differently.
         frozen: Whether the statistics of BatchNorm stay as they are, and are used in training.
+        crew: The processes that train it.
     """
 
     def __init__(
@@ -124,6 +59,7 @@ class Learner:
         updates: Updates = Updates(),  # noqa: B008  # frozen
         head: Collection[nn.Parameter] = (),
         frozen: bool = False,
+        crew: Crew = Crew(),  # noqa: B008  # it has no state
     ) -> None:
         device = y.device
         self.name = name
@@ -136,6 +72,7 @@ class Learner:
         self.execution = execution
         self.updates = updates
         self.optimizer = updates.optimizer(objective, model, head)
+        self.trained = [w for group in self.optimizer.param_groups for w in group["params"]]
         chosen = {id(weight) for weight in head}
         self.body = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
         self.probing = False  # whether only the head is trained
@@ -144,6 +81,7 @@ class Learner:
         self.weights = updates.weights(y)
         self.generator = torch.Generator(device).manual_seed(derived_seed(seed, name))
         self.draws = GeneratorDraws(self.generator)
+        self.crew = crew
         self.state = model.state_dict()  # the tensors themselves: they change in place
         self.share = Share(self.state, averaged_names(model), average)
         self.order = torch.empty(0, dtype=torch.int64, device=device)
@@ -196,35 +134,41 @@ class Learner:
         for norm in self.still:
             norm.eval()
         reports, found = list[Tensor](), list[Tensor]()
-        for part, share in self.updates.parts(batch):
-            reports.append(self._add_gradient(part, share))
-            self.spent += self.objective.evaluations(len(part.y))
-            found += [x for x in [self.objective.state.adversarial] if x is not None]
-        if len(reports) > 1 and found:  # another learner may follow
-            self.objective.state.adversarial = torch.cat(found)
+        spent = torch.zeros_like(self.spent)
+        for whole, share in self.updates.parts(batch):
+            part, of_whole = self.crew.part(whole)
+            draws = self.crew.draws(self.draws, len(whole.y))
+            reports.append(self._add_gradient(part, share * of_whole, draws))
+            spent += self.objective.evaluations(len(part.y))
+            x_adv = self.objective.state.adversarial
+            found += [] if x_adv is None else [self.crew.whole(x_adv, len(whole.y))]
+        if found:  # another learner may follow
+            self.objective.state.adversarial = found[0] if len(found) == 1 else torch.cat(found)
+        reported = reports[0] if len(reports) == 1 else torch.stack(reports).sum()
+        self.crew.add(self.trained, reported, spent)
         self.updates.clipped(self.optimizer)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        reported = reports[0] if len(reports) == 1 else torch.stack(reports).sum()
+        self.spent += spent
         self.loss_sum += reported
         self.steps += 1
         bad = torch.where(torch.isfinite(reported), NEVER, float(self.steps))
         self.broken = torch.minimum(self.broken, bad)
 
-    def _add_gradient(self, batch: Batch, share: float) -> Tensor:
+    def _add_gradient(self, batch: Batch, share: float, draws: GeneratorDraws) -> Tensor:
         """Add the gradient of a part of a batch; return its share of the reported loss."""
         reported: Tensor | None = None
-        with self.ramped(batch.progress):
-            for loss in self._losses(batch):
+        with self.ramped(batch.progress), self.crew.one_batch():
+            for loss in self._losses(batch, draws):
                 part = loss if share == 1 else share * loss
                 part.backward()  # type: ignore[no-untyped-call]
                 reported = part.detach() if reported is None else reported
         assert reported is not None
         return reported
 
-    def _losses(self, batch: Batch) -> Iterator[Tensor]:
+    def _losses(self, batch: Batch, draws: GeneratorDraws) -> Iterator[Tensor]:
         """Yield the objective's losses, computed in the arithmetic of updates."""
-        losses = self.objective.losses(self.model, batch, self.draws)
+        losses = self.objective.losses(self.model, batch, draws)
         low = self.execution.update == "bfloat16"
         while True:
             with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=low):
@@ -329,6 +273,7 @@ def learners_of(
     execution: Execution,
     stopwatch: Stopwatch,
     updates: Updates,
+    ranks: Ranks,
 ) -> dict[str, Learner]:
     """Return the learners of a method, each with a copy of the initial model.
 
@@ -340,6 +285,7 @@ def learners_of(
         execution: The form in which they are searched and updated.
         stopwatch: Measures the time of the parts.
         updates: How they take their steps.
+        ranks: The processes of the training.
     """
     classes, head, learners = width(model, images), updates.head(model, images), {}
     for name, objective in method.learners.items():
@@ -357,8 +303,25 @@ def learners_of(
             updates=updates,
             head=[own.get_parameter(path) for path in head],
             frozen=method.merge.batchnorm == "frozen",
+            crew=ranks.crew(name),
         )
     return learners
+
+
+def fetch(learners: Mapping[str, Learner], ranks: Ranks) -> None:
+    """Get the learners that other processes have trained."""
+    for name, learner in learners.items():
+        state = ranks.told(name, learner.state_dict)
+        if state is not None:
+            learner.load_state_dict(state)
+
+
+def fetch_shares(learners: Mapping[str, Learner], ranks: Ranks) -> None:
+    """Get what is merged of the learners that other processes have trained, and their counters."""
+    for name, learner in learners.items():
+        parts = learner.share.parts
+        others = [value for key, value in learner.state.items() if key not in parts]
+        ranks.fill(name, [*parts.values(), *others])
 
 
 def check_finite(learners: Collection[Learner], where: str, *, weights: bool) -> None:

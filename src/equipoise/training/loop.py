@@ -18,24 +18,26 @@ import torch
 from torch import nn
 
 from equipoise.data.core import Images
-from equipoise.draws import GeneratorDraws
 from equipoise.execution.outputs import own
 from equipoise.execution.policy import Execution
-from equipoise.objectives.core import Batch
 from equipoise.stopwatch import Stopwatch
 from equipoise.threat import Threat
 from equipoise.training import batchnorm, collapse, ending
+from equipoise.training.augment import Augment
+from equipoise.training.batches import Batches
 from equipoise.training.collapse import Probe, Probes, described
 from equipoise.training.learner import (
-    Augment,
     Learner,
     check_finite,
     derived_seed,
+    fetch,
+    fetch_shares,
     learners_of,
     not_finite,
 )
 from equipoise.training.method import Method
 from equipoise.training.randomness import GlobalRandom
+from equipoise.training.ranks import Ranks
 from equipoise.training.shares import State, total
 from equipoise.training.start import Verdict
 from equipoise.training.updates import Updates
@@ -72,6 +74,7 @@ class Training:
         patience: The rounds without a larger value after which the training ends; None: never.
             Rounds before the first hand-over, or before the branches start, do not count. The
             schedules stay those of ``rounds``.
+        ranks: The processes that share the training.
     """
 
     method: Method
@@ -89,6 +92,7 @@ class Training:
     patience: int | None = None
     execution: Execution = field(default_factory=Execution)
     updates: Updates = field(default_factory=Updates)
+    ranks: Ranks = field(default_factory=Ranks)
 
     def __post_init__(self, model: nn.Module) -> None:
         device = self.images.x.device
@@ -103,12 +107,13 @@ class Training:
             execution=self.execution,
             stopwatch=self.stopwatch,
             updates=self.updates,
+            ranks=self.ranks,
         )
-        self.batches: dict[str, Batch] = {}  # of the current step
+        drawn = self.images, self.augment, self.batch_size
+        self.batches = Batches(self.method, self.learners, *drawn, self.ranks)
         self.learners[self.method.carrier].share.carry(model.state_dict())
-        self.done = 0
+        self.done, self.seconds = 0, 0.0
         self.history: list[dict[str, Any]] = []
-        self.seconds = 0.0
         self.taken_back: list[dict[str, Any]] = []  # the rollbacks of the current round
         self.sound: dict[str, Any] | None = None  # the end of the last round, for a rollback
         self.steps = len(self.images) // self.batch_size or 1
@@ -130,7 +135,7 @@ class Training:
                 self.done, self.taken_back = 0, []
                 self._keep_sound()
                 self.watch.save(True)
-                if not self.over and self.watch.stop():
+                if not self.over and self.ranks.agreed(self.watch.stop(), False, now=True)[0]:
                     raise Interrupted(f"stopped after round {t} of {self.rounds}")
             if self.stopped_early:
                 self.watch.announce(
@@ -142,6 +147,7 @@ class Training:
         began = time.perf_counter()
         for _ in self.steps_of_round(t):
             self._after_step(t, began)
+        fetch(self.learners, self.ranks)
         self._check_sound(t, weights=True)
         self.seconds += time.perf_counter() - began
 
@@ -149,6 +155,7 @@ class Training:
         """Take the remaining steps of round ``t``, one for each item of the iterator."""
         start = self.start.round
         weights, active = self._weights(t), self._active(t)
+        own_learners = [x for x in self.learners.values() if self.ranks.trains(x.name)]
         for learner in active:
             learner.probe(t <= self.updates.probe)
         each_step = self.method.due(t, "step", start)
@@ -158,29 +165,25 @@ class Training:
             progress = (t - 1 + step / self.steps) / self.rounds
             memory = self.method.merge.memory((t - 1) * self.steps + step, self.steps)
             kept = self.method.kept(t, step, self.steps, start)
-            for learner in self.learners.values():
+            for learner in own_learners:
                 if learner in active:
-                    self._train(learner, active[0].name, step, progress)
+                    self._train(learner, active, step, progress)
                 with self.stopwatch.part("averaging"):
                     past = memory if learner in active else 1.0  # a trunk's average ends at t'
                     learner.share.add(learner.state, past, weights.get(learner.name, 0.0), kept)
             self.done = step + 1
             if each_step:
                 with self.stopwatch.part("averaging"):
+                    fetch_shares(self.learners, self.ranks)
                     self._hand_over(weights, t)
             yield
 
-    def _train(self, learner: Learner, first: str, step: int, progress: float) -> None:
-        leader = self.method.leader(learner.name, first)
+    def _train(self, learner: Learner, active: list[Learner], step: int, progress: float) -> None:
         with self.stopwatch.part("data"):
-            if leader is None:
-                batch = learner.batch(self.images, self.augment, self.batch_size, step, progress)
-            else:
-                x_adv = self.learners[leader].objective.state.adversarial
-                batch = self.batches[leader]._replace(adversarial=x_adv)
-            self.batches[learner.name] = batch
+            batch = self.batches.of(learner, active, step, progress)
         with self.stopwatch.part("update"):
             learner.step(batch)
+        self.batches.stepped(learner, active)
 
     def _begin_round(self, t: int, active: list[Learner]) -> None:
         trunk, start = self.method.trunk, self.start.round
@@ -201,8 +204,9 @@ class Training:
         self.watch.step(self.batch_size)
         if self.done % CHECK_EVERY == 0:
             self._check_sound(t)
-        stop = self.watch.stop()
-        if stop or self.watch.save_due():
+        stop, save = self.ranks.agreed(self.watch.stop(), self.watch.save_due())
+        if stop or save:
+            fetch(self.learners, self.ranks)
             self._check_sound(t, weights=True)
             self.seconds += time.perf_counter() - began
             self.watch.save(False)
@@ -365,10 +369,8 @@ class Training:
         if self.method.merge.batchnorm == "estimate" and batchnorm.has_batchnorm(model):
             # The same seed at the end of a round, whether or not ``done`` was reset to 0.
             seed = derived_seed(self.seed, "batchnorm", t, self.done % self.steps)
-            generator = torch.Generator(self.images.x.device).manual_seed(seed)
-            progress = t / self.rounds
-            batches = batchnorm.some_batches(self.images, self.batch_size, generator, progress)
-            batchnorm.estimate(model, self.learners, weights, batches, GeneratorDraws(generator))
+            of = self.images, self.batch_size, seed, t / self.rounds
+            batchnorm.estimate_on(model, self.learners, weights, *of)
         return model.eval()
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,11 +13,13 @@ from equipoise.execution.policy import Execution
 from equipoise.losses import cross_entropy
 from equipoise.measures.by_class import BY_CLASS
 from equipoise.threat import Threat
+from equipoise.training.ranks import Ranks
 
 METRICS = ("clean_accuracy", "robust_accuracy", "clean_loss", "robust_loss", *BY_CLASS)
 """The names of what is measured."""
 
 FLOAT32 = Execution(precision="float32")
+ALONE = Ranks()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,7 @@ class Validator:
         seed: The seed of its draws.
         batch_size: How many images are attacked at a time.
         execution: The search form; it is never compiled, because the model may differ each round.
+        ranks: The processes that share the images, in whole batches.
     """
 
     x: Tensor
@@ -45,6 +48,7 @@ class Validator:
     seed: int = 0
     batch_size: int = 250
     execution: Execution = FLOAT32
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         if not self.threats:
@@ -58,27 +62,42 @@ class Validator:
             threat: The only threat to use; None: all threats.
         """
         threats = self.threats if threat is None else (threat,)
-        sums = torch.zeros(4, dtype=torch.float64)
-        right = torch.zeros(2, int(self.y.max()) + 1 if len(self.y) else 1, dtype=torch.float64)
+        classes = int(self.y.max()) + 1 if len(self.y) else 1
         search = fast(model, execution=replace(self.execution, compile=False))
+
+        def measured(k: int) -> Tensor:
+            part = slice(k * self.batch_size, (k + 1) * self.batch_size)
+            return self._measured(model, search, part, threats, classes)
+
+        sums = torch.zeros(4 + 2 * classes, dtype=torch.float64)
         with guest(model), torch.no_grad():
-            for first in range(0, len(self.y), self.batch_size):
-                part = slice(first, first + self.batch_size)
-                x, y = self.x[part], self.y[part]
-                correct, loss = _correct_and_loss(model, x, y)
-                robust = torch.ones_like(correct)
-                robust_loss = torch.full_like(loss, -torch.inf)
-                for current in threats:
-                    draws = KeyedDraws.of(x, self.seed)
-                    x_adv = self.attack(search, x, y, current, draws=draws)
-                    correct_adv, loss_adv = _correct_and_loss(model, x_adv, y)
-                    robust, robust_loss = robust * correct_adv, robust_loss.maximum(loss_adv)
-                values = (correct, robust, loss, robust_loss)
-                sums += torch.stack([value.sum() for value in values]).cpu()
-                for row, value in zip(right, (correct, robust), strict=True):
-                    row += y.bincount(value, len(row)).cpu()
-        means = (sums / max(len(self.y), 1)).tolist()
+            for measures in self.ranks.each(-(-len(self.y) // self.batch_size), measured, sums):
+                sums += measures
+        means = (sums[:4] / max(len(self.y), 1)).tolist()
+        right = sums[4:].view(2, classes)
         return dict(zip(METRICS, means + self._of_classes(right), strict=True))
+
+    def _measured(
+        self,
+        model: nn.Module,
+        search: nn.Module,
+        part: slice,
+        threats: tuple[Threat, ...],
+        classes: int,
+    ) -> Tensor:
+        """Return the sums over a batch, and its right answers in each class, as one tensor."""
+        x, y = self.x[part], self.y[part]
+        correct, loss = _correct_and_loss(model, x, y)
+        robust = torch.ones_like(correct)
+        robust_loss = torch.full_like(loss, -torch.inf)
+        for current in threats:
+            draws = KeyedDraws.of(x, self.seed)
+            x_adv = self.attack(search, x, y, current, draws=draws)
+            correct_adv, loss_adv = _correct_and_loss(model, x_adv, y)
+            robust, robust_loss = robust * correct_adv, robust_loss.maximum(loss_adv)
+        sums = torch.stack([v.sum() for v in (correct, robust, loss, robust_loss)])
+        right = [y.bincount(values, classes) for values in (correct, robust)]
+        return torch.cat([sums, *right]).cpu()
 
     def _of_classes(self, right: Tensor) -> list[float]:
         """Return the mean and the lowest accuracy over the classes that have images.
