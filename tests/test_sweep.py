@@ -198,13 +198,29 @@ def counted(clean, robust, n=100):
 
 HEAD = {
     "method": "pgd-at", "command": "equipoise sweep", "planned": 4, "norm": "linf", "eps": 0.1,
-    "attack": "pgd-10", "settings": {}, "space": {"lr": {}}, "images": {},
+    "attack": "pgd-10", "settings": {}, "images": {},
+    "space": {"robust.lr": {"low": 0.001, "high": 0.2, "log": True, "step": None}},
 }  # fmt: skip
 DONE = [
-    Trial(0, {"lr": 0.1}, "complete", {"validation": counted(90, 30), "reserve": counted(88, 27)}),
-    Trial(1, {"lr": 0.2}, "complete", {"validation": counted(80, 50), "reserve": counted(78, 47)}),
-    Trial(2, {"lr": 0.3}, "complete", {"validation": counted(79, 50), "reserve": counted(99, 99)}),
-    Trial(3, {"lr": 9.0}, "failed", {}, "the loss is not finite"),
+    Trial(
+        0,
+        {"robust.lr": 0.15},
+        "complete",
+        {"validation": counted(90, 30), "reserve": counted(88, 27)},
+    ),
+    Trial(
+        1,
+        {"robust.lr": 0.2},
+        "complete",
+        {"validation": counted(80, 50), "reserve": counted(78, 47)},
+    ),
+    Trial(
+        2,
+        {"robust.lr": 0.01},
+        "complete",
+        {"validation": counted(79, 50), "reserve": counted(99, 99)},
+    ),
+    Trial(3, {"robust.lr": 0.02}, "failed", {}, "the loss is not finite"),
 ]
 
 
@@ -212,12 +228,15 @@ def test_the_front_is_chosen_on_validation_images_and_reported_on_the_reserve(tm
     content = sweep_results.write(tmp_path, HEAD, DONE, {})
     assert [row["front"] for row in content["trials"]] == [True, True, False, False]
     assert json.loads((tmp_path / "sweep.json").read_text()) == content
-    assert fields(content) - described("The folder of a sweep") == {"lr"}  # by setting
+    assert fields(content) - described("The folder of a sweep") == {"robust.lr"}
     text = (tmp_path / "table.md").read_text()
     low, high = outwards(interval(47, 100))
     assert f"47.0 ({low:.1f}..{high:.1f})" in text
+    assert "robust.lr: the whole front lies near high: 0.2; try a wider range" in text
+    assert "trial 3 failed: the loss is not finite" in text
+    assert "| trial | lr | clean, search |" in text
     assert "2.0 points lower (clean) and 3.0 points lower (robust)" in text
-    sweep_results.write_front(tmp_path, content, lambda settings: f"lr: {settings['lr']}\n")
+    sweep_results.write_front(tmp_path, content, lambda settings: f"lr: {settings['robust.lr']}\n")
     assert {path.name for path in (tmp_path / "front").iterdir()} == {"000.yaml", "001.yaml"}
     assert yaml.safe_load((tmp_path / "front" / "001.yaml").read_text()) == {"lr": 0.2}
     assert (tmp_path / "front.svg").read_text().count("<svg") == 1

@@ -107,11 +107,14 @@ def parts(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def cost_lines(content: Mapping[str, Any]) -> list[str]:
-    """Return of a summary the regime in words, and the share of each part in the time."""
+    """Return of a summary the reserve and regime in words, and each part's share in the time."""
     sums, regime = content["parts"], content["regime"]
     whole = sum(sums.values()) or 1.0
     shares = (f"{name} {seconds / whole:.0%}" for name, seconds in sums.items())
     lines = Regime.of(regime).lines() if regime else []
+    if reserve := content.get("measured", {}).get("reserve"):
+        both = ", ".join(f"{key} {reserve[key] / reserve['n']:.2%}" for key in ("clean", "robust"))
+        lines = [f"on {reserve['n']} images of the reserve, which chose nothing: {both}", *lines]
     return [*lines, f"{whole:.0f} s: {', '.join(shares)}"]
 
 

@@ -5,6 +5,7 @@ optimistic: the search kept the settings that did well on them. On the reserve i
 intervals hold for each trial by itself.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 FILE, FORMAT, FRONT = "sweep.json", 1, "front"
+EDGE = 0.1  # of a range
 MANY = 5  # reasons that are shown
 _PAIR = ("clean", "robust")
 
@@ -113,6 +115,7 @@ def in_lines(content: Mapping[str, Any]) -> list[str]:
         lines.append(f"and {len(failed) - MANY} more failed: {FILE} has the reasons")
     return [
         *lines,
+        *_edges(content, members),
         f"search: {n:,} held-out images, {search} there",
         f"reserve: {reserved:,} other held-out images, which chose nothing: the front is {change}",
         "in brackets: 95 % intervals, each for one trial by itself",
@@ -143,7 +146,11 @@ def _front(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _table(content: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Return a table of trials, its heads first."""
     places = ("search", "reserve")
-    heads = ["trial", *content["space"], *(f"{key}, {on}" for on in places for key in _PAIR)]
+    heads = [
+        "trial",
+        *_short([*content["space"]]),
+        *(f"{key}, {on}" for on in places for key in _PAIR),
+    ]
     cells = [heads]
     for trial in rows:
         values = [in_words(trial["settings"][name]) for name in content["space"]]
@@ -155,6 +162,29 @@ def _table(content: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> lis
             found[0] = trial["state"]
         cells.append([f"{trial['number']:03}", *values, *found])
     return cells
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Return names without their groups, where that leaves them different."""
+    last = [name.rpartition(".")[2] for name in names]
+    return [end if last.count(end) == 1 else name for name, end in zip(names, last, strict=True)]
+
+
+def _edges(content: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each setting whose values on the front all lie at one end of its range."""
+    lines = []
+    for name, values in content["space"].items():
+        if "low" not in values:
+            continue
+        low, high, *at = (values["low"], values["high"], *(m["settings"][name] for m in members))
+        if values["log"]:
+            low, high, *at = map(math.log, (low, high, *at))
+        parts = [(each - low) / (high - low) for each in at]
+        end = "low" if max(parts) < EDGE else "high" if min(parts) > 1 - EDGE else ""
+        if end:
+            value = in_words(values[end])
+            lines.append(f"{name}: the whole front lies near {end}: {value}; try a wider range")
+    return lines
 
 
 def _interval(counts: Mapping[str, int], key: str) -> str:
