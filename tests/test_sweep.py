@@ -91,13 +91,14 @@ def test_a_range_of_whole_numbers_is_one_of_numbers_where_the_setting_may_have_t
         ({"data": ["mnist"]}, "data: all trials need the same, to be compared"),
         ({"seed": [1, 2]}, "seed: the best of several seeds is luck"),
         ({"rounds": [1, 2]}, "rounds: it is given as key=value, too; leave out one of them"),
+        ({"robust.label_smoothing": [0, 0.1]}, "robust.label_smoothing: it is given as key=value"),
         ({"lr": [0.1], "robust.lr": [0.2]}, "lr is given twice: as lr and as robust.lr"),
         ({}, "the space is empty"),
     ],
 )
 def test_a_wrong_space_is_answered_in_one_line(given, line):
     with pytest.raises(UserError) as caught:
-        spaces.parse(given, BASE, fixed=["rounds"])
+        spaces.parse(given, BASE, fixed=["rounds", "label_smoothing"])
     assert str(caught.value).startswith(line)
 
 

@@ -166,7 +166,7 @@ def searchable(base: Mapping[str, Any]) -> list[str]:
 def _refused(name: str, fixed: Collection[str] = ()) -> list[str]:
     """Return why a setting cannot be searched."""
     parts = name.split(".")
-    if name in fixed:
+    if any(f".{a}".endswith(f".{b}") for each in fixed for a, b in ((name, each), (each, name))):
         return ["it is given as key=value, too; leave out one of them"]
     if parts[0] == "seed":
         return ["the best of several seeds is luck; give one with --seed"]

@@ -55,6 +55,7 @@ def write(
     ]
     content = {"format": FORMAT, **head, "trials": rows}
     run = Run(folder)
+    run.again = head["command"]
     run.write_json(FILE, content)
     heads, *cells = _table(content, rows)
     lines = "".join(f"- {line}\n" for line in in_lines(content))

@@ -10,14 +10,14 @@ References:
     | Optuna (Akiba et al., 2019), https://doi.org/10.1145/3292500.3330701
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from equipoise.errors import UserError, one_line
+from equipoise.errors import RunError, UserError, one_line
 from equipoise.parsing import lines
 from equipoise.plans.space import Dimension, Space
 from equipoise.settings.schema import differences, plain
@@ -76,7 +76,7 @@ class Journal:
         about: Mapping[str, Any],
         locked: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        self.space, self.seed, self.locked = space, seed, locked
+        self.path, self.space, self.seed, self.locked = path, space, seed, locked
         self.distributions = {name: _distribution(each) for name, each in space.items()}
         with locked():
             self.study = _study(path)
@@ -105,7 +105,7 @@ class Journal:
         """Return a new trial; None: there are ``most`` already."""
         from optuna.samplers import TPESampler
 
-        with self.locked():
+        with self._writing():
             count = len(self.trials())
             if count >= most:
                 return None
@@ -118,7 +118,7 @@ class Journal:
         """Note the results of a running trial, once; None: it failed."""
         from optuna.trial import TrialState
 
-        with self.locked():
+        with self._writing():
             if any(trial.number == number and trial.state != "open" for trial in self.trials()):
                 return
             note = {"reason": reason} if measured is None else {"measured": measured}
@@ -127,6 +127,18 @@ class Journal:
                 self.study.tell(number, state=TrialState.FAIL)
             else:
                 self.study.tell(number, [*accuracies(measured["validation"])])
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Lock the folder; an error of the disk is one line."""
+        try:
+            with self.locked():
+                yield
+        except OSError as error:
+            raise RunError(
+                f"{self.path} cannot be written ({error.strerror or error}): what has ended is "
+                "kept; once that is solved, repeat the command"
+            ) from None
 
     def _value(self, name: str, stored: Any) -> Any:
         """Return the value of a setting from what the journal has."""
