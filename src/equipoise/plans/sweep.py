@@ -6,6 +6,7 @@ parts of the training images that it was not trained on: by the accuracies on th
 (``reserve``) chooses nothing. No command of a sweep measures anything on test images.
 """
 
+import sys
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -265,6 +266,14 @@ class SweepScheduler(Scheduler):
             raise RunError(f"no trial has succeeded: {failed or 'all failed'} ({logs})")
         if done < self.every:
             raise RunError(f"{state}: {failed} ({logs}; to try them again, repeat the command)")
+
+    def _free(self) -> bool:
+        """Return whether one more may run; where the engine has no limit, as many as are random.
+
+        More would be drawn at random, too: there would be no results that they could follow from.
+        """
+        most = RANDOM if self.executor.slots == sys.maxsize else self.executor.slots
+        return len(self.running) < most
 
     def _more(self) -> bool:
         """Return whether there are trials to start, now or later."""

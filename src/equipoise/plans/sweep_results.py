@@ -118,6 +118,7 @@ def in_lines(content: Mapping[str, Any]) -> list[str]:
         *lines,
         *_edges(content, members),
         f"search: {n:,} held-out images, {search} there",
+        f"an accuracy on so many is known to about 1/sqrt(n) = {100 / math.sqrt(n):.0f} points",
         f"reserve: {reserved:,} other held-out images, which chose nothing: the front is {change}",
         "in brackets: 95 % intervals, each for one trial by itself",
         f"robust: under {threat}; a stronger attack finds more. No test image was used",
