@@ -5,7 +5,7 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 52_788,
+    "lines of Python": 52_807,
     "lines of templates, scripts, styles and YAML": 2_153,
     "classes": 283,
     "dataclasses": 148,

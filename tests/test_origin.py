@@ -474,6 +474,14 @@ def test_no_folder_of_a_training_makes_its_model_by_itself(command, own, tmp_pat
         assert ended.code == 0, ended.err
     ended = command("evaluate", tmp_path / "picked", *quick, "--trust", cwd=tmp_path)
     assert ended.code == 0, ended.err
+    ended = command("harden", own, "--out", tmp_path / "hard", cwd=own.parent)
+    assert ended.code == 2
+    assert "no code is run because a folder names it" in ended.err
+    assert command("card", own, "--out", tmp_path / "card").code == 0
+    check = ("verify", tmp_path / "card", "--model", own, "-q")
+    assert "add --trust" in command(*check, cwd=own.parent).err
+    ended = command(*check, "--trust", cwd=tmp_path)
+    assert ended.code == 0, ended.err
     ended = command("evaluate", own, *quick, "--model", "mynets:other", cwd=own.parent)
     assert ended.code == 2
     assert "not the model that had its head replaced" in ended.err

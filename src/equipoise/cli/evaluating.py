@@ -334,13 +334,16 @@ def verify(
     if (run / "card.json").exists():
         from equipoise.jobs.verify_card import verify_card
 
-        if trust or again is not None:
-            raise UserError("a card names no code and no settings to run: no --trust, no --again")
+        if again is not None:
+            raise UserError("a card names no settings to run: no --again")
+        if trust and not (model and Path(model).is_dir()):
+            raise UserError("a card names no code to run: --trust is for --model RUN")
         verify_card(
             run,
             key=key,
             model=model,
             weights=weights,
+            trust=trust,
             data_name=data,
             data_dir=data_dir,
             device=device,

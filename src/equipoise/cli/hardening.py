@@ -117,7 +117,7 @@ def harden(
         raise UserError(f"{name} is given twice: as {name}=... and as --{name.replace('_', '-')}")
     first: Mapping[str, Any] = {"model": what}
     if Path(what).is_dir():
-        first = _of_run(Path(what), trust, console)
+        first = _of_run(Path(what), trust, console, data="data" in {**named, **changed})
     elif "data" not in {**named, **changed}:
         raise UserError("expected --data: a dataset, a folder of images, or an .npz file")
     options.fetch(download, what)
@@ -154,16 +154,22 @@ def _normalisation(normalise: str | None, mean: str | None, std: str | None) -> 
     return normalise or (asked.content() if isinstance(asked, Constants) else None)
 
 
-def _of_run(path: Path, trust: bool, console: Console) -> Mapping[str, Any]:
-    """Return model, weights and data of a run folder, as settings."""
-    from equipoise.plugins import run_trusted
+def _of_run(path: Path, trust: bool, console: Console, *, data: bool) -> Mapping[str, Any]:
+    """Return model, weights and data of a run folder, as settings; ``data``: others are given."""
+    from equipoise.models.origin import is_own
     from equipoise.settings import recipe as recipes
     from equipoise.store.runs import Run
 
     run = Run.open(path)
-    if trust:
-        run_trusted(run.made_with(), console.warn)
+    run.allow(trust=trust, warn=console.warn)
     there = recipes.stored(run)
-    keys = ("model", "width", "data", "data_dir", "norm", "eps", "limit", "subset", "seed")
+    if is_own(there.model) and not trust:
+        raise UserError(
+            f"the model of {path} is {there.model}, and no code is run because a folder names it: "
+            "look at it, then add --trust, or give that function in place of the folder, with "
+            "--weights and --data"
+        )
+    of_data = () if data else ("data", "data_dir", *options.READING)
+    keys = ("model", "width", "norm", "eps", "limit", "subset", "seed", *of_data)
     file = str(run.path / "model.safetensors")
     return {key: getattr(there, key) for key in keys} | {"weights": file}

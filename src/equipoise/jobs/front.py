@@ -184,6 +184,8 @@ def pick(
         raise UserError(f"{place} exists; choose another --out, or remove it")
     deterministic()
     Run.open(path).allow(model, trust=trust, warn=console.warn)
+    if isinstance(constraint.get("standard"), str | Path):
+        Run.open(constraint["standard"]).allow(trust=trust, warn=console.warn)
     front = Front(
         path, ends=ends, batchnorm=batchnorm, data_dir=data_dir, device=choose_device(device)
     )

@@ -32,6 +32,7 @@ from equipoise.jobs.target_model import own_model
 from equipoise.jobs.verify_card_audit import repeat, replay
 from equipoise.jobs.verify_stored import missing_stages
 from equipoise.models.normalisation import Constants
+from equipoise.models.origin import is_own as is_own_model
 from equipoise.sample import digests
 from equipoise.store.audit import check_nonce
 from equipoise.store.digests import model_digest, tensor_digest
@@ -102,6 +103,7 @@ def verify_card(
     key: Path | None = None,
     model: str | None = None,
     weights: str | None = None,
+    trust: bool = False,
     data_name: str | None = None,
     data_dir: str | Path | None = None,
     device: str = "auto",
@@ -119,6 +121,7 @@ def verify_card(
         model: A run folder with the weights, or ``package.module:function``; None: the card is
             checked without its model.
         weights: For a function: the file of its weights, or FILE:KEY.
+        trust: For a run folder of a function of the user's own: whether to run that function.
         data_name: The data, a name or an .npz file; None: those that the card names.
         data_dir: The folder of the data.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -152,7 +155,7 @@ def verify_card(
             verified.unchecked[name] = "give the model with --model"
     elif not verified.wrong:
         spec = model, weights, data_name, data_dir
-        given = _given(card, spec, choose_device(device), batch_size)
+        given = _given(card, spec, choose_device(device), batch_size, trust=trust)
         _with_model(verified, packs, given, examples, nonce, audit, console)
     for line in verified.lines():
         console.say(line)
@@ -246,6 +249,8 @@ def _given(
     spec: tuple[str, str | None, str | None, str | Path | None],
     device: torch.device,
     batch_size: int,
+    *,
+    trust: bool,
 ) -> Given:
     """Return the stranger's model and images."""
     model, weights, name, data_dir = spec
@@ -266,9 +271,12 @@ def _given(
             )
         config = run.read_json("config.json")
         reading = Reading.of(config.get("inputs", {})) if is_own(name, data.DATASETS) else None
+        run.allow(trust=trust, warn=warnings.warn)
         loaded = run.model(card.model.weights)
-        dataset = data.load(name, data_dir, reading=reading)
-        source = _network(card, config.get("model"), config.get("settings"))
+        dataset, network = data.load(name, data_dir, reading=reading), str(config.get("model"))
+        source = _network(card, network, config.get("settings"))
+        if is_own_model(network):
+            source = _function(card, plugins.source(network.partition(":")[0]))
     else:
         if not re.fullmatch(r"[\w.]+:\w+", model):
             raise UserError(f"expected a run folder or package.module:function, got {model!r}")
