@@ -67,7 +67,7 @@ clean:
 
 # torchattacks asks for packages that break others, and needs none of them for what is compared.
 .venv/extras: .venv/dev
-	$(BIN)/pip install -q -e '.[peers,export,loops,tensorboard,mlflow,wandb,sweep]'
+	$(BIN)/pip install -q -e '.[peers,export,loops,tensorboard,mlflow,wandb,sweep,slurm,dask]'
 	$(BIN)/pip install -q --no-deps torchattacks==3.5.1
 	@touch $@
 

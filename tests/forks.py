@@ -5,10 +5,10 @@
 
 FORKED = """
 import os, signal, sys
-from equipoise.plans import child_process, engine, executor
+from equipoise.plans import child_process, engine, processes
 
 class Forked:
-    def __init__(self, words, log, environment, lock):
+    def __init__(self, words, log, environment, lock, folder):
         self.returncode, parent = None, os.getpid()
         sys.stdout.flush()
         self.pid = os.fork()
@@ -50,7 +50,7 @@ class Forked:
     def kill(self):
         os.kill(self.pid, signal.SIGKILL)
 
-executor.spawn = Forked
+processes.spawn = Forked
 engine.LOOK_SECONDS = 0.01
 child_process.LOOK_SECONDS = 0.02
 """

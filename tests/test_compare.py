@@ -617,8 +617,8 @@ def test_an_error_after_two_commands_have_ended_together_ends_the_plan(tmp_path,
     [
         ("local:2", 2, "--workers 2 is --on local:2: give one of them"),
         ("local:0", None, "expected at least one process in --on, like local:2, got 'local:0'"),
-        ("local", None, "expected --on local:N, like local:2, got 'local'"),
-        ("clowd:2", None, "expected --on local:N, like local:2, got 'clowd:2'"),
+        ("local", None, "expected --on local:N, slurm, .* got 'local'"),
+        ("clowd:2", None, "expected --on local:N, slurm, .* got 'clowd:2'"),
     ],
 )
 def test_a_place_that_is_none_is_refused_in_words(on, workers, text):

@@ -5,15 +5,15 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 52_807,
+    "lines of Python": 53_423,
     "lines of templates, scripts, styles and YAML": 2_153,
-    "classes": 283,
-    "dataclasses": 148,
+    "classes": 287,
+    "dataclasses": 150,
     "class names in several modules": 0,
     "modules beside packages": 12,
     "deepest import chain": 19,
     "import circles": 0,
-    "dict[str, Any] in signatures": 86,
+    "dict[str, Any] in signatures": 87,
 }
 
 

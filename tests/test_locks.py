@@ -1,5 +1,6 @@
 """Two processes on one folder: one works, the other waits or is refused; nothing is lost."""
 
+import errno
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from equipoise.errors import RunError, UserError
 from equipoise.evaluation.stored import Store
 from equipoise.jobs.evaluate import evaluate_run
 from equipoise.jobs.verify import verify_run
+from equipoise.store import locks
 from equipoise.store.locks import locked
 from equipoise.store.runs import Run
 from forks import BLOCKED, FORKED
@@ -91,6 +93,40 @@ def test_a_lock_ends_with_its_process_however_it_ends(tmp_path, words, monkeypat
         with pytest.raises(UserError, match="busy"), locked(path, "busy"):
             pass
     assert not path.exists()
+
+
+LEASES = """
+import errno, fcntl
+from equipoise.store import locks
+def without(handle, how):
+    raise OSError(errno.ENOLCK, "No locks available")
+fcntl.flock, locks.LEASE_SECONDS = without, 1.0
+"""
+
+
+def test_without_flock_a_silent_process_loses_the_lock_in_time(tmp_path, monkeypatch):
+    path = tmp_path / ".x.lock"
+    process = subprocess.Popen(
+        [sys.executable, "-c", LEASES + HOLDER, str(path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+
+    def without(handle, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", without)
+    monkeypatch.setattr(locks, "LEASE_SECONDS", 1.0)
+    with pytest.raises(UserError, match="busy"), locked(path, "busy", wait=1.5):
+        pass
+    process.send_signal(signal.SIGSTOP)  # like one on a machine that is gone: it is not dead
+    began = time.monotonic()
+    with locked(path, "busy", wait=10):
+        assert 0.5 < time.monotonic() - began < 5
+        with pytest.raises(UserError, match="busy"), locked(path, "busy"):
+            pass
+    process.kill()
+    process.wait()
+    process.stdout.close()
 
 
 def test_whoever_waits_gets_the_lock_when_it_is_free(tmp_path):

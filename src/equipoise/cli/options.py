@@ -177,7 +177,18 @@ On = Annotated[
     typer.Option(
         "--on",
         metavar="WHERE",
-        help="Where commands run: local:N (N processes); default: local:1.",
+        help="Where commands run: local:N (N processes here; the default is local:1), slurm, "
+        "dask or dask:ADDRESS, ray or ray:ADDRESS, or module:factory, a function of your own that "
+        "returns an Executor of concurrent.futures. All machines must share the folders.",
+    ),
+]
+Resources = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY=VALUE,...",
+        help="With --on slurm, what each command needs, like "
+        "partition=gpu,time=2h,gpus=1,memory=16G; also cpus, account, qos and constraint. With "
+        "--on ray: gpus, cpus and memory.",
     ),
 ]
 Workers = Annotated[
@@ -187,7 +198,13 @@ Workers = Annotated[
     ),
 ]
 PlanOnly = Annotated[
-    bool, typer.Option("--plan", help="Print which parts are done and which are left, and stop.")
+    bool,
+    typer.Option(
+        "--plan",
+        "--dry-run",
+        help="Print which parts are done and which are left, with --on slurm also the script of "
+        "the jobs, and stop.",
+    ),
 ]
 Download = Annotated[
     bool,

@@ -31,7 +31,7 @@ its name. budget is the number of gradient evaluations of a training: an entry w
 in an entry gives the gradient evaluations of an image if they cannot be computed before the run.
 evaluate may also have eps (one radius or a list), weights (like [model, rounds, gamma-0.4]),
 individual, first, precision, batch_size, points (measure a front) and cmmr; the plan may also
-have grids, only and published.
+have grids, only, published and resources (for --on).
 
 DIR gets a run folder for each entry and seed, which report, verify and evaluate read, and
 table.md, table.csv, results.json, report.html and logs/.
@@ -72,6 +72,7 @@ def compare(
     ],
     on: options.On = None,
     workers: options.Workers = None,
+    resources: options.Resources = None,
     data_dir: options.DataDir = None,
     plan: options.PlanOnly = False,
     quiet: options.Quiet = False,
@@ -87,6 +88,7 @@ def compare(
         what,
         out,
         on=options.place(on, workers),
+        resources=resources,
         data_dir=data_dir,
         plan_only=plan,
         command=shlex.join(["equipoise", *sys.argv[1:]]),
@@ -115,6 +117,7 @@ def reproduce(
     ] = None,
     on: options.On = None,
     workers: options.Workers = None,
+    resources: options.Resources = None,
     data_dir: options.DataDir = None,
     slice_: Annotated[
         bool,
@@ -146,6 +149,7 @@ def reproduce(
         only=names,
         files=_files(data or ()),
         on=options.place(on, workers),
+        resources=resources,
         data_dir=data_dir,
         slice_=slice_,
         plan_only=plan,

@@ -59,6 +59,7 @@ def sweep(
     ] = 40,
     on: options.On = None,
     workers: options.Workers = None,
+    resources: options.Resources = None,
     data: Annotated[
         str | None, typer.Option(help="As for `equipoise train`, like the next options.")
     ] = None,
@@ -103,6 +104,7 @@ def sweep(
         fixed=[item.partition("=")[0].strip() for item in settings or ()],
         trials=trials,
         on=options.place(on, workers),
+        resources=resources,
         dry_run=dry_run,
         command=shlex.join(["equipoise", *sys.argv[1:]]),
         console=Console(quiet=quiet),

@@ -14,6 +14,9 @@ WARNING = getattr(signal, "SIGUSR1", None)
 ENDING = (signal.SIGTERM, *(number for number in (HANGUP, WARNING) if number is not None))
 ALL = (signal.SIGINT, *ENDING)
 
+HEARD: set[str] = set()
+"""The names of the signals that were heard in this process."""
+
 
 @contextmanager
 def handled(
@@ -33,6 +36,7 @@ def handled(
             for stream in shown:
                 os.dup2(nowhere, stream)
             os.close(nowhere)
+        HEARD.add(signal.Signals(number).name)
         heard(signal.Signals(number).name)
 
     try:

@@ -16,6 +16,7 @@ from equipoise.errors import UserError
 from equipoise.measures.statistics import outwards
 from equipoise.plans import plan as plans
 from equipoise.plans.engine import run_plans
+from equipoise.plans.keys import resources as needed
 from equipoise.plans.prepare import Datasets, tasks
 from equipoise.plans.results import Experiment, Row
 from equipoise.plans.task import PlannedFront, Task
@@ -41,6 +42,7 @@ def compare(
     out: Path,
     *,
     on: str = "local:1",
+    resources: str | None = None,
     data_dir: Path | None = None,
     plan_only: bool = False,
     command: str,
@@ -67,6 +69,7 @@ def compare(
         out,
         title=plan.title,
         on=on,
+        resources={**plan.resources, **needed(resources, on)},
         plan_only=plan_only,
         console=console,
         ended=ended,

@@ -2,13 +2,15 @@
 
 import shlex
 import signal
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,8 +20,11 @@ from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device
 from equipoise.jobs.initial import initial_model
 from equipoise.plans import executor as executors
-from equipoise.plans.executor import BUSY, Executor
+from equipoise.plans.child_process import STOPPED
+from equipoise.plans.engines import slurm_script
+from equipoise.plans.executor import Executor
 from equipoise.plans.prepare import refuse_others
+from equipoise.plans.processes import BUSY, LOST
 from equipoise.plans.results import Experiment, Row
 from equipoise.plans.task import Task, merged
 from equipoise.settings.recipe import Recipe
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 0.1
 SHOW_SECONDS = 1.0
 MEASURED_SECONDS = 0.5
+RETRIES = 3  # in a row, without progress, of a task whose process died or was lost
 AGAIN_SECONDS = 2.0  # until a task that another process had is looked at again
 WAIT_SECONDS = 600.0  # for the results that another process writes
 RUN_SECONDS = 6.0  # what a training and its evaluation take to begin and end
@@ -45,6 +51,7 @@ def run_plans(
     *,
     title: str,
     on: str,
+    resources: Mapping[str, Any] = MappingProxyType({}),
     plan_only: bool,
     console: Console,
     ended: Callable[[bool], object],
@@ -56,6 +63,7 @@ def run_plans(
         folder: The folder of all runs and results.
         title: The title of the plan.
         on: Where tasks run: :func:`equipoise.plans.executor.of`.
+        resources: What each command needs there.
         plan_only: Whether only the plan is shown.
         console: Where progress is shown.
         ended: Called at the end, also if tasks failed; with whether a signal stopped it.
@@ -65,7 +73,7 @@ def run_plans(
         RunError: If tasks failed or a signal stopped it; all results are kept.
     """
     tasks = merged(task for each in experiments for task in each.tasks)
-    executor = executors.of(on)
+    executor = executors.of(on, resources)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is not a folder; choose another --out")
     refuse_others(tasks)
@@ -76,6 +84,9 @@ def run_plans(
             f"{work_left(tasks, executor.slots)}. Runs and results: {folder}", soft_wrap=True
         )
     if plan_only:
+        if on == "slurm":
+            script = slurm_script(resources, folder / "logs")
+            output().print(script, soft_wrap=True, markup=False, highlight=False)
         return
     scheduler = Scheduler(executor, tasks, experiments, folder, console)
     scheduler.work()
@@ -123,6 +134,7 @@ class Scheduler:
         self.running: dict[str, tuple[Task, list[str]]] = {}
         self.claims: dict[str, ExitStack] = {}
         self.elsewhere: dict[str, float] = {}  # when tasks of other processes are looked at again
+        self.retries: dict[str, tuple[int, float]] = {}
         self.failures: dict[str, str] = {}
         self.stopped, self.killed = "", False
 
@@ -154,6 +166,7 @@ class Scheduler:
                 while self.running:
                     self._ended()
                     time.sleep(LOOK_SECONDS)
+                    self.executor.stop(now=self.killed)
                 for claim in self.claims.values():
                     claim.close()
         if self.killed:
@@ -220,12 +233,22 @@ class Scheduler:
             self._leave(task)
         elif code == BUSY:
             self._set_aside(task)
+        elif (code < 0 or code == STOPPED) and self._retries(task) <= RETRIES:
+            self.console.say(f"{task.name}: {_last_line(task, code)}; it goes on")
+            self._start(task)
         elif code or following == words:
             self.failures[task.name] = f"{_phase(words)} failed: {_last_line(task, code)}"
             self.console.say(f"FAILED: {task.name}: {self.failures[task.name]}")
             self._leave(task)
         else:
             self._start(task)
+
+    def _retries(self, task: Task) -> int:
+        """Count a retry of a task, and return how many there were since it made progress."""
+        count, before = self.retries.get(task.name, (0, -1.0))
+        done = task.done()
+        self.retries[task.name] = (count + 1 if done <= before else 1), done
+        return self.retries[task.name][0]
 
     def _finish(self, task: Task) -> None:
         self.finished += 1
@@ -255,7 +278,6 @@ class Scheduler:
         """Save and stop at the first signal; stop at once at the second one."""
         self.killed = bool(self.stopped)
         self.stopped = name
-        self.executor.stop(now=self.killed)
 
     def _work(self) -> float:
         begun = [*(task for task, _ in self.running.values()), *self.waiting]
@@ -281,7 +303,7 @@ def _last_line(task: Task, code: int) -> str:
     """Return why a command failed: the last line of its log, or how its process ended."""
     text = task.log.read_text(encoding="utf-8", errors="replace")
     last = text.strip().splitlines()[-1].strip()
-    if last.startswith("$ ") or code < 0:
+    if last.startswith("$ ") or LOST < code < 0:
         what = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return f"its process ended by {what}"
     return last.removeprefix("equipoise: ")
@@ -322,12 +344,13 @@ def work_left(tasks: Sequence[Task], slots: int) -> str:
         if kind not in rates:
             rates[kind] = _rate(recipe)
         total, seconds = total + work, seconds + RUN_SECONDS + work / rates[kind]
-    minutes = max(1, round(seconds / min(slots, len(unfinished)) / 60))
+    known = slots < sys.maxsize
+    minutes = max(1, round(seconds / (min(slots, len(unfinished)) if known else 1) / 60))
     hours, rest = divmod(minutes, 60)
     roughly = f"{hours} h {rest:02d} min" if hours else f"{rest} min"
     return (
-        f"{line}; the others take about {total:,.0f} gradient evaluations, roughly {roughly} with "
-        f"{slots} at a time"
+        f"{line}; the others take about {total:,.0f} gradient evaluations, roughly {roughly} "
+        + (f"with {slots} at a time" if known else "one after the other on a core of this machine")
     )
 
 

@@ -15,6 +15,7 @@ entries         recipes by name, without a seed; ``method`` is the name by defau
 grids           entries for all combinations of some settings: ``name``, ``entry``, ``over``
 only            names of the entries that are taken, with ``*`` for any ending; all by default
 evaluate        how the models are evaluated, see below
+resources       what each command needs on an engine (``--on``), see below
 ==============  ==============================================================================
 
 and in ``evaluate``, next to ``attacks``, ``n``, ``first``, ``individual``, ``batch_size`` and
@@ -29,11 +30,21 @@ points          measure up to so many models between the two learners on held-ou
                 images, like ``equipoise front``, instead of models on test images
 cmmr            compute the composite score of :mod:`equipoise.measures.cmmr`
 ==============  ==============================================================================
+
+and in ``resources`` (of SLURM; Ray uses the last three, others none):
+
+==============  ==============================================================================
+partition       and ``account``, ``qos``, ``constraint``: as for ``sbatch``
+time            of a job, like ``2h``; a run that needs more goes on in the next job
+memory          like ``16G``
+cpus            cores
+gpus            GPUs
+==============  ==============================================================================
 """
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
@@ -45,7 +56,6 @@ from pydantic import (
     BeforeValidator,
     Field,
     PositiveInt,
-    TypeAdapter,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
@@ -55,6 +65,7 @@ from equipoise.errors import UserError, nearest, short
 from equipoise.evaluation.protocol import Protocol
 from equipoise.execution.policy import Execution, Precision
 from equipoise.parsing import mapping, number
+from equipoise.plans.keys import RESOURCES, checked_keys
 from equipoise.settings import recipe as recipes
 from equipoise.settings.presets import published
 from equipoise.settings.recipe import Recipe
@@ -100,6 +111,7 @@ class Plan:
         eps: The radii; empty: that of the training.
         points: None: models are evaluated on test images.
         budget: None: the recipes have rounds.
+        resources: What each command needs on an engine.
         name: A short name, the folder of its runs; empty for the only plan of a folder.
     """
 
@@ -112,6 +124,7 @@ class Plan:
     seeds: tuple[int, ...] = (0,)
     budget: float | None = None
     title: str = "Comparison"
+    resources: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
 
     def only(self, patterns: Sequence[str]) -> Self:
@@ -140,7 +153,7 @@ def parse(given: Mapping[str, Any], name: str = "") -> Plan:
         UserError: With every error at once.
     """
     problems = list[str]()
-    values = _values(given, _PLAN, "", problems)
+    values = checked_keys(given, _PLAN, "", problems)
     base = values.pop("base", {})
     if "seed" in base:
         problems.append("base.seed: the seeds are those of `seeds`")
@@ -148,10 +161,11 @@ def parse(given: Mapping[str, Any], name: str = "") -> Plan:
         problems.append("expected base.rounds or budget, got both; leave one out")
     evaluated = values.pop("evaluate", {})
     evaluated = {**evaluated, "attacks": evaluated.get("attacks") or ""}
-    judged = _values(evaluated, _JUDGED, "evaluate.", problems)
+    judged = checked_keys(evaluated, _JUDGED, "evaluate.", problems)
     execution = Execution(precision=judged.pop("precision", "auto"))
     how = {key: judged.pop(key) for key in _PROTOCOL if key in judged}
     protocol = Protocol(**{"attacks": ()} | how, execution=execution)
+    needed = checked_keys(values.pop("resources", {}), RESOURCES, "resources.", problems)
     named = values.pop("entries", {})
     for grid in values.pop("grids", ()):
         named |= dict(_grid(grid))
@@ -163,30 +177,8 @@ def parse(given: Mapping[str, Any], name: str = "") -> Plan:
     entries = _chosen(entries, values.pop("only", None), problems)
     if problems:
         raise UserError("; ".join(problems))
-    return Plan(entries=entries, protocol=protocol, name=name, **judged, **values)
-
-
-def _values(
-    given: Mapping[str, Any], kinds: Mapping[str, Any], path: str, problems: list[str]
-) -> dict[str, Any]:
-    """Return the valid values of a mapping; add the errors of the others to the problems."""
-    what = f"key of {path.removesuffix('.') or 'a plan'}"
-    problems += [nearest(str(key), kinds, what) for key in given if key not in kinds]
-    values = dict[str, Any]()
-    for key in given:
-        if key in kinds and given[key] is not None:
-            try:
-                value = TypeAdapter(kinds[key]).validate_python(given[key], strict=True)
-                values[key] = tuple(value) if isinstance(value, list) else value
-            except ValidationError as error:
-                for item in error.errors():
-                    inside = item["loc"] if isinstance(given[key], list | dict) else ()
-                    where = ".".join(map(str, (f"{path}{key}", *inside)))
-                    complete = item["type"] == "value_error"  # its message has the value
-                    got = "" if complete else f", got {short(item['input'])}"
-                    message = _EXPECTED.get(item["type"], item["msg"])
-                    problems.append(f"{where}: {message.removeprefix('Value error, ')}{got}")
-    return values
+    every = {**judged, **values, "resources": needed}
+    return Plan(entries=entries, protocol=protocol, name=name, **every)
 
 
 def _entries(
@@ -231,10 +223,10 @@ def _entry(
     """
     if not _NAME.fullmatch(name):
         raise UserError(f"expected a name of letters, digits, dots and hyphens, got {name!r}")
-    own = dict(_values({name: given}, {name: _Group}, "entries.", problems).get(name, {}))
+    own = dict(checked_keys({name: given}, {name: _Group}, "entries.", problems).get(name, {}))
     if "seed" in own:
         problems.append(f"entries.{name}.seed: the seeds are those of `seeds`")
-    cost = _values(
+    cost = checked_keys(
         {"cost": own.pop("cost", None)}, {"cost": _Positive}, f"entries.{name}.", problems
     )
     settings = recipes.combine({"method": name}, base, own)
@@ -298,14 +290,6 @@ def _attacks(names: list[str]) -> tuple[str, ...]:
     return Protocol(attacks=",".join(names)).names if any(names) else ()
 
 
-_EXPECTED = {
-    "bool_type": "expected true or false",
-    "dict_type": "expected a mapping",
-    "list_type": "expected a list",
-    "string_type": "expected text",
-}
-
-
 _Group = dict[str, Any]
 _List = BeforeValidator(lambda value: value if isinstance(value, list) else [value])
 _Number = Annotated[float, BeforeValidator(number), Field(allow_inf_nan=False)]
@@ -328,6 +312,7 @@ _PLAN = {
     "grids": Annotated[list[EntryGrid], _where(lambda _: True, "a list of name, entry and over")],
     "only": list[str],
     "evaluate": _Group,
+    "resources": _Group,
 }
 _JUDGED = {
     "attacks": Annotated[list[str], _List, AfterValidator(_attacks), _AtLeastOne],

@@ -7,6 +7,7 @@ from equipoise import data
 from equipoise.errors import UserError
 from equipoise.paper.page import build
 from equipoise.plans.engine import run_plans
+from equipoise.plans.keys import resources as needed
 from equipoise.plans.plan import Plan
 from equipoise.plans.prepare import Datasets, tasks
 from equipoise.plans.reproductions import EXPERIMENTS, plans
@@ -22,6 +23,7 @@ def reproduce(
     only: Sequence[str] = (),
     files: Mapping[str, Path] | None = None,
     on: str = "local:1",
+    resources: str | None = None,
     data_dir: Path | None = None,
     slice_: bool = False,
     plan_only: bool = False,
@@ -46,6 +48,7 @@ def reproduce(
         folder,
         title=f"Reproducing, scale {scale}",
         on=on,
+        resources=needed(resources, on),
         plan_only=plan_only,
         console=console,
         ended=lambda interrupted: build(folder),

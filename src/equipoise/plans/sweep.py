@@ -23,6 +23,7 @@ from equipoise.plans import executor as executors
 from equipoise.plans import space as spaces
 from equipoise.plans.engine import WAIT_SECONDS, Scheduler, work_left
 from equipoise.plans.executor import Executor
+from equipoise.plans.keys import resources as needed
 from equipoise.plans.prepare import refuse_others
 from equipoise.plans.space import Space
 from equipoise.plans.sweep_results import in_lines, next_commands, table, write, write_front
@@ -134,6 +135,7 @@ def sweep(
     fixed: Collection[str] = (),
     trials: int,
     on: str = "local:1",
+    resources: str | None = None,
     dry_run: bool = False,
     command: str,
     console: Console,
@@ -147,6 +149,7 @@ def sweep(
         fixed: The names of settings that the space may not have.
         trials: How many trials there are in all.
         on: Where trainings run: :func:`equipoise.plans.executor.of`.
+        resources: What each of them needs there, as text.
         dry_run: Whether only the space, the cost and the first settings are shown.
         command: The command that repeats it.
         console: Where progress is shown.
@@ -158,7 +161,7 @@ def sweep(
     if trials < 1:
         raise UserError(f"--trials must be at least 1, got {trials}")
     check_optuna()
-    executor = executors.of(on)
+    executor = executors.of(on, needed(resources, on))
     searched = partial(spaces.usual if space is None else partial(spaces.read, space), fixed=fixed)
     made = _sweep(given, searched, out, trials, command, console)
     if not (is_free(out) or (out / JOURNAL).is_file()):

@@ -2,7 +2,9 @@
 
 A lock is a hidden file. With ``flock`` it ends when the process that holds it, and all child
 processes with its handle, have ended. On other systems :mod:`filelock` is used: on Windows it does
-the same; elsewhere the file has the number of the process, and a dead process loses the lock.
+the same. Where a file system has no ``flock``, the file names the process, which touches it
+regularly: a dead process of this machine loses the lock at once, one of another machine, or one
+that was halted, after ``LEASE_SECONDS``.
 """
 
 import errno
@@ -11,9 +13,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from equipoise.errors import UserError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 try:
     import fcntl
@@ -21,6 +28,7 @@ except ImportError:  # not on this system
     fcntl = None  # type: ignore[assignment]
 
 LOOK_SECONDS = 0.05
+LEASE_SECONDS = 60.0
 SOFT_SECONDS = 0.2  # the file of a dead process is removed at the second look
 WITHOUT_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # some network file systems
 
@@ -103,12 +111,22 @@ def _end(path: Path, handle: int) -> None:
 
 
 def _by_file(path: Path) -> _Held | None:
+    lock = _file_lock(path.absolute())
+    if lock.is_locked:  # by this process: it would be taken twice
+        return None
+    try:
+        lock.acquire(timeout=SOFT_SECONDS, poll_interval=SOFT_SECONDS / 4)
+    except TimeoutError:
+        return None
+    return (), lock.release
+
+
+@cache
+def _file_lock(path: Path) -> "BaseFileLock":
+    """Return the lock of a file, always the same: it remembers how long another one is silent."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns where there is no flock
         import filelock
-    lock = (filelock.FileLock if fcntl is None else filelock.SoftFileLock)(path)
-    try:
-        lock.acquire(timeout=SOFT_SECONDS, poll_interval=SOFT_SECONDS / 4)
-    except filelock.Timeout:
-        return None
-    return (), lock.release
+    if fcntl is None:
+        return filelock.FileLock(path, thread_local=False)
+    return filelock.SoftFileLease(path, lease_duration=LEASE_SECONDS, thread_local=False)
