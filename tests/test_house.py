@@ -5,7 +5,7 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 53_423,
+    "lines of Python": 53_429,
     "lines of templates, scripts, styles and YAML": 2_153,
     "classes": 287,
     "dataclasses": 150,

@@ -173,8 +173,10 @@ def test_a_training_with_a_reserve_counts_both_parts_with_the_kept_model(command
     assert 0 <= reserve["robust"] <= reserve["clean"] <= 40
 
 
-def _made(tmp_path, given=TINY, space=SPACE):
-    return _sweep(given, lambda base: spaces.parse(space, base), tmp_path, 4, "equipoise sweep")
+def _made(tmp_path, given=TINY, fixed=()):
+    path = tmp_path / "space.yaml"
+    path.write_text(yaml.safe_dump(SPACE))
+    return _sweep(given, path, tmp_path, fixed, 4, "equipoise sweep", Console(quiet=True))
 
 
 def test_the_commands_of_a_sweep_only_train(tmp_path):
@@ -186,6 +188,9 @@ def test_the_commands_of_a_sweep_only_train(tmp_path):
     assert task.step() == ["train", str(recipe_file), "--out", str(folder)]
     assert task.evaluations == ()
     assert task.recipe.reserve == TINY["validation"]  # as many, if nothing is said
+    assert _made(tmp_path, TINY | {"reserve": 0}).recipe.reserve == TINY["validation"]
+    with pytest.raises(UserError, match="give reserve=N"):
+        _made(tmp_path, TINY | {"reserve": 0}, ["reserve"])
     assert task.recipe.settings.learners["robust"].lr == 0.1
     assert {*made.digests} == {"train_x", "train_y"}  # a journal does not know the test images
 

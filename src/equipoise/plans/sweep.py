@@ -8,7 +8,7 @@ parts of the training images that it was not trained on: by the accuracies on th
 
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from equipoise.fronts.held_out import CONTENT
 from equipoise.plans import executor as executors
 from equipoise.plans import space as spaces
 from equipoise.plans.engine import WAIT_SECONDS, Scheduler, work_left
+from equipoise.plans.engines import slurm_script
 from equipoise.plans.executor import Executor
 from equipoise.plans.keys import resources as needed
 from equipoise.plans.prepare import refuse_others
@@ -161,13 +162,15 @@ def sweep(
     if trials < 1:
         raise UserError(f"--trials must be at least 1, got {trials}")
     check_optuna()
-    executor = executors.of(on, needed(resources, on))
-    searched = partial(spaces.usual if space is None else partial(spaces.read, space), fixed=fixed)
-    made = _sweep(given, searched, out, trials, command, console)
+    needs = needed(resources, on)
+    executor = executors.of(on, needs)
+    made = _sweep(given, space, out, fixed, trials, command, console)
     if not (is_free(out) or (out / JOURNAL).is_file()):
         raise UserError(f"{out} is not the folder of a sweep, and not empty; choose another --out")
     if dry_run:
         _show(made, executor.slots, dry_run)
+        if on == "slurm":
+            output().print(slurm_script(needs, out / "logs"), soft_wrap=True)
         return
     search = SweepScheduler(executor, made, made.journal(out / JOURNAL), console)
     if not console.quiet:
@@ -187,23 +190,26 @@ def sweep(
 
 def _sweep(
     given: Mapping[str, Any],
-    space: Callable[[Mapping[str, Any]], Space],
+    space: Path | None,
     out: Path,
+    fixed: Collection[str],
     most: int,
     command: str,
-    console: Console | None = None,
+    console: Console,
 ) -> Sweep:
+    """Return a sweep; the arguments are those of :func:`sweep`."""
     recipe = recipes.parse(given)
-    if "reserve" not in given:
-        recipe = recipes.parse(given := {**given, "reserve": recipe.validation})
-    if not recipe.reserve:
+    if not recipe.reserve and "reserve" in fixed:
         raise UserError("a sweep measures its front on reserved images: give reserve=N, N > 0")
+    if not recipe.reserve:
+        recipe = recipes.parse(given := {**given, "reserve": recipe.validation})
+    searched = spaces.usual(given, fixed) if space is None else spaces.read(space, given, fixed)
     dataset = recipe.dataset(console=console)
     images = len(recipe.split(dataset, torch.device("cpu")).train)
     return Sweep(
         base=given,
         recipe=recipe,
-        space=space(given),
+        space=searched,
         most=most,
         folder=out,
         command=command,
