@@ -5,9 +5,9 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 53_429,
+    "lines of Python": 53_701,
     "lines of templates, scripts, styles and YAML": 2_153,
-    "classes": 287,
+    "classes": 288,
     "dataclasses": 150,
     "class names in several modules": 0,
     "modules beside packages": 12,

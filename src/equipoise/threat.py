@@ -24,6 +24,7 @@ NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 
 # Values within [-1, 1] have rounding errors of at most 2^-25 each; the judge tolerates them.
 TOLERANCE = 1e-6
+TOGETHER = 1 << 24  # values that are compared at a time, in float64
 
 ROUNDING = 1e-6  # of the range: the most by which rounding moves inputs out of it
 SLIGHT = 0.01  # of the range: the most by which filters and compression do
@@ -134,6 +135,8 @@ class Threat:
 
     def distance(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """Return the size of each perturbation in this norm, in float64, with shape (B,)."""
+        if parts := _parts(x, x_adv):
+            return torch.cat([self.distance(*part) for part in parts])
         delta = x_adv.double() - x.double()
         return self.lengths(delta, self.norm).flatten()
 
@@ -144,6 +147,8 @@ class Threat:
         """
         if x.shape != x_adv.shape:
             raise UserError(f"expected x_adv of shape {tuple(x.shape)}, got {tuple(x_adv.shape)}")
+        if parts := _parts(x, x_adv):
+            return torch.cat([self.contains(*part) for part in parts])
         flat = x_adv.flatten(1)
         inside = ((flat >= self.low) & (flat <= self.high)).all(dim=1)  # NaN compares false
         radius = self.eps + self.tolerance(x, x_adv) if self.eps > 0 else 0.0
@@ -170,6 +175,14 @@ class Threat:
         order = {"linf": math.inf, "l2": 2, "l1": 1}[norm]
         lengths: Tensor = torch.linalg.vector_norm(delta.flatten(1), ord=order, dim=1)
         return lengths.view(-1, *[1] * (delta.ndim - 1))
+
+
+def _parts(x: Tensor, x_adv: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return both in parts that are measured one after the other; none: they are few."""
+    if x.numel() <= TOGETHER or len(x) < 2 or len(x) != len(x_adv):
+        return []
+    size = max(1, TOGETHER // x[0].numel())
+    return [*zip(torch.split(x, size), torch.split(x_adv, size), strict=True)]
 
 
 def Linf(eps: float | str) -> Threat:  # noqa: N802 - named like the norm

@@ -4,6 +4,7 @@ Attacks leave the model as it was (:func:`equipoise.execution.form.guest`): para
 gradients, the mode of every module, the statistics of BatchNorm and the global random state.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -178,11 +179,11 @@ def check_inputs(x: Any, y: Any, threat: Threat, *, stacklevel: int = 3) -> tupl
         raise UserError(f"expected labels as int64 of shape ({len(x)},), got {got}; {remedy}")
     if len(x) != len(y):
         raise UserError(f"expected a label for each input, got {len(x)} inputs, {len(y)} labels")
-    if not bool(torch.isfinite(x).all()):
-        raise UserError("x holds NaN or infinite values; clean the data first")
     if not x.numel():
         return x, y
     least, most = x.detach().min().item(), x.detach().max().item()
+    if not math.isfinite(least) or not math.isfinite(most):  # NaN is the least and the most
+        raise UserError("x holds NaN or infinite values; clean the data first")
     low, high = torch.tensor([threat.low, threat.high], dtype=x.dtype).tolist()  # rounded as x is
     out = max(low - least, most - high)
     if out <= 0:

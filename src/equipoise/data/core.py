@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the customary name)
 from torch import Tensor
 
-from equipoise.data.rows import Rows, fits, pieces
+from equipoise.data.rows import Rows, empty, fits, pieces
 from equipoise.errors import UserError
 
 
@@ -64,7 +64,13 @@ class Images:
 
     def pixels(self, index: Tensor | slice = slice(None)) -> Tensor:
         """Return the images at ``index`` as ``float32`` in [0, 1]; a byte is divided by 255."""
-        return to_unit(self.x[index])
+        every = isinstance(index, slice) and index == slice(None)
+        if not every or self.x.dtype != torch.uint8 or self.y.device.type != "cpu":
+            return to_unit(self.x[index])
+        pixels = empty(self.x.shape, torch.float32)
+        for start, part in pieces(self.x):
+            pixels[start : start + len(part)] = to_unit(part)
+        return pixels
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

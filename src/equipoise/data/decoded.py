@@ -27,7 +27,7 @@ from equipoise.data.core import Images, fingerprint, moments
 from equipoise.data.folder import ORDER, Item, Listing
 from equipoise.data.pictures import BadImage, decode, quiet
 from equipoise.data.reading import Reading
-from equipoise.data.rows import CHUNK, Rows
+from equipoise.data.rows import CHUNK, Rows, cache
 from equipoise.data.survey import NAMES, THREADS, in_order, refusal, survey
 from equipoise.errors import RunError, UserError
 
@@ -65,8 +65,7 @@ class Decoded:
 
 def cache_folder() -> Path:
     """Return the folder of decoded images."""
-    root = os.environ.get("EQUIPOISE_CACHE") or "~/.cache/equipoise"
-    return Path(root).expanduser() / "images"
+    return cache() / "images"
 
 
 def decoded(listing: Listing, reading: Reading, console: "Console | None") -> Decoded:

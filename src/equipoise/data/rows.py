@@ -1,11 +1,18 @@
 """Images in a large tensor, such as a file that is mapped into memory, copied batch by batch."""
 
-from collections.abc import Iterator
+import mmap
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from equipoise.errors import RunError
+
+LARGE = 1 << 29  # bytes: a larger tensor of images lies in a file that is mapped into memory
 CHUNK = 1 << 25  # bytes that are copied at a time where all images are read
 FREE_SHARE = 2  # of the free memory of a device a half may be taken by images
 
@@ -88,3 +95,65 @@ def pieces(x: Tensor | Rows) -> Iterator[tuple[int, Tensor]]:
     each = max(1, CHUNK // max(1, x.shape[1:].numel() * x.dtype.itemsize))
     for start in range(0, len(x), each):
         yield start, x[start : start + each]
+
+
+def cache() -> Path:
+    """Return the folder of files that can be made again."""
+    return Path(os.environ.get("EQUIPOISE_CACHE") or "~/.cache/equipoise").expanduser()
+
+
+def is_large(x: Tensor) -> bool:
+    """Return whether a tensor is too large for the memory of a process, on the CPU."""
+    return x.device.type == "cpu" and x.nbytes >= LARGE
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return a new tensor on the CPU; a large one lies in a file without a name in the cache.
+
+    The file is mapped into memory, so that the system can write its pages to the disk. It is gone
+    when the tensor or the process is.
+
+    Raises:
+        RunError: If there is no space for it.
+    """
+    nbytes = torch.Size(shape).numel() * dtype.itemsize
+    if nbytes < LARGE:
+        return torch.empty(shape, dtype=dtype)
+    folder = cache()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):  # a full disk shows now, not in the middle
+                os.posix_fallocate(file.fileno(), 0, nbytes)
+            else:
+                file.truncate(nbytes)
+            mapped = mmap.mmap(file.fileno(), nbytes)
+    except OSError as error:
+        raise RunError(
+            f"{nbytes / 1e9:.1f} GB are needed in {folder} for images that are mapped into memory "
+            f"({error.strerror}): free some space there, or set EQUIPOISE_CACHE to another folder"
+        ) from None
+    return torch.frombuffer(mapped, dtype=dtype).view(*shape)
+
+
+def copied(x: Tensor) -> Tensor:
+    """Return a copy of a tensor, a large one like :func:`empty`."""
+    if not is_large(x):
+        return x.clone()
+    copy = empty(x.shape, x.dtype)
+    for start, part in pieces(x):
+        copy[start : start + len(part)] = part
+    return copy
+
+
+def chosen(mask: Tensor, x: Tensor, other: Tensor) -> Tensor:
+    """Return the rows of ``x`` where a mask of shape (N,) is true, else those of ``other``."""
+    if not is_large(other):
+        return torch.where(mask.view(-1, *[1] * (x.ndim - 1)), x, other)
+    if not bool(mask.any()):
+        return other
+    result = empty(other.shape, other.dtype)
+    for start, part in pieces(other):
+        rows = slice(start, start + len(part))
+        result[rows] = torch.where(mask[rows].view(-1, *[1] * (x.ndim - 1)), x[rows], part)
+    return result

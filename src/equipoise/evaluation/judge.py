@@ -110,7 +110,9 @@ class Judge:
 
     def admit(self, x: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
         """Return which points are finite and within the threat, with shape (N,)."""
-        return torch.isfinite(x_adv.flatten(1)).all(1) & threat.contains(x, x_adv)
+        parts = torch.split(x_adv, self.batch_size)
+        finite = torch.cat([torch.isfinite(part.flatten(1)).all(1) for part in parts])
+        return finite & threat.contains(x, x_adv)
 
     def rule(self, x_adv: Tensor, y: Tensor) -> Ruling:
         """Decide on points with shape (N, ...) and labels with shape (N,)."""

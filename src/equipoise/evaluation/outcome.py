@@ -1,7 +1,7 @@
 """One attack of an evaluation, and its result: which examples stay correct, and its cost."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -80,6 +80,12 @@ class Outcome:
     def begun(cls, correct: Tensor, **given: Any) -> "Outcome":
         """Return the outcome of an attack that has not run yet, with some of its fields."""
         return cls(verdict=correct.clone(), attacked=torch.zeros_like(correct), **given)
+
+    def to(self, device: torch.device) -> "Outcome":
+        """Return it with its tensors on a device."""
+        distortion = None if self.distortion is None else self.distortion.to(device)
+        verdict, attacked = self.verdict.to(device), self.attacked.to(device)
+        return replace(self, verdict=verdict, attacked=attacked, distortion=distortion)
 
     @property
     def broken(self) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from equipoise.data.rows import chosen
 from equipoise.errors import UserError
 from equipoise.evaluation.outcome import TRANSFER, Outcome
 from equipoise.store.audit import Audit
@@ -128,7 +129,6 @@ class Result:
         if before is None:
             return self
         stronger = before.margin < self.margin
-        mask = stronger.view(-1, *[1] * (self.x_adv.ndim - 1))
         others = {name: o for name, o in before.outcomes.items() if name not in self.outcomes}
         outcomes = {**others, **self.outcomes}  # in the order in which they ran
         if (old := before.outcomes.get(TRANSFER)) and (new := self.outcomes.get(TRANSFER)):
@@ -153,7 +153,7 @@ class Result:
             outcomes=outcomes,
             audit=self.audit or before._untouched(outcomes),
             margin=torch.minimum(before.margin, self.margin),
-            x_adv=torch.where(mask, before.x_adv, self.x_adv),
+            x_adv=chosen(stronger, before.x_adv, self.x_adv),
             distance=torch.where(stronger, before.distance, self.distance),
             adversarial_prediction=torch.where(
                 stronger, before.adversarial_prediction, self.adversarial_prediction

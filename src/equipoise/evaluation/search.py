@@ -11,6 +11,7 @@ from torch import Tensor
 
 from equipoise.attacks.core import Attack
 from equipoise.attacks.pgd import for_verdicts
+from equipoise.data.rows import copied, is_large, pieces
 from equipoise.draws import KeyedDraws
 from equipoise.errors import RunError, UserError, one_line
 from equipoise.evaluation.checks.finding import finding
@@ -68,7 +69,7 @@ class Search:
         self.repeats = True  # whether the model gives the same output again
         self.clean_margin = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         self.prediction = y
-        self.x_adv = x.clone()
+        self.x_adv = copied(x)
         self.answer = y.clone()
         self.margin = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
         self.distance = torch.zeros_like(self.margin)
@@ -108,13 +109,15 @@ class Search:
         if begun.x_adv.shape != self.x.shape or not torch.equal(begun.y, self.y.cpu()):
             raise UserError("the interrupted evaluation is of other inputs or labels")
         device = self.x.device
-        parts = begun.x_adv, begun.margin, begun.adversarial_prediction, begun.distance
-        copies = [part.to(device, copy=True) for part in parts]  # the search writes into them
-        self.x_adv, self.margin, self.answer, self.distance = copies
+        values = begun.margin, begun.adversarial_prediction, begun.distance
+        self.margin, self.answer, self.distance = (v.to(device, copy=True) for v in values)
+        for start, part in pieces(begun.x_adv):  # where no point was found, it is the input
+            found = self.margin[start : start + len(part)] < torch.inf
+            self.x_adv[start : start + len(part)][found] = part.to(device)[found]
         self.note(begun.findings)
         self.audit = begun.audit
         self.outcomes = {
-            name: _moved(o, device)
+            name: o.to(device)
             for name, o in begun.outcomes.items()
             if o.made.get("seed", self.seed) == self.seed  # others are of an earlier evaluation
         }
@@ -177,7 +180,7 @@ class Search:
 
     def _take(self, ahead: Ahead, wanted: Tensor, outcome: Outcome) -> tuple[Outcome, Tensor]:
         """Take over what was found ahead on the wanted examples; return which are left."""
-        rows, own = ahead.rows.to(wanted.device), _moved(ahead.outcome, wanted.device)
+        rows, own = ahead.rows.to(wanted.device), ahead.outcome.to(wanted.device)
         new = own.attacked & wanted[rows] & ~outcome.attacked[rows]
         index, found = rows[new], ahead.result.at(new.cpu())
         answer, margins = found.adversarial_prediction.to(index), found.margin.to(index.device)
@@ -253,8 +256,9 @@ class Search:
             x_adv = points.to(self.x)
             near = robust & outcome.verdict & self.threat.contains(self.x, x_adv)
             index = near.nonzero()[:, 0]
-            if len(index):
-                outcome, _ = self._decide(index, x_adv[index], outcome)
+            size = self.judge.batch_size if is_large(self.x) else max(len(index), 1)
+            for some in torch.split(index, size) if len(index) else ():
+                outcome, _ = self._decide(some, x_adv[some], outcome)
         seconds = before.seconds + time.perf_counter() - start
         self.outcomes[TRANSFER] = replace(outcome, finished=True, seconds=seconds)
 
@@ -371,11 +375,12 @@ class Search:
             threat=self.threat,
             y=self.y.cpu(),
             prediction=self.prediction.cpu(),
-            x_adv=self.x_adv.cpu().clone(),  # the search continues to write into its own
+            # The search continues to write into its own; of many there is no second copy.
+            x_adv=self.x_adv if is_large(self.x_adv) else self.x_adv.cpu().clone(),
             margin=self.margin.cpu().clone(),
             adversarial_prediction=self.answer.cpu().clone(),
             distance=self.distance.cpu().clone(),
-            outcomes={name: _moved(o, cpu) for name, o in self.outcomes.items()},
+            outcomes={name: o.to(cpu) for name, o in self.outcomes.items()},
             findings=tuple(self.findings.values()),
             seed=self.seed,
             passes=self.judge.passes,
@@ -391,9 +396,3 @@ def together(attack: Attack, classes: int, batch_size: int) -> int:
     """Return how many examples are attacked together, so that their rows fill a batch."""
     rows = attack.rows_per_example(classes) if hasattr(attack, "rows_per_example") else 1
     return max(1, batch_size // rows)
-
-
-def _moved(outcome: Outcome, device: torch.device) -> Outcome:
-    distortion = None if outcome.distortion is None else outcome.distortion.to(device)
-    verdict, attacked = outcome.verdict.to(device), outcome.attacked.to(device)
-    return replace(outcome, verdict=verdict, attacked=attacked, distortion=distortion)

@@ -8,19 +8,24 @@ of a front, in ``front/KEY.safetensors``, are stored in the same way, without in
 
 import hashlib
 import json
+import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 from torch import Tensor
 
+from equipoise.data.rows import is_large
 from equipoise.errors import UserError
 from equipoise.evaluation.outcome import Outcome
+from equipoise.evaluation.pieces import FOLDER as PIECES
+from equipoise.evaluation.pieces import Pieces
 from equipoise.evaluation.result import Result
 from equipoise.measures import distortion
 from equipoise.sample import Sample
@@ -47,6 +52,7 @@ class Store:
 
     def __init__(self, run: Run, name: str, folder: str = FOLDER) -> None:
         self.run, self.name, self.folder = run, name, folder
+        self.pieces = Pieces(run.path / folder / PIECES / name, run.again)
 
     @classmethod
     def of(cls, run: Run, threat: Threat, sample: Sample, which: str) -> "Store":
@@ -121,7 +127,11 @@ class Store:
         """
         try:
             metadata, tensors = read_arrays(self.path, kind="pt")
+            if "pieces" in metadata:
+                tensors["x_adv"] = self.pieces.read(metadata["pieces"], tensors["margin"])
             return _about(metadata["about"]), _result(tensors, metadata), tensors
+        except UserError:  # a piece is named
+            raise
         except (*UNREADABLE, RuntimeError) as error:
             raise self._damaged(error) from None
 
@@ -130,11 +140,16 @@ class Store:
     ) -> None:
         """Store a result, whole or not at all, and the files that are derived from it.
 
-        The inputs of a front are not stored. ``about`` and ``origin`` are described in
-        ``docs/formats.md``.
+        The inputs of a front are not stored, nor those of a large evaluation that is not finished,
+        whose examples are in :mod:`equipoise.evaluation.pieces`. ``about`` and ``origin`` are
+        described in ``docs/formats.md``.
         """
         tensors, metadata = tensors_of(result), _metadata(result, about)
-        if self.folder == FOLDER:
+        large, names = is_large(result.x_adv), list[str]()
+        if large and not about["finished"]:
+            metadata["pieces"] = self.pieces.write(tensors.pop("x_adv"), result.margin)
+            names = self.pieces.names
+        elif self.folder == FOLDER:
             tensors["x"] = x.cpu().contiguous()
             if about["finished"] and about.get("asked", {}).get("strongest") and x.ndim == 4:
                 values = distortion.measured(tensors["x"], tensors["x_adv"])
@@ -142,8 +157,20 @@ class Store:
                 metadata["dimensions"] = str(x[0].numel())
         metadata["origin"] = json.dumps(origin)
         arrays = {name: value.numpy() for name, value in tensors.items()}
-        payload = save(tensors, metadata=stamped(arrays, metadata))
-        self.run.write(f"{self.folder}/{self.path.name}", lambda file: file.write(payload))
+        sealed = stamped(arrays, metadata)
+
+        def put(file: BinaryIO) -> None:
+            if not large:
+                file.write(save(tensors, metadata=sealed))
+                return
+            mode = os.fstat(file.fileno()).st_mode
+            save_file(tensors, file.name, metadata=sealed)  # without a copy in memory
+            os.chmod(file.name, stat.S_IMODE(mode))
+            with open(file.name, "r+b") as there:  # which may be a new file
+                os.fsync(there.fileno())
+
+        self.run.write(f"{self.folder}/{self.path.name}", put)
+        self.pieces.tidy(names)
         if self.folder == FOLDER:
             self.derive()
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from equipoise.attacks.core import refuse
 from equipoise.data.sampling import drawn_again
 from equipoise.errors import UserError, nearest
 from equipoise.evaluation.protocol import Protocol
@@ -20,7 +21,7 @@ from equipoise.fronts.held_out import HeldOut, right, same_images
 from equipoise.fronts.line import BATCHNORMS, BatchNorms, Ends, learners, model_at
 from equipoise.fronts.picking import Choice, Picked, choose
 from equipoise.fronts.record import FrontRecord, Place, Point, initial, lattice, shares
-from equipoise.fronts.survey import DEFAULT, FARTHEST, Survey, check
+from equipoise.fronts.survey import DEFAULT, Survey
 from equipoise.parsing import lines
 from equipoise.plugins import command
 from equipoise.store.digests import model_digest, tensor_digest
@@ -32,6 +33,7 @@ from equipoise.terminal.table import TextTable
 from equipoise.threat import Norm, Threat
 
 CHOSEN = "chosen at the end of the training"
+FARTHEST = 1.0  # how far beyond an end a model may be
 PAPER = 0.4  # gamma at the end of the paper's training
 
 
@@ -216,7 +218,12 @@ class Front:
         """
         three = self.ends.third is not None
         points = (15 if three else 9) if points is None else points
-        check(points, beyond)
+        problems = []
+        if not 0 <= beyond <= FARTHEST:
+            problems.append(f"beyond must lie in [0, {FARTHEST:g}], got {beyond}")
+        if points < 3:
+            problems.append(f"points must be at least 3 (both ends and the middle), got {points}")
+        refuse(problems)
         if three and beyond:
             raise UserError("beyond is for two ends; between three there are only mixes of them")
         return points

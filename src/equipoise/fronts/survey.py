@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equipoise.attacks.core import refuse
 from equipoise.data.sampling import draw
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation.evaluate import evaluate_by
@@ -41,18 +40,7 @@ from equipoise.terminal.progress import Console, TimeUp
 # 47.7, under AutoAttack 4.7, 13.7 and 32.0) and 57.3, 64.0 and 66.0 % on Fashion-MNIST (eps 0.1;
 # under PGD-100 60.0, 65.0 and 66.7), with 7 to 56 gradients an image; PGD-100 takes 83 to 93.
 DEFAULT = QUICK
-FARTHEST = 1.0  # how far beyond an end a model may be
 PARTS = f"{FRONT}/shards"  # the folder of what is measured on parts of the images
-
-
-def check(points: int, beyond: float) -> None:
-    """Raise a UserError if the number of models or the distance beyond the ends is not valid."""
-    problems = []
-    if not 0 <= beyond <= FARTHEST:
-        problems.append(f"beyond must lie in [0, {FARTHEST:g}], got {beyond}")
-    if points < 3:
-        problems.append(f"points must be at least 3 (both ends and the middle), got {points}")
-    refuse(problems)
 
 
 class Survey:

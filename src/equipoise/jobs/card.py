@@ -151,6 +151,8 @@ def _packed(store: Store) -> tuple[Evaluation, Pack, str | None]:
     if store.busy:
         raise UserError(f"{store.name} is being evaluated; make the card when it has ended")
     about, result, tensors = store.read()
+    if "x" not in tensors:
+        raise UserError(f"{store.name} is large and not finished: finish it first")
     if wrong := verify_stored.claims(store, about, result, tensors):
         raise RunError(f"no card is made of what was changed: {store.name}: {'; '.join(wrong)}")
     try:

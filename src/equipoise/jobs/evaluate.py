@@ -356,7 +356,7 @@ class Evaluations:
             undefended = recipes.is_file() and recipe.read(recipes).get("method") == "standard"
             for store in Store.all(run):
                 about, result, tensors = store.read()
-                rows = self._rows(tensors["x"], result, threat)
+                rows = self._rows(tensors.get("x"), result, threat)
                 if rows is None:
                     continue
                 kept = about["weights"] == "model"
@@ -381,16 +381,16 @@ class Evaluations:
                 _, result, tensors = store.read()
             except UserError:  # verify reports it
                 continue
-            rows = self._rows(tensors["x"], result, threat)
+            rows = self._rows(tensors.get("x"), result, threat)
             if rows is not None:
                 kin[store.name] = result.x_adv[rows].to(self.x)
         return kin
 
-    def _rows(self, x: Tensor, result: Result, threat: Threat) -> Tensor | None:
+    def _rows(self, x: Tensor | None, result: Result, threat: Threat) -> Tensor | None:
         """Return the rows of our images among those of an evaluation within a threat.
 
         None: some are missing, or it is an evaluation under another threat.
         """
-        if result.threat.norm != threat.norm or result.threat.eps > threat.eps:
+        if x is None or result.threat.norm != threat.norm or result.threat.eps > threat.eps:
             return None
         return rows_among(self.x, self.y, x, result.y)

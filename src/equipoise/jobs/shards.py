@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from equipoise.data.rows import empty
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation.outcome import COSTS, Outcome
 from equipoise.evaluation.result import Result
@@ -187,7 +188,7 @@ def joined(parts: Sequence[Part]) -> Result:
     shards = [part.shard for part in ordered]
 
     def whole(tensors: Sequence[Tensor]) -> Tensor:
-        values = tensors[0].new_empty((sum(map(len, tensors)), *tensors[0].shape[1:]))
+        values = empty((sum(map(len, tensors)), *tensors[0].shape[1:]), tensors[0].dtype)
         for shard, tensor in zip(shards, tensors, strict=True):
             values[shard.rows] = tensor
         return values

@@ -22,6 +22,7 @@ from equipoise import plugins
 from equipoise.data.sampling import drawn_again
 from equipoise.errors import RunError, UserError
 from equipoise.evaluation.judge import UNDECIDED, Judge, ties
+from equipoise.evaluation.pieces import completed
 from equipoise.evaluation.result import Result
 from equipoise.evaluation.stored import Store
 from equipoise.jobs import verify_stored
@@ -188,6 +189,9 @@ def _check(
         sample = Sample.of_content(about["sample"])
         verified.images = sample.words("test images")
         verified.finished = bool(about.get("finished"))
+        if "x" not in tensors:  # in pieces, as it is not finished
+            images, _ = drawn_again(subject.dataset.test, about["n"], sample)
+            tensors = completed(result, tensors, images.pixels())
         problems = verify_stored.claims(store, about, result, tensors)
         origin = _origin(about, sample, tensors, subject)
     except UserError as error:
@@ -227,12 +231,13 @@ def _origin(
         test, sample = drawn_again(subject.dataset.test, about["n"], stored)
     except (UserError, TypeError, ValueError) as error:
         return [f"its sample cannot be drawn ({error})"]
+    images = tensor_digest(test.pixels())
     pairs = {
         "the sample": (stored, sample),
         "the weights of the model": (about["model_sha256"], model_digest(subject.model)),
-        "the stored images": (tensor_digest(tensors["x"]), tensor_digest(test.pixels())),
+        "the stored images": (tensor_digest(tensors["x"]), images),
         "the stored labels": (tensor_digest(tensors["y"]), tensor_digest(test.y)),
-        "the images": (about["data_sha256"], tensor_digest(test.pixels())),
+        "the images": (about["data_sha256"], images),
     }
     return [
         f"{what} are not those that were evaluated" for what, (a, b) in pairs.items() if a != b
@@ -258,7 +263,11 @@ def _examples(verified: Verified, result: Result, x: Tensor, judge: Judge) -> It
     if correct > slack:
         yield f"{correct} adversarial examples are classified correctly"
     if not slack and judge.passes == result.passes:
-        yield from _measured(result, x_adv.cpu() == x.cpu(), margins, logits)
+        pairs = zip(
+            torch.split(x, judge.batch_size), torch.split(x_adv, judge.batch_size), strict=True
+        )
+        unchanged = torch.cat([(a == b).flatten(1).all(1) for a, b in pairs]).cpu()
+        yield from _measured(result, unchanged, margins, logits)
     verified.examples, verified.ties = int(broken.sum()), int((broken & tie).sum())
 
 
@@ -266,7 +275,7 @@ def _measured(result: Result, unchanged: Tensor, margins: Tensor, logits: Tensor
     """Compare the stored margins and predictions of all points with those of the model."""
     large = logits.abs().amax(1).cpu().double()
     close = (margins - result.margin).abs() <= UNDECIDED * large
-    untouched = (result.margin == torch.inf) & unchanged.flatten(1).all(1)
+    untouched = (result.margin == torch.inf) & unchanged
     off = int((~close & (margins != result.margin) & ~untouched).sum())
     if off:
         yield f"the margins of {off} examples are not those of the model"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from equipoise.data.rows import copied
 from equipoise.errors import UserError
 from equipoise.evaluation.evaluate import evaluate_by
 from equipoise.evaluation.protocol import Protocol
@@ -66,7 +67,7 @@ def audit_again(
         result,
         outcomes=kept,
         audit=None,
-        x_adv=x.cpu().clone(),
+        x_adv=copied(x.cpu()),
         margin=torch.full_like(result.margin, torch.inf),
     )
     now = evaluate_by(

@@ -36,6 +36,7 @@ from equipoise.threat import Norm, Threat
 from equipoise.version import __version__
 
 CLOSE = 1e-9  # the tolerance for numbers from another version of a library
+TOGETHER = 256  # images that are measured at a time
 PASSES = 1000  # the largest plausible number of forward passes for a verdict
 
 
@@ -218,7 +219,8 @@ def _possible(outcome: Outcome, threat: Threat, x: Tensor) -> bool:
     if given is None or given.shape != (len(x), len(RAW)) or given.dtype != torch.float64:
         return False
     ssim, mse, ald2, psnr = given[broken].T
-    length, size = x[broken].double().flatten(1).norm(dim=1), x[0].numel()
+    lengths = [part.double().flatten(1).norm(dim=1) for part in torch.split(x, TOGETHER)]
+    length, size = torch.cat(lengths)[broken], x[0].numel()
     parts = torch.where(length > 0, (mse * size).sqrt() / length, (mse > 0).double())
     most = largest_l2(threat.norm, threat.eps + 1e-6 * max(1.0, threat.eps), size) ** 2 / size
     in_range = bool(((ssim.abs() <= 1 + CLOSE) & (mse >= 0) & (mse <= most + CLOSE)).all())

@@ -96,6 +96,9 @@ MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+TOGETHER = 1 << 23  # values that are measured at a time at most
+
+
 def measured(x: Tensor, x_adv: Tensor, batch_size: int = 500) -> dict[str, Tensor]:
     """Return the values of all measures by their names, in batches.
 
@@ -104,6 +107,7 @@ def measured(x: Tensor, x_adv: Tensor, batch_size: int = 500) -> dict[str, Tenso
         x_adv: The adversarial examples.
         batch_size: The number of images measured together; it changes the memory, not the values.
     """
+    batch_size = min(batch_size, max(1, TOGETHER // max(1, x[:1].numel())))
     batches = [slice(start, start + batch_size) for start in range(0, len(x), batch_size)]
     return {
         name: torch.cat([measure(x[rows], x_adv[rows]) for rows in batches or [slice(0)]])

@@ -50,6 +50,8 @@ def gallery(run: RunData, threat: Threat | None) -> Section | str | None:
         values = {"correct": judged.correct, "robust": judged.robust}
         values |= read_arrays(best.path, lambda name: name in _READ)[1]
         with safe_open(str(best.path), framework="np") as file:
+            if "x" not in file.keys():  # noqa: SIM118 - it is no dict
+                return "The images of a large evaluation can be shown when it is finished."
             return _gallery(
                 run.name, _Stored(best, values, file, best.verdicts.classes or run.classes)
             )

@@ -6,6 +6,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from equipoise.attacks.pgd import PGD
+from equipoise.data.rows import is_large, pieces
 from equipoise.draws import KeyedDraws
 from equipoise.evaluation.checks.finding import finding, plural, sign_test
 from equipoise.evaluation.judge import correct_of, logits_of
@@ -22,7 +23,7 @@ SURE = 0.01
 def in_range(x: Tensor, threat: Threat) -> Finding:
     """C4: whether the inputs lie in the range of the threat, and fill it."""
     low, high = float(x.min()), float(x.max())
-    mean, std = float(x.double().mean()), float(x.double().std(correction=0))
+    mean, std = moments(x)
     box = f"[{threat.low:g}, {threat.high:g}]"
     measured = {"low": low, "high": high, "mean": mean, "std": std}
     if not math.isfinite(low + high):
@@ -38,6 +39,15 @@ def in_range(x: Tensor, threat: Threat) -> Finding:
         remedy = "check whether they were scaled twice, or set the range of the threat"
         return finding("range", "warning", message, remedy, **measured)
     return finding("range", "ok", f"{seen} within {box}; the threat is {threat!r}", **measured)
+
+
+def moments(x: Tensor) -> tuple[float, float]:
+    """Return mean and standard deviation of all values, in float64; of many part by part."""
+    if not is_large(x):
+        return float(x.double().mean()), float(x.double().std(correction=0))
+    mean = sum(float(part.double().sum()) for _, part in pieces(x)) / x.numel()
+    square = sum(float((part.double() - mean).square().sum()) for _, part in pieces(x))
+    return mean, math.sqrt(square / x.numel())
 
 
 def _outside(x: Tensor, mean: float, std: float) -> tuple[str, str]:
