@@ -324,9 +324,8 @@ def verify(
     --again attacks again images that are stored as robust, --audit repeats an audit. What was
     measured with --corruptions is measured again.
 
-    RUN may be the folder of a card (see equipoise card). Then its signature, checksums and counts
-    are checked, and with --model (a run folder with the weights, or package.module:function) its
-    images and examples, too.
+    RUN may be the folder of a card: then its signature, checksums and counts are checked, with
+    --model (a run folder, or package.module:function) also its images and examples.
     """
     if nonce is not None and again is None and examples is None:
         raise UserError("--nonce is for --again N, or of a card --examples K: give it, too")
