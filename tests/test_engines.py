@@ -170,9 +170,10 @@ def test_what_an_engine_loses_is_in_the_log(threads, tmp_path):
 
 
 def test_the_reason_of_a_traceback_is_its_last_line():
-    text = 'failed with:\n---\nTraceback (most recent call last):\n  File "x"\nKeyError: 3\n'
-    assert reason(RuntimeError(text)) == "KeyError: 3"
-    assert reason(RuntimeError("")) == "RuntimeError: "
+    trace = 'Traceback (most recent call last):\n  File "x"\nmy.KeyError: 3\n'
+    text = f"failed with:\n---\n{trace}---\nlogs:\n - x"
+    assert reason(RuntimeError(text)) == "my.KeyError: 3"
+    assert reason(RuntimeError("")) == "RuntimeError"
 
 
 FACTORIES = """

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -81,7 +82,9 @@ def _dask(address: str, resources: Resources, folder: Path) -> Engine:
     del resources, folder  # a worker of Dask has what it was started with
     with _reached("dask", address):
         distributed = importlib.import_module("distributed")
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what is lost is said here
+    for name in [*logging.root.manager.loggerDict]:
+        if name.partition(".")[0] == "distributed":  # what is lost is said by us
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     given: dict[str, Any] = {"timeout": CONNECT_SECONDS, "set_as_default": False}
     if address.endswith(".json"):
         given["scheduler_file"] = address
@@ -91,7 +94,17 @@ def _dask(address: str, resources: Resources, folder: Path) -> Engine:
         given["dashboard_address"] = ":0"  # of a cluster on this machine
     with _reached("dask", address), _uninterrupted():
         client = distributed.Client(**given)
-    return Engine(client.get_executor().submit, client.close)
+    executor = client.get_executor()
+
+    def submit(*call: Any) -> Any:
+        until = time.monotonic() + CONNECT_SECONDS
+        while client.status == "connecting" and time.monotonic() < until:
+            time.sleep(0.1)
+        if client.status != "running":
+            raise ConnectionError("the scheduler does not answer")
+        return executor.submit(*call)
+
+    return Engine(submit, client.close)
 
 
 def _ray(address: str, resources: Resources, folder: Path) -> Engine:

@@ -6,6 +6,7 @@ a request to stop is a file there, as no engine can send a signal to what runs.
 
 import math
 import os
+import re
 import secrets
 import sys
 import time
@@ -17,6 +18,8 @@ from typing import Protocol
 from equipoise.errors import RunError, UserError
 from equipoise.plans import remote
 from equipoise.plans.processes import LOST, note
+
+_ERROR = re.compile(r"[\w.]*(Error|Exception|Exit|Interrupt)\b")
 
 
 class Future(Protocol):
@@ -68,6 +71,7 @@ class Futures:
         self.engine: Engine | None = None
         self.calls: dict[str, _Call] = {}
         self.dropped: dict[str, int] = {}
+        self.used = False  # whether it has taken a command
         self.stopping = math.inf  # since when, in seconds
 
     def submit(
@@ -87,8 +91,11 @@ class Futures:
         try:
             future = self.engine.submit(*call, folder, token)
         except Exception as error:
-            kind = RunError if self.calls else UserError
-            raise kind(f"--on {self.name} takes no command: {reason(error)}") from None
+            line = f"--on {self.name} takes no command: {reason(error)}"
+            if self.used:
+                raise RunError(f"{line}; what is done is kept: repeat the command") from None
+            raise UserError(line) from None
+        self.used = True
         self.calls[name] = _Call(future, log, token)
 
     def poll(self) -> dict[str, int]:
@@ -138,8 +145,9 @@ class Futures:
 
 
 def reason(error: BaseException) -> str:
-    """Return an error in a line: its first one, or the last one of a traceback in it."""
+    """Return an error in a line: its first one, or the error of the last traceback in it."""
     lines = [line.strip() for line in str(error).splitlines() if any(map(str.isalnum, line))]
-    traced = any(line.startswith("Traceback ") for line in lines)
-    text = (lines[-1] if traced else lines[0]) if lines else ""
-    return text[:300] if traced else f"{type(error).__name__}: {text}"[:300]
+    if any(line.startswith("Traceback ") for line in lines):
+        traced = [line for line in lines if _ERROR.match(line)]
+        return (traced or lines)[-1][:300]
+    return ": ".join([type(error).__name__, *lines[:1]])[:300]
