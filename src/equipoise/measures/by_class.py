@@ -5,10 +5,11 @@ many images as the smallest one; elsewhere they say the same as the accuracy.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 BY_CLASS = ("clean_balanced", "robust_balanced", "clean_worst_class", "robust_worst_class")
 """Balanced accuracy is the mean of the classes' accuracies, the worst class the lowest of them."""
@@ -22,7 +23,7 @@ def unequal(sizes: Iterable[int]) -> bool:
 
 
 def by_class(
-    y: NDArray[Any], correct: NDArray[np.bool_], robust: NDArray[np.bool_]
+    y: "NDArray[Any]", correct: "NDArray[np.bool_]", robust: "NDArray[np.bool_]"
 ) -> dict[str, float]:
     """Return the accuracies :data:`BY_CLASS`; nothing where the classes are of about equal size.
 
@@ -31,6 +32,8 @@ def by_class(
         correct: Which clean images are classified correctly, with shape (N,).
         robust: Which are under attack, too, with shape (N,).
     """
+    import numpy as np  # here: the progress on the terminal needs the sentences alone
+
     sizes = np.bincount(y)
     if not unequal(sizes.tolist()):
         return {}
