@@ -353,7 +353,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(command, evaluated, tmp_
     assert "run" in ended.line
 
 
-@pytest.mark.parametrize("number_", [signal.SIGHUP, signal.SIGTERM])
+@pytest.mark.parametrize("number_", [signal.SIGHUP, signal.SIGUSR1])
 def test_a_closed_terminal_saves_as_sigterm_does(command, small, tmp_path, number_):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert command("train", *small, "--out", whole, "-q").code == 0

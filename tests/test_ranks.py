@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +175,16 @@ def test_an_error_of_all_processes_is_said_once_and_that_of_one_names_it(command
     assert not (tmp_path / "x").exists()
 
 
+def test_what_cannot_be_shared_is_said_once(command):
+    ended = [process.wait() for process in world(command, "harden", "model.pt")]
+    assert [each.code for each in ended] == [2, 2]
+    assert ended[0].line == (
+        "equipoise: harden runs in one process: start it without torchrun, whose processes can "
+        "share train, evaluate, front"
+    )
+    assert ended[1].err == ""
+
+
 CASES: dict[str, dict[str, Any]] = {
     "own": {"method": "merged", "parallel": "learners"},
     "branched": {"method": "branched", "parallel": "learners"},
@@ -215,3 +227,26 @@ def test_several_processes_train_what_one_trains(tmp_path, n):
         exact = case["parallel"] == "learners"
         assert found[name]["apart"] <= (0 if exact else 1e-10), name
         assert found[name]["records"] or not exact, name
+
+
+@pytest.mark.long
+def test_a_killed_process_ends_all_and_torchrun_goes_on(command, small, tmp_path):
+    words = [word for word in map(str, small) if not word.startswith("rounds=")] + ["rounds=12"]
+    assert command("train", *words, "--out", tmp_path / "one", "-q").code == 0
+    words = ["-m", "equipoise", "train", *words, "--parallel", "learners", "--out"]
+    killed = torchrun("--max-restarts", 1, *words, tmp_path / "two")
+    until = time.monotonic() + 200
+    log = tmp_path / "two" / "log.jsonl"
+    while not log.exists() or len(log.read_text().splitlines()) < 3:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
+    workers = [k for k in children if "equipoise" in Path(f"/proc/{k}/cmdline").read_text()]
+    os.kill(int(workers[-1]), signal.SIGKILL)
+    said, _ = killed.communicate(timeout=300)
+    assert killed.returncode == 0, said
+    assert said.count("another process has ended") == 1
+    assert "continuing after round" in said
+    for name in ("model", "last"):
+        file = f"{name}.safetensors"
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()

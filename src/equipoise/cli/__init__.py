@@ -5,6 +5,7 @@ Heavy imports stand inside the commands, so that ``--help`` is quick.
 
 __all__ = ["app", "main", "run"]
 
+import os
 import sys
 import warnings
 from itertools import pairwise
@@ -103,6 +104,10 @@ PATHS += ["--junit", "--sarif", "--json", "--data-dir"]
 """Options whose empty value would be the current folder."""
 
 
+SHARED = ["train", "evaluate", "front"]
+"""What the processes of torchrun can share."""
+
+
 def main() -> None:
     """Run the command line."""
     run(app)
@@ -139,11 +144,25 @@ def _start(command: Any, words: list[str], name: str) -> Any:
     for before, word in pairwise((name, *words)):
         if not word and (before in PATHS or not before.startswith("-")):
             raise UserError(f"the word after {before} is empty: is a shell variable not set?")
+    if words and words[-1] not in HELP and not words[0].startswith("-"):
+        _refuse_torchrun(words[0])
     if words and words[-1] in HELP:
         while words[0] in getattr(command, "commands", {}):
             command, name, words = command.commands[words[0]], f"{name} {words[0]}", words[1:]
         return command(words, standalone_mode=False, prog_name=name, help_option_names=HELP)
     return command(standalone_mode=False, prog_name=name, help_option_names=HELP)
+
+
+def _refuse_torchrun(word: str) -> None:
+    """Raise a UserError for a command that several processes of torchrun cannot share."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ or word in SHARED:
+        return
+    if os.environ["RANK"] != "0":
+        sys.exit(2)  # the first process says why
+    raise UserError(
+        f"{word} runs in one process: start it without torchrun, whose processes can share "
+        f"{', '.join(SHARED)}"
+    )
 
 
 def _explained(error: BaseException) -> tuple[str, int]:

@@ -31,6 +31,7 @@ from equipoise.terminal.progress import Console
 from equipoise.training.augment import Augment
 from equipoise.training.collapse import Probe
 from equipoise.training.loop import Training
+from equipoise.training.processes import Lost
 from equipoise.training.ranks import Ranks
 from equipoise.training.validation import Validator
 from equipoise.training.watch import Interrupted, Watch
@@ -203,6 +204,8 @@ class TrainingJob:
             except Interrupted as error:
                 name = self.signal or "another process was asked to stop"
                 raise Interrupted(f"{name}: {error}; continue with: {self.run.again}") from None
+            except Lost as error:
+                raise Lost(f"{error}; continue with: {self.run.again}") from None
         return True
 
     def _introduce(self, done: int) -> None:

@@ -30,6 +30,7 @@ from equipoise.training.watch import Interrupted
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # a process that has ended is noticed at once
 SECONDS = 1.0  # between two agreements, about
+LOST = "another process has ended, so all end; what was saved is kept"
 QUEUE = 4  # batches that are on their way to another process
 
 
@@ -47,7 +48,11 @@ def several() -> bool:
 
 def restarted() -> bool:
     """Return whether torchrun has started the processes again after one had failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return _attempt() > 0
+
+
+def _attempt() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 @contextmanager
@@ -85,10 +90,17 @@ class Processes(Ranks):
 
     def __init__(self) -> None:
         try:
-            self.store, self.rank, self.size = next(rendezvous("env://", timeout=PATIENCE))
-            where = {"store": self.store, "rank": self.rank, "world_size": self.size}
+            store, self.rank, self.size = next(rendezvous("env://", timeout=PATIENCE))
+            prefix = f"attempt {_attempt()}"  # the store of torchrun outlives a restart
+            self.store = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, timeout=PATIENCE, **where)
+            dist.init_process_group(
+                backend,
+                timeout=PATIENCE,
+                store=self.store,
+                rank=self.rank,
+                world_size=self.size,
+            )
         except (RuntimeError, ValueError) as error:
             raise UserError(
                 f"cannot reach the other processes: start all with torchrun ({one_line(error)})"
@@ -163,6 +175,7 @@ class Processes(Ranks):
         self._arrived()
         crew = self.division.crews[name]
         if len(crew) == self.size:
+            self._same(name, state()["model"])
             return None
         buffer = io.BytesIO()
         if self.trains(name):
@@ -171,6 +184,16 @@ class Processes(Ranks):
         if self.trains(name):
             return None
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+
+    def _same(self, name: str, weights: Mapping[str, Tensor]) -> None:
+        """Raise a RunError if a learner is not the same in all processes that have trained it."""
+        sums = [w.double().nan_to_num().sum() for w in weights.values() if w.is_floating_point()]
+        every = self.gathered(torch.stack(sums).cpu())
+        if not all(torch.equal(one, every[0]) for one in every):
+            raise RunError(
+                f"the processes have different weights of the {name} learner: use machines of one "
+                "kind, or --parallel learners; what was saved is kept"
+            )
 
     def fill(self, name: str, tensors: Sequence[Tensor]) -> None:
         """Fill tensors of a learner with those of the process that has trained it."""
@@ -215,7 +238,7 @@ class Processes(Ranks):
         try:
             return function(*arguments)
         except RuntimeError as error:
-            raise Lost(one_line(error)) from None
+            raise Lost(LOST) from error
 
     def gathered(self, tensor: Tensor) -> Tensor:
         """Return the tensors of all processes, of one shape, stacked."""
@@ -259,13 +282,10 @@ class Processes(Ranks):
         kind = UserError if isinstance(error, UserError) else RunError
         if isinstance(error, Interrupted):
             self._end(str(error), kind)
-        speaker = self._speaker()
+        speaker = self._speaker(self.rank if isinstance(error, Lost) else 0)
         if speaker != self.rank:
             self._follow(speaker, kind)
-        said = str(error)
-        if isinstance(error, Lost):
-            said = "another process has ended, so all end; what was saved is kept"
-        raise kind(f"rank {self.rank}: {said}") from None
+        raise kind(f"rank {self.rank}: {error}") from None
 
     def _end(self, said: str, kind: type[UserError] | type[RunError]) -> NoReturn:
         """Raise an error that all processes know of in the first one."""
@@ -274,12 +294,16 @@ class Processes(Ranks):
         self.said = True
         raise kind(said)
 
-    def _speaker(self) -> int:
-        """Return the process that was the first to fail: it says why."""
+    def _speaker(self, otherwise: int) -> int:
+        """Return the process that was the first to fail: it says why.
+
+        Arguments:
+            otherwise: The one that does if the store has ended, as the first process has.
+        """
         try:
             return int(self.store.compare_set("speaker", "", str(self.rank)))
-        except RuntimeError:  # the store has ended, too
-            return self.rank
+        except RuntimeError:
+            return otherwise
 
     def _follow(self, speaker: int, kind: type[UserError] | type[RunError]) -> NoReturn:
         """End without a word, but not before the process that says why: torchrun ends all then."""
