@@ -172,11 +172,13 @@ def divided(
     if parallel == "data":
         raise UserError(f"{undivided[0]}: the batches cannot be divided between processes")
     if size > len(learners):
-        instead = f", and its batches cannot be divided: {undivided[0]}" if undivided else ""
+        most = len(learners)
+        ways = f"start {most} with --parallel learners" if most > 1 else "train it in one process"
+        if undivided:
+            raise UserError(f"{undivided[0]}: {size} processes cannot share it; {ways}")
         raise UserError(
-            f"{size} processes are more than the {len(learners)} learners of the method{instead}; "
-            f"start {len(learners)} with --parallel learners"
-            + ("" if undivided else ", or divide the data: --parallel data")
+            f"{size} processes are more than the {most} learners of the method; divide the data "
+            f"with --parallel data, or {ways}"
         )
     crews = balanced({name: o.cost for name, o in learners.items()}, size)
     loads = [sum(learners[n].cost for n, crew in crews.items() if r in crew) for r in range(size)]
