@@ -91,7 +91,7 @@ def _dask(address: str, resources: Resources, folder: Path) -> Engine:
     elif address:
         given["address"] = address
     elif not distributed.dask.config.get("scheduler-address", None):
-        given["dashboard_address"] = ":0"  # of a cluster on this machine
+        given |= {"dashboard_address": ":0", "silence_logs": logging.CRITICAL}  # a cluster here
     with _reached("dask", address), _uninterrupted():
         client = distributed.Client(**given)
     executor = client.get_executor()
