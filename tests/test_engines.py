@@ -241,7 +241,9 @@ def test_everything_that_is_wrong_with_resources_is_said_at_once():
         "resources.memory: expected a size like 16G or 500M, got 'much'",
     ):
         assert text in str(caught.value), text
-    with pytest.raises(UserError, match="--resources: expected NAME=VALUE, got 'gpu'; gpus: "):
+    with pytest.raises(
+        UserError, match=r"--resources: .* got 'gpu'; gpus: expected a whole number, got 'x'"
+    ):
         keys.resources("gpu,gpus=x", "slurm")
     with pytest.raises(UserError, match="--resources are for --on slurm and --on ray, not for l"):
         keys.resources("gpus=1", "local:2")

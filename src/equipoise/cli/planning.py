@@ -33,6 +33,9 @@ evaluate may also have eps (one radius or a list), weights (like [model, rounds,
 individual, first, precision, batch_size, points (measure a front) and cmmr; the plan may also
 have grids, only, published and resources (for --on).
 
+On several machines that share DIR, give the same command on each, and none does what another
+does; or give one command with --on: docs/scaling.md has SLURM, Dask and Ray.
+
 DIR gets a run folder for each entry and seed, which report, verify and evaluate read, and
 table.md, table.csv, results.json, report.html and logs/.
 """

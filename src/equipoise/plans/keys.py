@@ -12,6 +12,7 @@ from equipoise.parsing import number, seconds
 EXPECTED = {
     "bool_type": "expected true or false",
     "dict_type": "expected a mapping",
+    "int_type": "expected a whole number",
     "list_type": "expected a list",
     "string_type": "expected text",
 }
@@ -73,7 +74,7 @@ def resources(text: str | None, on: str) -> dict[str, Any]:
     pairs = [part.partition("=") for part in text.split(",") if part.strip()]
     problems += [f"expected NAME=VALUE, got {key!r}" for key, equals, _ in pairs if not equals]
     given = {key.strip(): number(value) for key, equals, value in pairs if equals}
-    values = checked_keys(given, RESOURCES, "", problems)
+    values = checked_keys(given, RESOURCES, "resources.", problems)
     if problems:
-        raise UserError(f"--resources: {'; '.join(problems)}")
+        raise UserError(f"--resources: {'; '.join(problems).replace('resources.', '')}")
     return values
