@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import equipoise as eq
@@ -13,6 +14,7 @@ from equipoise.data import load
 from equipoise.errors import UserError
 from equipoise.fronts.picking import images_needed
 from equipoise.jobs import from_python
+from equipoise.jobs.harden_original import is_transformer
 from equipoise.jobs.harden_plan import PhaseTimes, plan_for
 from equipoise.jobs.hardened import Hardened
 from equipoise.settings.recipe import parse
@@ -107,6 +109,8 @@ def test_a_model_is_hardened_and_everything_is_said(command, words, hardened):
     result = Hardened(hardened)
     assert result.front is not None
     assert len(result.front.points) == 4
+    assert [p.mark for p in result.front.points if p.mark] == ["the hardened model"]
+    assert "the hardened model" in page
     assert 0 <= result.robust_accuracy <= result.clean_accuracy <= 1
     assert result.model(torch.rand(2, 1, 8, 8)).shape == (2, 10)
     assert torch.equal(
@@ -301,3 +305,10 @@ def test_a_function_and_a_run_are_hardened(command, digits, standard, tmp_path):
     assert ended.code in (0, 1), ended.err
     asked = json.loads((tmp_path / "run" / "harden.json").read_text())["asked"]["recipe"]
     assert (asked["model"], asked["data"]) == ("small-cnn", str(digits))
+
+
+def test_networks_that_normalise_layers_and_not_batches_are_named():
+    layers, batches = nn.LayerNorm(4), nn.BatchNorm2d(4)
+    assert is_transformer(nn.Sequential(nn.Linear(4, 4), layers))
+    assert not is_transformer(nn.Sequential(batches, layers))
+    assert not is_transformer(nn.Linear(4, 4))

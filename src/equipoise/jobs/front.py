@@ -144,6 +144,16 @@ def _foreseen(
     return replace(protocol, batch_size=timed.batch(attacks, threat.norm, size, limit))
 
 
+def mark(path: Path, gamma: float, meaning: str) -> None:
+    """Ring one model of a measured front in its record and its picture, and no other one."""
+    record = FrontRecord.read(path)
+    if record is not None:
+        points = (replace(p, mark=meaning if p.gamma == gamma else "") for p in record.points)
+        marked = replace(record, points=tuple(points))
+        Run(path).write_json(FILE, marked.content())
+        write_picture(marked, path)
+
+
 def pick(
     path: str | Path,
     out: str | Path,

@@ -30,8 +30,8 @@ from equipoise.jobs import signals
 from equipoise.jobs.device import choose_device
 from equipoise.jobs.estimate import Clock
 from equipoise.jobs.evaluate import evaluate_run
-from equipoise.jobs.front import measure_front, pick
-from equipoise.jobs.harden_original import held_out_of, original_of
+from equipoise.jobs.front import mark, measure_front, pick
+from equipoise.jobs.harden_original import held_out_of, is_transformer, original_of
 from equipoise.jobs.harden_plan import ATTACKED, ATTACKS, Planned, plan_for, timed
 from equipoise.jobs.hardened import (
     DATA,
@@ -52,7 +52,6 @@ from equipoise.models import origin
 from equipoise.parsing import share
 from equipoise.report.page import build
 from equipoise.settings import recipe as recipes
-from equipoise.settings.recipe import Recipe
 from equipoise.settings.schema import differences
 from equipoise.store.digests import model_digest
 from equipoise.store.runs import HARDENED, HARDENING, PICKED, Run
@@ -62,7 +61,6 @@ from equipoise.terminal.progress import Console
 METHOD = "a3gt"
 USUAL: Mapping[str, Any] = {"validation_attack": "fgsm", "gamma": 1, "keep": "last"}
 """No gamma is chosen at the end of the training: the floor is judged against the original."""
-LR = 0.05  # of SGD: more robust at the same clean accuracy than the usual 0.01 (docs/harden.md)
 FEWEST = 4  # points of the front
 FORMAT = 1
 
@@ -116,14 +114,12 @@ def harden_recipe(
     named |= {} if dataset is None else {"data": give(dataset)}
     if given.get("method", METHOD) != METHOD:
         raise UserError(f"a hardening trains with the method {METHOD}, not {given['method']}")
-    usual = USUAL if _names(given, "optimizer") else {**USUAL, "lr": LR}
-    recipe = recipes.parse(recipes.combine(usual, {**given, **named, "method": METHOD}))
+    settings = recipes.combine(USUAL, {**given, **named, "method": METHOD})
     job = _Hardening(
-        recipe,
+        settings,
         Run(out),
         model,
         dataset,
-        given=given,
         asked={"max_clean_drop": drop, "points": points, "n": n},
         console=console or Console(quiet=True),
         clock=clock,
@@ -138,12 +134,11 @@ class _Hardening:
 
     def __init__(
         self,
-        recipe: Recipe,
+        given: Mapping[str, Any],
         run: Run,
         model: nn.Module | None,
         dataset: Dataset | None,
         *,
-        given: Mapping[str, Any],
         asked: Mapping[str, Any],
         console: Console,
         clock: Clock,
@@ -151,13 +146,16 @@ class _Hardening:
     ) -> None:
         self.run, self.console, self.clock, self.began = run, console, clock, began
         self.given, self.model, self.dataset = given, model, dataset
+        recipe, remarks = recipes.parse(given), list[str]()
         self.data = dataset or recipe.dataset(console=console)
+        initial, about = initial_model(recipe, self.data, model, {}, remarks.append)
+        if is_transformer(initial) and not _names(given, "optimizer"):
+            recipe = recipes.parse(recipes.combine(given, {"optimizer": "adamw"}))
+            remarks.append("it has LayerNorm and no BatchNorm: trained with AdamW, not with SGD")
         if "validation" not in given:
             recipe = replace(recipe, validation=held_out_of(recipe, self.data))
         self.recipe = recipe
         self.threat = recipe.threat(self.data.eps)
-        remarks: list[str] = []
-        initial, about = initial_model(recipe, self.data, model, {}, remarks.append)
         for line in remarks:
             console.say(line)
         if heads := about.get("origin", {}).get("heads"):
@@ -326,6 +324,7 @@ class _Hardening:
                 nearest=True,
             )
             self.original.cpu()
+        mark(self.run.path / TRAINING, self._picked()["gamma"], "the hardened model")
         self.console.say(promise(self._picked(), self.asked["max_clean_drop"]))
 
     def _picked(self) -> Mapping[str, Any]:

@@ -48,6 +48,16 @@ def original_of(
     return Subject(run, model, dataset, threat.norm, threat.eps)
 
 
+def is_transformer(model: nn.Module) -> bool:
+    """Return whether a model normalises layers and not batches, as transformers do.
+
+    With SGD at the usual rate such a network ended with one answer to all images (docs/log.md).
+    """
+    kinds = [*map(type, model.modules())]
+    batches = any(issubclass(kind, nn.modules.batchnorm._BatchNorm) for kind in kinds)
+    return any(issubclass(kind, nn.LayerNorm) for kind in kinds) and not batches
+
+
 def held_out_of(recipe: Recipe, dataset: Dataset) -> int:
     """Return how many images the floor is judged on by default: as many as there are."""
     if dataset.validation is not None:
