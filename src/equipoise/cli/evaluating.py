@@ -333,10 +333,8 @@ def verify(
     if (run / "card.json").exists():
         from equipoise.jobs.verify_card import verify_card
 
-        if again is not None:
-            raise UserError("a card names no settings to run: no --again")
-        if trust and not (model and Path(model).is_dir()):
-            raise UserError("a card names no code to run: --trust is for --model RUN")
+        if again is not None or (trust and not (model and Path(model).is_dir())):
+            raise UserError("a card names no code to run: no --again; --trust is for --model RUN")
         verify_card(
             run,
             key=key,
