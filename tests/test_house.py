@@ -5,7 +5,7 @@ import pytest
 import house
 
 LIMITS = {
-    "lines of Python": 53_795,
+    "lines of Python": 53_801,
     "lines of templates, scripts, styles and YAML": 2_153,
     "classes": 288,
     "dataclasses": 150,

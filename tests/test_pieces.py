@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from equipoise.data import rows
 from equipoise.errors import RunError, UserError
@@ -153,3 +154,14 @@ def test_no_space_for_a_mapped_file_is_one_line(large, monkeypatch):
         RunError, match=r"GB are needed in .*cache.*No space left.*EQUIPOISE_CACHE"
     ):
         rows.empty((100, 100), torch.float32)
+
+
+@pytest.mark.parametrize("number", [28, 122])
+def test_a_disk_that_is_full_at_the_end_is_one_line(run, large, monkeypatch, number):
+    def full(*words, **more):
+        raise SafetensorError(f"Error while serializing: I/O error: full (os error {number})")
+
+    monkeypatch.setattr("equipoise.evaluation.stored.save_file", full)
+    with pytest.raises(RunError, match=r"the disk is full: .*the former file is intact"):
+        evaluate_run(run, **WORDS)
+    assert not [*(run / "evaluations").glob(".*part")]

@@ -6,6 +6,7 @@ and ``records.jsonl`` are derived from it; only :mod:`equipoise.jobs.verify` rea
 of a front, in ``front/KEY.safetensors``, are stored in the same way, without inputs.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor
 
@@ -164,7 +165,12 @@ class Store:
                 file.write(save(tensors, metadata=sealed))
                 return
             mode = os.fstat(file.fileno()).st_mode
-            save_file(tensors, file.name, metadata=sealed)  # without a copy in memory
+            try:
+                save_file(tensors, file.name, metadata=sealed)  # without a copy in memory
+            except SafetensorError as error:
+                found = re.search(r"\(os error (\d+)\)", str(error))
+                number = int(found[1]) if found else errno.EIO
+                raise OSError(number, os.strerror(number)) from None
             os.chmod(file.name, stat.S_IMODE(mode))
             with open(file.name, "r+b") as there:  # which may be a new file
                 os.fsync(there.fileno())
