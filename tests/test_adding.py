@@ -196,7 +196,7 @@ def test_a_file_that_fails_is_said_in_a_line(command, tmp_path):
 class Stopped(Console):
     """Stops a training after its first round, as a kill would."""
 
-    def round(self, record: Any) -> None:
+    def round(self, record: Any, *, classes: bool = False) -> None:
         raise KeyboardInterrupt
 
 

@@ -86,7 +86,7 @@ def sweep(
     ] = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Search settings of a method: the front of clean and robust accuracy over many trainings.
+    """Search settings of a method for clean and robust accuracy.
 
     Ctrl-C saves and stops. The same command continues, also inside a training, and after kill -9;
     with more --trials it adds further ones.
