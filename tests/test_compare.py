@@ -564,7 +564,7 @@ def test_what_was_cut_off_before_there_was_a_run_is_no_obstacle(command, tmp_pat
     assert "worst-case" not in head  # of one attack it is the same
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_with_processes_of_its_own_and_their_share_of_the_threads(command, tmp_path):
     plan = changed(seeds=[0], evaluate={"attacks": "fgsm", "n": 20})
     plan["entries"] = {"a": {"method": "standard", "rounds": 1}}

@@ -272,6 +272,7 @@ def test_every_experiment_at_the_smallest_scale_from_recipe_to_page(command, mad
         assert f'id="{name}' in page
 
 
+@pytest.mark.long
 def test_of_settings_the_fronts_are_measured_on_held_out_images_and_kept(command, made):
     folder, _ = made
     words = ("reproduce", "settings", "--only", "a3gt-front")

@@ -104,7 +104,7 @@ def test_every_file_is_there_and_every_link_leads_to_one(whole):
     assert [a for a in anchors if not (whole / a).is_file()] == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_equal_findings_give_equal_bytes(whole, given, tmp_path):
     again = put_all(tmp_path, given)
     reproduction.build(again)
@@ -469,6 +469,7 @@ def over_attacks(row, draw):
     return {"cmmr": content, "cmmr2": over, "credits": packed, "credits2": packed}
 
 
+@pytest.mark.long
 def test_figures_3_and_4_show_both_scores_where_both_are_stored(given, tmp_path):
     draw = np.random.default_rng(0)
     for name in ("fig3", "fig4"):
